@@ -1,5 +1,5 @@
-//! Work whose instructions are counted: `.ci/instructions` runs it under callgrind, which counts only
-//! instructions inside [`counted`].
+//! Counts the instructions of a verification. `.ci/instructions` runs this program under callgrind, which
+//! counts only instructions inside [`counted`].
 //!
 //! `cargo bench --package keyward-benches --bench instructions -- --what valid --count 1000`
 #![allow(clippy::unwrap_used, reason = "a benchmark panics on failure")]
@@ -10,19 +10,21 @@ use std::time::Duration;
 use keyward::{Clock, Timestamp};
 
 use shared::Random;
-use shared::floor::Floor;
-use shared::keys::{Keys, Kind};
-use shared::served::{Presented, Served, need};
+use shared::floor::HmacFloor;
+use shared::keys::{KeyKind, Keys};
+use shared::served::{BenchVerifier, TokenKind, need};
 use shared::store::Feed;
 
 const KEYS: u64 = 20_000;
 
-/// A clock with a fixed time, so that the machine's own clock is not counted. Valgrind hides the vDSO, the
-/// page that lets a program read the time without a system call, and `SystemClock` does not start without it.
+/// A clock with a fixed time.
+///
+/// Reading the system time would add to the count. Also, `SystemClock` does not start under Valgrind, which
+/// hides the vDSO, the page for reading the time without a system call.
 #[derive(Debug)]
-struct Still(Timestamp);
+struct FixedClock(Timestamp);
 
-impl Clock for Still {
+impl Clock for FixedClock {
     fn now(&self) -> Timestamp {
         self.0
     }
@@ -32,7 +34,7 @@ impl Clock for Still {
     }
 }
 
-/// Runs the work under a name that callgrind finds. Never inlined, so that the symbol exists.
+/// Runs the work under a symbol name that callgrind can find. Never inlined, so that the symbol exists.
 #[inline(never)]
 fn counted(work: &dyn Fn()) {
     work();
@@ -45,31 +47,31 @@ fn main() {
         match argument.as_str() {
             "--what" => what = arguments.next().unwrap(),
             "--count" => count = arguments.next().unwrap().parse().unwrap(),
-            // Passed by cargo.
+            // Cargo passes this argument.
             "--bench" => {}
             other => panic!("unknown argument {other}"),
         }
     }
-    let keys = Keys::new(Kind::Secret, KEYS);
-    let clock = Arc::new(Still("2026-01-01T00:00:00Z".parse().unwrap()));
-    let served = Served::empty_at(keys, KEYS, Feed::Mixed, clock);
+    let keys = Keys::new(KeyKind::Secret, KEYS);
+    let clock = Arc::new(FixedClock("2026-01-01T00:00:00Z".parse().unwrap()));
+    let served = BenchVerifier::empty_at(keys, KEYS, Feed::Mixed, clock);
     served.sync();
     let mut random = Random(9);
     if what == "floor" {
-        let batch = Presented::Valid.batch(&served.keys, KEYS, count, &mut random);
-        let floor = Floor::new();
+        let batch = TokenKind::Valid.batch(&served.keys, KEYS, count, &mut random);
+        let floor = HmacFloor::new();
         return counted(&|| floor.run(&batch));
     }
-    let presented = Presented::ALL
+    let presented = TokenKind::ALL
         .into_iter()
         .find(|presented| presented.name().replace(' ', "-") == what);
-    let presented = presented.unwrap_or_else(|| panic!("nothing is called {what}"));
+    let presented = presented.unwrap_or_else(|| panic!("unknown work {what}"));
     let batch = presented.batch(&served.keys, KEYS, count, &mut random);
     let need = need();
     served.expect(&batch, &need, presented.right());
-    // The first run does the one-time work of threads and caches.
+    // The first run includes one-time work, such as filling caches.
     let granted = served.run(&batch, &need);
-    assert_eq!(granted > 0, presented == Presented::Valid);
+    assert_eq!(granted > 0, presented == TokenKind::Valid);
     counted(&|| {
         std::hint::black_box(served.run(&batch, &need));
     });

@@ -1,7 +1,8 @@
-//! The cost of the file store as ratios to plain SQLite, on the same disk in the same run, so that the
-//! machine cancels out. Rounds are interleaved; the table shows medians.
+//! Measures the SQLite store as ratios to plain SQLite, on the same disk in the same run, so that the speed
+//! of the machine cancels out. Rounds are interleaved, and the table shows medians.
 //!
-//! `cargo bench --package keyward-benches --bench store -- [--quick] [--json] [--only create,group,start,point]`
+//! `cargo bench --package keyward-benches --bench store -- [--quick] [--json] [--only
+//! create,group,start,point]`
 #![allow(
     clippy::disallowed_methods,
     reason = "benchmarks read the machine's clock to measure, not to decide"
@@ -22,11 +23,11 @@ use keyward::{Clock, Keyward, TenantId, days};
 use pollster::block_on;
 use rusqlite::{Connection, params};
 
-use shared::maker::{Maker, admin, keyward, new_key, principal, tenant};
+use shared::maker::{CommitGenerator, admin, keyward, new_key, principal, tenant};
 
 const SCHEMA: &str = include_str!("../src/store/sqlite/schema.sql");
 
-/// The store's columns. No table has an index besides its primary key.
+/// The tables of the store, without any index besides the primary keys.
 const BARE: &str = "
 CREATE TABLE commits (revision INTEGER PRIMARY KEY, tag BLOB, newest INTEGER, seal INTEGER);
 CREATE TABLE tenants (tenant TEXT PRIMARY KEY, revision INTEGER, decided_at INTEGER,
@@ -36,19 +37,19 @@ CREATE TABLE rows (place INTEGER PRIMARY KEY, kind INTEGER, tenant TEXT, name TE
 CREATE TABLE audit (place INTEGER PRIMARY KEY, tenant TEXT, sequence INTEGER, command TEXT,
   key BLOB, body BLOB, seal INTEGER);";
 
-/// The amount of work measured.
-struct Size {
+/// The size of a benchmark run.
+struct Workload {
     /// Keys in each file before single creates are measured.
     filled: usize,
     rounds: usize,
     creates: usize,
-    /// Creates of each thread in a round of concurrent creates.
+    /// Creates per thread in a round of concurrent creates.
     burst: usize,
     keys: usize,
     points: usize,
 }
 
-const FULL: Size = Size {
+const FULL: Workload = Workload {
     filled: 20_000,
     rounds: 5,
     creates: 200,
@@ -57,7 +58,7 @@ const FULL: Size = Size {
     points: 2_000,
 };
 
-const QUICK: Size = Size {
+const QUICK: Workload = Workload {
     filled: 5_000,
     rounds: 3,
     creates: 100,
@@ -66,11 +67,11 @@ const QUICK: Size = Size {
     points: 500,
 };
 
-/// The number of creates of one subject before the next subject's turn: 20.
+/// Creates of one subject before the next subject runs: 20.
 const BLOCK: usize = 20;
 
-/// A line of the table.
-struct Line {
+/// A row of the table.
+struct TableRow {
     what: String,
     ratio: f64,
     goal: Option<Goal>,
@@ -100,7 +101,7 @@ impl Goal {
 }
 
 #[derive(Default)]
-struct Table(Vec<Line>);
+struct Table(Vec<TableRow>);
 
 impl Table {
     fn add(
@@ -112,7 +113,7 @@ impl Table {
     ) {
         let (what, goal, note) = (what.to_owned(), goal.into(), note.into());
         eprintln!("  {what}: {ratio:.2} ({note})");
-        self.0.push(Line {
+        self.0.push(TableRow {
             what,
             ratio,
             goal,
@@ -127,7 +128,7 @@ impl Table {
             let goal = line.goal.map(Goal::text).unwrap_or_default();
             let met = line.goal.map(|goal| goal.holds(line.ratio));
             let met = met.map_or("", |met| if met { "yes" } else { "NO" });
-            let Line {
+            let TableRow {
                 what, ratio, note, ..
             } = line;
             println!("{what:<width$} {ratio:>6.2}  {goal:>6}  {met:>4}  {note}");
@@ -135,7 +136,7 @@ impl Table {
     }
 
     fn print_json(&self) {
-        let line = |line: &Line| {
+        let line = |line: &TableRow| {
             serde_json::json!({
                 "measure": line.what,
                 "ratio": line.ratio,
@@ -149,13 +150,13 @@ impl Table {
     }
 }
 
-/// Plain SQLite on one thread: only the writes of a commit.
-struct Plain {
+/// Plain SQLite on one thread, which performs only the writes of a commit.
+struct PlainSqlite {
     conn: Connection,
     revision: i64,
 }
 
-impl Plain {
+impl PlainSqlite {
     fn create(path: &Path, schema: &str) -> Self {
         let conn = Connection::open(path).unwrap();
         conn.pragma_update(None, "journal_mode", "WAL").unwrap();
@@ -264,17 +265,17 @@ fn millis(seconds: f64) -> String {
     format!("{:.0} ms", seconds * 1e3)
 }
 
-/// Measures one create at a time, each on disk before the next.
-fn create(size: &Size, table: &mut Table) {
+/// Measures sequential creates. Each create is on disk before the next one starts.
+fn create(size: &Workload, table: &mut Table) {
     eprintln!("create: one writer");
     let folder = tempfile::tempdir().unwrap();
-    let mut maker = Maker::new();
+    let mut maker = CommitGenerator::new();
     let store = open(&folder.path().join("keys.db"));
-    let mut same = Plain::create(&folder.path().join("same.db"), SCHEMA);
-    let mut bare = Plain::create(&folder.path().join("bare.db"), BARE);
+    let mut same = PlainSqlite::create(&folder.path().join("same.db"), SCHEMA);
+    let mut bare = PlainSqlite::create(&folder.path().join("bare.db"), BARE);
     let name = |number: usize| tenant(&format!("filled-{number}"));
     maker.fill(&store, size.filled, name);
-    let mut filler = Maker::new();
+    let mut filler = CommitGenerator::new();
     for plain in [&mut same, &mut bare] {
         for number in 0..size.filled / 1000 {
             plain.durable(&filler.fresh(&name(number), 1000));
@@ -283,16 +284,16 @@ fn create(size: &Size, table: &mut Table) {
     }
     let keys = keyward(open(&folder.path().join("whole.db")));
     maker.start_new_epoch();
-    Maker::new().fill(&open(&folder.path().join("whole.db")), size.filled, name);
+    CommitGenerator::new().fill(&open(&folder.path().join("whole.db")), size.filled, name);
 
     let mut rounds: [Vec<Vec<Duration>>; 4] = Default::default();
-    // The first round grows the write-ahead logs to their size.
+    // The first round lets the write-ahead logs grow to their final size.
     for round in 0..=size.rounds {
         let mut times: [Vec<Duration>; 4] = Default::default();
         for block in 0..size.creates / BLOCK {
             let whose = tenant(&format!("t-{round}-{block}"));
             let actor = admin(whose.as_str());
-            // The order is random, because one subject may wait for disk work that another left behind.
+            // The order is random, because a subject may have to wait for disk work of the subject before it.
             let mut order = [0, 1, 2, 3];
             order.sort_by_cached_key(|_| maker.random());
             for subject in order {
@@ -301,14 +302,15 @@ fn create(size: &Size, table: &mut Table) {
                         0 | 1 => {
                             let plain = if subject == 0 { &mut same } else { &mut bare };
                             let commit = filler.fresh(&whose, 1);
-                            filler.landed(&whose, Revision(plain.revision.unsigned_abs() + 1));
+                            filler
+                                .record_commit(&whose, Revision(plain.revision.unsigned_abs() + 1));
                             timed(|| plain.durable(&commit))
                         }
                         2 => {
                             let commit = maker.fresh(&whose, 1);
                             let (time, revision) =
                                 timed(|| block_on(store.commit(commit)).unwrap());
-                            maker.landed(&whose, revision);
+                            maker.record_commit(&whose, revision);
                             (time, ())
                         }
                         _ => timed(|| drop(block_on(keys.create(&actor, new_key())).unwrap())),
@@ -360,7 +362,8 @@ fn create(size: &Size, table: &mut Table) {
     }
 }
 
-/// Returns the creates per second of several threads, each waiting for its own create.
+/// Returns the creates per second of several threads. Each thread waits for its create before it starts the
+/// next one.
 fn rate(keys: &Keyward, threads: usize, each: usize, name: impl Fn(usize) -> String) -> f64 {
     let barrier = Barrier::new(threads + 1);
     let (time, ()) = std::thread::scope(|scope| {
@@ -384,7 +387,7 @@ fn rate(keys: &Keyward, threads: usize, each: usize, name: impl Fn(usize) -> Str
 }
 
 /// Measures sixteen concurrent creates.
-fn group(size: &Size, table: &mut Table) {
+fn group(size: &Workload, table: &mut Table) {
     eprintln!("group: 16 writers");
     let folder = tempfile::tempdir().unwrap();
     let keys = keyward(open(&folder.path().join("keys.db")));
@@ -410,7 +413,7 @@ fn group(size: &Size, table: &mut Table) {
     }
 }
 
-/// Reads and decodes every record in the order of the file.
+/// Reads and decodes every record in file order.
 fn plain_scan(path: &Path) -> usize {
     let conn = Connection::open(path).unwrap();
     let mut statement = conn
@@ -426,7 +429,7 @@ fn plain_scan(path: &Path) -> usize {
     read
 }
 
-/// Reads and drops every page.
+/// Reads and discards every page.
 fn store_scan(store: &SqliteStore) -> usize {
     let limit = NonZeroUsize::new(4096).unwrap();
     let (mut after, mut read) = (None, 0);
@@ -440,10 +443,10 @@ fn store_scan(store: &SqliteStore) -> usize {
     }
 }
 
-fn start_up(store: &SqliteStore, size: &Size, what: &str, table: &mut Table) {
+fn start_up(store: &SqliteStore, size: &Workload, what: &str, table: &mut Table) {
     let (mut ratios, mut loads, mut scans) = (Vec::new(), Vec::new(), Vec::new());
     let (mut page_ratios, mut pages) = (Vec::new(), Vec::new());
-    // The first pair warms the cache.
+    // The first round warms the cache.
     for round in 0..=3 {
         let (scan, read) = timed(|| plain_scan(store.path()));
         assert_eq!(read, size.keys);
@@ -475,13 +478,13 @@ fn start_up(store: &SqliteStore, size: &Size, what: &str, table: &mut Table) {
     table.add(&line, median(ratios), Goal::AtMost(2.0), note);
 }
 
-/// Measures loading a whole store into an index, when the store is fresh and when it has aged. Then measures
-/// single reads of a large store.
-fn start(size: &Size, table: &mut Table, points: bool) {
+/// Measures loading a whole store into an index: first a fresh store, then an aged one. Then measures single
+/// reads of a large store.
+fn start(size: &Workload, table: &mut Table, points: bool) {
     eprintln!("start: filling");
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder.path().join("keys.db"));
-    let mut maker = Maker::new();
+    let mut maker = CommitGenerator::new();
     let name = |number: usize| tenant(&format!("customer-{number}"));
     let tenants = (size.keys / 1000).min(1000);
     let (time, sample) = timed(|| maker.fill(&store, size.keys, |at| name(at % tenants)));
@@ -493,7 +496,7 @@ fn start(size: &Size, table: &mut Table, points: bool) {
     for (tenant, record) in sample {
         of_tenant.entry(tenant).or_default().push(record);
     }
-    // Changes a few keys of one tenant at a time.
+    // Each commit changes a few keys of one tenant.
     loop {
         of_tenant.retain(|_, records| !records.is_empty());
         if of_tenant.is_empty() {
@@ -505,7 +508,7 @@ fn start(size: &Size, table: &mut Table, points: bool) {
                 .for_each(|record| record.updated.at = record.updated.at.saturating_add(days(1)));
             let commit = maker.commit(tenant, puts);
             let revision = block_on(store.commit(commit)).unwrap();
-            maker.landed(tenant, revision);
+            maker.record_commit(tenant, revision);
         }
     }
     start_up(&store, size, ", a tenth changed since", table);
@@ -515,7 +518,7 @@ fn start(size: &Size, table: &mut Table, points: bool) {
 }
 
 /// Measures single reads of a large store.
-fn point(store: &SqliteStore, size: &Size, maker: &mut Maker, table: &mut Table) {
+fn point(store: &SqliteStore, size: &Workload, maker: &mut CommitGenerator, table: &mut Table) {
     eprintln!("point: integrity");
     let (scan, _) = timed(|| plain_scan(store.path()));
     let (check, report) = timed(|| block_on(store.check_integrity()).unwrap());
@@ -537,7 +540,7 @@ fn point(store: &SqliteStore, size: &Size, maker: &mut Maker, table: &mut Table)
     let many = block_on(store.list(&many)).unwrap().keys;
     ids.insert(1, many.iter().map(|key| key.id).collect());
 
-    // Reads the head with a prepared statement, without the store.
+    // Reads the head directly with a prepared statement, for comparison.
     let conn = Connection::open(store.path()).unwrap();
     let head = "SELECT revision, tag, newest, seal FROM commits ORDER BY revision DESC LIMIT 1";
     let mut statement = conn.prepare(head).unwrap();
@@ -582,7 +585,7 @@ fn main() {
             "--quick" => size = &QUICK,
             "--json" => json = true,
             "--only" => only = arguments.next(),
-            // Passed by cargo.
+            // Cargo passes this argument.
             "--bench" => {}
             other => panic!("unknown argument {other}"),
         }

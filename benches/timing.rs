@@ -1,10 +1,13 @@
-//! Checks whether verification times depend on secrets. Inputs of two classes run in random order, and
-//! Welch's t compares their times without the slowest tenth (Reparaz, Balasch and Verbauwhede: Dude, is my
-//! code constant time?). A |t| above 4.5 shows that the classes differ. A comparison that returns early
-//! proves that the method detects leaks.
+//! Checks whether verification times depend on secrets.
 //!
-//! `cargo bench --package keyward-benches --bench timing -- [--quick] [--json] [--only compare,secret,unknown]`; fails if a goal is
-//! missed.
+//! Inputs of two classes run in random order. Welch's t-test compares their times without the slowest tenth
+//! (Reparaz, Balasch and Verbauwhede: Dude, is my code constant time?). A |t| above 4.5 shows that the
+//! classes differ. A comparison that returns early proves that the method detects leaks.
+//!
+//! `cargo bench --package keyward-benches --bench timing -- [--quick] [--json] [--only
+//! compare,secret,unknown]`
+//!
+//! The run fails if a goal is missed.
 #![allow(
     clippy::disallowed_methods,
     reason = "benchmarks read the machine's clock to measure, not to decide"
@@ -22,47 +25,47 @@ use std::time::Instant;
 use keyward::KeyId;
 use keyward::key::Digest;
 
-use shared::keys::{BODY, Keys, Kind, WIDTH};
-use shared::served::{Presented, Served, need};
-use shared::table::{Asked, Goal, Table};
+use shared::keys::{BODY, KeyKind, Keys, WIDTH};
+use shared::served::{BenchVerifier, TokenKind, need};
+use shared::table::{BenchOptions, Goal, Table};
 use shared::{Random, mixed};
 
-/// The largest |t| of classes that do not differ: 4.5, the convention of the method's authors.
+/// The largest |t| that still counts as no difference: 4.5, the convention of the method's authors.
 const LIMIT: f64 = 4.5;
-/// Inputs of each class: 1000.
+/// Inputs per class: 1000.
 const POOL: usize = 1000;
 const KEPT: f64 = 0.9;
 
-/// Inputs of two classes, in pairs. The inputs of class 0 are at even indices.
-struct Pool<T>(Vec<T>);
+/// Pairs of inputs, one of each class. The inputs of class 0 are at even indices.
+struct InputPool<T>(Vec<T>);
 
-/// The result of comparing two classes.
-struct Verdict {
+/// The result of a t-test between two classes.
+struct TTest {
     t: f64,
     means: [f64; 2],
     kept: usize,
 }
 
-impl Verdict {
+impl TTest {
     fn note(&self) -> String {
         let [first, second] = self.means;
         format!("{first:.2} : {second:.2} ns, {} samples kept", self.kept)
     }
 }
 
-impl<T: Copy> Pool<T> {
+impl<T: Copy> InputPool<T> {
     fn new(pairs: impl Iterator<Item = [T; 2]>) -> Self {
         Self(pairs.flatten().collect())
     }
 
     /// Times `work` on inputs of both classes in random order.
-    fn compare(&self, samples: usize, mut work: impl FnMut(&T)) -> Verdict {
+    fn compare(&self, samples: usize, mut work: impl FnMut(&T)) -> TTest {
         let mut random = Random(7);
         let mut times = Vec::with_capacity(samples);
         let mut input = self.0[0];
-        // Runs a tenth more samples first, so that caches and branch predictors settle.
+        // Runs a tenth more samples and discards the first ones, which warm caches and branch predictors.
         for sample in 0..samples + samples / 10 {
-            // No branch distinguishes the classes, and both are read from the same address.
+            // Both classes take the same branches and are read from the same address.
             let class = random.next() as usize & 1;
             let at = random.next() as usize % (self.0.len() / 2);
             input.clone_from(black_box(&self.0[2 * at + class]));
@@ -77,7 +80,7 @@ impl<T: Copy> Pool<T> {
     }
 }
 
-fn welch(times: &mut [(u64, usize)]) -> Verdict {
+fn welch(times: &mut [(u64, usize)]) -> TTest {
     times.sort_unstable_by_key(|&(time, _)| time);
     let slowest = times[(times.len() as f64 * KEPT) as usize].0;
     let kept = || times.iter().filter(|&&(time, _)| time <= slowest);
@@ -92,9 +95,9 @@ fn welch(times: &mut [(u64, usize)]) -> Verdict {
         spread[class] += (time as f64 - means[class]).powi(2);
     }
     let error = |class: usize| spread[class] / (counts[class] - 1.0) / counts[class];
-    // If all times are equal, the error is 0 and t must be 0 too.
+    // If all times are equal, the error is 0, and the minimum makes t 0 instead of NaN.
     let error = (error(0) + error(1)).sqrt().max(f64::MIN_POSITIVE);
-    Verdict {
+    TTest {
         t: (means[0] - means[1]) / error,
         means,
         kept: kept().count(),
@@ -103,18 +106,18 @@ fn welch(times: &mut [(u64, usize)]) -> Verdict {
 
 type Bytes = [u8; 32];
 
-/// Returns pairs of digests: one differs from `stands` in its first byte, the other in its last byte.
-fn digests(stands: &Bytes) -> Pool<Bytes> {
+/// Returns pairs of digests. One differs from `stands` in its first byte, the other one in its last byte.
+fn digests(stands: &Bytes) -> InputPool<Bytes> {
     let differing = |at: usize, by: usize| {
         let mut bytes = *stands;
         bytes[at] ^= 1 + (by % 255) as u8;
         bytes
     };
-    Pool::new((0..POOL).map(|by| [differing(0, by), differing(31, by)]))
+    InputPool::new((0..POOL).map(|by| [differing(0, by), differing(31, by)]))
 }
 
-/// A comparison that leaks: it returns at the first difference. Never inlined, so that the compiler knows
-/// nothing about its input.
+/// A comparison with a timing leak: it returns at the first difference. Never inlined, so that the compiler
+/// knows nothing about its input.
 #[inline(never)]
 fn leaky(first: &Bytes, second: &Bytes) -> bool {
     first
@@ -149,7 +152,7 @@ fn text(token: &str) -> Text {
     token.as_bytes().try_into().unwrap()
 }
 
-/// Returns the token with another character at `place` of its secret, and a valid checksum.
+/// Returns the token with the secret's character at `place` replaced, and a valid checksum.
 fn altered(token: &str, place: usize) -> Text {
     let mut bytes = token.as_bytes()[..WIDTH - 6].to_vec();
     let at = WIDTH - BODY + KeyId::LEN + place;
@@ -159,7 +162,12 @@ fn altered(token: &str, place: usize) -> Text {
     text(&(before + &checksum))
 }
 
-fn verify(served: &Served, pool: &Pool<Text>, samples: usize, right: Presented) -> Verdict {
+fn verify(
+    served: &BenchVerifier,
+    pool: &InputPool<Text>,
+    samples: usize,
+    right: TokenKind,
+) -> TTest {
     let need = need();
     for input in &pool.0 {
         let verdict = served.verifier.verify(input, &need).map(drop);
@@ -171,39 +179,39 @@ fn verify(served: &Served, pool: &Pool<Text>, samples: usize, right: Presented) 
 }
 
 fn main() -> ExitCode {
-    let asked = Asked::read();
+    let asked = BenchOptions::read();
     let samples = if asked.quick { 100_000 } else { 1_000_000 };
     let mut table = Table::default();
     if asked.wants("compare") {
         compare(samples, &mut table);
     }
     let keys = POOL as u64;
-    let served = Served::load(Keys::new(Kind::Secret, keys), keys);
+    let served = BenchVerifier::load(Keys::new(KeyKind::Secret, keys), keys);
     let of = &served.keys;
     let mut random = Random(8);
     if asked.wants("secret") {
         let pair = |number| [0, 31].map(|place| altered(&of.token(number), place));
         let verdict = verify(
             &served,
-            &Pool::new((0..keys).map(pair)),
+            &InputPool::new((0..keys).map(pair)),
             samples,
-            Presented::WrongSecret,
+            TokenKind::WrongSecret,
         );
         let line = "|t|, secrets that differ first : last";
         table.add(line, verdict.t.abs(), Goal::AtMost(LIMIT), verdict.note());
     }
     if asked.wants("unknown") {
-        // Ids made in the same millisecond as a known id share its first characters.
+        // Ids of the same millisecond share their first characters.
         let mut near = |number: u64| text(&of.compose(of.stranger(number, random.next()), number));
         let pairs = (0..keys).map(|number| [near(number), near(number + (1 << 40))]);
-        let verdict = verify(&served, &Pool::new(pairs), samples, Presented::Unknown);
+        let verdict = verify(&served, &InputPool::new(pairs), samples, TokenKind::Unknown);
         let line = "|t|, unknown ids near a known one : far from all";
         table.add(line, verdict.t.abs(), Goal::AtMost(LIMIT), verdict.note());
 
-        // Not a comparison of secrets, but the first question of an attacker: does this id exist?
+        // This comparison has no goal. It shows whether timing reveals to an attacker that an id exists.
         let mut stranger = |number| text(&of.compose(of.stranger(number, random.next()), number));
         let pairs = (0..keys).map(|number| [altered(&of.token(number), 0), stranger(number)]);
-        let pool = Pool::new(pairs);
+        let pool = InputPool::new(pairs);
         let need = need();
         let verdict = pool.compare(samples, |input| {
             let _ = black_box(served.verifier.verify(input, &need));

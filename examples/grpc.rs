@@ -1,7 +1,9 @@
-//! A gRPC service behind the layer: `cargo run --package keyward-examples --features grpc --example grpc`.
+//! A gRPC service that requires API keys.
 //!
-//! The service is the standard health check. Generated code for that service comes with one of tonic's
-//! crates, so this example compiles no `.proto` file.
+//! Run it: `cargo run --package keyward-examples --features grpc --example grpc`.
+//!
+//! The service is the standard health check. The crate `tonic-health` contains its generated code, so this
+//! example compiles no `.proto` file.
 
 use std::net::IpAddr;
 
@@ -22,7 +24,8 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// The server's own code: the layer is one line, and a method reads the grant from its request.
+/// The health check service. Its methods read the grant from the request's extensions, where the layer put
+/// it.
 struct Checks;
 
 #[tonic::async_trait]
@@ -134,7 +137,7 @@ async fn main() -> Fallible<()> {
 struct Client(HealthClient<Channel>);
 
 impl Client {
-    /// Makes a call and prints the outcome. An answer other than the expected one fails the run.
+    /// Makes a call and prints the outcome. Returns an error if the status is not `expected`.
     async fn call(&mut self, how: &str, key: Option<&str>, expected: Code) -> Fallible<()> {
         println!("A call {how}:");
         let mut request = Request::new(HealthCheckRequest::default());

@@ -1,9 +1,9 @@
-//! A revocation as other processes see it: `cargo run --example processes`.
+//! Measures how long other processes accept a revoked key: `cargo run --example processes`.
 //!
-//! Three processes verify keys from a file that a fourth one changes. The example revokes a key and measures
-//! how long each process accepts it. The example revokes another key while one process is stopped (SIGSTOP).
-//! Continued past the bound, that process must refuse immediately. The run fails if any process accepts a key
-//! for longer than promised.
+//! Three processes verify keys from a file that a fourth process changes. First the example revokes a key,
+//! and measures how long each process accepts it. Then the example revokes another key while one process is
+//! stopped (SIGSTOP). When that process continues after the staleness bound, it must refuse the key
+//! immediately. The run fails if any process accepts a key for longer than promised.
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -127,7 +127,7 @@ async fn story() -> Fallible<()> {
     Ok(())
 }
 
-/// Opens a node over the file, in this process and in the three it starts.
+/// Opens a node over the shared file. This process and its three children each open one.
 async fn open(folder: &Path, label: &str) -> Fallible<Keyward> {
     let store = SqliteStore::open(folder.join("keys.db")).await?;
     let peppers = PepperFile::open_or_create(folder.join("pepper"))?.ring();
@@ -142,7 +142,7 @@ async fn open(folder: &Path, label: &str) -> Fallible<Keyward> {
         .await?)
 }
 
-/// Creates the `number`th key, and returns once every process has accepted it for a while.
+/// Creates the `number`th key, and returns when every process has accepted the key for a while.
 async fn hand_out(
     keys: &Keyward,
     alice: &Actor,
@@ -156,11 +156,10 @@ async fn hand_out(
     for verifier in &mut *verifiers {
         verifier.until(number, Verdict::Accepted).await?;
     }
-    // Afterwards no process has anything to write. A process stopped in the middle of a write would keep the
-    // file locked and block all other writers.
+    // Waits until no process has anything to write. A process that is stopped during a write would keep the
+    // file locked, and block all other writers.
     keys.wait_confirmed(&created.receipt, sleep).await;
-    // A random pause, so that the revocation is out of step with the intervals at which processes read the
-    // file.
+    // A random pause, so that the revocation does not coincide with the polls of the processes.
     let mut drawn = [0];
     SystemEntropy.fill(&mut drawn)?;
     sleep(IN_USE + Duration::from_millis(drawn[0].into())).await;
@@ -171,7 +170,7 @@ async fn hand_out(
 struct Revoked {
     receipt: Receipt,
     returned: Duration,
-    /// The latest instant at which a verification that may accept the key can start.
+    /// The end of the bound: a verification that starts later must refuse the key.
     limit: Duration,
 }
 
@@ -229,9 +228,10 @@ impl Verdict {
     }
 }
 
-/// A process's verdicts on one key. The process sends its report when the verdict changes, and at the end.
+/// The verdicts of one process on one key. The process sends its report when the verdict changes, and at the
+/// end.
 ///
-/// Every instant in a report is the start of a verification, on the monotonic clock that all processes of the
+/// Every time in a report is the start of a verification, on the monotonic clock that all processes of the
 /// machine share.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 struct Report {
@@ -300,9 +300,9 @@ fn check(reports: &[Report], key: usize, limit: Duration) -> Result<(), String> 
     }
 }
 
-/// Runs the child process: verifies each key it reads, until its input ends.
+/// Runs a child process: verifies the last key that it read, again and again, until its input ends.
 async fn verify_for_parent(folder: &Path, label: &str) -> Fallible<()> {
-    // A killed parent cannot end its children, and a stopped child never notices a closed pipe.
+    // Ends this process with its parent. A stopped child would not notice that its input was closed.
     #[cfg(target_os = "linux")]
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     let keys = open(folder, label).await?;
@@ -333,7 +333,7 @@ async fn verify_for_parent(folder: &Path, label: &str) -> Fallible<()> {
     Ok(keys.deregister().await?)
 }
 
-/// A verifying process, as its parent sees it. Killed on drop if it is still running.
+/// A child process that verifies keys. Killed on drop if it is still running.
 struct Process {
     label: String,
     child: Child,
@@ -379,7 +379,7 @@ impl Process {
         Ok(Some(report))
     }
 
-    /// Waits for a report of this verdict on the key.
+    /// Waits for a report with this verdict on the `key`th key.
     async fn until(&mut self, key: usize, verdict: Verdict) -> Fallible<Report> {
         loop {
             match self.next().await? {
@@ -437,7 +437,8 @@ impl fmt::Display for Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The process is still running only after a failure, and may be stopped. Errors are ignored.
+        // The process is still running only after a failure, and may be stopped. Ignores errors, because the
+        // run has failed already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

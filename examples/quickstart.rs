@@ -1,4 +1,4 @@
-//! A key's whole life cycle: `cargo run --example quickstart`.
+//! The life cycle of a key: `cargo run --example quickstart`.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -146,7 +146,7 @@ async fn story() -> Fallible<()> {
     Ok(())
 }
 
-/// Formats a refusal as a service's log would.
+/// Formats a refusal as a service would log it.
 fn refused<T: std::fmt::Debug>(result: &Result<T, VerifyError>) -> Fallible<String> {
     match result {
         Err(rejection) => Ok(format!("refused: {rejection}")),
@@ -154,7 +154,7 @@ fn refused<T: std::fmt::Debug>(result: &Result<T, VerifyError>) -> Fallible<Stri
     }
 }
 
-/// Returns the same key id with another secret and a valid checksum, which an attacker can make.
+/// Forges a key: the same key id, another secret, and a valid checksum, which anybody can compute.
 fn forge(token: &str) -> String {
     let (before, _) = token.split_at(token.len() - 6);
     let (kept, last) = before.split_at(before.len() - 1);

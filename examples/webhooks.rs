@@ -1,7 +1,7 @@
-//! A webhook sender on top of the events: `cargo run --example webhooks`.
+//! A sender of webhooks for key events: `cargo run --example webhooks`.
 //!
-//! The example prints each request instead of posting it: the body as JSON, with the headers of Standard
-//! Webhooks (<https://www.standardwebhooks.com>). The sender crashes once and resumes from its last saved
+//! The example prints each request instead of sending it: the body as JSON, with the headers of Standard
+//! Webhooks (<https://www.standardwebhooks.com>). The sender crashes once, and resumes from its last saved
 //! cursor.
 
 use std::num::NonZeroUsize;
@@ -18,20 +18,20 @@ use sha2::Sha256;
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
-const AT_ONCE: NonZeroUsize = NonZeroUsize::new(3).expect("three is not zero");
+const BATCH_SIZE: NonZeroUsize = NonZeroUsize::new(3).expect("three is not zero");
 
 /// Sends every event at least once, and keeps its cursor in a file.
 struct Sender {
     events: Events,
     clock: Arc<dyn Clock>,
-    kept: PathBuf,
-    /// The secret shared with the receiver, who checks signatures with it.
+    cursor_file: PathBuf,
+    /// The secret with which the receiver checks signatures.
     key: Vec<u8>,
 }
 
 impl Sender {
     fn cursor(&self) -> Fallible<EventCursor> {
-        match std::fs::read_to_string(&self.kept) {
+        match std::fs::read_to_string(&self.cursor_file) {
             Ok(text) => Ok(text.parse()?),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 Ok(EventCursor::BEGINNING)
@@ -40,11 +40,11 @@ impl Sender {
         }
     }
 
-    /// Sends all pending events. With `crash`, stops after that many batches, before it saves the last
-    /// cursor.
+    /// Sends all pending events. With `crash`, simulates a crash after that many batches, before the last
+    /// cursor is saved.
     async fn run(&self, crash: Option<usize>) -> Fallible<()> {
         for batches in 1.. {
-            let batch = match self.events.next_batch(&self.cursor()?, AT_ONCE).await {
+            let batch = match self.events.next_batch(&self.cursor()?, BATCH_SIZE).await {
                 Ok(batch) => batch,
                 Err(EventsError::HistoryReplaced { resume }) => {
                     // A real service alerts an operator here: the store was restored from a backup.
@@ -54,7 +54,7 @@ impl Sender {
                 Err(error) => return Err(error.into()),
             };
             for event in &batch.events {
-                self.post(event)?; // on failure, returns here, and the next run sends these events again
+                self.post(event)?; // after an error, the next run sends these events again
             }
             if crash == Some(batches) {
                 println!("  (the sender crashes before it notes how far it came)");
@@ -69,10 +69,10 @@ impl Sender {
     }
 
     fn keep(&self, cursor: &EventCursor) -> Fallible<()> {
-        // Written to a second file and renamed, so that a crash leaves either the old cursor or the new one.
-        let aside = self.kept.with_extension("new");
+        // Writes a second file and renames it, so that a crash leaves either the old cursor or the new one.
+        let aside = self.cursor_file.with_extension("new");
         std::fs::write(&aside, cursor.to_string())?;
-        Ok(std::fs::rename(aside, &self.kept)?)
+        Ok(std::fs::rename(aside, &self.cursor_file)?)
     }
 
     fn post(&self, event: &Event) -> Fallible<()> {
@@ -102,7 +102,7 @@ async fn main() -> Fallible<()> {
     let sender = || Sender {
         events: keys.events(ExpiryWindows::default()),
         clock: clock.clone(),
-        kept: Path::new(folder.path()).join("webhooks.cursor"),
+        cursor_file: Path::new(folder.path()).join("webhooks.cursor"),
         key: b"a secret of sender and receiver".to_vec(),
     };
 

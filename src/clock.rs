@@ -1,7 +1,7 @@
 //! Clocks: the sources of time.
 //!
-//! Two clocks that are never mixed. Wall time decides expiry and grace. Monotonic time measures the staleness
-//! of a replica, and advances while the machine is suspended.
+//! Wall time decides expiry and grace. Monotonic time measures the staleness of a replica, and advances while
+//! the machine is suspended.
 
 use std::fmt;
 use std::sync::Mutex;
@@ -12,16 +12,17 @@ use crate::core::time::Timestamp;
 
 /// A source of wall and monotonic time.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
-    /// Returns the time of the wall clock. It may jump: a process ignores a jump back, and compares a jump
-    /// forward with other clocks if there are any (`docs/time.md`).
+    /// Returns the wall-clock time, which may jump. A [`Timekeeper`](crate::node::Timekeeper) ignores jumps
+    /// back, and compares jumps forward with other clocks, if there are any (`docs/time.md`).
     fn now(&self) -> Timestamp;
 
-    /// Returns the time since a fixed instant. It never goes back and advances while the machine is
+    /// Returns the time since a fixed instant. Must never go back, and must advance while the machine is
     /// suspended.
     fn monotonic(&self) -> Duration;
 
-    /// Reads both clocks, which may be cheaper than two calls: each verification calls this once. An
-    /// implementation that reads one clock after the other reads the wall clock first.
+    /// Reads both clocks. Every verification calls this method once, so an implementation may make it cheaper
+    /// than two separate reads. If the clocks are read one after the other, the wall clock must be read
+    /// first.
     fn read(&self) -> Reading {
         Reading {
             wall: self.now(),
@@ -40,26 +41,27 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Reads the clocks one by one. Callers that hold a lock use this, because a simulated [`Clock::read`]
-    /// lets other threads run first. The wall clock comes first: if a thread is interrupted between the two
-    /// readings, the wall clock never seems further ahead of the monotonic clock than it is.
+    /// Reads the wall clock, then the monotonic clock. In this order, an interruption between the two reads
+    /// never makes the wall clock seem further ahead than it is.
+    ///
+    /// For callers that hold a lock: a simulated [`Clock::read`] lets other threads run first.
     pub(crate) fn of(clock: &dyn Clock) -> Self {
         let wall = clock.now();
         let monotonic = clock.monotonic();
         Self { wall, monotonic }
     }
 
-    /// Returns the time that passed since `earlier`: the longer of the two clocks' differences. If a host
-    /// pauses a virtual machine, the machine's monotonic clock may not count the pause. A wall clock that is
-    /// set back counts as zero.
+    /// Returns the time since `earlier`: the longer of the differences of the two clocks. The wall clock
+    /// matters if a virtual machine is paused, because its monotonic clock may not count the pause. A wall
+    /// clock that was set back counts as zero.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         let monotonic = self.monotonic.saturating_sub(earlier.monotonic);
         monotonic.max(self.wall.since(earlier.wall))
     }
 
-    /// Returns whether [`since`](Self::since) is at most `bound`. Compares each clock's difference with
-    /// `bound` separately. This is faster than `since`, and every verification makes this check.
+    /// Returns whether [`since`](Self::since) is at most `bound`. Faster than `since`, because it compares
+    /// each clock's difference with `bound` separately. Every verification makes this check.
     #[inline]
     pub(crate) fn is_within(self, bound: Duration, earlier: Self) -> bool {
         self.monotonic.saturating_sub(earlier.monotonic) <= bound
@@ -67,12 +69,12 @@ impl Reading {
     }
 }
 
-/// The time for which a comparison of the clocks is reused: 10 ms. A judgement: a hundred comparisons a
-/// second cost nothing, and nobody notices that a set clock shows 10 ms late.
+/// The time for which a comparison of the two clocks is reused: 10 ms. A hundred comparisons per second cost
+/// almost nothing, and a change of the wall clock shows at most 10 ms late.
 const COMPARE_EVERY: Duration = Duration::from_millis(10);
 
-/// The microseconds by which the wall clock is ahead of the monotonic one, and the monotonic time of that
-/// comparison. Static, because the machine has one of each clock.
+/// The last comparison: the microseconds by which the wall clock was ahead of the monotonic clock, and the
+/// monotonic time in microseconds. Static, because a machine has one of each clock.
 static AHEAD: AtomicI64 = AtomicI64::new(0);
 static COMPARED: AtomicU64 = AtomicU64::new(NEVER);
 
@@ -116,8 +118,8 @@ impl Clock for SystemClock {
         }
         let wall = self.now();
         let after = self.monotonic();
-        // If the thread was interrupted between the two reads, the comparison is not valid. If two threads
-        // interleave their stores, an older difference may be reused for at most another 10 ms.
+        // An interruption between the two reads makes the comparison invalid, so it is not stored. If two
+        // threads interleave their stores, an older difference may be reused for at most another 10 ms.
         if after.saturating_sub(monotonic) < Duration::from_millis(1) {
             let ahead = wall.as_micros().saturating_sub(micros.cast_signed());
             AHEAD.store(ahead, Ordering::Relaxed);
@@ -144,7 +146,8 @@ impl Clock for SystemClock {
         reason = "the one place where monotonic time is read"
     )]
     fn monotonic(&self) -> Duration {
-        // On macOS and Windows `Instant` counts suspend; on other systems it may not.
+        // On Windows `Instant` counts the time while the machine is suspended. On macOS and other systems it
+        // may not.
         static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
         START.get_or_init(std::time::Instant::now).elapsed() + Duration::from_secs(1)
     }
@@ -164,20 +167,14 @@ impl Clock for SystemClock {
 /// # Ok::<(), keyward::command::Invalid>(())
 /// ```
 #[derive(Debug)]
-pub struct ManualClock(Mutex<Hands>);
-
-#[derive(Clone, Copy, Debug)]
-struct Hands {
-    wall: Timestamp,
-    monotonic: Duration,
-}
+pub struct ManualClock(Mutex<Reading>);
 
 impl ManualClock {
     /// Creates a clock that shows `wall`.
     #[must_use]
     pub const fn at(wall: Timestamp) -> Self {
         // Not zero, because a lease that starts at zero counts as absent.
-        Self(Mutex::new(Hands {
+        Self(Mutex::new(Reading {
             wall,
             monotonic: Duration::from_secs(1),
         }))
@@ -185,18 +182,18 @@ impl ManualClock {
 
     /// Advances both clocks.
     pub fn advance(&self, by: Duration) {
-        self.move_hands(|hands| {
-            hands.wall = hands.wall.saturating_add(by);
-            hands.monotonic = hands.monotonic.saturating_add(by);
+        self.change(|reading| {
+            reading.wall = reading.wall.saturating_add(by);
+            reading.monotonic = reading.monotonic.saturating_add(by);
         });
     }
 
-    /// Sets the wall clock alone, forwards or backwards, like an operator or a time server.
+    /// Sets only the wall clock, forwards or backwards, as an operator or a time server would.
     pub fn set_wall(&self, to: Timestamp) {
-        self.move_hands(|hands| hands.wall = to);
+        self.change(|reading| reading.wall = to);
     }
 
-    fn move_hands(&self, change: impl FnOnce(&mut Hands)) {
+    fn change(&self, change: impl FnOnce(&mut Reading)) {
         change(
             &mut self
                 .0
@@ -205,7 +202,7 @@ impl ManualClock {
         );
     }
 
-    fn hands(&self) -> Hands {
+    fn reading(&self) -> Reading {
         *self
             .0
             .lock()
@@ -215,16 +212,15 @@ impl ManualClock {
 
 impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
-        self.hands().wall
+        self.reading().wall
     }
 
     fn monotonic(&self) -> Duration {
-        self.hands().monotonic
+        self.reading().monotonic
     }
 
     fn read(&self) -> Reading {
-        let Hands { wall, monotonic } = self.hands();
-        Reading { wall, monotonic }
+        self.reading()
     }
 }
 
@@ -262,7 +258,7 @@ mod tests {
             let Reading { wall, monotonic } = clock.read();
             let after = (clock.now(), clock.monotonic());
             assert!(before.1 <= monotonic && monotonic <= after.1);
-            // Rounded to microseconds twice, on two clocks that are read one after the other.
+            // Both reads round to microseconds, and the two clocks are read one after the other.
             let slack = Duration::from_millis(5);
             assert!(
                 wall.saturating_add(slack) >= before.0 && after.0.saturating_add(slack) >= wall

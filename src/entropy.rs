@@ -1,4 +1,4 @@
-//! Randomness, the source of ids and secrets.
+//! Randomness for ids and secrets.
 
 use std::fmt;
 
@@ -15,13 +15,13 @@ pub trait Entropy: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`EntropyError`] if the source has no randomness; then no key is created.
+    /// [`EntropyError`] if the source cannot provide random bytes. No key is created then.
     fn fill(&self, out: &mut [u8]) -> Result<(), EntropyError>;
 }
 
-/// The error of a source without randomness.
+/// The error of a source that cannot provide random bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("no randomness to be had")]
+#[error("no randomness is available")]
 pub struct EntropyError;
 
 /// The operating system's generator.
@@ -78,12 +78,13 @@ impl Entropy for SeededEntropy {
 }
 
 impl Pepper {
-    /// Generates a pepper of 32 bytes from the operating system. The pepper is lost when the process ends, so
-    /// it is only fit for a store in memory. For other stores keep a pepper outside the store, and load it.
+    /// Generates a pepper of 32 random bytes from the operating system. The pepper is lost when the process
+    /// ends, so use it only with a store in memory. For other stores, load a pepper that is kept outside the
+    /// store.
     ///
     /// # Errors
     ///
-    /// [`EntropyError`] if the operating system has no randomness.
+    /// [`EntropyError`] if the operating system cannot provide random bytes.
     pub fn generate(id: PepperId) -> Result<Self, EntropyError> {
         let mut key = Zeroizing::new([0; Self::MIN_LEN]);
         SystemEntropy.fill(key.as_mut())?;
@@ -96,7 +97,7 @@ impl PepperRing {
     ///
     /// # Errors
     ///
-    /// [`EntropyError`] if the operating system has no randomness.
+    /// [`EntropyError`] if the operating system cannot provide random bytes.
     pub fn generate() -> Result<Self, EntropyError> {
         let id = PepperId::new("generated").map_err(|_: Invalid| EntropyError)?;
         Pepper::generate(id).map(Self::new)

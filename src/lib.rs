@@ -26,31 +26,30 @@
 //! - [`Keyward`] is the facade: one method for every command and every query. It combines a
 //!   [`KeyManager`](node::KeyManager) (changes), a [`Replica`](node::Replica) (follows the store) and a
 //!   [`Verifier`](node::Verifier) (no I/O), which can also be used alone.
-//! - [`store`] is the contract for storage, with [`MemoryStore`](store::MemoryStore) and, behind features,
-//!   a store in a file and a store in a PostgreSQL database.
-//! - [`policy`] holds the rules of a tenant's keys as data; [`profiles`] are ready policies.
+//! - [`store`] is the contract for storage, with [`MemoryStore`](store::MemoryStore). Features add a store in
+//!   an SQLite file and a store in a PostgreSQL database.
+//! - [`policy`] holds the rules of a tenant's keys as data; [`profiles`] are ready-made policies.
 //! - [`rules`] are the same rules as plain functions: no async, no I/O, no clock.
 //! - [`audit`] is the trail of all changes, and [`rotation`] reports the progress of a rotation.
-//! - [`events`] publishes changes, and keys that end soon, to webhooks and mails.
+//! - [`events`] reports changes, and keys that expire soon, for webhooks and mails.
 //!
 //! # Actors
 //!
-//! An [`Actor`] requests every change: a principal with a role, bound to a tenant. All three come from your
-//! own login, never from a request body. A key outside the actor's tenant is
-//! [`NotFound`](Denial::NotFound), and no actor creates a key with more reach than its own. A verified key
-//! is an actor too: [`Grant::actor`].
+//! Every change is made by an [`Actor`]: a principal with a role, bound to a tenant. All three come from your
+//! own login, never from a request body. A key outside the actor's tenant is [`NotFound`](Denial::NotFound).
+//! No actor creates a key with more reach than its own. A verified key can be an actor too: [`Grant::actor`].
 //!
 //! # Verifying
 //!
 //! [`Keyward::verify`] checks a presented token against a [`Need`], and returns a [`Grant`] or a
-//! [`VerifyError`]. Log the rejection, and send the client its
-//! [`public_message`](VerifyError::public_message) with the status of its [`kind`](VerifyError::kind):
+//! [`VerifyError`]. Log the error, and send the client its [`public_message`](VerifyError::public_message)
+//! with the status of its [`kind`](VerifyError::kind):
 //!
 //! ```
 //! use keyward::{VerifyError, VerifyErrorKind};
 //!
-//! fn status(rejection: &VerifyError) -> u16 {
-//!     match rejection.kind() {
+//! fn status(error: &VerifyError) -> u16 {
+//!     match error.kind() {
 //!         VerifyErrorKind::Invalid => 401,
 //!         VerifyErrorKind::Forbidden => 403,
 //!         VerifyErrorKind::Unavailable => 503, // an outage never looks like a bad key
@@ -59,19 +58,20 @@
 //! # assert_eq!(status(&VerifyError::Unknown), 401);
 //! ```
 //!
-//! [`Keyward::verify_or_fetch`] reads a key through the store if this node does not know it yet, or if the
-//! bound of its class is zero. Concurrent callers with the same key share one read. [`ReadThroughLimits`](node::ReadThroughLimits) bounds
-//! the reads, so that a flood of invented keys causes no flood of reads. Refusals are not cached.
+//! [`Keyward::verify_or_fetch`] reads a key from the store if this node does not know the key yet, or if the
+//! staleness bound of the key's class is zero. Concurrent callers with the same key share one read.
+//! [`ReadThroughLimits`](node::ReadThroughLimits) bounds the reads, so that a flood of invented keys causes
+//! no flood of reads. Refusals are not cached.
 //!
 //! # HTTP
 //!
-//! Feature `http` is a tower layer that verifies the key of each request, and feature `axum` adds extractors
-//! of the grant: see `keyward::http`.
+//! Feature `http` adds a tower layer that verifies the key of each request. Feature `axum` adds extractors
+//! for the [`Grant`]. See `keyward::http`.
 //!
 //! # Following
 //!
-//! A node that shares its store with other processes follows the store: call [`Keyward::sync`] from your own
-//! timer or, on tokio, start a task of this crate (feature `tokio`):
+//! A node that shares its store with other processes must follow the store. Call [`Keyward::sync`] from your
+//! own timer or, on tokio, start the follower task of this crate (feature `tokio`):
 //!
 //! ```
 //! # #[cfg(feature = "tokio")]
@@ -87,24 +87,25 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A node that has not confirmed within the bound of a key's class ([`Propagation`](policy::Propagation))
-//! that it is up to date fails closed: it refuses the key as [`Stale`](VerifyError::Stale). With
-//! [`OnStale::ReadThrough`](node::OnStale::ReadThrough) it reads the key through the store instead. [`Keyward::freshness`] returns the
-//! staleness of the node.
+//! A node that has not synced within the staleness bound of a key's class
+//! ([`Propagation`](policy::Propagation)) fails closed: it refuses the key as [`Stale`](VerifyError::Stale).
+//! With [`OnStale::ReadThrough`](node::OnStale::ReadThrough) the node reads the key from the store instead.
+//! [`Keyward::freshness`] returns the staleness of the node.
 //!
 //! # Watching
 //!
-//! Log events go to [`tracing`]: each sync at debug, a follower's failures at warn with the number of
-//! consecutive failures, its recovery at info. Feature `metrics` exports these through the `metrics` crate:
+//! Log events go to [`tracing`]. Each sync is logged at debug. A follower's failures are logged at warn, with
+//! the number of consecutive failures, and its recovery at info. Feature `metrics` exports these metrics
+//! through the `metrics` crate:
 //!
 //! | Metric | Meaning |
 //! |---|---|
 //! | `keyward_freshness_age_seconds` | the time since the node was last confirmed, measured when a sync begins and ends; infinite before the first confirmation |
-//! | `keyward_clock_offset_seconds` | the seconds by which the node's clock is ahead of the clock that differs most: the database server's, or another node's |
+//! | `keyward_clock_offset_seconds` | the seconds by which the node's clock is ahead of the clock that differs most, among the database server's and the other nodes' |
 //! | `keyward_index_keys` | the keys in the node's index, including removed ones |
 //! | `keyward_syncs_total` | syncs, with `outcome`: `confirmed`, `failed`, `abandoned` (dropped before it ended) |
-//! | `keyward_resyncs_total` | the times that the node read everything again because the store's history was lost |
-//! | `keyward_read_throughs_total` | reads of one key, with `outcome`: `found`, `missing`, `corrupt`, `failed`; and calls that were `joined` to one or `refused` for being too many |
+//! | `keyward_resyncs_total` | complete reads of the store, because the store's history was lost |
+//! | `keyward_read_throughs_total` | reads of a single key from the store, with `outcome`: `found`, `missing`, `corrupt`, `failed`; also calls that `joined` a read in flight, or were `refused` because of too many reads |
 //! | `keyward_http_requests_total` | requests at the layer (feature `http`), with `outcome`: `accepted`, `anonymous` (passed without a key), or the code of the refusal, such as `invalid-key` |
 //!
 //! The age is only updated by syncs: also alert if `keyward_syncs_total` stops growing.
@@ -113,8 +114,9 @@
 //!
 //! A [`Receipt`] holds the time by which a change has reached every node. With [`KeywardBuilder::registry`]
 //! nodes report the changes that they have applied. [`Keyward::confirmations`] returns the nodes that have
-//! applied a change, and those that may still act without it; [`Keyward::wait_confirmed`] waits until there are
-//! none. A node that died or is cut off fails closed, so no receipt waits longer than its bound.
+//! applied a change, and those that may still act without it. [`Keyward::wait_confirmed`] waits until no node
+//! may act without the change. A node that died or is cut off fails closed, so no receipt waits longer than
+//! its bound.
 //!
 //! # Time and tests
 //!
@@ -139,25 +141,30 @@
 //! # }).unwrap();
 //! ```
 //!
-//! # Upkeep
+//! # Maintenance
 //!
-//! Verification writes nothing. It queues what it notices (the first use of a successor, a digest under an
-//! old pepper) until your own timer or a follower calls [`Keyward::run_maintenance`].
+//! Verification writes nothing. It queues pending writes, such as the first use of a successor or a digest
+//! under an old pepper. [`Keyward::run_maintenance`] makes these writes. Call it from your own timer, or let
+//! a follower call it.
 //!
 //! # Peppers
 //!
-//! Secrets are stored as HMAC-SHA-256 digests under a [`Pepper`](pepper::Pepper), a key of the service that must be stored
-//! separately from the records. To replace it, [`rotate`](PepperRing::rotate) the ring: old secrets still
-//! verify, and move to the new pepper at their next use. Keys that are never used never move. Before you
-//! drop the old pepper, end them with [`BulkFilter::pepper`](command::BulkFilter::pepper), and keep the pepper as
+//! Secrets are stored as HMAC-SHA-256 digests under a [`Pepper`](pepper::Pepper), a key of the service that
+//! must be stored separately from the records. To replace the pepper, [`rotate`](PepperRing::rotate) the
+//! ring: old secrets still verify, and move to the new pepper at their next use. Keys that are never used
+//! never move.
+//!
+//! Before you drop the old pepper, revoke those keys with
+//! [`BulkFilter::pepper`](command::BulkFilter::pepper). Keep the old pepper as
 //! [`audit_only`](PepperRing::with_audit_only) for the audit entries that it sealed. `PepperFile` stores a
 //! ring in a file that only its owner may read.
 //!
 //! # Restoring
 //!
 //! In a store that was restored from a backup, keys that were revoked after the backup would verify again.
-//! Before the store serves, call [`Keyward::recover`]. It disables every key, or repeats the commands that
-//! ended or narrowed keys after the backup, from audit entries that were kept elsewhere. See [`Recovery`](recovery::Recovery).
+//! Before the store serves requests, call [`Keyward::recover`]. It disables every key, or uses audit entries
+//! that were kept elsewhere to repeat the commands that ended or narrowed keys after the backup. See
+//! [`Recovery`](recovery::Recovery).
 //!
 //! # References
 //!
@@ -175,9 +182,9 @@
 //! | `postgres` | [`PostgresStore`](store::PostgresStore): keys in a database that any number of nodes share |
 //! | `tokio` | [`Keyward::follow`]: a task that keeps a node up to date |
 //! | `metrics` | gauges and counters through the `metrics` crate |
-//! | `http` | `keyward::http`: a tower layer that passes only requests with a suitable key |
+//! | `http` | `keyward::http`: a tower layer that lets only requests with a suitable key through |
 //! | `axum` | extractors for axum, in addition to that layer |
-//! | `testing` | [`SeededEntropy`](entropy::SeededEntropy): key material that a seed repeats |
+//! | `testing` | [`SeededEntropy`](entropy::SeededEntropy): deterministic key material from a seed |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -220,26 +227,27 @@ pub use crate::manager::{CommandError, Receipt};
 pub use crate::pepper_file::PepperFile;
 pub use crate::verifier::{Credentials, Grant};
 
-/// The audit trail: entries, what they record, and the chain that seals them.
+/// The audit trail: its entries, and the chain that seals them.
 pub mod audit {
     pub use crate::core::audit::*;
     pub use crate::keyward::AuditError;
 }
 
-/// Commands, what becomes of them, and what they are made of.
+/// Commands, their parameters and their results.
 pub mod command {
     pub use crate::core::actor::Invocation;
     pub use crate::core::command::{
-        Command, DeleteKey, Expiry, ImportKey, IssuedKey, Outcome, Request, RevokeKey, RotationMode,
+        Command, CommandOutcome, DeleteKey, Expiry, ImportKey, IssuedKey, Request, RevokeKey,
+        RotationMode,
     };
     pub use crate::core::invalid::{Invalid, Problem};
     pub use crate::core::sweep::{BulkFilter, MadeBy, PendingSweep, SweepKind};
     pub use crate::core::text::{CommandId, LeakSource};
-    pub use crate::keyward::{Created, Imported, LeakReport, Rotated, TimeRepaired};
+    pub use crate::keyward::{Created, ImportedKey, LeakReport, Rotated, TimeRepaired};
     pub use crate::manager::{BulkReceipt, CommitListener, Committed};
 }
 
-/// Keys as they are stored and shown, and the values of their fields.
+/// Keys as they are stored and shown, and the types of their fields.
 pub mod key {
     pub use crate::core::address::AddressAllowlist;
     pub use crate::core::info::KeyRevocation;
@@ -247,8 +255,8 @@ pub mod key {
     pub use crate::core::principal::{Author, Owner};
     pub use crate::core::reach::Dimension;
     pub use crate::core::record::{
-        Credential, ImportScheme, KeyFacts, KeyRecord, KeyState, LastAction, Lineage, Maker,
-        Predecessor, Resource, RotationReason, Status, Succession, Visibility,
+        Credential, ImportScheme, KeyFacts, KeyRecord, KeyState, KeyType, LastAction, Lineage,
+        Maker, Predecessor, Resource, RotationReason, Status, Succession,
     };
     pub use crate::core::secret::{Digest, DigestMark, Fingerprint, KeyMaterial};
     pub use crate::core::stamp::Stamp;
@@ -259,12 +267,12 @@ pub mod key {
     pub use crate::keyward::KeyList;
     /// The type of a network in an [`AddressAllowlist`].
     pub use ipnet::IpNet;
-    /// The comparison of [`Digest`]s, which takes the same time wherever they differ.
+    /// The constant-time comparison of [`Digest`]s.
     pub use subtle::{Choice, ConstantTimeEq};
 }
 
-/// Nodes of a deployment: how fresh each is, who has a change, and the parts that a [`Keyward`] wires
-/// together, for tools that wire them differently.
+/// The nodes of a deployment: their freshness, and their confirmations of changes. Also the components of a
+/// [`Keyward`], for tools that combine them differently.
 pub mod node {
     pub use crate::core::text::NodeLabel;
     #[cfg(feature = "tokio")]
@@ -277,7 +285,7 @@ pub mod node {
     pub use crate::verifier::{OnStale, ReadThroughLimits, Usage, Verifier};
 }
 
-/// Peppers: the keys of the service's own under which secrets are digested.
+/// Peppers: the service's own keys, under which secrets are digested.
 pub mod pepper {
     pub use crate::core::pepper::Pepper;
     pub use crate::core::text::PepperId;
@@ -290,15 +298,15 @@ pub mod recovery {
     pub use crate::keyward::{Recovery, RecoveryError, RecoveryReport};
 }
 
-/// Readings of clocks. [`Clock`] and [`ManualClock`] are at the root.
+/// Clock readings. [`Clock`] and [`ManualClock`] are at the root.
 pub mod time {
     pub use crate::clock::{Reading, SystemClock};
     /// The type of the `time` crate that a [`Timestamp`](crate::Timestamp) converts from and to.
     pub use ::time::OffsetDateTime;
 }
 
-/// The rules as plain functions over plain data, for property tests and for hosts with their own machinery.
-/// The manager and the verifier call these functions and no other rules.
+/// The rules as plain functions over plain data, for property tests and for hosts with their own
+/// infrastructure. The manager and the verifier use these functions and no other rules.
 pub mod rules {
     pub use crate::core::check::{Presented, check};
     pub use crate::core::checked_time::CheckedTime;

@@ -1,7 +1,7 @@
-//! Gauges and counters through the `metrics` crate (feature `metrics`). Without the feature every function is
-//! empty.
+//! Gauges and counters through the `metrics` crate (feature `metrics`). Without the feature every function
+//! does nothing.
 //!
-//! No name or label holds data that was presented or stored.
+//! No metric name or label contains presented or stored data.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ pub(crate) fn http_request(outcome: &'static str) {
 
 /// Sets the age of the replica and the number of key rows in its index.
 pub(crate) fn replica(age: Option<Duration>, keys: u32) {
-    // A gauge needs a value before the first confirmation: infinity.
+    // The gauge needs a value before the first confirmation, so the age is then infinite.
     gauge(
         "keyward_freshness_age_seconds",
         age.map_or(f64::INFINITY, |age| age.as_secs_f64()),
@@ -36,7 +36,7 @@ pub(crate) fn replica(age: Option<Duration>, keys: u32) {
     gauge("keyward_index_keys", keys.into());
 }
 
-/// Sets the seconds by which the own clock is ahead of the other clock that differs most.
+/// Sets the seconds by which this node's clock is ahead of the clock that differs most.
 pub(crate) fn clock_offset(seconds: f64) {
     gauge("keyward_clock_offset_seconds", seconds);
 }

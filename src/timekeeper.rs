@@ -1,8 +1,9 @@
-//! The time of this process: its wall clock without excursions, compared with other clocks.
+//! The time of this process, called *own time*: its wall clock without sudden jumps, compared with other
+//! clocks.
 //!
-//! Two rules. A step back never shows: own time continues on the monotonic clock from the moment at which the
-//! wall clock was furthest ahead of it. A step forward beyond the allowance shows only while the wall clock
-//! shows it. It becomes permanent after it has lasted for the allowance, or when another clock agrees.
+//! If the wall clock is set back, own time ignores the step and continues on the monotonic clock. If the wall
+//! clock jumps ahead by more than the allowance, own time follows only while the wall clock stays ahead. The
+//! jump becomes permanent after it has lasted for the allowance, or when another clock agrees.
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -14,41 +15,43 @@ use crate::core::checked_time::{CheckedTime, contradiction};
 use crate::core::time::Timestamp;
 use crate::observe;
 
-/// The absence of an offset or an instant.
+/// Marks an offset or an instant that is absent.
 const NONE: i64 = i64::MIN;
 
-/// The change after which the own offset is compared with the references again: a second, in microseconds.
-/// A judgement: allowances are minutes.
+/// The own offset is compared with the references again once it has changed by this much: 1 second, in
+/// microseconds. Allowances are minutes, so smaller changes do not matter.
 const JUDGE_AGAIN: u64 = 1_000_000;
 
-/// The least allowance: 2 minutes. Nodes report every ten seconds, and their reports are read every minute,
-/// so a report of a clock may be that late.
+/// The minimum allowance: 2 minutes. Nodes report their clocks every ten seconds, and the reports are read
+/// every minute, so a clock report may be more than a minute old.
 pub(crate) const LEAST_ALLOWANCE: Duration = Duration::from_secs(2 * 60);
 
-/// Keeps the time of a process. Offsets are microseconds by which a wall clock is ahead of the monotonic one.
+/// Keeps the time of a process. An offset is the number of microseconds by which a wall clock is ahead of
+/// this process's monotonic clock.
 pub struct Timekeeper {
     clock: Arc<dyn Clock>,
     allowance: Duration,
-    /// The offset below which own time never falls.
+    /// The largest accepted offset of the wall clock. Own time never uses a smaller offset.
     anchor: AtomicI64,
-    /// The monotonic time at which an excursion began. During an excursion the wall clock is ahead of the
-    /// anchor by more than the allowance.
+    /// The monotonic time at which the current excursion began, or [`NONE`]. During an excursion the wall
+    /// clock is ahead of the anchor by more than the allowance.
     ahead_since: AtomicI64,
-    /// The least offset during the excursion.
+    /// The smallest offset during the current excursion.
     least_ahead: AtomicI64,
     /// The offset of the references if they contradict the own offset, or else [`NONE`].
     contradicting: AtomicI64,
-    /// The own offset that was compared with the references.
+    /// The own offset at the last comparison with the references.
     judged_for: AtomicI64,
     references: Mutex<References>,
 }
 
-/// The last offsets of other clocks.
+/// The last known offsets of other clocks, which serve as references.
 #[derive(Debug, Default)]
 struct References {
     server: Option<i64>,
     nodes: Vec<i64>,
-    /// Whether a log line has reported that another clock is far from the own clock.
+    /// Whether the last comparison found a clock too far from the own clock. A warning is logged when this
+    /// becomes true.
     warned: bool,
 }
 
@@ -67,7 +70,7 @@ impl fmt::Debug for Timekeeper {
     }
 }
 
-/// The wall clock is the process's own time. Every part of the process reads this clock.
+/// As a clock, the timekeeper returns own time as wall time. All parts of the process read this clock.
 impl Clock for Timekeeper {
     fn now(&self) -> Timestamp {
         self.own(Reading::of(&*self.clock)).wall
@@ -84,8 +87,8 @@ impl Clock for Timekeeper {
 }
 
 impl Timekeeper {
-    /// Creates a timekeeper over `clock`. Other clocks may differ from it by `allowance`, at least two
-    /// minutes.
+    /// Creates a timekeeper over `clock`. Other clocks may differ from `clock` by `allowance`, which is
+    /// raised to at least two minutes.
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>, allowance: Duration) -> Self {
         Self {
@@ -104,16 +107,17 @@ impl Timekeeper {
         self.allowance
     }
 
-    /// Reads the clocks as they are, including steps of the wall clock. Freshness relies on these unadjusted
-    /// readings.
+    /// Reads the clocks without adjustment, including jumps of the wall clock. Staleness is measured with
+    /// these readings.
     pub(crate) fn raw(&self) -> Reading {
         let reading = Reading::of(&*self.clock);
         self.own(reading);
         reading
     }
 
-    /// Reads the clocks for a verification. Returns the unadjusted reading, and the time by which to judge a
-    /// key. That is the time of the references if they contradict the own clock, or else the own time.
+    /// Reads the clocks for a verification. Returns the unadjusted reading, and the time for checking a key's
+    /// expiry. That time comes from the references if they contradict the own clock, and is own time
+    /// otherwise.
     #[inline]
     pub(crate) fn judged(&self) -> (Reading, Timestamp) {
         let reading = self.clock.read();
@@ -129,7 +133,7 @@ impl Timekeeper {
         (reading, instant(offset, monotonic))
     }
 
-    /// Returns the reading with the own time in the place of the wall clock.
+    /// Returns the reading with own time in place of the wall time.
     #[inline]
     fn own(&self, Reading { wall, monotonic }: Reading) -> Reading {
         let micros = micros(monotonic);
@@ -139,8 +143,9 @@ impl Timekeeper {
         }
     }
 
-    /// Returns whether another clock agrees with `now`, which was read with `monotonic`. If the references
-    /// contradict the own clock, `now` comes from the references, and one more reference must agree.
+    /// Returns whether another clock agrees with `now`, which was read together with `monotonic`. If the
+    /// references contradict the own clock, `now` already comes from a reference, so a second reference must
+    /// agree.
     #[cold]
     pub(crate) fn confirms(&self, now: Timestamp, monotonic: Duration) -> bool {
         let offset = now.as_micros().saturating_sub(micros(monotonic));
@@ -182,8 +187,8 @@ impl Timekeeper {
         }
     }
 
-    /// Records the times of other live nodes. Each comes with the monotonic time at which this process read
-    /// it.
+    /// Records the times of other live nodes. Each time comes with the monotonic time at which this process
+    /// read it.
     pub(crate) fn saw_nodes(&self, said: impl IntoIterator<Item = (Timestamp, Duration)>) {
         let offset = |(said, at): (Timestamp, Duration)| said.as_micros() - micros(at);
         let nodes: Vec<_> = said.into_iter().map(offset).collect();
@@ -199,7 +204,8 @@ impl Timekeeper {
             self.judge(own, &references);
             let furthest = references.all().max_by_key(|other| other.abs_diff(own));
             let ahead = furthest.map_or(0, |other| own.saturating_sub(other));
-            // Hysteresis: a clock that moves around one threshold is logged once.
+            // Hysteresis: after a warning the threshold is halved, so a clock that moves around one threshold
+            // is logged once.
             let parts = if references.warned { 4 } else { 2 };
             let far = ahead.unsigned_abs() > self.allowed().unsigned_abs() / parts;
             let warned = std::mem::replace(&mut references.warned, far);
@@ -209,7 +215,10 @@ impl Timekeeper {
         let ahead_seconds = ahead_seconds.copysign(if ahead < 0 { -1.0 } else { 1.0 });
         observe::clock_offset(ahead_seconds);
         if warn {
-            tracing::warn!(ahead_seconds, "clock differs from another one");
+            tracing::warn!(
+                ahead_seconds,
+                "this node's clock differs from another clock"
+            );
         }
     }
 
@@ -236,8 +245,8 @@ impl Timekeeper {
         offset.max(anchor)
     }
 
-    /// Moves the anchor in three cases: the wall clock is within the allowance, its excursion has lasted, or
-    /// another clock confirms the excursion.
+    /// Moves the anchor in three cases: the wall clock is within the allowance, its excursion has lasted for
+    /// the allowance, or another clock confirms the excursion.
     #[cold]
     fn follow(&self, offset: i64, monotonic: i64) {
         let anchor = self.anchor.load(Ordering::Relaxed);
@@ -257,7 +266,8 @@ impl Timekeeper {
             self.ahead_since.store(monotonic, Ordering::Relaxed);
         }
         let held = began != NONE && monotonic.saturating_sub(began) >= self.allowed();
-        // Does not wait for the lock, because the lock's holder judges the own clock again.
+        // Does not wait for the lock, because the thread that holds it compares the own clock with the
+        // references anyway.
         let agrees = |other: i64| other.abs_diff(offset) <= self.allowed().unsigned_abs();
         let confirmed = || {
             self.references
@@ -278,8 +288,8 @@ impl Timekeeper {
     fn judge(&self, own: i64, references: &References) -> Option<i64> {
         let others = (references.server, &*references.nodes);
         let contradicting = contradiction(own, others, self.allowed());
-        // Happens-before the store of `judged_for` (release), so a thread that loads that value (acquire)
-        // also reads this one.
+        // This store happens-before the release store of `judged_for`. A thread that loads that value with
+        // acquire therefore also reads this one.
         self.contradicting
             .store(contradicting.unwrap_or(NONE), Ordering::Relaxed);
         self.judged_for.store(own, Ordering::Release);
@@ -308,7 +318,7 @@ mod tests {
 
     const MINUTE: i64 = 60_000_000;
     const ALLOWED: i64 = 5 * MINUTE;
-    /// The start of a manual clock's monotonic hand.
+    /// The monotonic time at which a manual clock starts, in microseconds.
     const FIRST: i64 = 1_000_000;
 
     fn keeper() -> Timekeeper {
@@ -323,7 +333,7 @@ mod tests {
         }
     }
 
-    /// Returns own time by a literal reading of the rule, from all readings so far, each `(wall, monotonic)`.
+    /// Computes own time directly from the rules, from all readings so far as `(wall, monotonic)`.
     fn by_the_rule(readings: &[(i64, i64)]) -> i64 {
         let mut anchor = None;
         let mut held: Vec<(i64, i64)> = Vec::new();
@@ -355,7 +365,7 @@ mod tests {
             let mut readings = Vec::new();
             for (passes, jumps) in steps {
                 monotonic += passes;
-                // Two of three steps do not jump.
+                // Two of three readings do not jump.
                 let jumps = if jumps % 3 == 0 { jumps } else { 0 };
                 wall += passes + jumps;
                 readings.push((wall, monotonic));
@@ -366,7 +376,7 @@ mod tests {
         }
     }
 
-    /// A machine whose threads are interrupted for four minutes between any two readings of a clock.
+    /// A clock that advances by four minutes at each read, as if the thread were interrupted there.
     #[derive(Debug)]
     struct Interrupted(ManualClock);
 

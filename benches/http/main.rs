@@ -1,5 +1,7 @@
-//! The cost of the layer in a service: requests per second with and without it. `wrk` generates the load. The
-//! routes take turns, and run in one process with the same handler. The requests present all keys in turn.
+//! Measures the cost of the HTTP layer: requests per second of a service with and without the layer.
+//!
+//! `wrk` generates the load and cycles through all keys. All routes run in one process with the same handler,
+//! and their rounds alternate.
 //!
 //! `cargo bench --package keyward-benches --bench http -- [--quick] [--json]`
 #![allow(
@@ -30,53 +32,53 @@ use tower::layer::util::Identity;
 
 use shared::Random;
 use shared::clock::{median, nanos};
-use shared::keys::{Keys, Kind, SCOPE};
-use shared::store::{Feed, Synthetic};
-use shared::table::{Asked, Goal, Table};
+use shared::keys::{KeyKind, Keys, SCOPE};
+use shared::store::{Feed, SyntheticStore};
+use shared::table::{BenchOptions, Goal, Table};
 
-/// The amount of work measured.
-struct Size {
+/// The size of a benchmark run.
+struct Workload {
     keys: u64,
-    /// The number of rounds of each of the three routes, which take turns.
+    /// The number of rounds of each of the three routes.
     pairs: usize,
     /// Duration of a round, in seconds.
     seconds: u32,
 }
 
-const FULL: Size = Size {
+const FULL: Workload = Workload {
     keys: 1_000_000,
     pairs: 60,
     seconds: 1,
 };
 
-const QUICK: Size = Size {
+const QUICK: Workload = Workload {
     keys: 100_000,
     pairs: 10,
     seconds: 1,
 };
 
-/// Keys the load generator draws and presents in turn: 100,000, so many that their records do not stay in a
-/// cache.
+/// The number of keys that the load generator cycles through: 100,000, too many for their records to stay in
+/// a CPU cache.
 const PRESENTED: usize = 100_000;
 
 /// Connections of the load generator, which has one thread: 32, enough to keep the service busy.
 const CONNECTIONS: u32 = 32;
 
-/// The goal, from the issue that proposed the layer: the layer costs at most 3 %.
+/// The goal: the layer costs at most 3 %.
 const GOAL: Goal = Goal::AtMost(1.03);
 
 const PLAIN: &str = "/plain/health";
 const KEYED: &str = "/keyed/health";
-/// The route behind a layer that does nothing: the cost a router adds for any layer.
+/// The route behind a layer that does nothing. It shows the cost that a router adds for any layer.
 const LAYERED: &str = "/layered/health";
 
 fn main() {
-    let asked = Asked::read();
+    let asked = BenchOptions::read();
     let size = if asked.quick { &QUICK } else { &FULL };
     let installed = Command::new("wrk").arg("-v").output();
     installed.expect("wrk is installed: apt-get install wrk");
     let folder = tempfile::tempdir().unwrap();
-    let keys = Keys::new(Kind::Secret, size.keys);
+    let keys = Keys::new(KeyKind::Secret, size.keys);
     let presented = folder.path().join("keys");
     std::fs::write(&presented, draw(&keys, size.keys)).unwrap();
 
@@ -84,13 +86,18 @@ fn main() {
     let address = runtime.block_on(serve(keys, size.keys));
     assert_eq!(status(address, PLAIN), 200);
     assert_eq!(status(address, LAYERED), 200);
-    assert_eq!(status(address, KEYED), 401, "the layer is around it");
+    assert_eq!(
+        status(address, KEYED),
+        401,
+        "the route is behind keyward's layer"
+    );
 
     let load = |path| load(address, path, &presented, size.seconds);
     let mut table = Table::default();
     let mut rounds: [Vec<Round>; 3] = Default::default();
     let routes = [PLAIN, KEYED, LAYERED];
-    // The first turn warms up. Every route comes first equally often.
+    // The first turn warms up and is not counted. The order rotates, so that every route goes first equally
+    // often.
     for turn in 0..=size.pairs {
         for number in 0..routes.len() {
             let which = (turn + number) % routes.len();
@@ -134,7 +141,7 @@ fn main() {
     table.print(asked.json);
 }
 
-/// Adds the median of a ratio over all pairs, and the range of the middle half of the pairs.
+/// Adds a line to the table: the median of a ratio over all pairs of rounds, and the interquartile range.
 fn compare(
     table: &mut Table,
     what: &str,
@@ -158,14 +165,14 @@ async fn health() -> &'static str {
     "up\n"
 }
 
-/// Starts a service over `count` keys. Three routes have the same handler: one plain, one behind a layer that
-/// does nothing, and one behind keyward's layer.
+/// Starts a service with `count` keys. Three routes have the same handler: one without a layer, one behind a
+/// layer that does nothing, and one behind keyward's layer.
 async fn serve(made: Keys, count: u64) -> SocketAddr {
     let mut spec = profiles::standard();
-    // No node follows the store in this benchmark.
+    // Nothing syncs this service with its store, so the staleness bound must be longer than the run.
     spec.propagation = Propagation { bound: days(1) };
     let peppers = made.peppers();
-    let keys = Keyward::builder(Synthetic::new(made, count, Feed::Grow), peppers)
+    let keys = Keyward::builder(SyntheticStore::new(made, count, Feed::Grow), peppers)
         .policy(Policy::new(spec).unwrap())
         .build()
         .await
@@ -182,7 +189,7 @@ async fn serve(made: Keys, count: u64) -> SocketAddr {
     address
 }
 
-/// Returns random keys, one a line.
+/// Returns random tokens, one per line.
 fn draw(keys: &Keys, among: u64) -> String {
     let mut random = Random(1);
     let one = |_| keys.token(random.below(among)) + "\n";
@@ -203,11 +210,11 @@ fn status(address: SocketAddr, path: &str) -> u16 {
 struct Round {
     /// Requests per second.
     rate: f64,
-    /// CPU time of this process, the server, per request, in nanoseconds.
+    /// CPU time of this process, which runs the server, per request in nanoseconds.
     cpu: f64,
 }
 
-/// Runs one round of load on a route. Fails the run unless every response is 200.
+/// Runs one round of load on a route. Panics unless every response is 200.
 fn load(address: SocketAddr, path: &str, presented: &Path, seconds: u32) -> Round {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/http/load.lua");
     let mut wrk = Command::new("wrk");

@@ -1,7 +1,8 @@
-//! The cost of the database store, as ratios within one run on a server of the benchmark's own, so that the
-//! machine cancels out. Rounds take turns; the table shows medians.
+//! Measures the PostgreSQL store on a server that the benchmark starts. Results are ratios within one run, so
+//! that the speed of the machine cancels out. Rounds alternate, and the table shows medians.
 //!
-//! `cargo bench --package keyward-benches --bench postgres -- [--quick] [--json] [--only create,slow,hot,start]`
+//! `cargo bench --package keyward-benches --bench postgres -- [--quick] [--json] [--only
+//! create,slow,hot,start]`
 #![allow(
     clippy::disallowed_methods,
     reason = "benchmarks read the machine's clock to measure, not to decide"
@@ -21,22 +22,22 @@ use keyward::store::PostgresStore;
 use tokio::runtime::Runtime;
 use tokio_postgres::Client;
 
-use shared::table::{Asked, Table};
-use support::postgres::{Place, Server};
+use shared::table::{BenchOptions, Table};
+use support::postgres::{Server, TestSchema};
 
-/// The amount of work measured.
-struct Size {
+/// The size of a benchmark run.
+struct Workload {
     rounds: usize,
-    /// Creates of the single writer per round.
+    /// Creates per round if one writer runs alone.
     alone: usize,
-    /// Creates of each of the sixteen writers per round.
+    /// Creates per round of each of the sixteen concurrent writers.
     each: usize,
-    /// Keys in the store of the starting node.
+    /// Keys in the store that a starting node loads.
     keys: usize,
     starts: usize,
 }
 
-const FULL: Size = Size {
+const FULL: Workload = Workload {
     rounds: 9,
     alone: 400,
     each: 100,
@@ -44,7 +45,7 @@ const FULL: Size = Size {
     starts: 7,
 };
 
-const QUICK: Size = Size {
+const QUICK: Workload = Workload {
     rounds: 3,
     alone: 100,
     each: 40,
@@ -52,17 +53,16 @@ const QUICK: Size = Size {
     starts: 3,
 };
 
-/// Settings of a service that shares the machine with its database: memory for reads, and no checkpoint in
-/// the middle of a round.
+/// Server settings: enough memory for reads, and no checkpoint in the middle of a round.
 const SETTINGS: &str = "shared_buffers = '512MB'\nmax_wal_size = '8GB'\ncheckpoint_timeout = '1h'";
 
-fn connect(runtime: &Runtime, place: &Place) -> PostgresStore {
+fn connect(runtime: &Runtime, place: &TestSchema) -> PostgresStore {
     let options = PostgresStore::options(&place.url).schema(&place.schema);
     runtime.block_on(options.connect()).unwrap()
 }
 
-/// Opens a connection without a store.
-async fn plain(place: &Place) -> Client {
+/// Opens a plain database connection, without a store.
+async fn plain(place: &TestSchema) -> Client {
     let connected = tokio_postgres::connect(&place.url, tokio_postgres::NoTls).await;
     let (client, connection) = connected.unwrap();
     tokio::spawn(connection);
@@ -86,7 +86,7 @@ fn millis(seconds: f64) -> String {
 }
 
 fn main() {
-    let asked = Asked::read();
+    let asked = BenchOptions::read();
     let size = if asked.quick { &QUICK } else { &FULL };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -96,19 +96,25 @@ fn main() {
     let mut table = Table::default();
     let server = Server::start(SETTINGS);
     if asked.wants("create") {
-        writers::create(&runtime, &Place::at(server.url()), size, "", &mut table);
+        writers::create(
+            &runtime,
+            &TestSchema::at(server.url()),
+            size,
+            "",
+            &mut table,
+        );
     }
     if asked.wants("hot") {
-        writers::hot(&runtime, &Place::at(server.url()), size, &mut table);
+        writers::hot(&runtime, &TestSchema::at(server.url()), size, &mut table);
     }
     if asked.wants("start") {
-        start::start(&runtime, &Place::at(server.url()), size, &mut table);
+        start::start(&runtime, &TestSchema::at(server.url()), size, &mut table);
     }
     drop(server);
     if asked.wants("slow") {
         let slow = |folder: &_| Some(support::cc::library(include_str!("slow.c"), folder));
         let server = Server::start_with(SETTINGS, slow);
-        let place = Place::at(server.url());
+        let place = TestSchema::at(server.url());
         writers::create(&runtime, &place, size, ", +2 ms a sync", &mut table);
     }
     table.print(asked.json);

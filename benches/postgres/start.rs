@@ -1,4 +1,4 @@
-//! The start of a node: loads everything in the store into an index.
+//! Measures the start of a node, which loads the whole store into an index.
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;
@@ -10,16 +10,16 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::Runtime;
 use tokio_postgres::Row;
 
-use super::{Size, connect, median, millis, plain, timed};
-use shared::maker::{Maker, keyward, tenant};
+use super::{Workload, connect, median, millis, plain, timed};
+use shared::maker::{CommitGenerator, keyward, tenant};
 use shared::table::{Goal, Table};
-use support::postgres::Place;
+use support::postgres::TestSchema;
 
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// Reads the rows that a starting node reads, and discards them. Uses the same driver: connects, opens a
-/// snapshot, reads the head and then the rows.
-async fn stream(place: &Place) -> usize {
+/// Reads and discards the rows that a starting node reads. Takes the same steps with the same driver:
+/// connects, opens a snapshot, reads the head and then the rows.
+async fn stream(place: &TestSchema) -> usize {
     let client = plain(place).await;
     let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
     client.batch_execute(begin).await.unwrap();
@@ -43,14 +43,14 @@ async fn stream(place: &Place) -> usize {
     read
 }
 
-/// Returns the CPU time of this process on both cores.
+/// Returns the CPU time of all threads of this process.
 fn process_time() -> Duration {
     let at = clock_gettime(ClockId::ProcessCPUTime);
     let seconds = u64::try_from(at.tv_sec).unwrap_or_default();
     Duration::new(seconds, u32::try_from(at.tv_nsec).unwrap_or_default())
 }
 
-/// Reads every byte of a row.
+/// Reads every byte of a row, so that no part of the row is skipped.
 fn touch(row: &Row) -> u64 {
     let bytes = |bytes: Option<&[u8]>| {
         bytes
@@ -79,10 +79,10 @@ fn touch(row: &Row) -> u64 {
         + number(9)
 }
 
-pub(crate) fn start(runtime: &Runtime, place: &Place, size: &Size, table: &mut Table) {
+pub(crate) fn start(runtime: &Runtime, place: &TestSchema, size: &Workload, table: &mut Table) {
     eprintln!("start: filling");
     let store = connect(runtime, place);
-    let mut maker = Maker::new();
+    let mut maker = CommitGenerator::new();
     let tenants = (size.keys / 1000).min(1000);
     let name = |number: usize| tenant(&format!("customer-{}", number % tenants));
     let began = Instant::now();

@@ -1,4 +1,4 @@
-//! Creates by one writer, and by sixteen concurrently.
+//! Measures key creation by one writer, and by sixteen concurrent writers.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use keyward::store::{KeyStore, PostgresStore};
 use keyward::{Keyward, TenantId};
 use tokio::runtime::Runtime;
 
-use super::{Size, connect, median, plain, timed};
-use shared::maker::{Maker, admin, keyward, new_key, tenant};
+use super::{Workload, connect, median, plain, timed};
+use shared::maker::{CommitGenerator, admin, keyward, new_key, tenant};
 use shared::table::{Goal, Table};
-use support::postgres::Place;
+use support::postgres::TestSchema;
 
 const WRITERS: usize = 16;
 const TENANTS: usize = 64;
@@ -18,7 +18,7 @@ const TENANTS: usize = 64;
 /// The measurements of a round.
 struct Round {
     rate: f64,
-    /// The time of each create in seconds, sorted ascending.
+    /// Durations of the creates in seconds, in ascending order.
     times: Vec<f64>,
     failed: usize,
 }
@@ -39,7 +39,7 @@ impl Round {
     }
 }
 
-/// All rounds of one kind.
+/// The rounds of one kind of measurement.
 #[derive(Default)]
 struct Rounds(Vec<Round>);
 
@@ -56,7 +56,7 @@ impl Rounds {
         self.0.iter().map(|round| round.failed).sum()
     }
 
-    /// Returns the median of the rounds' ratios.
+    /// Returns the median over all rounds of this rate divided by the rate of `other`.
     fn against(&self, other: &Self) -> f64 {
         let pairs = self.0.iter().zip(&other.0);
         median(pairs.map(|(own, other)| own.rate / other.rate))
@@ -69,8 +69,8 @@ impl Rounds {
     }
 }
 
-/// Measures inserts on one connection into one table with one row each: the base cost of a durable statement.
-async fn inserts(place: &Place, count: usize) -> Round {
+/// Measures plain inserts of one row each, on one connection: the base cost of a durable statement.
+async fn inserts(place: &TestSchema, count: usize) -> Round {
     let client = plain(place).await;
     let sql = "CREATE TABLE IF NOT EXISTS floor (id bytea PRIMARY KEY, body bytea NOT NULL)";
     client.batch_execute(sql).await.unwrap();
@@ -89,16 +89,16 @@ async fn inserts(place: &Place, count: usize) -> Round {
     Round::of(whole, times)
 }
 
-/// A writer with its own tenants.
+/// A writer that commits only to its own tenants.
 struct Writer {
-    maker: Maker,
+    maker: CommitGenerator,
     tenants: Vec<TenantId>,
 }
 
 impl Writer {
     fn new(number: usize, tenants: usize) -> Self {
         let name = |own| tenant(&format!("writer-{number}-{own}"));
-        let mut maker = Maker::new();
+        let mut maker = CommitGenerator::new();
         maker.seed(number as u64);
         Self {
             maker,
@@ -112,7 +112,7 @@ impl Writer {
             let tenant = &self.tenants[number % self.tenants.len()];
             let commit = self.maker.fresh(tenant, 1);
             let (time, revision) = timed(store.commit(commit)).await;
-            self.maker.landed(tenant, revision.unwrap());
+            self.maker.record_commit(tenant, revision.unwrap());
             times.push(time);
         }
         times
@@ -138,7 +138,7 @@ async fn commits(store: &PostgresStore, writers: &mut Vec<Writer>, count: usize)
     Round::of(began.elapsed(), times)
 }
 
-/// Measures whole creates of several writers, each over all `tenants`.
+/// Measures full creates through the service. All writers use all `tenants`.
 async fn creates(nodes: &[Keyward], writers: usize, count: usize, tenants: usize) -> Round {
     let began = Instant::now();
     let own = (0..writers).map(|writer| {
@@ -146,7 +146,8 @@ async fn creates(nodes: &[Keyward], writers: usize, count: usize, tenants: usize
         tokio::spawn(async move {
             let (mut times, mut failed) = (Vec::new(), 0_usize);
             for number in 0..count {
-                // Each writer has its own stride, so that two writers meet on a tenant now and then.
+                // Each writer steps through the tenants with its own stride, so that two writers sometimes
+                // use the same tenant.
                 let whose = (writer * 37 + number * (2 * writer + 1)) % tenants;
                 let actor = admin(&format!("tenant-{whose}"));
                 let (time, created) = timed(keys.create(&actor, new_key())).await;
@@ -171,8 +172,14 @@ async fn creates(nodes: &[Keyward], writers: usize, count: usize, tenants: usize
     }
 }
 
-/// Measures one writer and sixteen, through the store alone and through the service.
-pub(crate) fn create(runtime: &Runtime, place: &Place, size: &Size, with: &str, table: &mut Table) {
+/// Measures one writer and sixteen writers, directly on the store and through the service.
+pub(crate) fn create(
+    runtime: &Runtime,
+    place: &TestSchema,
+    size: &Workload,
+    with: &str,
+    table: &mut Table,
+) {
     eprintln!("create{with}");
     let store = connect(runtime, place);
     let nodes = [keyward(store.clone())];
@@ -216,9 +223,9 @@ pub(crate) fn create(runtime: &Runtime, place: &Place, size: &Size, with: &str, 
     }
 }
 
-/// Measures sixteen writers on one tenant, which only one commit at a time can change: with one node, and
-/// with four.
-pub(crate) fn hot(runtime: &Runtime, place: &Place, size: &Size, table: &mut Table) {
+/// Measures sixteen writers on one tenant, with one node and with four. Only one commit at a time can change
+/// a tenant.
+pub(crate) fn hot(runtime: &Runtime, place: &TestSchema, size: &Workload, table: &mut Table) {
     eprintln!("hot: 16 writers, one tenant");
     let nodes: Vec<_> = (0..4).map(|_| keyward(connect(runtime, place))).collect();
     let mut rounds: [Rounds; 3] = Default::default();

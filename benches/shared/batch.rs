@@ -1,10 +1,11 @@
-//! The tokens presented in one measured stretch, built beforehand and contiguous in memory. Reading the
-//! tokens is cheap, as in a service, which has just read a request's header when it verifies the key.
+//! The tokens for one measured run, built beforehand and contiguous in memory.
+//!
+//! Reading a token is as cheap as in a service, which has just read the request's header.
 
 use crate::Random;
 use crate::keys::{BODY, ID_AND_SECRET, Keys, WIDTH};
 
-/// Texts of equal width, in bytes.
+/// Texts of equal length in one buffer.
 #[derive(Clone, Debug)]
 pub struct Batch {
     text: Vec<u8>,
@@ -16,7 +17,10 @@ impl Batch {
         let (mut all, mut width) = (Vec::new(), 0);
         for text in texts {
             let text = text.as_ref();
-            assert!(width == 0 || width == text.len(), "texts of one width");
+            assert!(
+                width == 0 || width == text.len(),
+                "all texts have the same length"
+            );
             width = text.len();
             all.extend_from_slice(text);
         }
@@ -32,8 +36,8 @@ impl Batch {
         &self.text[at * self.width..][..self.width]
     }
 
-    /// Returns the input of the floor's MAC: id and secret of a keyward token, or the same number of bytes of
-    /// any other text.
+    /// Returns the input for the HMAC of the floor: id and secret of a keyward token, or as many bytes of
+    /// another text.
     #[inline]
     pub fn id_and_secret(&self, at: usize) -> &[u8; ID_AND_SECRET] {
         let end = (at + 1) * self.width;
@@ -42,12 +46,12 @@ impl Batch {
             .expect("a slice of ID_AND_SECRET bytes has that length")
     }
 
-    /// Makes tokens of random keys with numbers below `among`.
+    /// Makes valid tokens of random keys with numbers below `among`.
     pub fn valid(keys: &Keys, among: u64, count: usize, random: &mut Random) -> Self {
         Self::new((0..count).map(|_| keys.token(random.below(among))))
     }
 
-    /// Makes tokens of existing keys with wrong secrets and valid checksums.
+    /// Makes tokens with the id of an existing key, a wrong secret and a valid checksum.
     pub fn wrong_secret(keys: &Keys, among: u64, count: usize, random: &mut Random) -> Self {
         Self::new((0..count).map(|_| {
             let id = keys.id(random.below(among));
@@ -63,7 +67,7 @@ impl Batch {
         }))
     }
 
-    /// Makes tokens with one illegal character anywhere after the prefix.
+    /// Makes tokens with one illegal character at a random position after the prefix.
     pub fn malformed(keys: &Keys, among: u64, count: usize, random: &mut Random) -> Self {
         Self::new((0..count).map(|_| {
             let mut text = keys.token(random.below(among)).into_bytes();
@@ -83,7 +87,7 @@ impl Batch {
         }))
     }
 
-    /// Makes another service's credentials: texts as long as a small JSON web token.
+    /// Makes credentials of another service: texts as long as a small JSON Web Token.
     pub fn foreign(count: usize, random: &mut Random) -> Self {
         const TEXT: &[u8] =
             b"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIiwibmFt\

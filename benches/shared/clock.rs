@@ -1,5 +1,5 @@
-//! Measured time: wall time, and the CPU time of this thread, which other work on the machine does not
-//! lengthen.
+//! Measured time: wall time, and the CPU time of this thread. Other work on the machine does not add to CPU
+//! time.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// The time an operation took, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Taken {
+pub struct Elapsed {
     /// CPU time of the thread.
     pub cpu: f64,
     pub wall: f64,
@@ -21,11 +21,11 @@ pub fn thread_time() -> Duration {
     Duration::new(seconds, nanos)
 }
 
-pub fn timed<T>(work: impl FnOnce() -> T) -> (Taken, T) {
+pub fn timed<T>(work: impl FnOnce() -> T) -> (Elapsed, T) {
     let (wall, cpu) = (Instant::now(), thread_time());
     let done = work();
     let (cpu, wall) = (thread_time() - cpu, wall.elapsed());
-    let taken = Taken {
+    let taken = Elapsed {
         cpu: nanos(cpu),
         wall: nanos(wall),
     };

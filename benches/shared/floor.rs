@@ -1,5 +1,6 @@
-//! The floor: HMAC-SHA-256 of `id ‖ secret` with a prepared key, as two raw compressions. No verification
-//! that keeps its secrets under a pepper can cost less.
+//! The floor: the lowest possible cost of a verification that keeps its secrets under a pepper.
+//!
+//! The floor is one HMAC-SHA-256 of `id ‖ secret` with a prepared key, which takes two raw compressions.
 
 use std::hint::black_box;
 
@@ -22,15 +23,15 @@ const START: [u32; 8] = [
     0x5be0_cd19,
 ];
 
-/// A prepared MAC key: one compression for each of its two hashes.
+/// A prepared HMAC key: the SHA-256 states after the inner and the outer key block.
 #[derive(Clone, Copy, Debug)]
-pub struct Floor {
+pub struct HmacFloor {
     inner: [u32; 8],
     outer: [u32; 8],
 }
 
-impl Floor {
-    /// Prepares the floor for the benchmarks' pepper.
+impl HmacFloor {
+    /// Prepares the benchmarks' pepper as an HMAC key.
     pub fn new() -> Self {
         let keyed = |pad: u8| {
             let mut block = [pad; 64];
@@ -47,7 +48,11 @@ impl Floor {
         let mac = <Hmac<Sha256> as KeyInit>::new_from_slice(&PEPPER).unwrap();
         let whole: [u8; 32] = mac.chain_update(message).finalize().into_bytes().into();
         let word = u32::from_be_bytes([whole[0], whole[1], whole[2], whole[3]]);
-        assert_eq!(floor.mac(&message)[0], word, "the floor is the same MAC");
+        assert_eq!(
+            floor.mac(&message)[0],
+            word,
+            "the floor computes the same HMAC as the `hmac` crate"
+        );
         floor
     }
 
@@ -56,7 +61,7 @@ impl Floor {
         let mut block = [0; 64];
         block[..ID_AND_SECRET].copy_from_slice(message);
         block[ID_AND_SECRET] = 0x80;
-        // The length includes the block of the key: 64 + 54 bytes, in bits.
+        // The message length includes the key block: 64 + 54 bytes, in bits.
         block[62..].copy_from_slice(&(8 * (64 + ID_AND_SECRET as u16)).to_be_bytes());
         let mut state = self.inner;
         compress256(&mut state, &[block]);
@@ -72,7 +77,7 @@ impl Floor {
         state
     }
 
-    /// MACs a batch one after the other.
+    /// Computes the HMACs of a batch one after another.
     pub fn run(&self, batch: &Batch) {
         let nothing = black_box(0);
         let mut at = 0;
@@ -83,7 +88,7 @@ impl Floor {
     }
 }
 
-impl Default for Floor {
+impl Default for HmacFloor {
     fn default() -> Self {
         Self::new()
     }

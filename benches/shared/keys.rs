@@ -1,5 +1,5 @@
-//! Keys derived from their numbers, with the contents of a typical record. Each tenant has 50 keys and five
-//! owners.
+//! Keys whose data is derived from their number, with the contents of a typical record. Each tenant has 50
+//! keys and five owners.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -7,8 +7,8 @@ use std::time::Duration;
 use hmac::{Hmac, KeyInit, Mac};
 use keyward::key::{
     AddressAllowlist, Author, ClassName, Credential, Description, Digest, Environment, Fingerprint,
-    Hint, ImportScheme, KeyFacts, KeyName, KeyRecord, KeyState, LastAction, Lineage, Metadata,
-    Owner, Stamp, Visibility,
+    Hint, ImportScheme, KeyFacts, KeyName, KeyRecord, KeyState, KeyType, LastAction, Lineage,
+    Metadata, Owner, Stamp,
 };
 use keyward::pepper::{Pepper, PepperId};
 use keyward::store::{Change, OwnerRecord, Revision, Row};
@@ -18,22 +18,22 @@ use sha2::Sha256;
 
 use crate::mixed;
 
-/// The pepper's bytes, known here so that digests can be made without the crate under test.
+/// The pepper's bytes. They are fixed, so that digests can be computed without the crate under test.
 pub const PEPPER: [u8; 32] = *b"a pepper for measuring, 32 bytes";
-/// Length of a token after its prefix: 60 characters for id, secret and checksum.
+/// Length of a token without its prefix: 60 characters for id, secret and checksum.
 pub const BODY: usize = 60;
-/// Length of the digested part: 54 characters of id and secret.
+/// Length of the hashed part of a token: 54 characters of id and secret.
 pub const ID_AND_SECRET: usize = 54;
-/// Length of a secret key's token: 68 characters.
+/// Length of a secret key's token with its prefix: 68 characters.
 pub const WIDTH: usize = 68;
 
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const KEYS_OF_A_TENANT: u64 = 50;
 const OWNERS_OF_A_TENANT: u64 = 5;
-/// 2025-01-01, in milliseconds since the Unix epoch.
+/// The creation time of the first key: 2025-01-01, in milliseconds since the Unix epoch.
 const FIRST_MILLIS: u64 = 1_735_689_600_000;
 
-/// The bit in the random part of an id that is set only in ids that no key has.
+/// A bit in the random part of an id. Only ids without a key have this bit set.
 const STRANGER: u64 = 1 << 63;
 
 /// The scope that every measured verification requires.
@@ -52,21 +52,21 @@ const OTHER_SCOPES: [&str; 11] = [
     "webhooks:write",
 ];
 
-/// The ways to present and find a key.
+/// The kinds of keys, by the way a key is found and checked.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Kind {
-    /// Found by id; the secret is digested under the pepper.
+pub enum KeyKind {
+    /// Found by id. The secret is hashed with the pepper.
     Secret,
-    /// Found by id; the token is public.
+    /// Found by id. The token is public.
     Publishable,
-    /// Found by the digest of the whole text.
+    /// Found by the digest of the whole token.
     Imported,
 }
 
-/// A set of keys that are derived on demand and not stored.
+/// A set of keys. Tokens and records are computed on demand, not stored.
 #[derive(Clone, Debug)]
 pub struct Keys {
-    kind: Kind,
+    kind: KeyKind,
     tenants: u64,
     mac: Hmac<Sha256>,
     prefix: TokenPrefix,
@@ -77,11 +77,11 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Creates a set with room for `most` keys in tenants of 50.
-    pub fn new(kind: Kind, most: u64) -> Self {
+    /// Creates a set for up to `most` keys, with 50 keys in each tenant.
+    pub fn new(kind: KeyKind, most: u64) -> Self {
         let (prefix, class) = match kind {
-            Kind::Secret | Kind::Imported => ("sk_live_", "secret"),
-            Kind::Publishable => ("pk_live_", "publishable"),
+            KeyKind::Secret | KeyKind::Imported => ("sk_live_", "secret"),
+            KeyKind::Publishable => ("pk_live_", "publishable"),
         };
         let millis = i64::try_from(FIRST_MILLIS).unwrap();
         Self {
@@ -100,18 +100,18 @@ impl Keys {
         PepperRing::new(Pepper::new(self.pepper.clone(), &PEPPER).unwrap())
     }
 
-    /// Returns an instant before every measured run.
+    /// Returns the creation time of the first key, which lies before every measured run.
     pub const fn first(&self) -> Timestamp {
         self.first
     }
 
-    /// Returns the id of a key. Ids sort like the numbers, so that a store in id order needs no list of its
-    /// ids.
+    /// Returns the id of key `number`. Ids sort in the order of the numbers, so that a store in id order
+    /// needs no list of ids.
     pub fn id(&self, number: u64) -> KeyId {
         Self::id_of(number, mixed(number) & !STRANGER)
     }
 
-    /// Returns an id that no key has, with the timestamp of key `number`.
+    /// Returns an id without a key, with the timestamp of key `number`.
     pub fn stranger(&self, number: u64, random: u64) -> KeyId {
         Self::id_of(number, random | STRANGER)
     }
@@ -129,11 +129,11 @@ impl Keys {
     /// Returns the token of key `number`.
     pub fn token(&self, number: u64) -> String {
         match self.kind {
-            Kind::Imported => format!(
+            KeyKind::Imported => format!(
                 "legacy:{:048x}",
                 u128::from(mixed(number)) << 64 | u128::from(number)
             ),
-            Kind::Secret | Kind::Publishable => self.compose(self.id(number), mixed(!number)),
+            KeyKind::Secret | KeyKind::Publishable => self.compose(self.id(number), mixed(!number)),
         }
     }
 
@@ -155,7 +155,7 @@ impl Keys {
     }
 
     fn credential(&self, token: &str) -> Credential {
-        if self.kind == Kind::Imported {
+        if self.kind == KeyKind::Imported {
             return Credential::Imported {
                 scheme: ImportScheme::Sha256,
                 digest: Digest::sha256(token),
@@ -169,7 +169,7 @@ impl Keys {
         }
     }
 
-    /// Returns the record of key `number` after `changes` changes.
+    /// Returns the record of key `number` after the key was changed `changes` times.
     pub fn record(&self, number: u64, changes: u64) -> KeyRecord {
         let token = self.token(number);
         let own = mixed(number ^ 0x5c0e);
@@ -187,8 +187,8 @@ impl Keys {
             at: self.first.saturating_add(Duration::from_millis(number)),
             by: Author::Principal(self.owner_of(number)),
         };
-        let peppered = self.kind != Kind::Imported;
-        let public = self.kind == Kind::Publishable;
+        let peppered = self.kind != KeyKind::Imported;
+        let public = self.kind == KeyKind::Publishable;
         let credential = self.credential(&token);
         let lineage = Lineage {
             first: self.id(number),
@@ -200,10 +200,10 @@ impl Keys {
                 id: self.id(number),
                 tenant: self.tenant(number % self.tenants),
                 class: self.class.clone(),
-                visibility: if public {
-                    Visibility::Publishable
+                key_type: if public {
+                    KeyType::Publishable
                 } else {
-                    Visibility::Secret
+                    KeyType::Secret
                 },
                 environment: Environment::LIVE,
                 name: KeyName::new(format!("nightly export {number}")).unwrap(),
@@ -220,7 +220,7 @@ impl Keys {
                 resource: None,
                 exposed_at: None,
                 updated: created.clone(),
-                // The expiry shows whether the newest change has arrived.
+                // Each change moves the expiry, which shows whether the newest change has arrived.
                 expires_at: Some(
                     created
                         .at
@@ -244,7 +244,7 @@ impl Keys {
     }
 
     fn tenant(&self, tenant: u64) -> TenantId {
-        // Padded to one width, so that text sorts as numbers do.
+        // Padded to a fixed width, so that names sort in numeric order.
         TenantId::new(format!("customer-{tenant:07}")).unwrap()
     }
 
@@ -260,7 +260,7 @@ impl Keys {
         self.tenants * OWNERS_OF_A_TENANT
     }
 
-    /// Returns the `place`th owner in the order of a scan.
+    /// Returns the owner at position `place` of a scan.
     pub fn owner_row(&self, place: u64) -> OwnerRecord {
         let owner = Self::principal(place % OWNERS_OF_A_TENANT);
         OwnerRecord {
@@ -276,7 +276,7 @@ impl Keys {
         }
     }
 
-    /// Returns the place of an owner in the order of a scan.
+    /// Returns the position of an owner in a scan.
     pub fn place(tenant: &TenantId, owner: &PrincipalId) -> u64 {
         let tenant: u64 = tenant.as_str()["customer-".len()..].parse().unwrap();
         let owner = u64::from(owner.as_str().as_bytes()["user-".len()] - b'0');

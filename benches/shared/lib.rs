@@ -1,12 +1,12 @@
-//! Code shared by the benchmarks of verification: a store that makes its rows when they are read, the floor
-//! that times are divided by, and the table.
+//! Code shared by the benchmarks: a store that computes its rows, the floor that times are divided by, and
+//! the result table.
 #![allow(
     missing_docs,
     clippy::missing_errors_doc,
     clippy::len_without_is_empty,
     clippy::missing_panics_doc,
     clippy::new_without_default,
-    reason = "for the benchmarks of this workspace alone"
+    reason = "only the benchmarks of this workspace use this crate"
 )]
 #![allow(
     clippy::disallowed_methods,
@@ -29,7 +29,7 @@ pub mod store;
 pub mod table;
 pub mod turns;
 
-/// SplitMix64 of `number`: pseudo-random and reproducible.
+/// Returns the SplitMix64 hash of `number`, which is pseudo-random and reproducible.
 pub const fn mixed(number: u64) -> u64 {
     let mut z = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -37,7 +37,7 @@ pub const fn mixed(number: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Pseudo-random numbers, the same in every run.
+/// A generator of pseudo-random numbers, which are the same in every run.
 #[derive(Clone, Debug)]
 pub struct Random(pub u64);
 
@@ -47,7 +47,7 @@ impl Random {
         mixed(self.0)
     }
 
-    /// Returns a number below `bound`. The remainder's bias is far below anything measured here.
+    /// Returns a number below `bound`. The modulo bias is far below anything measured here.
     pub const fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }

@@ -1,4 +1,4 @@
-//! Commits for the benchmarks of stores, shaped like those of real commands.
+//! Commits for the benchmarks of stores, like those of real commands.
 #![allow(clippy::unwrap_used, reason = "a benchmark panics on failure")]
 
 use std::collections::HashMap;
@@ -17,9 +17,9 @@ use keyward::{
 };
 use pollster::block_on;
 
-/// Makes commits shaped like those of real commands: varies the records and entries that [`Keyward::create`]
+/// Makes commits like those of real commands: varies the record and the audit entry that [`Keyward::create`]
 /// wrote.
-pub struct Maker {
+pub struct CommitGenerator {
     record: KeyRecord,
     entry: AuditEntry,
     made: u64,
@@ -27,7 +27,7 @@ pub struct Maker {
     tenants: HashMap<TenantId, (Revision, u64)>,
 }
 
-impl Maker {
+impl CommitGenerator {
     pub fn new() -> Self {
         let store = MemoryStore::new();
         let keys = keyward(store.clone());
@@ -46,14 +46,14 @@ impl Maker {
         }
     }
 
-    /// Makes this maker draw other ids than makers with other seeds.
+    /// Seeds the generator, so that it draws other ids than generators with other seeds.
     pub fn seed(&mut self, seed: u64) {
         self.random = self
             .random
             .wrapping_add(seed.wrapping_mul(0xd134_2543_de82_ef95));
     }
 
-    /// Draws a number with SplitMix64.
+    /// Returns the next random number (SplitMix64).
     pub fn random(&mut self) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;
@@ -122,18 +122,18 @@ impl Maker {
         self.commit(tenant, puts)
     }
 
-    /// Resets the maker for another store, in which no tenant has changed yet.
+    /// Resets the generator for a new store, in which no tenant has a commit yet.
     pub fn start_new_epoch(&mut self) {
         self.tenants.clear();
     }
 
-    /// Records the revision of a tenant's commit, which the tenant's next commit must expect.
-    pub fn landed(&mut self, tenant: &TenantId, revision: Revision) {
+    /// Records the revision of a tenant's commit. The tenant's next commit expects this revision.
+    pub fn record_commit(&mut self, tenant: &TenantId, revision: Revision) {
         let own = self.tenants.entry(tenant.clone()).or_default();
         *own = (revision, own.1 + 1);
     }
 
-    /// Fills a store with keys in commits of 1,000. Returns a tenth of the records, with their tenants.
+    /// Fills a store with keys, 1,000 per commit. Returns a random tenth of the records with their tenants.
     pub fn fill(
         &mut self,
         store: &impl KeyStore,
@@ -144,14 +144,14 @@ impl Maker {
         for number in 0..keys / 1000 {
             let tenant = tenant_of(number);
             let commit = self.fresh(&tenant, 1000);
-            // A random tenth, to be changed later.
+            // Selects a random tenth of the records for the caller to change later.
             for record in &commit.effects.puts {
                 if self.random().is_multiple_of(10) {
                     sample.push((tenant.clone(), record.clone()));
                 }
             }
             let revision = block_on(store.commit(commit)).unwrap();
-            self.landed(&tenant, revision);
+            self.record_commit(&tenant, revision);
         }
         sample
     }

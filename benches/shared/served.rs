@@ -11,29 +11,29 @@ use pollster::block_on;
 
 use crate::Random;
 use crate::batch::Batch;
-use crate::keys::{Keys, Kind, SCOPE};
-use crate::store::{Feed, Synthetic};
+use crate::keys::{KeyKind, Keys, SCOPE};
+use crate::store::{Feed, SyntheticStore};
 
-/// The state that a service keeps in memory while it serves.
-pub struct Served {
-    pub store: Arc<Synthetic>,
+/// A verifier with its replica and store, as a service keeps them in memory.
+pub struct BenchVerifier {
+    pub store: Arc<SyntheticStore>,
     pub replica: Arc<Replica>,
     pub verifier: Verifier,
     pub keys: Keys,
 }
 
-impl Served {
-    /// Creates the state with nothing loaded.
+impl BenchVerifier {
+    /// Creates a verifier with an empty replica.
     pub fn empty(keys: Keys, scanned: u64, feed: Feed) -> Self {
         Self::empty_at(keys, scanned, feed, Arc::new(SystemClock))
     }
 
-    /// Creates the state with nothing loaded, on the caller's clock.
+    /// Creates a verifier with an empty replica, on the given clock.
     pub fn empty_at(keys: Keys, scanned: u64, feed: Feed, clock: Arc<dyn Clock>) -> Self {
-        let store = Arc::new(Synthetic::new(keys.clone(), scanned, feed));
+        let store = Arc::new(SyntheticStore::new(keys.clone(), scanned, feed));
         let replica = Arc::new(Replica::new(store.clone(), clock.clone()));
         let mut spec = profiles::standard();
-        // The bound is so long that no verification is refused as stale during a run.
+        // The bound is so long that no verification during a run is refused as stale.
         spec.propagation = Propagation { bound: days(1) };
         let policies = Policy::new(spec).unwrap();
         let verifier = Verifier::new(
@@ -56,18 +56,19 @@ impl Served {
         served
     }
 
-    /// Loads a set of secret keys.
+    /// Creates a verifier and loads `keys` secret keys.
     pub fn secret(keys: u64) -> Self {
-        Self::load(Keys::new(Kind::Secret, keys), keys)
+        Self::load(Keys::new(KeyKind::Secret, keys), keys)
     }
 
     pub fn sync(&self) {
         block_on(self.replica.sync()).unwrap();
     }
 
-    /// Verifies a batch one after the other. Returns the number of granted keys.
+    /// Verifies the tokens of a batch one after another. Returns the number of accepted tokens.
     pub fn run(&self, batch: &Batch, need: &Need) -> usize {
-        // Opaque to the compiler: the position of the next token depends on the last verdict.
+        // The compiler does not know that this is 0. So the position of the next token depends on the last
+        // verdict.
         let nothing = black_box(0);
         let (mut at, mut granted) = (0, 0);
         while at < batch.len() {
@@ -82,7 +83,7 @@ impl Served {
         granted
     }
 
-    /// Checks a batch's verdicts, so that the benchmark measures the operation it is named for.
+    /// Checks the verdicts of a batch, so that the benchmark measures the operation in its name.
     pub fn expect(&self, batch: &Batch, need: &Need, right: fn(&Result<(), VerifyError>) -> bool) {
         for at in 0..batch.len().min(50) {
             let verdict = self.verifier.verify(batch.at(at), need).map(drop);
@@ -91,14 +92,14 @@ impl Served {
     }
 }
 
-/// Returns the need of every measured verification.
+/// Returns the need that every measured verification checks.
 pub fn need() -> Need {
     Need::scope(SCOPE).unwrap()
 }
 
-/// The kinds of presented tokens, by the verdict they get.
+/// The kinds of tokens that the benchmarks present.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Presented {
+pub enum TokenKind {
     Valid,
     WrongSecret,
     Unknown,
@@ -107,7 +108,7 @@ pub enum Presented {
     Foreign,
 }
 
-impl Presented {
+impl TokenKind {
     pub const ALL: [Self; 6] = [
         Self::Valid,
         Self::WrongSecret,

@@ -1,4 +1,4 @@
-//! A store without data. The store makes its rows when they are read, so that ten million keys use memory
+//! A store without stored data. Rows are computed when they are read, so that ten million keys use memory
 //! only in the measured index.
 
 use std::num::NonZeroUsize;
@@ -10,30 +10,30 @@ use keyward::store::*;
 use crate::keys::Keys;
 use crate::mixed;
 
-type Answer<T> = Result<T, StoreError>;
+type StoreResult<T> = Result<T, StoreError>;
 
-/// The kind of changes in the feed after the scan.
+/// The kind of changes in the feed after the first scan.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Feed {
-    /// New keys, one per revision.
+    /// Each revision adds a new key.
     Grow,
-    /// Changed records of random keys; every tenth change is a new key.
+    /// Each revision changes a random key; every tenth revision adds a new key.
     Mixed,
 }
 
 #[derive(Debug)]
-pub struct Synthetic {
+pub struct SyntheticStore {
     pub keys: Keys,
-    /// The number of keys in a scan.
+    /// The number of keys that a scan returns.
     scanned: u64,
     feed: Feed,
     head: AtomicU64,
 }
 
-/// The revision of the commit that wrote every scanned row.
+/// The revision of all scanned rows.
 const FILLED: u64 = 1;
 
-impl Synthetic {
+impl SyntheticStore {
     pub const fn new(keys: Keys, scanned: u64, feed: Feed) -> Self {
         Self {
             keys,
@@ -43,7 +43,7 @@ impl Synthetic {
         }
     }
 
-    /// Commits `commits` more changes. Returns the new head of the feed.
+    /// Appends `commits` changes to the feed. Returns the new head revision.
     pub fn commit_more(&self, commits: u64) -> u64 {
         self.head.fetch_add(commits, Ordering::AcqRel) + commits
     }
@@ -60,7 +60,7 @@ impl Synthetic {
         Self::cursor(self.head.load(Ordering::Acquire))
     }
 
-    /// Returns the change that the commit of this revision wrote.
+    /// Returns the change of the commit at `revision`.
     pub fn change(&self, revision: u64) -> Change {
         let nth = revision - FILLED - 1;
         let number = match self.feed {
@@ -104,12 +104,12 @@ fn refused(doing: &'static str) -> StoreError {
 }
 
 #[keyward::store::async_trait]
-impl KeyStore for Synthetic {
-    async fn load(&self, _: &keyward::TenantId, _: &LoadRequest) -> Answer<TenantView> {
+impl KeyStore for SyntheticStore {
+    async fn load(&self, _: &keyward::TenantId, _: &LoadRequest) -> StoreResult<TenantView> {
         Err(refused("loading what is only made up"))
     }
 
-    async fn find(&self, locator: &Locator) -> Answer<Option<FoundKey>> {
+    async fn find(&self, locator: &Locator) -> StoreResult<Option<FoundKey>> {
         let head = self.head();
         let own = |id: &KeyId| {
             let number = Keys::number(*id);
@@ -139,15 +139,15 @@ impl KeyStore for Synthetic {
         })
     }
 
-    async fn scan(&self, after: Option<RowKey>, limit: NonZeroUsize) -> Answer<ScanPage> {
+    async fn scan(&self, after: Option<RowKey>, limit: NonZeroUsize) -> StoreResult<ScanPage> {
         Ok(self.page(after.as_ref(), limit.get()))
     }
 
-    async fn list(&self, _: &KeyQuery) -> Answer<KeyPage> {
+    async fn list(&self, _: &KeyQuery) -> StoreResult<KeyPage> {
         Err(refused("listing what is only made up"))
     }
 
-    async fn audit(&self, _: &AuditQuery) -> Answer<AuditPage> {
+    async fn audit(&self, _: &AuditQuery) -> StoreResult<AuditPage> {
         Err(refused("reading the trail of what is only made up"))
     }
 }

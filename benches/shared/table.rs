@@ -1,7 +1,7 @@
 //! A table of measurements and their goals.
 
-/// A line of the table.
-struct Line {
+/// A row of the table.
+struct TableRow {
     what: String,
     value: f64,
     goal: Option<Goal>,
@@ -31,7 +31,7 @@ impl Goal {
 }
 
 #[derive(Default)]
-pub struct Table(Vec<Line>);
+pub struct Table(Vec<TableRow>);
 
 impl Table {
     pub fn add(
@@ -43,7 +43,7 @@ impl Table {
     ) {
         let (what, goal, note) = (what.into(), goal.into(), note.into());
         eprintln!("  {what}: {value:.2} ({note})");
-        self.0.push(Line {
+        self.0.push(TableRow {
             what,
             value,
             goal,
@@ -70,7 +70,7 @@ impl Table {
             let goal = line.goal.map(Goal::text).unwrap_or_default();
             let met = line.goal.map(|goal| goal.holds(line.value));
             let met = met.map_or("", |met| if met { "yes" } else { "NO" });
-            let Line {
+            let TableRow {
                 what, value, note, ..
             } = line;
             println!("{what:<width$} {value:>8.2}  {goal:>7}  {met:>4}  {note}");
@@ -78,7 +78,7 @@ impl Table {
     }
 
     fn print_json(&self) {
-        let line = |line: &Line| {
+        let line = |line: &TableRow| {
             serde_json::json!({
                 "measure": line.what,
                 "value": line.value,
@@ -92,16 +92,16 @@ impl Table {
     }
 }
 
-/// The options of a benchmark's command line.
+/// The command-line options of a benchmark.
 #[derive(Debug, Default)]
-pub struct Asked {
+pub struct BenchOptions {
     pub quick: bool,
     pub json: bool,
     pub only: Option<String>,
 }
 
-impl Asked {
-    /// Reads `--quick`, `--json` and `--only part,part`.
+impl BenchOptions {
+    /// Parses `--quick`, `--json` and `--only part,part`.
     pub fn read() -> Self {
         let mut asked = Self::default();
         let mut arguments = std::env::args().skip(1);
@@ -110,7 +110,7 @@ impl Asked {
                 "--quick" => asked.quick = true,
                 "--json" => asked.json = true,
                 "--only" => asked.only = arguments.next(),
-                // Passed by cargo.
+                // Cargo passes this argument.
                 "--bench" => {}
                 other => panic!("unknown argument {other}"),
             }

@@ -1,31 +1,31 @@
-//! Subjects that take turns, so that a disturbance of the machine affects all of them.
+//! Runs measurements in alternating rounds, so that a disturbance affects all of them.
 
 use crate::Random;
 use crate::batch::Batch;
-use crate::clock::{Taken, median, timed};
-use crate::floor::Floor;
+use crate::clock::{Elapsed, median, timed};
+use crate::floor::HmacFloor;
 use crate::table::Goal;
 
-/// A subject that takes turns with the floor.
+/// A measurement whose rounds alternate with rounds of the floor.
 pub struct Subject<'a> {
     pub name: String,
     pub goal: Option<Goal>,
-    /// Makes a new batch for each round. Not timed.
+    /// Makes a new batch for each round, outside the measured time.
     pub batch: Box<dyn FnMut(&mut Random) -> Batch + 'a>,
     pub run: Box<dyn Fn(&Batch) + 'a>,
 }
 
-/// Returns the time of one operation of each subject in nanoseconds, by rounds. The last list is the floor's,
-/// measured on the first subject's batches.
-pub fn take_turns(rounds: usize, subjects: &mut [Subject<'_>]) -> Vec<Vec<Taken>> {
-    let floor = Floor::new();
+/// Returns the times of one operation in nanoseconds: one list for each subject, with one entry per round.
+/// The last list is the floor's, measured on the first subject's batches.
+pub fn take_turns(rounds: usize, subjects: &mut [Subject<'_>]) -> Vec<Vec<Elapsed>> {
+    let floor = HmacFloor::new();
     let mut random = Random(1);
     let mut taken = vec![Vec::new(); subjects.len() + 1];
-    let one = |(taken, ()): (Taken, ()), of: usize| Taken {
+    let one = |(taken, ()): (Elapsed, ()), of: usize| Elapsed {
         cpu: taken.cpu / of as f64,
         wall: taken.wall / of as f64,
     };
-    // The first round warms caches and branch predictors.
+    // The first round warms caches and branch predictors, and is not counted.
     for round in 0..=rounds {
         let mut first = None;
         for place in 0..subjects.len() {
@@ -50,8 +50,8 @@ pub fn take_turns(rounds: usize, subjects: &mut [Subject<'_>]) -> Vec<Vec<Taken>
     taken
 }
 
-/// Returns the median over all rounds of the ratio of two subjects.
-pub fn ratio(own: &[Taken], other: &[Taken]) -> f64 {
+/// Returns the median over all rounds of one CPU time divided by the other.
+pub fn ratio(own: &[Elapsed], other: &[Elapsed]) -> f64 {
     median(
         own.iter()
             .zip(other)
@@ -60,11 +60,11 @@ pub fn ratio(own: &[Taken], other: &[Taken]) -> f64 {
 }
 
 /// Returns the median CPU time of the thread.
-pub fn cpu(taken: &[Taken]) -> f64 {
+pub fn cpu(taken: &[Elapsed]) -> f64 {
     median(taken.iter().map(|taken| taken.cpu))
 }
 
 /// Returns the median wall time.
-pub fn wall(taken: &[Taken]) -> f64 {
+pub fn wall(taken: &[Elapsed]) -> f64 {
     median(taken.iter().map(|taken| taken.wall))
 }

@@ -1,8 +1,10 @@
-//! The cost of a verification, as a ratio to the floor. The floor is an HMAC with a prepared key, two raw
-//! compressions of SHA-256, measured between the same rounds. The table shows medians of the thread's CPU
-//! time, unless a line names another time.
+//! Measures the cost of a verification as a ratio to the floor.
 //!
-//! `cargo bench --package keyward-benches --bench verify -- [--quick] [--json] [--only valid,refused,kinds,threads,writer,growth,heap,allocations,start]`
+//! The floor is an HMAC with a prepared key, two raw compressions of SHA-256, measured between the same
+//! rounds. The table shows medians of the thread's CPU time, unless a line names another time.
+//!
+//! `cargo bench --package keyward-benches --bench verify -- [--quick] [--json] [--only
+//! valid,refused,kinds,threads,writer,growth,heap,allocations,start]`
 #![allow(
     clippy::disallowed_methods,
     reason = "benchmarks read the machine's clock to measure, not to decide"
@@ -20,28 +22,28 @@ use std::alloc::System;
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
-use shared::table::{Asked, Table};
+use shared::table::{BenchOptions, Table};
 
 #[global_allocator]
 static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// The amount of work measured.
-struct Size {
-    /// The numbers of keys, each with its goal.
+/// The size of a benchmark run.
+struct Workload {
+    /// The numbers of keys to measure, each with its goal, if it has one.
     keys: &'static [(u64, Option<f64>)],
-    /// The number of keys for measurements that do not depend on it.
+    /// The number of keys in measurements that do not vary it.
     typical: u64,
     rounds: usize,
-    /// Verifications of one subject before the next subject's turn.
+    /// Verifications of one subject before the next subject runs.
     batch: usize,
-    /// Rounds of a reader beside a writer.
+    /// Measured rounds of the reader, each with a busy and with an idle writer.
     windows: usize,
-    /// The number of keys to which the index grows while a reader runs. The index starts at a
-    /// tenth of that number.
+    /// The number of keys to which the index grows while a reader runs. The index starts with a tenth of that
+    /// number.
     growth: u64,
 }
 
-const FULL: Size = Size {
+const FULL: Workload = Workload {
     keys: &[
         (1_000, Some(1.25)),
         (100_000, None),
@@ -55,7 +57,7 @@ const FULL: Size = Size {
     growth: 10_000_000,
 };
 
-const QUICK: Size = Size {
+const QUICK: Workload = Workload {
     keys: &[(1_000, Some(1.25)), (100_000, None), (1_000_000, Some(2.2))],
     typical: 100_000,
     rounds: 15,
@@ -65,7 +67,7 @@ const QUICK: Size = Size {
 };
 
 fn main() {
-    let asked = Asked::read();
+    let asked = BenchOptions::read();
     let size = if asked.quick { &QUICK } else { &FULL };
     let mut table = Table::default();
     single::sizes(size, &asked, &mut table);

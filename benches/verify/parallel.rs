@@ -1,4 +1,4 @@
-//! Several threads: concurrent readers, and a reader beside a writer.
+//! Measurements with several threads: concurrent readers, and a reader beside a writer.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 
 use keyward::store::Row;
 
-use super::Size;
+use super::Workload;
 use shared::Random;
 use shared::batch::Batch;
-use shared::clock::{Taken, median, nanos, quantile, thread_time, timed};
-use shared::keys::{Keys, Kind};
-use shared::served::{Served, need};
+use shared::clock::{Elapsed, median, nanos, quantile, thread_time, timed};
+use shared::keys::{KeyKind, Keys};
+use shared::served::{BenchVerifier, need};
 use shared::store::Feed;
 use shared::table::{Goal, Table};
 
-/// Returns the verifications per second of several threads by wall time, and the CPU time of one verification
-/// in nanoseconds.
-fn rate(served: &Served, batches: &[Batch], laps: usize) -> (f64, f64) {
+/// Returns the verifications per second of all threads by wall time, and the CPU time of one verification in
+/// nanoseconds.
+fn rate(served: &BenchVerifier, batches: &[Batch], laps: usize) -> (f64, f64) {
     let (need, barrier) = (need(), Barrier::new(batches.len()));
     let of_thread = |batch: &Batch| {
         served.run(batch, &need);
@@ -27,7 +27,7 @@ fn rate(served: &Served, batches: &[Batch], laps: usize) -> (f64, f64) {
         assert_eq!(granted, laps * batch.len());
         taken
     };
-    let taken: Vec<Taken> = thread::scope(|scope| {
+    let taken: Vec<Elapsed> = thread::scope(|scope| {
         let running: Vec<_> = batches
             .iter()
             .map(|batch| scope.spawn(|| of_thread(batch)))
@@ -40,11 +40,11 @@ fn rate(served: &Served, batches: &[Batch], laps: usize) -> (f64, f64) {
     (rates, cpu / taken.len() as f64)
 }
 
-/// Compares two threads with one.
-pub(crate) fn threads(size: &Size, table: &mut Table) {
+/// Compares two reader threads with one.
+pub(crate) fn threads(size: &Workload, table: &mut Table) {
     let keys = size.typical;
     eprintln!("threads: {keys} keys");
-    let served = Served::secret(keys);
+    let served = BenchVerifier::secret(keys);
     let mut random = Random(4);
     for hot in [false, true] {
         let among = if hot { 1 } else { keys };
@@ -72,7 +72,7 @@ pub(crate) fn threads(size: &Size, table: &mut Table) {
     }
 }
 
-/// Returns the cost of reading the clock, which a verification timed by itself includes.
+/// Returns the cost of reading the clock, which the time of a single verification includes.
 fn clock_cost() -> u64 {
     let mut costs: Vec<_> = (0..10_000)
         .map(|_| Instant::now().elapsed().as_nanos() as u64)
@@ -81,8 +81,8 @@ fn clock_cost() -> u64 {
     costs[costs.len() / 2]
 }
 
-/// Returns the wall time of each verification of a batch in nanoseconds, minus `less`, in ascending order.
-fn each(served: &Served, batch: &Batch, less: u64) -> Vec<u64> {
+/// Returns the wall times of a batch's verifications in nanoseconds, minus `less`, in ascending order.
+fn each(served: &BenchVerifier, batch: &Batch, less: u64) -> Vec<u64> {
     let need = need();
     let mut times: Vec<_> = (0..batch.len())
         .map(|at| {
@@ -101,8 +101,8 @@ fn each(served: &Served, batch: &Batch, less: u64) -> Vec<u64> {
 const TICK: Duration = Duration::from_millis(1);
 const CHANGES_A_TICK: u64 = 10;
 
-/// Asserts that a grant shows the newest change of the feed.
-fn assert_arrived(served: &Served) {
+/// Asserts that the verifier has applied the newest change of the feed.
+fn assert_arrived(served: &BenchVerifier) {
     let newest = served.store.change(served.store.commit_more(0));
     let Row::Key(record) = newest.row else {
         unreachable!("the feed holds only keys")
@@ -116,11 +116,11 @@ fn assert_arrived(served: &Served) {
     );
 }
 
-/// Measures a reader beside a writer that applies 10,000 changes a second.
-pub(crate) fn writer(size: &Size, table: &mut Table) {
+/// Measures a reader while a writer applies 10,000 changes a second.
+pub(crate) fn writer(size: &Workload, table: &mut Table) {
     let keys = size.typical;
     eprintln!("writer: {keys} keys");
-    let served = Served::secret(keys);
+    let served = BenchVerifier::secret(keys);
     let (busy, done) = (AtomicBool::new(false), AtomicBool::new(false));
     let (ticks, working) = (AtomicU64::new(0), AtomicU64::new(0));
     let write = || {
@@ -132,7 +132,7 @@ pub(crate) fn writer(size: &Size, table: &mut Table) {
                 working.fetch_add(taken.cpu as u64, Ordering::Relaxed);
                 ticks.fetch_add(1, Ordering::Relaxed);
             }
-            // Catches up on a late tick immediately, so that the rate is exact.
+            // Runs a late tick immediately, so that the rate is exact.
             due += TICK;
             if let Some(wait) = due.checked_duration_since(Instant::now()) {
                 thread::sleep(wait);
@@ -148,7 +148,7 @@ pub(crate) fn writer(size: &Size, table: &mut Table) {
             let is_busy = window % 2 == 1;
             let batch = Batch::valid(&served.keys, keys, 200_000, &mut random);
             busy.store(is_busy, Ordering::Release);
-            // Waits until the writer has noticed and caches have settled.
+            // Waits until the writer has seen the flag and the caches have settled.
             thread::sleep(10 * TICK);
             each(&served, &batch, less);
             let (began, before) = (Instant::now(), ticks.load(Ordering::Relaxed));
@@ -179,17 +179,21 @@ pub(crate) fn writer(size: &Size, table: &mut Table) {
     table.add(line, beside[1] / idle[1], None, note);
 }
 
-/// The longest verification during other work, in nanoseconds.
+/// The longest verification while other work runs, in nanoseconds.
 #[derive(Clone, Copy, Default)]
-struct Longest {
+struct LongestVerification {
     wall: f64,
     cpu: f64,
     count: u64,
 }
 
-fn longest_while(served: &Served, batch: &Batch, goes_on: &AtomicBool) -> Longest {
+fn longest_while(
+    served: &BenchVerifier,
+    batch: &Batch,
+    goes_on: &AtomicBool,
+) -> LongestVerification {
     let need = need();
-    let mut longest = Longest::default();
+    let mut longest = LongestVerification::default();
     let (mut wall, mut cpu) = (Instant::now(), thread_time());
     for at in (0..batch.len()).cycle() {
         if !goes_on.load(Ordering::Acquire) {
@@ -205,16 +209,17 @@ fn longest_while(served: &Served, batch: &Batch, goes_on: &AtomicBool) -> Longes
     longest
 }
 
-/// Rows of an index in 128 KiB: about 1024.
+/// Rows of an index in a block of 128 KiB: about 1024.
 const ROWS_OF_A_BLOCK: u64 = 1024;
 
-/// Measures a reader while the index grows tenfold. The baseline is a reader while the same rows are made
-/// without an index. The baseline also allocates as much memory, in blocks of the same size. The machine
-/// affects both readers alike, so the machine's effects cancel out.
-pub(crate) fn growth(size: &Size, table: &mut Table) {
+/// Measures the longest pause of a reader while the index grows tenfold.
+///
+/// The baseline is a reader while the same rows are made without an index. The baseline allocates as much
+/// memory, in blocks of the same size. The machine affects both readers alike, so its effects cancel out.
+pub(crate) fn growth(size: &Workload, table: &mut Table) {
     let (from, to) = (size.growth / 10, size.growth);
     eprintln!("growth: {from} to {to} keys");
-    let served = Served::empty(Keys::new(Kind::Secret, to), from, Feed::Grow);
+    let served = BenchVerifier::empty(Keys::new(KeyKind::Secret, to), from, Feed::Grow);
     served.sync();
     let batch = Batch::valid(&served.keys, from, 200_000, &mut Random(6));
     let beside = |write: &(dyn Fn() + Sync)| {

@@ -1,25 +1,25 @@
-//! One thread: the cost of each verdict, the size of the index, and the time to fill it.
+//! Measurements on one thread: the cost of each verdict, the size of the index, and the time to fill it.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use stats_alloc::Region;
 
-use super::{HEAP, Size};
+use super::{HEAP, Workload};
 use shared::Random;
 use shared::batch::Batch;
-use shared::clock::{Taken, nanos, timed};
-use shared::keys::{Keys, Kind};
-use shared::served::{Presented, Served, need};
+use shared::clock::{Elapsed, nanos, timed};
+use shared::keys::{KeyKind, Keys};
+use shared::served::{BenchVerifier, TokenKind, need};
 use shared::store::Feed;
-use shared::table::{Asked, Goal, Table};
+use shared::table::{BenchOptions, Goal, Table};
 use shared::turns::{Subject, cpu, ratio, take_turns, wall};
 
 fn against_floor(
-    size: &Size,
+    size: &Workload,
     mut subjects: Vec<Subject<'_>>,
     table: &mut Table,
-) -> Vec<Vec<Taken>> {
+) -> Vec<Vec<Elapsed>> {
     let taken = take_turns(size.rounds, &mut subjects);
     let floor = taken.last().unwrap();
     for (subject, own) in subjects.iter().zip(&taken) {
@@ -36,10 +36,10 @@ fn against_floor(
 }
 
 fn presented<'a>(
-    served: &'a Served,
+    served: &'a BenchVerifier,
     among: u64,
-    size: &Size,
-    what: Presented,
+    size: &Workload,
+    what: TokenKind,
     goal: Option<Goal>,
 ) -> Subject<'a> {
     let count = size.batch;
@@ -52,7 +52,7 @@ fn presented<'a>(
         batch: Box::new(move |random| what.batch(&served.keys, among, count, random)),
         run: Box::new(move |batch| {
             let granted = served.run(batch, &need);
-            let right = if what == Presented::Valid {
+            let right = if what == TokenKind::Valid {
                 batch.len()
             } else {
                 0
@@ -62,15 +62,15 @@ fn presented<'a>(
     }
 }
 
-/// Keys verified in one call: 64.
+/// Keys per call of `verify_many`: 64.
 const TOGETHER: usize = 64;
 
-fn together<'a>(served: &'a Served, keys: u64, size: &Size) -> Subject<'a> {
+fn together<'a>(served: &'a BenchVerifier, keys: u64, size: &Workload) -> Subject<'a> {
     let (count, need) = (size.batch / TOGETHER * TOGETHER, need());
     Subject {
         name: format!("valid, {TOGETHER} at a time, {keys} keys"),
         goal: None,
-        batch: Box::new(move |random| Presented::Valid.batch(&served.keys, keys, count, random)),
+        batch: Box::new(move |random| TokenKind::Valid.batch(&served.keys, keys, count, random)),
         run: Box::new(move |batch| {
             for first in (0..batch.len()).step_by(TOGETHER) {
                 let texts: [&[u8]; TOGETHER] = std::array::from_fn(|at| batch.at(first + at));
@@ -81,8 +81,8 @@ fn together<'a>(served: &'a Served, keys: u64, size: &Size) -> Subject<'a> {
     }
 }
 
-/// Measures a valid key among growing numbers of keys, the size of the index, and the time to fill it.
-pub(crate) fn sizes(size: &Size, asked: &Asked, table: &mut Table) {
+/// Measures a valid key in indexes of growing size, the size of the index, and the time to fill it.
+pub(crate) fn sizes(size: &Workload, asked: &BenchOptions, table: &mut Table) {
     for &(keys, goal) in size.keys {
         let (valid, heap, start) = (
             asked.wants("valid"),
@@ -94,11 +94,11 @@ pub(crate) fn sizes(size: &Size, asked: &Asked, table: &mut Table) {
         }
         eprintln!("{keys} keys");
         let made = start.then(|| {
-            let served = Served::empty(Keys::new(Kind::Secret, keys), keys, Feed::Mixed);
+            let served = BenchVerifier::empty(Keys::new(KeyKind::Secret, keys), keys, Feed::Mixed);
             timed(|| drain(&served)).0
         });
         let resident = resident_bytes();
-        let served = Served::empty(Keys::new(Kind::Secret, keys), keys, Feed::Mixed);
+        let served = BenchVerifier::empty(Keys::new(KeyKind::Secret, keys), keys, Feed::Mixed);
         let region = Region::new(HEAP);
         let (loaded, ()) = timed(|| served.sync());
         let change = region.change();
@@ -127,7 +127,7 @@ pub(crate) fn sizes(size: &Size, asked: &Asked, table: &mut Table) {
         }
         if valid {
             let goal = goal.map(Goal::AtMost);
-            let mut single = presented(&served, keys, size, Presented::Valid, goal);
+            let mut single = presented(&served, keys, size, TokenKind::Valid, goal);
             single.name = format!("valid, {keys} keys");
             let together = together(&served, keys, size);
             let taken = against_floor(size, vec![single, together], table);
@@ -138,8 +138,8 @@ pub(crate) fn sizes(size: &Size, asked: &Asked, table: &mut Table) {
     }
 }
 
-/// Reads and drops all rows.
-fn drain(served: &Served) {
+/// Reads and discards all rows.
+fn drain(served: &BenchVerifier) {
     let mut after = None;
     loop {
         let page = served.store.page(after.as_ref(), 4096);
@@ -158,21 +158,21 @@ fn resident_bytes() -> f64 {
     pages.unwrap_or(0.0) * rustix::param::page_size() as f64
 }
 
-/// Measures refused verifications next to granted ones, and the allocations of each.
-pub(crate) fn refused(size: &Size, asked: &Asked, table: &mut Table) {
+/// Measures refused verifications against granted ones, and the allocations of each.
+pub(crate) fn refused(size: &Workload, asked: &BenchOptions, table: &mut Table) {
     let keys = size.typical;
     eprintln!("refused: {keys} keys");
-    let served = Served::secret(keys);
+    let served = BenchVerifier::secret(keys);
     if asked.wants("refused") {
         let goal = |what| match what {
-            Presented::Malformed | Presented::BadChecksum | Presented::Foreign => {
+            TokenKind::Malformed | TokenKind::BadChecksum | TokenKind::Foreign => {
                 Some(Goal::AtMost(0.3))
             }
-            Presented::Valid | Presented::WrongSecret | Presented::Unknown => None,
+            TokenKind::Valid | TokenKind::WrongSecret | TokenKind::Unknown => None,
         };
         let subject = |what| presented(&served, keys, size, what, goal(what));
-        let taken = against_floor(size, Presented::ALL.map(subject).into(), table);
-        for (place, what) in Presented::ALL.iter().enumerate().skip(1).take(2) {
+        let taken = against_floor(size, TokenKind::ALL.map(subject).into(), table);
+        for (place, what) in TokenKind::ALL.iter().enumerate().skip(1).take(2) {
             let line = format!("{} : valid", what.name());
             let note = format!("{:.0} ns : {:.0} ns", cpu(&taken[place]), cpu(&taken[0]));
             let goal = Goal::AtMost(1.1);
@@ -180,10 +180,10 @@ pub(crate) fn refused(size: &Size, asked: &Asked, table: &mut Table) {
         }
     }
     if asked.wants("allocations") {
-        for what in Presented::ALL {
+        for what in TokenKind::ALL {
             let batch = what.batch(&served.keys, keys, 1_000, &mut Random(3));
             let need = need();
-            // The first run allocates what a need caches.
+            // The first run allocates the data that a need caches.
             served.run(&batch, &need);
             let region = Region::new(HEAP);
             black_box(served.run(&batch, &need));
@@ -196,16 +196,16 @@ pub(crate) fn refused(size: &Size, asked: &Asked, table: &mut Table) {
     }
 }
 
-/// Measures keys found by digest, and public keys.
-pub(crate) fn kinds(size: &Size, table: &mut Table) {
+/// Measures keys that are found by digest, and public keys.
+pub(crate) fn kinds(size: &Workload, table: &mut Table) {
     let keys = size.typical;
     for (kind, name) in [
-        (Kind::Imported, "imported"),
-        (Kind::Publishable, "publishable"),
+        (KeyKind::Imported, "imported"),
+        (KeyKind::Publishable, "publishable"),
     ] {
         eprintln!("{name}: {keys} keys");
         let began = Instant::now();
-        let served = Served::load(Keys::new(kind, keys), keys);
+        let served = BenchVerifier::load(Keys::new(kind, keys), keys);
         eprintln!("  loaded in {:.1} s", nanos(began.elapsed()) / 1e9);
         let width = served.keys.token(0).len();
         let need = need().or_publishable();

@@ -48,7 +48,7 @@ fn status(error: &CommandError) -> StatusCode {
         | Denial::ScopeNotAllowed { .. }
         | Denial::Expiry { .. } => StatusCode::BAD_REQUEST,
         Denial::NotFound | Denial::TenantNotFound => StatusCode::NOT_FOUND,
-        // The key was valid when the request began, and is no longer.
+        // The key became invalid during the request.
         Denial::ActingKey { .. } | Denial::ActorExpired => StatusCode::UNAUTHORIZED,
         Denial::Forbidden { .. }
         | Denial::SupportOnly { .. }

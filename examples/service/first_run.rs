@@ -11,7 +11,7 @@ use crate::Fallible;
 /// Commands to try in a terminal where `SERVICE` and `ADMIN_KEY` are set. Indented lines are commands.
 const TRY: &str = include_str!("try.txt");
 
-/// The place where keys are kept, and the command that deletes it to start over.
+/// The place where keys are stored, and the verb for deleting that place to start over.
 pub(crate) struct Kept {
     pub(crate) place: String,
     pub(crate) end: &'static str,
@@ -25,11 +25,11 @@ impl fmt::Display for Kept {
 
 /// Prints an admin key and how to use it, unless an earlier run did.
 ///
-/// The command has a fixed id. Only one run over these keys creates the key, even if two runs are concurrent.
+/// The command has a fixed id, so only one run creates the key, even if two runs are concurrent.
 pub(crate) async fn welcome(keys: &Keyward, kept: &Kept, url: &str) -> Fallible<()> {
     let alice = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
     let once = alice.with_command_id(CommandId::new("first-admin-key")?);
-    // A key gets its owner's role if the key reaches everything that the role reaches.
+    // A key has its owner's role only if its scopes cover everything that the role allows.
     let admin = CreateKey::new("first admin key").scope("*:*");
     let mut out = std::io::stdout().lock();
     let end = kept.end;

@@ -6,8 +6,8 @@
 //! refuses keys that the other revoked. Built with `--features postgres`, the service can also keep keys in a
 //! database: `--database postgres://…`.
 //!
-//! `routes` names the scopes that requests need, `management` manages keys with a key, and this file starts
-//! and stops the service.
+//! The module `routes` sets the scope that each route requires. The module `management` contains the routes
+//! that manage keys. This file starts and stops the service.
 
 mod failure;
 mod first_run;
@@ -89,7 +89,8 @@ fn main() -> Fallible<()> {
 
 async fn serve(settings: &Settings) -> Fallible<()> {
     let stop_signal = stop_signal()?;
-    // Binds before the admin key is created: a taken port must not waste the only chance to see the key.
+    // Binds first: if the port is taken, the run ends before it creates the admin key, which is shown only
+    // once.
     let listener = TcpListener::bind(settings.listen).await?;
     let url = format!("http://{}", listener.local_addr()?);
     let (keys, kept) = open(settings).await?;
@@ -101,7 +102,7 @@ async fn serve(settings: &Settings) -> Fallible<()> {
     let app = routes::router(&keys).into_make_service_with_connect_info::<SocketAddr>();
     let serving = axum::serve(listener, app).with_graceful_shutdown(async {
         stop_signal.await;
-        tracing::info!("stopping: nothing new is accepted, what is under way is finished");
+        tracing::info!("stopping: accepting no new connections, finishing requests in flight");
         let _ = stops.send(());
     });
     let patience = async {
@@ -110,7 +111,7 @@ async fn serve(settings: &Settings) -> Fallible<()> {
     };
     tokio::select! {
         served = serving => served?,
-        () = patience => tracing::warn!("requests still under way after {FINISH_WITHIN:?} are cut off"),
+        () = patience => tracing::warn!("aborting requests still in flight after {FINISH_WITHIN:?}"),
     }
     // Follows the store to the end, so that a key revoked during shutdown is refused.
     follower.stop().await;
@@ -119,10 +120,10 @@ async fn serve(settings: &Settings) -> Fallible<()> {
     Ok(())
 }
 
-/// Opens the keys, or creates a place for them.
+/// Opens the store, or creates it.
 ///
-/// The pepper lies next to the keys because this is a trial. A real service stores it separately, so that a
-/// copy or a backup of the keys contains no pepper.
+/// The pepper is next to the keys only because this is an example. A real service stores the pepper
+/// separately, so that a copy or a backup of the keys contains no pepper.
 async fn open(settings: &Settings) -> Fallible<(Keyward, Kept)> {
     let data = &settings.data;
     std::fs::create_dir_all(data)?;
@@ -148,7 +149,7 @@ where
     S: KeyStore + NodeRegistry + Clone,
 {
     let pepper = data.join("pepper");
-    // A new pepper in place of a lost one would verify no key.
+    // Existing keys need their own pepper: a new pepper would verify none of them.
     let peppers = match known {
         true => PepperFile::open(pepper)?,
         false => PepperFile::open_or_create(pepper)?,
@@ -157,7 +158,7 @@ where
     Ok(keys.build().await?)
 }
 
-/// Resolves on ctrl-c or SIGTERM received after this call.
+/// Returns a future that resolves on ctrl-c or SIGTERM. Signals that arrive after this call count.
 fn stop_signal() -> Fallible<impl Future<Output = ()>> {
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;

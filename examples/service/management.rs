@@ -1,7 +1,7 @@
-//! Managing keys with a key: create, list, rotate, revoke.
+//! Routes that manage keys: create, list, rotate, revoke.
 //!
-//! The actor is the key itself. No key can create a key with a wider reach or a longer life than its own. A
-//! narrowed key has no role and creates no keys.
+//! The actor is the request's key. It cannot create a key with more scopes or a later expiry than its own. A
+//! key with fewer scopes than its owner's role has no role, and cannot create keys.
 
 use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::request::Parts;

@@ -18,7 +18,7 @@ const KEYS_MANAGE: Scope = Scope::from_static("keys:manage");
 /// Returns all routes. Each requires a key, except `/health`.
 pub(crate) fn router(keys: &Keyward) -> Router {
     let keyed = KeywardLayer::new(keys.clone());
-    // Any valid key gets this far; each handler's signature names the scope it needs.
+    // The layer accepts any valid key. Each handler's signature requires a scope.
     let reports = Router::new()
         .route("/v1/reports", get(list).post(add))
         .with_state(Reports::default())
@@ -43,7 +43,7 @@ struct Reports(Arc<Mutex<HashMap<TenantId, Vec<Report>>>>);
 #[derive(Clone, Serialize)]
 struct Report {
     title: String,
-    /// The key that authenticated the request to file the report.
+    /// The key of the request that added the report.
     key: KeyId,
 }
 

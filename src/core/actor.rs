@@ -16,14 +16,14 @@ use super::time::Timestamp;
 
 /// The caller of a management command: the application, a person, or a key.
 ///
-/// Each kind is an enum variant inside, never a name: a principal called `system` is a principal
-/// like any other.
+/// The kind of actor is an enum variant, not a reserved name: a principal called `system` has no special
+/// rights.
 ///
-/// An actor made from a key ([`Grant::actor`](crate::Grant::actor)) carries the key's id. Each
-/// command reads that key and its owner's rows again, and is judged by their state at the commit.
+/// [`Grant::actor`](crate::Grant::actor) makes an actor from a key. Each command of that actor reads the key
+/// and its owner again, and commits only if both are unchanged.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Actor {
-    identity: Identity,
+    kind: ActorKind,
     tenant: TenantId,
     descendants: bool,
     scopes: ScopeSet,
@@ -32,13 +32,13 @@ pub struct Actor {
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) enum Identity {
+pub(crate) enum ActorKind {
     Application,
     Person { principal: PrincipalId, role: Role },
     Key(ActingKey),
 }
 
-/// The key that an actor acts with.
+/// The key that authenticated an actor.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct ActingKey {
     pub(crate) id: KeyId,
@@ -48,23 +48,23 @@ pub(crate) struct ActingKey {
 }
 
 impl Actor {
-    /// Returns a person in a session of the application, bound to `tenant` and its descendants, who
-    /// may do what `role` allows.
+    /// Creates an actor for a person who is signed in to the application. The actor may do what `role` allows
+    /// in `tenant` and its descendants.
     #[must_use]
     pub fn new(tenant: TenantId, principal: PrincipalId, role: Role) -> Self {
-        Self::of(Identity::Person { principal, role }, tenant)
+        Self::of(ActorKind::Person { principal, role }, tenant)
     }
 
-    /// Returns the application itself, acting on `tenant` and its descendants. Nothing limits the
-    /// keys that the application hands out.
+    /// Creates an actor for the application itself, for `tenant` and its descendants. The keys that the
+    /// application issues have no limit except the policy.
     #[must_use]
     pub fn application(tenant: TenantId) -> Self {
-        Self::of(Identity::Application, tenant)
+        Self::of(ActorKind::Application, tenant)
     }
 
-    fn of(identity: Identity, tenant: TenantId) -> Self {
+    fn of(kind: ActorKind, tenant: TenantId) -> Self {
         Self {
-            identity,
+            kind,
             tenant,
             descendants: true,
             scopes: ScopeSet::all(),
@@ -73,8 +73,8 @@ impl Actor {
         }
     }
 
-    /// Returns the application, which finishes a command. The command covers descendant tenants
-    /// only if `descendants` is true.
+    /// Creates an actor for the application that finishes an interrupted bulk command. The command covers
+    /// descendant tenants only if `descendants` is true.
     pub(crate) fn finishing(tenant: TenantId, descendants: bool) -> Self {
         Self {
             descendants,
@@ -85,34 +85,35 @@ impl Actor {
     pub(crate) fn from_key(key: ActingKey, tenant: TenantId, descendants: bool) -> Self {
         Self {
             descendants,
-            ..Self::of(Identity::Key(key), tenant)
+            ..Self::of(ActorKind::Key(key), tenant)
         }
     }
 
-    /// Narrows what the actor may hand out to `scopes`. Roles, and a key's own scopes, narrow the
-    /// actor further. Defaults to all scopes.
+    /// Limits the scopes of the keys that the actor may issue. Roles, and an acting key's own scopes, limit
+    /// them further. Defaults to all scopes.
     #[must_use]
     pub fn with_scopes(mut self, scopes: ScopeSet) -> Self {
         self.scopes = scopes;
         self
     }
 
-    /// Adds a plan or feature that the actor's tenant has (rule A2-39).
+    /// Adds an entitlement: a plan or feature that the actor's tenant has (rule A2-39).
     #[must_use]
     pub fn with_entitlement(mut self, entitlement: Entitlement) -> Self {
         self.entitlements.insert(entitlement);
         self
     }
 
-    /// Sets the expiry of the actor's own credential. No key that the actor hands out may outlive
-    /// the credential. If the actor is a key, the key's own end counts too.
+    /// Sets the expiry of the actor's own credential, such as a session. Keys that the actor issues cannot
+    /// outlive the credential. For an acting key, the key's own expiry applies too.
     #[must_use]
     pub fn with_expiry(mut self, expires_at: Timestamp) -> Self {
         self.expires_at = Some(expires_at);
         self
     }
 
-    /// Returns an invocation with this idempotency key. A retry with the same key changes nothing.
+    /// Attaches an idempotency key to one command of this actor. A retry with the same idempotency key
+    /// changes nothing.
     #[must_use]
     pub fn with_command_id(&self, id: CommandId) -> Invocation<'_> {
         Invocation {
@@ -121,47 +122,46 @@ impl Actor {
         }
     }
 
-    /// Returns the person, or the owner of the key that acts; `None` for the application and for a
-    /// key that belongs to its tenant.
+    /// Returns the person, or the owner of the acting key. `None` for the application and for a key that its
+    /// tenant owns.
     #[must_use]
     pub const fn principal(&self) -> Option<&PrincipalId> {
-        match &self.identity {
-            Identity::Application => None,
-            Identity::Person { principal, .. } => Some(principal),
-            Identity::Key(key) => key.owner.principal(),
+        match &self.kind {
+            ActorKind::Application => None,
+            ActorKind::Person { principal, .. } => Some(principal),
+            ActorKind::Key(key) => key.owner.principal(),
         }
     }
 
-    /// Returns the role that the application states for a person; `None` for the application and
-    /// for a key.
+    /// Returns the role that the application states for a person. `None` for the application and for a key.
     #[must_use]
     pub const fn role(&self) -> Option<&Role> {
-        match &self.identity {
-            Identity::Person { role, .. } => Some(role),
-            Identity::Application | Identity::Key(_) => None,
+        match &self.kind {
+            ActorKind::Person { role, .. } => Some(role),
+            ActorKind::Application | ActorKind::Key(_) => None,
         }
     }
 
     /// Returns the acting key, if there is one.
     #[must_use]
     pub const fn key_id(&self) -> Option<KeyId> {
-        match &self.identity {
-            Identity::Key(key) => Some(key.id),
-            Identity::Application | Identity::Person { .. } => None,
+        match &self.kind {
+            ActorKind::Key(key) => Some(key.id),
+            ActorKind::Application | ActorKind::Person { .. } => None,
         }
     }
 
-    pub(crate) const fn identity(&self) -> &Identity {
-        &self.identity
+    pub(crate) const fn kind(&self) -> &ActorKind {
+        &self.kind
     }
 
     /// Returns the author that audit entries and stamps record for this actor.
     #[must_use]
     pub fn author(&self) -> Author {
-        match &self.identity {
-            Identity::Application => Author::Application,
-            Identity::Person { principal, .. } => Author::Principal(principal.clone()),
-            Identity::Key(key) => Author::Key {
+        match &self.kind {
+            ActorKind::Application => Author::Application,
+            ActorKind::Person { principal, .. } => Author::Principal(principal.clone()),
+            ActorKind::Key(key) => Author::Key {
                 key: key.id,
                 owner: key.owner.clone(),
             },
@@ -174,25 +174,25 @@ impl Actor {
         &self.tenant
     }
 
-    /// Returns the scopes that the actor may hand out at most, before roles narrow them.
+    /// Returns the scopes that keys issued by the actor may have, before roles limit them further.
     #[must_use]
     pub const fn scopes(&self) -> &ScopeSet {
         &self.scopes
     }
 
-    /// Returns whether the application says that the actor has `entitlement`.
+    /// Returns whether the actor has `entitlement`. The application itself has every entitlement.
     #[must_use]
     pub fn is_entitled(&self, entitlement: &Entitlement) -> bool {
         self.is_application() || self.entitlements.contains(entitlement)
     }
 
-    /// Returns the time at which the actor's own credential expires, if it does.
+    /// Returns the expiry of the actor's own credential. `None` if the credential never expires.
     #[must_use]
     pub const fn expires_at(&self) -> Option<Timestamp> {
         self.expires_at
     }
 
-    /// Returns whether the actor may see and change what belongs to `tenant`.
+    /// Returns whether the actor may act in `tenant`.
     #[must_use]
     pub fn reaches(&self, tenant: &TenantId) -> bool {
         if self.descendants {
@@ -209,7 +209,7 @@ impl Actor {
     /// Returns whether the actor is the application itself.
     #[must_use]
     pub const fn is_application(&self) -> bool {
-        matches!(self.identity, Identity::Application)
+        matches!(self.kind, ActorKind::Application)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The networks from which a key may be used.
 //!
-//! Pure. The host supplies the client's address: from the socket, or through proxies that it trusts.
+//! Pure. The application supplies the client's address, from the socket or from a trusted proxy.
 
 use std::net::IpAddr;
 
@@ -17,14 +17,14 @@ use super::invalid::{Invalid, Problem};
 pub struct AddressAllowlist(Vec<IpNet>);
 
 impl AddressAllowlist {
-    /// The most networks that a list may hold.
+    /// The maximum number of networks in a list.
     pub const MAX: usize = 64;
 
-    /// Collects networks.
+    /// Creates a list of networks.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] beyond [`MAX`](Self::MAX) networks.
+    /// [`Invalid`] if there are more than [`MAX`](Self::MAX) networks.
     pub fn new(networks: impl IntoIterator<Item = IpNet>) -> Result<Self, Invalid> {
         let networks: Vec<_> = networks.into_iter().collect();
         if networks.len() > Self::MAX {
@@ -41,7 +41,7 @@ impl AddressAllowlist {
     ///
     /// # Errors
     ///
-    /// [`Invalid`] for the first malformed entry, or beyond [`MAX`](Self::MAX) entries.
+    /// [`Invalid`] for a malformed entry, or if there are more than [`MAX`](Self::MAX) entries.
     pub fn parse<'a>(entries: impl IntoIterator<Item = &'a str>) -> Result<Self, Invalid> {
         let expected = "an IP address or a network such as 192.0.2.0/24";
         let invalid = Invalid::new("address allowlist", Problem::Format { expected });
@@ -60,8 +60,8 @@ impl AddressAllowlist {
         )
     }
 
-    /// Returns whether a client at `address` may use the key. If the address is unknown, only an empty list
-    /// allows it.
+    /// Returns whether a client at `address` may use the key. Only an empty list allows an unknown address
+    /// (`None`).
     #[must_use]
     pub fn allows(&self, address: Option<IpAddr>) -> bool {
         self.0.is_empty()

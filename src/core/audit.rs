@@ -1,8 +1,8 @@
 //! The audit trail: every change with its author, as one hash chain per tenant.
 //!
-//! Pure. Entries are sealed with a key derived from a pepper, so that write access to the database does not
-//! suffice to rewrite them. Each entry contains the hash of the previous entry, so that no entry can be left
-//! out. A head that was noted elsewhere reveals a chain that was cut short.
+//! Pure. Each entry is sealed with a MAC, whose key is derived from a pepper. Write access to the database is
+//! therefore not enough to forge an entry. Each entry contains the previous entry's hash, so removing an
+//! entry breaks the chain. A head that was saved outside the store reveals a truncated chain.
 
 use std::fmt;
 
@@ -27,7 +27,7 @@ use super::time::Timestamp;
 pub struct AuditHash([u8; 32]);
 
 impl AuditHash {
-    /// The zero hash that stands before the first entry of a chain.
+    /// The all-zero hash that precedes the first entry of a chain.
     pub const GENESIS: Self = Self([0; 32]);
 
     /// Creates a hash from its bytes.
@@ -36,7 +36,7 @@ impl AuditHash {
         Self(bytes)
     }
 
-    /// Returns the bytes, for a store to keep.
+    /// Returns the bytes for storage.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
@@ -58,7 +58,7 @@ impl fmt::Debug for AuditHash {
 /// The head of a tenant's audit chain: the number and the hash of its newest entry.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct AuditHead {
-    /// The number of the newest entry; zero before the first.
+    /// The number of the newest entry. Zero for an empty chain.
     pub sequence: u64,
     /// The hash of the newest entry.
     pub hash: AuditHash,
@@ -83,8 +83,7 @@ tagged! {
 
     /// A changed field of a key, with its value before and after.
     ///
-    /// For descriptions, purposes and metadata, entries record only sizes, because the text may not belong in
-    /// a log.
+    /// Descriptions, purposes and metadata are recorded only by size, because their text may be private.
     #[derive(Clone, Debug, Eq, PartialEq)]
     #[non_exhaustive]
     pub enum FieldChange {
@@ -143,17 +142,17 @@ tagged! {
 tagged! {
     tag = "type", content = "data";
 
-    /// A change that a command or the passing of time made. [`AuditEntry::key`] names the key that changed.
+    /// A change that is recorded in the audit trail. [`AuditEntry::key`] names the key that changed.
     ///
-    /// Events send actions to external receivers, so an action holds nothing that a receiver must not see.
+    /// Events send actions to external receivers, so an action contains no secret and no digest.
     #[derive(Clone, Debug, Eq, PartialEq)]
     #[non_exhaustive]
     pub enum Action {
         /// The tenant was provisioned.
         TenantProvisioned,
-        /// The tenant was closed. Its keys are refused from then on.
+        /// The tenant was closed. All its keys are refused.
         TenantClosed,
-        /// A resource's keys were created.
+        /// The keys of a resource were created.
         ResourceProvisioned {
             /// The host's id of the resource.
             resource: ResourceId,
@@ -168,7 +167,7 @@ tagged! {
             /// The key's class.
             class: ClassName,
         },
-        /// The key was imported as a digest. The entry's [`Evidence`] marks the digest.
+        /// The key was imported as a digest. The entry's [`Evidence`] identifies the digest.
         KeyImported {
             /// The key's class.
             class: ClassName,
@@ -184,8 +183,8 @@ tagged! {
         KeyDisabled,
         /// The key was enabled again.
         KeyEnabled,
-        /// The key was revoked. A finished rotation has the reason [`Reason::Rotated`], and a cancelled
-        /// rotation has [`Reason::RotationCancelled`].
+        /// The key was revoked. Finishing a rotation revokes the old key with [`Reason::Rotated`]. Cancelling
+        /// a rotation revokes the successor with [`Reason::RotationCancelled`].
         KeyRevoked {
             /// The reason of the revocation.
             reason: Reason,
@@ -194,14 +193,14 @@ tagged! {
         KeyDeleted,
         /// The revoked or expired key was removed at the end of its retention.
         KeyPurged,
-        /// A successor was created. The creation of the successor has an entry of its own.
+        /// A successor was created. A separate [`Action::KeyCreated`] entry records the successor itself.
         KeyRotated {
             /// The id of the successor.
             successor: KeyId,
             /// The reason of the rotation.
             reason: RotationReason,
-            /// The instant at which the old key ends. If its grace starts with the successor's first use, the
-            /// latest possible end.
+            /// The instant at which the old key ends. The latest possible instant if its grace period starts
+            /// with the successor's first use.
             old_key_ends: Timestamp,
         },
         /// The rotation was cancelled, and the key works as before.
@@ -209,24 +208,24 @@ tagged! {
             /// The successor that was revoked.
             successor: KeyId,
         },
-        /// The first use of a successor was recorded.
+        /// The successor of a rotated key was used for the first time.
         SuccessorFirstUsed,
-        /// The grace of an old key began with its successor's first use.
+        /// The grace period of an old key began, because its successor was used for the first time.
         GraceBegan {
             /// The instant at which the old key ends.
             old_key_ends: Timestamp,
         },
-        /// The secret was replaced because the response that held it was lost.
+        /// The key got a new secret, because the response with the first secret was lost.
         SecretReplaced,
         /// The key was reported as leaked.
         KeyLeaked {
             /// The place of the leak.
             source: LeakSource,
-            /// Whether the report revoked the key. That revocation has an entry of its own. Publishable and
-            /// legacy keys are not revoked.
+            /// Whether the report revokes the key. False for publishable and legacy keys. A separate
+            /// [`Action::KeyRevoked`] entry records the revocation.
             revoked: bool,
         },
-        /// The digest was renewed under another pepper.
+        /// The digest was replaced by a digest under another pepper.
         KeyRedigested {
             /// The new pepper.
             pepper: PepperId,
@@ -238,7 +237,7 @@ tagged! {
             /// The principal's role.
             role: Role,
         },
-        /// A principal's role changed, and the reach of its keys with it.
+        /// A principal's role changed. The new role also limits the principal's existing keys.
         OwnerRoleChanged {
             /// The principal.
             owner: PrincipalId,
@@ -247,59 +246,60 @@ tagged! {
             /// The new role.
             after: Role,
         },
-        /// A principal was removed. Its keys are refused from then on.
+        /// A principal was removed as an owner. The principal's keys are refused.
         OwnerRemoved {
             /// The principal.
             owner: PrincipalId,
         },
-        /// A bulk revocation began. It covers the keys that match a filter and were created before this
-        /// entry. Each revoked key has an entry of its own.
+        /// A bulk revocation began. The command revokes the matching keys that were created before this
+        /// entry. Each revoked key gets a separate entry.
         BulkRevocationBegan {
             /// The reason of the revocation.
             reason: Reason,
         },
-        /// A command over many keys ended.
+        /// A bulk command finished.
         BulkCommandEnded,
-        /// Digests that the restored backup lacked were blocked, so that they can never be imported again.
+        /// After a restore, digests that the backup did not contain were blocked from being imported again.
         /// The entry's [`Evidence`] lists their marks.
         DigestsBlocked {
             /// The number of blocked digests.
             count: u32,
         },
-        /// The tenant's newest instant was set back, because a clock had been wrong.
+        /// The tenant's newest commit time was set back, because a wrong clock had dated a commit in the
+        /// future.
         TimeRepaired {
-            /// The newest instant before the repair.
+            /// The newest commit time before the repair.
             from: Timestamp,
-            /// The newest instant after the repair.
+            /// The newest commit time after the repair.
             to: Timestamp,
         },
     }
 }
 
-/// Facts about digests that a recovery needs from an entry. Events leave them out.
+/// Facts about digests that a recovery reads from an audit entry. Events do not contain these facts.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Evidence {
     /// An imported digest, with [`Action::KeyImported`].
     Imported {
-        /// A keyed mark of the digest.
+        /// The mark of the digest: a MAC under a pepper.
         mark: DigestMark,
         /// The key's owner.
         owner: Owner,
-        /// The key's end at its import; `None` for never.
+        /// The key's expiry at the time of the import. `None` if the key never expires.
         expires_at: Option<Timestamp>,
     },
     /// Blocked digests, with [`Action::DigestsBlocked`].
     Blocked {
-        /// Keyed marks of the digests, each with the key that had the digest.
+        /// The mark of each digest, with the id of the key that had the digest.
         marks: Vec<(DigestMark, KeyId)>,
     },
 }
 
 /// An entry of a tenant's audit trail, written in the same commit as the change that it records.
 ///
-/// Exhaustive on purpose, for stores to construct and destructure.
+/// Deliberately exhaustive, so that stores can construct and destructure entries.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct AuditEntry {
     /// The tenant whose chain contains the entry.
@@ -314,15 +314,15 @@ pub struct AuditEntry {
     pub role: Option<Role>,
     /// The id of the command.
     pub command: CommandId,
-    /// A mark of the command's content, which reveals a reused command id.
+    /// A hash of the command. Two different hashes under one command id reveal that the id was reused.
     pub command_mark: [u8; 8],
     /// The change that the entry records.
     pub action: Action,
     /// Facts about digests that a recovery needs.
     pub evidence: Option<Evidence>,
-    /// The key that changed.
+    /// The key that changed. `None` if the entry is not about a single key.
     pub key: Option<KeyId>,
-    /// The pepper whose audit key seals the entry.
+    /// The pepper from which the sealing key is derived.
     pub pepper: PepperId,
     /// The hash of the previous entry.
     pub previous: AuditHash,
@@ -411,23 +411,25 @@ pub enum ChainError {
         /// The pepper's id.
         pepper: PepperId,
     },
-    /// The chain lacks an entry that was noted elsewhere, or has a different entry in its place.
-    #[error("entry {expected} was seen elsewhere, the chain does not lead to it")]
+    /// The chain does not contain the head that the caller saved: later entries were removed, or an entry was
+    /// replaced.
+    #[error("the chain does not contain the saved head, entry {expected}")]
     Truncated {
-        /// The number of the entry that was noted.
+        /// The number of the entry in the saved head.
         expected: u64,
     },
 }
 
-/// Checks one tenant's entries, oldest first, starting after `start`. Needs no store, only the entries and
-/// the peppers, including peppers kept with [`PepperRing::with_audit_only`].
+/// Checks the entries of one tenant that follow the head `start`, oldest first. Needs no store, only the
+/// entries and the peppers. The ring must include retired peppers that sealed entries (see
+/// [`PepperRing::with_audit_only`]).
 ///
-/// `seen` is a head that was noted elsewhere, such as in a log or a receipt. The chain must pass through
-/// `seen`, which reveals a trail that was cut short.
+/// `seen` is a head that was saved outside the store, such as in a log or a receipt. If the chain does not
+/// contain `seen`, entries were removed from its end.
 ///
 /// # Errors
 ///
-/// [`ChainError`] names the first entry that differs from what was written.
+/// [`ChainError`] for the first entry that fails a check.
 pub fn verify_chain<'a>(
     tenant: &TenantId,
     start: AuditHead,

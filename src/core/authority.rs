@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use super::actor::{ActingKey, Actor, Identity};
+use super::actor::{ActingKey, Actor, ActorKind};
 use super::check;
 use super::command::Denial;
 use super::hole;
@@ -15,20 +15,20 @@ use super::id::KeyId;
 use super::owner::{self, OwnerStatus};
 use super::policy::{Access, Policy};
 use super::principal::Owner;
-use super::reach::{self, Bounds, Classes, Reach, RoleReach, Tenants};
-use super::record::{KeyRecord, Lineage, Maker, Visibility};
+use super::reach::{self, Bounds, Classes, EffectiveReach, RoleReach, Tenants};
+use super::record::{KeyRecord, KeyType, Lineage, Maker};
 use super::rejection::VerifyError;
 use super::scope::ScopeSet;
-use super::subject::Course;
+use super::subject::Lifecycle;
 use super::tenant::TenantId;
 use super::text::{ClassName, PrincipalId, Role};
 use super::time::Timestamp;
 use super::view::{Ancestry, TenantView};
 
-/// The caller of a command, with everything that limits it.
+/// The caller of a command, with the limits on the caller.
 #[derive(Debug)]
 pub(crate) enum Caller {
-    /// The application: nothing limits it.
+    /// The application, which has no limits.
     Application,
     /// A person or a key.
     Limited(Box<Limits>),
@@ -37,27 +37,28 @@ pub(crate) enum Caller {
 /// The limits of a person or a key.
 #[derive(Debug)]
 pub(crate) struct Limits {
-    /// The reach that no key handed out by the caller may exceed.
-    pub(crate) reach: Reach,
-    /// The roles that must all allow a command that issues, widens or looks at keys. For a person:
-    /// the stated role and the live roles. For a key: its bound and its owner's live roles.
+    /// The largest reach of a key that the caller may issue.
+    pub(crate) reach: EffectiveReach,
+    /// The roles that must all allow a command that issues, widens or looks at keys. For a person: the role
+    /// stated by the application, and the stored roles. For a key: the roles in its `bound`, and its owner's
+    /// stored roles.
     roles: BTreeSet<Role>,
-    /// The roles that must all allow a command that narrows keys. For a person: only the stated
-    /// role.
+    /// The roles that must all allow a command that narrows keys. For a person: only the stated role. For a
+    /// key: the same as `roles`.
     narrowing_roles: BTreeSet<Role>,
-    /// Whether the caller manages keys by its roles. A key does so only if it reaches everything
-    /// that its roles allow.
+    /// Whether the caller's roles let the caller manage keys. False for a key that reaches less than its
+    /// roles allow.
     manages: bool,
-    /// The person who acts, if any. An owner may be allowed more on the owner's own keys.
+    /// The acting person, if any. A class may give owners more access to their own keys.
     person: Option<PrincipalId>,
-    /// The refusal of every command that issues or widens keys. Set if the person was removed, or
-    /// if the stated role exceeds a stored role.
+    /// The denial of commands that issue or widen keys. Set if the person was removed, or if the stated role
+    /// allows more than a stored role.
     drift: Option<Denial>,
-    /// The acting key.
+    /// The acting key. `None` for a person.
     pub(crate) key: Option<ActingRecord>,
 }
 
-/// The acting key in its current state.
+/// The current state of the acting key.
 #[derive(Debug)]
 pub(crate) struct ActingRecord {
     pub(crate) id: KeyId,
@@ -66,7 +67,8 @@ pub(crate) struct ActingRecord {
     makers: Vec<Maker>,
 }
 
-/// The effect of a command on the reach of keys. It decides which roles have to allow the command.
+/// The effect of a command on what keys can reach. Different effects need permission from different roles of
+/// the caller.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Effect {
     /// Issues a key, or widens the reach of keys.
@@ -77,27 +79,27 @@ pub(crate) enum Effect {
     Looks,
 }
 
-/// The keys that a caller may look at, before each key is checked against its class.
+/// A first filter for the keys that a caller may look at. [`Caller::sees`] then checks each key.
 #[derive(Debug, Eq, PartialEq)]
-pub(crate) enum Sight {
-    /// The keys of at least one class, whoever owns them.
-    Some,
+pub(crate) enum VisibleKeys {
+    /// Keys of any owner, in at least one class.
+    OfAnyOwner,
     /// Only keys of this owner.
-    Own(PrincipalId),
+    OfOwner(PrincipalId),
 }
 
 const LOOK: &str = "look at keys";
 
-/// The rows from which authority is derived: those of the tenant, and those of its ancestors.
+/// The stored rows from which authority is derived: the rows of the tenant, and of its ancestors.
 #[derive(Clone, Copy)]
-pub(crate) struct Rows<'a> {
+pub(crate) struct AuthorityRows<'a> {
     pub(crate) view: &'a TenantView,
     pub(crate) ancestry: &'a Ancestry,
 }
 
-impl Rows<'_> {
+impl AuthorityRows<'_> {
     /// Returns the effect of the rows on the keys of `owner` in `tenant`.
-    pub(crate) fn standing(&self, tenant: &TenantId, owner: &Owner) -> OwnerStatus {
+    pub(crate) fn owner_status(&self, tenant: &TenantId, owner: &Owner) -> OwnerStatus {
         OwnerStatus::resolve(
             tenant,
             owner,
@@ -127,19 +129,19 @@ impl Caller {
     pub(crate) fn resolve(
         actor: &Actor,
         tenant: &TenantId,
-        rows: Rows<'_>,
+        rows: AuthorityRows<'_>,
         (policy, home): (&Policy, &Policy),
         now: Timestamp,
     ) -> Result<Self, Denial> {
         if actor.expires_at().is_some_and(|end| now >= end) {
             return Err(Denial::ActorExpired);
         }
-        let limits = match actor.identity() {
-            Identity::Application => return Ok(Self::Application),
-            Identity::Person { principal, role } => {
+        let limits = match actor.kind() {
+            ActorKind::Application => return Ok(Self::Application),
+            ActorKind::Person { principal, role } => {
                 Limits::of_person(actor, (principal, role), tenant, rows, policy, now)
             }
-            Identity::Key(key) => Limits::of_key(actor, key, tenant, rows, (policy, home), now)?,
+            ActorKind::Key(key) => Limits::of_key(actor, key, tenant, rows, (policy, home), now)?,
         };
         Ok(Self::Limited(Box::new(limits)))
     }
@@ -161,8 +163,8 @@ impl Caller {
         person.is_some() && person == principal
     }
 
-    /// Checks that `access` includes the caller. `owner` is the owner of the key that the command
-    /// is about, if it is about one key.
+    /// Checks that `access` includes the caller. `owner` is the owner of the affected key. `None` if the
+    /// command affects no single key.
     pub(crate) fn permit(
         &self,
         access: &Access,
@@ -204,8 +206,8 @@ impl Caller {
         })
     }
 
-    /// Returns whether the caller may look at keys of `class` that belong to `owner`. Only
-    /// administrators look at keys of a class that the policy no longer has.
+    /// Returns whether the caller may look at keys of `class` that belong to `owner`. If the policy no longer
+    /// has the class, only administrators may look at its keys.
     pub(crate) fn sees(&self, policy: &Policy, class: &ClassName, owner: &Owner) -> bool {
         let administrators = || Access::roles(policy.spec().administrators.iter().cloned());
         let access = policy.class(class).map(|class| class.look.clone());
@@ -214,29 +216,29 @@ impl Caller {
         seen.is_ok() || hole::is_open("anybody looks")
     }
 
-    /// Returns the keys that the caller may look at, as far as one query to a store can express
-    /// them.
+    /// Returns a filter for the keys that the caller may look at. The filter is coarse, so that a store can
+    /// apply it in one query.
     ///
     /// # Errors
     ///
     /// [`Denial::Forbidden`] if the caller may look at no keys.
-    pub(crate) fn sight(&self, policy: &Policy) -> Result<Sight, Denial> {
+    pub(crate) fn visible_keys(&self, policy: &Policy) -> Result<VisibleKeys, Denial> {
         if hole::is_open("anybody looks") {
-            return Ok(Sight::Some);
+            return Ok(VisibleKeys::OfAnyOwner);
         }
         let mut classes = policy.spec().classes.values();
         let by_role = |access: &Access| self.permit(access, None, LOOK, Effect::Looks);
         if classes.clone().any(|class| by_role(&class.look).is_ok()) {
-            return Ok(Sight::Some);
+            return Ok(VisibleKeys::OfAnyOwner);
         }
         let person = self.limits().and_then(|limits| limits.person.clone());
         match person.filter(|_| classes.any(|class| class.look.owner)) {
-            Some(person) => Ok(Sight::Own(person)),
-            None => by_role(&Access::host_only()).map(|()| Sight::Some),
+            Some(person) => Ok(VisibleKeys::OfOwner(person)),
+            None => by_role(&Access::host_only()).map(|()| VisibleKeys::OfAnyOwner),
         }
     }
 
-    /// Returns whether the caller may look at everything, including keys that cannot be decoded.
+    /// Returns whether the caller may look at every key, including keys whose stored bytes cannot be decoded.
     pub(crate) fn sees_all(&self, policy: &Policy) -> bool {
         let administrators = policy.spec().administrators.iter().cloned();
         let access = Access::roles(administrators);
@@ -255,8 +257,8 @@ impl Caller {
         )
     }
 
-    /// Checks that `reach` is within the limits of what the caller may hand out.
-    pub(crate) fn check_within(&self, reach: &Reach) -> Result<(), Denial> {
+    /// Checks that the caller may issue a key with this `reach`.
+    pub(crate) fn check_within(&self, reach: &EffectiveReach) -> Result<(), Denial> {
         let Some(limits) = self.limits() else {
             return Ok(());
         };
@@ -269,27 +271,26 @@ impl Caller {
         }
     }
 
-    /// Returns the roles that limit the recipient of a secret from this command: the caller's
-    /// roles.
+    /// Returns all roles of the caller. These roles limit every key whose secret the caller receives.
     pub(crate) fn roles(&self) -> BTreeSet<Role> {
         let roles = self.limits().into_iter().flat_map(|limits| &limits.roles);
         roles.chain(self.key_bound()).cloned().collect()
     }
 
-    /// Returns the bound of the acting key.
+    /// Returns the roles that limited the recipient of the acting key's secret. Empty if no key acts.
     pub(crate) fn key_bound(&self) -> impl Iterator<Item = &Role> {
         let key = self.limits().and_then(|limits| limits.key.as_ref());
         key.into_iter().flat_map(|key| &key.bound)
     }
 
-    /// Returns the role that the application states for the caller, if the caller is the person
-    /// with this id.
+    /// Returns the role that the application states for the caller, if the caller is this person.
     pub(crate) fn stated_role(&self, principal: Option<&PrincipalId>) -> Option<&Role> {
         let limits = self.limits().filter(|_| self.is_person(principal))?;
         limits.narrowing_roles.first()
     }
 
-    /// Returns the makers of a key that the caller makes: the acting key and its makers.
+    /// Returns the makers to record in a key that the caller creates: the acting key, and that key's own
+    /// makers.
     pub(crate) fn makers(&self) -> Vec<Maker> {
         let Some(key) = self.limits().and_then(|limits| limits.key.as_ref()) else {
             return Vec::new();
@@ -307,16 +308,16 @@ impl Limits {
         actor: &Actor,
         (principal, stated): (&PrincipalId, &Role),
         tenant: &TenantId,
-        rows: Rows<'_>,
+        rows: AuthorityRows<'_>,
         policy: &Policy,
         now: Timestamp,
     ) -> Self {
-        let standing = rows.standing(tenant, &Owner::Principal(principal.clone()));
-        let live = standing.roles.iter();
+        let owner_status = rows.owner_status(tenant, &Owner::Principal(principal.clone()));
+        let live = owner_status.roles.iter();
         let live = live.filter(|_| !hole::is_open("stored role is not heeded"));
         let roles: BTreeSet<_> = [stated].into_iter().chain(live).cloned().collect();
         let role = RoleReach::of(&roles, policy);
-        let reach = Reach {
+        let reach = EffectiveReach {
             scopes: actor.scopes().intersection(role.ceiling()),
             role,
             until: actor.expires_at(),
@@ -325,7 +326,7 @@ impl Limits {
                 path: actor.tenant().clone(),
                 descendants: actor.reaches_descendants(),
             },
-            ..Reach::unlimited(tenant)
+            ..EffectiveReach::unlimited(tenant)
         };
         Self {
             reach,
@@ -333,7 +334,7 @@ impl Limits {
             narrowing_roles: BTreeSet::from([stated.clone()]),
             manages: true,
             person: Some(principal.clone()),
-            drift: drift(principal, stated, &standing, policy, now)
+            drift: drift(principal, stated, &owner_status, policy, now)
                 .filter(|_| !hole::is_open("stored role is not heeded")),
             key: None,
         }
@@ -343,7 +344,7 @@ impl Limits {
         actor: &Actor,
         acting: &ActingKey,
         tenant: &TenantId,
-        rows: Rows<'_>,
+        rows: AuthorityRows<'_>,
         (policy, home): (&Policy, &Policy),
         now: Timestamp,
     ) -> Result<Self, Denial> {
@@ -353,21 +354,21 @@ impl Limits {
             why: Box::new(why),
         };
         let record = rows.acting_key(key, actor.tenant()).map_err(refused)?;
-        // The owner's status in `tenant`, which may be below the key's own tenant.
-        let mut standing = rows.standing(tenant, &record.owner);
+        // `tenant` may be a descendant of the key's own tenant, where the owner may have further roles.
+        let mut owner_status = rows.owner_status(tenant, &record.owner);
         if !record.bound.is_empty() {
             let all = rows.view.owners.iter().chain(&rows.ancestry.owners);
             let path = (&record.tenant, tenant);
-            standing
+            owner_status
                 .roles
                 .extend(owner::raised_from(all, &record.owner, path));
         }
-        let alive = check::check_alive(key, &Course::of(record), &standing, now);
+        let alive = check::check_alive(key, &Lifecycle::of(record), &owner_status, now);
         match alive {
             Err(_) if hole::is_open("dead key acts") => {}
             alive => alive.map_err(refused)?,
         }
-        if record.visibility == Visibility::Publishable && !hole::is_open("publishable key acts") {
+        if record.key_type == KeyType::Publishable && !hole::is_open("publishable key acts") {
             return Err(refused(VerifyError::Publishable { key }));
         }
         if !record.allowlist.allows(acting.address) {
@@ -380,10 +381,10 @@ impl Limits {
         if !reach::reaches_tenant(&record.tenant, class, tenant) {
             return Err(refused(VerifyError::WrongTenant { key }));
         }
-        let roles = reach::roles_of(&record.owner, &record.bound, &standing);
+        let roles = reach::roles_of(&record.owner, &record.bound, &owner_status);
         let role = RoleReach::of(&roles, policy);
-        let own = reach::scopes(Bounds::of_record(record), home, class, &standing);
-        // A role may allow less under the policy of `tenant` than in the key's own tenant.
+        let own = reach::scopes(Bounds::of_record(record), home, class, &owner_status);
+        // A role may allow less under the policy of `tenant` than under the policy of the key's own tenant.
         let here = (roles.iter().chain(&record.bound)).fold(own, |scopes: ScopeSet, role| {
             scopes.intersection(&policy.role_ceiling(role))
         });
@@ -392,11 +393,12 @@ impl Limits {
         let whole = whole || hole::is_open("narrow key manages");
         let manages = !roles.is_empty() && whole;
         let owner = record.owner.principal().cloned();
-        let reach = Reach {
+        let reach = EffectiveReach {
             scopes,
             role,
             until: earlier(record.expires_at, actor.expires_at()),
-            // Self-rotation cannot extend an end that the application set for the actor alone.
+            // Self-rotation extends only the key's own expiry, not a separate expiry that the application set
+            // for the actor.
             renewable_until: match actor.expires_at() == record.expires_at {
                 true => reach::renewable_until(class, record.expires_at, record.lineage.since),
                 false => earlier(record.expires_at, actor.expires_at()),
@@ -405,7 +407,7 @@ impl Limits {
             environment: Some(record.environment.clone()),
             resource: record.resource.clone(),
             addresses: record.allowlist.clone(),
-            key_type: record.visibility,
+            key_type: record.key_type,
             classes: Classes::of(&record.class, class),
             propagation: home.propagation(&record.class).bound,
         };
@@ -426,35 +428,35 @@ impl Limits {
     }
 }
 
-/// Returns whether `scopes` are not empty and include everything that the roles allow.
+/// Returns whether `scopes` include every scope that the roles allow. Always false for empty `scopes`.
 pub(crate) fn is_whole(scopes: &ScopeSet, role: &RoleReach) -> bool {
     !scopes.is_empty() && scopes.contains(role.ceiling())
 }
 
-/// Returns the reason why a person may issue and widen nothing: the person was removed, or the
-/// stated role exceeds a live role.
+/// Returns the reason to deny a person every command that issues or widens keys. `None` unless the person was
+/// removed, or the stated role allows more than a stored role.
 fn drift(
     principal: &PrincipalId,
     stated: &Role,
-    standing: &OwnerStatus,
+    owner_status: &OwnerStatus,
     policy: &Policy,
     now: Timestamp,
 ) -> Option<Denial> {
-    if standing.refuses_owner(now) {
+    if owner_status.refuses_owner(now) {
         let owner = principal.clone();
         return Some(Denial::OwnerRemoved { owner });
     }
     let own = RoleReach::of([stated], policy);
     let exceeds =
         |stored: &&Role| *stored != stated && !own.is_within(&RoleReach::of([*stored], policy));
-    let stored = standing.roles.iter().find(exceeds)?;
+    let stored = owner_status.roles.iter().find(exceeds)?;
     Some(Denial::RoleDrift {
         stated: stated.clone(),
         stored: stored.clone(),
     })
 }
 
-/// Returns the earlier of two ends; `None` means never.
+/// Returns the earlier of two expiry times. `None` means never.
 pub(crate) fn earlier(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),

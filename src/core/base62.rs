@@ -1,10 +1,10 @@
-//! Base62 with the digits in ASCII order, so that the text sorts like the numbers.
+//! Base62 with the digits in ASCII order, so that the encoded text sorts like the numbers.
 //!
 //! Pure.
 
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const NOT_A_DIGIT: u8 = 0xff;
-/// Ten digits, the most that always fit 64 bits.
+/// 10 digits, the most that always fit in 64 bits.
 const WORD: usize = 10;
 const WORD_BASE: u128 = 62u128.pow(10);
 
@@ -39,8 +39,8 @@ fn is_digit(b: u8) -> bool {
 /// 16 bytes, the vector width of most processors.
 const LANES: usize = 16;
 
-/// Returns whether `is` accepts all bytes. Always reads all bytes, so that a compiler vectorizes the loop if
-/// `is` has no branch.
+/// Returns whether `is` accepts all bytes. Has no early exit, so the compiler can vectorize the loop if `is`
+/// has no branch.
 #[inline]
 fn all(bytes: &[u8], is: impl Fn(u8) -> bool) -> bool {
     let (whole, _) = bytes.as_chunks::<LANES>();
@@ -48,7 +48,8 @@ fn all(bytes: &[u8], is: impl Fn(u8) -> bool) -> bool {
         return bytes.iter().fold(true, |all, &b| all & is(b));
     };
     let mut marks = [0; LANES];
-    // The last chunk overlaps the one before, so that no rest remains to be read byte by byte.
+    // The last 16 bytes form a chunk that may overlap the previous chunk. This avoids a loop over single
+    // bytes.
     for part in whole.iter().chain([last]) {
         for (mark, &b) in marks.iter_mut().zip(part) {
             *mark |= u8::from(!is(b));
@@ -77,11 +78,11 @@ pub(crate) fn first_other_than(bytes: &[u8], is: impl Fn(u8) -> bool) -> Option<
 pub(crate) fn encode(mut value: u128, out: &mut [u8]) {
     for digits in out.rchunks_mut(WORD) {
         let base = 62u128.pow(u32::try_from(digits.len()).unwrap_or_default());
-        // One division for ten digits, because a 128-bit division is slow.
+        // Divides only once per ten digits, because a 128-bit division is slow.
         encode_word((value % base) as u64, digits);
         value /= base;
     }
-    debug_assert_eq!(value, 0, "the field is wide enough for its type");
+    debug_assert_eq!(value, 0, "`out` has enough digits for every `value`");
 }
 
 /// Writes a 64-bit `value` into all of `out`, padded with zeros.
@@ -95,7 +96,7 @@ pub(crate) fn encode_word(mut value: u64, out: &mut [u8]) {
 /// Parses at most ten bytes, which must be digits.
 #[inline]
 pub(crate) fn decode_word<const N: usize>(digits: &[u8; N]) -> u64 {
-    const { assert!(N <= WORD, "more might not fit") };
+    const { assert!(N <= WORD, "more than ten digits might not fit in 64 bits") };
     let value = |b: u8| u64::from(VALUE[b as usize]);
     digits.iter().fold(0, |all, &b| {
         u64::wrapping_mul(all, 62).wrapping_add(value(b))
@@ -115,7 +116,8 @@ pub(crate) fn decode(digits: &[u8; 22]) -> Option<u128> {
 
 /// Converts a random byte to a digit without bias. Returns `None` if another byte must be drawn.
 ///
-/// 248 is the largest multiple of 62 in a byte: accepting more bytes would favour the first digits.
+/// Accepts only bytes below 248, the largest multiple of 62 in a byte. Larger bytes would make the first
+/// eight digits more likely.
 pub(crate) fn unbiased(random: u8) -> Option<u8> {
     (random < 248).then(|| ALPHABET[(random % 62) as usize])
 }

@@ -1,7 +1,7 @@
 //! The check of a presented key against a need.
 //!
-//! Pure. Every way of verifying goes through one function (trap 20). That function compares the
-//! secret first, and reveals any other reason only to a holder of the secret (trap 5).
+//! Pure. Every verification goes through `check_subject` (trap 20). The function compares the secret first,
+//! so that only a holder of the secret learns any other reason (trap 5).
 
 use std::num::NonZeroU64;
 
@@ -12,11 +12,11 @@ use super::need::{Conditions, Need};
 use super::owner::OwnerStatus;
 use super::policy::{KeyClass, Policy};
 use super::reach::{self, Bounds};
-use super::record::{KeyRecord, Visibility};
+use super::record::{KeyRecord, KeyType};
 use super::rejection::VerifyError;
 use super::scope::Scope;
 use super::secret::Digest;
-use super::subject::{Course, Holder, Life, Shape, Subject};
+use super::subject::{KeyOwner, KeyToVerify, KeyTraits, Lifecycle, LifecyclePhase};
 use super::time::Timestamp;
 
 /// A presented key after hashing: its digest, and the prefix of its token.
@@ -32,104 +32,114 @@ pub struct Presented<'a> {
 ///
 /// # Errors
 ///
-/// [`VerifyError`]; [`WrongSecret`](VerifyError::WrongSecret) precedes every other reason.
+/// [`VerifyError`]. A wrong secret always returns [`WrongSecret`](VerifyError::WrongSecret), even if the key
+/// is refused for other reasons too.
 pub fn check(
     record: &KeyRecord,
     presented: Presented<'_>,
     policy: &Policy,
-    standing: &OwnerStatus,
+    owner_status: &OwnerStatus,
     need: &Need,
     now: Timestamp,
 ) -> Result<(), VerifyError> {
     let (super::record::Credential::Peppered { digest, .. }
     | super::record::Credential::Imported { digest, .. }) = &record.credential;
     let same = digest.ct_eq(presented.digest);
-    let course = Course::of(record);
-    let (shape, holder) = (Shape::of(record), Holder::of(record));
-    let subject = Subject {
+    let lifecycle = Lifecycle::of(record);
+    let (traits, holder) = (KeyTraits::of(record), KeyOwner::of(record));
+    let subject = KeyToVerify {
         id: record.id,
-        whose: &holder,
+        owner_source: &holder,
         persons: holder.is_person(),
-        shape: &shape,
-        course,
+        traits: &traits,
+        lifecycle,
     };
     let prefix = presented.prefix.map(str::as_bytes);
-    check_subject(subject, (same, prefix), policy, (standing, None), need, now)
+    check_subject(
+        subject,
+        (same, prefix),
+        policy,
+        (owner_status, None),
+        need,
+        now,
+    )
 }
 
-/// Checks that a key's secret and prefix were presented, then the key's state at `now`, then
-/// `need`. Every verification goes through this function. Allocates only if the key is refused.
+/// Checks the presented secret and prefix, then the key's state at `now`, then `need`. Every verification
+/// calls this function. Allocates only if the key is refused.
 ///
-/// `kind` identifies the policy, the shape, the owner's status and whether a person owns the key. A
-/// kind that met a need meets it again.
+/// `kind` identifies the combination of policy, key traits, owner's status, and whether a person owns the
+/// key. If one key of a kind meets `need`, every key of that kind does. `need` therefore caches the kind.
 pub(crate) fn check_subject(
-    subject: Subject<'_>,
+    subject: KeyToVerify<'_>,
     (same, prefix): (Choice, Option<&[u8]>),
     policy: &Policy,
-    (standing, kind): (&OwnerStatus, Option<NonZeroU64>),
+    (owner_status, kind): (&OwnerStatus, Option<NonZeroU64>),
     need: &Need,
     now: Timestamp,
 ) -> Result<(), VerifyError> {
     let own_prefix = subject
-        .shape
+        .traits
         .prefix
         .as_ref()
         .map(|own| own.as_str().as_bytes());
     if !bool::from(same) || prefix != own_prefix {
         return Err(VerifyError::WrongSecret);
     }
-    check_alive(subject.id, &subject.course, standing, now)?;
+    check_alive(subject.id, &subject.lifecycle, owner_status, now)?;
     if kind.is_some_and(|kind| need.met().has(kind)) {
         return check_request(subject, policy, need);
     }
     check_kind(subject, policy, need)?;
     check_request(subject, policy, need)?;
-    check_reach(subject, policy, standing, need)?;
+    check_reach(subject, policy, owner_status, need)?;
     kind.into_iter().for_each(|kind| need.met().note(kind));
     Ok(())
 }
 
-/// Checks that a key works at `now`, whatever the need is.
+/// Checks that a key works at `now`. Does not check a need.
 pub(crate) fn check_alive(
     key: KeyId,
-    course: &Course,
-    standing: &OwnerStatus,
+    lifecycle: &Lifecycle,
+    owner_status: &OwnerStatus,
     now: Timestamp,
 ) -> Result<(), VerifyError> {
-    let expired = course.expires_at.filter(|end| now >= *end);
-    match (course.life, expired) {
-        (Life::Revoked { at, reason }, _) => return Err(VerifyError::Revoked { key, at, reason }),
-        (Life::Disabled, None) => return Err(VerifyError::Disabled { key }),
+    let expired = lifecycle.expires_at.filter(|end| now >= *end);
+    match (lifecycle.phase, expired) {
+        (LifecyclePhase::Revoked { at, reason }, _) => {
+            return Err(VerifyError::Revoked { key, at, reason });
+        }
+        (LifecyclePhase::Disabled, None) => return Err(VerifyError::Disabled { key }),
         (_, Some(at)) => return Err(VerifyError::Expired { key, at }),
-        (Life::Enabled, None) => {}
+        (LifecyclePhase::Enabled, None) => {}
     }
-    if standing.unreadable {
+    if owner_status.unreadable {
         return Err(VerifyError::Corrupt { key });
     }
-    if standing.closed {
+    if owner_status.closed {
         return Err(VerifyError::TenantClosed { key });
     }
-    if standing.refuses_owner(course.created_at) {
+    if owner_status.refuses_owner(lifecycle.created_at) {
         return Err(VerifyError::OwnerRemoved { key });
     }
     Ok(())
 }
 
-/// Checks the conditions that depend only on the kind of the key.
-fn check_kind(subject: Subject<'_>, policy: &Policy, need: &Need) -> Result<(), VerifyError> {
-    let (key, shape) = (subject.id, subject.shape);
+/// Checks the conditions on the class, type and environment of the key.
+fn check_kind(subject: KeyToVerify<'_>, policy: &Policy, need: &Need) -> Result<(), VerifyError> {
+    let (key, traits) = (subject.id, subject.traits);
     let needed = need.conditions();
-    class_of(shape, policy)?;
-    if shape.visibility == Visibility::Publishable && !needed.publishable {
+    class_of(traits, policy)?;
+    if traits.key_type == KeyType::Publishable && !needed.publishable {
         return Err(VerifyError::Publishable { key });
     }
-    if !needed.classes.is_empty() && !needed.classes.contains(&shape.class) {
+    if !needed.classes.is_empty() && !needed.classes.contains(&traits.class) {
         return Err(VerifyError::WrongClass {
             key,
-            class: shape.class.clone(),
+            class: traits.class.clone(),
         });
     }
-    let environment = &shape.environment;
+    let environment = &traits.environment;
     if needed
         .environment
         .as_ref()
@@ -141,36 +151,44 @@ fn check_kind(subject: Subject<'_>, policy: &Policy, need: &Need) -> Result<(), 
     Ok(())
 }
 
-/// Checks the conditions that depend on the request: its tenant and its address.
-fn check_request(subject: Subject<'_>, policy: &Policy, need: &Need) -> Result<(), VerifyError> {
-    let Subject {
+/// Checks the conditions on the tenant and the address of the request.
+fn check_request(
+    subject: KeyToVerify<'_>,
+    policy: &Policy,
+    need: &Need,
+) -> Result<(), VerifyError> {
+    let KeyToVerify {
         id: key,
-        whose,
-        shape,
+        owner_source,
+        traits,
         ..
     } = subject;
     let needed = need.conditions();
     if let Some(tenant) = &needed.tenant
-        && !reach::reaches_tenant(&whose.holder().tenant, class_of(shape, policy)?, tenant)
+        && !reach::reaches_tenant(
+            &owner_source.key_owner().tenant,
+            class_of(traits, policy)?,
+            tenant,
+        )
     {
         return Err(VerifyError::WrongTenant { key });
     }
-    if !shape.allowlist.allows(needed.address) {
+    if !traits.allowlist.allows(needed.address) {
         return Err(VerifyError::AddressNotAllowed { key });
     }
     Ok(())
 }
 
-/// Checks that a key reaches the scopes of a need.
+/// Checks that a key reaches the scopes that the need requires.
 fn check_reach(
-    subject: Subject<'_>,
+    subject: KeyToVerify<'_>,
     policy: &Policy,
-    standing: &OwnerStatus,
+    owner_status: &OwnerStatus,
     need: &Need,
 ) -> Result<(), VerifyError> {
-    let class = class_of(subject.shape, policy)?;
-    let bounds = Bounds::of(subject.shape, subject.persons);
-    let reaches = |scope: &&Scope| reach::reaches(bounds, policy, class, standing, scope);
+    let class = class_of(subject.traits, policy)?;
+    let bounds = Bounds::of(subject.traits, subject.persons);
+    let reaches = |scope: &&Scope| reach::reaches(bounds, policy, class, owner_status, scope);
     let missing = |scope: &Scope| VerifyError::MissingScope {
         key: subject.id,
         scope: scope.clone(),
@@ -185,9 +203,9 @@ fn check_reach(
     }
 }
 
-fn class_of<'a>(shape: &Shape, policy: &'a Policy) -> Result<&'a KeyClass, VerifyError> {
+fn class_of<'a>(traits: &KeyTraits, policy: &'a Policy) -> Result<&'a KeyClass, VerifyError> {
     let unknown = || VerifyError::UnknownClass {
-        class: shape.class.clone(),
+        class: traits.class.clone(),
     };
-    policy.class(&shape.class).ok_or_else(unknown)
+    policy.class(&traits.class).ok_or_else(unknown)
 }

@@ -10,22 +10,23 @@ use super::time::Timestamp;
 /// The time of a decision, compared with other clocks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct CheckedTime {
-    /// The time of this process's wall clock, which never goes back.
+    /// The time of this process's wall clock. Never goes back.
     pub own: Timestamp,
-    /// The own time, without any forward step of the wall clock that began less than one allowance ago.
+    /// The own time, but without a forward jump of the wall clock until the jump has lasted for one
+    /// allowance, or another clock confirms it.
     pub held: Timestamp,
-    /// The time of other clocks; `None` unless they contradict the own clock.
+    /// The time according to other clocks, if they contradict the own clock.
     pub reference: Option<Timestamp>,
     /// The allowance: the largest difference at which two clocks still agree.
     pub allowance: Duration,
 }
 
 impl CheckedTime {
-    /// The default allowance: 5 minutes. A judgement: synchronised clocks differ by less than a second, and
-    /// no key or grace here ends within minutes.
+    /// The default allowance: 5 minutes. Far more than the difference of synchronised clocks (under a
+    /// second), and far less than the lifetime of a typical key.
     pub const ALLOWANCE: Duration = Duration::from_secs(5 * 60);
 
-    /// Returns the best guess at the time: the time of other clocks if they contradict the own clock, or else
+    /// Returns the most plausible time: the time of other clocks if they contradict the own clock, otherwise
     /// the own time.
     #[must_use]
     pub fn best(&self) -> Timestamp {
@@ -46,10 +47,12 @@ impl CheckedTime {
     }
 }
 
-/// Returns the median of the references if they contradict the own clock. The references contradict the own
-/// clock in two cases. Either the server differs and no majority of the nodes agrees with the own clock. Or
-/// there are at least two references and most of them differ. All values are offsets in microseconds, and two
-/// offsets differ if they are more than `allowance` apart.
+/// Returns the median of all other clocks if they contradict the own clock. This is so in two cases:
+///
+/// - The server's clock differs, and no majority of the nodes agrees with the own clock.
+/// - There are at least two other clocks, and most of them differ.
+///
+/// All values are offsets in microseconds. Two offsets differ if they are more than `allowance` apart.
 pub(crate) fn contradiction(
     own: i64,
     (server, nodes): (Option<i64>, &[i64]),
@@ -64,23 +67,25 @@ pub(crate) fn contradiction(
         return None;
     }
     all.sort_unstable();
-    // With two references, this is the later one, because a key had better end too early than too late.
+    // For two clocks, this picks the later time: ending a key too early is safer than ending a key too late.
     all.get(all.len() / 2).copied()
 }
 
-/// The state of a key that ends between the time of a verification and the newest commit of the store.
+/// The state of a key whose expiry lies after the verifier's time, but maybe before the newest commit.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Ending {
-    /// The key works: its own tenant has no commit after its end, or another clock confirms the time.
+    /// The key works: the newest commit of its tenant is earlier than its expiry, or another clock confirms
+    /// the verifier's time.
     Alive,
-    /// The key has ended: its own tenant has a commit after its end.
+    /// The key has expired: the newest commit of its tenant is not earlier than its expiry.
     Ended,
-    /// Unknown: the key's own tenant has a commit from the far future, or this clock is far behind.
+    /// Unknown: the newest commit of the key's tenant is far ahead of this clock, so one of two clocks is
+    /// wrong.
     Unsure,
 }
 
-/// Judges a key that ends at `end`, which is later than `now`. `floor` is the newest commit of the key's own
-/// tenant. `confirmed` returns whether another clock agrees with `now`.
+/// Returns the state of a key that expires at `end`, which is later than `now`. `floor` is the time of the
+/// newest commit in the key's own tenant. `confirmed` returns whether another clock agrees with `now`.
 pub(crate) fn judge_end(
     end: Timestamp,
     now: Timestamp,

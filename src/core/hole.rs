@@ -1,7 +1,7 @@
-//! Holes: past faults of these rules that tests can open again, one at a time.
+//! Holes: past faults of these rules that a test can switch on again, one at a time.
 //!
-//! The escalation search (`tests/it/escalation`) must find each hole, which proves that the search works.
-//! Only the long tier of the tests sets `--cfg keyward_hole`. Without that flag no hole can be open.
+//! The escalation search (`tests/it/escalation`) must find each open hole. This proves that the search works.
+//! Only the long test tier sets `--cfg keyward_hole`. Without that flag, every hole is closed.
 
 #[cfg(keyward_hole)]
 use std::cell::Cell;
@@ -11,19 +11,19 @@ thread_local! {
     static OPEN: Cell<Option<&'static str>> = const { Cell::new(None) };
 }
 
-/// Opens the hole of this name on this thread only. `None` closes the open hole.
+/// Opens the hole with this name, on the current thread only. `None` closes the open hole.
 #[cfg(keyward_hole)]
 pub fn open(name: Option<&'static str>) {
     OPEN.set(name);
 }
 
-/// Returns whether the hole of this name is open.
+/// Returns whether the hole with this name is open.
 #[cfg(keyward_hole)]
 pub(crate) fn is_open(name: &'static str) -> bool {
     OPEN.get() == Some(name)
 }
 
-/// Returns whether the hole of this name is open.
+/// Returns whether the hole with this name is open.
 #[cfg(not(keyward_hole))]
 #[inline(always)]
 pub(crate) const fn is_open(_: &'static str) -> bool {

@@ -1,4 +1,4 @@
-//! Key ids: 128 bits that order by time of creation.
+//! Key ids: 128 bits that sort by creation time.
 //!
 //! Pure.
 
@@ -11,18 +11,18 @@ use super::base62;
 use super::invalid::{Invalid, Problem};
 use super::time::Timestamp;
 
-/// The public id of a key, shown in lists, logs and URLs. The id authenticates nothing.
+/// The public id of a key, shown in lists, logs and URLs. The id is not a secret.
 ///
-/// 48 bits of milliseconds since the Unix epoch, then 80 random bits. Ids sort by time of creation, and their
-/// printed form of 22 base62 characters sorts the same way.
+/// 48 bits of milliseconds since the Unix epoch, then 80 random bits. Ids sort by creation time. So does
+/// their printed form, which has 22 base62 characters.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct KeyId(u128);
 
 impl KeyId {
-    /// The characters of a printed id: 22.
+    /// The length of a printed id: 22 characters.
     pub const LEN: usize = 22;
 
-    /// Creates an id from the time of creation and ten random bytes.
+    /// Creates an id from the creation time and ten random bytes.
     #[must_use]
     pub fn from_parts(created: Timestamp, random: [u8; 10]) -> Self {
         let mut low = [0; 16];
@@ -49,7 +49,7 @@ impl KeyId {
         digits
     }
 
-    /// Returns the id of these base62 digits; `None` beyond 128 bits.
+    /// Parses 22 base62 digits. `None` if the number does not fit in 128 bits.
     #[inline]
     pub(crate) fn from_digits(digits: &[u8; Self::LEN]) -> Option<Self> {
         base62::decode(digits).map(Self)

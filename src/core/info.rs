@@ -17,16 +17,18 @@ use super::stamp::Stamp;
 use super::text::Stage;
 use super::time::Timestamp;
 
-/// A key as people see it at one instant. Holds neither secret nor digest. Dereferences to its [`KeyFacts`].
+/// The public details of a key at one instant, without its secret and its digest. Dereferences to its
+/// [`KeyFacts`].
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct KeyInfo {
     /// The facts that the record holds.
     #[serde(flatten)]
     pub facts: KeyFacts,
-    /// The label of a class that is not final yet (rule A1-28).
+    /// The label of the key's class, such as `beta`, if the class is not final yet (rule A1-28).
     pub stage: Option<Stage>,
-    /// The effective scopes of the key at the requested instant. The scopes apply only while the key works.
+    /// The effective scopes of the key at the requested instant. A disabled or ended key cannot use these
+    /// scopes.
     pub reach: ScopeSet,
     /// The key that created this key, if a key did. For a successor, the key that created the first key
     /// of its chain.
@@ -58,13 +60,18 @@ impl Deref for KeyInfo {
 }
 
 impl KeyInfo {
-    /// Returns the public view of `record` at `now`. `standing` is the effect of the owner's and tenants'
-    /// rows.
+    /// Returns the public view of `record` at `now`. `owner_status` is the combined effect of the owner's and
+    /// the tenants' rows.
     #[must_use]
-    pub fn new(record: KeyRecord, policy: &Policy, standing: &OwnerStatus, now: Timestamp) -> Self {
+    pub fn new(
+        record: KeyRecord,
+        policy: &Policy,
+        owner_status: &OwnerStatus,
+        now: Timestamp,
+    ) -> Self {
         let class = policy.class(&record.class);
-        let reach =
-            class.map(|class| reach::scopes(Bounds::of_record(&record), policy, class, standing));
+        let reach = class
+            .map(|class| reach::scopes(Bounds::of_record(&record), policy, class, owner_status));
         Self {
             stage: class.and_then(|class| class.stage.clone()),
             reach: reach.unwrap_or_default(),

@@ -1,7 +1,7 @@
 //! The error of a value that could not be parsed.
 //!
-//! Pure. Invariant: an [`Invalid`] never holds the refused value, only its size and the position of the
-//! fault, because people paste secrets into the wrong field.
+//! Pure. Invariant: an [`Invalid`] never contains the rejected text, only its size and the position of the
+//! fault. People paste secrets into the wrong field.
 
 use std::convert::Infallible;
 
@@ -27,30 +27,30 @@ impl From<Infallible> for Invalid {
     }
 }
 
-/// The problem of a refused value.
+/// The problem of a rejected value.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Problem {
-    /// An empty value, which the field does not take.
+    /// The value is empty, which the field does not allow.
     #[error("is empty")]
     Empty,
-    /// More bytes than the field takes.
+    /// The value has more bytes than the field allows.
     #[error("is {actual} bytes long, at most {max} are allowed")]
     TooLong {
-        /// The bound, in bytes.
+        /// The maximum size, in bytes.
         max: usize,
-        /// The size of the refused value, in bytes.
+        /// The size of the rejected value, in bytes.
         actual: usize,
     },
-    /// More elements than the field takes.
+    /// The value has more entries than the field allows.
     #[error("has {actual} entries, at most {max} are allowed")]
     TooMany {
-        /// The bound, in entries.
+        /// The maximum number of entries.
         max: usize,
         /// The number of entries given.
         actual: usize,
     },
-    /// A number outside its range.
+    /// The number is outside the allowed range.
     #[error("is {actual}, allowed is {min} to {max}")]
     OutOfRange {
         /// The smallest value allowed.
@@ -60,18 +60,18 @@ pub enum Problem {
         /// The value given.
         actual: i64,
     },
-    /// A character that the field does not take.
+    /// The value contains a character that the field does not allow.
     #[error("has a character at byte {position} that is not allowed; allowed: {allowed}")]
     Character {
-        /// Byte offset of the first refused character.
+        /// The byte offset of the first character that is not allowed.
         position: usize,
-        /// The characters that the field takes, in words.
+        /// A description of the allowed characters.
         allowed: &'static str,
     },
-    /// The value does not have the form that the field takes.
+    /// The value does not have the expected format.
     #[error("must be {expected}")]
     Format {
-        /// The expected form, in words.
+        /// A description of the expected format.
         expected: &'static str,
     },
 }

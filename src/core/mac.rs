@@ -1,15 +1,15 @@
-//! HMAC-SHA-256 of a short message of constant length, for verification, in two compressions.
+//! HMAC-SHA-256 of a short message with a constant length, in two SHA-256 compressions.
 //!
-//! Pure. All other MACs of the library come from the `hmac` crate, which takes 1.5 times as long for a short
-//! message. The MAC is most of the cost of a verification. The tests compare this module with the `hmac`
-//! crate and with RFC 4231.
+//! Pure. Verification uses this module, because the MAC is most of its cost and the `hmac` crate takes 1.5
+//! times as long. All other MACs of the library come from the `hmac` crate. The tests compare this module
+//! with the `hmac` crate and with RFC 4231.
 
 use sha2::block_api::compress256;
 use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 const BLOCK: usize = 64;
-/// 9 bytes, the fewest that SHA-256 appends to a message: a 1 bit padded to a byte, and the length in 8
+/// 9 bytes, the minimum padding of SHA-256: one byte that starts with a 1 bit, and the message length in 8
 /// bytes.
 const TAIL: usize = 9;
 
@@ -25,7 +25,7 @@ const START: [u32; 8] = [
     0x5be0_cd19,
 ];
 
-/// A MAC key, kept as the two SHA-256 states that can be precomputed (RFC 2104, section 4).
+/// A MAC key, stored as the two SHA-256 states that can be precomputed (RFC 2104, section 4).
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub(crate) struct ShortMacKey {
     inner: [u32; 8],
@@ -55,15 +55,16 @@ impl ShortMacKey {
         Self { inner, outer }
     }
 
-    /// Returns the HMAC-SHA-256 of at most 55 bytes. The length is a constant, so no branch depends on it.
+    /// Returns the HMAC-SHA-256 of `message`, which has at most 55 bytes. The length is a compile-time
+    /// constant, so no branch depends on it.
     #[inline]
     pub(crate) fn mac<const N: usize>(&self, message: &[u8; N]) -> [u8; 32] {
         hash_tail(self.outer, &hash_tail(self.inner, message))
     }
 }
 
-/// Returns the SHA-256 of one block followed by `message`, where `state` is the state after the block. Takes
-/// one compression.
+/// Returns the SHA-256 digest of one block followed by `message`. `state` is the SHA-256 state after that
+/// block. Takes one compression.
 #[inline]
 fn hash_tail<const N: usize>(mut state: [u32; 8], message: &[u8; N]) -> [u8; 32] {
     const { assert!(N + TAIL <= BLOCK, "the message and its tail fit one block") };
@@ -120,8 +121,8 @@ mod tests {
             bytes.iter().map(|byte| format!("{byte:02x}")).collect()
         }
         let counting: Vec<u8> = (1..=25).collect();
-        // The test cases of sections 4.2 to 4.7, of which 4.6 truncates the MAC to 128 bits. The message of
-        // 4.8 is too long.
+        // The test cases of sections 4.2 to 4.7. Section 4.6 truncates the MAC to 128 bits. The message of
+        // section 4.8 is too long for this module.
         let mac = hex(ShortMacKey::new(&[0x0b; 20]).mac(b"Hi There"));
         assert_eq!(
             mac,

@@ -1,4 +1,4 @@
-//! The host's own data about a key, as pairs of text.
+//! The application's own data about a key, as name-value pairs.
 //!
 //! Pure.
 
@@ -10,23 +10,23 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::invalid::{Invalid, Problem};
 use super::text::{self, Text};
 
-/// Pairs of text that the host keeps with a key: up to 64, up to 16 KiB in all.
+/// Name-value pairs that the application stores with a key: at most 64 pairs, and 16 KiB in total.
 #[derive(Clone, Default, Eq, PartialEq)]
 pub struct Metadata(Vec<(Text, Text)>);
 
 impl Metadata {
-    /// The most bytes of names and values together: 16 KiB.
+    /// The maximum total size of all names and values: 16 KiB.
     pub const MAX_LEN: usize = 16 * 1024;
-    /// The most pairs.
+    /// The maximum number of pairs.
     pub const MAX_PAIRS: usize = 64;
-    /// The most bytes of one pair's name.
+    /// The maximum length of a name, in bytes.
     pub const MAX_NAME_LEN: usize = 128;
 
-    /// Collects pairs. If several pairs have the same name, the last pair wins.
+    /// Creates metadata from pairs. If several pairs have the same name, the last pair wins.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] names the bound that was exceeded, and the actual size.
+    /// [`Invalid`] for an empty name, or if a maximum is exceeded.
     pub fn new<N, V>(pairs: impl IntoIterator<Item = (N, V)>) -> Result<Self, Invalid>
     where
         N: Into<String>,
@@ -37,9 +37,10 @@ impl Metadata {
     }
 
     fn of(mut pairs: Vec<(Text, Text)>) -> Result<Self, Invalid> {
-        // Stored pairs are already sorted.
+        // Skips the sort for pairs from a store, which are already sorted.
         if !pairs.is_sorted_by(|(one, _), (next, _)| one < next) {
-            // A stable sort of the reversed pairs puts the last pair of a name first.
+            // Reversing before the stable sort puts the last pair of each name first, and `dedup_by` keeps
+            // the first.
             pairs.reverse();
             pairs.sort_by(|(one, _), (other, _)| one.cmp(other));
             pairs.dedup_by(|(later, _), (first, _)| later == first);
@@ -93,7 +94,7 @@ impl Metadata {
         self.0.iter().map(|(name, value)| (&**name, &**value))
     }
 
-    /// Returns whether there is no pair.
+    /// Returns whether there are no pairs.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

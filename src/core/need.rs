@@ -1,4 +1,4 @@
-//! Needs: the conditions that a request puts on its key.
+//! Needs: the requirements of a request on the key that it presents.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use super::scope::{Scope, ScopeSet};
 use super::tenant::TenantId;
 use super::text::{ClassName, Environment};
 
-/// The conditions that a request puts on its key. The key must meet all of them.
+/// The requirements of a request on the presented key. The key must meet all requirements.
 ///
 /// # Examples
 ///
@@ -23,7 +23,7 @@ use super::text::{ClassName, Environment};
 /// # Ok::<(), keyward::command::Invalid>(())
 /// ```
 ///
-/// A constant is checked when it is compiled, and needs no `?`:
+/// A constant scope is checked at compile time, so it needs no `?`:
 ///
 /// ```
 /// use keyward::{Need, Scope};
@@ -33,13 +33,12 @@ use super::text::{ClassName, Environment};
 /// let need = Need::from(REPORTS_READ);
 /// ```
 ///
-/// Create one need and use it for many verifications: a need remembers the kinds of keys that met
-/// it.
+/// Reuse one need for many verifications. A need caches which combinations of class, scopes and role meet it.
 #[derive(Clone, Default)]
 #[must_use = "a need checks nothing by itself"]
 pub struct Need {
     conditions: Conditions,
-    /// The kinds of keys that met `conditions`. Emptied when the conditions change.
+    /// A cache of the kinds of keys that met `conditions`. Cleared when the conditions change.
     met: Met,
 }
 
@@ -55,18 +54,18 @@ pub(super) struct Conditions {
     pub(super) publishable: bool,
 }
 
-/// 8 bits, for 256 remembered kinds of keys. A judgement: 256 kinds take 2 KiB, and most services
-/// issue no more combinations of scopes, class and role.
+/// 8 bits, for 256 cached kinds of keys. The cache takes 2 KiB, and most services issue fewer combinations of
+/// scopes, class and role.
 const REMEMBERED_BITS: u32 = 8;
 const REMEMBERED: usize = 1 << REMEMBERED_BITS;
 
-/// A lossy memory of the kinds of keys that met a need. Every kind in the memory met the need. A
-/// kind may be forgotten at any time.
+/// A lossy cache of the kinds of keys that met a need. Every cached kind met the need. A kind may be evicted
+/// at any time.
 #[derive(Default)]
 pub(crate) struct Met {
-    /// The first kind, held inline so that a need used once allocates nothing.
+    /// The first kind, stored inline so that a need that is used once allocates nothing.
     first: AtomicU64,
-    /// The further kinds. Allocated for the second kind.
+    /// All further kinds, hashed to slots. Allocated when a second kind is added.
     more: OnceLock<Box<[AtomicU64; REMEMBERED]>>,
 }
 
@@ -94,12 +93,12 @@ impl Met {
 
 #[inline]
 fn place(more: &[AtomicU64; REMEMBERED], kind: NonZeroU64) -> &AtomicU64 {
-    // Neighbouring kinds go to different places (Knuth, volume 3, section 6.4).
+    // Multiplicative hashing: consecutive kinds go to different slots (Knuth, volume 3, section 6.4).
     let mixed = kind.get().wrapping_mul(0x9e37_79b9_7f4a_7c15);
     &more[(mixed >> (u64::BITS - REMEMBERED_BITS)) as usize]
 }
 
-/// Keeps only the first kind, because most clones are changed and used once.
+/// Copies only the first cached kind, because most clones are changed and used once.
 impl Clone for Met {
     fn clone(&self) -> Self {
         Self {
@@ -116,7 +115,7 @@ impl fmt::Debug for Need {
 }
 
 impl Need {
-    /// Requires any secret key that verifies. Does not check what the key may do: call
+    /// Accepts any valid secret key. Does not check the key's scopes: call
     /// [`Grant::allows`](crate::Grant::allows) before acting.
     pub fn any() -> Self {
         Self::default()
@@ -131,11 +130,11 @@ impl Need {
         Self::any().and_scope(scope)
     }
 
-    /// Requires a key that reaches this scope too.
+    /// Requires that the key also reaches this scope.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] for a malformed scope, or beyond [`ScopeSet::MAX`] scopes.
+    /// [`Invalid`] for a malformed scope, or if there are more than [`ScopeSet::MAX`] scopes.
     pub fn and_scope(
         mut self,
         scope: impl TryInto<Scope, Error: Into<Invalid>>,
@@ -166,9 +165,9 @@ impl Need {
         self
     }
 
-    /// Requires, in a pair, a publishable key of this class beside the secret key. Each further
-    /// call accepts one more class. Without a class, every publishable key of the same tenant and
-    /// environment is accepted.
+    /// Restricts the publishable key of a request that presents a publishable and a secret key together. The
+    /// publishable key must be of this class. Each further call accepts one more class. By default, any
+    /// publishable key of the same tenant and environment is accepted.
     pub fn beside_class(mut self, class: ClassName) -> Self {
         self.change().beside.push(class);
         self
@@ -183,26 +182,25 @@ impl Need {
     /// Requires a key that reaches this tenant: the tenant's own key, or a key of an ancestor whose
     /// class reaches descendants.
     pub fn for_tenant(mut self, tenant: TenantId) -> Self {
-        // The tenant is checked for every key, so the remembered kinds stay valid.
+        // Every verification checks the tenant separately, so the cache stays valid.
         self.conditions.tenant = Some(tenant);
         self
     }
 
-    /// Sets the address of the request, as the host knows it from the socket or a trusted proxy.
+    /// Sets the client address of the request, from the socket or from a trusted proxy.
     pub fn from_address(mut self, address: IpAddr) -> Self {
-        // The address is checked for every key, so the remembered kinds stay valid.
+        // Every verification checks the address separately, so the cache stays valid.
         self.conditions.address = Some(address);
         self
     }
 
-    /// Accepts publishable keys as well, which anybody may hold.
+    /// Accepts publishable keys too. These keys are not secret, so anybody may have one.
     pub fn or_publishable(mut self) -> Self {
         self.change().publishable = true;
         self
     }
 
-    /// Returns the need for the publishable half of a pair, where `self` is the need for the secret
-    /// half.
+    /// Returns the need for the publishable key of a pair. `self` is the need for the secret key.
     pub(crate) fn of_publishable_half(&self) -> Self {
         let conditions = Conditions {
             address: self.conditions.address,
@@ -215,13 +213,13 @@ impl Need {
         }
     }
 
-    /// Returns whether a publishable key of `class` is accepted beside a secret one.
+    /// Returns whether a publishable key of `class` is accepted together with a secret key.
     pub(crate) fn accepts_beside(&self, class: &ClassName) -> bool {
         let beside = &self.conditions.beside;
         beside.is_empty() || beside.contains(class)
     }
 
-    /// Returns the conditions for a change, and forgets the kinds of keys that met them.
+    /// Returns the conditions for modification, and clears the cache.
     fn change(&mut self) -> &mut Conditions {
         self.met = Met::default();
         &mut self.conditions
@@ -241,8 +239,7 @@ impl Need {
         &self.conditions
     }
 
-    /// Returns the memory of the kinds of keys that meet all conditions except those on the tenant
-    /// and the address.
+    /// Returns the cache of the kinds of keys that met all conditions, apart from the tenant and the address.
     pub(crate) const fn met(&self) -> &Met {
         &self.met
     }
@@ -266,8 +263,8 @@ mod tests {
 
     #[test]
     fn what_a_need_remembers_ends_where_it_is_changed() {
-        type Change = fn(Need) -> Need;
-        let changes: [Change; 6] = [
+        type NeedChange = fn(Need) -> Need;
+        let changes: [NeedChange; 6] = [
             |need| need.and_scope("reports:read").unwrap(),
             |need| need.any_scope_of(ScopeSet::all()).unwrap(),
             |need| need.of_class("secret".parse().unwrap()),

@@ -1,7 +1,7 @@
 //! Rows of owners and tenants, and their effect on keys.
 //!
-//! Pure. Invariant: lowering a role, removing an owner or closing a tenant writes one row. A reader that sees
-//! the row applies it to every key in the row's tenant and below it.
+//! Pure. Invariant: lowering a role, removing an owner or closing a tenant writes one row. Readers apply that
+//! row to every key of the row's tenant and of its descendants.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ use super::tenant::TenantId;
 use super::text::{PrincipalId, Role};
 use super::time::Timestamp;
 
-/// The row of a principal who owns keys in a tenant or below it.
+/// The stored row of a principal who owns keys in a tenant or in its descendants.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct OwnerRecord {
     /// The tenant. The row applies to the tenant and to its descendants.
@@ -28,40 +28,39 @@ pub struct OwnerRecord {
     /// The instant of the last removal. Keys created up to that instant stay refused, even if the principal
     /// is restored.
     pub removed_at: Option<Timestamp>,
-    /// The former, lower roles of this row since the last removal. These roles still limit keys of ancestor
-    /// tenants that reach this tenant, unless the key's owner received the secret in person.
+    /// Lower roles that this row had earlier, since the last removal. They still limit keys of ancestor
+    /// tenants that reach this tenant. Keys whose owner received the secret in person are exempt.
     pub raised_from: BTreeSet<Role>,
     /// The last change of the row.
     pub updated: Stamp,
 }
 
-/// The row of a tenant.
+/// The stored row of a tenant.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct TenantRecord {
     /// The tenant that the row describes.
     pub tenant: TenantId,
-    /// The instant and the author of the provisioning. `None` if the tenant was not provisioned and the row
-    /// exists for another reason.
+    /// The instant and the author of the provisioning. `None` if the tenant was not provisioned.
     pub provisioned: Option<Stamp>,
-    /// The instant and the author of the closing. A closed tenant ends every key in it and below it
-    /// permanently.
+    /// The instant and the author of the closing. Closing a tenant permanently ends every key of the tenant
+    /// and of its descendants.
     pub closed: Option<Stamp>,
-    /// Commands over many keys that are authorised and unfinished.
+    /// Bulk commands that are authorised but unfinished.
     pub sweeps: Vec<PendingSweep>,
-    /// The last change of the row. Every commit of a tenant records its instant in some row that stays. A
-    /// commit that writes no key and no owner records its instant here.
+    /// The last change of the row. Every commit must store its instant in a row. A commit that writes no key
+    /// and no owner stores its instant here.
     pub updated: Stamp,
-    /// The last repair of the tenant's newest instant.
+    /// The last repair of the tenant's newest commit time.
     pub time_repair: Option<TimeRepair>,
 }
 
-/// A repair of a tenant's newest instant, which a wrong clock had left in the future.
+/// A repair of a tenant's newest commit time, after a wrong clock had dated a commit in the future.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct TimeRepair {
-    /// The newest instant after the repair.
+    /// The newest commit time after the repair.
     pub to: Timestamp,
-    /// The last commit that the repair covers. Instants in rows up to this commit do not count as the
-    /// tenant's time.
+    /// The revision of the last commit before the repair. Rows up to this revision no longer determine the
+    /// tenant's newest commit time.
     pub through: Revision,
 }
 
@@ -84,25 +83,24 @@ impl TenantRecord {
     }
 }
 
-/// The combined effect of the rows along a tenant's path on one owner's keys: the input to
+/// The combined effect of all rows along a tenant's path on one owner's keys. An input of
 /// [`check`](crate::rules::check).
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct OwnerStatus {
-    /// The owner's role in each row along the path. The ceilings of all these roles limit the key.
+    /// The owner's role in each row along the path. All these roles limit the key.
     pub roles: Vec<Role>,
-    /// Whether the owner is removed now, somewhere along the path.
+    /// Whether the owner is currently removed in any tenant along the path.
     pub removed: bool,
     /// The instant of the owner's last removal. Keys created up to that instant are refused.
     pub removed_at: Option<Timestamp>,
     /// Whether a tenant along the path is closed.
     pub closed: bool,
-    /// Whether a row along the path cannot be read. If so, the owner's keys are refused.
+    /// Whether a row along the path is unreadable. The owner's keys are then refused.
     pub unreadable: bool,
 }
 
-/// Returns the roles that rows below `home`, along the path to `tenant`, gave `owner` before those rows were
-/// raised. The roles limit a key of `home` that reaches down to `tenant`, unless the owner received the
-/// secret in person.
+/// Returns the lower roles that `owner` had earlier in the tenants between `home` and `tenant`. These roles
+/// limit a key of `home` that reaches `tenant`, unless the owner received the secret in person.
 pub(crate) fn raised_from<'a>(
     rows: impl IntoIterator<Item = &'a OwnerRecord>,
     owner: &Owner,
@@ -119,8 +117,8 @@ pub(crate) fn raised_from<'a>(
 }
 
 impl OwnerStatus {
-    /// Combines the rows along the path of `tenant` into their effect on the keys of `owner`. Ignores rows
-    /// of other tenants and owners.
+    /// Combines the rows that affect the keys of `owner` in `tenant`. Ignores rows of other owners, and of
+    /// tenants that are not on the path of `tenant`.
     #[must_use]
     pub fn resolve<'a>(
         tenant: &TenantId,
@@ -138,26 +136,26 @@ impl OwnerStatus {
         Self::of(above.map(|row| (row.role.as_ref(), row.removed_at)), closed)
     }
 
-    /// Combines the rows of one owner along a path. Each row is given as its role and the instant of its last
-    /// removal.
+    /// Combines the rows of one owner along a path. Each row is a pair of the role and the instant of the
+    /// last removal.
     pub(crate) fn of<'a>(
         rows: impl IntoIterator<Item = (Option<&'a Role>, Option<Timestamp>)>,
         closed: bool,
     ) -> Self {
-        let mut standing = Self {
+        let mut status = Self {
             closed,
             ..Self::default()
         };
         for (role, removed_at) in rows {
-            standing.removed |= role.is_none();
-            standing.removed_at = standing.removed_at.max(removed_at);
-            standing.roles.extend(role.cloned());
+            status.removed |= role.is_none();
+            status.removed_at = status.removed_at.max(removed_at);
+            status.roles.extend(role.cloned());
         }
-        standing
+        status
     }
 
-    /// Combines this status with the status from rows further down the path. `None` if those rows change
-    /// nothing.
+    /// Combines this status with the status from rows further down the path. `None` if the result is the same
+    /// as this status.
     pub(crate) fn and_further(&self, further: &Self) -> Option<Self> {
         let Self {
             roles,

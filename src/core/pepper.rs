@@ -1,6 +1,6 @@
 //! Peppers: the service-wide keys that digest secrets and seal audit entries.
 //!
-//! Pure. Invariant: the bytes of a pepper leave this module only as MACs.
+//! Pure. Invariant: the bytes of a pepper never leave this module. Only MACs do.
 
 use std::fmt;
 
@@ -24,10 +24,11 @@ pub struct Pepper {
 }
 
 impl Pepper {
-    /// The fewest bytes of a pepper: 32. A shorter pepper would be weaker than the secrets that it protects.
+    /// The minimum length of a pepper: 32 bytes. A shorter pepper would be weaker than the secrets that it
+    /// protects.
     pub const MIN_LEN: usize = 32;
 
-    /// Creates a pepper of at least 32 random bytes. Keep them outside the store that holds the records.
+    /// Creates a pepper from at least 32 random bytes. Store these bytes separately from the key records.
     ///
     /// # Errors
     ///
@@ -38,13 +39,13 @@ impl Pepper {
             return Err(Invalid::new("pepper", Problem::Format { expected }));
         }
         let digests = ShortMacKey::new(key);
-        // The audit chain has a derived key, so that no seal can pass for a digest.
+        // The audit chain uses a derived key, so that a seal is never a valid digest of a secret.
         let derived = Zeroizing::new(mac(keyed(key), &[AUDIT_LABEL]));
         let audit = keyed(&*derived);
         Ok(Self { id, digests, audit })
     }
 
-    /// Returns the id by which records name this pepper.
+    /// Returns the id that key records use to name this pepper.
     #[must_use]
     pub const fn id(&self) -> &PepperId {
         &self.id
@@ -57,8 +58,8 @@ impl Pepper {
         Digest::from_bytes(self.digests.mac(id_and_secret))
     }
 
-    /// Returns the mark of an imported digest. The MAC input starts with a label
-    /// with which no sealed audit entry begins.
+    /// Returns the mark of an imported digest. The MAC input starts with a label, and no sealed audit entry
+    /// starts with this label.
     pub(crate) fn mark(&self, digest: &Digest) -> DigestMark {
         DigestMark::from_bytes(self.seal(&[b"keyward imported digest", digest.as_bytes()]))
     }
@@ -89,7 +90,7 @@ impl fmt::Debug for Pepper {
 /// The peppers of a service: the current pepper digests new secrets, and older peppers verify the secrets
 /// that they digested.
 ///
-/// Debug output holds the ids only.
+/// `Debug` prints only the ids.
 #[derive(Clone)]
 pub struct PepperRing {
     current: Pepper,
@@ -108,22 +109,22 @@ impl PepperRing {
         }
     }
 
-    /// Adds an older pepper, under which existing secrets still verify.
+    /// Adds an older pepper, so that existing secrets still verify under it.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if the ring has a pepper of this id.
+    /// [`Invalid`] if the ring already has a pepper with this id.
     pub fn with_retired(mut self, pepper: Pepper) -> Result<Self, Invalid> {
         self.check_new(&pepper)?;
         self.retired.push(pepper);
         Ok(self)
     }
 
-    /// Adds a pepper that verifies no secrets and only proves the audit entries that it sealed.
+    /// Adds a pepper that verifies only the audit entries that it sealed, and no secrets.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if the ring has a pepper of this id.
+    /// [`Invalid`] if the ring already has a pepper with this id.
     pub fn with_audit_only(mut self, pepper: Pepper) -> Result<Self, Invalid> {
         self.check_new(&pepper)?;
         self.audit_only.push(pepper);
@@ -134,7 +135,7 @@ impl PepperRing {
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if the ring has a pepper of this id.
+    /// [`Invalid`] if the ring already has a pepper with this id.
     pub fn rotate(mut self, pepper: Pepper) -> Result<Self, Invalid> {
         self.check_new(&pepper)?;
         self.retired
@@ -148,7 +149,7 @@ impl PepperRing {
         &self.current
     }
 
-    /// Returns the pepper of this id, if secrets may verify under it.
+    /// Returns the current or retired pepper with this id. Does not return audit-only peppers.
     #[must_use]
     pub fn live(&self, id: &PepperId) -> Option<&Pepper> {
         std::iter::once(&self.current)
@@ -160,7 +161,7 @@ impl PepperRing {
         &self.retired
     }
 
-    /// Returns every pepper, including those that only prove audit entries.
+    /// Returns every pepper, including audit-only peppers.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Pepper> {
         let current = std::iter::once(&self.current);
         current.chain(&self.retired).chain(&self.audit_only)
@@ -203,7 +204,7 @@ mod tests {
 
     #[test]
     fn digests_match_rfc_4231() {
-        // The 131-byte key of section 4.7: all shorter keys of the RFC are below MIN_LEN.
+        // Uses the 131-byte key of section 4.7, because the shorter keys of the RFC are below `MIN_LEN`.
         let pepper = Pepper::new(PepperId::new("p").unwrap(), &[0xaa; 131]).unwrap();
         let expected = "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54";
         let digest = pepper.digest(b"Test Using Larger Than Block-Size Key - Hash Key First");

@@ -1,6 +1,7 @@
 //! Owners of keys and authors of changes.
 //!
-//! Pure. Each kind of owner or author is a variant, so that no person's name can stand for another kind.
+//! Pure. Each kind of owner or author is an enum variant, so that no principal's id can be mistaken for
+//! another kind.
 
 use std::fmt;
 
@@ -11,13 +12,13 @@ use super::text::PrincipalId;
 
 /// The owner of a key. Set at creation and immutable (rule Y-23).
 ///
-/// Stored as a plain enum. JSON and other formats for people use an object: `{"type": "tenant"}` or `{"type":
-/// "principal", "id": "alice"}`.
+/// Binary formats use a plain enum. JSON and other human-readable formats use an object: `{"type": "tenant"}`
+/// or `{"type": "principal", "id": "alice"}`.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Owner {
-    /// The tenant itself, for keys that came with it, such as the legacy key.
+    /// The tenant itself, for example for keys that were provisioned with the tenant.
     Tenant,
-    /// A principal of the host.
+    /// A principal of the application.
     Principal(PrincipalId),
 }
 
@@ -32,16 +33,16 @@ impl Owner {
     }
 }
 
-/// The author of a change. Each kind of author is a variant, so that no person's name can stand for another
-/// kind.
+/// The author of a change. Each kind of author is an enum variant, so that no principal's id can be mistaken
+/// for another kind.
 ///
-/// Stored as a plain enum. JSON and other formats for people use an object: `{"type": "application"}`,
-/// `{"type": "principal", "id": "alice"}` or `{"type": "key", "id": "…", "owner": {…}}`.
+/// Binary formats use a plain enum. JSON and other human-readable formats use an object: `{"type":
+/// "application"}`, `{"type": "principal", "id": "alice"}` or `{"type": "key", "id": "…", "owner": {…}}`.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum Author {
     /// The application itself.
     Application,
-    /// A principal who acts in person, not through a key.
+    /// A principal who acted in person, not through a key.
     Principal(PrincipalId),
     /// A key that acted.
     Key {
@@ -63,7 +64,7 @@ impl Author {
         }
     }
 
-    /// Returns the key that acted, if one did.
+    /// Returns the key that acted. `None` if no key acted.
     #[must_use]
     pub const fn key(&self) -> Option<KeyId> {
         match self {
@@ -73,8 +74,8 @@ impl Author {
     }
 }
 
-/// For display only: a principal called "the application" prints like the application. Compare authors
-/// instead.
+/// For display only: a principal with the id "the application" prints like the application itself. Compare
+/// `Author` values, not their text.
 impl fmt::Display for Author {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -147,7 +148,7 @@ macro_rules! two_forms {
 two_forms!(Owner, StoredOwner, ReadableOwner);
 two_forms!(Author, StoredAuthor, ReadableAuthor);
 
-/// A principal as an object with an `id`, to which the enclosing enum adds its `type`.
+/// Serializes a principal as an object with an `id`. The enclosing enum adds the `type`.
 mod as_id {
     use super::{Deserialize, Deserializer, PrincipalId, Serialize, Serializer};
 

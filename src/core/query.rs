@@ -1,7 +1,8 @@
 //! Queries for keys and for the audit trail, and their results in pages.
 //!
-//! Pure. This is the only definition of which rows match, and in which order. A store may answer from its own
-//! indexes; a store that holds its rows in memory calls [`KeyQuery::page`] and [`AuditQuery::page`].
+//! Pure: no I/O and no clock. This module alone defines the rows that match a query, and their order. A store
+//! may answer queries from its own indexes. A store that holds its rows in memory calls [`KeyQuery::page`]
+//! and [`AuditQuery::page`].
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -17,10 +18,11 @@ use super::text::{ClassName, CommandId, Environment, KeyName, PrincipalId, Resou
 use super::time::Timestamp;
 use super::view::Revision;
 
-/// 100 rows, the default size of a page: a screen or two. A judgement.
+/// The default size of a page: 100 rows, about two screens.
 const DEFAULT_LIMIT: NonZeroUsize = NonZeroUsize::new(100).expect("100 is not zero");
 
-/// A query for keys. A key must meet every condition that is set; without conditions every key matches.
+/// A query for keys. A key matches if it meets every condition that is set. Without conditions every key
+/// matches.
 #[derive(Clone, Debug)]
 #[must_use = "a query lists nothing by itself"]
 #[non_exhaustive]
@@ -29,9 +31,9 @@ pub struct KeyQuery {
     pub tenant: Option<TenantId>,
     /// Whether keys of the tenant's descendants match too.
     pub below: bool,
-    /// The instant for which statuses are derived.
+    /// The instant at which the status of each key is evaluated.
     pub at: Timestamp,
-    /// Keys that have one of these statuses at the instant `at`; empty for any status.
+    /// Keys with one of these statuses at the instant [`at`](Self::at). Empty for any status.
     pub statuses: BTreeSet<Status>,
     /// Keys whose name contains this text, ignoring case.
     pub name: Option<String>,
@@ -47,21 +49,21 @@ pub struct KeyQuery {
     pub hint: Option<String>,
     /// The key of this fingerprint.
     pub fingerprint: Option<Fingerprint>,
-    /// Keys that this key created, directly or through other keys.
+    /// Keys that the given key made, directly or through keys that it made.
     pub made_by: Option<MadeBy>,
-    /// Keys that end at or after this instant.
+    /// Keys that expire at or after this instant, or never.
     pub expires_from: Option<Timestamp>,
-    /// Keys that end before this instant. Excludes keys that never end.
+    /// Keys that expire before this instant. Excludes keys that never expire.
     pub expires_before: Option<Timestamp>,
     /// The order of the page.
     pub sort: KeySort,
-    /// The place in the order after which the page starts; `None` for the first page.
+    /// The position after which the page starts; `None` for the first page.
     pub after: Option<KeyPosition>,
-    /// The most rows of a page.
+    /// The maximum number of rows in the page.
     pub limit: NonZeroUsize,
 }
 
-/// The order of a list. Equal keys order by id.
+/// The sort order of keys. Ties are broken by id.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum KeySort {
@@ -72,23 +74,23 @@ pub enum KeySort {
     Newest,
     /// By name, byte by byte.
     Name,
-    /// By end, earliest first. Keys that never end come last.
+    /// By expiry, earliest first. Keys that never expire come last.
     Expiry,
 }
 
-/// A place in an order, after which the next page starts.
+/// A position in a sorted list of keys, after which the next page starts.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct KeyPosition {
     /// The name of the last key seen.
     pub name: KeyName,
-    /// The instant at which the last key seen ends; `None` for never.
+    /// The expiry of the last key seen; `None` if the key never expires.
     pub expires_at: Option<Timestamp>,
     /// The id of the last key seen.
     pub id: KeyId,
 }
 
 impl KeyPosition {
-    /// Returns the place of `record`.
+    /// Returns the position of `record`.
     #[must_use]
     pub fn of(record: &KeyRecord) -> Self {
         Self {
@@ -98,10 +100,10 @@ impl KeyPosition {
         }
     }
 
-    /// Compares two places in the order `sort`.
+    /// Compares two positions in the order `sort`.
     #[must_use]
     pub fn cmp(&self, other: &Self, sort: KeySort) -> Ordering {
-        // A key that ends at the last possible instant still comes before keys that never end.
+        // Keys that never expire sort last, even after a key with the last possible expiry.
         let end = |place: &Self| (place.expires_at.is_none(), place.expires_at);
         match sort {
             KeySort::Created => self.id.cmp(&other.id),
@@ -117,10 +119,9 @@ impl KeyPosition {
 pub struct KeyPage {
     /// The records, in order.
     pub keys: Vec<KeyRecord>,
-    /// Keys within the page whose stored bytes failed their checksum, so that it is unknown whether they
-    /// match.
+    /// Keys within the page whose stored bytes failed their checksum. They may or may not match the query.
     pub corrupt: Vec<KeyId>,
-    /// The place after which the next page starts; `None` if this is the last page.
+    /// The position after which the next page starts; `None` if this is the last page.
     pub next: Option<KeyPosition>,
 }
 
@@ -133,7 +134,7 @@ impl KeyQuery {
         }
     }
 
-    /// Queries the keys of the whole store. For the host itself, because the query answers across tenants.
+    /// Queries the keys of the whole store. For the host itself only, because the result spans all tenants.
     pub fn all(at: Timestamp) -> Self {
         Self {
             tenant: None,
@@ -156,19 +157,19 @@ impl KeyQuery {
         }
     }
 
-    /// Returns the query after `change`.
+    /// Returns the query with `change` applied.
     pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
         self
     }
 
-    /// Narrows to keys that could still verify: active, retiring or disabled.
+    /// Narrows to keys that are neither revoked nor expired: active, retiring or disabled.
     pub fn live(mut self) -> Self {
         self.statuses = BTreeSet::from([Status::Active, Status::Retiring, Status::Disabled]);
         self
     }
 
-    /// Returns whether `record` meets every condition, apart from its place in the order.
+    /// Returns whether `record` meets every condition. Ignores [`after`](Self::after).
     #[must_use]
     pub fn matches(&self, record: &KeyRecord) -> bool {
         let Self {
@@ -226,7 +227,7 @@ impl KeyQuery {
             && expires_before.is_none_or(|before| record.expires_at.is_some_and(|end| end < before))
     }
 
-    /// Returns whether `place` is after the start of the page.
+    /// Returns whether `place` comes after the position at which the page starts.
     #[must_use]
     pub fn reaches(&self, place: &KeyPosition) -> bool {
         self.after
@@ -234,7 +235,7 @@ impl KeyQuery {
             .is_none_or(|after| place.cmp(after, self.sort).is_gt())
     }
 
-    /// Returns the page of this query over all records of a store that holds them in memory.
+    /// Runs this query over `records`: all records of a store that holds them in memory.
     pub fn page<'a>(&self, records: impl IntoIterator<Item = &'a KeyRecord>) -> KeyPage {
         let after = |place: &KeyPosition| self.reaches(place);
         let matching = records.into_iter().filter(|record| self.matches(record));
@@ -258,7 +259,7 @@ impl KeyQuery {
     }
 }
 
-/// A query for audit entries, oldest first. An entry must meet every condition that is set; without
+/// A query for audit entries, oldest first. An entry matches if it meets every condition that is set. Without
 /// conditions every entry matches.
 #[derive(Clone, Debug)]
 #[must_use = "a query reads nothing by itself"]
@@ -268,7 +269,7 @@ pub struct AuditQuery {
     pub tenant: Option<TenantId>,
     /// Entries about this key.
     pub key: Option<KeyId>,
-    /// Entries of commands by this principal, in person or through one of the principal's own keys.
+    /// Entries of commands by this principal, either in person or through one of the principal's own keys.
     pub actor: Option<PrincipalId>,
     /// Entries of this command.
     pub command: Option<CommandId>,
@@ -276,23 +277,23 @@ pub struct AuditQuery {
     pub from: Option<Timestamp>,
     /// Entries before this instant.
     pub before: Option<Timestamp>,
-    /// The place after which the page starts; `None` for the first page.
+    /// The position after which the page starts; `None` for the first page.
     pub after: Option<AuditPosition>,
-    /// The most rows of a page.
+    /// The maximum number of rows in the page.
     pub limit: NonZeroUsize,
 }
 
-/// A place in the store-wide order of audit entries.
+/// A position in the store-wide order of audit entries.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct AuditPosition {
     /// The revision of the commit that wrote the entry.
     pub revision: Revision,
-    /// The entry's number in its tenant's chain. A commit concerns one tenant, so revision and number
-    /// together order all entries.
+    /// The entry's number in its tenant's audit chain. A commit concerns one tenant, so revision and number
+    /// together order all entries of the store.
     pub sequence: u64,
 }
 
-/// An audit entry with the commit that wrote it.
+/// An audit entry with the revision of the commit that wrote it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct AuditRow {
     /// The revision of the commit.
@@ -302,7 +303,7 @@ pub struct AuditRow {
 }
 
 impl AuditRow {
-    /// Returns the place of the entry in the store-wide order.
+    /// Returns the position of the entry in the store-wide order.
     #[must_use]
     pub const fn position(&self) -> AuditPosition {
         AuditPosition {
@@ -317,10 +318,9 @@ impl AuditRow {
 pub struct AuditPage {
     /// The entries, oldest first.
     pub rows: Vec<AuditRow>,
-    /// Entries within the page whose stored bytes failed their checksum, so that it is unknown whether they
-    /// match.
+    /// Entries within the page whose stored bytes failed their checksum. They may or may not match the query.
     pub corrupt: Vec<AuditPosition>,
-    /// The place after which the next page starts; `None` if this is the last page for now.
+    /// The position after which the next page starts; `None` if this is the last page for now.
     pub next: Option<AuditPosition>,
 }
 
@@ -333,7 +333,8 @@ impl AuditQuery {
         }
     }
 
-    /// Queries the entries of the whole store. For the host itself, because the query answers across tenants.
+    /// Queries the entries of the whole store. For the host itself only, because the result spans all
+    /// tenants.
     pub const fn all() -> Self {
         Self {
             tenant: None,
@@ -347,7 +348,7 @@ impl AuditQuery {
         }
     }
 
-    /// Returns the query after `change`.
+    /// Returns the query with `change` applied.
     pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
         self
@@ -359,7 +360,7 @@ impl AuditQuery {
         self
     }
 
-    /// Returns whether `row` meets every condition, including its place.
+    /// Returns whether `row` meets every condition, including [`after`](Self::after).
     #[must_use]
     pub fn matches(&self, row: &AuditRow) -> bool {
         let Self {
@@ -384,7 +385,7 @@ impl AuditQuery {
             && after.is_none_or(|after| row.position() > after)
     }
 
-    /// Returns the page of this query over rows in the store-wide order.
+    /// Runs this query over `rows`, which are in the store-wide order.
     pub fn page<'a>(&self, rows: impl IntoIterator<Item = &'a AuditRow>) -> AuditPage {
         let mut matching = rows.into_iter().filter(|row| self.matches(row));
         let rows: Vec<_> = matching.by_ref().take(self.limit.get()).cloned().collect();

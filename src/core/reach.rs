@@ -1,10 +1,11 @@
-//! Reach: the limits of a key in every dimension, and the one order in which two reaches are
-//! compared.
+//! Reach: everything that a key or an actor can do, in several dimensions such as scopes, tenants and
+//! lifetime.
 //!
-//! Pure. Management and verification share these rules. Invariant: a key that a command issues or
-//! widens lies within the actor's reach on every [`Dimension`]. A new dimension is a new field of
-//! [`Reach`], and [`Reach::excess`] does not compile until it compares that field.
-//! `docs/authority.md` states the order in words.
+//! Pure: no I/O and no clock. Key management and verification share these rules. Invariant: a key that a
+//! command issues or widens stays within the actor's reach in every [`Dimension`].
+//!
+//! To add a dimension, add a field to [`EffectiveReach`]. [`EffectiveReach::excess`] does not compile until
+//! it compares the new field. `docs/authority.md` describes the comparison.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,29 +16,30 @@ use super::hole;
 use super::owner::OwnerStatus;
 use super::policy::{Access, KeyClass, Policy, SelfRotation, TenantReach};
 use super::principal::Owner;
-use super::record::{KeyRecord, Resource, Visibility};
+use super::record::{KeyRecord, KeyType, Resource};
 use super::scope::{Scope, ScopeSet};
-use super::subject::Shape;
+use super::subject::KeyTraits;
 use super::tenant::TenantId;
 use super::text::{ClassName, Environment, Role};
 use super::time::Timestamp;
 
-/// The limits on scopes that a key itself carries.
+/// The limits on a key's scopes that are stored with the key.
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds<'a> {
     pub(crate) scopes: &'a ScopeSet,
-    /// Whether a person owns the key, rather than the tenant.
+    /// Whether a principal owns the key. If not, the tenant owns it.
     pub(crate) persons: bool,
-    /// The roles that limited the recipient of the secret. All of these roles must allow a scope.
+    /// The roles that restricted the actor who received the secret. A scope is allowed only if all of these
+    /// roles allow it.
     pub(crate) bound: &'a BTreeSet<Role>,
 }
 
 impl<'a> Bounds<'a> {
-    pub(crate) const fn of(shape: &'a Shape, persons: bool) -> Self {
+    pub(crate) const fn of(traits: &'a KeyTraits, persons: bool) -> Self {
         Self {
-            scopes: &shape.scopes,
+            scopes: &traits.scopes,
             persons,
-            bound: &shape.bound,
+            bound: &traits.bound,
         }
     }
 
@@ -49,11 +51,15 @@ impl<'a> Bounds<'a> {
         }
     }
 
-    /// Returns the roles that must all allow a scope. `None` if the key reaches nothing, because a
-    /// person owns the key and no row gives that person a role.
-    fn roles(self, standing: &'a OwnerStatus) -> Option<impl Iterator<Item = &'a Role>> {
-        let lost = self.persons && standing.roles.is_empty();
-        let live: &[Role] = if self.persons { &standing.roles } else { &[] };
+    /// Returns the roles that must all allow a scope. `None` if the key reaches nothing, because the
+    /// principal that owns it has no role.
+    fn roles(self, owner_status: &'a OwnerStatus) -> Option<impl Iterator<Item = &'a Role>> {
+        let lost = self.persons && owner_status.roles.is_empty();
+        let live: &[Role] = if self.persons {
+            &owner_status.roles
+        } else {
+            &[]
+        };
         (!lost).then(|| self.bound.iter().chain(live))
     }
 }
@@ -63,25 +69,25 @@ pub(crate) fn reaches(
     bounds: Bounds<'_>,
     policy: &Policy,
     class: &KeyClass,
-    standing: &OwnerStatus,
+    owner_status: &OwnerStatus,
     scope: &Scope,
 ) -> bool {
     bounds.scopes.allows(scope)
         && class.ceiling.allows(scope)
         && bounds
-            .roles(standing)
+            .roles(owner_status)
             .is_some_and(|mut roles| roles.all(|role| policy.role_allows(role, scope)))
 }
 
-/// Returns everything that a key reaches: `scopes ∩ class ceiling ∩ bound ∩ its owner's live
-/// roles`.
+/// Returns the scopes that a key reaches: the intersection of its own scopes, its class's ceiling, its bound
+/// and its owner's current roles.
 pub(crate) fn scopes(
     bounds: Bounds<'_>,
     policy: &Policy,
     class: &KeyClass,
-    standing: &OwnerStatus,
+    owner_status: &OwnerStatus,
 ) -> ScopeSet {
-    let Some(roles) = bounds.roles(standing) else {
+    let Some(roles) = bounds.roles(owner_status) else {
         return ScopeSet::none();
     };
     let within_class = bounds.scopes.intersection(&class.ceiling);
@@ -90,28 +96,28 @@ pub(crate) fn scopes(
     })
 }
 
-/// Returns the roles that a key acts with: its bound, and its owner's live roles. Empty if the
-/// tenant owns the key, or if the owner has no role.
+/// Returns the roles that a key acts with: its bound and its owner's current roles. Empty if the tenant owns
+/// the key, or if the owner has no role.
 pub(crate) fn roles_of(
     owner: &Owner,
     bound: &BTreeSet<Role>,
-    standing: &OwnerStatus,
+    owner_status: &OwnerStatus,
 ) -> BTreeSet<Role> {
-    if owner.principal().is_none() || standing.roles.is_empty() {
+    if owner.principal().is_none() || owner_status.roles.is_empty() {
         return BTreeSet::new();
     }
-    bound.iter().chain(&standing.roles).cloned().collect()
+    bound.iter().chain(&owner_status.roles).cloned().collect()
 }
 
-/// A dimension of a reach.
+/// A dimension in which two reaches are compared.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 #[non_exhaustive]
 pub enum Dimension {
     /// The scopes that a key reaches.
     Scopes,
-    /// The permits of the owner's roles, and the ceilings of those roles.
+    /// The operations and scopes that the roles of the key or actor allow.
     Role,
-    /// The instant of expiry.
+    /// The expiry, and the latest expiry that self-rotation can reach.
     Lifetime,
     /// The tenants that a key reaches.
     Tenants,
@@ -123,9 +129,9 @@ pub enum Dimension {
     Addresses,
     /// The type of a key: secret or publishable.
     KeyType,
-    /// The classes of the keys that can descend from a key.
+    /// The classes of keys that the key or actor can issue.
     Class,
-    /// The time until a revocation takes effect everywhere.
+    /// The longest time until a revocation takes effect everywhere.
     Propagation,
 }
 
@@ -152,9 +158,9 @@ impl fmt::Display for Dimension {
     }
 }
 
-/// A right that a policy gives to a role, in addition to the role's ceiling.
+/// An operation that a policy permits to a role. The role's ceiling limits its scopes separately.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub(crate) enum Permit {
+pub(crate) enum RolePermit {
     Administer,
     Audit,
     Support,
@@ -165,15 +171,15 @@ pub(crate) enum Permit {
     Revoke(ClassName),
 }
 
-/// The reach of several roles under a policy: the permits that all of them have, within all of
-/// their ceilings. An empty set of roles allows nothing.
+/// The combined reach of several roles: the operations that all of the roles permit, and the scopes that all
+/// of their ceilings allow. Without roles nothing is allowed.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct RoleReach {
-    permits: BTreeSet<Permit>,
+    permits: BTreeSet<RolePermit>,
     ceiling: ScopeSet,
 }
 
-type PermitOf = fn(ClassName) -> Permit;
+type PermitForClass = fn(ClassName) -> RolePermit;
 
 impl RoleReach {
     pub(crate) fn of<'a>(roles: impl IntoIterator<Item = &'a Role>, policy: &Policy) -> Self {
@@ -195,19 +201,20 @@ impl RoleReach {
         let spec = policy.spec();
         let mut permits = BTreeSet::new();
         let administers = spec.administrators.contains(role);
-        permits.extend(administers.then_some(Permit::Administer));
+        permits.extend(administers.then_some(RolePermit::Administer));
         let audits = administers || spec.auditors.contains(role);
-        permits.extend(audits.then_some(Permit::Audit));
-        permits.extend((*role == Role::SUPPORT).then_some(Permit::Support));
+        permits.extend(audits.then_some(RolePermit::Audit));
+        permits.extend((*role == Role::SUPPORT).then_some(RolePermit::Support));
         for (name, class) in &spec.classes {
-            // Destructured, so that a new access list fails to compile until it maps to a permit.
+            // Destructured, so that a new field fails to compile here until it is mapped to a permit or
+            // ignored.
             let KeyClass {
                 create,
                 look,
                 update,
                 rotate,
                 revoke,
-                visibility: _,
+                key_type: _,
                 prefixes: _,
                 stage: _,
                 lifetime: _,
@@ -221,12 +228,12 @@ impl RoleReach {
                 entitlement: _,
                 propagation: _,
             } = class;
-            let lists: [(&Access, PermitOf); 5] = [
-                (create, Permit::Create),
-                (look, Permit::Look),
-                (update, Permit::Update),
-                (rotate, Permit::Rotate),
-                (revoke, Permit::Revoke),
+            let lists: [(&Access, PermitForClass); 5] = [
+                (create, RolePermit::Create),
+                (look, RolePermit::Look),
+                (update, RolePermit::Update),
+                (rotate, RolePermit::Rotate),
+                (revoke, RolePermit::Revoke),
             ];
             let has = |(access, _): &(&Access, _)| access.roles.contains(role);
             let own = lists.into_iter().filter(has);
@@ -238,7 +245,7 @@ impl RoleReach {
         }
     }
 
-    /// Returns whether `limit` may do everything that this reach may do.
+    /// Returns whether `limit` allows everything that this reach allows.
     pub(crate) fn is_within(&self, limit: &Self) -> bool {
         let Self { permits, ceiling } = self;
         permits.is_subset(&limit.permits) && limit.ceiling.contains(ceiling)
@@ -250,7 +257,7 @@ impl RoleReach {
     }
 }
 
-/// Returns whether keys of `class` that belong to the tenant `own` reach `tenant`.
+/// Returns whether a key of `class` in the tenant `own` reaches `tenant`.
 pub(crate) fn reaches_tenant(own: &TenantId, class: &KeyClass, tenant: &TenantId) -> bool {
     match class.tenant_reach {
         TenantReach::Own => own == tenant,
@@ -280,7 +287,7 @@ impl Tenants {
     }
 }
 
-/// The classes of keys that can descend from a key or an actor.
+/// The classes of keys that a key or an actor can issue.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Classes {
     All,
@@ -288,8 +295,8 @@ pub(crate) enum Classes {
 }
 
 impl Classes {
-    /// Returns the classes that can descend from a key of this class: the class itself, and the
-    /// classes that its keys may issue.
+    /// Returns the classes of keys that a key of this class can issue: its own class and the class's `issues`
+    /// list.
     pub(crate) fn of(name: &ClassName, class: &KeyClass) -> Self {
         Self::These(class.issues.iter().chain([name]).cloned().collect())
     }
@@ -303,15 +310,15 @@ impl Classes {
     }
 }
 
-/// The whole reach of a key or of an actor.
+/// Everything that a key or an actor can reach, in every dimension.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Reach {
+pub(crate) struct EffectiveReach {
     pub(crate) scopes: ScopeSet,
     /// The combined reach of the roles of the key or actor.
     pub(crate) role: RoleReach,
     /// The instant at which the key or actor expires; `None` for never.
     pub(crate) until: Option<Timestamp>,
-    /// The latest expiry that self-rotation can reach; `None` for never.
+    /// The latest expiry that a successor can get through self-rotation; `None` if successors never expire.
     pub(crate) renewable_until: Option<Timestamp>,
     pub(crate) tenants: Tenants,
     /// The only environment in reach; `None` for all environments.
@@ -320,15 +327,15 @@ pub(crate) struct Reach {
     pub(crate) resource: Option<Resource>,
     /// The networks from which the key may be used; empty for any address.
     pub(crate) addresses: AddressAllowlist,
-    pub(crate) key_type: Visibility,
+    pub(crate) key_type: KeyType,
     pub(crate) classes: Classes,
     /// The staleness bound: the longest time until a revocation takes effect everywhere.
     pub(crate) propagation: Duration,
 }
 
-impl Reach {
-    /// Returns the widest reach in `tenant` and its descendants, but without the permits of any
-    /// role.
+impl EffectiveReach {
+    /// Returns the widest reach within `tenant` and its descendants. It has no roles, and therefore no
+    /// permits.
     pub(crate) fn unlimited(tenant: &TenantId) -> Self {
         Self {
             scopes: ScopeSet::all(),
@@ -342,14 +349,14 @@ impl Reach {
             environment: None,
             resource: None,
             addresses: AddressAllowlist::default(),
-            key_type: Visibility::Secret,
+            key_type: KeyType::Secret,
             classes: Classes::All,
             propagation: Duration::MAX,
         }
     }
 
-    /// Returns the first dimension in which this reach exceeds `limit`; `None` if it is within
-    /// `limit`. The relation "has no excess" is a partial order.
+    /// Returns the first dimension in which this reach exceeds `limit`, or `None` if it is within `limit`.
+    /// "Is within" is reflexive and transitive.
     pub(crate) fn excess(&self, limit: &Self) -> Option<Dimension> {
         let Self {
             scopes,
@@ -382,7 +389,7 @@ impl Reach {
             (Dimension::Addresses, addresses.is_within(&limit.addresses)),
             (
                 Dimension::KeyType,
-                limit.key_type == Visibility::Secret || *key_type == limit.key_type,
+                limit.key_type == KeyType::Secret || *key_type == limit.key_type,
             ),
             (Dimension::Class, classes.are_within(&limit.classes)),
             (Dimension::Propagation, *propagation <= limit.propagation),
@@ -399,8 +406,8 @@ fn is_no_later(end: Option<Timestamp>, limit: Option<Timestamp>) -> bool {
     limit.is_none_or(|limit| end.is_some_and(|end| end <= limit))
 }
 
-/// Returns the latest end that a key of `class` can reach, if it ends at `end` and its chain of
-/// rotations began at `since`.
+/// Returns the latest expiry that a key of `class` can reach by rotating itself. The key expires at `end`,
+/// and its chain of rotations began at `since`.
 pub(crate) fn renewable_until(
     class: &KeyClass,
     end: Option<Timestamp>,

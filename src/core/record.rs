@@ -1,7 +1,7 @@
 //! The stored record of a key, and its status at an instant.
 //!
-//! Pure. Invariant: a status is derived from the record and the instant, so it is never stale. The rule for
-//! expiry is `now >= expires_at`, here and nowhere else (trap 19).
+//! Pure: no I/O and no clock. A status is derived from the record and the current time. It is never stored,
+//! so it is never stale. A key has expired if `now >= expires_at` (trap 19).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -25,17 +25,17 @@ use super::text::{
 use super::time::Timestamp;
 use super::token::TokenPrefix;
 
-/// The type of a key: it authenticates, or it only identifies.
+/// The type of a key: a secret key authenticates, a publishable key only identifies.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Visibility {
-    /// Authenticates. Shown once.
+pub enum KeyType {
+    /// Authenticates. The token is shown once.
     Secret,
-    /// Identifies. May be shown again, and shipped to browsers and apps (rule A2-12).
+    /// Only identifies. The token may be shown again, and may be shipped in browsers and apps (rule A2-12).
     Publishable,
 }
 
-/// The reason of a revocation.
+/// The reason for a revocation.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -44,7 +44,7 @@ pub enum Reason {
     Lost,
     /// Another party may have the key (rule Y-05).
     Compromised,
-    /// The key was found in the open.
+    /// The key was found in public.
     Leaked,
     /// Nobody used the key.
     Unused,
@@ -52,7 +52,7 @@ pub enum Reason {
     NoLongerNeeded,
     /// A successor replaced the key.
     Rotated,
-    /// The key was an unused successor, and the rotation was cancelled.
+    /// The rotation that created the key was cancelled before the key was used.
     RotationCancelled,
     /// The owner of the key was removed (rule Y-24).
     OwnerRemoved,
@@ -76,39 +76,39 @@ impl fmt::Display for Reason {
     }
 }
 
-/// The reason of a rotation (rule G-13).
+/// The reason for a rotation (rule G-13).
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RotationReason {
-    /// Regular practice.
+    /// A regular, scheduled rotation.
     #[default]
     Routine,
     /// Another party may have the old key.
     Compromise,
-    /// The old key ends soon.
+    /// The old key expires soon.
     ExpiryNear,
-    /// An incident: keys are replaced as a precaution.
+    /// An incident. Keys are replaced as a precaution.
     Incident,
 }
 
-/// The state of a key, which commands change.
+/// The state of a key. Only commands change it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub enum KeyState {
-    /// Works until it expires.
+    /// The key works until it expires.
     Enabled,
-    /// Refused until it is enabled again.
+    /// The key is refused until it is enabled again.
     Disabled(Stamp),
-    /// Refused permanently.
+    /// The key is refused permanently.
     Revoked {
         /// The instant and the author of the revocation.
         stamp: Stamp,
-        /// The reason of the revocation.
+        /// The reason for the revocation.
         reason: Reason,
     },
 }
 
-/// The algorithm that made a digest from the presented token.
+/// The algorithm that turns the token of an imported key into a digest.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -128,9 +128,9 @@ pub enum Credential {
         /// The digest of `id ‖ secret`.
         digest: Digest,
     },
-    /// A digest that was imported.
+    /// A digest that the host imported.
     Imported {
-        /// The algorithm that made the digest.
+        /// The algorithm of the digest.
         scheme: ImportScheme,
         /// The digest. Unique across tenants, including deleted keys.
         digest: Digest,
@@ -165,24 +165,24 @@ pub struct Resource {
     pub id: ResourceId,
 }
 
-/// The rotation of a key that is being replaced.
+/// The link from a key to the successor that replaces it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Succession {
     /// The key that replaces this key.
     pub successor: KeyId,
     /// The instant at which the rotation began.
     pub since: Timestamp,
-    /// The reason of the rotation.
+    /// The reason for the rotation.
     pub reason: RotationReason,
-    /// The old key's expiry before the rotation, which a cancelled rotation restores.
+    /// The old key's expiry before the rotation, for restoring if the rotation is cancelled.
     pub own_expiry: Option<Timestamp>,
-    /// The time that the old key works after the successor's first use. `None` unless the old key waits for
-    /// that use.
+    /// The time for which the old key keeps working after the successor's first use. `None` if the grace does
+    /// not start at that use.
     #[serde(serialize_with = "in_seconds", rename = "grace_from_first_use_seconds")]
     pub grace_from_first_use: Option<Duration>,
 }
 
-/// Serializes a duration as whole seconds in formats for people. Stored bytes keep the fraction.
+/// Serializes a duration as whole seconds in human-readable formats. Binary formats keep the fraction.
 fn in_seconds<S: Serializer>(grace: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
     match to.is_human_readable() {
         true => grace.map(|grace| grace.as_secs()).serialize(to),
@@ -208,13 +208,13 @@ pub struct Maker {
     pub lineage: KeyId,
 }
 
-/// A chain of rotations.
+/// A chain of rotations: a key, its successor, and so on.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub struct Lineage {
     /// The id of the first key of the chain.
     pub first: KeyId,
-    /// The instant at which the first key was created. If another key created it, the beginning of the
-    /// creator's chain.
+    /// The instant at which the first key was created. If another key created the first key, the `since` of
+    /// the creator's lineage.
     pub since: Timestamp,
     /// The key that created the first key, if a key did.
     pub created_by: Option<KeyId>,
@@ -228,7 +228,7 @@ pub enum LastAction {
     Created,
     /// Imported as a digest.
     Imported,
-    /// Name, description, purpose, metadata, scopes, addresses or expiry changed.
+    /// The name, description, purpose, metadata, scopes, addresses or expiry changed.
     Updated,
     /// Disabled.
     Disabled,
@@ -236,7 +236,7 @@ pub enum LastAction {
     Enabled,
     /// Revoked.
     Revoked,
-    /// A successor was created.
+    /// A rotation created a successor.
     Rotated,
     /// The rotation was cancelled.
     RotationCancelled,
@@ -244,30 +244,31 @@ pub enum LastAction {
     FirstUsed,
     /// The secret was replaced because the response with the first secret was lost.
     Replaced,
-    /// The key was reported as leaked. The report was only recorded.
+    /// The key was reported as leaked, but was not revoked.
     LeakReported,
-    /// The digest was replaced by one under the current pepper.
+    /// The digest was recomputed under the current pepper.
     Redigested,
 }
 
-/// The facts that the record of a key and its public view share. None of them is secret.
+/// The fields that a [`KeyRecord`] and its public view, [`KeyInfo`](crate::KeyInfo), share. None of them is
+/// secret.
 ///
-/// Exhaustive on purpose, for stores to construct and destructure.
+/// Exhaustive on purpose: stores construct and destructure this type.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct KeyFacts {
     /// The public id of the key.
     pub id: KeyId,
     /// The tenant that the key belongs to.
     pub tenant: TenantId,
-    /// The class, in the words of the tenant's policy.
+    /// The class of the key, as the tenant's policy names it.
     pub class: ClassName,
     /// Whether the key authenticates or identifies.
-    pub visibility: Visibility,
+    pub key_type: KeyType,
     /// The environment that the key works in.
     pub environment: Environment,
-    /// The name for people.
+    /// The human-readable name.
     pub name: KeyName,
-    /// A longer text for people.
+    /// A longer human-readable description.
     pub description: Option<Description>,
     /// The purpose of the key.
     pub purpose: Option<Purpose>,
@@ -275,20 +276,21 @@ pub struct KeyFacts {
     pub metadata: Metadata,
     /// The owner of the key.
     pub owner: Owner,
-    /// The roles that limited the recipient of the secret. All of these roles, and the owner's live role,
-    /// must allow what the key does. Empty if the owner received the secret in person, or if the key belongs
-    /// to its tenant and the application made it.
+    /// The roles that restricted the actor who received the secret. An action needs the permission of all of
+    /// these roles and of the owner's current role. Empty if the owner received the secret in person, or if
+    /// the application created the key for its tenant.
     pub bound: BTreeSet<Role>,
-    /// Whether the key may manage keys by its roles. True only if the key reached all that its roles allowed
-    /// when its secret was received. Stays false for a narrower key, even if its roles allow less later.
+    /// Whether the key may manage other keys by its roles. True only if the key's scopes covered everything
+    /// that its roles allowed, when the secret was issued or the scopes were widened. Narrowing the roles
+    /// later does not make it true.
     pub manages: bool,
-    /// The scopes of the key, before its class, its bound and its owner narrow them.
+    /// The scopes stored with the key. Its class, its bound and its owner's role narrow them further.
     pub scopes: ScopeSet,
     /// The networks from which the key may be used. Empty for any address.
     pub allowlist: AddressAllowlist,
     /// The resource of the host that the key belongs to.
     pub resource: Option<Resource>,
-    /// The instant at which the key was first reported as found in the open. Never cleared.
+    /// The instant of the first report that the key was found in public. Never cleared.
     pub exposed_at: Option<Timestamp>,
     /// The instant and the author of the creation.
     pub created: Stamp,
@@ -296,9 +298,9 @@ pub struct KeyFacts {
     pub updated: Stamp,
     /// The kind of the last change (rule A1-05).
     pub last_action: LastAction,
-    /// The first instant at which the key no longer works. `None` for never.
+    /// The first instant at which the key no longer works. `None` if the key never expires.
     pub expires_at: Option<Timestamp>,
-    /// Whether the key is the tenant's legacy key.
+    /// Whether the key is the tenant's legacy key (see [`LegacyRule`](crate::policy::LegacyRule)).
     pub legacy: bool,
     /// The key that this key replaces.
     pub predecessor: Option<Predecessor>,
@@ -306,18 +308,18 @@ pub struct KeyFacts {
     pub succession: Option<Succession>,
     /// The part of the token that people see after creation.
     pub hint: Hint,
-    /// The one-way mark by which the key is found.
+    /// A short one-way hash of the token, by which the key can be found.
     pub fingerprint: Fingerprint,
-    /// The whole token of a publishable key, to be shown again. `None` for secret keys.
+    /// The whole token of a publishable key, so that it can be shown again. `None` for secret keys.
     pub published: Option<String>,
 }
 
-/// A key as it is stored: everything but its secret. Dereferences to its [`KeyFacts`].
+/// A key as it is stored: everything except its secret. Dereferences to its [`KeyFacts`].
 ///
-/// Exhaustive on purpose, for stores to construct and destructure.
+/// Exhaustive on purpose: stores construct and destructure this type.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct KeyRecord {
-    /// The facts that people may see.
+    /// The fields that may be shown.
     pub facts: KeyFacts,
     /// The prefix of the token. `None` for an imported key.
     pub prefix: Option<TokenPrefix>,
@@ -351,15 +353,15 @@ impl DerefMut for KeyRecord {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Status {
-    /// Works.
+    /// The key works.
     Active,
-    /// Works, next to the successor that replaces it.
+    /// The key works, and a successor is replacing it.
     Retiring,
-    /// Refused until it is enabled again.
+    /// The key is refused until it is enabled again.
     Disabled,
-    /// Refused because it has expired.
+    /// The key is refused because it has expired.
     Expired,
-    /// Refused permanently.
+    /// The key is refused permanently.
     Revoked,
 }
 
@@ -376,11 +378,11 @@ impl fmt::Display for Status {
 }
 
 impl KeyRecord {
-    /// 8, the largest number of makers that a record names. A judgement: a person cannot follow a longer
-    /// chain of keys that made keys.
+    /// The maximum number of makers in a record: 8. A person cannot follow a longer chain of keys that
+    /// created keys.
     pub const MAKERS_MAX: usize = 8;
 
-    /// Returns the record after `change`.
+    /// Returns the record with `change` applied.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
@@ -398,16 +400,17 @@ impl KeyRecord {
     /// keys.
     #[must_use]
     pub fn was_made_by(&self, key: KeyId, lineage: Option<KeyId>) -> bool {
-        // The id of a chain is the id of its first key. Comparing `key` with chains finds the keys that a
-        // first key made, even if that key was deleted and its lineage is unknown.
+        // The id of a lineage is the id of its first key. Comparing `key` with `maker.lineage` finds keys
+        // that a first key made, even if that first key was deleted and its lineage can no longer be looked
+        // up.
         let is = |maker: &Maker| {
             maker.key == key || maker.lineage == key || lineage == Some(maker.lineage)
         };
         self.makers.iter().any(is)
     }
 
-    /// Returns the status at `now`. The rows of owners and tenants may refuse an active key, see
-    /// [`OwnerStatus`](crate::rules::OwnerStatus).
+    /// Returns the status at `now`, from this record alone. An active key can still be refused because of its
+    /// owner or tenant, see [`OwnerStatus`](crate::rules::OwnerStatus).
     #[must_use]
     pub fn status(&self, now: Timestamp) -> Status {
         match self.state {

@@ -1,9 +1,9 @@
-//! Recovery: derives commands that repeat, on a restored store, the changes in audit entries after the
-//! backup.
+//! Recovery: derives the commands that repeat changes on a store restored from a backup. The changes come
+//! from audit entries that are newer than the backup.
 //!
-//! Pure. Invariant: after a recovery, a key that later entries ended or narrowed accepts nothing that it
-//! refused before the loss (invariant 2). A widening is not repeated. If the entries do not suffice to repeat
-//! a change exactly, the key is disabled.
+//! Pure: no I/O and no clock. Invariant: if a later entry ended or narrowed a key, the recovered key accepts
+//! nothing that it refused before the loss (invariant 2). A change that widened a key is not repeated. If a
+//! change cannot be repeated exactly, the key is disabled.
 
 use std::collections::BTreeMap;
 
@@ -23,13 +23,13 @@ use super::tenant::TenantId;
 use super::text::{CommandId, LeakSource, PrincipalId, Role};
 use super::time::Timestamp;
 
-/// Returns the entries of `given` that are not `stored`. Both belong to one tenant. `given` is sorted oldest
-/// first.
+/// Returns the entries of `given` that the store lacks. `stored` holds the audit heads of the same tenant by
+/// sequence number. `given` is sorted oldest first.
 ///
-/// `given` must hold the entries exactly as they were written, and must follow an entry in the store. The
-/// store may have newer entries of its own, such as those of an interrupted recovery. The lost history begins
-/// with the first given entry that differs from the store. The seals of the lost entries prove that this
-/// history existed.
+/// `given` must hold the entries exactly as written, and its first entry must follow an entry of the store.
+/// The store may have newer entries of its own, for example from an interrupted recovery. The lost history
+/// begins at the first entry of `given` that differs from the store. The seals of the lost entries prove that
+/// they are genuine.
 pub(crate) fn later<'a>(
     tenant: &TenantId,
     stored: &BTreeMap<u64, AuditHead>,
@@ -40,7 +40,8 @@ pub(crate) fn later<'a>(
         .first()
         .map_or(0, |entry| entry.sequence.saturating_sub(1));
     let newest = stored.last_key_value();
-    // If the store lacks the entry before the first given one, the entries in between are missing.
+    // If the store lacks the entry before `given`, the entries in between are missing. The chain is then
+    // verified from the store's newest entry, and fails.
     let start = stored.get(&before).or(newest.map(|(_, head)| head));
     let start = start.copied().filter(|_| before > 0);
     verify_chain(
@@ -55,79 +56,81 @@ pub(crate) fn later<'a>(
     Ok(given.get(known..).unwrap_or_default())
 }
 
-/// The changes of one tenant in the audit entries after the backup. Each hash identifies the entry that
-/// recorded a change.
+/// The changes to one tenant, collected from audit entries after the backup. Each hash identifies the entry
+/// that recorded a change.
 #[derive(Debug, Default)]
-pub(crate) struct Later {
+pub(crate) struct TenantChanges {
     /// The entry that closed the tenant, if it was closed.
     pub(crate) closed: Option<AuditHash>,
-    /// Digests that an earlier recovery blocked.
+    /// Digests that an earlier recovery blocked, each list with its entry. A blocked digest cannot be
+    /// imported again.
     pub(crate) blocked: Vec<(Vec<(DigestMark, KeyId)>, AuditHash)>,
-    /// The changes of owners.
-    pub(crate) owners: BTreeMap<PrincipalId, LaterOwner>,
-    /// The changes of keys.
-    pub(crate) keys: BTreeMap<KeyId, LaterKey>,
+    /// The changes to owners.
+    pub(crate) owners: BTreeMap<PrincipalId, OwnerChanges>,
+    /// The changes to keys.
+    pub(crate) keys: BTreeMap<KeyId, KeyChanges>,
 }
 
-/// The changes of an owner in later entries.
+/// The changes to an owner after the backup.
 #[derive(Debug, Default)]
-pub(crate) struct LaterOwner {
-    /// The entry and the instant of the owner's last removal. The owner's keys stay refused even if the
-    /// owner was added again.
+pub(crate) struct OwnerChanges {
+    /// The entry and the instant of the owner's last removal. Keys created before the removal stay refused,
+    /// even if the owner was added again.
     pub(crate) removed: Option<(AuditHash, Timestamp)>,
     /// The owner's last role and its entry, unless the owner was removed after that entry.
     pub(crate) role: Option<(Role, AuditHash)>,
 }
 
-/// The changes of a key in later entries.
+/// The changes to a key after the backup.
 #[derive(Debug, Default)]
-pub(crate) struct LaterKey {
+pub(crate) struct KeyChanges {
     /// Whether later entries created, provisioned or imported the key.
     pub(crate) created: bool,
-    imported: Option<Imported>,
+    imported: Option<RecordedImport>,
     removed: Option<AuditHash>,
     revoked: Option<(Reason, AuditHash)>,
-    /// The reason and the entry of an end that another action implies, such as a purge or a replaced secret.
+    /// The reason and the entry, if an action other than a revocation or a deletion ended the key. Examples
+    /// are a purge and a replaced secret.
     gone: Option<(Reason, AuditHash)>,
-    changed: Option<(Changes, AuditHash)>,
+    changed: Option<(LimitChanges, AuditHash)>,
     retired: Option<(Timestamp, AuditHash)>,
     disabled: Option<AuditHash>,
-    /// A reported leak that did not revoke the key.
+    /// The source and the entry of a reported leak that did not revoke the key.
     exposed: Option<(LeakSource, AuditHash)>,
     /// The newest entry about the key.
     newest: Option<AuditHash>,
 }
 
-/// The import of a key, from its entry.
+/// The import of a key, as its audit entry recorded it.
 #[derive(Debug)]
-struct Imported {
+struct RecordedImport {
     mark: DigestMark,
     owner: Owner,
     at: Timestamp,
     expires_at: Option<Timestamp>,
 }
 
-/// The changes of a key's scopes, networks and end, oldest first.
+/// The changes to a key's scopes, allowed networks and expiry, oldest first.
 #[derive(Debug, Default)]
-struct Changes {
+struct LimitChanges {
     list: Vec<FieldChange>,
     /// Whether at least one change narrowed the key.
     narrowed: bool,
 }
 
-/// A change to repeat on a key. The first of `ways` that is not denied repeats the change. The ids of the
-/// commands are derived from the change's entry, so that a repeated recovery makes the change once.
+/// A change to repeat on a key. The commands are tried in order until one is not denied. Their ids are
+/// derived from the change's audit entry, so a second recovery does not make the change again.
 #[derive(Debug)]
 pub(crate) struct RecoveryStep {
-    /// The commands, starting with the one closest to the recorded change.
+    /// The commands to try. The first one is closest to the recorded change.
     pub(crate) ways: Vec<(CommandId, Command)>,
-    /// Whether the recorded change was to disable the key. If not, a command that disables the key is a
-    /// substitute.
+    /// Whether the recorded change disabled the key. If false, a command that disables the key is a
+    /// substitute for the recorded change.
     pub(crate) was_disabled: bool,
 }
 
-impl Later {
-    /// Collects the changes of one tenant from its entries, oldest first.
+impl TenantChanges {
+    /// Collects the changes to one tenant from its entries, which are sorted oldest first.
     pub(crate) fn new<'a>(entries: impl IntoIterator<Item = &'a AuditEntry>) -> Self {
         let mut later = Self::default();
         for entry in entries {
@@ -144,7 +147,7 @@ impl Later {
                 let removed = Some((hash, entry.at));
                 let role = None;
                 self.owners
-                    .insert(owner.clone(), LaterOwner { removed, role });
+                    .insert(owner.clone(), OwnerChanges { removed, role });
             }
             Action::OwnerRoleChanged { owner, after, .. } => {
                 self.owners.entry(owner.clone()).or_default().role = Some((after.clone(), hash));
@@ -160,10 +163,10 @@ impl Later {
     }
 }
 
-impl Later {
-    /// Returns whether a change of the tenant or of an owner ended an imported key. No entry about the key
-    /// itself records such an end.
-    fn refuses(&self, imported: &Imported) -> bool {
+impl TenantChanges {
+    /// Returns whether closing the tenant or removing the owner ended the imported key. The key has no audit
+    /// entry of its own for such an end.
+    fn refuses(&self, imported: &RecordedImport) -> bool {
         let owner = imported.owner.principal();
         let owner = owner.and_then(|owner| self.owners.get(owner));
         let removed = owner.and_then(|owner| owner.removed);
@@ -171,7 +174,7 @@ impl Later {
     }
 }
 
-impl LaterKey {
+impl KeyChanges {
     fn add(&mut self, entry: &AuditEntry) {
         let hash = entry.hash;
         self.newest = Some(hash);
@@ -181,7 +184,7 @@ impl LaterKey {
             expires_at,
         }) = &entry.evidence
         {
-            self.imported = Some(Imported {
+            self.imported = Some(RecordedImport {
                 mark: *mark,
                 owner: owner.clone(),
                 at: entry.at,
@@ -201,7 +204,7 @@ impl LaterKey {
                 Some(_) => self.go(Reason::Rotated, hash),
                 None => self.go(Reason::NoLongerNeeded, hash),
             },
-            // The backup holds the digest of the secret that was replaced.
+            // The backup still holds the digest of the old secret, so the key must end.
             Action::SecretReplaced => self.go(Reason::Lost, hash),
             Action::KeyLeaked { revoked: true, .. } => self.go(Reason::Leaked, hash),
             Action::KeyRotated { old_key_ends, .. } if *old_key_ends <= entry.at => {
@@ -254,11 +257,11 @@ impl LaterKey {
     }
 
     /// Returns the mark of the key's imported digest if the digest must not be imported again, with the id of
-    /// the command that blocks it. A new import of the digest would accept requests that the key refused
-    /// before the loss. `path` has the changes of the key's tenant and of the tenant's ancestors.
+    /// the command that blocks the digest. Importing the digest again would accept requests that the key
+    /// refused before the loss. `path` holds the changes to the key's tenant and to the tenant's ancestors.
     pub(crate) fn mark_to_block(
         &self,
-        path: &[&Later],
+        path: &[&TenantChanges],
         now: Timestamp,
     ) -> Result<Option<(DigestMark, CommandId)>, Invalid> {
         let Some(imported) = &self.imported else {
@@ -278,12 +281,12 @@ impl LaterKey {
         Ok(Some((imported.mark, command_id(newest, "digest")?)))
     }
 
-    /// Returns whether the key ended permanently, so that its absence from a backup is no loss.
+    /// Returns whether the key ended permanently. Such a key may be absent from the backup.
     pub(crate) fn ended(&self) -> bool {
         self.removed.is_some() || self.revoked.is_some() || self.gone.is_some()
     }
 
-    /// Returns the steps to be repeated on the restored `record`.
+    /// Returns the steps that repeat the changes on the restored `record`.
     pub(crate) fn steps(
         &self,
         record: &KeyRecord,
@@ -302,7 +305,8 @@ impl LaterKey {
             }
             steps.push(self.step(hash, "end", ways)?);
         } else if let Some((reason, hash)) = revoked {
-            // An expired key was purged without a revocation. The key in the backup has expired too.
+            // An expired key can be purged without a revocation. Its record in the backup has expired too, so
+            // there is nothing to repeat.
             let purged = self.revoked.is_none() && !live;
             if !is_revoked && !purged {
                 steps.push(self.step(hash, "end", revoke(record, reason))?);
@@ -313,8 +317,8 @@ impl LaterKey {
         Ok(steps)
     }
 
-    /// Returns the step for the entry of this hash. Several steps may disable the key; they share one command
-    /// id, so that a repeated recovery does not disable a key that an administrator has enabled since.
+    /// Returns the step for the entry with this hash. All steps that disable the key share one command id, so
+    /// that a second recovery does not disable a key that an administrator has enabled in between.
     fn step(
         &self,
         hash: AuditHash,
@@ -372,9 +376,9 @@ impl LaterKey {
                     expiry: Some(Expiry::At(until)),
                     ..UpdateKey::default()
                 };
-                // Three kinds of keys are disabled instead. The legacy key accepts no earlier end. A key that
-                // was in a rotation at the backup has its end from that rotation. A key that may rotate
-                // itself would do so again, because its record lacks the later rotation.
+                // An earlier expiry is denied for the legacy key, and for a key that was already in a
+                // rotation at the backup. Both are disabled instead. A key that may rotate itself is always
+                // disabled: its record lacks the lost rotation, so the key could rotate itself again.
                 let update = Command::Update { key, change };
                 let update = Some(update).filter(|_| !rotates_itself);
                 let ways = update.into_iter().chain([Command::DisableMany]);
@@ -389,10 +393,11 @@ impl LaterKey {
     }
 }
 
-impl Changes {
-    /// Returns the part of the changes that narrows `record`. `None` if a change of networks neither narrows
-    /// nor widens, or if no scope is left. A widening is not repeated, because its entry does not record the
-    /// bound of its author. A narrowing is repeated even if a later change undid it.
+impl LimitChanges {
+    /// Returns an update with only the changes that narrow `record`. `None` if no scope is left, or if a
+    /// change of networks neither narrows nor widens. Widening changes are left out, because an entry does
+    /// not record the bound of the change's author. A narrowing change is included even if a later change
+    /// undid it.
     fn narrowing(&self, record: &KeyRecord) -> Option<UpdateKey> {
         let mut scopes = record.scopes.clone();
         let mut allowlist = record.allowlist.clone();
@@ -421,20 +426,20 @@ impl Changes {
     }
 }
 
-/// Returns whether `a` ends before `b`; `None` means never.
+/// Returns whether the expiry `a` is before the expiry `b`. `None` means that a key never expires.
 fn ends_before(a: Option<Timestamp>, b: Option<Timestamp>) -> bool {
     a.is_some_and(|a| b.is_none_or(|b| a < b))
 }
 
 const DISABLED: &str = "disable";
 
-/// Returns the id of the command that repeats the change in the entry of this hash.
+/// Returns the id of the command that repeats the change in the entry with this hash.
 pub(crate) fn command_id(hash: AuditHash, what: &str) -> Result<CommandId, Invalid> {
     CommandId::new(format!("recovery:{hash}:{what}"))
 }
 
 fn delete(record: &KeyRecord, policy: &Policy) -> Command {
-    // The class's conditions for a deletion were met when the key was deleted before the loss.
+    // The original deletion met the conditions of the class, so this command states that they are met.
     let class = policy.class(&record.class);
     let typed = class.and_then(|class| match &class.deletion {
         Deletion::Typed(text) => Some(text.clone()),
@@ -449,8 +454,8 @@ fn delete(record: &KeyRecord, policy: &Policy) -> Command {
     }
 }
 
-/// Returns the commands that revoke a key: a revocation of this key alone, or else in bulk, which no class
-/// restricts. The legacy key cannot be revoked, so it is disabled.
+/// Returns the commands to try, in order, to revoke a key. A class may forbid [`Command::Revoke`], but not
+/// [`Command::RevokeMany`]. The legacy key cannot be revoked, so it is disabled.
 fn revoke(record: &KeyRecord, reason: Reason) -> Vec<Command> {
     let key = record.id;
     if record.legacy {

@@ -1,4 +1,4 @@
-//! Rejections: the reasons for refusing a presented key, and the part that a client may see.
+//! Verification errors: the reasons for refusing a presented key, and the message that a client may see.
 
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ use super::token::TokenError;
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum VerifyError {
-    /// The text is not a token of this crate. Found before anything is hashed or looked up.
+    /// The text is not a well-formed token. Detected before anything is hashed or looked up.
     #[error(transparent)]
     Malformed(#[from] TokenError),
-    /// No known key has this id; [`verify_or_fetch`](crate::Keyward::verify_or_fetch) reads the
-    /// store.
+    /// This node knows no key with this id. [`verify_or_fetch`](crate::Keyward::verify_or_fetch) also looks
+    /// in the store.
     #[error("unknown key")]
     Unknown,
     /// The secret does not match the key.
@@ -33,7 +33,7 @@ pub enum VerifyError {
         key: KeyId,
         /// The time of the revocation.
         at: Timestamp,
-        /// The reason of the revocation.
+        /// The reason for the revocation.
         reason: Reason,
     },
     /// The key has expired.
@@ -44,13 +44,13 @@ pub enum VerifyError {
         /// The time at which the key expired.
         at: Timestamp,
     },
-    /// The key has expired by its tenant's newest commit, but not by this process's clock. No other
-    /// clock decides which of the two is wrong.
+    /// This process's clock says that the key has not expired, but its tenant has a commit later than the
+    /// key's expiry. No other clock confirms either time.
     #[error("clock says {now}, and the key's tenant has a commit of {floor}")]
     ClockUnsure {
         /// The id of the refused key.
         key: KeyId,
-        /// The time of this process.
+        /// The current time according to this process.
         now: Timestamp,
         /// The instant of the tenant's newest commit.
         floor: Timestamp,
@@ -95,7 +95,7 @@ pub enum VerifyError {
         /// The key's environment.
         environment: Environment,
     },
-    /// The key does not reach the tenant.
+    /// The key does not reach the required tenant.
     #[error("key does not reach the tenant")]
     WrongTenant {
         /// The id of the refused key.
@@ -115,13 +115,13 @@ pub enum VerifyError {
         /// The missing scope. If any of several scopes would suffice, the first of them.
         scope: Scope,
     },
-    /// The halves of a pair do not belong together (rule A2-15).
+    /// The two keys that were presented as a pair do not belong together (rule A2-15).
     #[error("the two keys do not belong together")]
     PairMismatch,
     /// The verifier has not synced within its staleness bound. An outage, not a bad key.
     #[error("not confirmed for {age:?}, at most {bound:?} is allowed")]
     Stale {
-        /// The time since the last confirmation.
+        /// The time since the replica was last confirmed to be up to date.
         age: Duration,
         /// The staleness bound.
         bound: Duration,
@@ -133,13 +133,13 @@ pub enum VerifyError {
     /// The store did not answer, or too many reads are in flight. An outage, not a bad key.
     #[error("store is unavailable")]
     StoreUnavailable,
-    /// The key's digest was made under a pepper that the ring lacks, which is an operator's fault.
+    /// The ring lacks the pepper of the key's digest, which is a configuration error.
     #[error("pepper {pepper} is not in the ring")]
     UnknownPepper {
         /// The pepper's id.
         pepper: PepperId,
     },
-    /// The policy has no such class, which is an operator's fault.
+    /// The policy lacks the key's class, which is a configuration error.
     #[error("policy has no class {class}")]
     UnknownClass {
         /// The class of the key.
@@ -153,19 +153,19 @@ pub enum VerifyError {
     },
 }
 
-/// The meaning of a rejection for the client.
+/// The category of a [`VerifyError`], which determines the HTTP status.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum VerifyErrorKind {
     /// The key does not authenticate: 401.
     Invalid,
-    /// The key authenticates, and may not be used for this request: 403.
+    /// The key authenticates, but may not be used for this request: 403.
     Forbidden,
-    /// The service cannot decide now: 503. Never the key's fault.
+    /// The service cannot decide at the moment: 503. The key may be valid.
     Unavailable,
 }
 
 impl VerifyError {
-    /// Returns the meaning of this rejection for the client.
+    /// Returns the category of this error.
     #[must_use]
     pub const fn kind(&self) -> VerifyErrorKind {
         match self {
@@ -194,7 +194,7 @@ impl VerifyError {
         }
     }
 
-    /// Returns the id of the key if its secret was presented. Otherwise a rejection names no key.
+    /// Returns the id of the refused key if its secret was presented, or else `None`.
     #[must_use]
     pub const fn key(&self) -> Option<KeyId> {
         match self {
@@ -214,7 +214,8 @@ impl VerifyError {
         }
     }
 
-    /// Returns a message that a client may see: one text for all keys that do not authenticate.
+    /// Returns a message that is safe to show to a client. All keys that do not authenticate get the same
+    /// text.
     #[must_use]
     pub fn public_message(&self) -> String {
         match self.kind() {

@@ -1,4 +1,4 @@
-//! The order of commits.
+//! Revisions: the numbers that order commits.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,6 +1,6 @@
 //! The progress of a rotation, and whether it is safe to finish.
 //!
-//! Pure.
+//! Pure: no I/O and no clock.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use super::id::KeyId;
 use super::record::KeyRecord;
 use super::time::{self, Timestamp};
 
-/// 24 hours, one run of a daily job. If the old key was not presented for that long, finishing its rotation
-/// counts as safe. A judgement, not a standard.
+/// 24 hours, the interval of a daily job. A rotation is considered safe to finish once the old key has not
+/// been presented for this long.
 pub const SILENCE_BEFORE_FINISH: Duration = time::hours(24);
 
 /// The steps of a rotation, in order (rule G-14).
@@ -17,13 +17,13 @@ pub const SILENCE_BEFORE_FINISH: Duration = time::hours(24);
 pub enum RotationStep {
     /// The successor exists and is unused.
     SuccessorCreated,
-    /// The successor is used. The old key may be used too.
+    /// The successor has been used. The old key may still be in use.
     SuccessorInUse,
-    /// The successor is used, and the old key has been silent for [`SILENCE_BEFORE_FINISH`].
+    /// The successor has been used, and the old key has not been presented for [`SILENCE_BEFORE_FINISH`].
     OldKeySilent,
     /// The old key has ended.
     OldKeyEnded,
-    /// The old key has ended, and a client still tries it.
+    /// The old key has ended, but a client has presented it since.
     OldKeyStillTried,
 }
 
@@ -34,17 +34,17 @@ pub struct RotationProgress {
     pub successor: KeyId,
     /// The step that the rotation has reached.
     pub step: RotationStep,
-    /// The instant at which the old key ends. If its grace starts with the successor's first use, the latest
-    /// possible end.
+    /// The instant at which the old key ends. If its grace starts with the successor's first use, this is the
+    /// latest possible instant.
     pub old_key_ends: Timestamp,
-    /// Whether ending the old key now interrupts no client, as far as the host knows.
+    /// Whether the old key can end now without interrupting a client, as far as the host knows.
     pub safe_to_finish: bool,
 }
 
 /// Returns the progress of the rotation of `old`. `None` if `old` has no successor.
 ///
-/// `old_last_seen` is the last time that the old key was presented, accepted or not, as far as the host
-/// knows. Without it the old key never counts as silent.
+/// `old_last_seen` is the last time that a client presented the old key, whether or not the key was accepted.
+/// If it is `None`, the old key never counts as silent.
 #[must_use]
 pub fn progress(
     old: &KeyRecord,

@@ -1,6 +1,7 @@
 //! Scopes: the permissions of a key, as `resource:action`.
 //!
-//! Pure. Invariants: an empty set allows nothing (trap 14); an intersection allows only what both sets allow.
+//! Pure: no I/O and no clock. Invariants: an empty set allows nothing (trap 14), and an intersection allows
+//! only what both sets allow.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -17,12 +18,12 @@ const SEGMENT_MAX: usize = 64;
 #[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Scope {
     text: Text,
-    /// The byte position of the colon, so that a comparison does not search for it.
+    /// The byte position of the colon, stored so that a comparison need not search for it.
     colon: u8,
 }
 
 impl Scope {
-    /// Everything: `*:*`.
+    /// The scope that allows everything: `*:*`.
     pub const ALL: Self = Self {
         text: Text::new_static("*:*"),
         colon: 1,
@@ -47,7 +48,7 @@ impl Scope {
         Err(Invalid::new("scope", Problem::Format { expected }))
     }
 
-    /// Creates a scope for a constant. Malformed text in a constant does not compile.
+    /// Creates a scope in a constant. If the text is malformed, the constant does not compile.
     ///
     /// ```
     /// use keyward::Scope;
@@ -107,7 +108,8 @@ impl Scope {
     pub fn covers(&self, other: &Self) -> bool {
         let ((resource, action), (their_resource, their_action)) = (self.sides(), other.sides());
         let side = |own: &str, theirs: &str| {
-            // Most scopes differ in their first byte, and comparing one byte is cheaper than a call.
+            // Most scopes differ in their first byte, and comparing one byte is cheaper than comparing
+            // strings.
             let begins = own.as_bytes().first() == theirs.as_bytes().first();
             own == "*" || (own.len() == theirs.len() && begins && own == theirs)
         };
@@ -202,7 +204,7 @@ impl<'de> Deserialize<'de> for Scope {
 pub struct ScopeSet(Vec<Scope>);
 
 impl ScopeSet {
-    /// The most scopes that a set may hold.
+    /// The maximum number of scopes in a set.
     pub const MAX: usize = 64;
 
     /// Returns the empty set, which allows nothing.
@@ -217,14 +219,14 @@ impl ScopeSet {
         Self(vec![Scope::ALL])
     }
 
-    /// Collects scopes.
+    /// Creates a set from scopes.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] beyond [`MAX`](Self::MAX) scopes.
+    /// [`Invalid`] if there are more than [`MAX`](Self::MAX) scopes.
     pub fn new(scopes: impl IntoIterator<Item = Scope>) -> Result<Self, Invalid> {
         let mut set: Vec<_> = scopes.into_iter().collect();
-        // Stored sets are already sorted.
+        // Sets from a store are already sorted.
         if !set.is_sorted_by(|one, next| one < next) {
             set.sort_unstable();
             set.dedup();
@@ -239,11 +241,11 @@ impl ScopeSet {
         Ok(Self(set))
     }
 
-    /// Parses scopes.
+    /// Parses a set of scopes.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] for the first malformed scope, or beyond [`MAX`](Self::MAX) scopes.
+    /// [`Invalid`] for the first malformed scope, or if there are more than [`MAX`](Self::MAX) scopes.
     pub fn parse<'a>(scopes: impl IntoIterator<Item = &'a str>) -> Result<Self, Invalid> {
         Self::new(
             scopes
@@ -265,8 +267,8 @@ impl ScopeSet {
         other.0.iter().all(|scope| self.allows(scope))
     }
 
-    /// Returns the set of everything that both sets allow. May hold more than [`MAX`](Self::MAX) scopes,
-    /// because an intersection is never stored.
+    /// Returns the set of everything that both sets allow. The result may hold more than [`MAX`](Self::MAX)
+    /// scopes.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         let mut met: BTreeSet<_> = self

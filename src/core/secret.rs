@@ -1,7 +1,7 @@
 //! Secrets, their digests and their fingerprints.
 //!
-//! Pure. Invariant: a secret leaves its type only through [`Secret::expose`]. This module never
-//! prints a secret, copies a secret or compares secrets with `==`.
+//! Pure: no I/O and no clock. Invariant: a secret leaves its type only through [`Secret::expose`]. This
+//! module never prints or copies a secret, and never compares secrets with `==`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,7 +16,7 @@ use super::id::KeyId;
 use super::invalid::{Invalid, Problem};
 use super::time::Timestamp;
 
-/// The whole text of a secret key. Shown to its owner once, wiped on drop.
+/// The whole token of a new key. Shown to its owner once, and zeroized on drop.
 ///
 /// There is no `PartialEq`, `Clone`, `Display` or `Serialize`: compare through the verifier, and
 /// let the value out only through [`Secret::expose`], which is easy to grep for in review.
@@ -27,14 +27,14 @@ impl Secret {
         Self(text)
     }
 
-    /// Returns the text, to hand to the key's owner.
+    /// Returns the token, to be handed to the key's owner.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Returns the text of a publishable key's token, which identifies and is shown again. The
-    /// record keeps this text.
+    /// Returns a copy of a publishable key's token, for the key's record. Such a token is not secret, and may
+    /// be shown again.
     pub(crate) fn publish(&self) -> String {
         self.0.as_str().to_owned()
     }
@@ -48,7 +48,7 @@ impl fmt::Debug for Secret {
 
 /// The stored digest of a key's secret: 32 bytes from which the secret cannot be derived.
 ///
-/// Comparing two digests takes the same time wherever their bytes differ.
+/// Digests are compared in constant time.
 #[derive(Clone, Copy)]
 pub struct Digest([u8; 32]);
 
@@ -65,15 +65,15 @@ impl Digest {
         Self(Sha256::digest(token.as_ref()).into())
     }
 
-    /// Returns the bytes, for a store to keep.
+    /// Returns the bytes, to be stored.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 }
 
-/// A keyed mark of an imported digest: HMAC-SHA-256 under a pepper. The audit trail holds the mark,
-/// which reveals nothing of the digest without the pepper.
+/// A keyed hash of an imported digest: HMAC-SHA-256 under a pepper. The audit trail stores this hash instead
+/// of the digest. Without the pepper, the hash reveals nothing about the digest.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct DigestMark([u8; 32]);
 
@@ -84,7 +84,7 @@ impl DigestMark {
         Self(bytes)
     }
 
-    /// Returns the mark in the type of a digest, so that a store can reserve it.
+    /// Returns the mark as a [`Digest`], the type that a store can reserve.
     pub(crate) const fn as_digest(&self) -> Digest {
         Digest::from_bytes(self.0)
     }
@@ -130,11 +130,10 @@ impl FromStr for Digest {
     }
 }
 
-/// A short one-way mark by which a key is found and recognised: the first 64 bits of the SHA-256 of
-/// its token.
+/// A short identifier of a token, for finding its key: the first 64 bits of the token's SHA-256.
 ///
-/// Computed at creation, and unchanged by a change of pepper. A fingerprint authenticates nothing
-/// (rule G-09).
+/// Computed when the key is created, and independent of peppers. A fingerprint authenticates nothing (rule
+/// G-09).
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Fingerprint([u8; 8]);
 
@@ -215,7 +214,7 @@ fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(bytes)
 }
 
-/// The random part of a new key: its id and its secret half. Wiped on drop.
+/// The random part of a new key: its id and its secret half. The secret half is zeroized on drop.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct KeyMaterial {
     #[zeroize(skip)]
@@ -224,14 +223,15 @@ pub struct KeyMaterial {
 }
 
 impl KeyMaterial {
-    /// 32 base62 characters, the length of a secret half, which is 190 bits.
+    /// The length of a secret half: 32 base62 characters, or 190 bits.
     pub const SECRET_LEN: usize = 32;
 
-    /// Draws material from the time and a source of random bytes.
+    /// Generates key material from the current time and from random bytes. `fill` fills a buffer with random
+    /// bytes.
     ///
     /// # Errors
     ///
-    /// The error of `fill`.
+    /// Returns the error of `fill`.
     pub fn draw<E>(
         now: Timestamp,
         mut fill: impl FnMut(&mut [u8]) -> Result<(), E>,

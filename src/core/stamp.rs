@@ -1,6 +1,6 @@
 //! The instant and the author of a change.
 //!
-//! Pure.
+//! Pure: no I/O and no clock.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,26 +1,26 @@
-//! A key as verification sees it: the fields that decide, without those that only people read.
+//! The fields of a key that verification needs, without descriptive fields such as the key's name.
 //!
-//! Pure. Store records and index entries are both converted to this form, so every way of verifying applies
-//! the same checks (trap 20).
+//! Pure: no I/O and no clock. Store records and index entries are both converted to this form, so every way
+//! of verifying applies the same checks (trap 20).
 
 use std::collections::BTreeSet;
 
 use super::address::AddressAllowlist;
 use super::id::KeyId;
 use super::principal::Owner;
-use super::record::{Credential, KeyRecord, KeyState, Reason, Resource, Visibility};
+use super::record::{Credential, KeyRecord, KeyState, KeyType, Reason, Resource};
 use super::scope::ScopeSet;
 use super::tenant::TenantId;
 use super::text::{ClassName, Environment, PepperId, Role};
 use super::time::Timestamp;
 use super::token::TokenPrefix;
 
-/// The fields that many keys have in common. An index stores each distinct shape once, and the keys of that
-/// shape share it.
+/// Fields that many keys have in common. An index stores each distinct set of traits once, and all keys with
+/// those traits share it.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub(crate) struct Shape {
+pub(crate) struct KeyTraits {
     pub(crate) class: ClassName,
-    pub(crate) visibility: Visibility,
+    pub(crate) key_type: KeyType,
     pub(crate) environment: Environment,
     pub(crate) prefix: Option<TokenPrefix>,
     pub(crate) bound: BTreeSet<Role>,
@@ -33,35 +33,34 @@ pub(crate) struct Shape {
 
 /// The tenant and the owner of a key.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub(crate) struct Holder {
+pub(crate) struct KeyOwner {
     pub(crate) tenant: TenantId,
     pub(crate) owner: Owner,
 }
 
-/// A lazy source of a key's tenant and owner. Most verifications need neither, and the lookup may be slow.
-pub(crate) trait Whose {
-    fn holder(&self) -> &Holder;
+/// Looks up a key's tenant and owner on demand. Most verifications need neither, and the lookup may be slow.
+pub(crate) trait OwnerSource {
+    fn key_owner(&self) -> &KeyOwner;
 }
 
-impl Whose for Holder {
-    fn holder(&self) -> &Holder {
+impl OwnerSource for KeyOwner {
+    fn key_owner(&self) -> &KeyOwner {
         self
     }
 }
 
 /// The state of a key, without its expiry.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Life {
+pub(crate) enum LifecyclePhase {
     Enabled,
     Disabled,
     Revoked { at: Timestamp, reason: Reason },
 }
 
-/// The lifecycle of a key, from which its status at an instant is derived. Does not affect how the key is
-/// found.
+/// The fields from which the status of a key at an instant is derived.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Course {
-    pub(crate) life: Life,
+pub(crate) struct Lifecycle {
+    pub(crate) phase: LifecyclePhase,
     pub(crate) created_at: Timestamp,
     /// The first instant at which the key no longer works; `None` if the key never ends.
     pub(crate) expires_at: Option<Timestamp>,
@@ -69,18 +68,18 @@ pub(crate) struct Course {
     pub(crate) awaits_first_use: bool,
 }
 
-/// A key at the moment of its verification.
+/// A key that is being verified.
 #[derive(Clone, Copy)]
-pub(crate) struct Subject<'a> {
+pub(crate) struct KeyToVerify<'a> {
     pub(crate) id: KeyId,
-    pub(crate) whose: &'a dyn Whose,
+    pub(crate) owner_source: &'a dyn OwnerSource,
     /// Whether a principal owns the key, rather than the tenant.
     pub(crate) persons: bool,
-    pub(crate) shape: &'a Shape,
-    pub(crate) course: Course,
+    pub(crate) traits: &'a KeyTraits,
+    pub(crate) lifecycle: Lifecycle,
 }
 
-impl Holder {
+impl KeyOwner {
     pub(crate) fn of(record: &KeyRecord) -> Self {
         Self {
             tenant: record.tenant.clone(),
@@ -93,13 +92,13 @@ impl Holder {
     }
 }
 
-impl Course {
+impl Lifecycle {
     pub(crate) fn of(record: &KeyRecord) -> Self {
         Self {
-            life: match &record.state {
-                KeyState::Enabled => Life::Enabled,
-                KeyState::Disabled(_) => Life::Disabled,
-                KeyState::Revoked { stamp, reason } => Life::Revoked {
+            phase: match &record.state {
+                KeyState::Enabled => LifecyclePhase::Enabled,
+                KeyState::Disabled(_) => LifecyclePhase::Disabled,
+                KeyState::Revoked { stamp, reason } => LifecyclePhase::Revoked {
                     at: stamp.at,
                     reason: *reason,
                 },
@@ -111,11 +110,11 @@ impl Course {
     }
 }
 
-impl Shape {
+impl KeyTraits {
     pub(crate) fn of(record: &KeyRecord) -> Self {
         Self {
             class: record.class.clone(),
-            visibility: record.visibility,
+            key_type: record.key_type,
             environment: record.environment.clone(),
             prefix: record.prefix.clone(),
             bound: record.bound.clone(),
@@ -126,12 +125,12 @@ impl Shape {
         }
     }
 
-    /// Returns whether this is the shape of `record`. Consecutive keys are often alike, so this saves
-    /// building a shape.
+    /// Returns whether `record` has these traits. Cheaper than building its traits with [`of`](Self::of), and
+    /// consecutive keys often have equal traits.
     pub(crate) fn is_of(&self, record: &KeyRecord) -> bool {
         let Self {
             class,
-            visibility,
+            key_type,
             environment,
             prefix,
             bound,
@@ -141,7 +140,7 @@ impl Shape {
             pepper,
         } = self;
         *class == record.class
-            && *visibility == record.visibility
+            && *key_type == record.key_type
             && *environment == record.environment
             && *prefix == record.prefix
             && *bound == record.bound

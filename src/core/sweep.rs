@@ -1,7 +1,8 @@
-//! Commands over many keys: their filters and their progress.
+//! Bulk commands: their filters and their progress.
 //!
-//! Pure. A command's first commit authorises the command. The tenant's row holds the command until its last
-//! commit, so that maintenance can finish the command without the caller.
+//! Pure: no I/O and no clock. A bulk command may need several commits. The first commit authorises the
+//! command. The tenant's row stores the command until the last commit, so that maintenance can finish it
+//! without the caller.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,8 +14,8 @@ use super::time::Timestamp;
 
 /// A filter for the keys of a bulk command. A key matches if it meets every condition that is set.
 ///
-/// Start from [`all`](Self::all). There is no `Default`, and a missing field does not deserialize, so that an
-/// empty value never matches every key:
+/// Start from [`all`](Self::all). There is no `Default`, and a missing field does not deserialize, so an
+/// empty value cannot match every key by mistake:
 ///
 /// ```compile_fail
 /// let filter = keyward::command::BulkFilter::default();
@@ -45,8 +46,8 @@ pub struct BulkFilter {
 pub struct MadeBy {
     /// The maker: the key that made the matching keys.
     pub key: KeyId,
-    /// The first key of the maker's chain of rotations; `None` until it was looked up. Keys that any key of
-    /// this chain made match too.
+    /// The first key of the maker's chain of rotations; `None` before the lookup. Keys that any key of this
+    /// chain made match too.
     pub lineage: Option<KeyId>,
 }
 
@@ -81,15 +82,15 @@ impl BulkFilter {
     }
 
     /// Narrows to keys whose digest was made with this pepper. For a replaced pepper, these are the keys that
-    /// nobody has used since.
+    /// have not been used since the replacement.
     pub fn pepper(mut self, pepper: PepperId) -> Self {
         self.pepper = Some(pepper);
         self
     }
 
     /// Narrows to keys that `key`, or another key of its chain of rotations, made directly or through other
-    /// keys. A key that rotates another key counts as a maker of the successor, because its holder received
-    /// the secret.
+    /// keys. A key that rotates another key counts as a maker of the successor, because the holder of the
+    /// rotating key received the secret.
     pub fn made_by(mut self, key: KeyId) -> Self {
         let lineage = None;
         self.made_by = Some(MadeBy { key, lineage });
@@ -120,10 +121,10 @@ impl BulkFilter {
     }
 }
 
-/// The part of a command over many keys that one commit performs.
+/// The part of a bulk command that one commit performs.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Sweep {
-    /// The keys to look at in this commit.
+    /// The keys that this commit processes.
     pub(crate) keys: Vec<KeyId>,
     /// Whether this commit finishes the command.
     pub(crate) last: bool,
@@ -136,7 +137,7 @@ impl From<Vec<KeyId>> for Sweep {
     }
 }
 
-/// A command over many keys that is authorised and unfinished.
+/// A bulk command that is authorised but not finished.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct PendingSweep {
     /// The id of the command.
@@ -145,13 +146,13 @@ pub struct PendingSweep {
     pub by: Author,
     /// The instant of the command's first commit.
     pub began_at: Timestamp,
-    /// Whether the command reaches descendant tenants.
+    /// Whether the command also applies to descendant tenants.
     pub descendants: bool,
     /// The kind of the command, with its parameters.
     pub kind: SweepKind,
 }
 
-/// The kind of a command over many keys.
+/// The kind of a bulk command.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum SweepKind {
     /// Ends every key of a closed tenant.

@@ -1,8 +1,8 @@
 //! Enums whose JSON form differs from their stored form.
 //!
-//! Pure. In JSON a tag names the variant. Stores use postcard, which cannot read a tagged enum back, so a
-//! stored variant is its index and its fields. The index is part of the stored format: append variants, and
-//! never reorder them. `src/core/golden/actions.v1` pins the indexes.
+//! Pure: no I/O and no clock. In JSON, a tag field names the variant. Stores use postcard, which cannot read
+//! an enum with a tag field back, so a stored variant is its index and its fields. The index is part of the
+//! stored format: append variants, and never reorder them. `src/core/golden/actions.v1` pins the indexes.
 
 /// Declares an enum of struct and unit variants, and implements serde for it in both forms.
 macro_rules! tagged {

@@ -1,6 +1,6 @@
 //! Tenants as paths: `acme`, `acme/web`.
 //!
-//! Pure. Paths compare by segment, so `acme` reaches `acme/web` and never `acme-two`.
+//! Pure: no I/O and no clock. Paths compare by segment, so `acme` contains `acme/web` but not `acme-two`.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -11,15 +11,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::invalid::{Invalid, Problem};
 use super::text::{self, SEGMENT, Text};
 
-/// The unit that owns keys and within which invariants hold: a project, account or organization.
+/// The unit that owns keys: a project, account or organization. Limits such as the cap on active keys apply
+/// within one tenant.
 ///
 /// One to eight segments of `A-Z a-z 0-9 _ - .`, each up to 64 bytes, joined by `/`. The segments `.` and
-/// `..` are refused, because URLs and file paths resolve them to another place.
+/// `..` are refused, because URLs and file systems resolve them to other paths.
 #[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct TenantId(Text);
 
 impl TenantId {
-    /// The most segments that a path may have: 8. A judgement: deeper trees belong to the host.
+    /// The maximum number of segments in a path: 8. The host must model deeper trees itself.
     pub const MAX_DEPTH: usize = 8;
 
     /// Parses a path.
@@ -57,7 +58,7 @@ impl TenantId {
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
-    /// Returns the paths of this tenant and its ancestors, nearest first, without allocating.
+    /// Returns the paths of this tenant and its ancestors, nearest first. Does not allocate.
     pub(crate) fn paths(&self) -> impl Iterator<Item = &str> {
         let above = self.0.rmatch_indices('/').map(|(end, _)| &self.0[..end]);
         std::iter::once(&*self.0).chain(above)
@@ -112,7 +113,7 @@ impl TryFrom<String> for TenantId {
     }
 }
 
-/// Sound, because a tenant id orders, compares and hashes like its text.
+/// Satisfies the contract of [`Borrow`]: a tenant id orders, compares and hashes like its text.
 impl Borrow<str> for TenantId {
     fn borrow(&self) -> &str {
         &self.0
@@ -180,7 +181,7 @@ mod tests {
         }
     }
 
-    /// Proxies and file systems resolve `.` and `..` to another place.
+    /// Proxies and file systems resolve `.` and `..` to other paths.
     #[test]
     fn dots_alone_are_no_segment_anywhere_in_a_path() {
         for path in [

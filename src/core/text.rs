@@ -1,6 +1,7 @@
 //! Bounded, checked text: names that people type and identifiers that hosts supply.
 //!
-//! Pure. A value that exists is valid, so no other code checks it again. Cloning is cheap.
+//! Pure: no I/O and no clock. Every existing value is valid, so no other code checks it again. Cloning is
+//! cheap.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -10,10 +11,11 @@ use serde::de::Visitor;
 
 use super::invalid::{Invalid, Problem};
 
-/// Text that is usually short: up to 23 bytes are stored inline, longer text is shared, constants are static.
+/// A string that is cheap to clone: up to 23 bytes are stored inline, longer text is shared, constants are
+/// static.
 pub(crate) use smol_str::SmolStr as Text;
 
-/// The rule for a kind of text: its field name, its largest size in bytes and its characters.
+/// The rule for a kind of text: its field name, its maximum size in bytes and its characters.
 #[derive(Clone, Copy)]
 pub(crate) struct Rule {
     pub(crate) field: &'static str,
@@ -24,18 +26,18 @@ pub(crate) struct Rule {
 impl Rule {
     #[inline]
     pub(crate) fn check(&self, text: &str) -> Result<(), Invalid> {
-        // The fast path: nearly all text is ASCII and begins with a visible character. A node checks all
-        // stored text when it starts, so speed matters.
-        let seen = text.as_bytes().first().is_some_and(u8::is_ascii_graphic);
+        // Fast path: nearly all text is ASCII and begins with a visible character. Speed matters, because a
+        // node checks all stored text at startup.
+        let starts_visible = text.as_bytes().first().is_some_and(u8::is_ascii_graphic);
         let plain = |byte: u8| self.accepts.plain(byte) == Some(true);
-        if seen && text.len() <= self.max && text.bytes().all(plain) {
+        if starts_visible && text.len() <= self.max && text.bytes().all(plain) {
             return Ok(());
         }
-        self.look_closely(text)
+        self.find_problem(text)
     }
 
     #[cold]
-    fn look_closely(&self, text: &str) -> Result<(), Invalid> {
+    fn find_problem(&self, text: &str) -> Result<(), Invalid> {
         let refuse = |problem| Err(Invalid::new(self.field, problem));
         if text.len() > self.max {
             return refuse(Problem::TooLong {
@@ -61,8 +63,8 @@ impl Rule {
 pub(crate) struct Characters {
     /// Whether each ASCII character, indexed by its code, is in the set.
     ascii: [bool; 128],
-    /// Whether all other characters except control characters are in the set.
-    beyond: bool,
+    /// Whether all characters beyond ASCII, except control characters, are in the set.
+    non_ascii: bool,
     words: &'static str,
 }
 
@@ -81,14 +83,14 @@ impl Characters {
         }
         Self {
             ascii,
-            beyond: false,
+            non_ascii: false,
             words,
         }
     }
 
-    const fn and_beyond(self) -> Self {
+    const fn and_non_ascii(self) -> Self {
         Self {
-            beyond: true,
+            non_ascii: true,
             ..self
         }
     }
@@ -103,7 +105,7 @@ impl Characters {
     fn first_other(&self, text: &str) -> Option<usize> {
         let mut others = text.char_indices().filter(|&(_, c)| {
             let plain = u8::try_from(c).ok().and_then(|byte| self.plain(byte));
-            !plain.unwrap_or(self.beyond && !c.is_control())
+            !plain.unwrap_or(self.non_ascii && !c.is_control())
         });
         others.next().map(|(at, _)| at)
     }
@@ -118,14 +120,14 @@ const IDENTIFIER: Characters = Characters::ascii(
 const LOWER: Characters = Characters::ascii("a-z 0-9 _ - .", b'a', b'z', b"0123456789_-.");
 const VISIBLE: Characters = Characters::ascii("visible ASCII without spaces", b'!', b'~', b"");
 const ONE_LINE: Characters =
-    Characters::ascii("anything but control characters", b' ', b'~', b"").and_beyond();
+    Characters::ascii("anything but control characters", b' ', b'~', b"").and_non_ascii();
 const PROSE: Characters = Characters::ascii(
     "anything but control characters, line feed and tab excepted",
     b' ',
     b'~',
     b"\n\t",
 )
-.and_beyond();
+.and_non_ascii();
 
 pub(crate) const SEGMENT: Rule = Rule {
     field: "tenant",
@@ -139,9 +141,9 @@ pub(crate) fn read<'de, D: Deserializer<'de>, T>(
     from: D,
     parse: impl FnOnce(&str) -> Result<T, Invalid>,
 ) -> Result<T, D::Error> {
-    struct Reader<F>(F);
+    struct ParseVisitor<F>(F);
 
-    impl<T, F: FnOnce(&str) -> Result<T, Invalid>> Visitor<'_> for Reader<F> {
+    impl<T, F: FnOnce(&str) -> Result<T, Invalid>> Visitor<'_> for ParseVisitor<F> {
         type Value = T;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -154,10 +156,10 @@ pub(crate) fn read<'de, D: Deserializer<'de>, T>(
         }
     }
 
-    from.deserialize_str(Reader(parse))
+    from.deserialize_str(ParseVisitor(parse))
 }
 
-/// Defines text newtypes with their bounds. All of them parse, print, order and serialize alike.
+/// Defines newtypes of checked text. All of them parse, print, order and serialize in the same way.
 macro_rules! text_types {
     ($($(#[$doc:meta])* $name:ident: $field:literal, $max:literal, $accepts:ident;)*) => {$(
         $(#[$doc])*
@@ -165,7 +167,7 @@ macro_rules! text_types {
         pub struct $name(Text);
 
         impl $name {
-            /// The most bytes that a value may have.
+            /// The maximum length in bytes.
             pub const MAX_LEN: usize = $max;
 
             const RULE: Rule =
@@ -175,7 +177,8 @@ macro_rules! text_types {
             ///
             /// # Errors
             ///
-            /// [`Invalid`] names the field, the bound and the size, never the text itself.
+            /// [`Invalid`] if the text is blank, too long or has a character that is not allowed. The error
+            /// never contains the text.
             #[inline]
             pub fn new(text: impl AsRef<str>) -> Result<Self, Invalid> {
                 let text = text.as_ref();
@@ -259,17 +262,17 @@ macro_rules! text_types {
 }
 
 text_types! {
-    /// The name of a key, for people: one line, up to 200 bytes.
+    /// The human-readable name of a key: one line of up to 200 bytes.
     KeyName: "key name", 200, ONE_LINE;
-    /// A longer text about a key, up to 2,000 bytes; line feeds allowed.
+    /// A longer description of a key, up to 2,000 bytes. Line feeds and tabs are allowed.
     Description: "description", 2000, PROSE;
-    /// The purpose of a key, up to 500 bytes; a policy may require it (rule G-38).
+    /// The purpose of a key, up to 500 bytes. A policy may require a purpose (rule G-38).
     Purpose: "purpose", 500, PROSE;
-    /// An actor or owner: the host's own id of a user or service, up to 200 bytes of visible ASCII.
+    /// The host's own id of a user or service that acts or owns keys: up to 200 bytes of visible ASCII.
     PrincipalId: "principal", 200, VISIBLE;
     /// A role of a principal, defined by a [`Policy`](crate::policy::Policy).
     Role: "role", 64, LOWER;
-    /// The name of a kind of key in a [`Policy`](crate::policy::Policy).
+    /// The name of a class of keys in a [`Policy`](crate::policy::Policy).
     ClassName: "class", 64, LOWER;
     /// The name of a [`Policy`](crate::policy::Policy).
     PolicyName: "policy name", 64, LOWER;
@@ -283,41 +286,41 @@ text_types! {
     ResourceKind: "resource kind", 64, LOWER;
     /// The host's own id of a resource.
     ResourceId: "resource", 200, VISIBLE;
-    /// The idempotency key of a command, chosen by the caller or random. A retry with the same key changes
+    /// The idempotency key of a command, chosen by the caller or random. A retry with the same id changes
     /// nothing.
     CommandId: "command id", 128, VISIBLE;
-    /// The id of a pepper in a [`PepperRing`](crate::PepperRing). Records hold it in clear text.
+    /// The id of a pepper in a [`PepperRing`](crate::PepperRing). Stored in clear text with each key.
     PepperId: "pepper id", 32, LOWER;
     /// The place where a leaked key was found: a scanner's name, a URL.
     LeakSource: "leak source", 500, ONE_LINE;
     /// The visible part of a key after its creation: its prefix and its last characters.
     Hint: "hint", 80, ONE_LINE;
-    /// The name of a node, for people: for example a host name.
+    /// The human-readable name of a node, such as a host name.
     NodeLabel: "node label", 128, ONE_LINE;
 }
 
 impl Role {
-    /// Administers a tenant in the shipped profiles.
+    /// An administrator of a tenant in the shipped profiles.
     pub const ADMIN: Self = Self(Text::new_static("admin"));
-    /// Manages keys in the `amplitude` profile (rule A1-01).
+    /// A manager of keys in the `amplitude` profile (rule A1-01).
     pub const MANAGER: Self = Self(Text::new_static("manager"));
-    /// Builds against the host's API, within the reach that a policy gives the role (rule Y-25).
+    /// Develops against the host's API, within the reach that a policy gives the role (rule Y-25).
     pub const DEVELOPER: Self = Self(Text::new_static("developer"));
-    /// Belongs to a tenant, with the least rights.
+    /// A member of a tenant, with the fewest rights.
     pub const MEMBER: Self = Self(Text::new_static("member"));
     /// The host's support staff: the only role that may use `SupportOnly` rules (rule A2-02).
     pub const SUPPORT: Self = Self(Text::new_static("support"));
 }
 
 impl Environment {
-    /// Real traffic.
+    /// Production traffic.
     pub const LIVE: Self = Self(Text::new_static("live"));
-    /// Trial traffic.
+    /// Test traffic.
     pub const TEST: Self = Self(Text::new_static("test"));
 }
 
 impl KeyName {
-    /// A placeholder for the key name in a position of an order that does not sort by name.
+    /// A placeholder name for a `KeyPosition` in an order that does not depend on names.
     pub(crate) const UNNAMED: Self = Self(Text::new_static("-"));
 }
 
@@ -357,7 +360,7 @@ mod tests {
         for c in '\0'..='\u{ffff}' {
             let text = format!("a{c}é");
             let at = |own: Characters| own.first_other(&text);
-            let first = |accepts: bool, beyond: bool| match (accepts, beyond) {
+            let first = |accepts: bool, non_ascii: bool| match (accepts, non_ascii) {
                 (false, _) => Some(1),
                 (true, false) => Some(1 + c.len_utf8()),
                 (true, true) => None,

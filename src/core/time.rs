@@ -1,6 +1,6 @@
 //! Instants of wall-clock time, in microseconds.
 //!
-//! Pure: an instant is a number. Only the module `clock` reads clocks.
+//! Pure: no I/O. An instant is a number, and only the `clock` module reads clocks.
 
 use std::fmt;
 use std::str::FromStr;
@@ -94,7 +94,8 @@ impl Timestamp {
         Duration::from_micros(u64::try_from(self.0 - earlier.0).unwrap_or(0))
     }
 
-    /// Returns whether the time [`since`](Self::since) `earlier` is at most `bound`, without dividing.
+    /// Returns whether the time since `earlier` is at most `bound`. Faster than [`since`](Self::since),
+    /// because it does not divide.
     #[inline]
     pub(crate) fn is_within(self, bound: Duration, earlier: Self) -> bool {
         let whole = bound.as_secs().saturating_mul(1_000_000);
@@ -165,7 +166,7 @@ impl<'de> Deserialize<'de> for Timestamp {
     }
 }
 
-/// Returns a duration of whole days of 24 hours, without regard to a calendar.
+/// Returns a duration of whole days of exactly 24 hours each.
 #[must_use]
 pub const fn days(days: u32) -> Duration {
     Duration::from_secs(days as u64 * 24 * 60 * 60)
@@ -177,8 +178,8 @@ pub const fn hours(hours: u32) -> Duration {
     Duration::from_secs(hours as u64 * 60 * 60)
 }
 
-/// Serializes durations as whole seconds, for policies in files. Refuses a fraction of a second, because
-/// reading the file back would lose it.
+/// Serializes durations as whole seconds, for policy files. Refuses a fraction of a second, because whole
+/// seconds would lose it.
 pub(crate) mod seconds {
     use serde::ser::Error as _;
 

@@ -1,9 +1,11 @@
-//! The printable key: `{prefix}{id}{secret}{checksum}`.
+//! Tokens: the text form of keys, `{prefix}{id}{secret}{checksum}`.
 //!
-//! Pure. Id, secret and checksum have fixed lengths and are read from the right, so a prefix may
-//! contain its own separator anywhere (trap 18). Nothing is hashed or looked up before a token has
-//! passed [`parse`]. `id ‖ secret` is one slice of the presented text. The slice has 54 bytes, so
-//! that each of the two hashes of HMAC-SHA-256 takes one compression.
+//! Pure: no I/O and no clock. Id, secret and checksum have fixed lengths and are parsed from the right, so a
+//! prefix may contain its own separator anywhere (trap 18). Nothing is hashed or looked up before [`parse`]
+//! has accepted a token.
+//!
+//! The digest covers `id ‖ secret`, which is one slice of the presented text. The slice has 54 bytes, so that
+//! each of the two hashes of HMAC-SHA-256 takes one compression.
 
 use std::fmt;
 
@@ -16,7 +18,7 @@ use super::invalid::{Invalid, Problem};
 use super::secret::KeyMaterial;
 use super::text::{self, Hint, Text};
 
-/// 512 bytes, the longest presented string that is read (trap 16).
+/// The maximum length of a presented string: 512 bytes. Longer strings are refused unread (trap 16).
 pub const MAX_PRESENTED_LEN: usize = 512;
 
 const CHECKSUM_LEN: usize = 6;
@@ -24,15 +26,15 @@ const ID_AND_SECRET_LEN: usize = KeyId::LEN + KeyMaterial::SECRET_LEN;
 const BODY_LEN: usize = ID_AND_SECRET_LEN + CHECKSUM_LEN;
 const HINT_TAIL: usize = 4;
 
-/// The first part of a class's tokens, separator included: `sk_live_`, `client-`.
+/// The prefix of a class's tokens, including the separator: `sk_live_`, `client-`.
 ///
-/// 2 to 32 bytes of `A-Z a-z 0-9 _ - .` that begin with a letter and end with one of `_ - .`, so
-/// that people and scanners see the end of the prefix.
+/// 2 to 32 bytes of `A-Z a-z 0-9 _ - .`. Begins with a letter and ends with one of `_ - .`, so that people
+/// and scanners see the end of the prefix.
 #[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct TokenPrefix(Text);
 
 impl TokenPrefix {
-    /// 32 bytes, the most that a prefix may have.
+    /// The maximum length of a prefix: 32 bytes.
     pub const MAX_LEN: usize = 32;
 
     /// Parses a prefix.
@@ -63,7 +65,7 @@ impl TokenPrefix {
     }
 }
 
-/// Bit flags for the positions in a prefix at which a byte may stand.
+/// Bit flags for the positions in a prefix at which a byte is allowed.
 const WITHIN: u8 = 1;
 const AT_ITS_START: u8 = 2;
 const AT_ITS_END: u8 = 4;
@@ -127,14 +129,14 @@ impl<'de> Deserialize<'de> for TokenPrefix {
     }
 }
 
-/// The reason why a presented string is not a token. Found without hashing or looking anything up.
+/// The reason why a presented string is not a token. Detected without hashing or lookups.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenError {
     /// An empty string, or only white space.
     #[error("no key was presented")]
     Empty,
-    /// More bytes than any token has.
+    /// More bytes than [`MAX_PRESENTED_LEN`].
     #[error("key is {actual} bytes long, at most {max} are read", max = MAX_PRESENTED_LEN)]
     TooLong {
         /// The number of bytes presented.
@@ -155,10 +157,10 @@ pub enum TokenError {
     /// The part before the id is not a prefix.
     #[error("key does not begin with a prefix")]
     Prefix,
-    /// The checksum does not match: a typing error, a changed case, or no key at all.
+    /// The checksum does not match: the text was mistyped, its case was changed, or it is not a key.
     #[error("checksum of the key does not match")]
     Checksum,
-    /// The id is beyond 128 bits.
+    /// The id does not fit in 128 bits.
     #[error("id in the key is out of range")]
     Id,
 }
@@ -166,7 +168,7 @@ pub enum TokenError {
 const MIN_LEN: usize = BODY_LEN + 2;
 const MAX_LEN: usize = BODY_LEN + TokenPrefix::MAX_LEN;
 
-/// A well-formed token, borrowed from the presented text. Its secret is not verified.
+/// A well-formed token, borrowed from the presented text. Its secret has not been verified.
 #[derive(Clone, Copy)]
 pub struct Token<'a> {
     /// The prefix, in visible ASCII like the whole token.
@@ -216,11 +218,11 @@ impl fmt::Debug for Token<'_> {
     }
 }
 
-/// Returns the presented text without surrounding ASCII space, if it is short enough.
+/// Returns the presented text without surrounding ASCII whitespace.
 ///
 /// # Errors
 ///
-/// [`TokenError::TooLong`] beyond 512 bytes, [`TokenError::Empty`] if nothing is left, and
+/// [`TokenError::TooLong`] beyond 512 bytes, [`TokenError::Empty`] if the text is blank, and
 /// [`TokenError::Character`] for a byte outside visible ASCII.
 pub fn trim(presented: &[u8]) -> Result<&str, TokenError> {
     let trimmed = trimmed(presented)?;
@@ -262,12 +264,12 @@ fn trimmed(presented: &[u8]) -> Result<&[u8], TokenError> {
 /// ```
 #[inline]
 pub fn parse(presented: &[u8]) -> Result<Token<'_>, TokenError> {
-    // Longer text is not read at all (trap 16).
+    // Longer text is refused without scanning it (trap 16).
     let text = match presented.len() {
         0..=MAX_PRESENTED_LEN => presented.trim_ascii(),
         _ => return Err(fault(presented)),
     };
-    // A well-formed token is visible ASCII throughout. `fault` finds the reason for anything else.
+    // These two checks imply that the text is visible ASCII. If one fails, `fault` finds the exact error.
     let parts = text.split_last_chunk::<BODY_LEN>();
     let well_formed =
         |(prefix, body): &(&[u8], &[u8; BODY_LEN])| base62::is_digits(body) & is_prefix(prefix);
@@ -304,20 +306,20 @@ fn fault(presented: &[u8]) -> TokenError {
     }
 }
 
-/// Returns the regular expression by which a secret scanner finds the tokens of `prefix`.
+/// Returns a regular expression with which a secret scanner finds the tokens of `prefix`.
 ///
-/// Written for the syntax that RE2, Rust's `regex` and PCRE share. A scanner that can compute
-/// CRC-32 drops false positives: the last six characters are the CRC-32 (IEEE) of all before them,
-/// in base62 with the digits `0-9A-Za-z`.
+/// Uses only syntax that RE2, Rust's `regex` and PCRE share. To drop false positives, a scanner can check the
+/// last six characters: the CRC-32 (IEEE) of all characters before them, in base62 with the digits
+/// `0-9A-Za-z`.
 #[must_use]
 pub fn scanner_pattern(prefix: &TokenPrefix) -> String {
     let escaped = prefix.as_str().replace('.', r"\.");
     format!(r"\b{escaped}[0-9A-Za-z]{{{BODY_LEN}}}\b")
 }
 
-/// Returns the checksum of a token whose text before the checksum is `before`. A scanner uses the
-/// checksum to distinguish keys from similar text. The checksum protects against typing errors, not
-/// against forgery.
+/// Returns the checksum of a token. `before` is the token's text before the checksum. A scanner uses the
+/// checksum to distinguish keys from similar text. The checksum protects against typing errors, not against
+/// forgery.
 ///
 /// # Examples
 ///
@@ -334,9 +336,9 @@ pub fn checksum(before: &str) -> String {
         .collect()
 }
 
-/// Writes the token of a new key.
+/// Returns the token of a new key.
 pub(crate) fn compose(prefix: &TokenPrefix, material: &KeyMaterial) -> Zeroizing<String> {
-    // Allocated at full size: a string that grows would leave copies of the secret in memory.
+    // Allocated at full size, because a growing string would leave copies of the secret in memory.
     let mut token = Zeroizing::new(String::with_capacity(prefix.as_str().len() + BODY_LEN));
     token.push_str(prefix.as_str());
     let digits = |bytes: &mut Zeroizing<String>, part: &[u8]| {
@@ -349,7 +351,7 @@ pub(crate) fn compose(prefix: &TokenPrefix, material: &KeyMaterial) -> Zeroizing
     token
 }
 
-/// Returns the slice of a composed token that is digested.
+/// Returns the part of a composed token that is digested.
 pub(crate) fn id_and_secret(token: &str) -> &[u8; ID_AND_SECRET_LEN] {
     let body = token.as_bytes().last_chunk();
     sealed(body.expect("a composed token has a body")).0

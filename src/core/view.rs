@@ -1,6 +1,6 @@
 //! The rows that a decision reads, and the changes that it makes.
 //!
-//! Pure.
+//! Pure: no I/O and no clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use super::tenant::TenantId;
 use super::text::{CommandId, PrincipalId};
 use super::time::Timestamp;
 
-/// The name of a row. Orders rows for a scan: tenants, then owners, then keys.
+/// The identity of a row. Sorts rows in the order of a scan: tenants, then owners, then keys.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum RowKey {
     /// A tenant.
@@ -26,10 +26,10 @@ pub enum RowKey {
     Key(KeyId),
 }
 
-/// A row of another tenant that a decision depends on, at the revision at which the row was read.
+/// A row of another tenant that a decision depends on, with the revision at which the row was read.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Guard {
-    /// The name of the row.
+    /// The identity of the row.
     pub row: RowKey,
     /// The revision of the commit that wrote the row. [`Revision::ZERO`] if the row did not exist.
     pub revision: Revision,
@@ -38,8 +38,8 @@ pub struct Guard {
 /// A selection of the rows of a tenant that a decision needs. The store loads every row that any field
 /// selects.
 ///
-/// A store may return more than the selection, never less. It always loads the tenant's own row, its
-/// revision and its audit head.
+/// A store may return more than the selection, never less. The tenant's own row, its revision and its audit
+/// head are always loaded.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct LoadRequest {
     /// The keys with these ids.
@@ -55,7 +55,7 @@ pub struct LoadRequest {
 }
 
 impl LoadRequest {
-    /// 16, the most audit entries that are loaded for one command: enough to recognise the command.
+    /// The maximum number of audit entries that are loaded for one command: 16, enough to recognise a retry.
     pub const APPLIED_MAX: usize = 16;
 
     /// Selects only the rows that are always loaded.
@@ -93,7 +93,8 @@ impl LoadRequest {
             commands,
         } = other;
         self.keys.extend(keys);
-        // A key that is live at the later instant is live at the earlier instant too.
+        // A key that is live at the later instant is also live at the earlier one, so the earlier instant
+        // selects both.
         self.live_at = match (self.live_at, live_at) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -125,8 +126,8 @@ pub struct TenantView {
     pub epoch: Epoch,
     /// The revision of the tenant's last commit. Zero if the tenant has no commit.
     pub revision: Revision,
-    /// The latest instant of a decision that the tenant committed. Only a commit that repairs the tenant's
-    /// time lowers this instant.
+    /// The instant of the tenant's latest committed decision. Never decreases, except by a commit that
+    /// repairs the tenant's time.
     pub decided_at: Option<Timestamp>,
     /// The time of the store's server when the rows were read. `None` if the store has no server.
     pub server_time: Option<Timestamp>,
@@ -134,7 +135,7 @@ pub struct TenantView {
     pub audit_head: AuditHead,
     /// The tenant's own row.
     pub tenant: Option<TenantRecord>,
-    /// The selected rows of owners.
+    /// The rows of the selected owners.
     pub owners: Vec<OwnerRecord>,
     /// The selected keys.
     pub records: Vec<KeyRecord>,
@@ -172,7 +173,8 @@ impl TenantView {
         self.owners.iter().find(|row| row.owner == *owner)
     }
 
-    /// Returns the part of this view that `select` names, for stores that keep whole tenants in memory.
+    /// Returns this view with only the rows that `select` selects, for stores that keep whole tenants in
+    /// memory.
     #[must_use]
     pub fn narrowed(&self, select: &LoadRequest) -> Self {
         let heads = Self {
@@ -200,9 +202,9 @@ impl TenantView {
         )
     }
 
-    /// Adds the rows that `select` names. `records` and `trail` contain at least those rows of the tenant
-    /// that `select` can name. `owner` returns an owner's row. Each row comes with the revision of the commit
-    /// that wrote the row. `trail` is sorted oldest first.
+    /// Adds the rows that `select` selects. `records` and `trail` must contain all of these rows of the
+    /// tenant, and may contain others. `owner` looks up an owner's row. Each row comes with the revision of
+    /// the commit that wrote it. `trail` is sorted oldest first.
     #[must_use]
     pub fn with_selected<'a>(
         mut self,
@@ -239,7 +241,7 @@ impl TenantView {
         self
     }
 
-    /// Applies the changes of a decision, so that the next decision can be taken on the result.
+    /// Applies the changes of a decision, so that the next decision sees them.
     pub fn apply(&mut self, effects: &Effects) {
         let Effects {
             puts,
@@ -270,7 +272,7 @@ impl TenantView {
     }
 }
 
-/// Returns whether `audit` contains a repair of the tenant's newest instant.
+/// Returns whether `audit` contains an entry that repairs the tenant's newest commit time.
 pub(crate) fn repairs_time(audit: &[AuditEntry]) -> bool {
     let repairs = |entry: &AuditEntry| matches!(entry.action, Action::TimeRepaired { .. });
     audit.iter().any(repairs)
@@ -290,14 +292,14 @@ pub struct Ancestry {
     /// The rows that must not change before the commit: the selected tenants and owners, including absent
     /// rows, and the acting keys. Each guard holds the revision at which its row was read.
     pub guards: BTreeSet<Guard>,
-    /// The latest instant of a committed decision, for each ancestor tenant.
+    /// The instant of the latest committed decision of each ancestor tenant.
     pub decided_at: BTreeMap<TenantId, Timestamp>,
-    /// The epochs of the store at the reads. More than one if the store was replaced between two reads.
+    /// The epoch of the store at each read. More than one if the store was replaced between two reads.
     pub epochs: BTreeSet<Epoch>,
 }
 
 impl Ancestry {
-    /// Adds `view`, which holds the rows of the ancestor tenant `above` that `select` names.
+    /// Adds `view`, which holds the rows of the ancestor tenant `above` that `select` selects.
     pub(crate) fn add(&mut self, above: &TenantId, select: &LoadRequest, view: TenantView) {
         let TenantView {
             epoch,
@@ -313,7 +315,7 @@ impl Ancestry {
         self.decided_at
             .extend(decided_at.map(|at| (above.clone(), at)));
         let named = (select.owners.iter()).map(|owner| RowKey::Owner(above.clone(), owner.clone()));
-        // If the acting key was not found, the command is refused, so there is no row to guard.
+        // A command whose acting key is missing is refused, so a missing key needs no guard.
         let keys = records.iter().map(|record| RowKey::Key(record.id));
         let own = std::iter::once(RowKey::Tenant(above.clone()));
         let guarded = own.chain(named).chain(keys);
@@ -330,10 +332,10 @@ impl Ancestry {
     }
 }
 
-/// The changes of a decision: the body of a commit.
+/// The changes of a decision, which one commit writes together.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Effects {
-    /// Keys to write, whole.
+    /// The complete records of keys to write.
     pub puts: Vec<KeyRecord>,
     /// Keys to remove. The ids and imported digests of these keys can never be used again.
     pub removes: Vec<KeyId>,
@@ -341,8 +343,9 @@ pub struct Effects {
     pub owners: Vec<OwnerRecord>,
     /// The tenant's row to write.
     pub tenant: Option<TenantRecord>,
-    /// Imported digests, or marks of imported digests, to reserve for a key, in addition to the digests of
-    /// `puts`. A reserved digest can never be imported again, even if the key is deleted.
+    /// Imported digests, or marks of imported digests, to reserve for a key. The digests of `puts` are
+    /// reserved without being listed here. A reserved digest can never be imported again, even if the key is
+    /// deleted.
     pub digests: Vec<(Digest, KeyId)>,
     /// The entries to add to the audit trail.
     pub audit: Vec<AuditEntry>,

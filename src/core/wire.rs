@@ -1,8 +1,8 @@
-//! The stored form of records and audit entries: versioned and checksummed, with one form for each value.
+//! The stored form of records and audit entries: versioned, checksummed, and exactly one form for each value.
 //!
-//! Pure. The form is `[version][postcard body][CRC-32 of both, little endian]`. Golden files in
-//! `src/core/golden` keep every released version readable. Their tests fail if a new field changes the
-//! format. [`Credential`] does not implement serde: a digest is written by this module only.
+//! Pure: no I/O and no clock. The form is `[version][postcard body][CRC-32 of both, little endian]`. Golden
+//! files in `src/core/golden` keep every released version readable: their tests fail if a new field changes
+//! the format. [`Credential`] does not implement serde, so that only this module writes credentials.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -31,7 +31,7 @@ pub enum DecodeError {
         /// The newest version that this build reads.
         supported: u8,
     },
-    /// The bytes are intact but hold no valid value.
+    /// The bytes are intact, but do not decode to a valid value.
     #[error("bytes are no valid record")]
     Malformed,
 }
@@ -40,17 +40,17 @@ macro_rules! stored {
     ($($(#[$doc:meta])* $type:ty;)*) => {$(
         $(#[$doc])*
         impl $type {
-            /// Returns the bytes for a store to keep: versioned and checksummed.
+            /// Encodes the value for a store: versioned and checksummed.
             #[must_use]
             pub fn to_bytes(&self) -> Vec<u8> {
                 seal(&Encode(self))
             }
 
-            /// Reads the bytes of [`to_bytes`](Self::to_bytes), in this version or an older one.
+            /// Decodes the bytes of [`to_bytes`](Self::to_bytes), from this version or an older one.
             ///
             /// # Errors
             ///
-            /// [`DecodeError`] if the bytes changed, are newer than this build, or hold no value.
+            /// [`DecodeError`] if the bytes changed, are newer than this build, or are not a valid value.
             pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
                 open::<Decode<Self>>(bytes).map(|decoded| decoded.0)
             }
@@ -66,7 +66,7 @@ stored! {
 }
 
 pub(crate) fn seal(value: &impl Serialize) -> Vec<u8> {
-    // Most records fit 512 bytes, so that writing a record does not reallocate.
+    // Most records fit in 512 bytes, so encoding rarely reallocates.
     let mut start = Vec::with_capacity(512);
     start.push(VERSION);
     // Writing to memory cannot fail, and no stored type returns an error when it is serialized.

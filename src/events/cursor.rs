@@ -1,7 +1,8 @@
-//! The position of a reader of events: in the audit trail, and in the order of notices.
+//! The position of an event reader in the audit trail and among the notices.
 //!
-//! Pure. Invariant: a cursor reads only from the history that it was created in. A cursor contains the seal
-//! of the last entry passed, so a restored store is detected even after its head has overtaken the cursor.
+//! Pure. Invariant: a cursor continues only in the history that it was created in. A cursor contains part of
+//! the hash of the last entry passed, so it detects a restored store even if the store's head is already
+//! beyond the cursor.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,24 +18,24 @@ use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::core::wire::{self, DecodeError};
 
-/// The position of a reader of events. Store it as text, as durably as you need: the next batch continues
-/// from it.
+/// The position of an event reader. Store the cursor durably as text: the next batch continues from the
+/// stored cursor.
 ///
-/// Displays as about 150 letters and digits, with a checksum. The content of this text may change between
-/// versions; older cursors stay readable. A cursor holds no secret.
+/// Displays as about 150 letters and digits, including a checksum. The format may change between versions,
+/// but newer versions read older cursors. A cursor contains no secret.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct EventCursor(CursorFields);
 
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 struct CursorFields {
-    /// The store's epoch; `None` before the first read.
+    /// The store's epoch. `None` before the first read.
     epoch: Option<u128>,
     /// The revision and sequence of the last entry passed.
     after: (u64, u64),
-    /// The revision, sequence and mark of the last readable entry passed.
+    /// The revision, sequence and mark of the last entry passed that was not damaged.
     anchor: Option<(u64, u64, EntryMark)>,
-    /// The last notice passed. Every notice up to this position was emitted if it was true of the key after
-    /// the entries passed so far.
+    /// The position of the sweep in the order of notices. Notices up to this position are not emitted again,
+    /// unless a later entry changes the key's expiry.
     swept: Option<Due>,
 }
 
@@ -48,8 +49,8 @@ pub(super) struct NextEntries {
 }
 
 impl EventCursor {
-    /// The beginning. Reading from it returns the whole audit trail, then a notice for each known key that
-    /// has expired, then a notice for each key that expires soon.
+    /// The start of the store's history. A read from this cursor returns the whole audit trail, and then one
+    /// notice for each key that has expired or expires soon.
     pub const BEGINNING: Self = Self(CursorFields {
         epoch: None,
         after: (0, 0),
@@ -57,8 +58,8 @@ impl EventCursor {
         swept: None,
     });
 
-    /// Returns a cursor that skips everything until commit `revision` and the instant `now`. `newest` is the
-    /// last entry of that commit.
+    /// Returns a cursor that skips all entries up to commit `revision`, and all notices due until `now`.
+    /// `newest` is the last audit entry of that commit.
     pub(super) fn end(
         epoch: u128,
         revision: Revision,
@@ -90,8 +91,8 @@ impl EventCursor {
         self.0.swept = Some(swept);
     }
 
-    /// Returns the query for the entries that follow. The query includes the last entry passed, which shows
-    /// whether the trail is still the same.
+    /// Returns the query for the entries that follow the cursor. The result includes the last entry passed,
+    /// so that [`read`](Self::read) can check whether the history is still the same.
     pub(super) fn query(&self, limit: NonZeroUsize) -> AuditQuery {
         let after = match self.0.anchor {
             Some((revision, sequence, _)) => (revision, sequence.saturating_sub(1)),
@@ -104,12 +105,12 @@ impl EventCursor {
         }
     }
 
-    /// Returns the entries of `page` that follow the cursor. The store that returned `page` is at `head` of
-    /// the history `epoch`.
+    /// Returns the entries of `page` that follow the cursor. `epoch` and `head` are those of the store that
+    /// returned the page.
     ///
     /// # Errors
     ///
-    /// The cursor to continue from, if the store's history is not the cursor's.
+    /// Returns the cursor to continue from if the store has another history than this cursor.
     pub(super) fn read(
         &self,
         page: AuditPage,
@@ -125,7 +126,7 @@ impl EventCursor {
         let anchored = self.0.anchor.is_none_or(|(revision, sequence, mark)| {
             let place = position((revision, sequence));
             let same = |row: &AuditRow| row.position() == place && EntryMark::of(row) == mark;
-            // A damaged entry is no sign of another history: its position is unchanged.
+            // A damaged entry at the anchor's position does not mean another history.
             rows.iter().any(same) || corrupt.contains(&place)
         });
         let there = anchored && head >= self.position().revision;
@@ -141,8 +142,8 @@ impl EventCursor {
         let last = rows.last().map(AuditRow::position);
         let mut entries: BTreeMap<_, _> = corrupt.into_iter().map(|place| (place, None)).collect();
         entries.extend(rows.into_iter().map(|row| (row.position(), Some(row))));
-        // Damaged entries beyond the page's last entry come again with the next page. If their positions are
-        // damaged too, passing them now would skip entries before them.
+        // Damaged entries after the page's last entry are read again with the next page. Their positions may
+        // be damaged too, so passing them now could skip intact entries.
         entries.retain(|place, _| {
             *place > self.position() && (next.is_none() || Some(*place) <= last)
         });
@@ -162,9 +163,9 @@ impl EventCursor {
         }
     }
 
-    /// Binds the cursor to the history that it reads from. If the clock was set back, also moves the cursor's
-    /// notices back to `now`. Then notices that were emitted too early are emitted again when they fall due.
-    /// A key whose end is set between the old and the new time is not missed.
+    /// Sets the cursor's epoch. If the clock was set back, also moves the sweep back to `now`, so that no key
+    /// with a newly set expiry is missed. Notices that were emitted too early are emitted again when they
+    /// fall due.
     pub(super) fn enter(&mut self, epoch: u128, now: Timestamp) {
         self.0.epoch = Some(epoch);
         self.0.swept = self.0.swept.map(|swept| swept.min(Due::until(now)));

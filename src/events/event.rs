@@ -1,7 +1,7 @@
-//! Events: changes of keys, owners and tenants, in the form that a host sends on as a webhook or a mail.
+//! Events: changes to keys, owners and tenants, for a host to send as webhooks or mails.
 //!
-//! Pure. Each audit entry is one event, and notices of the ends of keys are the others. An event holds no
-//! secret and no digest.
+//! Pure. Every audit entry is one event. All other events are notices that a key expires. An event contains
+//! no secret and no digest.
 
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ use crate::core::tenant::TenantId;
 use crate::core::text::PrincipalId;
 use crate::core::time::{self, Timestamp};
 
-/// A change, or a notice that a key ends.
+/// A change, or a notice that a key expires.
 ///
 /// The JSON of an event is stable: existing types and fields do not change, and new ones may be added. An
-/// absent `tenant`, `key` or `actor` is left out, and so is the `data` of a kind without fields:
+/// absent `tenant`, `key` or `actor` is omitted, and a kind without fields has no `data`:
 ///
 /// ```json
 /// {
@@ -35,18 +35,19 @@ use crate::core::time::{self, Timestamp};
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Event {
-    /// The id, the same each time the event is emitted. A receiver drops ids that it has handled.
+    /// The id, which is the same each time the event is emitted. A receiver can drop events whose ids it has
+    /// already handled.
     pub id: EventId,
-    /// The instant of the change. For a notice, the instant at which it fell due; for a damaged audit entry,
-    /// the instant of the read.
+    /// The instant of the change, or the instant at which the notice fell due. For a damaged audit entry, the
+    /// instant of the read.
     pub at: Timestamp,
-    /// The tenant; `None` if the entry is damaged.
+    /// The tenant. `None` if the audit entry is damaged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<TenantId>,
-    /// The key that changed or ends.
+    /// The key that changed or expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<KeyId>,
-    /// The author of the change; `None` for a notice.
+    /// The author of the change. `None` for a notice or a damaged entry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actor: Option<Author>,
     /// The kind, which is `type` and `data` in JSON.
@@ -56,45 +57,45 @@ pub struct Event {
 
 /// The kind of an event. The JSON of a kind has a `type`, and `data` if the kind has fields.
 ///
-/// A kind that no audit entry records, such as a notice, has a variant of its own.
+/// An event from an intact audit entry is a [`Change`](Self::Change). Every other kind has its own variant.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(tag = "type", content = "data", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum EventKind {
-    /// The key ends soon, and nobody is known to hold a successor that replaces the key.
+    /// The key expires soon, and no successor has replaced the key. A successor that still waits for its
+    /// first use does not count.
     #[serde(rename = "key_expiring_soon")]
     ExpiringSoon {
-        /// The instant at which the key ends.
+        /// The instant at which the key expires.
         expires_at: Timestamp,
-        /// The window that the key entered, in seconds. If the key entered several windows, the narrowest
-        /// one.
+        /// The narrowest window that the key has entered, in seconds.
         #[serde(with = "time::seconds")]
         within: Duration,
-        /// The principal that owns the key; `None` if the tenant owns it.
+        /// The principal that owns the key. `None` if the tenant owns the key.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         owner: Option<PrincipalId>,
     },
     /// The key expired.
     #[serde(rename = "key_expired")]
     Expired {
-        /// The instant at which the key ended.
+        /// The instant at which the key expired.
         expires_at: Timestamp,
-        /// The principal that owns the key; `None` if the tenant owns it.
+        /// The principal that owns the key. `None` if the tenant owns the key.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         owner: Option<PrincipalId>,
         /// The successor that replaces the key, if the key was rotated.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         successor: Option<KeyId>,
     },
-    /// The audit entry of a change is damaged. If the change moved a key's end into a window, the notice of
-    /// that end may be missing: look at the keys themselves.
+    /// The audit entry of a change is damaged. If the change moved a key's expiry into a window, the notice
+    /// may be missing: list the keys to find such a key.
     Unreadable {
         /// The commit that wrote the entry.
         revision: u64,
-        /// The entry's number in its tenant's trail, if the number is not damaged too.
+        /// The entry's number in its tenant's trail. This number may be damaged too.
         sequence: u64,
     },
-    /// A change that the audit trail records. The action is the event's `type` and `data`.
+    /// A change that the audit trail records. In JSON, the action provides `type` and `data`.
     #[serde(untagged)]
     Change(Action),
 }
@@ -145,7 +146,8 @@ impl Event {
         }
     }
 
-    /// Returns the notice that `record` ends at `expires_at`, or `within` before that.
+    /// Returns the notice of a key's expiry at `expires_at`. The notice falls due `within` before the expiry;
+    /// zero means the expiry itself.
     pub(super) fn notice(record: &KeyRecord, expires_at: Timestamp, within: Duration) -> Self {
         let owner = record.owner.principal().cloned();
         let successor = record.succession.as_ref().map(|s| s.successor);
@@ -172,7 +174,8 @@ impl Event {
     }
 }
 
-/// Returns the key whose end an entry may have set. The sweep may have passed the notice of the new end.
+/// Returns the key of an entry that may have changed the key's expiry. The sweep may already have passed the
+/// notice of the new expiry.
 pub(super) fn may_set_end(entry: &AuditEntry) -> Option<KeyId> {
     let sets = match &entry.action {
         Action::KeyCreated { .. }

@@ -1,7 +1,7 @@
-//! Ids of events, by which a receiver recognizes the events that it has handled.
+//! Ids of events, which let a receiver drop events that it has already handled.
 //!
-//! Pure. Invariant: an event keeps its id, however often it is emitted. An event of another history of the
-//! store has another id, even at the same revision.
+//! Pure. Invariant: an event has the same id each time it is emitted. Two different changes never have the
+//! same id, even if they have the same revision in two histories.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,8 +17,9 @@ use crate::core::view::Revision;
 
 /// The id of an event. Displays as at most 80 letters, digits and `-`, and parses from that text.
 ///
-/// The id of a change consists of its audit entry's position and seal. The id of a notice consists of the
-/// key, its end and the window, so that a key whose end moved causes notices with other ids.
+/// The id of a change consists of the position of its audit entry and part of the entry's hash. The id of a
+/// notice consists of the key, its expiry and the window. So a key whose expiry changed causes notices with
+/// new ids.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct EventId(IdFields);
 
@@ -30,7 +31,8 @@ enum IdFields {
     Expired(KeyId, Timestamp),
 }
 
-/// The first 8 bytes of an entry's seal. No two entries share a mark, in any history.
+/// The first 8 bytes of an audit entry's hash. Different entries have different marks, even in different
+/// histories.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub(super) struct EntryMark(u64);
 
@@ -108,7 +110,7 @@ impl FromStr for EventId {
         };
         let invalid = Invalid::new("event id", Problem::Format { expected });
         let id = Self(read().ok_or(invalid.clone())?);
-        // An id has one text: no leading zeros, no capitals.
+        // Rejects other spellings of an id, such as leading zeros or capital letters.
         if id.to_string() == text {
             Ok(id)
         } else {

@@ -1,23 +1,26 @@
-//! Events for a host to send on, in order, starting from a cursor that the host stores.
+//! Events for webhooks and mails, which a host reads in order from a cursor that it stores.
 //!
-//! A webhook sender or a mailer reads a batch, delivers its events, and only then stores the batch's cursor.
-//! If it stops in between, no event is lost; delivered events may come again, under the same [`EventId`].
+//! A webhook or mail sender reads a batch, delivers the events, and only then stores the cursor of the batch.
+//! If the sender crashes in between, no event is lost. Delivered events may then be emitted again, with the
+//! same [`EventId`].
 //!
 //! # Kinds of events
 //!
-//! Every audit entry is one event, in the order of commits. No commit records that a key expires: notices
-//! come from a sweep over the keys, ordered by their ends. A key causes a notice as it enters each of the
-//! [`ExpiryWindows`], and one at its end. A notice is emitted only if it is true at that time. A key that was
-//! revoked, removed, extended or replaced before then causes no notice. The id of a notice contains the end,
-//! so a key whose end moved causes new notices. If the clock is set back, a notice that was emitted too early
-//! is emitted once more when it falls due, under the same id.
+//! Every audit entry is one event, in commit order.
+//!
+//! Expiry causes no commit, so a sweep over the keys emits notices instead. A key causes one notice when it
+//! enters each of the [`ExpiryWindows`], and one notice when it expires. A key that was revoked, removed,
+//! extended or replaced before then causes no notice.
+//!
+//! The id of a notice contains the expiry, so a key whose expiry changed causes new notices. If the clock is
+//! set back, a notice that was emitted too early is emitted again when it falls due, with the same id.
 //!
 //! # Order
 //!
-//! Entries come first. Each entry is followed by the notice that it causes: a key created for two hours is
-//! immediately within the window of a day. The other notices follow after the last entry of the trail,
-//! ordered by the instant at which they fell due, then by window, then by key. If a change commits while
-//! a batch is read, the notice of that change may precede its entry.
+//! Entries come first. If an entry sets an expiry whose notice is already due, the notice follows the entry:
+//! a key created for two hours is immediately within the window of a day. All other notices follow the last
+//! entry of the trail, ordered by the instant at which they fell due, then by window, then by key. If a
+//! change commits while a batch is read, the notice of the change may precede its entry.
 //!
 //! # Examples
 //!

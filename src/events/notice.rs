@@ -1,9 +1,9 @@
-//! Notices of keys that expire soon or have expired. No commit causes a notice, so no audit entry records
-//! one. A notice is derived from a key's record and the time.
+//! Notices of keys that expire soon or have expired. No audit entry records a notice. Notices are derived
+//! from a key's record and the time.
 //!
-//! Pure. Invariant: at any instant at most one notice is true of a key, the notice of the narrowest window
-//! that the key is in. Notices are ordered by the instant at which they fall due. So a single position in
-//! that order separates the emitted notices from the rest.
+//! Pure. Invariant: at any instant, a key has at most one valid notice, that of the narrowest window that the
+//! key is in. Notices are ordered by the instant at which they fall due, so a single position separates the
+//! emitted notices from the rest.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -18,25 +18,26 @@ use crate::core::record::{KeyRecord, KeyState, Status};
 use crate::core::text::KeyName;
 use crate::core::time::{Timestamp, days};
 
-/// The windows before a key's end. A key causes one notice as it enters each window.
+/// The windows before a key's expiry. A key causes one notice when it enters a window.
 ///
-/// A key that enters several windows at the same instant causes only the notice of the narrowest: a key
-/// created for two hours does not expire "within 30 days". The default is 30 days, 7 days and 1 day.
+/// A key that enters several windows at the same instant causes only the notice of the narrowest window. For
+/// example, a key created for two hours causes no notice of the 30-day window. The default windows are 30
+/// days, 7 days and 1 day.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ExpiryWindows(BTreeSet<Duration>);
 
 impl ExpiryWindows {
-    /// 8 windows at most, because each is a query to the store. A judgement.
+    /// 8 windows at most, because each window costs one query of the store.
     pub const MAX: usize = 8;
-    /// 3,650 days, ten years of 365 days: the widest window. A judgement.
+    /// 3,650 days, ten years of 365 days: the widest window.
     pub const WIDEST: Duration = days(3650);
 
-    /// Collects windows of whole seconds, in any order.
+    /// Creates a set of windows, given in any order.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] for more than [`MAX`](Self::MAX) windows, and for one that is shorter than a
-    /// second, longer than [`WIDEST`](Self::WIDEST) or not of whole seconds.
+    /// [`Invalid`] for more than [`MAX`](Self::MAX) windows, and for a window that is shorter than a second,
+    /// longer than [`WIDEST`](Self::WIDEST) or not a whole number of seconds.
     pub fn new(windows: impl IntoIterator<Item = Duration>) -> Result<Self, Invalid> {
         let mut checked = BTreeSet::new();
         for window in windows {
@@ -63,7 +64,7 @@ impl ExpiryWindows {
         Ok(Self(checked))
     }
 
-    /// Returns an empty set of windows: a key causes a notice at its end only.
+    /// Returns an empty set of windows, so that a key causes a notice only when it expires.
     #[must_use]
     pub const fn none() -> Self {
         Self(BTreeSet::new())
@@ -74,15 +75,15 @@ impl ExpiryWindows {
         self.0.iter().copied()
     }
 
-    /// Returns the notice that is true of `record` at `now`: the notice of the key's end, or else that of the
-    /// narrowest window that the key has entered.
+    /// Returns the valid notice of `record` at `now`. If the key has expired, this is the notice of the
+    /// expiry, and otherwise that of the narrowest window that the key has entered.
     pub(super) fn reached(&self, record: &KeyRecord, now: Timestamp) -> Option<Due> {
         let ends = match record.state {
             KeyState::Revoked { .. } => return None,
             KeyState::Enabled | KeyState::Disabled(_) => record.expires_at?,
         };
-        // A host that holds the successor needs no notice of the old key's end. Until the successor's first
-        // use nobody is known to hold it.
+        // A key that a successor has replaced needs no warning. A successor that still waits for its first
+        // use does not count.
         let replaced = (record.succession.as_ref())
             .is_some_and(|succession| succession.grace_from_first_use.is_none());
         let windows = self.iter().filter(|_| !replaced);
@@ -92,9 +93,9 @@ impl ExpiryWindows {
         notices.find(|due| due.at <= now.as_micros())
     }
 
-    /// Returns the queries that find every key with a notice that fell due after `swept` and not later than
-    /// `now`. Pairs each query with its window. The window of the query for expired keys is zero. No key is
-    /// found twice.
+    /// Returns the queries of a sweep, each with its window. The window of the query for expired keys is
+    /// zero. The queries find every key whose notice fell due after `swept` and not later than `now`, each
+    /// key once.
     pub(super) fn listings(
         &self,
         swept: Option<Due>,
@@ -102,8 +103,8 @@ impl ExpiryWindows {
         limit: NonZeroUsize,
     ) -> Vec<(Duration, KeyQuery)> {
         let mut listings = Vec::new();
-        // The last instant of the narrower window. Keys that end until that instant are in the narrower
-        // window.
+        // The last instant of the next narrower window. The query of that window finds all keys that expire
+        // until then.
         let mut narrower = None;
         for within in std::iter::once(Duration::ZERO).chain(self.iter()) {
             let last = now.as_micros().saturating_add(micros(within));
@@ -121,8 +122,8 @@ impl Default for ExpiryWindows {
     }
 }
 
-/// Returns the query for keys that end after the first instant of `between` and until the second, and whose
-/// notices fall due after `swept`. `None` if no such key is possible.
+/// Returns the query for keys that expire after `between.0` and not later than `between.1`, and whose notices
+/// fall due after `swept`. `None` if no key can match.
 fn listing(
     swept: Option<Due>,
     within: Duration,
@@ -159,7 +160,8 @@ fn listing(
             Status::Expired,
         ]),
         expires_from: Some(Timestamp::from_micros(from).ok()?),
-        // No bound is needed if `last` is the last possible instant: only keys that never end are beyond it.
+        // `None` if `last` is the last possible instant. An upper bound is then unnecessary, because only
+        // keys that never expire come later.
         expires_before: Timestamp::from_micros(last.saturating_add(1)).ok(),
         sort: KeySort::Expiry,
         after: place,
@@ -168,20 +170,20 @@ fn listing(
     })
 }
 
-/// A notice about one key, as a position in the order in which notices fall due. Notices of one instant are
-/// ordered by window, then by key.
+/// A notice of one key, which is also a position in the order of notices. Notices are ordered by the instant
+/// at which they fall due, then by window, then by key.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub(super) struct Due {
-    /// The instant at which the notice falls due, in microseconds since the Unix epoch. Negative for a wide
-    /// window before an end in the 1970s, so that the windows of that end stay distinct.
+    /// The instant at which the notice falls due, in microseconds since the Unix epoch. May be negative, for
+    /// a wide window before an expiry in the 1970s.
     at: i64,
-    /// The window, in seconds; zero for the end itself.
+    /// The window in seconds. Zero for the expiry itself.
     within: u64,
     key: KeyId,
 }
 
 impl Due {
-    /// Returns the notice due `within` before `ends`, the end of `key`.
+    /// Returns the notice that falls due `within` before `ends`, the expiry of `key`.
     pub(super) fn new(ends: Timestamp, within: Duration, key: KeyId) -> Self {
         Self {
             at: ends.as_micros().saturating_sub(micros(within)),
@@ -199,7 +201,7 @@ impl Due {
         }
     }
 
-    /// Returns the window; zero for the end itself.
+    /// Returns the window. Zero for the expiry itself.
     pub(super) const fn within(self) -> Duration {
         Duration::from_secs(self.within)
     }

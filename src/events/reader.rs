@@ -1,4 +1,4 @@
-//! The reader of events: the only file here that calls the store and the clock.
+//! The reader of events: the only file of this module that calls the store and the clock.
 
 use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroUsize;
@@ -14,8 +14,8 @@ use crate::core::record::KeyRecord;
 use crate::core::time::Timestamp;
 use crate::store::{AuditPage, AuditPosition, KeyStore, Locator, Row, ScanPage, StoreError};
 
-/// Reads events from a store. A reader has no state of its own, so any process can continue from a cursor.
-/// Let one process read at a time.
+/// Reads events from a store. A reader is stateless, so any process can continue from a stored cursor. Only
+/// one process should read at a time.
 #[derive(Clone, Debug)]
 pub struct Events {
     store: Arc<dyn KeyStore>,
@@ -23,18 +23,19 @@ pub struct Events {
     windows: ExpiryWindows,
 }
 
-/// Events, and the cursor that continues after them.
+/// A batch of events, and the cursor for the next batch.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 #[must_use = "keep the cursor, or the same events come again"]
 pub struct EventBatch {
     /// The events, oldest first. May be empty even if more follow.
     pub events: Vec<Event>,
-    /// The start of the next batch. Store it once the events are handled.
+    /// The cursor for the next batch. Store this cursor after all events of the batch are handled.
     pub cursor: EventCursor,
-    /// Whether more events are ready. If not, ask again after a pause.
+    /// Whether more events are ready. If not, the host should wait before the next read.
     pub more: bool,
-    /// Keys in this batch whose stored bytes failed their checksum, so that their ends are unknown.
+    /// Keys whose records failed their checksum. Their expiry is unknown, so the batch has no notice of these
+    /// keys.
     pub corrupt: Vec<KeyId>,
 }
 
@@ -42,14 +43,14 @@ pub struct EventBatch {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EventsError {
-    /// The store's history is not the one that the cursor was created in: the store was restored from a
-    /// backup, or is another store. Events that were emitted may be missing from the new history, and the
-    /// changes between the backup and the loss are unknown.
+    /// The store has another history than the cursor: the store was restored from a backup, or is another
+    /// store. The new history lacks the changes between the backup and the loss, even if their events were
+    /// emitted.
     #[error("the store has another history than the cursor: it was restored from a backup")]
     HistoryReplaced {
-        /// The cursor to continue from, once an operator knows of the restore. If the backup is later than
-        /// the old cursor's position, this cursor keeps that position. Otherwise this cursor is at the
-        /// beginning. Repeated events keep their ids, so a receiver that remembers ids finds the new events.
+        /// The cursor to continue from, after an operator was notified of the restore. This cursor keeps the
+        /// position of the old cursor if the new history contains that position, and starts at the beginning
+        /// otherwise. Repeated events keep their ids, so a receiver can drop duplicates.
         resume: Box<EventCursor>,
     },
     /// The store failed.
@@ -68,8 +69,8 @@ impl Events {
         }
     }
 
-    /// Returns a cursor at the current end, from which only new events follow. Windows that a key has already
-    /// entered cause no notice; later windows do.
+    /// Returns a cursor after all current events. Windows that a key has already entered cause no notice, but
+    /// windows that the key enters later do.
     ///
     /// # Errors
     ///
@@ -118,21 +119,22 @@ impl Events {
         };
         batch.cursor.enter(top.head.epoch.0, now);
         self.emit_entries(found, now, &mut batch).await?;
-        // The sweep starts only after every entry was emitted. If a key gets an end that the sweep has
-        // passed, its entry then still follows, and causes the notice.
+        // Sweeps only after all entries are emitted. If a later change sets an expiry that this sweep has
+        // passed, its entry follows in a later batch and emits the notice.
         if !batch.more {
             self.sweep(now, limit, &mut batch).await?;
         }
         Ok(batch)
     }
 
-    /// Returns the store's first page, which contains its head, and the time.
+    /// Returns the first page of a scan, which contains the head of the store, and the current time.
     async fn look(&self) -> Result<(ScanPage, Timestamp), StoreError> {
         let top = self.store.scan(None, NonZeroUsize::MIN).await?;
         Ok((top, self.clock.now()))
     }
 
-    /// Reads a full page from a store whose pages may be shorter than the limit.
+    /// Reads entries until the query's limit or the end of the trail, because a store may return shorter
+    /// pages.
     async fn trail(&self, mut query: AuditQuery) -> Result<AuditPage, StoreError> {
         let limit = query.limit;
         let mut page = self.store.audit(&query).await?;
@@ -161,7 +163,8 @@ impl Events {
     ) -> Result<(), StoreError> {
         let swept = batch.cursor.swept();
         let ends = |row: &Option<AuditRow>| may_set_end(&row.as_ref()?.entry);
-        // Only the last entry about a key describes its end.
+        // Emits a key's notice only after the last of its entries, because the record that is read shows the
+        // final expiry.
         let last: HashMap<KeyId, AuditPosition> = (found.entries.iter())
             .filter_map(|(place, row)| Some((ends(row)?, *place)))
             .collect();
@@ -179,7 +182,8 @@ impl Events {
         Ok(())
     }
 
-    /// Emits the notice of a key whose new end the sweep has passed, since the sweep does not go back.
+    /// Emits the notice of a key if the sweep has already passed that notice, because the sweep does not go
+    /// back.
     async fn emit_passed(
         &self,
         key: KeyId,
@@ -215,7 +219,7 @@ impl Events {
             return Ok(());
         };
         let mut found = Vec::new();
-        // The position up to which every listing was read.
+        // The position up to which all listings have been read.
         let mut upto = Due::until(now);
         let mut corrupt = BTreeSet::new();
         for (within, query) in self.windows.listings(swept, now, limit) {

@@ -1,9 +1,10 @@
 //! A task that keeps a node up to date (feature `tokio`; no other module needs a runtime).
 //!
-//! The task drives [`Keyward::sync`]. The store's hints wake the task, and a poll wakes it without a hint.
-//! After a failure the task pauses, longer after each failure in a row. The task's timers only pace it: the
-//! injected clock and the last confirmed sync decide whether a key may be accepted. If the follower hangs,
-//! fails or ends, keys are refused once the staleness bound has passed.
+//! The task calls [`Keyward::sync`] after each hint from the store, and after each poll interval without a
+//! hint. After consecutive failures the pauses grow.
+//!
+//! The timers of the task do not decide whether a key is accepted: the injected clock and the last confirmed
+//! sync do. If the follower hangs, fails or ends, keys are refused once the staleness bound has passed.
 
 mod pace;
 mod task;
@@ -18,7 +19,7 @@ use crate::keyward::Keyward;
 use crate::replica::{Freshness, Lag};
 use crate::store::StoreError;
 
-/// The pace of a [`Follower`]. The default fits most services.
+/// The intervals and timeouts of a [`Follower`]. The defaults suit most services.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[must_use]
 pub struct FollowOptions {
@@ -40,19 +41,20 @@ impl Default for FollowOptions {
 }
 
 impl FollowOptions {
-    /// 250 ms, a fortieth of the default staleness bound: four cheap reads a second. A judgement.
+    /// 250 ms, a fortieth of the default staleness bound: four cheap reads per second.
     pub const DEFAULT_POLL: Duration = Duration::from_millis(250);
 
-    /// 1 s, many times what a healthy store takes for a page. A judgement.
+    /// 1 s, many times the time that a healthy store needs for a page.
     pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
 
-    /// 2 s, a fifth of the default staleness bound. A judgement.
+    /// 2 s, a fifth of the default staleness bound.
     pub const DEFAULT_BACKOFF: Duration = Duration::from_secs(2);
 
-    /// 1 s, the longest delay between a successor's first use and the start of the grace. A judgement.
+    /// 1 s: the longest usual delay between a successor's first use and the start of the old key's grace
+    /// period.
     pub const DEFAULT_UPKEEP: Duration = Duration::from_secs(1);
 
-    /// Sets the interval at which the follower polls the store without a hint. Defaults to
+    /// Sets the interval at which the follower polls the store if no hint arrives. Defaults to
     /// [`DEFAULT_POLL`](Self::DEFAULT_POLL). The follower uses at most a quarter of the shortest nonzero
     /// staleness bound in force, and at least 10 ms.
     pub const fn with_poll(mut self, poll: Duration) -> Self {
@@ -68,16 +70,15 @@ impl FollowOptions {
         self
     }
 
-    /// Sets the longest pause after failures in a row. The limit of the pause starts at 50 ms and doubles
-    /// with each failure; the pause itself is random, up to the limit. Defaults to
-    /// [`DEFAULT_BACKOFF`](Self::DEFAULT_BACKOFF). The follower uses at most a quarter of the shortest bound,
-    /// and at least 10 ms.
+    /// Sets the longest pause after consecutive failures. Each pause is random, up to a limit that starts at
+    /// 50 ms and doubles with each failure. Defaults to [`DEFAULT_BACKOFF`](Self::DEFAULT_BACKOFF). The
+    /// follower uses at most a quarter of the shortest bound, and at least 10 ms.
     pub const fn with_backoff(mut self, backoff: Duration) -> Self {
         self.backoff = backoff;
         self
     }
 
-    /// Sets the interval between calls of [`Keyward::run_maintenance`]; with `None`, the host makes these
+    /// Sets the interval between calls of [`Keyward::run_maintenance`]. If `None`, the host must make these
     /// calls. Defaults to [`DEFAULT_UPKEEP`](Self::DEFAULT_UPKEEP). The follower waits at least 10 ms.
     pub const fn with_upkeep(mut self, every: Option<Duration>) -> Self {
         self.upkeep = every;
@@ -88,11 +89,11 @@ impl FollowOptions {
 /// The state of a follower.
 #[derive(Clone, Debug)]
 pub struct FollowStatus {
-    /// The node's position in the store, and its age.
+    /// The node's position in the store's history, and the age of its last confirmation.
     pub freshness: Freshness,
-    /// The number of failed steps since the last confirmed step.
+    /// The number of failed syncs since the last successful sync.
     pub failures: u32,
-    /// The error of the last failed step. Later confirmed steps keep it.
+    /// The error of the last failed sync. Later successful syncs do not clear this error.
     pub last_error: Option<FollowError>,
 }
 
@@ -104,14 +105,14 @@ impl FollowStatus {
     }
 }
 
-/// The error of a follower's failed step.
+/// The error of a follower's failed sync.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FollowError {
-    /// The store returned nothing within the timeout, and the step was cancelled.
+    /// The store returned no page within the timeout, and the sync was cancelled.
     #[error("store did not answer within {after:?}")]
     TimedOut {
-        /// The time for which the store returned nothing.
+        /// The timeout.
         after: Duration,
     },
     /// The store failed.
@@ -137,7 +138,7 @@ pub struct NoRuntime;
 /// let keys = Keyward::builder(MemoryStore::new(), PepperRing::generate()?).build().await?;
 /// let follower = keys.follow(FollowOptions::default())?;
 ///
-/// follower.watch().changed().await?; // a step ended
+/// follower.watch().changed().await?; // a sync has ended
 /// assert_eq!(follower.status().failures, 0);
 ///
 /// follower.stop().await;
@@ -157,7 +158,7 @@ pub struct Follower {
 
 impl Keyward {
     /// Starts a task that follows the store and does the upkeep. The task runs on the current tokio runtime,
-    /// whose timers must be enabled. The first step starts immediately.
+    /// whose timers must be enabled. The first sync starts immediately.
     ///
     /// One follower is enough. Calling [`sync`](Self::sync) and [`run_maintenance`](Self::run_maintenance)
     /// concurrently is safe.
@@ -184,7 +185,8 @@ impl Keyward {
 }
 
 impl Follower {
-    /// Returns the state of the follower. The freshness is current; the rest is that of the last step.
+    /// Returns the state of the follower. The freshness is current, and the other fields are those of the
+    /// last sync.
     #[must_use]
     pub fn status(&self) -> FollowStatus {
         FollowStatus {
@@ -193,28 +195,28 @@ impl Follower {
         }
     }
 
-    /// Returns a channel on which the follower publishes its state at the end of each step. The channel
-    /// closes when the task ends.
+    /// Returns a channel on which the follower publishes its state after each sync. The channel closes when
+    /// the task ends.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<FollowStatus> {
         let mut status = self.status.clone();
-        // The receiver must not see the state before this call as a change.
+        // Marks the current state as seen, so that `changed` waits for the next sync.
         status.mark_unchanged();
         status
     }
 
-    /// Returns whether the task runs. The task ends without [`stop`](Self::stop) only if the store panics or
-    /// the runtime shuts down.
+    /// Returns whether the task is running. Without [`stop`](Self::stop), the task ends only if the store
+    /// panics or the runtime shuts down.
     #[must_use]
     pub fn is_running(&self) -> bool {
         !self.task.is_finished()
     }
 
-    /// Stops the task: cancels the step in flight and waits until the task has ended. A cancelled upkeep task
-    /// may or may not have committed.
+    /// Stops the task: cancels the sync in flight, and waits until the task has ended. A cancelled upkeep
+    /// task may or may not have committed.
     ///
-    /// If the follower did the upkeep, this call does the upkeep once more, for at most 30 seconds, so that
-    /// no counted first use is lost.
+    /// If the follower did the upkeep, this call runs the upkeep one last time, for at most 30 seconds. This
+    /// last run records the first uses of successors that would otherwise be lost.
     pub async fn stop(mut self) {
         self.task.abort();
         // The result does not matter: an aborted task and a finished task have both ended.

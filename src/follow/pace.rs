@@ -1,39 +1,39 @@
-//! The pauses between steps. Pure: the outcome, the options and the randomness are arguments.
+//! The pauses between syncs. Pure: the outcome, the options and the random number are arguments.
 
 use std::time::Duration;
 
 use super::FollowOptions;
 
-/// 10 ms, at most a hundred steps a second: the shortest pause between two steps, even if hints keep coming
-/// or steps keep failing. A judgement.
+/// 10 ms: the shortest pause between two syncs. Constant hints or failures cause at most 100 syncs per
+/// second.
 pub(super) const FLOOR: Duration = Duration::from_millis(10);
 
-/// 50 ms, the longest pause after a first failure. Each further failure in a row doubles it. A judgement.
+/// 50 ms: the longest pause after a first failure. Each further consecutive failure doubles this limit.
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 
-/// The outcome of a step.
+/// The outcome of a sync.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Ended {
-    /// The step confirmed the node's state.
+pub(super) enum SyncOutcome {
+    /// The sync confirmed that the node is up to date.
     Confirmed,
-    /// The step failed or timed out.
+    /// The sync failed or timed out.
     Failed,
 }
 
-/// The options, limited by the shortest staleness bound in force.
+/// The pauses and the timeout in use: the options, limited by the shortest staleness bound.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Pace {
-    /// The pause after a confirmed step, unless a hint comes.
+    /// The pause after a successful sync, if no hint arrives.
     pub(super) poll: Duration,
-    /// The longest wait for a page before a step times out.
+    /// The longest wait for a page before a sync times out.
     pub(super) timeout: Duration,
     /// The longest pause after a failure.
     pub(super) backoff: Duration,
 }
 
 impl Pace {
-    /// Limits the options by the bound. A pause takes at most a quarter of the bound, and a step that hangs
-    /// takes at most half. So a single failed step does not make the node refuse keys.
+    /// Limits the options by the bound. A pause takes at most a quarter of the bound, and a hanging sync at
+    /// most half. So a single failed sync does not make the node refuse keys.
     pub(super) fn of(options: &FollowOptions, bound: Option<Duration>) -> Self {
         let bound = bound.unwrap_or(Duration::MAX);
         let within = |chosen: Duration, most: Duration| chosen.min(most).max(FLOOR);
@@ -45,12 +45,13 @@ impl Pace {
     }
 }
 
-/// Returns the pause after a step, given the number of failures in a row. After a failure the pause is a
-/// random share of a limit that doubles each time, so that nodes which failed together do not retry together.
-pub(super) fn pause(ended: Ended, failures: u32, pace: &Pace, random: u64) -> Duration {
-    match ended {
-        Ended::Confirmed => pace.poll,
-        Ended::Failed => {
+/// Returns the pause after a sync, given the number of consecutive failures. After a failure the pause is
+/// random, so that nodes that failed together do not retry together. The limit of the pause doubles with each
+/// failure.
+pub(super) fn pause(outcome: SyncOutcome, failures: u32, pace: &Pace, random: u64) -> Duration {
+    match outcome {
+        SyncOutcome::Confirmed => pace.poll,
+        SyncOutcome::Failed => {
             let doubled = 1_u32.checked_shl(failures.saturating_sub(1));
             let longest = FIRST_BACKOFF
                 .saturating_mul(doubled.unwrap_or(u32::MAX))
@@ -82,14 +83,14 @@ mod tests {
 
     #[test]
     fn a_confirmed_step_is_followed_by_the_poll_interval() {
-        let pause = pause(Ended::Confirmed, 0, &pace(None), u64::MAX);
+        let pause = pause(SyncOutcome::Confirmed, 0, &pace(None), u64::MAX);
         assert_eq!(pause, ms(250));
     }
 
     #[test]
     fn the_longest_pause_doubles_with_each_failure_up_to_the_limit() {
         let ten_seconds = pace(Some(ms(10_000)));
-        let longest = |failures| pause(Ended::Failed, failures, &ten_seconds, u64::MAX);
+        let longest = |failures| pause(SyncOutcome::Failed, failures, &ten_seconds, u64::MAX);
         let expected = [50, 100, 200, 400, 800, 1600, 2000, 2000];
         for (failures, expected) in (1..).zip(expected) {
             let short_of = ms(expected) - longest(failures);
@@ -103,7 +104,7 @@ mod tests {
     #[test]
     fn pauses_after_a_failure_are_evenly_distributed() {
         let eighth = u64::MAX / 8;
-        let at = |eighths: u64| pause(Ended::Failed, 3, &pace(None), eighths * eighth);
+        let at = |eighths: u64| pause(SyncOutcome::Failed, 3, &pace(None), eighths * eighth);
         assert_eq!(at(0), FLOOR, "a pause is never shorter than the floor");
         let expected = FLOOR + (ms(200) - FLOOR) / 2;
         assert!(expected - at(4) < Duration::from_micros(1));
@@ -142,8 +143,8 @@ mod tests {
             let [poll, timeout, backoff] = options.map(Duration::from_nanos);
             let options = FollowOptions { poll, timeout, backoff, ..FollowOptions::default() };
             let pace = Pace::of(&options, Some(ms(bound)));
-            for ended in [Ended::Confirmed, Ended::Failed] {
-                let pause = pause(ended, failures, &pace, random);
+            for outcome in [SyncOutcome::Confirmed, SyncOutcome::Failed] {
+                let pause = pause(outcome, failures, &pace, random);
                 prop_assert!(FLOOR <= pause && pause <= ms(bound) / 4, "{pause:?}");
             }
             prop_assert!(pace.timeout <= ms(bound) / 2);

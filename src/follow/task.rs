@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::pace::{Ended, FLOOR, Pace, pause};
+use super::pace::{FLOOR, Pace, SyncOutcome, pause};
 use super::{FollowError, FollowOptions, FollowStatus};
 use crate::keyward::Keyward;
 
-/// 30 s, after which a round of upkeep is cancelled. The next round does the rest. A judgement.
+/// 30 s: the timeout of a round of upkeep. The next round does the remaining work.
 const UPKEEP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Follows the store and does the upkeep, until the future is dropped.
@@ -19,7 +19,7 @@ pub(super) async fn run(
     options: FollowOptions,
     publish: watch::Sender<FollowStatus>,
 ) {
-    // Concurrently: an upkeep task that hangs must not delay a confirmation.
+    // Runs both concurrently, so that a hanging upkeep cannot delay a sync.
     let both = futures_util::future::join(
         follow(&keys, &options, &publish),
         upkeep(&keys, options.upkeep),
@@ -31,30 +31,30 @@ async fn follow(keys: &Keyward, options: &FollowOptions, publish: &watch::Sender
     let mut failures = 0_u32;
     loop {
         let pace = Pace::of(options, keys.shortest_bound());
-        let ended = match step(keys, pace.timeout).await {
+        let outcome = match step(keys, pace.timeout).await {
             Ok(()) => {
                 if failures > 0 {
                     tracing::info!(failures, "follows the store again");
                 }
                 failures = 0;
-                Ended::Confirmed
+                SyncOutcome::Confirmed
             }
             Err(error) => {
                 failures = failures.saturating_add(1);
                 let age = keys.freshness().age;
                 tracing::warn!(%error, failures, ?age, "could not follow the store");
                 publish.send_modify(|status| status.last_error = Some(error));
-                Ended::Failed
+                SyncOutcome::Failed
             }
         };
         publish.send_modify(|status| {
             status.freshness = keys.freshness();
             status.failures = failures;
         });
-        let pause = pause(ended, failures, &pace, keys.random());
-        match ended {
-            Ended::Confirmed => hint_within(keys, pause).await,
-            Ended::Failed => sleep(pause).await,
+        let pause = pause(outcome, failures, &pace, keys.random());
+        match outcome {
+            SyncOutcome::Confirmed => hint_within(keys, pause).await,
+            SyncOutcome::Failed => sleep(pause).await,
         }
     }
 }
@@ -75,8 +75,8 @@ async fn step(keys: &Keyward, limit: Duration) -> Result<(), FollowError> {
     }
 }
 
-/// Waits for a hint from the store, for at most `pause`. Waits at least for the floor, because hints may be
-/// spurious or fail.
+/// Waits for a hint from the store, for at most `pause`. Waits at least [`FLOOR`], because hints may be
+/// spurious, and waiting for a hint may fail.
 async fn hint_within(keys: &Keyward, pause: Duration) {
     sleep(FLOOR).await;
     let hint = async {
@@ -101,6 +101,6 @@ pub(super) async fn upkeep_once(keys: &Keyward) {
         Ok(Ok(0)) => {}
         Ok(Ok(done)) => tracing::debug!(done, "upkeep done"),
         Ok(Err(error)) => tracing::warn!(%error, "upkeep failed"),
-        Err(_) => tracing::warn!("upkeep given up"),
+        Err(_) => tracing::warn!("upkeep timed out"),
     }
 }

@@ -1,7 +1,7 @@
-//! The decision about one request: find its key, verify the key, and forward or refuse the request.
+//! Decides about one request: finds its key, verifies the key, and forwards or refuses the request.
 //!
-//! Every condition on a key goes through [`Need`] and the verifier. This module holds only the
-//! parts that belong to HTTP.
+//! The verifier checks every condition on a key, as a [`Need`]. This module only translates between HTTP and
+//! the verifier.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ use http::{Extensions, Method};
 
 use super::refusal::AuthError;
 use super::settings::Settings;
-use super::sources::{self, Carried};
+use super::sources::{self, RequestCredentials};
 use crate::core::id::KeyId;
 use crate::core::need::Need;
 use crate::core::rejection::VerifyError;
@@ -23,64 +23,65 @@ use crate::core::tenant::TenantId;
 use crate::observe;
 use crate::verifier::Grant;
 
-/// The address of the socket's peer. The code that accepts connections puts it into the extensions
-/// of each request.
+/// The address of the socket's peer. The code that accepts connections inserts it into the extensions of each
+/// request.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct PeerAddr(pub IpAddr);
 
-/// The tenant that the path or [`KeywardLayer::tenant_from`](super::KeywardLayer::tenant_from)
-/// named and that the key reaches. A request that passed carries this value in its extensions. Act
-/// on this value rather than reading the path again, so that no second reader interprets the path
-/// differently.
+/// The tenant of a request, from [`tenant_in_path`](super::KeywardLayer::tenant_in_path) or
+/// [`tenant_from`](super::KeywardLayer::tenant_from). The request's key has access to this tenant.
+///
+/// The layer inserts this value into the extensions of every request that it forwards. Use this value instead
+/// of parsing the path again: a second parser could interpret the path differently.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct RequestTenant(pub TenantId);
 
 /// Verifies a request as far as possible without reading the store.
 pub(super) fn decide(settings: &Settings, request: &Parts) -> Admission {
-    if settings.preflights_pass && is_preflight(request) {
+    if settings.allow_preflight && is_preflight(request) {
         return Admission::Done(Ok(None));
     }
     let found = sources::find(&settings.sources, &request.headers, request.uri.query());
-    let carried = match found {
-        Ok(Some(carried)) => carried,
+    let credentials = match found {
+        Ok(Some(credentials)) => credentials,
         Ok(None) if settings.optional => return Admission::Done(Ok(None)),
         Ok(None) => return Admission::Done(Err(AuthError::Missing)),
         Err(unclear) => return Admission::Done(Err(unclear.into())),
     };
     let tenant = match &settings.tenant {
-        Some(find) => Tenant::of(find(request)),
-        None => Tenant::Any,
+        Some(find) => TenantLookup::of(find(request)),
+        None => TenantLookup::Off,
     };
     let mut need = match &tenant {
-        Tenant::Named(tenant) => Cow::Owned(settings.need.clone().for_tenant(tenant.clone())),
-        Tenant::Any | Tenant::Unknown => Cow::Borrowed(&settings.need),
+        TenantLookup::Found(tenant) => Cow::Owned(settings.need.clone().for_tenant(tenant.clone())),
+        TenantLookup::Off | TenantLookup::NotFound => Cow::Borrowed(&settings.need),
     };
     let verifier = settings.keys.verifier();
-    let mut verdict = verifier.verify_unasked(carried.credentials(), &need);
-    // Few keys depend on the client's address, so the address is determined only for those keys.
+    let mut verdict = verifier.verify_unasked(credentials.as_credentials(), &need);
+    // Determines the client's address only if the verdict may depend on it: few keys have an address
+    // allowlist.
     if let None | Some(Err(VerifyError::AddressNotAllowed { .. })) = &verdict
         && let Some(client) = client(settings, request)
     {
         need = Cow::Owned(need.into_owned().from_address(client));
         if verdict.is_some() {
-            verdict = verifier.verify_unasked(carried.credentials(), &need);
+            verdict = verifier.verify_unasked(credentials.as_credentials(), &need);
         }
     }
     match verdict {
-        Some(verdict) => Admission::Done(tenant.authorize(verdict, carried.in_query)),
+        Some(verdict) => Admission::Done(tenant.authorize(verdict, credentials.in_query)),
         None => Admission::NeedsStore(Box::new(PendingVerification {
-            carried: carried.into_owned(),
+            credentials: credentials.into_owned(),
             need: need.into_owned(),
             tenant,
         })),
     }
 }
 
-/// Puts the grant and the tenant of an authorized request into its extensions, and reports a
-/// refusal.
+/// Inserts the grant and the tenant into the extensions of an accepted request. Logs and counts a refusal.
 pub(super) fn admit(
     settings: &Arc<Settings>,
-    verdict: Verdict,
+    verdict: AdmissionResult,
     request: &mut Parts,
 ) -> Result<Forward, AuthError> {
     let forward = verdict.and_then(|authorized| forward(settings, authorized, request));
@@ -99,7 +100,7 @@ fn forward(
         mark_sensitive(&mut request.headers, name);
     }
     #[cfg(feature = "axum")]
-    request.extensions.insert(Around(settings.clone()));
+    request.extensions.insert(LayerSettings(settings.clone()));
     let Some(authorized) = authorized else {
         observe::http_request("anonymous");
         return Ok(Forward {
@@ -118,7 +119,7 @@ fn forward(
     if let Some(limit) = &settings.limit
         && let Err(reached) = limit(&grant, request)
     {
-        // Only a request that passes carries the tenant.
+        // A refused request must not carry the tenant.
         request.extensions.remove::<RequestTenant>();
         return Err(AuthError::LimitReached {
             key: grant.key_id(),
@@ -135,7 +136,7 @@ fn forward(
     Ok(Forward { span, in_query })
 }
 
-/// Returns the client's address, if it can be known.
+/// Returns the client's address. `None` if it is unknown.
 fn client(settings: &Settings, request: &Parts) -> Option<IpAddr> {
     let peer = match &settings.peer {
         Some(find) => find(&request.extensions),
@@ -147,14 +148,13 @@ fn client(settings: &Settings, request: &Parts) -> Option<IpAddr> {
     }
 }
 
-/// The settings of the layer that a request passed. Extractors answer with these settings as the
-/// layer does.
+/// The settings of the layer that forwarded a request. Extractors refuse requests with the same settings.
 #[cfg(feature = "axum")]
 #[derive(Clone)]
-pub(super) struct Around(pub(super) Arc<Settings>);
+pub(super) struct LayerSettings(pub(super) Arc<Settings>);
 
-/// The decision about a request; `None` if it passes without a key.
-pub(super) type Verdict = Result<Option<Authorized>, AuthError>;
+/// The decision about a request. `Ok(None)` if the request may pass without a key.
+pub(super) type AdmissionResult = Result<Option<Authorized>, AuthError>;
 
 /// A verified key that may be used for the request.
 pub(super) struct Authorized {
@@ -169,52 +169,54 @@ pub(super) struct Forward {
     pub(super) in_query: bool,
 }
 
-/// The result of a verification without the store.
+/// The result of [`decide`], which does not read the store.
 pub(super) enum Admission {
-    Done(Verdict),
+    Done(AdmissionResult),
     NeedsStore(Box<PendingVerification>),
 }
 
-/// A verification that has to read the store. Borrows nothing of the request.
+/// A verification that must read the store. Borrows nothing from the request.
 pub(super) struct PendingVerification {
-    carried: Carried<'static>,
+    credentials: RequestCredentials<'static>,
     need: Need,
-    tenant: Tenant,
+    tenant: TenantLookup,
 }
 
 impl PendingVerification {
-    pub(super) async fn verdict(self: Box<Self>, settings: &Settings) -> Verdict {
+    pub(super) async fn verdict(self: Box<Self>, settings: &Settings) -> AdmissionResult {
         let Self {
-            carried,
+            credentials,
             need,
             tenant,
         } = *self;
         let keys = &settings.keys;
-        let verdict = keys.verify_or_fetch(carried.credentials(), &need).await;
-        tenant.authorize(verdict, carried.in_query)
+        let verdict = keys
+            .verify_or_fetch(credentials.as_credentials(), &need)
+            .await;
+        tenant.authorize(verdict, credentials.in_query)
     }
 }
 
-/// The tenant that a request is for.
-enum Tenant {
-    /// The layer looks for no tenant.
-    Any,
-    Named(TenantId),
+/// The result of looking for the tenant in a request.
+enum TenantLookup {
+    /// The layer does not look for a tenant.
+    Off,
+    Found(TenantId),
     /// The layer looks for a tenant, and the request names none.
-    Unknown,
+    NotFound,
 }
 
-impl Tenant {
+impl TenantLookup {
     fn of(found: Option<TenantId>) -> Self {
-        found.map_or(Self::Unknown, Self::Named)
+        found.map_or(Self::NotFound, Self::Found)
     }
 
-    fn authorize(self, verdict: Result<Grant, VerifyError>, in_query: bool) -> Verdict {
+    fn authorize(self, verdict: Result<Grant, VerifyError>, in_query: bool) -> AdmissionResult {
         let grant = verdict?;
         let tenant = match self {
-            Self::Any => None,
-            Self::Named(tenant) => Some(tenant),
-            Self::Unknown => {
+            Self::Off => None,
+            Self::Found(tenant) => Some(tenant),
+            Self::NotFound => {
                 let key = grant.key_id();
                 return Err(AuthError::NoTenant { key });
             }
@@ -227,7 +229,7 @@ impl Tenant {
     }
 }
 
-/// Returns whether a request is a preflight of a browser (Fetch, "CORS-preflight request").
+/// Returns whether a request is a CORS preflight, as the Fetch standard defines it.
 fn is_preflight(request: &Parts) -> bool {
     request.method == Method::OPTIONS
         && request.headers.contains_key(ORIGIN)
@@ -256,9 +258,9 @@ fn peer(extensions: &Extensions) -> Option<IpAddr> {
     own
 }
 
-/// Logs and counts a refusal. An outage is a warning. A refusal of a key whose secret was presented
-/// is rare, and is logged as information. All other refusals are logged for debugging only: anybody
-/// can cause them at will, and any key holder can reach a limit.
+/// Logs and counts a refusal. A server error is logged at `warn`. A refused key whose secret was presented is
+/// rare, and is logged at `info`. Every other refusal is logged at `debug`, because clients can cause it at
+/// will.
 pub(super) fn report(refusal: &AuthError) {
     observe::http_request(refusal.code());
     let (code, key) = (refusal.code(), refusal.key());

@@ -1,4 +1,4 @@
-//! The body of a response: the inner service's, or that of a refusal.
+//! The response body: the inner service's body, or the body of a refusal.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -8,38 +8,37 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// The inner service's body, or that of a refusal.
+    /// The body of a response: the inner service's body, or the body of a refusal.
     #[derive(Debug)]
     pub struct ResponseBody<B> {
         #[pin]
-        kind: Kind<B>,
+        source: BodySource<B>,
     }
 }
 
 pin_project! {
     #[derive(Debug)]
-    #[project = KindOf]
-    enum Kind<B> {
+    #[project = BodySourceProjection]
+    enum BodySource<B> {
         Inner { #[pin] body: B },
-        AuthError { body: Option<Bytes> },
+        Refusal { body: Option<Bytes> },
     }
 }
 
 impl<B> ResponseBody<B> {
     pub(super) const fn inner(body: B) -> Self {
-        let kind = Kind::Inner { body };
-        Self { kind }
+        let source = BodySource::Inner { body };
+        Self { source }
     }
 
     pub(super) fn refusal(body: Bytes) -> Self {
         let body = Some(body).filter(|body| !body.is_empty());
-        let kind = Kind::AuthError { body };
-        Self { kind }
+        let source = BodySource::Refusal { body };
+        Self { source }
     }
 }
 
-/// Creates an empty body. Outer layers that answer requests themselves need one, such as
-/// `tower_http`'s `CorsLayer`.
+/// Creates an empty body. `tower_http`'s `CorsLayer` needs one when it answers a preflight itself.
 impl<B> Default for ResponseBody<B> {
     fn default() -> Self {
         Self::refusal(Bytes::new())
@@ -58,9 +57,9 @@ where
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        match self.project().kind.project() {
-            KindOf::Inner { body } => body.poll_frame(context),
-            KindOf::AuthError { body } => {
+        match self.project().source.project() {
+            BodySourceProjection::Inner { body } => body.poll_frame(context),
+            BodySourceProjection::Refusal { body } => {
                 let all = body.take().map(|body| Ok(Frame::data(body.into())));
                 Poll::Ready(all)
             }
@@ -68,16 +67,16 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.kind {
-            Kind::Inner { body } => body.is_end_stream(),
-            Kind::AuthError { body } => body.is_none(),
+        match &self.source {
+            BodySource::Inner { body } => body.is_end_stream(),
+            BodySource::Refusal { body } => body.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            Kind::Inner { body } => body.size_hint(),
-            Kind::AuthError { body } => {
+        match &self.source {
+            BodySource::Inner { body } => body.size_hint(),
+            BodySource::Refusal { body } => {
                 SizeHint::with_exact(body.as_ref().map_or(0, |body| body.len() as u64))
             }
         }

@@ -1,5 +1,5 @@
-//! Extractors for axum. An extractor reads the extensions that the layer inserted, and refuses as
-//! the layer does.
+//! Extractors for axum, which read the extensions that the layer inserted. Their refusals equal those of the
+//! layer.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -11,13 +11,13 @@ use axum::response::IntoResponse;
 use http::Response;
 use http::request::Parts;
 
-use super::admission::{Around, RequestTenant, report};
-use super::refusal::{self, AuthError, Manner};
+use super::admission::{LayerSettings, RequestTenant, report};
+use super::refusal::{self, AuthError, RefusalSettings};
 use super::sources::CredentialSources;
 use crate::core::scope::Scope;
 use crate::verifier::Grant;
 
-/// A scope as a type, for [`Scoped`]. A malformed scope does not compile.
+/// A type that stands for a scope, for use with [`Scoped`]. A malformed scope does not compile.
 ///
 /// # Examples
 ///
@@ -32,12 +32,12 @@ use crate::verifier::Grant;
 /// }
 /// ```
 pub trait RequiredScope {
-    /// The scope.
+    /// The scope that the key must have.
     const SCOPE: Scope;
 }
 
-/// The grant of a key that reaches a scope. The handler's signature states the scope, independently
-/// of the layer around it.
+/// An extractor for the grant of a key that has the scope `R`. The handler's signature requires the scope, in
+/// addition to the conditions of the layer.
 ///
 /// ```
 /// use keyward::http::Scoped;
@@ -87,7 +87,7 @@ impl<R> fmt::Debug for Scoped<R> {
     }
 }
 
-/// The response of an extractor that refuses a request, the same as the layer's.
+/// The rejection of an extractor: the same response that the layer would send.
 #[derive(Debug)]
 pub struct AuthRejection(Response<bytes::Bytes>);
 
@@ -97,8 +97,8 @@ impl IntoResponse for AuthRejection {
     }
 }
 
-/// Requires a key. Refuses with 401 if an optional layer let the request through without one, and
-/// with 500 if there is no layer.
+/// Requires a key. The client gets 401 if an optional layer forwarded a request without a key, and 500 if the
+/// route has no layer.
 impl<S: Sync> FromRequestParts<S> for Grant {
     type Rejection = AuthRejection;
 
@@ -107,8 +107,8 @@ impl<S: Sync> FromRequestParts<S> for Grant {
     }
 }
 
-/// Extracts `None` if an optional layer let the request through without a key. Refuses with 500 if
-/// there is no layer.
+/// Extracts `None` if an optional layer forwarded a request without a key. The client gets 500 if the route
+/// has no layer.
 impl<S: Sync> OptionalFromRequestParts<S> for Grant {
     type Rejection = AuthRejection;
 
@@ -121,7 +121,7 @@ impl<S: Sync> OptionalFromRequestParts<S> for Grant {
     }
 }
 
-/// Extracts as [`Grant`] does, and refuses with 403 if the key does not reach the scope.
+/// Extracts the [`Grant`]. The client gets 403 if the key lacks the scope `R`.
 impl<R: RequiredScope, S: Sync> FromRequestParts<S> for Scoped<R> {
     type Rejection = AuthRejection;
 
@@ -136,15 +136,15 @@ impl<R: RequiredScope, S: Sync> FromRequestParts<S> for Scoped<R> {
     }
 }
 
-/// Extracts the tenant that the layer found in the request and that the key reaches. Refuses with
-/// 500 if no layer looks for a tenant.
+/// Extracts the tenant that the layer found in the request. The key has access to this tenant. The client
+/// gets 500 if no layer looks for a tenant.
 impl<S: Sync> FromRequestParts<S> for RequestTenant {
     type Rejection = AuthRejection;
 
     async fn from_request_parts(request: &mut Parts, _: &S) -> Result<Self, AuthRejection> {
         let found = request.extensions.get::<Self>().cloned();
         found.ok_or_else(|| {
-            // An optional layer lets a request without a key through, and then looks for no tenant.
+            // An optional layer forwards a request without a key, and then inserts no tenant.
             let refusal = match grant(request) {
                 Err(refusal) => refusal,
                 Ok(_) => AuthError::NoLayer,
@@ -157,18 +157,18 @@ impl<S: Sync> FromRequestParts<S> for RequestTenant {
 fn grant(request: &Parts) -> Result<Grant, AuthError> {
     match request.extensions.get::<Grant>() {
         Some(grant) => Ok(grant.clone()),
-        None if request.extensions.get::<Around>().is_some() => Err(AuthError::Missing),
+        None if request.extensions.get::<LayerSettings>().is_some() => Err(AuthError::Missing),
         None => Err(AuthError::NoLayer),
     }
 }
 
 fn refused(refusal: &AuthError, request: &Parts) -> AuthRejection {
     report(refusal);
-    AuthRejection(match request.extensions.get::<Around>() {
-        Some(Around(settings)) => settings.respond(refusal, request),
+    AuthRejection(match request.extensions.get::<LayerSettings>() {
+        Some(LayerSettings(settings)) => settings.respond(refusal, request),
         None => {
-            let (manner, sources) = (Manner::default(), CredentialSources::default());
-            let answer = refusal::answer(refusal, (&manner, &sources), request);
+            let (settings, sources) = (RefusalSettings::default(), CredentialSources::default());
+            let answer = refusal::answer(refusal, (&settings, &sources), request);
             refusal::without_body_for_head(request, answer)
         }
     })

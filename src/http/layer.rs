@@ -1,5 +1,6 @@
-//! The layer: its settings, and its two halves for frameworks without tower. `admission` decides
-//! about one request.
+//! [`KeywardLayer`]: the builder of a layer's settings, and two methods for frameworks without tower.
+//!
+//! The module `admission` decides whether a request may pass.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -24,12 +25,12 @@ use crate::core::tenant::TenantId;
 use crate::keyward::Keyward;
 use crate::verifier::Grant;
 
-/// A [`tower_layer::Layer`] over `http` types that lets only requests with a fitting API key
-/// through.
+/// A [`tower_layer::Layer`] that forwards only requests whose API key verifies and meets the layer's
+/// [`Need`].
 ///
-/// A request that passes has the [`Grant`] in its extensions. The layer answers every other request
-/// itself, without calling the inner service. Make one layer, and clone it for each route with a
-/// different need: a clone increments one count.
+/// A forwarded request has the [`Grant`] in its extensions. The layer answers every other request itself,
+/// without calling the inner service. Build one layer, and clone it for each route that needs other
+/// conditions. A clone is cheap: it increments a reference count.
 ///
 /// # Examples
 ///
@@ -70,15 +71,15 @@ impl KeywardLayer {
         })
     }
 
-    /// Requires a key that reaches the tenant in the request's path. A request that passes carries
-    /// the tenant as [`RequestTenant`](super::RequestTenant). Below a router that strips a prefix
-    /// (axum's `nest`), the path begins after the prefix.
+    /// Requires a key that has access to the tenant in the request's path. A forwarded request has the tenant
+    /// in its extensions, as [`RequestTenant`](super::RequestTenant). If a router strips a prefix (axum's
+    /// `nest`), the path starts after the prefix.
     pub fn tenant_in_path(self, path: TenantPath) -> Self {
         self.tenant_from(move |request| path.tenant(request.uri.path()))
     }
 
-    /// Requires a key that reaches the tenant that `tenant` finds in the request, for example in
-    /// the host name. If it returns `None`, the client gets 403, whatever the key.
+    /// Requires a key that has access to the tenant that `tenant` returns, for example from the host name. If
+    /// `tenant` returns `None`, a request with a valid key gets 403.
     pub fn tenant_from(
         self,
         tenant: impl Fn(&Parts) -> Option<TenantId> + Send + Sync + 'static,
@@ -86,32 +87,32 @@ impl KeywardLayer {
         self.with(|settings| settings.tenant = Some(Arc::new(tenant)))
     }
 
-    /// Lets requests without a key through, without a [`Grant`]. A request whose key fails is still
-    /// refused.
+    /// Forwards requests without a key too, without a [`Grant`] in their extensions. A request with a key
+    /// that does not verify is still refused.
     pub fn optional(self) -> Self {
         self.with(|settings| settings.optional = true)
     }
 
-    /// Lets CORS preflights through without a key: `OPTIONS` requests with `Origin` and
-    /// `Access-Control-Request-Method`. Browsers never send a key on a preflight.
+    /// Forwards CORS preflights without a key: `OPTIONS` requests with `Origin` and
+    /// `Access-Control-Request-Method`. Browsers never send a key with a preflight.
     ///
-    /// Off by default: anybody can send a preflight, and a handler of all methods would serve it. Prefer
-    /// a layer around this one that answers preflights (`tower_http`'s `CorsLayer`). Preflights then
-    /// never reach this layer, and browsers may read refusals too.
+    /// Off by default: anybody can send a preflight, and a handler for all methods would serve it. Prefer to
+    /// wrap this layer in `tower_http`'s `CorsLayer`. `CorsLayer` answers preflights itself, and allows
+    /// scripts in browsers to read refusals.
     pub fn allow_preflight(self) -> Self {
-        self.with(|settings| settings.preflights_pass = true)
+        self.with(|settings| settings.allow_preflight = true)
     }
 
-    /// Sets the proxies that are trusted to state the client's address, for keys with an address
-    /// allowlist. Defaults to none: the client is the peer of the socket.
+    /// Sets the proxies that may state the client's address, which matters for keys with an address
+    /// allowlist. Defaults to none: the client is the socket's peer.
     pub fn trusted_proxies(self, proxies: TrustedProxies) -> Self {
         self.with(|settings| settings.proxies = Some(proxies))
     }
 
-    /// Sets a function that finds the peer's address in a request's extensions, for servers with a
-    /// type of their own, such as tonic. Defaults to [`PeerAddr`](super::PeerAddr) and, with
-    /// feature `axum`, axum's `ConnectInfo<SocketAddr>`. If the address is unknown, keys with an
-    /// allowlist are refused.
+    /// Sets the function that finds the peer's address in a request's extensions, for servers that store the
+    /// address in a type of their own, such as tonic. Defaults to [`PeerAddr`](super::PeerAddr) and, with
+    /// feature `axum`, axum's `ConnectInfo<SocketAddr>`. If the address is unknown, keys with an allowlist
+    /// are refused.
     pub fn peer_addr(
         self,
         peer: impl Fn(&Extensions) -> Option<IpAddr> + Send + Sync + 'static,
@@ -119,13 +120,12 @@ impl KeywardLayer {
         self.with(|settings| settings.peer = Some(Arc::new(peer)))
     }
 
-    /// Calls `check` once for every request that would otherwise pass. If `check` returns
-    /// [`LimitReached`], the client gets 429 with `Retry-After`. Defaults to no limiter.
+    /// Calls `check` once for every request with an accepted key. If `check` returns [`LimitReached`], the
+    /// client gets 429 with `Retry-After`. Defaults to no limiter.
     ///
-    /// `check` gets the request as the inner service would, without the [`Grant`] in its extensions.
-    /// `check` is not called for a request that is refused or that passes without a key, so these
-    /// requests use up no allowance. An extractor runs after `check`. `check` must not block, because the
-    /// request waits for it.
+    /// `check` sees the request as the inner service would, except that the extensions hold no [`Grant`] yet.
+    /// Refused requests and requests without a key never reach `check`, so they use up no allowance.
+    /// Extractors run after `check`. `check` must not block, because the request waits for it.
     ///
     /// # Examples
     ///
@@ -138,7 +138,7 @@ impl KeywardLayer {
     /// use keyward::http::{KeywardLayer, LimitReached};
     /// use keyward::time::SystemClock;
     ///
-    /// /// Ten requests a second of each key, evenly. Holds nothing for keys that never were.
+    /// /// Allows each key one request per 100 ms.
     /// #[derive(Default)]
     /// struct Pace(Mutex<HashMap<KeyId, Duration>>);
     ///
@@ -170,33 +170,33 @@ impl KeywardLayer {
         self.with(|settings| settings.limit = Some(Arc::new(check)))
     }
 
-    /// Sets the `realm` of challenges: the name that people use for this part of the service. Up to
-    /// 128 bytes. Defaults to none, and to `API keys` for Basic, which needs a realm.
+    /// Sets the `realm` of `WWW-Authenticate` challenges: a name for this part of the service, at most 128
+    /// bytes. Defaults to none for Bearer and to `API keys` for Basic, which requires a realm.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] for anything but printable ASCII without `"` and `\`.
+    /// [`Invalid`] if `realm` is too long, or has a character that is not printable ASCII, or has `"` or `\`.
     pub fn realm(self, realm: &str) -> Result<Self, Invalid> {
         let realm = Realm::new(realm)?;
-        Ok(self.with(|settings| settings.manner.realm = Some(realm)))
+        Ok(self.with(|settings| settings.refusals.realm = Some(realm)))
     }
 
-    /// Sets the prefix of problem types; [`AuthError::code`] follows the prefix. The prefix may be a page of
-    /// the service's documentation: `https://api.example.com/problems/`. Defaults to
-    /// `urn:problem-type:keyward:`.
+    /// Sets the prefix of the `type` in problem details (RFC 9457). [`AuthError::code`] follows the prefix.
+    /// The prefix may be a page of the service's documentation, such as `https://api.example.com/problems/`.
+    /// Defaults to `urn:problem-type:keyward:`.
     pub fn problem_types(self, prefix: impl Into<Cow<'static, str>>) -> Self {
         let prefix = prefix.into();
-        self.with(|settings| settings.manner.problem_types = prefix)
+        self.with(|settings| settings.refusals.problem_types = prefix)
     }
 
-    /// Sets the `Retry-After` of refusals while keys cannot be verified, in whole seconds, at least
-    /// one. Defaults to one second, a judgement. A refusal by [`rate_limit`](Self::rate_limit) has a
-    /// `Retry-After` of its own.
+    /// Sets the `Retry-After` of 503 responses, which mean that keys cannot be verified for now. Rounded up
+    /// to whole seconds, at least one. Defaults to one second. A refusal by [`rate_limit`](Self::rate_limit)
+    /// has its own `Retry-After`.
     pub fn retry_after(self, pause: Duration) -> Self {
-        self.with(|settings| settings.manner.retry_after = pause)
+        self.with(|settings| settings.refusals.retry_after = pause)
     }
 
-    /// Sets a function that changes a refusal's response before it is sent.
+    /// Sets a function that can change the response to a refused request before it is sent.
     pub fn on_refusal(
         self,
         change: impl Fn(&AuthError, &Parts, Response<Bytes>) -> Response<Bytes> + Send + Sync + 'static,
@@ -209,10 +209,10 @@ impl KeywardLayer {
         self
     }
 
-    /// Decides whether a request may pass: the first half of the layer, for frameworks without
-    /// tower. A request that passes carries the layer's extensions. Returns `None` if it passes
-    /// without a key ([`optional`](Self::optional), [`allow_preflight`](Self::allow_preflight)).
-    /// Reads the store only as [`Keyward::verify_or_fetch`] does.
+    /// Decides whether a request may pass, for frameworks without tower. If it may, inserts the layer's
+    /// extensions into the request. Returns `None` if the request may pass without a key
+    /// ([`optional`](Self::optional), [`allow_preflight`](Self::allow_preflight)). Reads the store only when
+    /// [`Keyward::verify_or_fetch`] would.
     ///
     /// # Errors
     ///
@@ -230,15 +230,18 @@ impl KeywardLayer {
         Ok(grant)
     }
 
-    /// Returns the response to a refusal: the second half of the layer.
+    /// Returns the response to a refused request, for frameworks without tower.
     #[must_use]
     pub fn respond(&self, refusal: &AuthError, request: &Parts) -> Response<Bytes> {
         self.settings.respond(refusal, request)
     }
 
-    /// Returns the value of `Vary` for the answers to requests that passed. The tower service adds this
-    /// header. Without tower, append it to each answer: a shared cache would otherwise serve an answer
-    /// to `X-API-Key` to other clients. Mark the answer to a key in the query `private` as well.
+    /// Returns the `Vary` header for responses to accepted requests. `None` if no request header carries the
+    /// key.
+    ///
+    /// The tower service adds this header itself. Without tower, append it to each response: otherwise a
+    /// shared cache could serve the response for one key to another client. If the key was in the query, set
+    /// `Cache-Control: private` too.
     #[must_use]
     pub fn vary(&self) -> Option<&HeaderValue> {
         self.settings.vary.as_ref()

@@ -22,16 +22,21 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The layer is a [`tower_layer::Layer`] over `http` types, which axum, tonic and hyper use
-//! directly. A [`Need`](crate::Need) states the conditions on a key. A route with other conditions
-//! gets a clone of the layer with its own [`require`](KeywardLayer::require). [`CredentialSources`] are the
-//! places of a key, [`TrustedProxies`] determine the client's address, and [`TenantPath`] reads the
-//! tenant from the path. [`rate_limit`](KeywardLayer::rate_limit) calls the service's own rate limiter. A
-//! framework without tower calls [`authenticate`](KeywardLayer::authenticate) and
+//! The layer is a [`tower_layer::Layer`] over the types of the `http` crate, which axum, tonic and hyper
+//! share. Its main settings:
+//!
+//! - [`require`](KeywardLayer::require) sets the conditions on a key, as a [`Need`](crate::Need). Clone the
+//!   layer to give a route other conditions.
+//! - [`CredentialSources`] lists the places in a request that may carry the key.
+//! - [`TrustedProxies`] finds the client's address behind proxies.
+//! - [`TenantPath`] reads the tenant from the request's path.
+//! - [`rate_limit`](KeywardLayer::rate_limit) calls the service's own rate limiter.
+//!
+//! A framework without tower calls [`authenticate`](KeywardLayer::authenticate) and
 //! [`respond`](KeywardLayer::respond), as the repository's `examples/actix` does.
 //!
-//! Refusals are problem details (RFC 9457) with the challenges of RFC 6750. A gRPC call gets a gRPC
-//! status instead. The repository's `docs/http.md` lists all refusals.
+//! Refused requests get problem details (RFC 9457) with the challenges of RFC 6750. A refused gRPC call gets
+//! a gRPC status instead. The repository's `docs/http.md` lists all refusals.
 
 mod admission;
 mod body;

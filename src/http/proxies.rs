@@ -1,7 +1,7 @@
-//! The client's address behind proxies.
+//! [`TrustedProxies`]: finding the client's address behind proxies.
 //!
-//! Pure. The writer of a header can claim anything, so only entries of trusted proxies count, from
-//! the right (trap 23). An entry that cannot be parsed ends the walk, and the client is unknown.
+//! Pure. Anybody can send these headers, so only entries that trusted proxies wrote count. Entries are read
+//! from the right, the newest first (trap 23). If a needed entry cannot be parsed, the client is unknown.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -9,15 +9,14 @@ use std::net::{IpAddr, SocketAddr};
 use http::header::{FORWARDED, HeaderMap, HeaderName};
 use ipnet::IpNet;
 
-/// The proxies that are trusted to state the client's address, and the header in which they state
-/// it.
+/// The proxies that are trusted to state the client's address, and the header that they write.
 ///
-/// The walk begins at the peer of the socket. From each trusted proxy it continues to the rightmost
-/// remaining entry, which that proxy wrote. The first address that is not trusted is the client.
-/// Name every proxy on the way and no other host: a trusted host can claim any client address.
+/// The search starts at the socket's peer. While the address belongs to a trusted proxy, the search moves to
+/// the rightmost unread entry, which that proxy wrote. The first untrusted address is the client. List every
+/// proxy in front of the service, and no other host: a trusted host can claim any client address.
 ///
-/// Only one header is read, because a proxy passes on headers that it does not know. A proxy that
-/// writes `X-Forwarded-For` would pass on a forged `Forwarded`.
+/// Only one of the two headers is read, because a proxy forwards headers that it does not know. A proxy that
+/// writes `X-Forwarded-For` would forward a forged `Forwarded`.
 ///
 /// # Examples
 ///
@@ -61,8 +60,8 @@ impl TrustedProxies {
         Self { networks, header }
     }
 
-    /// Returns the client of a request that came from `peer`; `None` if the client is unknown. If
-    /// the entries end at a trusted proxy, that proxy is the client.
+    /// Returns the client's address for a request from `peer`. `None` if the client is unknown. If all
+    /// addresses belong to trusted proxies, the leftmost one is the client.
     #[must_use]
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
         let mut client = peer.to_canonical();
@@ -74,11 +73,11 @@ impl TrustedProxies {
             if !self.trusts(client) {
                 break;
             }
-            // A line that is not text cannot be parsed.
+            // A line that is not visible ASCII makes the client unknown.
             let line = line.to_str().ok()?;
             match self.header {
                 Header::Forwarded => {
-                    // Quotes pair up from the left, so the whole line is parsed first.
+                    // Quotes can only be matched from the left, so the whole line is parsed first.
                     let elements = elements(line)?;
                     let nodes = elements.into_iter().rev().map(|element| node(&element?));
                     client = self.walk(client, nodes)?;
@@ -89,7 +88,8 @@ impl TrustedProxies {
         Some(client)
     }
 
-    /// Continues the walk from `client`, as long as each address is that of a trusted proxy.
+    /// Moves from `client` through `nodes` while the address belongs to a trusted proxy. `None` if a needed
+    /// node has no address.
     fn walk(
         &self,
         mut client: IpAddr,
@@ -123,8 +123,8 @@ fn node(text: &str) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// Returns the client (`for`) in each element of a `Forwarded` header, from left to right; `None`
-/// for an element with no client or several. Returns `None` if the header is malformed (RFC 7239,
+/// Returns the `for` value of each element of a `Forwarded` header, from left to right. An element without
+/// `for`, or with several, yields `None`. Returns `None` for the whole header if it is malformed (RFC 7239,
 /// section 4).
 fn elements(line: &str) -> Option<Vec<Option<Cow<'_, str>>>> {
     let mut rest = line;
@@ -233,14 +233,14 @@ mod tests {
     const TRUSTED: &[&str] = &["10.0.0.0/8", "fd00::/8"];
     const PROXY: &str = "10.0.0.1";
 
-    /// Returns the client by `X-Forwarded-For`, for a request from a trusted proxy.
+    /// Returns the client of a request from a trusted proxy with these `X-Forwarded-For` lines.
     fn by_list(lines: &[&str]) -> Option<String> {
         let proxies = TrustedProxies::x_forwarded_for(networks(TRUSTED));
         let client = proxies.client(PROXY.parse().unwrap(), &headers("x-forwarded-for", lines));
         client.map(|client| client.to_string())
     }
 
-    /// Returns the client by `Forwarded`, for a request from a trusted proxy.
+    /// Returns the client of a request from a trusted proxy with these `Forwarded` lines.
     fn by_standard(lines: &[&str]) -> Option<String> {
         let proxies = TrustedProxies::forwarded(networks(TRUSTED));
         let client = proxies.client(PROXY.parse().unwrap(), &headers("forwarded", lines));
@@ -345,7 +345,7 @@ mod tests {
                 "{junk:?}"
             );
             assert_eq!(by_standard(&["for=203.0.113.7", junk]), None, "{junk:?}");
-            // A malformed line that the walk does not reach does not matter.
+            // The search stops before it reaches the malformed line.
             assert_eq!(
                 by_standard(&[junk, "for=203.0.113.7"]),
                 some("203.0.113.7"),
@@ -376,10 +376,10 @@ mod tests {
         assert_eq!(client, Some([203, 0, 113, 7].into()));
     }
 
-    /// An entry as it is written, and the address in it.
-    type Written = (&'static str, Option<&'static str>);
+    /// The text of a header entry, and the address in it.
+    type HeaderEntry = (&'static str, Option<&'static str>);
 
-    const LIST: &[Written] = &[
+    const LIST: &[HeaderEntry] = &[
         ("10.0.0.2", Some("10.0.0.2")),
         ("10.0.0.3:8080", Some("10.0.0.3")),
         ("[fd00::1]", Some("fd00::1")),
@@ -389,7 +389,7 @@ mod tests {
         ("unknown", None),
         ("", None),
     ];
-    const STANDARD: &[Written] = &[
+    const STANDARD: &[HeaderEntry] = &[
         ("for=10.0.0.2", Some("10.0.0.2")),
         ("FOR=\"10.0.0.3:8080\";proto=http", Some("10.0.0.3")),
         ("by=\"a,b;c\\\"d\";for=\"[fd00::1]\"", Some("fd00::1")),
@@ -400,8 +400,9 @@ mod tests {
         ("proto=https", None),
     ];
 
-    /// Finds the client the naive way: all hops in one list with the peer last, checked one by one.
-    fn naive(entries: &[Vec<Written>], trusted: &[IpNet]) -> Option<IpAddr> {
+    /// A reference implementation: puts all hops into one list with the peer last, and checks them from the
+    /// end.
+    fn naive(entries: &[Vec<HeaderEntry>], trusted: &[IpNet]) -> Option<IpAddr> {
         let written = entries.iter().flatten().map(|(_, written)| *written);
         let mut hops: Vec<_> = written.chain([Some(PROXY)]).collect();
         loop {
@@ -413,12 +414,12 @@ mod tests {
         }
     }
 
-    fn lines(pool: &'static [Written]) -> impl Strategy<Value = Vec<Vec<Written>>> {
+    fn lines(pool: &'static [HeaderEntry]) -> impl Strategy<Value = Vec<Vec<HeaderEntry>>> {
         let line = prop::collection::vec(prop::sample::select(pool), 1..4);
         prop::collection::vec(line, 0..4)
     }
 
-    fn write(line: &[Written], separator: &str) -> String {
+    fn write(line: &[HeaderEntry], separator: &str) -> String {
         let texts: Vec<_> = line.iter().map(|(text, _)| *text).collect();
         texts.join(separator)
     }

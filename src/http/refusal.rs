@@ -1,7 +1,7 @@
-//! Refusals and their form on the wire: RFC 6585, RFC 6750 (section 3), RFC 9110 and RFC 9457.
+//! [`AuthError`] and its HTTP response: RFC 6585, RFC 6750 (section 3), RFC 9110 and RFC 9457.
 //!
-//! Pure. All keys that do not authenticate get the same status, type and text. No refusal repeats
-//! what the client sent.
+//! Pure. Every key that does not authenticate gets the same status, type and text. No response repeats bytes
+//! that the client sent.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -24,42 +24,42 @@ use crate::core::scope::Scope;
 
 /// The reason why a request was refused.
 ///
-/// [`Display`](std::fmt::Display) is for the host's own logs. The client gets
-/// [`status`](Self::status), [`code`](Self::code), [`title`](Self::title) and
-/// [`detail`](Self::detail).
+/// [`Display`](std::fmt::Display) is meant for the service's own logs. The client gets
+/// [`status`](Self::status), [`code`](Self::code), [`title`](Self::title) and [`detail`](Self::detail).
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuthError {
-    /// The request carries no key in any of the places that are read.
+    /// The request carries no key in any of the layer's [`CredentialSources`].
     #[error("no API key was sent")]
     Missing,
-    /// The request's key is ambiguous.
+    /// The request's credentials are ambiguous or malformed.
     #[error(transparent)]
     Ambiguous(#[from] CredentialsError),
     /// The key does not verify, or may not be used for the request.
     #[error(transparent)]
     Rejected(#[from] VerifyError),
-    /// The request names no tenant, although the layer looks for one.
+    /// The layer requires a tenant, and the request names none.
     #[error("the request names no tenant")]
     NoTenant {
-        /// The key, which verified.
+        /// The request's key, which is valid.
         key: KeyId,
     },
-    /// The service's own limiter refused the request:
+    /// The service's own rate limiter refused the request; see
     /// [`KeywardLayer::rate_limit`](super::KeywardLayer::rate_limit).
     #[error("the limit is reached for another {retry_after:?}")]
     LimitReached {
-        /// The key, which verified and may be used for the request.
+        /// The request's key, which is valid and allowed for the request.
         key: KeyId,
         /// The time after which the client may try again.
         retry_after: Duration,
     },
-    /// An extractor found no layer around its route, which is a fault in the service.
+    /// An extractor ran on a route without a [`KeywardLayer`](super::KeywardLayer). This is a bug in the
+    /// service.
     #[error("no layer around this route verifies API keys")]
     NoLayer,
 }
 
-/// The answer of a limiter that refuses a request: see
+/// The error of a rate limiter that refuses a request; see
 /// [`KeywardLayer::rate_limit`](super::KeywardLayer::rate_limit).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct LimitReached {
@@ -67,8 +67,8 @@ pub struct LimitReached {
 }
 
 impl LimitReached {
-    /// Asks the client to try again after this time. The client gets whole seconds, rounded up, at
-    /// least one.
+    /// Creates the error. The client may retry after `retry_after`, which is sent in whole seconds, rounded
+    /// up, at least one.
     #[must_use]
     pub const fn new(retry_after: Duration) -> Self {
         Self { retry_after }
@@ -83,7 +83,7 @@ impl LimitReached {
 
 /// The kinds of refusals that a client can distinguish.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Kind {
+enum AuthErrorKind {
     Missing,
     Ambiguous,
     Invalid,
@@ -95,19 +95,19 @@ enum Kind {
 }
 
 impl AuthError {
-    const fn kind(&self) -> Kind {
+    const fn kind(&self) -> AuthErrorKind {
         match self {
-            Self::Missing => Kind::Missing,
-            Self::Ambiguous(_) => Kind::Ambiguous,
-            Self::Rejected(VerifyError::MissingScope { .. }) => Kind::MissingScope,
+            Self::Missing => AuthErrorKind::Missing,
+            Self::Ambiguous(_) => AuthErrorKind::Ambiguous,
+            Self::Rejected(VerifyError::MissingScope { .. }) => AuthErrorKind::MissingScope,
             Self::Rejected(rejection) => match rejection.kind() {
-                VerifyErrorKind::Invalid => Kind::Invalid,
-                VerifyErrorKind::Forbidden => Kind::Forbidden,
-                VerifyErrorKind::Unavailable => Kind::Unavailable,
+                VerifyErrorKind::Invalid => AuthErrorKind::Invalid,
+                VerifyErrorKind::Forbidden => AuthErrorKind::Forbidden,
+                VerifyErrorKind::Unavailable => AuthErrorKind::Unavailable,
             },
-            Self::NoTenant { .. } => Kind::Forbidden,
-            Self::LimitReached { .. } => Kind::LimitReached,
-            Self::NoLayer => Kind::Internal,
+            Self::NoTenant { .. } => AuthErrorKind::Forbidden,
+            Self::LimitReached { .. } => AuthErrorKind::LimitReached,
+            Self::NoLayer => AuthErrorKind::Internal,
         }
     }
 
@@ -115,48 +115,48 @@ impl AuthError {
     #[must_use]
     pub const fn status(&self) -> StatusCode {
         match self.kind() {
-            Kind::Missing | Kind::Invalid => StatusCode::UNAUTHORIZED,
-            Kind::Ambiguous => StatusCode::BAD_REQUEST,
-            Kind::MissingScope | Kind::Forbidden => StatusCode::FORBIDDEN,
-            Kind::LimitReached => StatusCode::TOO_MANY_REQUESTS,
-            Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-            Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            AuthErrorKind::Missing | AuthErrorKind::Invalid => StatusCode::UNAUTHORIZED,
+            AuthErrorKind::Ambiguous => StatusCode::BAD_REQUEST,
+            AuthErrorKind::MissingScope | AuthErrorKind::Forbidden => StatusCode::FORBIDDEN,
+            AuthErrorKind::LimitReached => StatusCode::TOO_MANY_REQUESTS,
+            AuthErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            AuthErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
-    /// Returns a stable name for programs, the last part of the problem's type: `missing-key`,
+    /// Returns a stable name for programs. The name ends the `type` of the problem details: `missing-key`,
     /// `ambiguous-credentials`, `invalid-key`, `insufficient-scope`, `key-not-allowed`, `rate-limited`,
     /// `unavailable` or `internal`.
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self.kind() {
-            Kind::Missing => "missing-key",
-            Kind::Ambiguous => "ambiguous-credentials",
-            Kind::Invalid => "invalid-key",
-            Kind::MissingScope => "insufficient-scope",
-            Kind::Forbidden => "key-not-allowed",
-            Kind::LimitReached => "rate-limited",
-            Kind::Unavailable => "unavailable",
-            Kind::Internal => "internal",
+            AuthErrorKind::Missing => "missing-key",
+            AuthErrorKind::Ambiguous => "ambiguous-credentials",
+            AuthErrorKind::Invalid => "invalid-key",
+            AuthErrorKind::MissingScope => "insufficient-scope",
+            AuthErrorKind::Forbidden => "key-not-allowed",
+            AuthErrorKind::LimitReached => "rate-limited",
+            AuthErrorKind::Unavailable => "unavailable",
+            AuthErrorKind::Internal => "internal",
         }
     }
 
-    /// Returns a text for people, the same for every refusal with this [`code`](Self::code).
+    /// Returns a summary for people, the same for every error with this [`code`](Self::code).
     #[must_use]
     pub const fn title(&self) -> &'static str {
         match self.kind() {
-            Kind::Missing => "API key required",
-            Kind::Ambiguous => "Ambiguous credentials",
-            Kind::Invalid => "Invalid API key",
-            Kind::MissingScope => "Insufficient scope",
-            Kind::Forbidden => "API key not allowed here",
-            Kind::LimitReached => "Too many requests",
-            Kind::Unavailable => "API keys cannot be verified at the moment",
-            Kind::Internal => "Internal error",
+            AuthErrorKind::Missing => "API key required",
+            AuthErrorKind::Ambiguous => "Ambiguous credentials",
+            AuthErrorKind::Invalid => "Invalid API key",
+            AuthErrorKind::MissingScope => "Insufficient scope",
+            AuthErrorKind::Forbidden => "API key not allowed here",
+            AuthErrorKind::LimitReached => "Too many requests",
+            AuthErrorKind::Unavailable => "API keys cannot be verified at the moment",
+            AuthErrorKind::Internal => "Internal error",
         }
     }
 
-    /// Returns the details of this refusal that a client may see.
+    /// Returns the details that the client may see.
     #[must_use]
     pub fn detail(&self) -> Option<String> {
         match self {
@@ -168,7 +168,7 @@ impl AuthError {
         }
     }
 
-    /// Returns the missing scope; the first one if any of several would suffice.
+    /// Returns the missing scope. If any of several scopes would suffice, returns the first one.
     #[must_use]
     pub const fn scope(&self) -> Option<&Scope> {
         match self {
@@ -177,7 +177,7 @@ impl AuthError {
         }
     }
 
-    /// Returns the key, if its secret was presented.
+    /// Returns the id of the key, if its secret was presented.
     #[must_use]
     pub const fn key(&self) -> Option<KeyId> {
         match self {
@@ -187,30 +187,33 @@ impl AuthError {
         }
     }
 
-    /// Returns the `error` of a Bearer challenge (RFC 6750, section 3.1); `None` if no key was
-    /// sent.
+    /// Returns the `error` parameter of a Bearer challenge (RFC 6750, section 3.1). `None` if no key was
+    /// sent, or if the response has no challenge.
     const fn bearer_error(&self) -> Option<&'static str> {
         match self.kind() {
-            Kind::Ambiguous => Some("invalid_request"),
-            Kind::Invalid => Some("invalid_token"),
-            Kind::MissingScope | Kind::Forbidden => Some("insufficient_scope"),
-            Kind::Missing | Kind::LimitReached | Kind::Unavailable | Kind::Internal => None,
+            AuthErrorKind::Ambiguous => Some("invalid_request"),
+            AuthErrorKind::Invalid => Some("invalid_token"),
+            AuthErrorKind::MissingScope | AuthErrorKind::Forbidden => Some("insufficient_scope"),
+            AuthErrorKind::Missing
+            | AuthErrorKind::LimitReached
+            | AuthErrorKind::Unavailable
+            | AuthErrorKind::Internal => None,
         }
     }
 
-    /// Returns the status of a gRPC call.
+    /// Returns the gRPC status code, as the `grpc-status` header carries it.
     const fn grpc_status(&self) -> &'static str {
         match self.kind() {
-            Kind::Missing | Kind::Ambiguous | Kind::Invalid => "16", // UNAUTHENTICATED
-            Kind::MissingScope | Kind::Forbidden => "7",             // PERMISSION_DENIED
-            Kind::LimitReached => "8",                               // RESOURCE_EXHAUSTED
-            Kind::Unavailable => "14",                               // UNAVAILABLE
-            Kind::Internal => "13",                                  // INTERNAL
+            AuthErrorKind::Missing | AuthErrorKind::Ambiguous | AuthErrorKind::Invalid => "16", // UNAUTHENTICATED
+            AuthErrorKind::MissingScope | AuthErrorKind::Forbidden => "7", // PERMISSION_DENIED
+            AuthErrorKind::LimitReached => "8",                            // RESOURCE_EXHAUSTED
+            AuthErrorKind::Unavailable => "14",                            // UNAVAILABLE
+            AuthErrorKind::Internal => "13",                               // INTERNAL
         }
     }
 }
 
-/// A text for the `realm` of challenges: printable ASCII except `"` and `\`.
+/// The `realm` of challenges: printable ASCII except `"` and `\`, so it needs no escaping.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Realm(String);
 
@@ -234,13 +237,13 @@ impl Realm {
 
 /// The settings of a layer's responses to refused requests.
 #[derive(Clone, Debug)]
-pub(super) struct Manner {
+pub(super) struct RefusalSettings {
     pub(super) realm: Option<Realm>,
     pub(super) problem_types: Cow<'static, str>,
     pub(super) retry_after: Duration,
 }
 
-impl Default for Manner {
+impl Default for RefusalSettings {
     fn default() -> Self {
         Self {
             realm: None,
@@ -250,7 +253,7 @@ impl Default for Manner {
     }
 }
 
-/// The body of a refusal (RFC 9457).
+/// The JSON body of a refusal (RFC 9457).
 #[derive(Serialize)]
 struct ProblemDetails<'a> {
     r#type: String,
@@ -262,14 +265,14 @@ struct ProblemDetails<'a> {
     scope: Option<&'a Scope>,
 }
 
-/// Returns the response to a refused request. For a gRPC call it has the status in its headers and
-/// no messages (a "Trailers-Only" response).
+/// Returns the response to a refused request. A gRPC call gets a "Trailers-Only" response: the gRPC status is
+/// in the headers, and the body is empty.
 pub(super) fn answer(
     refusal: &AuthError,
-    (manner, sources): (&Manner, &CredentialSources),
+    (settings, sources): (&RefusalSettings, &CredentialSources),
     request: &Parts,
 ) -> Response<Bytes> {
-    let mut headers = common_headers(refusal, (manner, sources));
+    let mut headers = common_headers(refusal, (settings, sources));
     if let Some(content_type) = grpc_content_type(&request.headers) {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         headers.insert(
@@ -279,7 +282,7 @@ pub(super) fn answer(
         let message = refusal
             .detail()
             .unwrap_or_else(|| refusal.title().to_owned());
-        // The percent-encoding of gRPC leaves visible ASCII except `%` as it is.
+        // gRPC percent-encodes messages. Of visible ASCII, only `%` needs encoding.
         if let Ok(message) = HeaderValue::from_str(&message.replace('%', "%25")) {
             headers.insert("grpc-message", message);
         }
@@ -287,7 +290,7 @@ pub(super) fn answer(
     }
     let status = refusal.status();
     let problem = ProblemDetails {
-        r#type: format!("{}{}", manner.problem_types, refusal.code()),
+        r#type: format!("{}{}", settings.problem_types, refusal.code()),
         title: refusal.title(),
         status: status.as_u16(),
         detail: refusal.detail(),
@@ -299,7 +302,8 @@ pub(super) fn answer(
     response(status, headers, body)
 }
 
-/// Removes the body of an answer to HEAD, and states its length (RFC 9110, section 9.3.2).
+/// Removes the body of a response to HEAD, and sets `Content-Length` to the length of that body (RFC 9110,
+/// section 9.3.2).
 pub(super) fn without_body_for_head(request: &Parts, answer: Response<Bytes>) -> Response<Bytes> {
     if request.method != Method::HEAD {
         return answer;
@@ -318,7 +322,7 @@ fn response(status: StatusCode, headers: HeaderMap, body: Bytes) -> Response<Byt
 
 fn common_headers(
     refusal: &AuthError,
-    (manner, sources): (&Manner, &CredentialSources),
+    (settings, sources): (&RefusalSettings, &CredentialSources),
 ) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -327,22 +331,22 @@ fn common_headers(
     }
     let pause = match refusal {
         AuthError::LimitReached { retry_after, .. } => Some(*retry_after),
-        _ if refusal.kind() == Kind::Unavailable => Some(manner.retry_after),
+        _ if refusal.kind() == AuthErrorKind::Unavailable => Some(settings.retry_after),
         _ => None,
     };
     if let Some(pause) = pause {
-        // Rounded up: zero would mean immediately.
+        // Rounds up to at least 1, because `Retry-After: 0` asks for an immediate retry.
         let part = u64::from(pause.subsec_nanos() > 0);
         let whole = pause.as_secs().saturating_add(part);
         headers.insert(RETRY_AFTER, whole.max(1).into());
     }
-    for challenge in challenges(refusal, (manner, sources)) {
+    for challenge in challenges(refusal, (settings, sources)) {
         headers.append(WWW_AUTHENTICATE, challenge);
     }
     headers
 }
 
-/// Returns the names of the request headers on which an answer depends.
+/// Returns the `Vary` header: the names of the request headers that may carry a key.
 pub(super) fn vary(sources: &CredentialSources) -> Option<HeaderValue> {
     let authorization = (sources.bearer || sources.basic).then_some("authorization");
     let own = sources.header.as_ref().map(http::HeaderName::as_str);
@@ -352,18 +356,19 @@ pub(super) fn vary(sources: &CredentialSources) -> Option<HeaderValue> {
         .filter(|names| !names.is_empty())
 }
 
-/// Returns the challenges that show a client how to authenticate. Every 401 has one for Bearer (RFC
-/// 9110, section 15.5.2), since other headers have no registered scheme.
+/// Returns the `WWW-Authenticate` challenges. A 401 must have at least one (RFC 9110, section 15.5.2). A
+/// layer that reads only other headers or the query challenges with Bearer, because those have no registered
+/// scheme.
 fn challenges(
     refusal: &AuthError,
-    (manner, sources): (&Manner, &CredentialSources),
+    (settings, sources): (&RefusalSettings, &CredentialSources),
 ) -> impl Iterator<Item = HeaderValue> {
     let kind = refusal.kind();
     let wanted = !matches!(
         kind,
-        Kind::LimitReached | Kind::Unavailable | Kind::Internal
+        AuthErrorKind::LimitReached | AuthErrorKind::Unavailable | AuthErrorKind::Internal
     );
-    let realm = manner.realm.as_ref().map(|realm| realm.0.as_str());
+    let realm = settings.realm.as_ref().map(|realm| realm.0.as_str());
     let bearer = (sources.bearer || !sources.basic).then(|| {
         let scope = refusal.scope().map(Scope::as_str);
         let parameters = [
@@ -373,7 +378,7 @@ fn challenges(
         ];
         challenge("Bearer", parameters)
     });
-    // Basic needs a realm, and has no errors (RFC 7617, section 2).
+    // A Basic challenge requires a realm and has no `error` parameter (RFC 7617, section 2).
     let basic = (sources.basic && refusal.status() == StatusCode::UNAUTHORIZED).then(|| {
         let realm = realm.unwrap_or("API keys");
         challenge(
@@ -386,7 +391,7 @@ fn challenges(
         .filter_map(|text| HeaderValue::try_from(text).ok())
 }
 
-/// Writes a challenge. No value has a character that a quoted string would have to escape.
+/// Formats a challenge. The values need no escaping: none contains `"` or `\`.
 fn challenge<'a>(
     scheme: &str,
     parameters: impl IntoIterator<Item = (&'a str, Option<&'a str>)>,
@@ -402,7 +407,7 @@ fn challenge<'a>(
     text
 }
 
-/// Returns the content type of the answer, if the request is a gRPC call.
+/// Returns the content type of the response, if the request is a gRPC or gRPC-Web call.
 fn grpc_content_type(headers: &HeaderMap) -> Option<&'static str> {
     let own = headers.get(CONTENT_TYPE)?.as_bytes().to_ascii_lowercase();
     let rest = own.strip_prefix(b"application/grpc")?;
@@ -442,7 +447,7 @@ mod tests {
     fn plain(refusal: &AuthError) -> Response<Bytes> {
         answer(
             refusal,
-            (&Manner::default(), &CredentialSources::default()),
+            (&RefusalSettings::default(), &CredentialSources::default()),
             &get(),
         )
     }
@@ -457,7 +462,7 @@ mod tests {
         AuthError::LimitReached { key, retry_after }
     }
 
-    /// Every rejection, with the code and the status that it has on the wire.
+    /// Every [`VerifyError`], with its code and its HTTP status.
     fn all() -> Vec<(VerifyError, &'static str, u16)> {
         let (key, at) = (key(), at());
         let reason = Reason::Lost;
@@ -555,7 +560,7 @@ mod tests {
             let grpc = HeaderValue::from_static("application/grpc");
             call.headers.insert(CONTENT_TYPE, grpc);
             let how = (
-                &Manner::default(),
+                &RefusalSettings::default(),
                 &CredentialSources::default().with_basic(),
             );
             let call = answer(&rejection.into(), how, &call);
@@ -567,13 +572,14 @@ mod tests {
 
     #[test]
     fn challenges_are_those_of_the_standards() {
-        let sent = |refusal: &AuthError, sources: &CredentialSources, manner: &Manner| {
-            let answer = answer(refusal, (manner, sources), &get());
-            let all = answer.headers().get_all(WWW_AUTHENTICATE).into_iter();
-            all.map(|value| value.to_str().unwrap().to_owned())
-                .collect::<Vec<_>>()
-        };
-        let (plain, sources) = (Manner::default(), CredentialSources::default());
+        let sent =
+            |refusal: &AuthError, sources: &CredentialSources, settings: &RefusalSettings| {
+                let answer = answer(refusal, (settings, sources), &get());
+                let all = answer.headers().get_all(WWW_AUTHENTICATE).into_iter();
+                all.map(|value| value.to_str().unwrap().to_owned())
+                    .collect::<Vec<_>>()
+            };
+        let (plain, sources) = (RefusalSettings::default(), CredentialSources::default());
         let invalid = AuthError::from(VerifyError::Unknown);
         let unclear = AuthError::from(CredentialsError::SeveralKeys);
         assert_eq!(sent(&AuthError::Missing, &sources, &plain), ["Bearer"]);
@@ -590,9 +596,9 @@ mod tests {
             ["Bearer error=\"insufficient_scope\", scope=\"reports:read\""]
         );
         let realm = Some(Realm::new("acme").unwrap());
-        let named = Manner {
+        let named = RefusalSettings {
             realm,
-            ..Manner::default()
+            ..RefusalSettings::default()
         };
         let both = CredentialSources::default().with_basic();
         assert_eq!(
@@ -641,7 +647,7 @@ mod tests {
             let mut call = get();
             let own = HeaderValue::from_static(content_type);
             call.headers.insert(CONTENT_TYPE, own);
-            let how = (&Manner::default(), &CredentialSources::default());
+            let how = (&RefusalSettings::default(), &CredentialSources::default());
             let answer = answer(refusal, how, &call);
             let header = |name: &str| {
                 let value = answer.headers().get(name);
@@ -696,14 +702,14 @@ mod tests {
             (Duration::from_secs(30), "30"),
             (Duration::MAX, &*u64::MAX.to_string()),
         ] {
-            let manner = Manner {
+            let settings = RefusalSettings {
                 retry_after: pause,
-                ..Manner::default()
+                ..RefusalSettings::default()
             };
             let refusal = VerifyError::StoreUnavailable.into();
-            let answer = answer(&refusal, (&manner, &CredentialSources::default()), &get());
+            let answer = answer(&refusal, (&settings, &CredentialSources::default()), &get());
             assert_eq!(answer.headers()[RETRY_AFTER], sent);
-            // A limiter's pause is sent as it is, whatever the layer's setting for outages.
+            // The layer's `retry_after` does not change a rate limiter's own pause.
             assert_eq!(plain(&limited(pause)).headers()[RETRY_AFTER], sent);
         }
     }

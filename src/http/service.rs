@@ -1,4 +1,4 @@
-//! The service that the layer makes of an inner service.
+//! The tower service that [`KeywardLayer`](super::KeywardLayer) wraps around an inner service.
 
 use std::fmt;
 use std::mem;
@@ -15,14 +15,14 @@ use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use super::admission::{Admission, Forward, Verdict, admit, decide};
+use super::admission::{Admission, AdmissionResult, Forward, admit, decide};
 use super::body::ResponseBody;
 use super::settings::Settings;
 
-/// A service that forwards only requests with a fitting API key.
+/// A tower service that forwards a request only if its API key is accepted.
 ///
-/// Never reads the request body. Keys in the local index are verified synchronously and without
-/// boxing a future; for other keys the service reads the store.
+/// Never reads the request body. Keys in the local index are verified synchronously and without boxing a
+/// future. For other keys, the service reads the store.
 #[derive(Clone, Debug)]
 pub struct KeywardService<S> {
     settings: Arc<Settings>,
@@ -41,8 +41,8 @@ impl<S> KeywardService<S> {
 }
 
 impl<S: Clone> KeywardService<S> {
-    /// Returns the inner service that was made ready, and leaves a fresh clone in its place. The
-    /// call uses up what the ready service reserved, such as a permit or a place in a queue.
+    /// Takes the inner service on which `poll_ready` succeeded, and leaves a fresh clone in its place. Only
+    /// the taken service holds what `poll_ready` reserved, such as a permit or a place in a queue.
     fn take_ready(&mut self) -> S {
         let fresh = self.inner.clone();
         mem::replace(&mut self.inner, fresh)
@@ -66,8 +66,9 @@ where
         let state = match decide(&self.settings, &parts) {
             Admission::Done(verdict) => {
                 let state = pass(&self.settings, verdict, (parts, body), &mut self.inner);
-                if matches!(state, State::Refused { .. }) {
-                    // The refused request uses up no reservation of the inner service.
+                if matches!(state, ResponseState::Refused { .. }) {
+                    // A refused request makes no call, so dropping the ready service releases its
+                    // reservation.
                     drop(self.take_ready());
                 }
                 state
@@ -77,7 +78,7 @@ where
                 let verdict = async move { pending.verdict(&settings).await }.boxed();
                 let inner = self.take_ready();
                 let waiting = Some((self.settings.clone(), inner, parts, body));
-                State::Asking { verdict, waiting }
+                ResponseState::Verifying { verdict, waiting }
             }
         };
         ResponseFuture { state }
@@ -87,10 +88,10 @@ where
 /// Forwards an authorized request, and answers a refused one.
 fn pass<S, B>(
     settings: &Arc<Settings>,
-    verdict: Verdict,
+    verdict: AdmissionResult,
     (mut parts, body): (Parts, B),
     inner: &mut S,
-) -> State<S, B>
+) -> ResponseState<S, B>
 where
     S: Service<Request<B>>,
 {
@@ -102,7 +103,7 @@ where
                 vary: settings.vary.clone(),
                 in_query,
             };
-            State::Inner {
+            ResponseState::Inner {
                 future,
                 span,
                 headers,
@@ -110,7 +111,7 @@ where
         }
         Err(refusal) => {
             let answer = Some(settings.respond(&refusal, &parts));
-            State::Refused { answer }
+            ResponseState::Refused { answer }
         }
     }
 }
@@ -122,19 +123,19 @@ pin_project! {
         S: Service<Request<B>>,
     {
         #[pin]
-        state: State<S, B>,
+        state: ResponseState<S, B>,
     }
 }
 
 pin_project! {
-    #[project = StateOf]
-    enum State<S, B>
+    #[project = ResponseStateProjection]
+    enum ResponseState<S, B>
     where
         S: Service<Request<B>>,
     {
-        // The store is read, while the request and the service that was made ready wait.
-        Asking {
-            verdict: BoxFuture<'static, Verdict>,
+        // Reads the store. Holds the request and the ready inner service until the verdict.
+        Verifying {
+            verdict: BoxFuture<'static, AdmissionResult>,
             waiting: Option<(Arc<Settings>, S, Parts, B)>,
         },
         Inner {
@@ -159,14 +160,14 @@ where
         let mut this = self.project();
         loop {
             let next = match this.state.as_mut().project() {
-                StateOf::Asking { verdict, waiting } => {
+                ResponseStateProjection::Verifying { verdict, waiting } => {
                     let verdict = ready!(verdict.poll_unpin(context));
                     let (settings, mut inner, parts, body) = waiting
                         .take()
-                        .expect("a waiting request is taken once, by the poll that ends the wait");
+                        .expect("the request is taken once, by the poll that gets the verdict");
                     pass(&settings, verdict, (parts, body), &mut inner)
                 }
-                StateOf::Inner {
+                ResponseStateProjection::Inner {
                     future,
                     span,
                     headers,
@@ -176,10 +177,10 @@ where
                     headers.add_to(&mut response);
                     return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                 }
-                StateOf::Refused { answer } => {
+                ResponseStateProjection::Refused { answer } => {
                     let answer = answer
                         .take()
-                        .expect("a future is not polled again once it is ready");
+                        .expect("a completed future is not polled again");
                     return Poll::Ready(Ok(answer.map(ResponseBody::refusal)));
                 }
             };
@@ -188,9 +189,9 @@ where
     }
 }
 
-/// The headers that keep an answer out of shared caches. By itself, a shared cache knows only of
-/// `Authorization` (RFC 9111, section 3.5). No shared cache may keep the answer to a request with a
-/// key in its query (RFC 6750, section 2.3).
+/// The headers that stop a shared cache from serving one client's response to another client. By default, a
+/// shared cache protects only requests with `Authorization` (RFC 9111, section 3.5). A response to a request
+/// with a key in its query must be `private` (RFC 6750, section 2.3).
 struct CacheHeaders {
     vary: Option<HeaderValue>,
     in_query: bool,

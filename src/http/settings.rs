@@ -1,4 +1,4 @@
-//! The settings of a layer, which its services and extractors share.
+//! The settings of a [`KeywardLayer`](super::KeywardLayer), shared with its services and extractors.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use http::request::Parts;
 use http::{Extensions, Response};
 
 use super::proxies::TrustedProxies;
-use super::refusal::{self, AuthError, LimitReached, Manner};
+use super::refusal::{self, AuthError, LimitReached, RefusalSettings};
 use super::sources::CredentialSources;
 use crate::core::need::Need;
 use crate::core::tenant::TenantId;
@@ -32,9 +32,9 @@ pub(super) struct Settings {
     pub(super) peer: Option<PeerFrom>,
     pub(super) proxies: Option<TrustedProxies>,
     pub(super) optional: bool,
-    pub(super) preflights_pass: bool,
+    pub(super) allow_preflight: bool,
     pub(super) limit: Option<Limit>,
-    pub(super) manner: Manner,
+    pub(super) refusals: RefusalSettings,
     pub(super) on_refusal: Option<OnRefusal>,
 }
 
@@ -49,16 +49,16 @@ impl Settings {
             peer: None,
             proxies: None,
             optional: false,
-            preflights_pass: false,
+            allow_preflight: false,
             limit: None,
-            manner: Manner::default(),
+            refusals: RefusalSettings::default(),
             on_refusal: None,
         }
     }
 
-    /// Returns the answer to a refused request.
+    /// Returns the response to a refused request.
     pub(super) fn respond(&self, refusal: &AuthError, request: &Parts) -> Response<Bytes> {
-        let how = (&self.manner, &self.sources);
+        let how = (&self.refusals, &self.sources);
         let mut answer = refusal::answer(refusal, how, request);
         if let Some(change) = &self.on_refusal {
             answer = change(refusal, request, answer);

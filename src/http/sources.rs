@@ -1,6 +1,6 @@
-//! The places where a request may carry its key.
+//! Finding the credentials in a request's headers and query.
 //!
-//! Pure. Values longer than any key are not decoded, and no error repeats what the client sent.
+//! Pure. Errors never repeat bytes that the client sent.
 
 use base64::Engine;
 use base64::alphabet::STANDARD;
@@ -11,10 +11,10 @@ use zeroize::Zeroizing;
 use crate::core::token::MAX_PRESENTED_LEN;
 use crate::verifier::Credentials;
 
-/// The places where a request may carry its key.
+/// The places in a request that may carry its key.
 ///
-/// The default is `Authorization: Bearer` and the header `X-API-Key`. The same key in two places is
-/// one key. Two different keys in one request are refused with 400, even if one of them is valid.
+/// Defaults to `Authorization: Bearer` and the header `X-API-Key`. A request may carry the same key in
+/// several places. A request with two different keys gets 400, even if one of them is valid.
 ///
 /// # Examples
 ///
@@ -33,10 +33,10 @@ pub struct CredentialSources {
 }
 
 impl CredentialSources {
-    /// `x-api-key`, the name that most APIs use. No standard defines one.
+    /// The header `x-api-key`, the most common choice. No standard defines a header for API keys.
     pub const API_KEY_HEADER: HeaderName = HeaderName::from_static("x-api-key");
 
-    /// Returns an empty set of places, as a start for the methods below.
+    /// Returns an empty set of places. The other methods add places.
     pub const fn none() -> Self {
         Self {
             bearer: false,
@@ -52,29 +52,27 @@ impl CredentialSources {
         self
     }
 
-    /// Reads `Authorization: Basic` (RFC 7617). The password is the secret key. The user is the
-    /// key's own id, or a publishable key of the same tenant and environment (rules A2-15, I-02).
-    /// Both halves are needed.
+    /// Reads `Authorization: Basic` (RFC 7617). The password is the secret key. The user is the key's own id,
+    /// or a publishable key of the same tenant and environment (rules A2-15, I-02). Both are required.
     ///
-    /// Off by default: refusals then name the scheme `Basic`, and browsers open a password prompt.
+    /// Off by default. If on, a 401 also has a `Basic` challenge, which makes browsers open a password
+    /// prompt.
     pub const fn with_basic(mut self) -> Self {
         self.basic = true;
         self
     }
 
-    /// Reads the header of this name, which holds the key and nothing else.
+    /// Reads the header `name`. Its whole value is the key.
     pub fn with_header(mut self, name: HeaderName) -> Self {
         self.header = Some(name);
         self
     }
 
-    /// Reads the query parameter of this name. The query is meant for clients that cannot set
-    /// headers, such as a browser's WebSocket. Give such keys a class with few scopes and a short
-    /// lifetime.
+    /// Reads the query parameter `parameter`, for clients that cannot set headers, such as a browser's
+    /// WebSocket. Give such keys a class with few scopes and a short lifetime.
     ///
-    /// Off by default. A URL appears in the logs of servers and proxies, in the history of
-    /// browsers, and in the `Referer` of the next request. A key in the URL would appear there too
-    /// (RFC 6750, section 5.3).
+    /// Off by default. URLs, and the keys in them, end up in the logs of servers and proxies, in browser
+    /// histories, and in `Referer` headers (RFC 6750, section 5.3).
     pub fn with_query(mut self, parameter: impl Into<String>) -> Self {
         self.query = Some(parameter.into());
         self
@@ -87,48 +85,47 @@ impl Default for CredentialSources {
     }
 }
 
-/// The reason why a request's key is ambiguous: 400 on the wire.
+/// An error in a request's credentials: ambiguous or malformed. The client gets 400.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CredentialsError {
     /// More than one `Authorization` header.
     #[error("more than one Authorization header")]
     SeveralAuthorizations,
-    /// Different keys in several places.
+    /// More than one key, and the keys differ.
     #[error("more than one API key")]
     SeveralKeys,
-    /// A place for a key that is present and empty.
+    /// A header or parameter for the key is present but empty.
     #[error("the place for the API key is empty")]
     Empty,
-    /// `Basic` without two halves, or longer than any pair of keys.
+    /// The `Basic` value is not base64, lacks the user or the password, or is longer than any pair of keys.
     #[error(
         "Basic takes the base64 form of a key id or publishable key, a colon and the secret key"
     )]
     Basic,
 }
 
-/// Bytes borrowed from a request, or decoded from it and wiped when dropped.
-pub(super) enum Bytes<'r> {
-    OfRequest(&'r [u8]),
+/// The bytes of a credential: borrowed from the request, or decoded from it and zeroized on drop.
+pub(super) enum CredentialBytes<'r> {
+    Borrowed(&'r [u8]),
     Decoded(Zeroizing<Vec<u8>>),
 }
 
 /// The credentials that a request carries.
-pub(super) struct Carried<'r> {
-    key: Bytes<'r>,
-    /// The public half of a pair: a key id or a publishable key.
-    public: Option<Bytes<'r>>,
+pub(super) struct RequestCredentials<'r> {
+    key: CredentialBytes<'r>,
+    /// The public half of [`Credentials::Pair`], if the client sent `Basic`: a key id or a publishable key.
+    public: Option<CredentialBytes<'r>>,
     /// Whether the key is in the query.
     pub(super) in_query: bool,
 }
 
-/// Returns the credentials that a request carries in the places that `sources` names; `None` if it
-/// carries none.
+/// Finds the credentials in the places that `sources` lists. `None` if the request has none there.
 pub(super) fn find<'r>(
     sources: &CredentialSources,
     headers: &'r HeaderMap,
     query: Option<&'r str>,
-) -> Result<Option<Carried<'r>>, CredentialsError> {
+) -> Result<Option<RequestCredentials<'r>>, CredentialsError> {
     let mut found = None;
     if sources.bearer || sources.basic {
         let mut lines = headers.get_all(AUTHORIZATION).iter();
@@ -143,7 +140,10 @@ pub(super) fn find<'r>(
     }
     if let Some(name) = &sources.header {
         for value in headers.get_all(name) {
-            found = join(found, key(Bytes::OfRequest(value.as_bytes()), false)?)?;
+            found = join(
+                found,
+                key(CredentialBytes::Borrowed(value.as_bytes()), false)?,
+            )?;
         }
     }
     if let (Some(parameter), Some(query)) = (&sources.query, query) {
@@ -154,42 +154,45 @@ pub(super) fn find<'r>(
     Ok(found)
 }
 
-/// Adds the credentials of one more place, which must equal those found before.
+/// Merges credentials from two places of a request. Fails if they differ.
 fn join<'r>(
-    found: Option<Carried<'r>>,
-    next: Carried<'r>,
-) -> Result<Option<Carried<'r>>, CredentialsError> {
+    found: Option<RequestCredentials<'r>>,
+    next: RequestCredentials<'r>,
+) -> Result<Option<RequestCredentials<'r>>, CredentialsError> {
     let in_query = next.in_query || found.as_ref().is_some_and(|first| first.in_query);
     match found {
         Some(first) if (&first.key, &first.public) != (&next.key, &next.public) => {
             Err(CredentialsError::SeveralKeys)
         }
-        _ => Ok(Some(Carried { in_query, ..next })),
+        _ => Ok(Some(RequestCredentials { in_query, ..next })),
     }
 }
 
-fn key(key: Bytes<'_>, in_query: bool) -> Result<Carried<'_>, CredentialsError> {
+fn key(
+    key: CredentialBytes<'_>,
+    in_query: bool,
+) -> Result<RequestCredentials<'_>, CredentialsError> {
     if key.as_ref().trim_ascii().is_empty() {
         return Err(CredentialsError::Empty);
     }
-    Ok(Carried {
+    Ok(RequestCredentials {
         key,
         public: None,
         in_query,
     })
 }
 
-/// Returns the credentials in an `Authorization` header; `None` if its scheme is not read.
+/// Parses an `Authorization` header. `None` if `sources` does not include its scheme.
 fn authorization<'r>(
     sources: &CredentialSources,
     value: &'r HeaderValue,
-) -> Result<Option<Carried<'r>>, CredentialsError> {
+) -> Result<Option<RequestCredentials<'r>>, CredentialsError> {
     let value = value.as_bytes().trim_ascii();
     let end = value.iter().position(u8::is_ascii_whitespace);
     let (scheme, rest) = value.split_at(end.unwrap_or(value.len()));
     let rest = rest.trim_ascii();
     if sources.bearer && scheme.eq_ignore_ascii_case(b"bearer") {
-        return key(Bytes::OfRequest(rest), false).map(Some);
+        return key(CredentialBytes::Borrowed(rest), false).map(Some);
     }
     if sources.basic && scheme.eq_ignore_ascii_case(b"basic") {
         return basic(rest).map(Some);
@@ -197,16 +200,16 @@ fn authorization<'r>(
     Ok(None)
 }
 
-/// The longest base64 form of two keys with a colon between them: 1368 bytes.
+/// 1368 bytes: the base64 form of two keys of maximum length with a colon between them.
 const BASIC_MAX: usize = (2 * MAX_PRESENTED_LEN + 1).div_ceil(3) * 4;
 
-/// The standard alphabet, with or without padding: clients differ.
+/// Standard base64. Padding is optional, because some clients omit it.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-fn basic<'r>(encoded: &[u8]) -> Result<Carried<'r>, CredentialsError> {
+fn basic<'r>(encoded: &[u8]) -> Result<RequestCredentials<'r>, CredentialsError> {
     if encoded.is_empty() {
         return Err(CredentialsError::Empty);
     }
@@ -216,34 +219,36 @@ fn basic<'r>(encoded: &[u8]) -> Result<Carried<'r>, CredentialsError> {
     let mut pair = Zeroizing::new(vec![0; BASIC_MAX]);
     let length = BASE64.decode_slice(encoded, &mut pair);
     pair.truncate(length.map_err(|_| CredentialsError::Basic)?);
-    // A user contains no colon, but a password may contain one (RFC 7617, section 2).
+    // Splits at the first colon: a user contains no colon, but a password may (RFC 7617, section 2).
     let colon = pair
         .iter()
         .position(|b| *b == b':')
         .ok_or(CredentialsError::Basic)?;
     let half = |half: &[u8]| match half.trim_ascii() {
         [] => Err(CredentialsError::Basic),
-        half => Ok(Bytes::Decoded(Zeroizing::new(half.to_vec()))),
+        half => Ok(CredentialBytes::Decoded(Zeroizing::new(half.to_vec()))),
     };
-    Ok(Carried {
+    Ok(RequestCredentials {
         public: Some(half(&pair[..colon])?),
         key: half(&pair[colon + 1..])?,
         in_query: false,
     })
 }
 
-/// Returns the values of one query parameter.
-fn parameters<'r>(query: &'r str, name: &str) -> impl Iterator<Item = Bytes<'r>> {
+/// Returns all values of the query parameter `name`.
+fn parameters<'r>(query: &'r str, name: &str) -> impl Iterator<Item = CredentialBytes<'r>> {
     form_urlencoded::parse(query.as_bytes())
         .filter(move |(found, _)| found == name)
         .map(|(_, value)| match value {
-            std::borrow::Cow::Borrowed(value) => Bytes::OfRequest(value.as_bytes()),
-            std::borrow::Cow::Owned(value) => Bytes::Decoded(Zeroizing::new(value.into_bytes())),
+            std::borrow::Cow::Borrowed(value) => CredentialBytes::Borrowed(value.as_bytes()),
+            std::borrow::Cow::Owned(value) => {
+                CredentialBytes::Decoded(Zeroizing::new(value.into_bytes()))
+            }
         })
 }
 
-impl Carried<'_> {
-    pub(super) fn credentials(&self) -> Credentials<'_> {
+impl RequestCredentials<'_> {
+    pub(super) fn as_credentials(&self) -> Credentials<'_> {
         let key = self.key.as_ref();
         match &self.public {
             None => Credentials::Key(key),
@@ -254,37 +259,37 @@ impl Carried<'_> {
         }
     }
 
-    /// Copies borrowed bytes, for a verification that outlives the request's head.
-    pub(super) fn into_owned(self) -> Carried<'static> {
-        Carried {
+    /// Copies borrowed bytes, because a verification that reads the store cannot borrow from the request.
+    pub(super) fn into_owned(self) -> RequestCredentials<'static> {
+        RequestCredentials {
             key: self.key.into_owned(),
-            public: self.public.map(Bytes::into_owned),
+            public: self.public.map(CredentialBytes::into_owned),
             in_query: self.in_query,
         }
     }
 }
 
-impl Bytes<'_> {
-    fn into_owned(self) -> Bytes<'static> {
-        Bytes::Decoded(match self {
-            Self::OfRequest(bytes) => Zeroizing::new(bytes.to_vec()),
+impl CredentialBytes<'_> {
+    fn into_owned(self) -> CredentialBytes<'static> {
+        CredentialBytes::Decoded(match self {
+            Self::Borrowed(bytes) => Zeroizing::new(bytes.to_vec()),
             Self::Decoded(bytes) => bytes,
         })
     }
 }
 
-impl AsRef<[u8]> for Bytes<'_> {
+impl AsRef<[u8]> for CredentialBytes<'_> {
     fn as_ref(&self) -> &[u8] {
         match self {
-            Self::OfRequest(bytes) => bytes,
+            Self::Borrowed(bytes) => bytes,
             Self::Decoded(bytes) => bytes,
         }
     }
 }
 
-impl PartialEq for Bytes<'_> {
-    /// Compares in variable time: both sides came with the same request, so the time reveals
-    /// nothing.
+impl PartialEq for CredentialBytes<'_> {
+    /// Compares in variable time. The time reveals nothing, because the client sent both sides in one
+    /// request.
     fn eq(&self, other: &Self) -> bool {
         self.as_ref().trim_ascii() == other.as_ref().trim_ascii()
     }
@@ -306,7 +311,7 @@ mod tests {
         headers
     }
 
-    /// Describes the credentials that were found.
+    /// Describes the result of `find` as text.
     fn in_words(
         sources: &CredentialSources,
         lines: &[(&'static str, &[u8])],
@@ -323,7 +328,7 @@ mod tests {
         }
     }
 
-    fn text(bytes: &Bytes<'_>) -> String {
+    fn text(bytes: &CredentialBytes<'_>) -> String {
         String::from_utf8_lossy(bytes.as_ref()).into_owned()
     }
 
@@ -415,12 +420,12 @@ mod tests {
     fn debug_output_of_credentials_shows_no_secret() {
         let headers = headers(&[("authorization", &base64("id:hush"))]);
         let found = find(&everywhere(), &headers, None).unwrap().unwrap();
-        assert_eq!(format!("{:?}", found.credentials()), "Pair { .. }");
+        assert_eq!(format!("{:?}", found.as_credentials()), "Pair { .. }");
     }
 
-    /// A place for a key.
+    /// A place in a request that may carry a key.
     #[derive(Clone, Copy, Debug)]
-    enum Place {
+    enum KeyLocation {
         Bearer,
         Own,
         Query,
@@ -430,23 +435,23 @@ mod tests {
         #[test]
         fn one_key_is_found_wherever_it_stands_and_two_are_refused(
             puts in prop::collection::vec(
-                (prop::sample::select(vec![Place::Bearer, Place::Own, Place::Query]), "[ab]"),
+                (prop::sample::select(vec![KeyLocation::Bearer, KeyLocation::Own, KeyLocation::Query]), "[ab]"),
                 0..5,
             ),
         ) {
             let (mut lines, mut query) = (HeaderMap::new(), String::new());
             for (place, key) in &puts {
                 match place {
-                    Place::Bearer => {
+                    KeyLocation::Bearer => {
                         lines.append(AUTHORIZATION, format!("Bearer {key}").parse().unwrap());
                     }
-                    Place::Own => {
+                    KeyLocation::Own => {
                         lines.append(CredentialSources::API_KEY_HEADER, key.parse().unwrap());
                     }
-                    Place::Query => query += &format!("&key={key}"),
+                    KeyLocation::Query => query += &format!("&key={key}"),
                 }
             }
-            let bearers = puts.iter().filter(|(place, _)| matches!(place, Place::Bearer));
+            let bearers = puts.iter().filter(|(place, _)| matches!(place, KeyLocation::Bearer));
             let bearers = bearers.count();
             let mut keys: Vec<_> = puts.iter().map(|(_, key)| key.as_str()).collect();
             keys.sort_unstable();
@@ -461,7 +466,7 @@ mod tests {
                 Ok(Some(found)) => {
                     prop_assert!(bearers <= 1 && found.public.is_none());
                     prop_assert_eq!(&[text(&found.key)][..], &keys[..]);
-                    let in_query = puts.iter().any(|(place, _)| matches!(place, Place::Query));
+                    let in_query = puts.iter().any(|(place, _)| matches!(place, KeyLocation::Query));
                     prop_assert_eq!(found.in_query, in_query);
                 }
             }

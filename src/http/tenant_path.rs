@@ -1,6 +1,6 @@
-//! The tenant in a request's path.
+//! [`TenantPath`]: a template that finds the tenant in a request's path.
 //!
-//! Pure. A path that does not match names no tenant, and the request is refused.
+//! Pure. The layer refuses a request whose path does not match.
 
 use std::str::FromStr;
 
@@ -9,12 +9,11 @@ use percent_encoding::percent_decode_str;
 use crate::core::invalid::{Invalid, Problem};
 use crate::core::tenant::TenantId;
 
-/// A template for the beginning of a path that contains the tenant: `/v1/projects/{project}`.
+/// A template for the start of a path, with the tenant in braces: `/v1/projects/{project}`.
 ///
-/// A segment in braces is a part of the tenant. Several parts are joined in their order: with
-/// `/orgs/{org}/projects/{project}`, the path `/orgs/acme/projects/web/keys` names `acme/web`. A
-/// last segment `{*rest}` takes all remaining segments. The path may continue after the template.
-/// Escapes (`%2F`) are decoded once, as routers do.
+/// Several segments in braces are joined with `/`: with `/orgs/{org}/projects/{project}`, the path
+/// `/orgs/acme/projects/web/keys` names the tenant `acme/web`. A last segment `{*rest}` takes all remaining
+/// segments. The path may continue after the template. Escapes such as `%2F` are decoded once, as routers do.
 ///
 /// # Examples
 ///
@@ -27,18 +26,18 @@ use crate::core::tenant::TenantId;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct TenantPath(Vec<Segment>);
+pub struct TenantPath(Vec<TemplateSegment>);
 
 #[derive(Clone, Debug, Eq, PartialEq)]
-enum Segment {
+enum TemplateSegment {
     Literal(String),
     Part,
     Rest,
 }
 
 impl TenantPath {
-    /// Returns the tenant that `path` names; `None` if `path` does not match the template, or its
-    /// parts are no valid tenant.
+    /// Returns the tenant that `path` names. `None` if `path` does not match the template, or if its parts do
+    /// not form a valid tenant id.
     #[must_use]
     pub fn tenant(&self, path: &str) -> Option<TenantId> {
         let mut segments = path.strip_prefix('/')?.split('/');
@@ -53,12 +52,14 @@ impl TenantPath {
         };
         for wanted in &self.0 {
             match wanted {
-                Segment::Literal(literal) if *literal == *segments.next()? => {}
-                Segment::Literal(_) => return None,
-                Segment::Part => add(&mut tenant, segments.next()?)?,
-                Segment::Rest => segments.try_for_each(|segment| add(&mut tenant, segment))?,
+                TemplateSegment::Literal(literal) if *literal == *segments.next()? => {}
+                TemplateSegment::Literal(_) => return None,
+                TemplateSegment::Part => add(&mut tenant, segments.next()?)?,
+                TemplateSegment::Rest => {
+                    segments.try_for_each(|segment| add(&mut tenant, segment))?
+                }
             }
-            if *wanted == Segment::Rest {
+            if *wanted == TemplateSegment::Rest {
                 break;
             }
         }
@@ -77,10 +78,12 @@ impl FromStr for TenantPath {
                 .strip_prefix('{')
                 .and_then(|rest| rest.strip_suffix('}'));
             match named {
-                Some(name) if is_name(name) => Ok(Segment::Part),
-                Some(name) if name.strip_prefix('*').is_some_and(is_name) => Ok(Segment::Rest),
+                Some(name) if is_name(name) => Ok(TemplateSegment::Part),
+                Some(name) if name.strip_prefix('*').is_some_and(is_name) => {
+                    Ok(TemplateSegment::Rest)
+                }
                 None if !segment.is_empty() && !segment.contains(['{', '}']) => {
-                    Ok(Segment::Literal(segment.to_owned()))
+                    Ok(TemplateSegment::Literal(segment.to_owned()))
                 }
                 _ => Err(invalid()),
             }
@@ -89,10 +92,10 @@ impl FromStr for TenantPath {
         let segments = segments.map(parse).collect::<Result<Vec<_>, _>>()?;
         let rest = segments
             .iter()
-            .position(|segment| *segment == Segment::Rest);
+            .position(|segment| *segment == TemplateSegment::Rest);
         let names_one = segments
             .iter()
-            .any(|segment| matches!(segment, Segment::Part | Segment::Rest));
+            .any(|segment| matches!(segment, TemplateSegment::Part | TemplateSegment::Rest));
         if !names_one || rest.is_some_and(|rest| rest + 1 != segments.len()) {
             return Err(invalid());
         }
@@ -176,7 +179,7 @@ mod tests {
             escaped in any::<bool>(),
             more in "(/[a-z]{0,3}){0,2}",
         ) {
-            // A segment of dots alone is invalid, escaped or not.
+            // The segments `.` and `..` are invalid in a tenant id, escaped or not.
             let named = segments.iter().all(|segment| segment != "." && segment != "..");
             let joined = segments.join("/");
             let escape = |text: &str| {

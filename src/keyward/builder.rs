@@ -28,7 +28,7 @@ pub struct KeywardBuilder {
     registry: Option<Arc<dyn NodeRegistry>>,
     label: Option<NodeLabel>,
     read_through: ReadThroughLimits,
-    past_bound: OnStale,
+    on_stale: OnStale,
     clock_allowance: Duration,
 }
 
@@ -43,7 +43,7 @@ impl KeywardBuilder {
             registry: None,
             label: None,
             read_through: ReadThroughLimits::default(),
-            past_bound: OnStale::default(),
+            on_stale: OnStale::default(),
             clock_allowance: CheckedTime::ALLOWANCE,
         }
     }
@@ -55,7 +55,7 @@ impl KeywardBuilder {
         self
     }
 
-    /// Sets the clocks. Defaults to the machine's clocks.
+    /// Sets the clocks. Defaults to the system's clocks.
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Arc::new(clock);
         self
@@ -67,47 +67,47 @@ impl KeywardBuilder {
         self
     }
 
-    /// Registers this node, so that a receipt on another node can report whether this node has
-    /// confirmed a change: see [`Keyward::confirmations`]. All nodes over one store must use the
-    /// same registry; receipts do not wait for a node without it. Every shipped store is also a
-    /// registry. Defaults to none: receipts then rely on the staleness bound alone.
+    /// Sets the registry in which this node reports the changes that it has applied: see
+    /// [`Keyward::confirmations`]. All nodes over one store must use the same registry, because receipts do
+    /// not wait for a node without it. Every store of this crate is also a registry. Defaults to none:
+    /// receipts then rely on the staleness bound alone.
     ///
-    /// The node reports whenever [`sync`](Keyward::sync) finds changes, and about every ten
-    /// seconds. Once its reports have failed for a minute, it confirms nothing until one succeeds.
+    /// The node reports whenever [`sync`](Keyward::sync) finds changes, and about every ten seconds. If its
+    /// reports fail for a minute, further syncs do not renew its freshness. After the staleness bound, the
+    /// node then fails closed until a report succeeds.
     pub fn registry(mut self, registry: impl NodeRegistry) -> Self {
         self.registry = Some(Arc::new(registry));
         self
     }
 
-    /// Sets the name by which people know this node in a registry, such as its host name. Defaults
-    /// to none.
+    /// Sets a name for this node that people see in the registry, such as the host name. Defaults to none.
     pub fn node_label(mut self, label: NodeLabel) -> Self {
         self.label = Some(label);
         self
     }
 
-    /// Sets the limits for reads through the store. Defaults to [`ReadThroughLimits::default`].
+    /// Sets the limits for verifications that read the store. Defaults to [`ReadThroughLimits::default`].
     pub const fn read_through(mut self, bounds: ReadThroughLimits) -> Self {
         self.read_through = bounds;
         self
     }
 
-    /// Sets the way [`verify_or_fetch`](Keyward::verify_or_fetch) treats a key once the staleness
-    /// bound of its class is passed. Defaults to [`OnStale::Reject`].
-    pub const fn past_bound(mut self, past_bound: OnStale) -> Self {
-        self.past_bound = past_bound;
+    /// Sets the behavior of [`verify_or_fetch`](Keyward::verify_or_fetch) for a key past the staleness bound
+    /// of its class. Defaults to [`OnStale::Reject`].
+    pub const fn on_stale(mut self, on_stale: OnStale) -> Self {
+        self.on_stale = on_stale;
         self
     }
 
-    /// Sets the difference up to which clocks are trusted, at least two minutes. Defaults to five
-    /// minutes. A node whose clock differs by more from the database server's, or from most other
-    /// nodes of a [registry](Self::registry), refuses to issue or prolong keys; see `docs/time.md`.
+    /// Sets the largest tolerated difference between clocks, at least two minutes. Defaults to five minutes.
+    /// A node refuses to issue or prolong keys if its clock differs by more from the database server's clock,
+    /// or from most other nodes of a [registry](Self::registry); see `docs/time.md`.
     pub const fn clock_allowance(mut self, allowance: Duration) -> Self {
         self.clock_allowance = allowance;
         self
     }
 
-    /// Builds the facade, and reads the store's keys into its index.
+    /// Builds the [`Keyward`], and reads the store's keys into its index.
     ///
     /// # Errors
     ///
@@ -122,7 +122,7 @@ impl KeywardBuilder {
             registry,
             label,
             read_through,
-            past_bound,
+            on_stale,
             clock_allowance,
         } = self;
         let peppers = Arc::new(peppers);
@@ -153,7 +153,7 @@ impl KeywardBuilder {
             peppers.clone(),
         )
         .with_read_through(read_through)
-        .with_past_bound(past_bound);
+        .with_on_stale(on_stale);
         replica.sync().await?;
         let inner = Inner {
             manager,

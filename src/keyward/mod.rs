@@ -1,17 +1,17 @@
-//! The facade: manager, replica and verifier wired for the common case.
+//! [`Keyward`]: one facade over the manager, the replica and the verifier.
 
-mod answers;
 mod builder;
-mod look;
-mod manage;
+mod commands;
 mod nodes;
+mod outcomes;
+mod queries;
 mod recover;
 
 use std::sync::Arc;
 
-pub use self::answers::{Created, Imported, KeyList, LeakReport, Rotated, TimeRepaired};
 pub use self::builder::KeywardBuilder;
-pub use self::look::AuditError;
+pub use self::outcomes::{Created, ImportedKey, KeyList, LeakReport, Rotated, TimeRepaired};
+pub use self::queries::AuditError;
 pub use self::recover::{Recovery, RecoveryError, RecoveryReport};
 use crate::core::id::KeyId;
 use crate::core::need::Need;
@@ -26,7 +26,7 @@ use crate::store::{KeyStore, StoreError};
 use crate::timekeeper::Timekeeper;
 use crate::verifier::{Credentials, Grant, Usage, Verifier};
 
-/// API keys over a store: create, verify, rotate, revoke and audit them. Cheap to clone.
+/// Creates, verifies, rotates, revokes and audits API keys in a store. Cheap to clone.
 ///
 /// # Examples
 ///
@@ -70,13 +70,13 @@ struct Inner {
 
 impl Keyward {
     /// Returns a builder over a store and the peppers. Everything else has a default: the
-    /// [`standard`](crate::profiles::standard) policy, the machine's clocks and its randomness.
+    /// [`standard`](crate::profiles::standard) policy, the system's clocks and the system's randomness.
     pub fn builder(store: impl KeyStore, peppers: PepperRing) -> KeywardBuilder {
         KeywardBuilder::new(Arc::new(store), peppers)
     }
 
-    /// Verifies a key (a `&str` or `&[u8]`), or a [pair](Credentials::Pair) of a secret key and its
-    /// public half. Does no I/O and never waits.
+    /// Verifies a key (a `&str` or `&[u8]`), or a [pair](Credentials::Pair) of a secret key and its public
+    /// half. Does no I/O and never waits for the store.
     ///
     /// # Errors
     ///
@@ -89,8 +89,8 @@ impl Keyward {
         self.inner.verifier.verify(credentials, need)
     }
 
-    /// Verifies several keys for the same need. Returns one verdict for each key, in order, equal
-    /// to the verdict of [`verify`](Self::verify). Among a million keys a batch is faster than
+    /// Verifies several keys for the same need. Returns for each key, in order, the result that
+    /// [`verify`](Self::verify) would return. With a million keys in the index, one batch is faster than
     /// single calls.
     #[must_use]
     pub fn verify_many<P: AsRef<[u8]>>(
@@ -101,15 +101,14 @@ impl Keyward {
         self.inner.verifier.verify_many(presented, need)
     }
 
-    /// Verifies against the store's latest state. Every command that returned before this call
-    /// began is seen. Concurrent callers with the same key share a read that began after all of
-    /// their calls.
+    /// Verifies against the store's latest state, which includes every command that returned before this call
+    /// began. Concurrent calls with the same key share one read, which starts after all of these calls.
     ///
     /// # Errors
     ///
-    /// [`VerifyError`]; [`StoreUnavailable`](VerifyError::StoreUnavailable) if the store did not
-    /// answer, or if the caller holds no known key and
-    /// [`ReadThroughLimits`](crate::node::ReadThroughLimits) are exceeded.
+    /// [`VerifyError`]; [`StoreUnavailable`](VerifyError::StoreUnavailable) if the store did not answer.
+    /// Calls without a known key also get this error if [`ReadThroughLimits`](crate::node::ReadThroughLimits)
+    /// are exceeded.
     pub async fn verify_fresh<'a>(
         &self,
         credentials: impl Into<Credentials<'a>> + Send,
@@ -118,15 +117,14 @@ impl Keyward {
         self.inner.verifier.verify_fresh(credentials, need).await
     }
 
-    /// Verifies, and reads the store if this node cannot decide. The node cannot decide about a key
-    /// that it does not know yet (rule A1-25), or whose class must see the latest state. Past the
-    /// staleness bound, [`OnStale`](crate::node::OnStale) decides whether the store is read.
+    /// Verifies, and reads the store if this node cannot decide alone. A node cannot decide about a key that
+    /// it does not know yet (rule A1-25), or if the key's class requires the latest state. Past the staleness
+    /// bound, [`OnStale`](crate::node::OnStale) selects whether to read the store.
     ///
     /// # Errors
     ///
-    /// [`VerifyError`]. A refusal is never cached. Beyond the limits of
-    /// [`ReadThroughLimits`](crate::node::ReadThroughLimits) the refusal is
-    /// [`StoreUnavailable`](VerifyError::StoreUnavailable).
+    /// [`VerifyError`], which is never cached. [`StoreUnavailable`](VerifyError::StoreUnavailable) if
+    /// [`ReadThroughLimits`](crate::node::ReadThroughLimits) are exceeded.
     pub async fn verify_or_fetch<'a>(
         &self,
         credentials: impl Into<Credentials<'a>> + Send,
@@ -135,56 +133,56 @@ impl Keyward {
         self.inner.verifier.verify_or_fetch(credentials, need).await
     }
 
-    /// Returns the verifier, which can report whether the store has to be read.
+    /// Returns the verifier. The HTTP layer uses it to try a verification without reading the store.
     #[cfg(feature = "http")]
     pub(crate) fn verifier(&self) -> &Verifier {
         &self.inner.verifier
     }
 
-    /// Returns the number of times that this process accepted a key since it started, and the time
-    /// of the last use. Counted in memory only. `None` if the process does not know the key.
+    /// Returns the number of times that this process accepted the key since it started, and the time of the
+    /// last use. Counted in memory only. `None` if the process does not know the key.
     #[must_use]
     pub fn usage(&self, key: KeyId) -> Option<Usage> {
-        self.inner.verifier.uses(key)
+        self.inner.verifier.usage(key)
     }
 
-    /// Catches up with the store. Call it at least once within every staleness bound, or start a
-    /// follower (`Keyward::follow`, feature `tokio`). A service whose store lives in its process
-    /// need not call it.
+    /// Reads the changes since the last sync from the store. Call this at least once within every staleness
+    /// bound, or start a follower (`Keyward::follow`, feature `tokio`). Not needed if the store lives in this
+    /// process.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] of the store, or of the registry if this node could not register.
-    /// Verification continues until the staleness bound is passed, and then fails closed.
+    /// [`StoreError`] of the store, or of the registry if this node could not register. Verification
+    /// continues within the staleness bound, and then fails closed.
     pub async fn sync(&self) -> Result<(), StoreError> {
         let synced = self.inner.replica.sync().await;
         self.inner.verifier.drop_stale_snapshot();
         synced
     }
 
-    /// Returns an upper bound on how far this node is behind.
+    /// Returns an upper bound on how far this node is behind the store.
     #[must_use]
     pub fn freshness(&self) -> Freshness {
         self.inner.replica.freshness()
     }
 
-    /// Replaces the policies, for decisions and verifications that begin after the call. If the new
-    /// policies allow a longer staleness than any before, a node with a
-    /// [registry](KeywardBuilder::registry) refuses keys as stale until its next
-    /// [`sync`](Self::sync) has reported the new bound.
+    /// Replaces the policies. Affects commands and verifications that begin after this call.
+    ///
+    /// A node with a [registry](KeywardBuilder::registry) must report a staleness bound that is longer than
+    /// every earlier bound. Until its next [`sync`](Self::sync) has done so, the node refuses keys as stale.
     pub fn set_policies(&self, policies: impl Into<Policies>) {
         let policies = policies.into();
         self.inner.replica.widen(policies.longest_bound());
         self.inner.policies.set(policies);
     }
 
-    /// Returns the shortest staleness bound in force that is not zero.
+    /// Returns the shortest nonzero staleness bound of the current policies.
     #[cfg(feature = "tokio")]
     pub(crate) fn shortest_bound(&self) -> Option<std::time::Duration> {
         self.inner.policies.shortest_bound()
     }
 
-    /// Resolves when the store may have changes that are unknown here. A hint: see
+    /// Resolves when the store may have changes that this node has not read. Only a hint: see
     /// [`KeyStore::wait_past`].
     #[cfg(feature = "tokio")]
     pub(crate) async fn hint(&self) -> Result<(), StoreError> {
@@ -194,22 +192,23 @@ impl Keyward {
         }
     }
 
-    /// Returns the number of the store's answers so far, which grows while a sync is in progress.
+    /// Returns the number of answers from the store so far. The number rises during a sync that makes
+    /// progress.
     #[cfg(feature = "tokio")]
     pub(crate) fn answers(&self) -> u64 {
         self.inner.replica.answers()
     }
 
-    /// Returns a random number for pacing.
+    /// Returns a random number, which varies a follower's pause between two syncs.
     #[cfg(feature = "tokio")]
     pub(crate) fn random(&self) -> u64 {
         let mut bytes = [0; 8];
-        // Without randomness all nodes have the same pace, which is no reason to stop.
+        // Without randomness the number is zero: all nodes then sync at the same pace, which is safe.
         let _ = self.inner.entropy.fill(&mut bytes);
         u64::from_le_bytes(bytes)
     }
 
-    /// Returns the manager, which takes commands as data.
+    /// Returns the manager, which executes commands that are given as values.
     #[must_use]
     pub fn manager(&self) -> &KeyManager {
         &self.inner.manager

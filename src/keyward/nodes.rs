@@ -1,4 +1,4 @@
-//! The confirmations of a receipt by nodes.
+//! Confirmations: which nodes have applied a committed change.
 
 use std::time::Duration;
 
@@ -8,22 +8,21 @@ use crate::manager::Receipt;
 use crate::replica::{Awaited, Confirmations};
 use crate::store::{NodeId, StoreError};
 
-/// 250 ms between two reads of the registry. A judgement: followers poll about as often.
+/// 250 ms between two reads of the registry, about the poll interval of a follower.
 const ASK_EVERY: Duration = Duration::from_millis(250);
 
-/// The nodes' confirmations of a change; see
-/// [`KeywardBuilder::registry`](crate::KeywardBuilder::registry).
+/// Confirmations of a change by all nodes; see [`KeywardBuilder::registry`](crate::KeywardBuilder::registry).
 impl Keyward {
-    /// Reads once which nodes act on a change, and which may still act on the state before it.
-    /// Without a registry only the [bound](Receipt::bound) decides.
+    /// Reads the registry once, and returns which nodes have applied a change and which may still act on the
+    /// earlier state. Without a registry, only the [bound](Receipt::bound) decides.
     ///
-    /// A verification that a node began before it reported the change may still end afterwards. As
-    /// in [`no_later_than`](Receipt::no_later_than), all nodes are assumed to have this node's
-    /// policies. The receipt must be from this process.
+    /// A verification that was in flight when its node reported the change may still use the earlier state.
+    /// As in [`no_later_than`](Receipt::no_later_than), all nodes are assumed to have this node's policies.
+    /// The receipt must be from this process.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] if the store or the registry did not answer. Never once the bound has passed,
+    /// [`StoreError`] if the store or the registry did not answer. Never fails once the bound has passed,
     /// because no answer is needed then.
     pub async fn confirmations(&self, receipt: &Receipt) -> Result<Confirmations, StoreError> {
         let asked = self.inner.replica.confirmations(&awaited(receipt)).await;
@@ -31,9 +30,9 @@ impl Keyward {
         asked
     }
 
-    /// Resolves when no node can act on the state before a change: every node has the change, or is
-    /// past the staleness bound. The result has the answer of each node. `pause` sleeps for the
-    /// given time, by the host's own timer. A dropped call can be repeated.
+    /// Resolves when every node either has applied a change or is past the staleness bound and fails closed.
+    /// Returns the state of each node. `pause` must sleep for the given time, with a timer of the host. A
+    /// call that was dropped can be repeated.
     ///
     /// # Examples
     ///
@@ -69,11 +68,12 @@ impl Keyward {
                 Ok(confirmations) if confirmations.is_complete() => return confirmations,
                 Ok(confirmations) => confirmations.at_most(),
                 Err(error) => {
-                    tracing::debug!(%error, "cannot ask who has a change");
+                    tracing::debug!(%error, "cannot read which nodes have applied a change");
                     awaited(receipt).left(self.inner.time.monotonic())
                 }
             };
-            // At least a microsecond, or a stopped clock would be polled without end.
+            // At least 1 µs: with a pause of zero, this loop would never end under a clock that does not
+            // advance.
             pause(at_most.clamp(Duration::from_micros(1), ASK_EVERY)).await;
         }
     }
@@ -84,17 +84,16 @@ impl Keyward {
         self.inner.replica.node()
     }
 
-    /// Deregisters this node before a clean shutdown. Records the counted first uses, and removes
-    /// the node from the registry, so that no receipt waits for it. After this call keys are
-    /// refused as stale, unless the store lives in this process. A later [`sync`](Self::sync)
-    /// registers the node again.
+    /// Deregisters this node before a clean shutdown, so that no receipt waits for it. First records the
+    /// first uses of successors that this process counted. After this call, keys are refused as stale, unless
+    /// the store lives in this process. A later [`sync`](Self::sync) registers the node again.
     ///
     /// # Errors
     ///
     /// [`StoreError`] of the registry. The node's lease then expires by itself.
     pub async fn deregister(&self) -> Result<(), StoreError> {
         if let Err(error) = self.record_first_uses().await {
-            tracing::warn!(%error, "cannot record at the end which keys were used");
+            tracing::warn!(%error, "cannot record first uses of successors before shutdown");
         }
         self.inner.replica.leave().await
     }

@@ -1,5 +1,5 @@
-//! Recovery of a store that was restored from a backup. Without it, the store would accept keys that ended
-//! after the backup.
+//! Recovery of a store that was restored from a backup. Without recovery, the store would accept keys that
+//! were ended after the backup.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::num::NonZeroUsize;
@@ -7,41 +7,41 @@ use std::num::NonZeroUsize;
 use super::Keyward;
 use crate::core::actor::Actor;
 use crate::core::audit::{AuditEntry, AuditHead, ChainError};
-use crate::core::command::{Command, Outcome, Request};
+use crate::core::command::{Command, CommandOutcome, Request};
 use crate::core::decide::SWEEP_MAX;
 use crate::core::id::KeyId;
 use crate::core::principal::Author;
 use crate::core::query::{AuditQuery, KeyQuery};
 use crate::core::record::{KeyRecord, Status};
-use crate::core::recovery::{self, Later, LaterKey, LaterOwner, RecoveryStep};
+use crate::core::recovery::{self, KeyChanges, OwnerChanges, RecoveryStep, TenantChanges};
 use crate::core::tenant::TenantId;
 use crate::core::text::{CommandId, PrincipalId};
 use crate::core::view::LoadRequest;
 use crate::manager::{BulkReceipt, CommandError};
 use crate::store::StoreError;
 
-/// The treatment of changes that were made after the backup was taken.
+/// The handling of changes that were made after the backup was taken.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum Recovery {
-    /// Disables every key that could verify, including publishable and legacy keys. Afterwards enable or
-    /// rotate known good keys one by one: the disabled keys may include keys that were revoked.
+    /// Disables every key that could verify, including publishable and legacy keys. Keys that were revoked
+    /// after the backup are among them: enable or rotate only known good keys afterwards.
     #[default]
     DisableAll,
-    /// Repeats the changes that ended or narrowed keys since the backup, from audit entries that were kept
-    /// elsewhere, such as an exported trail. Changes after the last of these entries are not repeated: if the
-    /// export lags behind, the keys that it does not mention are not safe.
+    /// Repeats the changes that ended or narrowed keys since the backup. Reads them from audit entries that
+    /// were kept elsewhere, such as an exported trail. Changes after the last entry are not repeated, so a
+    /// key that was revoked later verifies again.
     Replay(Vec<AuditEntry>),
     /// Trusts the backup as it is: the host knows that no key was ended or narrowed since the backup.
     TrustBackup,
 }
 
-/// The result of a recovery. Numbers count the changes of this call only: a call that continues an
-/// interrupted recovery counts the rest. Lists are always complete.
+/// The result of a recovery. Numbers count only changes of this call, not those of an earlier, interrupted
+/// call. Lists are always complete.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct RecoveryReport {
-    /// Tenants that had keys to disable, or later entries.
+    /// Tenants with keys to disable, or with entries after the backup.
     pub tenants: usize,
     /// Tenants that were closed again.
     pub closed: usize,
@@ -53,7 +53,7 @@ pub struct RecoveryReport {
     pub revoked: usize,
     /// Keys that were removed.
     pub removed: usize,
-    /// Keys whose scopes, networks or end were narrowed again.
+    /// Keys whose scopes, networks or expiry were narrowed again.
     pub changed: usize,
     /// Legacy keys that are now disabled. Rotate them, or enable a key if its secret was not replaced since
     /// the backup.
@@ -63,7 +63,8 @@ pub struct RecoveryReport {
     pub to_review: Vec<KeyId>,
     /// Keys that were created since the backup and are lost. Their holders need new keys.
     pub lost: Vec<KeyId>,
-    /// Keys that later entries name, but that neither the backup nor a later creation contains.
+    /// Keys that entries after the backup name, although neither the backup nor those entries contain their
+    /// creation.
     pub unknown: Vec<KeyId>,
     /// Keys whose stored bytes failed their checksum. They are always refused.
     pub corrupt: Vec<KeyId>,
@@ -73,8 +74,7 @@ pub struct RecoveryReport {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecoveryError {
-    /// The entries are not those that were written, or do not follow the entries in the backup. Nothing was
-    /// changed.
+    /// The entries were altered, or do not continue the audit trail in the backup. Nothing was changed.
     #[error("entries of tenant {tenant} cannot be replayed: {error}")]
     Chain {
         /// The tenant of the entries.
@@ -82,7 +82,7 @@ pub enum RecoveryError {
         /// The fault in the tenant's audit chain.
         error: ChainError,
     },
-    /// The recovery was interrupted. Committed changes stay, and the same call continues after them.
+    /// The recovery was interrupted. Changes that were committed stay; repeat the call to continue.
     #[error(transparent)]
     Interrupted(#[from] CommandError),
 }
@@ -94,13 +94,15 @@ impl From<StoreError> for RecoveryError {
 }
 
 impl Keyward {
-    /// Recovers a store that was restored from a backup. Call it before the store serves: keys that were
-    /// revoked, deleted, disabled, narrowed or rotated after the backup was taken would verify again.
+    /// Recovers a store that was restored from a backup. Call this method before the store serves requests:
+    /// otherwise keys that were revoked, deleted, disabled, narrowed or rotated after the backup verify
+    /// again.
     ///
-    /// Works on the whole store, of any backend, and is for the host itself. Every change is a command with
-    /// its audit entry, in commits of at most [`SWEEP_MAX`](crate::rules::SWEEP_MAX) keys. After an
-    /// interruption the same call continues. A repeated replay makes no change twice: if an administrator
-    /// enabled a key that the replay had disabled, the key stays enabled. [`Recovery::DisableAll`] disables
+    /// Covers the whole store, on any backend. Only for the host itself. Every change is a command with an
+    /// audit entry, in commits of at most [`SWEEP_MAX`] keys.
+    ///
+    /// After an interruption, repeat the call to continue. A repeated replay makes no change twice: a key
+    /// that an administrator enabled after the first replay stays enabled. [`Recovery::DisableAll`] disables
     /// such a key again.
     ///
     /// # Errors
@@ -146,7 +148,10 @@ impl Keyward {
             .map_err(CommandError::from)?;
         for tenant in tenants {
             let command = Command::DisableMany;
-            if let Some(done) = self.repeat_bulk(&tenant, id.clone(), command).await? {
+            if let Some(done) = self
+                .execute_bulk_as_host(&tenant, id.clone(), command)
+                .await?
+            {
                 report.disabled += done.ended;
             }
         }
@@ -165,19 +170,20 @@ impl Keyward {
         let mut tenants = BTreeMap::new();
         for (tenant, mut given) in chains {
             given.sort_by_key(|entry| entry.sequence);
-            // Exports may overlap: two copies of an entry are fine, two versions of it are not.
+            // Exports may overlap: equal copies of an entry are merged, and two versions of an entry fail the
+            // check below.
             given.dedup();
             let stored = self.stored_heads(&tenant, &given).await?;
             let later = recovery::later(&tenant, &stored, &given, &self.inner.peppers);
             match later {
                 Ok([]) => {}
                 Ok(later) => {
-                    tenants.insert(tenant, Later::new(later));
+                    tenants.insert(tenant, TenantChanges::new(later));
                 }
                 Err(error) => return Err(RecoveryError::Chain { tenant, error }),
             }
         }
-        // All chains are sound, so the changes start here. A tenant precedes its descendants.
+        // All chains are valid, so changes may start. The map's order puts a tenant before its descendants.
         report.tenants = tenants.len();
         for (tenant, later) in &tenants {
             let path = tenant.paths().filter_map(|path| tenants.get(path));
@@ -187,7 +193,8 @@ impl Keyward {
         Ok(())
     }
 
-    /// Returns the heads of the store's own entries, starting one entry before the first given entry.
+    /// Returns the head after each stored entry, from one entry before the first given entry, and the newest
+    /// head.
     async fn stored_heads(
         &self,
         tenant: &TenantId,
@@ -220,16 +227,16 @@ impl Keyward {
     async fn replay_tenant(
         &self,
         tenant: &TenantId,
-        (later, path): (&Later, &[&Later]),
+        (later, path): (&TenantChanges, &[&TenantChanges]),
         report: &mut RecoveryReport,
     ) -> Result<(), RecoveryError> {
         for (marks, hash) in &later.blocked {
             for (number, (mark, key)) in marks.iter().enumerate() {
-                // One command for each digest: a digest that was imported again does not stop the others.
+                // One command per digest: a digest that was imported again is denied, and the others still commit.
                 let id = recovery::command_id(*hash, &format!("digest-{number}"));
                 let id = id.map_err(CommandError::from)?;
                 let marks = vec![(*mark, *key)];
-                let blocked = self.repeat(tenant, id, Command::BlockDigests { marks });
+                let blocked = self.execute_as_host(tenant, id, Command::BlockDigests { marks });
                 if blocked.await?.is_none() {
                     report.to_review.push(*key);
                 }
@@ -237,10 +244,13 @@ impl Keyward {
         }
         if let Some(hash) = later.closed {
             let id = recovery::command_id(hash, "close").map_err(CommandError::from)?;
-            let landed = self.landed(tenant, [id.clone()]).await?;
+            let committed = self.committed(tenant, [id.clone()]).await?;
             let command = Command::CloseTenant;
-            if let Some(done) = self.repeat_bulk(tenant, id.clone(), command).await? {
-                report.closed += usize::from(!landed.contains(&id));
+            if let Some(done) = self
+                .execute_bulk_as_host(tenant, id.clone(), command)
+                .await?
+            {
+                report.closed += usize::from(!committed.contains(&id));
                 report.revoked += done.ended;
             }
         }
@@ -258,18 +268,21 @@ impl Keyward {
         &self,
         tenant: &TenantId,
         owner: &PrincipalId,
-        became: &LaterOwner,
+        became: &OwnerChanges,
         report: &mut RecoveryReport,
     ) -> Result<(), RecoveryError> {
-        let LaterOwner { removed, role } = became;
-        let mut set_again = false;
+        let OwnerChanges { removed, role } = became;
+        let mut changed = false;
         if let Some((hash, _)) = removed {
             let id = recovery::command_id(*hash, "remove").map_err(CommandError::from)?;
             let owner = owner.clone();
             let command = Command::RemoveOwner { owner };
-            let landed = self.landed(tenant, [id.clone()]).await?;
-            if let Some(done) = self.repeat_bulk(tenant, id.clone(), command).await? {
-                set_again |= !landed.contains(&id);
+            let committed = self.committed(tenant, [id.clone()]).await?;
+            if let Some(done) = self
+                .execute_bulk_as_host(tenant, id.clone(), command)
+                .await?
+            {
+                changed |= !committed.contains(&id);
                 report.revoked += done.ended;
             }
         }
@@ -277,19 +290,19 @@ impl Keyward {
             let id = recovery::command_id(*hash, "role").map_err(CommandError::from)?;
             let (owner, role) = (owner.clone(), role.clone());
             let command = Command::ChangeOwnerRole { owner, role };
-            let landed = self.landed(tenant, [id.clone()]).await?;
-            if !landed.contains(&id) {
-                set_again |= self.repeat(tenant, id, command).await?.is_some();
+            let committed = self.committed(tenant, [id.clone()]).await?;
+            if !committed.contains(&id) {
+                changed |= self.execute_as_host(tenant, id, command).await?.is_some();
             }
         }
-        report.owners += usize::from(set_again);
+        report.owners += usize::from(changed);
         Ok(())
     }
 
     async fn replay_keys(
         &self,
         tenant: &TenantId,
-        (keys, path): (&[(&KeyId, &LaterKey)], &[&Later]),
+        (keys, path): (&[(&KeyId, &KeyChanges)], &[&TenantChanges]),
         report: &mut RecoveryReport,
     ) -> Result<(), RecoveryError> {
         let select = LoadRequest {
@@ -318,18 +331,21 @@ impl Keyward {
             planned.extend(steps.into_iter().map(|step| (record, step)));
         }
         let ids = planned.iter().flat_map(|(_, step)| &step.ways);
-        let landed = self.landed(tenant, ids.map(|(id, _)| id.clone())).await?;
+        let committed = self
+            .committed(tenant, ids.map(|(id, _)| id.clone()))
+            .await?;
         for (record, step) in planned {
-            self.replay_step(record, step, &landed, report).await?;
+            self.replay_step(record, step, &committed, report).await?;
         }
         Ok(())
     }
 
-    /// Blocks another import of the digests of imported keys that were ended or narrowed since the backup.
+    /// Blocks the digests of imported keys that were ended or narrowed since the backup, so that they cannot
+    /// be imported again.
     async fn block_digests(
         &self,
         tenant: &TenantId,
-        (keys, path): (&[(&KeyId, &LaterKey)], &[&Later]),
+        (keys, path): (&[(&KeyId, &KeyChanges)], &[&TenantChanges]),
         report: &mut RecoveryReport,
     ) -> Result<(), RecoveryError> {
         let now = self.now();
@@ -340,10 +356,10 @@ impl Keyward {
             let Some((mark, id)) = mark else {
                 continue;
             };
-            // One command for each digest: a digest that was imported again does not stop the others.
+            // One command per digest: a digest that was imported again is denied, and the others still commit.
             let key = **key;
             let marks = vec![(mark, key)];
-            let blocked = self.repeat(tenant, id, Command::BlockDigests { marks });
+            let blocked = self.execute_as_host(tenant, id, Command::BlockDigests { marks });
             if blocked.await?.is_none() {
                 report.to_review.push(key);
             }
@@ -355,16 +371,16 @@ impl Keyward {
         &self,
         record: &KeyRecord,
         step: RecoveryStep,
-        landed: &HashSet<CommandId>,
+        committed: &HashSet<CommandId>,
         report: &mut RecoveryReport,
     ) -> Result<(), RecoveryError> {
         for (id, command) in step.ways {
             let mut done = 0;
-            if !landed.contains(&id) {
+            if !committed.contains(&id) {
                 let request = as_host(&record.tenant, id, command.clone());
                 let request = request.with_sweep(vec![record.id]);
                 done = match self.execute_accepted(request).await? {
-                    Some(Outcome::Swept { ended, .. }) => ended,
+                    Some(CommandOutcome::Swept { ended, .. }) => ended,
                     Some(_) => 1,
                     None => continue,
                 };
@@ -381,7 +397,7 @@ impl Keyward {
                         false => Some(&mut report.to_review),
                         true => None,
                     };
-                    // Several steps may be about one key.
+                    // Several steps may affect one key, which is listed once.
                     if let Some(list) = list.filter(|list| list.last() != Some(&record.id)) {
                         list.push(record.id);
                     }
@@ -392,14 +408,14 @@ impl Keyward {
         Ok(())
     }
 
-    /// Returns the ids of those commands that an earlier call committed.
-    async fn landed(
+    /// Returns the ids whose commands an earlier call committed.
+    async fn committed(
         &self,
         tenant: &TenantId,
         ids: impl IntoIterator<Item = CommandId>,
     ) -> Result<HashSet<CommandId>, StoreError> {
         let ids: Vec<_> = ids.into_iter().collect();
-        let mut landed = HashSet::new();
+        let mut committed = HashSet::new();
         for commands in ids.chunks(SWEEP_MAX) {
             let select = LoadRequest {
                 commands: commands.to_vec(),
@@ -409,27 +425,36 @@ impl Keyward {
             let applied = view.applied.into_iter();
             // Only the host's own commands count: another author may have used the same id.
             let own = applied.filter(|entry| entry.actor == Author::Application);
-            landed.extend(own.map(|entry| entry.command));
+            committed.extend(own.map(|entry| entry.command));
         }
-        Ok(landed)
+        Ok(committed)
     }
 
     /// Executes a command as the host itself. Returns `None` if the rules deny it.
-    async fn repeat(
+    async fn execute_as_host(
         &self,
         tenant: &TenantId,
         id: CommandId,
         command: Command,
-    ) -> Result<Option<Outcome>, CommandError> {
+    ) -> Result<Option<CommandOutcome>, CommandError> {
         self.execute_accepted(as_host(tenant, id, command)).await
     }
 
-    async fn execute_accepted(&self, request: Request) -> Result<Option<Outcome>, CommandError> {
-        accepted(self.inner.manager.execute(request).await.map(|l| l.outcome))
+    async fn execute_accepted(
+        &self,
+        request: Request,
+    ) -> Result<Option<CommandOutcome>, CommandError> {
+        accepted(
+            self.inner
+                .manager
+                .execute(request)
+                .await
+                .map(|committed| committed.outcome),
+        )
     }
 
-    /// Executes a command over many keys as the host itself. Returns `None` if the rules deny it.
-    async fn repeat_bulk(
+    /// Executes a bulk command as the host itself. Returns `None` if the rules deny it.
+    async fn execute_bulk_as_host(
         &self,
         tenant: &TenantId,
         id: CommandId,
@@ -440,7 +465,7 @@ impl Keyward {
     }
 }
 
-/// [`SWEEP_MAX`] rows per page, as many as a commit holds keys.
+/// [`SWEEP_MAX`] rows per page, the number of keys in a commit.
 const PAGE: NonZeroUsize = NonZeroUsize::new(SWEEP_MAX).expect("`SWEEP_MAX` is greater than zero");
 
 fn as_host(tenant: &TenantId, id: CommandId, command: Command) -> Request {
@@ -448,13 +473,13 @@ fn as_host(tenant: &TenantId, id: CommandId, command: Command) -> Request {
     Request::new(id, actor, tenant.clone(), command)
 }
 
-/// Turns a denial into `None`. In a closed tenant no key verifies anyway, and the caller repeats a denied
-/// change in another way.
+/// Turns a denial into `None`, because a denial does not fail a recovery. In a closed tenant no key verifies
+/// anyway. Elsewhere the caller tries another command.
 fn accepted<T>(result: Result<T, CommandError>) -> Result<Option<T>, CommandError> {
     match result {
         Ok(done) => Ok(Some(done)),
         Err(CommandError::Denied(denied)) => {
-            tracing::debug!(%denied, "not repeated in this way");
+            tracing::debug!(%denied, "recovery command denied");
             Ok(None)
         }
         Err(error) => Err(error),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::lane::Pending;
+use super::queue::Pending;
 use super::{CommandError, KeyManager, Receipt};
 use crate::clock::Clock;
 use crate::core::actor::Actor;
@@ -24,9 +24,9 @@ use crate::store::{
 };
 
 /// 128 attempts at a batch after conflicts or unknown outcomes. Only other nodes conflict, because
-/// the commands of one node are batched, and in each round one node's commit lands. A judgement:
-/// with sixteen nodes that write to one tenant without a pause and in random order, one batch in a
-/// few thousand is given up.
+/// the commands of one node are batched, and in each round one node's commit succeeds.
+/// With sixteen nodes that write to one tenant without a pause and in random order, about one batch in a
+/// few thousand fails.
 const MAX_ATTEMPTS: u32 = 128;
 
 /// 4 rounds of loading linked keys. A chain has at most two links.
@@ -269,10 +269,6 @@ impl KeyManager {
             .iter()
             .map(|pending| decide::select(&pending.request, policy, now));
         let mut select = selects.fold(LoadRequest::none(), LoadRequest::and);
-        // Keys of an earlier attempt, which may have landed without a reply.
-        select
-            .keys
-            .extend(batch.iter().flat_map(|pending| pending.made()));
         let mut view = self.store.load(tenant, &select).await?;
         for _ in 0..MAX_LINK_ROUNDS {
             let links = batch

@@ -5,11 +5,11 @@ use crate::core::invalid::Invalid;
 use crate::entropy::EntropyError;
 use crate::store::StoreError;
 
-/// The reason why a change did not happen, or may not have happened.
+/// The error of a command that did not commit, or may not have committed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CommandError {
-    /// The command was refused. Nothing was written.
+    /// The rules denied the command. Nothing was written.
     #[error(transparent)]
     Denied(#[from] Denial),
     /// Other writers committed first in every attempt. Nothing was written; the same command may be
@@ -19,7 +19,7 @@ pub enum CommandError {
         /// The number of attempts.
         attempts: u32,
     },
-    /// The store failed. The kind of the error says whether anything was written.
+    /// The store failed. The error's kind shows whether the command may have been written.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// No randomness was available for new keys. Nothing was written.
@@ -34,7 +34,7 @@ impl From<Invalid> for CommandError {
 }
 
 impl CommandError {
-    /// Returns the refusal, if the command was refused.
+    /// Returns the denial, if the rules denied the command.
     #[must_use]
     pub const fn denied(&self) -> Option<&Denial> {
         match self {

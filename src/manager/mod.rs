@@ -1,28 +1,29 @@
 //! The manager: loads the rows that a command needs, decides, commits, and retries after a
 //! conflict.
 //!
-//! Concurrent commands for one tenant are decided together and committed as one, so that a hot
-//! tenant does not conflict with itself. No runtime is needed: one of the waiting callers does the
-//! work.
+//! Concurrent commands for one tenant are decided together and committed as one, so that a busy tenant does
+//! not conflict with itself. No async runtime is needed: one of the waiting callers does the work for all of
+//! them.
 
 mod batch;
 mod error;
-mod lane;
+mod queue;
+mod receipt;
 mod sweep;
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 pub(crate) use self::batch::load_ancestry;
 pub use self::error::CommandError;
-use self::lane::{Lanes, Pending};
+use self::queue::{CommandQueues, Pending};
+pub use self::receipt::{Committed, Receipt};
 pub use self::sweep::BulkReceipt;
 pub(crate) use self::sweep::lineage_of;
 use crate::clock::Clock;
 use crate::core::checked_time::CheckedTime;
-use crate::core::command::{Outcome, Request};
+use crate::core::command::Request;
 use crate::core::decide;
 use crate::core::id::KeyId;
 use crate::core::pepper::PepperRing;
@@ -31,105 +32,19 @@ use crate::core::secret::KeyMaterial;
 use crate::core::tenant::TenantId;
 use crate::core::text::CommandId;
 use crate::core::time::Timestamp;
-use crate::core::view::Revision;
 use crate::entropy::{Entropy, EntropyError};
-use crate::store::{CommitTag, Epoch, KeyStore, Learnt};
+use crate::store::{CommitTag, KeyStore, Learnt};
 use crate::timekeeper::Timekeeper;
 
-/// The outcome of a command, and the time until its effect has reached every verifier.
-#[derive(Debug)]
-pub struct Committed {
-    /// The outcome of the command.
-    pub outcome: Outcome,
-    /// The receipt of the commit.
-    pub receipt: Receipt,
-}
-
-/// The position and time of a committed change, and the bound on its propagation.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Receipt {
-    epoch: Option<Epoch>,
-    revision: Revision,
-    decided_at: Timestamp,
-    no_later_than: Timestamp,
-    returned: Duration,
-    bound: Duration,
-}
-
-impl Receipt {
-    /// Returns one receipt for this change and a later change.
-    fn and(self, later: Self) -> Self {
-        let Self {
-            epoch,
-            revision: _,
-            decided_at: _,
-            no_later_than,
-            returned,
-            bound,
-        } = self;
-        Self {
-            epoch: later.epoch.filter(|_| later.epoch == epoch),
-            no_later_than: no_later_than.max(later.no_later_than),
-            returned: returned.max(later.returned),
-            bound: bound.max(later.bound),
-            ..later
-        }
-    }
-
-    /// Returns this receipt with the history that was followed when the change was requested.
-    pub(crate) const fn within(mut self, epoch: Option<Epoch>) -> Self {
-        self.epoch = epoch;
-        self
-    }
-
-    /// Returns the store's history that this process followed when the change was requested; `None`
-    /// if it followed none.
-    #[must_use]
-    pub const fn epoch(&self) -> Option<Epoch> {
-        self.epoch
-    }
-
-    /// Returns the instant at which the store had answered, on this process's monotonic clock.
-    pub(crate) const fn returned(&self) -> Duration {
-        self.returned
-    }
-
-    /// Returns the longest time after the store's answer for which a verifier may act on the state
-    /// before the change.
-    #[must_use]
-    pub const fn bound(&self) -> Duration {
-        self.bound
-    }
-
-    /// Returns the store's revision that contains the change.
-    #[must_use]
-    pub const fn revision(&self) -> Revision {
-        self.revision
-    }
-
-    /// Returns the instant for which the change was decided.
-    #[must_use]
-    pub const fn decided_at(&self) -> Timestamp {
-        self.decided_at
-    }
-
-    /// Returns the instant, on this node's clock, from which no verifier acts on the state before
-    /// the change. In the process that made the change, this holds as soon as the call returns.
-    #[must_use]
-    pub const fn no_later_than(&self) -> Timestamp {
-        self.no_later_than
-    }
-}
-
-/// A listener for batches that landed. It is called before any command of the batch returns.
+/// A listener for committed batches, called before any command of the batch returns.
 pub type CommitListener = dyn Fn(&Learnt) + Send + Sync;
 
-/// Returns the keys among its argument that were used in this process.
+/// A function that returns those of the given keys that were used in this process.
 type UsedHere = dyn Fn(&[KeyId]) -> BTreeSet<KeyId> + Send + Sync;
 
-/// Changes keys: loads, decides, commits, retries.
+/// Executes commands that change keys: loads, decides, commits, and retries after a conflict.
 ///
-/// Usable on its own, or inside [`Keyward`](crate::Keyward).
+/// Part of every [`Keyward`](crate::Keyward), and usable on its own.
 pub struct KeyManager {
     store: Arc<dyn KeyStore>,
     policies: Arc<LivePolicies>,
@@ -138,7 +53,7 @@ pub struct KeyManager {
     entropy: Arc<dyn Entropy>,
     landed: Option<Box<CommitListener>>,
     used: Option<Box<UsedHere>>,
-    lanes: Lanes,
+    queues: CommandQueues,
 }
 
 impl fmt::Debug for KeyManager {
@@ -151,7 +66,7 @@ impl fmt::Debug for KeyManager {
             entropy,
             used: _,
             landed: _,
-            lanes: _,
+            queues: _,
         } = self;
         f.debug_struct("KeyManager")
             .field("store", store)
@@ -171,7 +86,7 @@ impl KeyManager {
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
     ) -> Self {
-        let lanes = Lanes::default();
+        let queues = CommandQueues::default();
         let time = Arc::new(Timekeeper::new(clock, CheckedTime::ALLOWANCE));
         Self {
             store,
@@ -181,26 +96,26 @@ impl KeyManager {
             entropy,
             landed: None,
             used: None,
-            lanes,
+            queues,
         }
     }
 
-    /// Shares the time with the verifiers of this process.
+    /// Sets the source of time, which the verifiers of this process share.
     #[must_use]
     pub fn with_time(mut self, time: Arc<Timekeeper>) -> Self {
         self.time = time;
         self
     }
 
-    /// Calls `listener` for every batch that lands, before any command of the batch returns.
+    /// Calls `listener` for every committed batch, before any command of the batch returns.
     #[must_use]
     pub fn with_listener(mut self, listener: impl Fn(&Learnt) + Send + Sync + 'static) -> Self {
         self.landed = Some(Box::new(listener));
         self
     }
 
-    /// Sets a function that returns the keys used in this process, among the keys of a command. The
-    /// manager records a successor's first use along with the command, if it is not recorded yet.
+    /// Sets a function that returns those of the given keys that were used in this process. If a command
+    /// loads a successor whose first use is not recorded yet, the manager records the use with the command.
     #[must_use]
     pub fn with_uses(
         mut self,
@@ -210,32 +125,32 @@ impl KeyManager {
         self
     }
 
-    /// Carries out one command. If the future is dropped, the command may or may not land;
-    /// repeating the same request returns its outcome.
+    /// Executes one command. If the future is dropped, the command may or may not commit. Repeating the same
+    /// request returns its outcome.
     ///
     /// # Errors
     ///
-    /// [`CommandError`] if the command was refused, or could not be carried out.
+    /// [`CommandError`] if the command was denied, or could not be executed.
     pub async fn execute(&self, request: Request) -> Result<Committed, CommandError> {
         let tenant = request.tenant.clone();
         let policy = self.policy(&tenant);
         let needed = decide::keys_needed(&request.command, &policy);
         let pending = Arc::new(Pending::new(request, self.draw(needed)?));
-        let lane = self.lanes.enter(&tenant);
-        lane.queue(&pending);
+        let queue = self.queues.enter(&tenant);
+        queue.push(&pending);
         {
-            let _turn = lane.turn().await;
-            // An earlier turn may have carried this command out already.
+            let _leadership = queue.leadership().await;
+            // The batch of another caller may have included this command.
             if !pending.is_settled() {
-                let batch = lane.next_batch(&pending);
+                let batch = queue.next_batch(&pending);
                 self.settle(&tenant, &batch).await;
             }
         }
-        drop(lane);
+        drop(queue);
         pending.result()
     }
 
-    /// Returns a random id for a command whose caller named none.
+    /// Returns a random command id, for a caller that did not choose one.
     ///
     /// # Errors
     ///

@@ -1,5 +1,6 @@
-//! Bulk commands. The first commit writes the row that refuses all keys. The keys themselves follow
-//! page by page, in the tenant and in its descendants.
+//! Bulk commands, such as closing a tenant. The first commit writes the row of the tenant or owner: from this
+//! commit on, the keys of a closed tenant or a removed owner are refused. Later commits change the keys page
+//! by page, in the tenant and in its descendants.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use super::{CommandError, KeyManager, Receipt};
 use crate::core::actor::Actor;
 use crate::core::audit::Action;
-use crate::core::command::{Command, Denial, Outcome, Request};
+use crate::core::command::{Command, CommandOutcome, Denial, Request};
 use crate::core::decide::SWEEP_MAX;
 use crate::core::id::KeyId;
 use crate::core::principal::Author;
@@ -33,26 +34,25 @@ pub struct BulkReceipt {
 }
 
 impl KeyManager {
-    /// Carries out a bulk command, in commits of at most [`SWEEP_MAX`] keys. Only the first commit
-    /// is authorised. The later ones only narrow, so they continue even if the actor loses its
-    /// authority. After an interruption, the same request continues where it stopped, and so does
-    /// maintenance.
+    /// Executes a bulk command, in commits of at most [`SWEEP_MAX`] keys. Only the first commit is
+    /// authorised. The later commits only narrow, so they continue even if the actor loses its authority.
+    /// After an interruption, a repeated request or maintenance continues the command.
     ///
-    /// [`Command::CloseTenant`], [`Command::RemoveOwner`] and [`Command::ChangeOwnerRole`] also
-    /// apply to every descendant tenant that has affected keys and that the actor reaches.
-    /// [`Command::RevokeMany`] does so for keys that a key made.
+    /// [`Command::CloseTenant`], [`Command::RemoveOwner`], [`Command::ChangeOwnerRole`] and
+    /// [`Command::SyncOwnerRole`] also apply to descendant tenants that have affected keys and that the actor
+    /// reaches. So does [`Command::RevokeMany`], if its filter selects the keys that a key made.
     ///
     /// # Errors
     ///
-    /// [`CommandError`]. Commits that landed before the error stay.
+    /// [`CommandError`]. Commits before the error are kept.
     pub async fn execute_bulk(&self, request: Request) -> Result<BulkReceipt, CommandError> {
         let request = self.with_lineage(request).await?;
         let mut done = self.sweep_tenant(&request).await?;
         let continues = self.continuation(&request).await?;
         let mut failed = None;
         for tenant in self.tenants_below(&request).await? {
-            // In tenants that the actor does not reach, the row above already refuses or narrows
-            // the keys.
+            // Skips tenants that the actor does not reach. The row of their ancestor already refuses or
+            // narrows their keys.
             if !request.actor.reaches(&tenant) {
                 continue;
             }
@@ -68,7 +68,7 @@ impl KeyManager {
                 Err(CommandError::Denied(Denial::TenantClosed { .. })) => {}
                 // One failure must not delay the other tenants.
                 Err(error) => {
-                    tracing::warn!(tenant = %below.tenant, %error, "keys below are left");
+                    tracing::warn!(tenant = %below.tenant, %error, "bulk command failed in a descendant tenant");
                     failed.get_or_insert(error);
                 }
             }
@@ -84,7 +84,7 @@ impl KeyManager {
     ///
     /// # Errors
     ///
-    /// [`CommandError`]. Commits that landed before the error stay.
+    /// [`CommandError`]. Commits before the error are kept.
     pub(crate) async fn resume(
         &self,
         tenant: &TenantId,
@@ -110,7 +110,7 @@ impl KeyManager {
         self.execute_bulk(request).await
     }
 
-    /// Adds the lineage of the key in `made_by`, if the command revokes the keys made by that key.
+    /// Fills in the lineage of the key in `made_by`, which is the first key of its rotation chain.
     async fn with_lineage(&self, mut request: Request) -> Result<Request, CommandError> {
         let Command::RevokeMany { filter, .. } = &mut request.command else {
             return Ok(request);
@@ -121,9 +121,9 @@ impl KeyManager {
         Ok(request)
     }
 
-    /// Returns the request for a descendant tenant. An owner's removal is recorded in the row above
-    /// only, so restoring the owner there suffices. In the descendant, only the owner's keys remain
-    /// to be revoked.
+    /// Returns the request for a descendant tenant. The removal of an owner is recorded only in the
+    /// ancestor's row, so that restoring the owner there suffices. In the descendant, the request only
+    /// revokes the owner's keys.
     async fn request_below(
         &self,
         request: &Request,
@@ -146,6 +146,9 @@ impl KeyManager {
         let select = LoadRequest::owner(owner.clone());
         let view = self.store.load(&request.tenant, &select).await?;
         let removed_at = view.owner(owner).and_then(|row| row.removed_at);
+        // While the command continues, its start is the limit. The start also covers keys that a wrong clock
+        // dated in the future.
+        let removed_at = removed_at.filter(|_| continues.is_none());
         let until = removed_at.map(|at| at.saturating_add(Duration::from_micros(1)));
         let filter = BulkFilter {
             created_before: until,
@@ -162,9 +165,9 @@ impl KeyManager {
         })
     }
 
-    /// Returns the author and the start of the authorised command, which only narrows in
-    /// descendants. `None` once the command has ended: a descendant tenant then authorises the
-    /// command like any other.
+    /// Returns the author and the start of a pending bulk command, which descendant tenants then need not
+    /// authorise again. `None` if the command has ended: descendants then authorise it like any other
+    /// command.
     async fn continuation(
         &self,
         request: &Request,
@@ -200,8 +203,8 @@ impl KeyManager {
     }
 
     async fn sweep_tenant(&self, request: &Request) -> Result<BulkReceipt, CommandError> {
-        // The row is committed before the keys are listed. The list contains every key created
-        // before the row, and the row refuses every key created later.
+        // Commits the row before listing the keys. The list then contains every key created before the row,
+        // and the row refuses every key created later.
         let mut done = BulkReceipt {
             ended: 0,
             skipped: Vec::new(),
@@ -216,10 +219,10 @@ impl KeyManager {
             if !keys.is_empty() {
                 let (outcome, receipt) = self.sweep_page(request, keys.into()).await?;
                 done.receipt = done.receipt.and(receipt);
-                if let Outcome::Swept { ended, skipped } = outcome {
+                if let CommandOutcome::Swept { ended, skipped } = outcome {
                     done.ended += ended;
                     done.skipped.extend(skipped);
-                    tracing::info!(tenant = %request.tenant, ended = done.ended, "keys ended");
+                    tracing::info!(tenant = %request.tenant, ended = done.ended, "bulk command ended keys");
                 }
             }
             match page.next {
@@ -233,7 +236,7 @@ impl KeyManager {
         &self,
         request: &Request,
         sweep: Sweep,
-    ) -> Result<(Outcome, Receipt), CommandError> {
+    ) -> Result<(CommandOutcome, Receipt), CommandError> {
         let request = Request {
             sweep,
             ..request.clone()
@@ -242,8 +245,7 @@ impl KeyManager {
         Ok((landed.outcome, landed.receipt))
     }
 
-    /// Returns a query for the keys that the command may affect. The command checks each of them
-    /// again.
+    /// Returns a query for the keys that the command may affect. The command checks each key again.
     fn swept_keys(&self, request: &Request) -> Option<KeyQuery> {
         let limit = NonZeroUsize::new(SWEEP_MAX)?;
         let all = KeyQuery {

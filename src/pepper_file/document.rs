@@ -1,7 +1,7 @@
 //! The JSON of a pepper file: parsed, changed and written without I/O.
 //!
-//! Invariants: no error holds content of the file, because the content is secret. And no copy of a key is
-//! left in memory: [`check_strings`] refuses every text of which serde_json would make a copy.
+//! Invariants: no error contains content of the file, because the content is secret. No copy of a key is left
+//! in memory: [`check_strings`] refuses any text that serde_json would copy.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::error::Category;
@@ -11,7 +11,7 @@ use crate::core::invalid::{Invalid, Problem};
 use crate::core::pepper::{Pepper, PepperRing};
 use crate::core::text::{self, PepperId};
 
-/// 64 KiB, some hundred peppers. A judgement: a longer file is not a pepper file.
+/// The maximum length of a pepper file: 64 KiB, enough for several hundred peppers.
 pub(super) const MAX_LEN: usize = 64 * 1024;
 
 pub(super) const TOO_LONG: &str = "must be at most 64 KiB long";
@@ -31,17 +31,17 @@ pub(super) struct Document {
 struct StoredPepper {
     state: PepperState,
     id: PepperId,
-    key: Key,
+    key: PepperKey,
 }
 
-/// The key of a pepper, in hexadecimal in the text. The key is on the heap, so that moving it leaves no copy
-/// behind.
+/// The key of a pepper, written as hexadecimal digits. Boxed, so that moving the key leaves no copy of it on
+/// the stack.
 #[derive(Default)]
-pub(super) struct Key(pub(super) Box<Zeroizing<[u8; Pepper::MIN_LEN]>>);
+pub(super) struct PepperKey(pub(super) Box<Zeroizing<[u8; Pepper::MIN_LEN]>>);
 
-impl Serialize for Key {
+impl Serialize for PepperKey {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        // Allocated at its full size: growing would leave copies behind.
+        // Allocated at full size, because a growing string would leave copies of the key in memory.
         let mut text = Zeroizing::new(String::with_capacity(2 * Pepper::MIN_LEN));
         let digits = self.0.iter().flat_map(|byte| [byte >> 4, byte & 15]);
         text.extend(digits.filter_map(|digit| char::from_digit(digit.into(), 16)));
@@ -49,7 +49,7 @@ impl Serialize for Key {
     }
 }
 
-impl<'de> Deserialize<'de> for Key {
+impl<'de> Deserialize<'de> for PepperKey {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let expected = "64 hexadecimal digits";
         text::read(from, |text| {
@@ -58,7 +58,7 @@ impl<'de> Deserialize<'de> for Key {
     }
 }
 
-impl Key {
+impl PepperKey {
     fn parse(text: &str) -> Option<Self> {
         let mut key = Self::default();
         if text.len() != 2 * Pepper::MIN_LEN {
@@ -72,24 +72,24 @@ impl Key {
     }
 }
 
-/// The use of a pepper.
+/// The role of a pepper in the ring.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum PepperState {
     /// Digests new secrets.
     Current,
-    /// Becomes the current pepper at the next rotation. Until then it verifies the secrets of processes that
-    /// have read the rotated file already.
+    /// Becomes the current pepper at the next rotation. Until then it verifies secrets from processes that
+    /// have already loaded the rotated file.
     Next,
     /// Verifies the secrets that it digested.
     Live,
-    /// Proves the audit entries that it sealed.
+    /// Only proves the audit entries that it sealed.
     Audit,
 }
 
 impl Document {
     /// Creates a document of one pepper.
-    pub(super) fn new(id: PepperId, key: Key) -> Self {
+    pub(super) fn new(id: PepperId, key: PepperKey) -> Self {
         let state = PepperState::Current;
         Self {
             keyward_pepper_file: VERSION,
@@ -97,7 +97,7 @@ impl Document {
         }
     }
 
-    /// Parses a file. The error is the problem of the file, in words.
+    /// Parses a file. The error describes the problem in words, without content of the file.
     pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
         check_strings(text)?;
         let document: Self = serde_json::from_slice(text).map_err(|error| {
@@ -125,7 +125,7 @@ impl Document {
         self.in_state(PepperState::Next).next().is_some()
     }
 
-    pub(super) fn add_next(&mut self, id: PepperId, key: Key) {
+    pub(super) fn add_next(&mut self, id: PepperId, key: PepperKey) {
         let state = PepperState::Next;
         self.peppers.push(StoredPepper { state, id, key });
     }
@@ -144,7 +144,7 @@ impl Document {
             .sort_by_key(|stored| stored.state != PepperState::Current);
     }
 
-    /// Returns the peppers. The error is the problem of the file, in words.
+    /// Returns the peppers. The error describes the problem in words, without content of the file.
     pub(super) fn ring(&self) -> Result<PepperRing, String> {
         let mut current = self.in_state(PepperState::Current);
         let (Some(first), None) = (current.next(), current.next()) else {
@@ -165,7 +165,8 @@ impl Document {
         Ok(ring)
     }
 
-    /// Returns the text in a buffer of fixed size: growing would leave copies of the keys behind.
+    /// Returns the JSON text. The buffer has a fixed size, because a growing buffer would leave copies of the
+    /// keys in memory.
     pub(super) fn text(&self) -> Result<Zeroizing<Vec<u8>>, String> {
         let mut text = Zeroizing::new(vec![b'\n'; MAX_LEN]);
         let mut room = &mut text[..MAX_LEN - 1];
@@ -188,7 +189,8 @@ impl StoredPepper {
     }
 }
 
-/// Refuses strings that serde_json would copy: to decode an escape, or to quote a misplaced key in an error.
+/// Refuses strings that serde_json would copy. It copies a string to decode an escape, or to quote a
+/// misplaced string in an error.
 fn check_strings(text: &[u8]) -> Result<(), String> {
     // Without escapes every quote delimits a string, so every second part is a string.
     let parts: Vec<_> = text.split(|byte| *byte == b'"').collect();
@@ -297,7 +299,7 @@ mod tests {
         let text = file(&[("current", "b", KEY), ("audit", "a", KEY)]);
         let mut peppers = Document::parse(text.as_bytes()).unwrap();
         let new = "ab".repeat(32);
-        peppers.add_next(PepperId::new("c").unwrap(), Key::parse(&new).unwrap());
+        peppers.add_next(PepperId::new("c").unwrap(), PepperKey::parse(&new).unwrap());
         peppers.rotate();
         let expected = file(&[
             ("current", "c", &new),
@@ -311,9 +313,9 @@ mod tests {
     #[test]
     fn a_file_that_would_be_too_long_to_read_is_not_written() {
         let id = |id: String| PepperId::new(id).unwrap();
-        let mut document = Document::new(id("c".to_owned()), Key::default());
+        let mut document = Document::new(id("c".to_owned()), PepperKey::default());
         for at in 0..MAX_LEN / 100 {
-            document.add_next(id(format!("p{at}")), Key::default());
+            document.add_next(id(format!("p{at}")), PepperKey::default());
         }
         assert_eq!(document.text().unwrap_err(), TOO_LONG);
     }

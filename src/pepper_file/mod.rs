@@ -12,16 +12,16 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, OFlags};
 use zeroize::Zeroizing;
 
-use self::document::{Document, Key, MAX_LEN, TOO_LONG};
+use self::document::{Document, MAX_LEN, PepperKey, TOO_LONG};
 use crate::core::pepper::PepperRing;
 use crate::core::text::PepperId;
 use crate::entropy::{Entropy, EntropyError, SystemEntropy};
 
-/// A file of peppers, readable by its owner alone. Only on Unix, because it relies on file modes.
+/// A file of peppers that only its owner may read. Only on Unix, because it relies on file modes.
 ///
-/// Store the file separately from the store and from the store's backups: with a pepper and a copy of the
-/// store an attacker can try out secrets. Without the file every key is lost, so keep a copy in another
-/// place.
+/// Store the file separately from the store and from the store's backups: an attacker with a pepper and a
+/// copy of the store can test guesses of secrets. Keep a backup of the file in another place: without the
+/// file, no key with a digest under its peppers can be verified.
 ///
 /// The file is a JSON document:
 ///
@@ -42,16 +42,16 @@ use crate::entropy::{Entropy, EntropyError, SystemEntropy};
 ///
 /// # Rotation
 ///
-/// A process keeps the peppers that it read: nothing reads the file again by itself. To load a change,
-/// restart the process. Or build another [`Keyward`](crate::Keyward) over the same store, with the
-/// [`ring`](Self::ring) of the file opened again. Switch to the new one as soon as
+/// A process does not notice changes to the file. To load a change, restart the process. Alternatively, open
+/// the file again and build another [`Keyward`](crate::Keyward) over the same store with its
+/// [`ring`](Self::ring). Switch to the new one as soon as
 /// [`run_maintenance`](crate::Keyward::run_maintenance) of the old one has returned.
 ///
-/// A process that has not loaded a new pepper refuses every key that another process created under it or
-/// moved to it, as [`UnknownPepper`](crate::VerifyError::UnknownPepper). To refuse no key, rotate in two
+/// A process that has not loaded a new pepper refuses every key whose digest another process made under that
+/// pepper, as [`UnknownPepper`](crate::VerifyError::UnknownPepper). To avoid these refusals, rotate in two
 /// steps, and let every process load the file after each step:
 ///
-/// 1. [`prepare`](Self::prepare) adds a pepper under which all processes verify.
+/// 1. [`prepare`](Self::prepare) adds a pepper that all processes can verify with.
 /// 2. [`rotate`](Self::rotate) makes that pepper the current one.
 ///
 /// # Examples
@@ -76,7 +76,7 @@ pub struct PepperFile {
     ring: PepperRing,
 }
 
-/// The reason why a pepper file was not read or written. Never holds content of the file.
+/// The reason why a pepper file was not read or written. Never contains content of the file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PepperFileError {
@@ -86,15 +86,15 @@ pub enum PepperFileError {
         /// The path that was opened.
         path: PathBuf,
     },
-    /// A file of this name exists; it was left as it is.
+    /// A file of this name already exists. The file was not changed.
     #[error("{} exists already, and was left as it is", path.display())]
     Exists {
         /// The path of the file.
         path: PathBuf,
     },
-    /// The file is open to its group or to others.
+    /// The file's mode gives access to its group or to other users.
     #[error(
-        "pepper file {} has mode {mode:04o}, open to others than its owner; run: chmod 600 {}",
+        "pepper file {} has mode {mode:04o}, which lets other users access it; run: chmod 600 {}",
         path.display(), path.display()
     )]
     OpenToOthers {
@@ -103,15 +103,15 @@ pub enum PepperFileError {
         /// The permission bits of the file.
         mode: u32,
     },
-    /// The path leads to something else than a file.
+    /// The path is not a regular file.
     #[error("{} is {what}; name the pepper file itself", path.display())]
     NotAFile {
         /// The path that was opened.
         path: PathBuf,
-        /// The thing at the path, in words.
+        /// The kind of thing at the path, in words.
         what: &'static str,
     },
-    /// The content is not that of a pepper file.
+    /// The file is not a valid pepper file.
     #[error("pepper file {}: {problem}", path.display())]
     Malformed {
         /// The path of the file.
@@ -129,24 +129,24 @@ pub enum PepperFileError {
         /// The error of the operating system.
         source: io::Error,
     },
-    /// The operating system gave no randomness for a new pepper.
+    /// The operating system could not provide random bytes for a new pepper.
     #[error(transparent)]
     Entropy(#[from] EntropyError),
 }
 
-type Answer<T> = Result<T, PepperFileError>;
+type PepperFileResult<T> = Result<T, PepperFileError>;
 
 impl PepperFile {
-    /// Opens the file, or creates it with one new pepper if it is missing. If several processes create it
-    /// concurrently, one wins, and all return the winner's pepper.
+    /// Opens the file, or creates it with one new pepper if it is missing. If several processes create the
+    /// file concurrently, one of them wins, and all return that process's pepper.
     ///
-    /// Call this function at the first start of a service. A service that has keys calls
-    /// [`open`](Self::open): a new pepper in place of a lost one verifies none of those keys.
+    /// Call this function only at the first start of a service. Once the service has keys, call
+    /// [`open`](Self::open): if the file was lost, a new pepper would verify none of those keys.
     ///
     /// # Errors
     ///
     /// [`PepperFileError`].
-    pub fn open_or_create(path: impl AsRef<Path>) -> Answer<Self> {
+    pub fn open_or_create(path: impl AsRef<Path>) -> PepperFileResult<Self> {
         let path = path.as_ref();
         match Self::open(path) {
             Err(PepperFileError::Missing { .. }) => match Self::create(path) {
@@ -154,7 +154,7 @@ impl PepperFile {
                 created => created,
             },
             opened => {
-                clear_drafts(path);
+                remove_stale_temps(path);
                 opened
             }
         }
@@ -166,24 +166,24 @@ impl PepperFile {
     ///
     /// [`PepperFileError`]; [`Missing`](PepperFileError::Missing) if there is no file,
     /// [`OpenToOthers`](PepperFileError::OpenToOthers) if group or others may use it.
-    pub fn open(path: impl AsRef<Path>) -> Answer<Self> {
+    pub fn open(path: impl AsRef<Path>) -> PepperFileResult<Self> {
         let path = path.as_ref();
         let (_, ring) = read(&mut open(path)?, path)?;
         let path = path.into();
         Ok(Self { path, ring })
     }
 
-    /// Creates the file with one new pepper, whole or not at all.
+    /// Creates the file with one new pepper, atomically.
     ///
     /// # Errors
     ///
     /// [`PepperFileError`]; [`Exists`](PepperFileError::Exists) if the path leads to anything.
-    pub fn create(path: impl AsRef<Path>) -> Answer<Self> {
+    pub fn create(path: impl AsRef<Path>) -> PepperFileResult<Self> {
         let path = path.as_ref();
         let (id, key) = draw()?;
         let document = Document::new(id, key);
         let ring = document.ring().map_err(malformed(path))?;
-        let written = Draft::write(path, &document)?;
+        let written = TempPepperFile::write(path, &document)?;
         // A link, unlike a rename, never replaces another file.
         fs::hard_link(&written.path, path).map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => PepperFileError::Exists { path: path.into() },
@@ -201,31 +201,31 @@ impl PepperFile {
         self.ring.clone()
     }
 
-    /// Adds a new pepper, under which secrets verify and which the next [`rotate`](Self::rotate) makes the
-    /// current one. Changes nothing if the file already has a prepared pepper.
+    /// Adds a new pepper that secrets can be verified with. The next [`rotate`](Self::rotate) makes it the
+    /// current pepper. Changes nothing if the file already has a prepared pepper.
     ///
     /// # Errors
     ///
-    /// [`PepperFileError`]; the file is then unchanged or prepared, never partly written.
-    pub fn prepare(&mut self) -> Answer<()> {
+    /// [`PepperFileError`]. The file is then unchanged or prepared, never partly written.
+    pub fn prepare(&mut self) -> PepperFileResult<()> {
         self.change(|_| ())
     }
 
     /// Makes the prepared pepper the current one, or a new pepper if none is prepared. The previous current
     /// pepper stays live. Replaces the file as a whole. Concurrent rotations wait for each other.
     ///
-    /// A process keeps the peppers that it read: see [Rotation](Self#rotation). After a rotation that was
+    /// Running processes do not notice the change: see [Rotation](Self#rotation). After a rotation that was
     /// not [prepared](Self::prepare), restart all processes of the service together.
     ///
     /// # Errors
     ///
-    /// [`PepperFileError`]; the file is then unchanged or rotated, never partly written.
-    pub fn rotate(&mut self) -> Answer<()> {
+    /// [`PepperFileError`]. The file is then unchanged or rotated, never partly written.
+    pub fn rotate(&mut self) -> PepperFileResult<()> {
         self.change(Document::rotate)
     }
 
     /// Reads the file again, adds a next pepper if the file has none, and applies `change`.
-    fn change(&mut self, change: impl FnOnce(&mut Document)) -> Answer<()> {
+    fn change(&mut self, change: impl FnOnce(&mut Document)) -> PepperFileResult<()> {
         let path = self.path.as_path();
         let mut locked = lock(path)?;
         let (mut document, _) = read(&mut locked, path)?;
@@ -235,7 +235,7 @@ impl PepperFile {
         }
         change(&mut document);
         let ring = document.ring().map_err(malformed(path))?;
-        let written = Draft::write(path, &document)?;
+        let written = TempPepperFile::write(path, &document)?;
         fs::rename(&written.path, path).map_err(failed("replacing pepper file", path))?;
         sync_folder(path)?;
         self.ring = ring;
@@ -244,24 +244,24 @@ impl PepperFile {
 }
 
 /// Draws the id and the key of a new pepper.
-fn draw() -> Answer<(PepperId, Key)> {
+fn draw() -> PepperFileResult<(PepperId, PepperKey)> {
     let mut mark = [0; 8];
     SystemEntropy.fill(&mut mark)?;
     let id = format!("p{:016x}", u64::from_be_bytes(mark));
     let id = PepperId::new(id).expect("p and 16 hexadecimal digits are an id");
-    let mut key = Key::default();
+    let mut key = PepperKey::default();
     SystemEntropy.fill(&mut **key.0)?;
     Ok((id, key))
 }
 
-/// Opens a file that only its owner may use. Checks the open file and not the path, so that no other file
-/// can take its place between the check and the read.
-fn open(path: &Path) -> Answer<File> {
+/// Opens a file that only its owner may use. Checks the opened file, not the path, so that no other file can
+/// take its place between the check and the read.
+fn open(path: &Path) -> PepperFileResult<File> {
     let not_a_file = |what| PepperFileError::NotAFile {
         path: path.into(),
         what,
     };
-    // Without NONBLOCK, opening a pipe of this name waits for a writer.
+    // Without NONBLOCK, opening a named pipe would block until the pipe has a writer.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = OpenOptions::new()
         .read(true)
@@ -276,12 +276,12 @@ fn open(path: &Path) -> Answer<File> {
         })?;
     let found = file
         .metadata()
-        .map_err(failed("looking at pepper file", path))?;
+        .map_err(failed("reading metadata of pepper file", path))?;
     if found.is_dir() {
         return Err(not_a_file("a folder"));
     }
     if !found.is_file() {
-        return Err(not_a_file("no regular file"));
+        return Err(not_a_file("not a regular file"));
     }
     let mode = found.mode() & 0o7777;
     if mode & 0o077 != 0 {
@@ -294,7 +294,7 @@ fn open(path: &Path) -> Answer<File> {
 }
 
 /// Opens the file and locks it, so that one process at a time changes it.
-fn lock(path: &Path) -> Answer<File> {
+fn lock(path: &Path) -> PepperFileResult<File> {
     let failed = || failed("locking pepper file", path);
     loop {
         let file = open(path)?;
@@ -305,15 +305,16 @@ fn lock(path: &Path) -> Answer<File> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             found => found.map_err(failed())?,
         };
-        // The two differ if the previous holder of the lock replaced the file while this call waited.
+        // The files differ if the previous holder of the lock replaced the file while this call waited. The
+        // lock is then on the old file, so try again.
         if (own.dev(), own.ino()) == (now.dev(), now.ino()) {
             return Ok(file);
         }
     }
 }
 
-fn read(file: &mut File, path: &Path) -> Answer<(Document, PepperRing)> {
-    // Allocated at its full size: growing would leave copies behind.
+fn read(file: &mut File, path: &Path) -> PepperFileResult<(Document, PepperRing)> {
+    // Allocated at full size, because a growing buffer would leave copies of the keys in memory.
     let mut bytes = Zeroizing::new(vec![0; MAX_LEN + 1]);
     let mut len = 0;
     loop {
@@ -347,16 +348,16 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PepperF
     }
 }
 
-/// A complete file next to the pepper file, under a name that no process reads. Removed on drop. If the
-/// process is killed before that, the next process that writes the pepper file removes it.
-struct Draft {
+/// A temporary file next to the pepper file, with the new content. Removed on drop. If the process is killed
+/// before that, the next process that writes the pepper file removes it.
+struct TempPepperFile {
     path: PathBuf,
-    /// Locked for as long as the draft is in use.
+    /// Locked while the temporary file is in use, so that no other process removes it.
     file: File,
 }
 
-impl Draft {
-    fn write(beside: &Path, document: &Document) -> Answer<Self> {
+impl TempPepperFile {
+    fn write(beside: &Path, document: &Document) -> PepperFileResult<Self> {
         let Some(name) = beside.file_name() else {
             let what = "a folder";
             return Err(PepperFileError::NotAFile {
@@ -365,12 +366,12 @@ impl Draft {
             });
         };
         let text = document.text().map_err(malformed(beside))?;
-        clear_drafts(beside);
+        remove_stale_temps(beside);
         let failed = || failed("writing pepper file", beside);
         loop {
             let mut mark = [0; 8];
             SystemEntropy.fill(&mut mark)?;
-            let mut hidden = draft_prefix(name);
+            let mut hidden = temp_prefix(name);
             hidden.push(format!("{:016x}", u64::from_be_bytes(mark)));
             let path = beside.with_file_name(hidden);
             let mut options = OpenOptions::new();
@@ -382,30 +383,30 @@ impl Draft {
                 .map_err(failed())?;
             let taken = matches!(file.try_lock(), Err(TryLockError::WouldBlock));
             if taken || !path.exists() {
-                // Another process removed the draft before it was locked.
+                // Another process removed the temporary file before this process locked it.
                 continue;
             }
-            let mut draft = Self { path, file };
-            let file = &mut draft.file;
+            let mut temp = Self { path, file };
+            let file = &mut temp.file;
             file.write_all(&text).map_err(failed())?;
             file.sync_all().map_err(failed())?;
-            return Ok(draft);
+            return Ok(temp);
         }
     }
 }
 
-fn draft_prefix(name: &OsStr) -> OsString {
+fn temp_prefix(name: &OsStr) -> OsString {
     let mut prefix = OsString::from(".");
     prefix.push(name);
     prefix.push(".");
     prefix
 }
 
-/// Removes drafts of `path` whose processes were killed, because they hold peppers. Ignores failures: the
-/// next call tries again.
-fn clear_drafts(path: &Path) {
+/// Removes temporary files of killed processes next to `path`, because they hold peppers. Ignores failures:
+/// the next call tries again.
+fn remove_stale_temps(path: &Path) {
     let Some(name) = path.file_name() else { return };
-    let prefix = draft_prefix(name);
+    let prefix = temp_prefix(name);
     let Ok(entries) = fs::read_dir(folder_of(path)) else {
         return;
     };
@@ -417,7 +418,7 @@ fn clear_drafts(path: &Path) {
         if !named {
             continue;
         }
-        // A live process keeps its draft locked.
+        // A live process keeps its temporary file locked.
         if let Ok(file) = open(&entry.path())
             && file.try_lock().is_ok()
         {
@@ -426,17 +427,17 @@ fn clear_drafts(path: &Path) {
     }
 }
 
-impl Drop for Draft {
+impl Drop for TempPepperFile {
     fn drop(&mut self) {
-        // Fails after a rename, which left nothing to remove.
+        // After a rename there is no file to remove, so an error is expected.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Makes a new name durable: fsyncs its folder.
-fn sync_folder(path: &Path) -> Answer<()> {
+/// Fsyncs the folder of `path`, which makes a new name in the folder durable.
+fn sync_folder(path: &Path) -> PepperFileResult<()> {
     let synced = File::open(folder_of(path)).and_then(|folder| folder.sync_all());
-    synced.map_err(failed("making durable pepper file", path))
+    synced.map_err(failed("syncing the folder of pepper file", path))
 }
 
 fn folder_of(path: &Path) -> &Path {

@@ -46,31 +46,31 @@ fn same(a: &Pepper, b: &Pepper) -> bool {
     a.id() == b.id() && a.digest(b"x") == b.digest(b"x")
 }
 
-fn read(path: impl AsRef<Path>) -> Answer<PepperRing> {
+fn read(path: impl AsRef<Path>) -> PepperFileResult<PepperRing> {
     Ok(PepperFile::open(path)?.ring())
 }
 
-fn create(path: impl AsRef<Path>) -> Answer<PepperRing> {
+fn create(path: impl AsRef<Path>) -> PepperFileResult<PepperRing> {
     Ok(PepperFile::create(path)?.ring())
 }
 
-fn open_or_create(path: impl AsRef<Path>) -> Answer<PepperRing> {
+fn open_or_create(path: impl AsRef<Path>) -> PepperFileResult<PepperRing> {
     Ok(PepperFile::open_or_create(path)?.ring())
 }
 
-fn prepare(path: impl AsRef<Path>) -> Answer<PepperRing> {
+fn prepare(path: impl AsRef<Path>) -> PepperFileResult<PepperRing> {
     let mut file = PepperFile::open(path)?;
     file.prepare()?;
     Ok(file.ring())
 }
 
-fn rotate(path: impl AsRef<Path>) -> Answer<PepperRing> {
+fn rotate(path: impl AsRef<Path>) -> PepperFileResult<PepperRing> {
     let mut file = PepperFile::open(path)?;
     file.rotate()?;
     Ok(file.ring())
 }
 
-/// Returns all text of an error, its source included.
+/// Returns all text of an error, including its source.
 fn text_of(error: &PepperFileError) -> String {
     let cause = std::error::Error::source(error).map(ToString::to_string);
     format!("{error} {error:?} {cause:?}")
@@ -172,7 +172,7 @@ fn a_path_to_something_else_is_refused_by_name() {
     let pipe = folder.0.path().join("pipe");
     let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from(0o600));
     rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
-    not_a_file(&pipe, "no regular file");
+    not_a_file(&pipe, "not a regular file");
 }
 
 #[test]
@@ -267,26 +267,27 @@ fn a_prepared_pepper_verifies_and_becomes_the_current_one() {
 }
 
 #[test]
-fn drafts_of_killed_processes_are_cleared_away_and_no_others() {
+fn temporary_files_of_killed_processes_are_removed_and_no_others() {
     let folder = Folder::new();
-    let draft = |name: &str| {
+    let temp = |name: &str| {
         let path = folder.0.path().join(name);
         let mut options = OpenOptions::new();
         let options = options.write(true).create(true).mode(0o600);
         options.open(path).unwrap()
     };
     let left = ".pepper.00112233445566aa";
-    let writes: [fn(PathBuf) -> Answer<PepperRing>; 4] = [create, open_or_create, prepare, rotate];
-    let under_way = draft(".pepper.0000000000000001");
+    let writes: [fn(PathBuf) -> PepperFileResult<PepperRing>; 4] =
+        [create, open_or_create, prepare, rotate];
+    let under_way = temp(".pepper.0000000000000001");
     under_way.lock().unwrap();
     let others = [
         ".pepper.mine",
         ".pepper.0000000000000002x",
         ".other.0000000000000003",
     ];
-    others.iter().for_each(|name| drop(draft(name)));
+    others.iter().for_each(|name| drop(temp(name)));
     for write in writes {
-        drop(draft(left));
+        drop(temp(left));
         write(folder.pepper()).unwrap();
         let names = folder.names();
         assert!(!names.contains(&left.to_owned()), "{names:?}");

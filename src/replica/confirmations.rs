@@ -1,11 +1,11 @@
-//! The nodes' answers about one change: which nodes have applied it, and which may still act
-//! without it.
+//! Confirmations of one change: the nodes that have applied the change, and the nodes that may still act on
+//! the state before it.
 //!
-//! Pure: reports, sightings and instants of the observer's monotonic clock are arguments.
+//! Pure: reports and readings of the observer's monotonic clock are arguments.
 //!
-//! Invariant: once [`Confirmations::is_complete`] returns true, no verification that begins on any
-//! node acts on the state before the change. Doubt counts as not confirmed, until the staleness
-//! bound has passed.
+//! Invariant: once [`Confirmations::is_complete`] returns true, no later verification on any node acts on the
+//! state before the change. If a node's state is unknown, the change stays unconfirmed there until the
+//! staleness bound has passed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,17 +16,17 @@ use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::store::{Epoch, NodeId, NodeReport};
 
-/// 24 hours. A node's entry is removed after this much silence beyond its lease. A judgement: an
-/// operator who looks the next morning still sees which node went missing.
+/// 24 hours: a node's entry is removed after this much silence beyond its lease. An operator who looks the
+/// next morning still sees the missing node.
 const FORGET_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The nodes that have confirmed a change, and the nodes that may still act on the state before it.
+/// The nodes that have confirmed a change, and the nodes that may still act on the state before that change.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Confirmations {
     nodes: Vec<NodeConfirmation>,
     /// The longest time for which nodes missing from the registry may still act on the state before
     /// the change.
-    unasked: Duration,
+    unregistered: Duration,
 }
 
 /// One node's answer about a change.
@@ -41,25 +41,25 @@ pub struct NodeConfirmation {
     pub answer: NodeAnswer,
 }
 
-/// The meaning of a node's reports for one change.
+/// A node's state with respect to one change, derived from its reports.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum NodeAnswer {
-    /// The node acts on the change.
+    /// The node has applied the change.
     Applied,
     /// The node has not reported the change.
     Waiting {
         /// The longest time for which the node may still act on the state before the change.
         at_most: Duration,
     },
-    /// The node has not reported the change, and can no longer act on the state before it. It has
-    /// stopped, is cut off, or is so stale that it fails closed.
+    /// The node has not reported the change, but can no longer act on the state before the change. The node
+    /// has stopped, is cut off, or is so stale that it fails closed.
     Lapsed,
 }
 
 impl Confirmations {
-    /// Returns whether every node has applied the change or has lapsed, or the change is older than
-    /// the bound. No node acts on the state before the change then.
+    /// Returns true once no node can act on the state before the change. Then each node has applied the
+    /// change or has lapsed, or the change is older than the bound.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.at_most().is_zero()
@@ -69,23 +69,23 @@ impl Confirmations {
     #[must_use]
     pub fn at_most(&self) -> Duration {
         let waiting = self.waiting().map(|(_, at_most)| at_most);
-        waiting.max().unwrap_or_default().max(self.unasked)
+        waiting.max().unwrap_or_default().max(self.unregistered)
     }
 
-    /// Returns every registered node with its answer. Empty without a registry, and if the registry
-    /// does not answer after the bound has passed.
+    /// Returns every registered node with its answer. Empty without a registry, and if the registry fails
+    /// after the bound has passed.
     #[must_use]
     pub fn nodes(&self) -> &[NodeConfirmation] {
         &self.nodes
     }
 
-    /// Returns the nodes that act on the change.
+    /// Returns the nodes that have applied the change.
     pub fn applied(&self) -> impl Iterator<Item = &NodeConfirmation> {
         self.answered(NodeAnswer::Applied)
     }
 
-    /// Returns the nodes that may not have the change, each with the longest time it can act
-    /// without it.
+    /// Returns the nodes that may not have applied the change. Each comes with the longest time for which
+    /// that node may act on the state before the change.
     pub fn waiting(&self) -> impl Iterator<Item = (&NodeConfirmation, Duration)> {
         self.nodes.iter().filter_map(|node| match node.answer {
             NodeAnswer::Waiting { at_most } => Some((node, at_most)),
@@ -93,7 +93,8 @@ impl Confirmations {
         })
     }
 
-    /// Returns the nodes that never reported the change and can no longer act without it.
+    /// Returns the nodes that never reported the change, and can no longer act on the state before the
+    /// change.
     pub fn lapsed(&self) -> impl Iterator<Item = &NodeConfirmation> {
         self.answered(NodeAnswer::Lapsed)
     }
@@ -103,14 +104,14 @@ impl Confirmations {
     }
 }
 
-/// A change that nodes are to confirm.
+/// A change that nodes should confirm.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Awaited {
     /// The history that contains the change; `None` if unknown.
     pub(crate) epoch: Option<Epoch>,
     /// The commit that contains the change.
     pub(crate) revision: Revision,
-    /// The instant at which the store had answered, on the observer's monotonic clock.
+    /// The time at which the commit returned, on the observer's monotonic clock.
     pub(crate) returned: Duration,
     /// The longest time after `returned` for which a verifier may act on the state before the
     /// change.
@@ -118,8 +119,9 @@ pub(crate) struct Awaited {
 }
 
 impl Awaited {
-    /// Returns how long after `now` any node may still act on the state before the change. The
-    /// bound allows for a wrong clock of the verifier; the observer's own clock may be fast too.
+    /// Returns how long after `now` any node may still act on the state before the change. `bound` already
+    /// allows for a slow clock on the verifying node. This method adds an allowance for a fast clock on the
+    /// observer.
     pub(crate) fn left(&self, now: Duration) -> Duration {
         let bound = Propagation::by_any_clock(self.bound);
         self.returned.saturating_add(bound).saturating_sub(now)
@@ -132,30 +134,31 @@ impl Awaited {
     }
 }
 
-/// A report as the observer found it.
+/// A node's report, and the time since the observer first saw that report.
 #[derive(Clone, Debug)]
-pub(crate) struct Found {
+pub(crate) struct ObservedReport {
     pub(crate) report: NodeReport,
     /// The time since the report was first seen, measured up to the last request to the registry.
     pub(crate) silent: Duration,
 }
 
-impl Found {
-    /// Returns how long the node can still accept keys without another report. The node's clock may
-    /// be slow, and the observer's fast.
+impl ObservedReport {
+    /// Returns how long the node can still accept keys without another report. The lease is extended twice:
+    /// for a slow clock on the node, and for a fast clock on the observer.
     fn lease_left(&self) -> Duration {
         let lease = Propagation::by_any_clock(Propagation::by_any_clock(self.report.lease));
         lease.saturating_sub(self.silent)
     }
 
-    /// Returns whether the entry can be removed: the node is not fresh, and must report before it
-    /// is fresh again.
+    /// Returns whether the registry entry can be removed. Such a node fails closed, and must report again
+    /// before it accepts keys.
     pub(crate) fn is_gone(&self) -> bool {
         self.lease_left().is_zero() && self.silent.saturating_sub(self.report.lease) >= FORGET_AFTER
     }
 }
 
-/// 90 s: the longest delay of a node's report of its clock. Less than clocks are allowed to differ.
+/// 90 s: the longest delay at which a reported clock reading is still used. Shorter than the difference
+/// allowed between clocks.
 const LATE: Duration = Duration::from_secs(90);
 
 /// The reports that an observer has seen.
@@ -168,24 +171,24 @@ pub(crate) struct Sightings {
 
 #[derive(Clone, Copy, Debug)]
 struct Sighting {
-    /// The node's latest beat. `since` is the instant at which that beat was first seen.
+    /// The beat number of the node's latest report. `since` is the time at which this number was first seen.
     beat: u64,
     since: Duration,
-    /// The node's clock when its beat last moved, with the observer's instant. `None` if that clock
-    /// may be out of date: the beat never moved, or the previous request was more than [`LATE`]
-    /// ago.
+    /// The node's clock in its latest report, and the observer's time when that report was first seen. `None`
+    /// if the reading may be out of date: the beat number never changed, or the previous request was more
+    /// than [`LATE`] earlier.
     clock: Option<(Timestamp, Duration)>,
 }
 
 impl Sightings {
-    /// Records the registry's answer to a request sent at `asked` and answered at `answered`. A
-    /// beat counts from the answer, because the node may have sent the beat until then. Silence
-    /// counts up to the request, because the node may have sent another beat after the request.
+    /// Records the registry's answer to a request. A node's silence starts at `answered` of the request that
+    /// first showed the beat, because the node may have sent that beat until then. Silence ends at `asked` of
+    /// this request, because the node may have sent another beat since.
     pub(crate) fn see(
         &mut self,
         reports: Vec<NodeReport>,
         (asked, answered): (Duration, Duration),
-    ) -> Vec<Found> {
+    ) -> Vec<ObservedReport> {
         let before = std::mem::take(&mut self.nodes);
         let last = self.asked.replace(asked);
         // A report is at most as late as the time since the previous request.
@@ -203,13 +206,13 @@ impl Sightings {
             };
             let since = self.nodes.entry(report.node).or_insert(sighting).since;
             let silent = asked.saturating_sub(since);
-            Found { report, silent }
+            ObservedReport { report, silent }
         };
         reports.into_iter().map(find).collect()
     }
 
-    /// Returns the clocks of other nodes whose beat moved within `lapse` of `now`, each with the
-    /// observer's monotonic instant of that sighting.
+    /// Returns the clock readings of other nodes that are at most `lapse` old at `now`. Each comes with the
+    /// observer's monotonic time at which the reading was first seen.
     pub(crate) fn clocks(
         &self,
         own: Option<NodeId>,
@@ -225,35 +228,35 @@ impl Sightings {
     }
 }
 
-/// The node that asks for confirmations. It has caught up with the store, by a read sent after the
-/// change had returned.
+/// The node that asks for confirmations. It has applied the change, by a sync that began after the change
+/// returned.
 #[derive(Clone, Debug)]
 pub(crate) struct Observer {
-    /// The history that the observer found by that read.
+    /// The store's epoch as found by that sync. `None` without a registry, or if the registry may lack nodes.
     pub(crate) epoch: Option<Epoch>,
     pub(crate) node: Option<NodeId>,
     pub(crate) label: Option<NodeLabel>,
 }
 
-/// Decides which nodes have a change.
+/// Decides for each node whether it has applied a change.
 ///
-/// `found` is the registry's answer to a request sent after the change had returned; `None` without
-/// a registry. A node that registers later has the change: its confirming reads are sent after its
-/// registration is durable.
+/// `found` is the registry's answer to a request sent after the change returned; `None` without a registry. A
+/// node that registers after that request needs no entry: its confirming reads are sent after its
+/// registration is durable, so they return the change.
 pub(crate) fn judge(
     awaited: &Awaited,
     observer: &Observer,
-    found: Option<&[Found]>,
+    found: Option<&[ObservedReport]>,
     now: Duration,
 ) -> Confirmations {
     let left = awaited.left(now);
-    // Revisions of another history cannot be compared, and that history's registry may lack nodes.
+    // Revisions of two histories cannot be compared, and the registry of another history may lack nodes.
     let same_history = awaited.epoch.is_some() && awaited.epoch == observer.epoch;
     let is_own = |node: NodeId| Some(node) == observer.node;
-    let answer = |found: &Found| {
+    let answer = |found: &ObservedReport| {
         let applied = same_history && awaited.is_applied(&found.report);
-        // An entry without a cursor may be one that a restore added for nodes whose leases are
-        // unknown.
+        // An entry without a cursor may stand for nodes from before a restore. Their leases are unknown, so
+        // only the bound counts.
         let at_most = match found.report.applied {
             Some(_) => left.min(found.lease_left()),
             None => left,
@@ -264,7 +267,7 @@ pub(crate) fn judge(
             at_most => NodeAnswer::Waiting { at_most },
         }
     };
-    let confirm = |found: &Found| NodeConfirmation {
+    let confirm = |found: &ObservedReport| NodeConfirmation {
         node: found.report.node,
         label: found.report.label.clone(),
         answer: answer(found),
@@ -280,15 +283,18 @@ pub(crate) fn judge(
         });
     }
     let all_asked = found.is_some() && same_history;
-    let unasked = if all_asked { Duration::ZERO } else { left };
-    Confirmations { nodes, unasked }
+    let unregistered = if all_asked { Duration::ZERO } else { left };
+    Confirmations {
+        nodes,
+        unregistered,
+    }
 }
 
-/// Returns the confirmation that holds once the bound has passed, even if no node answers.
+/// Returns complete confirmations without any node, for a change whose bound has passed.
 pub(crate) const fn by_time() -> Confirmations {
     Confirmations {
         nodes: Vec::new(),
-        unasked: Duration::ZERO,
+        unregistered: Duration::ZERO,
     }
 }
 
@@ -334,12 +340,12 @@ mod tests {
         }
     }
 
-    fn found(revision: u64, silent: Duration) -> Found {
+    fn found(revision: u64, silent: Duration) -> ObservedReport {
         let report = report(EPOCH, revision);
-        Found { report, silent }
+        ObservedReport { report, silent }
     }
 
-    fn answer(awaited: &Awaited, found: Found, now: Duration) -> NodeAnswer {
+    fn answer(awaited: &Awaited, found: ObservedReport, now: Duration) -> NodeAnswer {
         judge(awaited, &observer(), Some(&[found]), now).nodes()[0].answer
     }
 
@@ -353,7 +359,7 @@ mod tests {
 
     #[test]
     fn revisions_of_another_history_confirm_nothing() {
-        let other = Found {
+        let other = ObservedReport {
             report: report(Epoch(8), 99),
             silent: Duration::ZERO,
         };
@@ -412,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_never_applied_anything_is_waited_for_until_the_bound_whatever_its_lease() {
+    fn an_entry_without_a_cursor_is_waited_for_until_the_bound_whatever_its_lease() {
         let mut former = found(4, 10 * BOUND);
         former.report.applied = None;
         former.report.lease = BOUND / 10;
@@ -431,7 +437,7 @@ mod tests {
         let silent = Duration::ZERO;
         for listed in [
             vec![],
-            vec![Found {
+            vec![ObservedReport {
                 report: own,
                 silent,
             }],
@@ -460,7 +466,11 @@ mod tests {
             clocks.collect::<Vec<_>>()
         };
         see(&mut sightings, 1, 1_000, 10);
-        assert_eq!(clocks(&sightings, None, 10), [], "it may be gone for long");
+        assert_eq!(
+            clocks(&sightings, None, 10),
+            [],
+            "the node may have stopped long ago"
+        );
         see(&mut sightings, 1, 1_000, 70);
         assert_eq!(clocks(&sightings, None, 70), []);
         see(&mut sightings, 2, 1_120, 130);
@@ -470,19 +480,19 @@ mod tests {
         assert_eq!(
             clocks(&sightings, None, 310),
             counts,
-            "silent for as long as it may be"
+            "exactly at the limit"
         );
-        assert_eq!(clocks(&sightings, None, 311), [], "silent for longer");
+        assert_eq!(clocks(&sightings, None, 311), [], "past the limit");
         see(&mut sightings, 3, 1_300, 401);
         assert_eq!(
             clocks(&sightings, None, 401),
             [],
-            "the report may be as late as the request"
+            "the report may be as old as the previous request"
         );
         let node = Some(NodeId::from_u128(1));
         see(&mut sightings, 4, 1_390, 491);
         assert_eq!(clocks(&sightings, None, 491).len(), 1);
-        assert_eq!(clocks(&sightings, node, 491), [], "the own node");
+        assert_eq!(clocks(&sightings, node, 491), [], "this node itself");
     }
 
     #[test]
@@ -500,11 +510,11 @@ mod tests {
         assert_eq!(
             see(1, 20, 25),
             at(8),
-            "neither from the question nor to the answer"
+            "from the first answer to the second request"
         );
         assert_eq!(see(2, 30, 31), at(0));
         assert_eq!(see(2, 40, 41), at(9));
-        // A beat that goes back counts as a new beat: the registry forgot the node, or was
+        // A beat number that decreases counts as a new beat: the registry removed the node's entry, or was
         // restored.
         assert_eq!(see(1, 50, 51), at(0));
         assert!(sightings.see(Vec::new(), (at(60), at(61))).is_empty());

@@ -13,25 +13,25 @@ pub struct Freshness {
     pub age: Option<Duration>,
     /// The replica's position in the store's history.
     pub cursor: Option<Cursor>,
-    /// The furthest head that any read of the store returned.
+    /// The newest head that any read of the store returned.
     pub head: Option<Cursor>,
 }
 
-/// The distance of a replica from its store.
+/// The lag of a replica behind its store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Lag {
-    /// The replica reflects every commit that returned longer ago than this. `None` before the
-    /// first confirmation.
+    /// An upper limit: the replica contains every commit that returned longer ago than this. `None` before
+    /// the first confirmation.
     pub time: Option<Duration>,
-    /// The number of commits the store is known to have beyond the replica; the store may have
-    /// more. `None` before the first sync, and during a resync.
+    /// A lower limit: the number of commits that are known to be in the store, but not in the replica. `None`
+    /// before the first sync, and during a resync.
     pub commits: Option<u64>,
 }
 
 impl Freshness {
-    /// Returns whether keys of a class with this staleness bound are verified without asking the
-    /// store. Always false for a bound of zero: then every verification reads the latest state.
+    /// Returns whether keys of a class with this staleness bound are verified without asking the store.
+    /// Always false for a bound of zero, which requires every verification to read the store.
     #[must_use]
     pub fn is_fresh_for(&self, bound: Duration) -> bool {
         !bound.is_zero() && self.age.is_some_and(|age| age <= bound)

@@ -1,14 +1,14 @@
-//! The replica: follows a store's feed into an index that verification reads.
+//! The replica: an index of keys for verification, kept current by following the store's change feed.
 //!
 //! Invariants:
 //!
-//! - A change applies only if its revision is newer, so nothing stale overwrites a tombstone (trap
-//!   2).
-//! - The published confirmation is the instant at which a read was *sent* whose whole answer has
-//!   been applied.
-//! - A resync builds a new index aside and publishes it whole.
-//! - Where nodes register, a read confirms only if a report of this node was durable before the
-//!   read was sent.
+//! - A change is applied only if its revision is newer than the known row's. So a late, older change cannot
+//!   overwrite a tombstone (trap 2).
+//! - The published confirmation is the *send* time of a read of the store, never its arrival time. It is
+//!   published only after the complete answer has been applied.
+//! - A resync fills a new index in the background, and publishes that index in one step.
+//! - With a node registry, a read confirms the index only if the registry had stored a report of this node
+//!   before the read was sent.
 
 mod confirmations;
 mod freshness;
@@ -28,9 +28,10 @@ pub use self::confirmations::{Confirmations, NodeAnswer, NodeConfirmation};
 pub use self::freshness::{Freshness, Lag};
 use self::index::Index;
 pub(crate) use self::index::{
-    Answer, Facts, Half, Hit, HolderAt, Kept, Known, Parts, Sought, View,
+    AttributeIds, Attributes, DigestPrefix, Hit, IndexLookup, OwnerRef, Prefetched, RowKind,
+    RowState, View,
 };
-use self::registration::{Registration, Standing};
+use self::registration::{Registration, RegistrationState};
 use crate::clock::{Clock, Reading};
 use crate::core::checked_time::CheckedTime;
 use crate::core::id::KeyId;
@@ -44,63 +45,64 @@ use crate::store::{
 };
 use crate::timekeeper::Timekeeper;
 
-/// 4096 rows per page of feed or scan. A judgement: about a megabyte.
+/// 4096 rows per page of the change feed or of a scan: about 1 MB.
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).expect("the page size is not zero");
 
-/// The value of `confirmed` before the first confirmation.
+/// The value of `confirmed` while no read confirms the index.
 const NEVER: u64 = 0;
 
-/// Follows a store into an index for verification.
+/// Keeps an index of a store's keys for verification.
 ///
-/// A step machine: each call to [`sync`](Self::sync) is one step, and the caller decides when to
-/// make it.
+/// Starts no task of its own. Each call to [`sync`](Self::sync) catches up once, and the caller decides when
+/// to call it.
 #[derive(Debug)]
 pub struct Replica {
     store: Arc<dyn KeyStore>,
     clock: Arc<Timekeeper>,
     view: ArcSwap<View>,
-    /// The number of views shown so far. A caller that keeps a view compares this number to notice
-    /// a newer view.
+    /// The number of times that `view` was replaced. A caller that caches a view compares this number to
+    /// detect a newer view.
     version: AtomicU64,
-    /// Views that were replaced. The next sync frees them, so that a verifying thread never drops
-    /// the last reference to one.
+    /// Replaced views. The next sync frees them, because freeing a view is slow. A verifying thread must
+    /// never drop the last reference to a view.
     replaced: Mutex<Vec<Arc<View>>>,
-    /// The send time of the newest read that this index reflects in full, in microseconds of the
-    /// monotonic clock.
+    /// The send time of the newest read whose complete answer the index contains, in microseconds of the
+    /// monotonic clock. [`NEVER`] if no read confirms the index.
     confirmed: AtomicU64,
-    /// The same send time on the wall clock. Stored before `confirmed`, whose Release store pairs
-    /// with the reader's Acquire load. So a reader that sees a confirmation sees its wall time, or
-    /// the wall time of a later one.
+    /// The wall-clock time of the read in `confirmed`. The writer stores this field first, and then
+    /// `confirmed` with Release. A reader that loads `confirmed` with Acquire then loads this wall time or a
+    /// later one.
     confirmed_wall: AtomicI64,
     /// Whether this node has seen any imported key.
     imported: AtomicBool,
-    /// Whether the store has answered synchronously before.
+    /// Whether the store has ever answered `changes_now`. Only a store in this process does.
     in_process: AtomicBool,
-    progress: Mutex<Progress>,
+    progress: Mutex<SyncState>,
     syncing: async_lock::Mutex<()>,
     registration: Option<Registration>,
-    /// Counts the store's answers, so that a caller can distinguish a slow sync from one that
-    /// hangs.
+    /// The number of answers from the store and the registry. A caller watches this number to distinguish a
+    /// slow sync from a hung one.
     answers: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct Progress {
+struct SyncState {
     cursor: Option<Cursor>,
-    /// This node's state with its registry. `None` if nodes do not register.
-    standing: Option<Standing>,
-    /// The furthest head that any read of the store returned.
+    /// The state of this node's registration. `None` without a node registry.
+    registration: Option<RegistrationState>,
+    /// The newest head that any read of the store returned.
     head: Option<Cursor>,
-    /// The instant at which this process last found that the store's history had been replaced.
+    /// The last time at which this replica dropped its cursor, because the store's history was replaced or
+    /// compacted.
     lost: Option<Duration>,
-    /// The epoch that this process last committed in.
-    landed: Option<Epoch>,
-    /// The index that a resync is building aside. Commits of this process are applied to it too.
+    /// The epoch of this process's last commit. Reset when a resync begins.
+    committed_epoch: Option<Epoch>,
+    /// The index that a running resync fills. Commits of this process are applied to this index too.
     building: Option<Arc<Index>>,
-    /// Commits of this process during the scan that fills `building`; `None` after the scan. They
-    /// are applied once the scan's revision is known: a key that the scan does not return may have
-    /// been removed since.
-    meanwhile: Option<Vec<Change>>,
+    /// Commits of this process during the scan that fills `building`; `None` once the scan has ended. They
+    /// are applied after the scan, when its revision is known. Applied earlier, an old row could bring back a
+    /// key that was removed before the scan.
+    commits_during_scan: Option<Vec<Change>>,
 }
 
 impl Replica {
@@ -124,7 +126,7 @@ impl Replica {
         }
     }
 
-    /// Sets the source of the time.
+    /// Sets the time source.
     #[must_use]
     pub fn with_time(mut self, time: Arc<Timekeeper>) -> Self {
         self.clock = time;
@@ -135,34 +137,34 @@ impl Replica {
         &self.clock
     }
 
-    /// Catches up with every commit that returned before this call began, and confirms the index.
-    /// The first call reads everything, and so does a call after the store's history was lost.
+    /// Applies every commit that returned before this call, and then confirms the index. The first call reads
+    /// the whole store. So does the first call after the store's history was replaced or compacted.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] of the store, or of the registry if this node could not register. Nothing is
-    /// confirmed then, and the index stays as it was.
+    /// [`StoreError`] of the store, or of the registry if this node could not register. The index is not
+    /// confirmed then, but changes that arrived before the error stay applied.
     pub async fn sync(&self) -> Result<(), StoreError> {
         let _only_one = self.syncing.lock().await;
-        // The registry comes first: the other nodes' clocks correct the time by which this sync's
-        // confirmation is judged.
-        self.look_around().await;
+        // Read the registry first: the other nodes' clocks correct the time against which verifications check
+        // keys after this sync.
+        self.read_peers().await;
         self.follow().await?;
         self.report_progress().await;
         Ok(())
     }
 
     async fn follow(&self) -> Result<(), StoreError> {
-        let step = Step::begin(self);
+        let recorder = SyncRecorder::begin(self);
         let synced = self.step().await;
-        step.end(&synced);
+        recorder.end(&synced);
         synced
     }
 
     async fn step(&self) -> Result<(), StoreError> {
         let replaced = std::mem::take(&mut *self.replaced());
-        // A verification may have counted a first use in an old view after the new index had
-        // inherited its uses.
+        // A verification that still used an old view may have counted a first use after the new index copied
+        // that view's counts. Copy such first uses now.
         let current = self.view();
         let others = replaced.iter().map(|view| view.index());
         let others = others.filter(|index| !Arc::ptr_eq(index, current.1.index()));
@@ -179,7 +181,7 @@ impl Replica {
         self.rebuild().await
     }
 
-    /// Returns the age of the last confirmation and the position in the store's history.
+    /// Returns the age of the last confirmation, and the replica's position in the store's history.
     #[must_use]
     pub fn freshness(&self) -> Freshness {
         let confirmed = self.confirmed_at();
@@ -192,21 +194,24 @@ impl Replica {
         }
     }
 
-    /// Returns the number of answers from the store so far. It rises during a sync that makes
-    /// progress.
+    /// Returns the number of answers from the store and the registry so far. A sync that makes progress
+    /// increases this number.
     #[cfg(feature = "tokio")]
     pub(crate) fn answers(&self) -> u64 {
         self.answers.load(Ordering::Relaxed)
     }
 
-    fn heard(&self) {
+    fn count_answer(&self) {
         self.answers.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Returns the send time of the newest read that the index reflects in full; `None` before the
-    /// first. Load it before reading the index, and compare it with a clock read afterwards. The
-    /// Acquire load pairs with the Release store in [`confirm`](Self::confirm), so the index shows
-    /// everything that read returned.
+    /// Returns the send time of the newest read whose complete answer the index contains; `None` if no read
+    /// confirms the index.
+    ///
+    /// Callers load this first, then read the index, and read the clock last. The Acquire load pairs with the
+    /// Release store in [`confirm`](Self::confirm): a caller that sees a confirmation also sees every change
+    /// that the confirmed read returned. A caller that read the index first could combine an old key with a
+    /// newer confirmation, and accept a revoked key.
     #[inline]
     pub(crate) fn confirmed_at(&self) -> Option<Reading> {
         let confirmed = self.confirmed.load(Ordering::Acquire);
@@ -217,26 +222,27 @@ impl Replica {
         })
     }
 
-    /// Returns the current view, and a version that is not newer than the view.
+    /// Returns the current view and a version. The view may be newer than the version, but never older.
     pub(crate) fn view(&self) -> (u64, Arc<View>) {
-        // The version is loaded first. In the other order, the old view could be returned with the
-        // version of its successor, and its reader would never replace it.
+        // Load the version before the view. In the other order, a new view could be published between the two
+        // loads. The caller would then cache the old view under the new version, and never replace it.
         let version = self.version();
         (version, self.view.load_full())
     }
 
-    /// Hands over a view that is no longer read; the next sync frees it.
+    /// Takes a view that its caller no longer reads. The next sync frees the view.
     pub(crate) fn retire(&self, view: Arc<View>) {
         self.replaced().push(view);
     }
 
-    /// Returns the number of views before the current one.
+    /// Returns the number of times that the view was replaced.
     #[inline]
     pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Returns whether a string that is not one of our tokens may still be a key.
+    /// Returns whether this node has seen an imported key. If so, a string that is not a keyward token may
+    /// still be a key.
     #[inline]
     pub(crate) fn has_imported(&self) -> bool {
         self.imported.load(Ordering::Acquire)
@@ -251,38 +257,39 @@ impl Replica {
     /// Returns the tenant of a key, if this node knows the key.
     pub(crate) fn tenant_of(&self, id: KeyId) -> Option<TenantId> {
         let view = self.view.load();
-        view.facts_of(id)
-            .map(|facts| facts.holder.get().tenant.clone())
+        view.attributes_of(id)
+            .map(|attributes| attributes.key_owner.get().tenant.clone())
     }
 
     fn index(&self) -> Arc<Index> {
         self.view.load().index().clone()
     }
 
-    fn show(&self, view: View) {
+    fn publish_view(&self, view: View) {
         let old = self.view.swap(Arc::new(view));
         self.replaced().push(old);
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    /// Applies changes to the current index. The caller holds the lock of `progress`, so there is
-    /// one writer at a time.
+    /// Applies changes to the current index. The caller must hold the lock of `progress`, so that only one
+    /// thread writes.
     fn apply(&self, changes: impl IntoIterator<Item = Change>) -> Arc<Index> {
         let index = self.index();
         index.apply(changes);
         self.note_imports(&index);
-        if index.wants_view() {
-            self.show(View::of(index.clone()));
+        if index.needs_new_view() {
+            self.publish_view(View::of(index.clone()));
         }
         index
     }
 
-    /// Returns the tenants whose rows name bulk commands that have not finished.
+    /// Returns the tenants that have unfinished bulk commands, according to their rows.
     pub(crate) fn unfinished(&self) -> Vec<TenantId> {
         self.view().1.unfinished()
     }
 
-    /// Returns the successors that were used on this node and whose first use is not recorded.
+    /// Returns the rotation successors that were used on this node, but whose first use is not recorded in
+    /// the store.
     pub(crate) fn first_uses(&self) -> Vec<(TenantId, KeyId)> {
         self.view().1.first_uses()
     }
@@ -292,9 +299,8 @@ impl Replica {
         self.view().1.used_of(keys)
     }
 
-    /// Returns the tenants whose newest commit is further in the future than clocks may differ,
-    /// each with that commit's instant. Either a clock was wrong when the commit was decided, or
-    /// this process's clock is behind.
+    /// Returns the tenants whose newest commit lies further in the future than clocks may differ, each with
+    /// the time of that commit. Either some clock was fast at the commit, or this process's clock is slow.
     #[must_use]
     pub fn tenants_ahead(&self) -> Vec<(TenantId, Timestamp)> {
         let time = self.clock.check();
@@ -302,7 +308,8 @@ impl Replica {
         self.view.load().index().later(allowed)
     }
 
-    /// Confirms immediately if the store lives in this process. Returns whether it did.
+    /// Catches up without waiting, if the store lives in this process. Returns true if the index is now
+    /// current.
     pub(crate) fn confirm_now(&self) -> bool {
         if !self.answers_now() {
             return false;
@@ -317,20 +324,20 @@ impl Replica {
                         return false;
                     }
                     progress.cursor = Some(changes.upto);
-                    progress.saw(changes.head);
+                    progress.record_head(changes.head);
                     self.clock
                         .saw_server(changes.server_time, sent.at.monotonic);
                     self.apply(changes.changes);
                     if done {
-                        // Even if the registration does not let the confirmation be kept, the read
-                        // answers this verification.
+                        // If the registration does not allow publishing this confirmation, the read still
+                        // serves the current verification.
                         self.confirm(&progress, sent);
                         return true;
                     }
                 }
                 Some(Err(ChangesError::Compacted)) => {
                     self.end_freshness(&mut progress);
-                    progress.forget(self.clock.monotonic());
+                    progress.reset_position(self.clock.monotonic());
                 }
                 Some(Err(ChangesError::Store(_))) | None => return false,
             }
@@ -338,10 +345,10 @@ impl Replica {
         false
     }
 
-    /// Returns whether the store lives in this process. Asks without the lock under which changes
-    /// are applied, so that verifications over any other store do not wait for the writer.
+    /// Returns whether the store lives in this process. Takes no lock of `progress`: with a remote store, a
+    /// verification must not wait for a thread that applies changes.
     fn answers_now(&self) -> bool {
-        // Ahead of every head, so the store has nothing to return.
+        // A cursor beyond every head, for which a store returns no changes.
         const BEYOND: Cursor = Cursor {
             epoch: Epoch(u128::MAX),
             revision: Revision(u64::MAX),
@@ -355,44 +362,44 @@ impl Replica {
         known()
     }
 
-    /// Applies this process's commit, and the rows it was decided on, before the commit's caller is
-    /// notified. If the commit landed in another history than the one being followed, freshness
-    /// ends: revisions of two histories cannot be compared.
+    /// Applies a commit of this process, and the rows on which the commit was decided, before the commit
+    /// returns to its caller. If the commit belongs to another history than the followed one, freshness ends,
+    /// because revisions of two histories cannot be compared.
     pub(crate) fn apply_landed(&self, learnt: &Learnt) {
         let Learnt { epoch, changes } = learnt;
         let mut progress = self.progress();
-        progress.landed = Some(*epoch);
+        progress.committed_epoch = Some(*epoch);
         if progress.cursor.is_some_and(|own| own.epoch != *epoch) {
-            tracing::warn!("store was replaced by another one, reading everything again");
+            tracing::warn!("store was replaced, reading all rows again");
             observe::resynced();
             self.end_freshness(&mut progress);
-            progress.forget(self.clock.monotonic());
+            progress.reset_position(self.clock.monotonic());
             return;
         }
         if let Some(building) = progress.building.clone() {
-            match &mut progress.meanwhile {
-                Some(meanwhile) => meanwhile.extend(changes.iter().cloned()),
+            match &mut progress.commits_during_scan {
+                Some(commits_during_scan) => commits_during_scan.extend(changes.iter().cloned()),
                 None => building.apply(changes.iter().cloned()),
             }
         }
         self.apply(changes.iter().cloned());
     }
 
-    /// Applies one key that was read through the store, unless it belongs to another history. The
-    /// rows of its owner and tenants, read along with it, are applied first: without them the key
-    /// would reach nothing here.
+    /// Applies a key that was read through the store, unless the key belongs to another history. The rows of
+    /// its owner and tenants were read with the key, and are applied first. Without those rows the key would
+    /// have no permissions in the index.
     pub(crate) fn apply_fetched(&self, fetched: &FoundKey, rows: &[Change]) {
         let mut progress = self.progress();
         if progress
             .cursor
             .is_some_and(|cursor| cursor.epoch == fetched.head.epoch)
         {
-            progress.saw(fetched.head);
+            progress.record_head(fetched.head);
             self.apply(rows.iter().chain([&fetched.change]).cloned());
         }
     }
 
-    /// Applies changes to `index` until a page reaches its own head.
+    /// Applies pages of the change feed to `index`, until a page ends at the head that this page reports.
     async fn catch_up(
         &self,
         index: &Index,
@@ -403,15 +410,15 @@ impl Replica {
         loop {
             let asked = self.clock.monotonic();
             let page = self.store.changes(cursor, PAGE).await;
-            self.heard();
+            self.count_answer();
             let page = page?;
-            // The goal is this page's head, not the first page's. A row that changes between two
-            // pages moves behind the first head, and its earlier change is no longer in the feed.
-            // Stopping at the first head would miss both.
+            // Stop at this page's head, not at the first page's head. A row that changes between two pages
+            // moves past the first head, and the feed drops the row's earlier change. A loop that stopped at
+            // the first head would miss both changes.
             let goal = page.head.revision;
             {
                 let mut one_writer = self.progress();
-                one_writer.saw(page.head);
+                one_writer.record_head(page.head);
                 index.apply(page.changes);
                 self.note_imports(index);
                 self.clock.saw_server(page.server_time, asked);
@@ -423,22 +430,24 @@ impl Replica {
             }
             if !moved {
                 let kind = StoreErrorKind::Corrupt;
-                return Err(StoreError::new(kind, "following a feed that does not go on").into());
+                return Err(
+                    StoreError::new(kind, "following a feed that makes no progress").into(),
+                );
             }
         }
     }
 
     async fn rebuild(&self) -> Result<(), StoreError> {
-        // Register before the scan: without a registration the scan could confirm nothing.
+        // Register before the scan. Without a registration the scan could not confirm the index.
         self.register().await?;
         let building = Arc::new(Index::default());
         {
             let mut progress = self.progress();
             progress.building = Some(building.clone());
-            progress.meanwhile = Some(Vec::new());
-            progress.landed = None;
+            progress.commits_during_scan = Some(Vec::new());
+            progress.committed_epoch = None;
         }
-        let _given_up = GivenUp(self);
+        let _release_on_drop = BuildGuard(self);
         let built = self.fill(&building).await;
         let view = View::of(building);
         if built.is_ok() {
@@ -447,10 +456,13 @@ impl Replica {
         let mut progress = self.progress();
         progress.building = None;
         let (sent, upto) = built?;
-        if progress.landed.is_some_and(|epoch| epoch != upto.epoch) {
+        if progress
+            .committed_epoch
+            .is_some_and(|epoch| epoch != upto.epoch)
+        {
             return Err(history_replaced());
         }
-        self.show(view);
+        self.publish_view(view);
         progress.cursor = Some(upto);
         self.confirm_or_fail(&progress, sent)
     }
@@ -459,11 +471,11 @@ impl Replica {
         let mut head = None;
         let mut read = 0_usize;
         let mut take = |page: ScanPage| {
-            self.heard();
+            self.count_answer();
             head.get_or_insert(page.head);
             read += page.rows.len();
             let mut one_writer = self.progress();
-            one_writer.saw(page.head);
+            one_writer.record_head(page.head);
             index.apply(page.rows);
             self.note_imports(index);
             Ok(())
@@ -472,14 +484,14 @@ impl Replica {
         tracing::debug!(rows = read, "scanned");
         {
             let mut progress = self.progress();
-            index.filled(head.map_or(Revision::ZERO, |head: Cursor| head.revision));
-            index.apply(progress.meanwhile.take().unwrap_or_default());
+            index.set_scan_base(head.map_or(Revision::ZERO, |head: Cursor| head.revision));
+            index.apply(progress.commits_during_scan.take().unwrap_or_default());
             self.note_imports(index);
         }
         match self.catch_up(index, head.unwrap_or_default()).await {
             Ok(caught_up) => Ok(caught_up),
             Err(ChangesError::Store(error)) => Err(error),
-            // The history was compacted during the scan; the next step starts over.
+            // The history was compacted during the scan. The next sync starts over.
             Err(ChangesError::Compacted) => {
                 let kind = StoreErrorKind::Unavailable;
                 Err(StoreError::new(kind, "following changes after a scan"))
@@ -489,48 +501,48 @@ impl Replica {
 
     fn publish(&self, sent: Sent, upto: Cursor) -> Result<(), StoreError> {
         let mut progress = self.progress();
-        // The history may have been lost since the read was sent, for example by a commit of this
-        // process. Then the read confirms nothing.
+        // The history may have changed since the read was sent: a commit of this process can reveal another
+        // epoch. Then the read confirms nothing.
         let own = progress.cursor.filter(|own| own.epoch == upto.epoch);
         let own = own.ok_or_else(history_replaced)?;
         if own.revision < upto.revision {
             progress.cursor = Some(upto);
         }
         let index = self.index();
-        if index.wants_view() {
-            self.show(View::of(index));
+        if index.needs_new_view() {
+            self.publish_view(View::of(index));
         }
         self.confirm_or_fail(&progress, sent)
     }
 
-    /// Ends freshness because the store's history is not the one that was followed.
+    /// Ends freshness and drops the cursor, because the store can no longer continue the followed history.
     fn lose_history(&self) {
-        tracing::warn!("store's history changed or was compacted, reading everything again");
+        tracing::warn!("store's history changed or was compacted, reading all rows again");
         observe::resynced();
         let mut progress = self.progress();
-        // The registry may have been lost together with the history.
+        // The registry may have been replaced together with the history, so this node must register again.
         self.end_freshness(&mut progress);
-        progress.forget(self.clock.monotonic());
+        progress.reset_position(self.clock.monotonic());
     }
 
-    /// Returns the send time of a read that is about to be sent.
-    fn sending(&self, progress: &Progress) -> Sent {
-        // Loaded before the clock: a registration that becomes durable later counts for later reads
-        // only.
+    /// Returns the send time for a read that is sent next.
+    fn sending(&self, progress: &SyncState) -> Sent {
+        // Load `until` before the clock. A report that becomes durable after this load then counts only for
+        // later reads.
         let until = progress.until();
         let at = self.clock.raw();
         Sent { at, until }
     }
 
-    /// Publishes a read as a confirmation. The node must have been registered when the read was
-    /// sent, and still be.
-    fn confirm(&self, progress: &Progress, sent: Sent) -> bool {
+    /// Publishes a read as the newest confirmation, if the node was registered when the read was sent and
+    /// still is. Returns false otherwise.
+    fn confirm(&self, progress: &SyncState, sent: Sent) -> bool {
         let Sent { at, until } = sent;
         let may = |until: Option<Reading>| until.is_some_and(|until| is_by(at, until));
         let confirms = may(until) && may(progress.until());
         if confirms {
             let monotonic = u64::try_from(at.monotonic.as_micros()).unwrap_or(u64::MAX);
-            // The lock of `progress` makes this the only writer.
+            // The caller holds the lock of `progress`, so no other thread writes these two fields.
             if monotonic >= self.confirmed.load(Ordering::Relaxed) {
                 let wall = at.wall.as_micros();
                 self.confirmed_wall.store(wall, Ordering::Relaxed);
@@ -540,9 +552,9 @@ impl Replica {
         confirms
     }
 
-    fn confirm_or_fail(&self, progress: &Progress, sent: Sent) -> Result<(), StoreError> {
+    fn confirm_or_fail(&self, progress: &SyncState, sent: Sent) -> Result<(), StoreError> {
         let kind = StoreErrorKind::Unavailable;
-        let lapsed = StoreError::new(kind, "confirming: this node has to register anew");
+        let lapsed = StoreError::new(kind, "confirming: this node must register again");
         self.confirm(progress, sent).then_some(()).ok_or(lapsed)
     }
 
@@ -556,7 +568,7 @@ impl Replica {
         self.replaced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn progress(&self) -> MutexGuard<'_, Progress> {
+    fn progress(&self) -> MutexGuard<'_, SyncState> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -570,8 +582,8 @@ fn history_replaced() -> StoreError {
 #[derive(Clone, Copy, Debug)]
 struct Sent {
     at: Reading,
-    /// The latest send time with which the read confirms, as known when it was sent. `None` if no
-    /// read could confirm.
+    /// The latest send time at which a read can confirm, loaded before this read was sent. `None` if no read
+    /// can confirm.
     until: Option<Reading>,
 }
 
@@ -580,31 +592,32 @@ fn is_by(at: Reading, until: Reading) -> bool {
     at.monotonic <= until.monotonic && at.wall <= until.wall
 }
 
-impl Progress {
-    /// Records a head of the store. Within one history the higher head stays, in either order of
-    /// arrival.
-    fn saw(&mut self, head: Cursor) {
+impl SyncState {
+    /// Records a head that the store returned. Within one history the higher head wins, because answers may
+    /// arrive out of order.
+    fn record_head(&mut self, head: Cursor) {
         let own = self.head.filter(|own| own.epoch == head.epoch);
         if own.is_none_or(|own| own.revision < head.revision) {
             self.head = Some(head);
         }
     }
 
-    /// Drops the position in the store's history, and the store's head.
-    fn forget(&mut self, now: Duration) {
+    /// Drops the cursor and the head, and records `now` as the time of the loss.
+    fn reset_position(&mut self, now: Duration) {
         (self.cursor, self.head) = (None, None);
         self.lost = Some(now);
     }
 }
 
-/// A sync in progress. Logs its outcome when it ends, or when it is dropped.
-struct Step<'a> {
+/// Logs the outcome and the duration of one sync when dropped. A sync whose future is dropped early counts as
+/// abandoned.
+struct SyncRecorder<'a> {
     replica: &'a Replica,
     sent: Duration,
     outcome: &'static str,
 }
 
-impl<'a> Step<'a> {
+impl<'a> SyncRecorder<'a> {
     fn begin(replica: &'a Replica) -> Self {
         replica.show_gauges();
         Self {
@@ -623,7 +636,7 @@ impl<'a> Step<'a> {
     }
 }
 
-impl Drop for Step<'_> {
+impl Drop for SyncRecorder<'_> {
     fn drop(&mut self) {
         let took = self.replica.clock.monotonic().saturating_sub(self.sent);
         let cursor = self.replica.progress().cursor;
@@ -634,12 +647,12 @@ impl Drop for Step<'_> {
     }
 }
 
-/// Releases the index being built if its sync is dropped before the index is published.
-struct GivenUp<'a>(&'a Replica);
+/// Drops the index in `building` when a resync ends, including when its future is dropped early.
+struct BuildGuard<'a>(&'a Replica);
 
-impl Drop for GivenUp<'_> {
+impl Drop for BuildGuard<'_> {
     fn drop(&mut self) {
         let mut progress = self.0.progress();
-        (progress.building, progress.meanwhile) = (None, None);
+        (progress.building, progress.commits_during_scan) = (None, None);
     }
 }

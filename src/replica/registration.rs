@@ -1,18 +1,21 @@
-//! Registration of a node: the node registers before it is fresh, and reports its position.
+//! Registration of a node: the node registers before its index counts as fresh, and then reports its position
+//! in the store's history.
 //!
 //! Invariants:
 //!
-//! - A read confirms only if it was sent after an accepted report had become durable, and within
-//!   [`SLACK`] of that report's send time.
-//! - So if an observer does not find a node in the registry, the node's next confirming read
-//!   includes everything committed by then.
+//! - A read confirms the index only if the registry had accepted a report of this node before the read was
+//!   sent. The report may be sent at most [`SLACK`] before the read.
+//! - So if an observer does not find a node in the registry, the node's next confirming read returns
+//!   everything committed before the observer's request.
 //! - A node whose last report is older than its lease fails closed.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::confirmations::{self, Awaited, Confirmations, Found, Observer, Sightings, judge};
-use super::{NEVER, Progress, Replica, is_by};
+use super::confirmations::{
+    self, Awaited, Confirmations, ObservedReport, Observer, Sightings, judge,
+};
+use super::{NEVER, Replica, SyncState, is_by};
 use crate::clock::{Clock, Reading};
 use crate::core::policy::Propagation;
 use crate::core::text::NodeLabel;
@@ -20,23 +23,22 @@ use crate::core::time::Timestamp;
 use crate::entropy::Entropy;
 use crate::store::{Cursor, Epoch, NodeId, NodeRegistry, NodeReport, StoreError, StoreErrorKind};
 
-/// 60 s: reads confirm for this long after a report. A judgement: a registry may fail for this long
-/// without harm, and a node that died delays a receipt by at most this and its staleness bound.
+/// 60 s: a read confirms only if it is sent within this time after a report. A registry outage of this length
+/// does no harm. A node that died delays a receipt by at most 60 s plus its staleness bound.
 const SLACK: Duration = Duration::from_secs(60);
 
-/// 10 s: a node reports this often even if nothing has changed. A judgement: five reports in a row
-/// may be lost.
-const BEAT_EVERY: Duration = Duration::from_secs(10);
+/// 10 s: a node reports this often even if nothing has changed. Within [`SLACK`], five reports in a row may
+/// be lost.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
 
-/// 30 s: the interval at which a node reads the reports of others, for their clocks and for entries
-/// to remove.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// 30 s: a node reads the other nodes' reports this often, to compare clocks and to remove dead entries.
+const READ_PEERS_EVERY: Duration = Duration::from_secs(30);
 
-/// 3 min: the clock of another node counts for this long after its report was seen.
-const CLOCK_LAPSES: Duration = Duration::from_secs(3 * 60);
+/// 3 min: another node's clock reading is used for this long after it was read.
+const PEER_CLOCK_LIFETIME: Duration = Duration::from_secs(3 * 60);
 
-/// 4 attempts at a report before it fails. A report is repeated if its id is taken, or if
-/// freshness ended while it was in flight.
+/// 4 attempts to send a report. An attempt is repeated if the node id is taken, or if freshness ended while
+/// the report was in flight.
 const MAX_ATTEMPTS: usize = 4;
 
 /// The dependencies that a node needs to register.
@@ -45,27 +47,26 @@ pub(super) struct Registration {
     registry: Arc<dyn NodeRegistry>,
     entropy: Arc<dyn Entropy>,
     label: Option<NodeLabel>,
-    seen: Mutex<Seen>,
+    observed: Mutex<ObservedNodes>,
 }
 
 #[derive(Debug, Default)]
-struct Seen {
+struct ObservedNodes {
     sightings: Sightings,
-    looked: Option<Reading>,
+    last_read: Option<Reading>,
 }
 
-/// A node's state with its registry.
+/// The state of this node's registration.
 #[derive(Debug)]
-pub(super) struct Standing {
+pub(super) struct RegistrationState {
     node: Option<NodeId>,
     beat: u64,
-    /// The longest time for which this node's verifiers accept anything without a confirmation.
+    /// The longest time for which this node's verifiers accept a key without a new confirmation.
     bound: Duration,
     /// The last report the registry accepted. `None` before the first one, and after freshness
     /// ended.
     reported: Option<Reported>,
-    /// Counts how often `reported` was voided. A report that was in flight at that moment is void
-    /// too.
+    /// Incremented whenever `reported` is voided. A report that was sent in an earlier term is ignored.
     term: u64,
 }
 
@@ -76,7 +77,7 @@ struct Reported {
     applied: Option<Cursor>,
 }
 
-impl Standing {
+impl RegistrationState {
     const fn new(bound: Duration) -> Self {
         Self {
             node: None,
@@ -87,7 +88,7 @@ impl Standing {
         }
     }
 
-    /// Returns the latest send time of a read that can confirm.
+    /// Returns the latest send time at which a read can confirm; `None` if no read can confirm.
     pub(super) fn until(&self) -> Option<Reading> {
         self.reported.map(|reported| Reading {
             wall: reported.at.wall.saturating_add(SLACK),
@@ -103,8 +104,9 @@ impl Standing {
 }
 
 impl Replica {
-    /// Makes the replica register as a node, durably, before anything is fresh. `bound` is the
-    /// longest time for which its verifiers accept anything without a confirmation.
+    /// Makes the replica register as a node. The index counts as fresh only after the registry has durably
+    /// stored the registration. `bound` is the longest time for which this node's verifiers accept a key
+    /// without a new confirmation.
     #[must_use]
     pub fn with_registry(
         mut self,
@@ -117,19 +119,19 @@ impl Replica {
             registry,
             entropy,
             label,
-            seen: Mutex::default(),
+            observed: Mutex::default(),
         });
-        self.progress().standing = Some(Standing::new(bound));
+        self.progress().registration = Some(RegistrationState::new(bound));
         self
     }
 
-    /// Returns this node's id; `None` before it has registered, and without a registry.
+    /// Returns this node's id; `None` before its first report, and without a registry.
     #[must_use]
     pub fn node(&self) -> Option<NodeId> {
-        self.progress().standing.as_ref()?.node
+        self.progress().registration.as_ref()?.node
     }
 
-    /// Returns the epoch of the history that is followed.
+    /// Returns the epoch of this replica's cursor; `None` without a cursor.
     pub(crate) fn epoch(&self) -> Option<Epoch> {
         self.progress().cursor.map(|cursor| cursor.epoch)
     }
@@ -139,14 +141,14 @@ impl Replica {
     ///
     /// # Errors
     ///
-    /// [`StoreError`] of the registry. The entry then lapses by itself.
+    /// [`StoreError`] of the registry. The entry then expires with its lease.
     pub async fn leave(&self) -> Result<(), StoreError> {
         let _only_one = self.syncing.lock().await;
         let known = {
             let mut progress = self.progress();
             self.end_freshness(&mut progress);
-            let standing = progress.standing.as_ref();
-            standing.and_then(|standing| Some((standing.node?, standing.beat)))
+            let state = progress.registration.as_ref();
+            state.and_then(|state| Some((state.node?, state.beat)))
         };
         match (&self.registration, known) {
             (Some(registration), Some((node, beat))) => {
@@ -156,27 +158,30 @@ impl Replica {
         }
     }
 
-    /// Announces that verifiers will accept keys for up to `bound` without a confirmation. If the
-    /// registry has a shorter bound, freshness ends until the longer one is reported.
+    /// Raises the staleness bound that this node reports to `bound`. If the reported bound was shorter,
+    /// freshness ends until the registry has stored the longer bound.
     pub(crate) fn widen(&self, bound: Duration) {
         let mut progress = self.progress();
-        if let Some(standing) = &mut progress.standing
-            && standing.bound < bound
+        if let Some(state) = &mut progress.registration
+            && state.bound < bound
         {
-            standing.bound = bound;
+            state.bound = bound;
             self.end_freshness(&mut progress);
         }
     }
 
-    /// Ends freshness. Reads in flight confirm nothing either.
-    pub(super) fn end_freshness(&self, progress: &mut Progress) {
-        progress.standing.iter_mut().for_each(Standing::void);
+    /// Ends freshness: withdraws the last confirmation, and prevents reads in flight from confirming.
+    pub(super) fn end_freshness(&self, progress: &mut SyncState) {
+        progress
+            .registration
+            .iter_mut()
+            .for_each(RegistrationState::void);
         let stores = std::sync::atomic::Ordering::Release;
         self.confirmed.store(NEVER, stores);
     }
 
-    /// Registers, unless the last accepted report still counts. Call it before sending a read that
-    /// is to confirm.
+    /// Reports to the registry, unless the last accepted report still allows a read to confirm. Call this
+    /// before sending a read that should confirm.
     pub(super) async fn register(&self) -> Result<(), StoreError> {
         let Some(registration) = &self.registration else {
             return Ok(());
@@ -185,12 +190,12 @@ impl Replica {
         if until.is_some_and(|until| is_by(self.clock.raw(), until)) {
             return Ok(());
         }
-        // The position is left out: it may belong to a history that has been lost since.
+        // Report no position, because the cursor may belong to a history that was replaced.
         self.report(registration, false).await
     }
 
-    /// Reports this node's position if it changed, or if the last report is [`BEAT_EVERY`] old. A
-    /// report that fails is repeated after the next sync.
+    /// Reports this node's position if it changed, or if the last report is [`REPORT_EVERY`] old. If the
+    /// report fails, the next sync repeats it.
     pub(super) async fn report_progress(&self) {
         let Some(registration) = &self.registration else {
             return;
@@ -199,21 +204,21 @@ impl Replica {
         if self.progress().is_report_due(now)
             && let Err(error) = self.report(registration, true).await
         {
-            tracing::warn!(%error, "cannot report what was applied");
+            tracing::warn!(%error, "cannot report this node's position to the registry");
         }
     }
 
-    /// Reads the reports of other nodes every [`LOOK_EVERY`]. After a failure the next sync tries
-    /// again.
-    pub(super) async fn look_around(&self) {
+    /// Reads the other nodes' reports, if the last attempt is at least [`READ_PEERS_EVERY`] old. A failed
+    /// attempt counts too.
+    pub(super) async fn read_peers(&self) {
         let Some(registration) = &self.registration else {
             return;
         };
-        if registration.is_look_due(self.clock.raw())
-            && let Err(error) = self.look(registration).await
+        if registration.is_peer_read_due(self.clock.raw())
+            && let Err(error) = self.read_registry(registration).await
         {
-            tracing::debug!(%error, "cannot look after the registry");
-            // The clocks read earlier are out of date by now.
+            tracing::debug!(%error, "cannot read the node registry");
+            // The clock readings of the last successful read are out of date by now.
             self.clock.saw_nodes([]);
         }
     }
@@ -231,19 +236,19 @@ impl Replica {
             };
             report.applied = report.applied.filter(|_| synced);
             let applied = report.applied;
-            let stands = registration.registry.report(report).await;
-            self.heard();
-            let stands = stands?;
+            let accepted = registration.registry.report(report).await;
+            self.count_answer();
+            let accepted = accepted?;
             let mut progress = self.progress();
-            let Some(standing) = &mut progress.standing else {
+            let Some(state) = &mut progress.registration else {
                 return Ok(());
             };
-            if !stands {
-                tracing::warn!("node id is another node's as well, drawing another");
-                standing.node = None;
+            if !accepted {
+                tracing::warn!("node id is taken by another node, drawing a new one");
+                state.node = None;
                 self.end_freshness(&mut progress);
-            } else if standing.term == term {
-                standing.reported = Some(Reported { at, applied });
+            } else if state.term == term {
+                state.reported = Some(Reported { at, applied });
                 return Ok(());
             }
         }
@@ -254,56 +259,62 @@ impl Replica {
         let mut progress = self.progress();
         let applied = progress.cursor;
         let clock = self.clock.now();
-        let standing = progress.standing.as_mut()?;
-        standing.beat += 1;
+        let state = progress.registration.as_mut()?;
+        state.beat += 1;
         let report = NodeReport {
-            node: *standing.node.insert(node),
+            node: *state.node.insert(node),
             label: registration.label.clone(),
             applied,
-            lease: standing.bound.saturating_add(SLACK),
+            lease: state.bound.saturating_add(SLACK),
             clock,
-            beat: standing.beat,
+            beat: state.beat,
         };
-        Some((report, standing.term))
+        Some((report, state.term))
     }
 
-    /// Reads the registry, and removes the entries of nodes that were silent for
-    /// a day beyond their lease.
-    async fn look(&self, registration: &Registration) -> Result<Vec<Found>, StoreError> {
+    /// Reads the registry, and removes the entries of nodes that were silent for a day beyond their lease.
+    async fn read_registry(
+        &self,
+        registration: &Registration,
+    ) -> Result<Vec<ObservedReport>, StoreError> {
         let began = self.clock.raw();
         let asked = began.monotonic;
-        registration.seen().looked = Some(began);
+        registration.observed().last_read = Some(began);
         let reports = registration.registry.nodes().await;
-        self.heard();
+        self.count_answer();
         let reports = reports?;
         let answered = self.clock.monotonic();
         let own = self.node();
         let (found, clocks) = {
-            let mut seen = registration.seen();
-            let found = seen.sightings.see(reports, (asked, answered));
-            let clocks = seen.sightings.clocks(own, answered, CLOCK_LAPSES);
+            let mut observed = registration.observed();
+            let found = observed.sightings.see(reports, (asked, answered));
+            let clocks = observed
+                .sightings
+                .clocks(own, answered, PEER_CLOCK_LIFETIME);
             (found, clocks.collect::<Vec<_>>())
         };
         self.clock.saw_nodes(clocks);
         for gone in found.iter().filter(|found| found.is_gone()) {
             let NodeReport { node, beat, .. } = gone.report;
             match registration.registry.forget(node, beat).await {
-                Ok(()) => tracing::info!(%node, "forgot a node that was silent for long"),
-                Err(error) => tracing::debug!(%node, %error, "cannot forget a node"),
+                Ok(()) => tracing::info!(%node, "removed a silent node from the registry"),
+                Err(error) => {
+                    tracing::debug!(%node, %error, "cannot remove a silent node from the registry")
+                }
             }
         }
         Ok(found)
     }
 
-    /// Returns which nodes have a change. Once the bound of the change has passed, a failing
-    /// registry is no error.
+    /// Returns each node's confirmation of a change. Once the bound of the change has passed, a failing
+    /// registry is no error: the bound alone confirms the change.
     pub(crate) async fn confirmations(
         &self,
         awaited: &Awaited,
     ) -> Result<Confirmations, StoreError> {
         match self.ask(awaited).await {
             Err(error) if awaited.left(self.clock.monotonic()).is_zero() => {
-                tracing::debug!(%error, "a change is confirmed by time alone");
+                tracing::debug!(%error, "registry failed, but the change is older than its bound");
                 Ok(confirmations::by_time())
             }
             asked => asked,
@@ -318,11 +329,11 @@ impl Replica {
         };
         let mut found = None;
         if let Some(registration) = &self.registration {
-            // This read is sent after the change had returned. So the history it finds is the
-            // change's own, and this node has the change.
+            // This sync begins after the change returned, so this node has the change. The sync also finds
+            // the store's current epoch.
             self.sync().await?;
             observer.epoch = self.epoch().filter(|_| !self.may_miss_nodes(awaited));
-            found = Some(self.look(registration).await?);
+            found = Some(self.read_registry(registration).await?);
             observer.node = self.node();
             observer.label = registration.label.clone();
         }
@@ -332,12 +343,12 @@ impl Replica {
 }
 
 impl Replica {
-    /// Returns whether the registry may lack a node that can still act on the state before a
-    /// change. A backup restored by hand keeps its epoch, but not the nodes that registered after
-    /// it was made.
+    /// Returns whether the registry may lack a node that can still act on the state before a change. A
+    /// database restored from a backup by hand keeps its epoch, but lacks the nodes that registered after the
+    /// backup.
     fn may_miss_nodes(&self, awaited: &Awaited) -> bool {
         let progress = self.progress();
-        let bound = progress.standing.as_ref().map(|standing| standing.bound);
+        let bound = progress.registration.as_ref().map(|state| state.bound);
         let lease = bound.unwrap_or_default().saturating_add(SLACK);
         progress.lost.is_some_and(|lost| {
             awaited.returned <= lost.saturating_add(Propagation::by_any_clock(lease))
@@ -345,11 +356,11 @@ impl Replica {
     }
 }
 
-impl Progress {
-    /// Returns the latest send time of a read that can confirm; `None` if no read can.
+impl SyncState {
+    /// Returns the latest send time at which a read can confirm; `None` if no read can confirm.
     pub(super) fn until(&self) -> Option<Reading> {
-        match &self.standing {
-            Some(standing) => standing.until(),
+        match &self.registration {
+            Some(state) => state.until(),
             None => Some(Reading {
                 wall: Timestamp::MAX,
                 monotonic: Duration::MAX,
@@ -358,26 +369,23 @@ impl Progress {
     }
 
     fn is_report_due(&self, now: Reading) -> bool {
-        let reported = self
-            .standing
-            .as_ref()
-            .and_then(|standing| standing.reported);
+        let reported = self.registration.as_ref().and_then(|state| state.reported);
         reported.is_none_or(|reported| {
-            reported.applied != self.cursor || now.since(reported.at) >= BEAT_EVERY
+            reported.applied != self.cursor || now.since(reported.at) >= REPORT_EVERY
         })
     }
 }
 
 impl Registration {
-    /// Returns whether the reports of others should be read. A step of the wall clock counts as
-    /// elapsed time, so this node's clock is compared with theirs immediately.
-    fn is_look_due(&self, now: Reading) -> bool {
-        let looked = self.seen().looked;
-        looked.is_none_or(|looked| now.since(looked) >= LOOK_EVERY)
+    /// Returns whether the other nodes' reports should be read again. A jump of the wall clock counts as
+    /// elapsed time, so the next sync compares this node's clock with theirs immediately.
+    fn is_peer_read_due(&self, now: Reading) -> bool {
+        let last_read = self.observed().last_read;
+        last_read.is_none_or(|last_read| now.since(last_read) >= READ_PEERS_EVERY)
     }
 
-    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn observed(&self) -> std::sync::MutexGuard<'_, ObservedNodes> {
+        self.observed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The errors of a store, by what the caller may do about them.
+//! The errors of a store.
 
 use std::error::Error;
 use std::fmt;
@@ -6,19 +6,19 @@ use std::sync::Arc;
 
 use crate::core::id::KeyId;
 
-/// The kind of a [`StoreError`], by what the caller may do about it.
+/// The kind of a [`StoreError`]. The kind determines how the caller may react.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum StoreErrorKind {
-    /// Stored bytes failed validation. Do not retry; refuse to verify.
+    /// Stored bytes failed validation. Do not retry, and do not accept keys that depend on these bytes.
     Corrupt,
-    /// A commit may or may not have taken effect. Reload before deciding again.
+    /// A commit may or may not have taken effect. Load the tenant again before the next decision.
     Indeterminate,
-    /// Nothing was written. Retrying later is safe.
+    /// The store could not be used. Nothing was written, and a retry is safe.
     Unavailable,
 }
 
-/// The failure of a store.
+/// An error of a store.
 #[derive(Clone, Debug)]
 pub struct StoreError {
     kind: StoreErrorKind,
@@ -27,8 +27,8 @@ pub struct StoreError {
 }
 
 impl StoreError {
-    /// Creates an error of `kind`. `doing` names the operation that failed, and must hold no
-    /// secret.
+    /// Creates an error of `kind`. `doing` names the failed operation, for example "reading a key". It must
+    /// not contain a secret.
     #[must_use]
     pub const fn new(kind: StoreErrorKind, doing: &'static str) -> Self {
         Self {
@@ -38,14 +38,14 @@ impl StoreError {
         }
     }
 
-    /// Adds the cause. The text of the cause must hold no secret.
+    /// Sets the source of the error. The source's text must not contain a secret.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         self.source = Some(Arc::from(source.into()));
         self
     }
 
-    /// Returns the kind, by what the caller may do about the error.
+    /// Returns the kind of the error.
     #[must_use]
     pub const fn kind(&self) -> StoreErrorKind {
         self.kind
@@ -71,14 +71,15 @@ impl Error for StoreError {
     }
 }
 
-/// The reason why a commit was not applied, or may not have been.
+/// The error of [`KeyStore::commit`](super::KeyStore::commit).
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CommitError {
-    /// The tenant or a guarded row has another revision than expected. Nothing was written.
-    #[error("tenant was changed meanwhile")]
+    /// The tenant or a guarded row does not have the expected revision, or the epoch has changed. Nothing was
+    /// written.
+    #[error("tenant was changed concurrently")]
     Conflict,
-    /// A key of this id exists or existed. Nothing was written.
+    /// A key with this id exists or existed. Nothing was written.
     #[error("key id {0} is taken")]
     IdTaken(KeyId),
     /// A key with this imported digest exists or existed. Nothing was written.
@@ -89,11 +90,11 @@ pub enum CommitError {
     Store(#[from] StoreError),
 }
 
-/// The reason why changes could not be read.
+/// The error of [`KeyStore::changes`](super::KeyStore::changes).
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ChangesError {
-    /// The history after the cursor is gone, or the cursor belongs to another history. The caller
-    /// must start over with a scan.
+    /// The history after the cursor was dropped, or the cursor belongs to another history. The caller must
+    /// start over with a scan.
     #[error("history after the cursor is gone")]
     Compacted,
     /// The store failed.

@@ -1,5 +1,5 @@
-//! The in-memory store: the reference implementation of the contract, for tests and for services
-//! that can lose their keys with the process.
+//! The in-memory store: the reference implementation of [`KeyStore`]. For tests, and for services whose keys
+//! need not survive the process.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::num::NonZeroUsize;
@@ -23,25 +23,24 @@ use crate::core::tenant::TenantId;
 use crate::core::text::PrincipalId;
 use crate::core::time::Timestamp;
 
-/// A store that keeps its keys in memory. Clones share the keys.
+/// A store that keeps its keys in memory. Clones share the keys. All keys are lost when the process ends.
 ///
-/// Calls are linearizable, and nothing survives the process. The feed is state-based and keeps
-/// tombstones until [`compact`](Self::compact) is called.
+/// Calls are linearizable. The feed is state-based and keeps tombstones until [`compact`](Self::compact) is
+/// called.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
-    shared: Arc<Shared>,
+    inner: Arc<MemoryInner>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct MemoryInner {
+    state: Mutex<MemoryState>,
     moved: Event,
 }
 
-impl Default for Shared {
+impl Default for MemoryInner {
     fn default() -> Self {
-        // The store has no clock and no randomness, so a counter makes epochs distinct within a
-        // process.
+        // A store draws no randomness, so a counter makes epochs unique within the process.
         static NEXT_EPOCH: AtomicU64 = AtomicU64::new(1);
         let epoch = Epoch(u128::from(NEXT_EPOCH.fetch_add(1, Ordering::Relaxed)));
         let head = Cursor {
@@ -49,9 +48,9 @@ impl Default for Shared {
             ..Cursor::default()
         };
         Self {
-            state: Mutex::new(State {
+            state: Mutex::new(MemoryState {
                 head,
-                ..State::default()
+                ..MemoryState::default()
             }),
             moved: Event::new(),
         }
@@ -59,14 +58,14 @@ impl Default for Shared {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct MemoryState {
     head: Cursor,
-    /// Changes at or below this revision may be incomplete: tombstones were dropped.
+    /// Tombstones at or below this revision were dropped, so a cursor below it is refused.
     floor: Revision,
     tags: BTreeMap<Revision, CommitTag>,
     rows: BTreeMap<RowKey, Change>,
     by_revision: BTreeMap<Revision, BTreeSet<RowKey>>,
-    tenants: HashMap<TenantId, Tenant>,
+    tenants: HashMap<TenantId, MemoryTenant>,
     digests: HashMap<Digest, KeyId>,
     removed: HashSet<KeyId>,
     audit: Vec<AuditRow>,
@@ -74,12 +73,12 @@ struct State {
 }
 
 #[derive(Debug, Default)]
-struct Tenant {
+struct MemoryTenant {
     revision: Revision,
     decided_at: Option<Timestamp>,
     audit_head: AuditHead,
     keys: BTreeSet<KeyId>,
-    /// The indexes of this tenant's entries in the store-wide audit trail.
+    /// The indexes of this tenant's entries in the store's `audit`.
     audit: Vec<usize>,
 }
 
@@ -90,9 +89,11 @@ impl MemoryStore {
         Self::default()
     }
 
-    /// Drops the tombstones of removed keys, as a store with bounded storage does. A follower that has
-    /// not read these tombstones gets `Compacted` and needs a [`sync`](crate::Keyward::sync), even in
-    /// the same process. The ids and digests of removed keys stay taken.
+    /// Drops the tombstones of removed keys, to bound the memory in use. The ids and digests of removed keys
+    /// stay taken.
+    ///
+    /// A follower that has not read these tombstones gets [`ChangesError::Compacted`]. It must call
+    /// [`sync`](crate::Keyward::sync), even in the same process.
     pub fn compact(&self) {
         let mut state = self.state();
         let gone: Vec<_> = state
@@ -104,20 +105,21 @@ impl MemoryStore {
         for (revision, key) in gone {
             state.floor = state.floor.max(revision);
             state.rows.remove(&key);
-            state.forget(revision, &key);
+            state.remove_from_index(revision, &key);
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // A panic cannot leave a batch half applied: a batch is checked before anything is written.
-        self.shared
+    fn state(&self) -> MutexGuard<'_, MemoryState> {
+        // A poisoned lock is safe to use: a commit is checked before any row is written, so a panic in a
+        // check leaves the state unchanged.
+        self.inner
             .state
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl MemoryState {
     fn record(&self, id: KeyId) -> Option<&KeyRecord> {
         match &self.rows.get(&RowKey::Key(id))?.row {
             Row::Key(record) => Some(record),
@@ -183,8 +185,8 @@ impl State {
             own.is_none_or(|own| own.tenant == record.tenant) && !self.removed.contains(&record.id)
         };
         let row_at = |row: &RowKey| self.revision_of(row);
-        let holder = |digest: &Digest| self.digests.get(digest).copied();
-        commit.check((self.head.epoch, at), row_at, writable, holder)
+        let key_of = |digest: &Digest| self.digests.get(digest).copied();
+        commit.check((self.head.epoch, at), row_at, writable, key_of)
     }
 
     fn apply(&mut self, commit: Commit) -> Revision {
@@ -197,7 +199,7 @@ impl State {
         for row in commit.rows() {
             let key = row.key();
             if let Some(before) = self.rows.insert(key.clone(), Change { revision, row }) {
-                self.forget(before.revision, &key);
+                self.remove_from_index(before.revision, &key);
             }
             self.by_revision.entry(revision).or_default().insert(key);
         }
@@ -228,8 +230,8 @@ impl State {
         revision
     }
 
-    /// Removes a row from the feed's order, because the row has a newer revision or was dropped.
-    fn forget(&mut self, revision: Revision, key: &RowKey) {
+    /// Removes a row from the feed's index at `revision`. The row has a newer revision or was dropped.
+    fn remove_from_index(&mut self, revision: Revision, key: &RowKey) {
         if let Some(keys) = self.by_revision.get_mut(&revision) {
             keys.remove(key);
             if keys.is_empty() {
@@ -304,7 +306,7 @@ impl KeyStore for MemoryStore {
             state.check(&commit)?;
             state.apply(commit)
         };
-        self.shared.moved.notify(usize::MAX);
+        self.inner.moved.notify(usize::MAX);
         Ok(revision)
     }
 
@@ -354,7 +356,7 @@ impl KeyStore for MemoryStore {
 
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
         loop {
-            let moved = self.shared.moved.listen();
+            let moved = self.inner.moved.listen();
             if self.state().head != after {
                 return Ok(());
             }
@@ -375,8 +377,8 @@ impl KeyStore for MemoryStore {
 impl NodeRegistry for MemoryStore {
     async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {
         let mut state = self.state();
-        let stands = state.nodes.get(&report.node);
-        if stands.is_some_and(|stands| stands.beat >= report.beat) {
+        let stored = state.nodes.get(&report.node);
+        if stored.is_some_and(|stored| stored.beat >= report.beat) {
             return Ok(false);
         }
         state.nodes.insert(report.node, report);
@@ -389,8 +391,8 @@ impl NodeRegistry for MemoryStore {
 
     async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError> {
         let mut state = self.state();
-        let stands = state.nodes.get(&node);
-        if stands.is_some_and(|stands| stands.beat <= upto) {
+        let stored = state.nodes.get(&node);
+        if stored.is_some_and(|stored| stored.beat <= upto) {
             state.nodes.remove(&node);
         }
         Ok(())

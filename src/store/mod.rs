@@ -1,8 +1,10 @@
 //! The store contract: durable storage for key records, with the tenant as the unit of atomicity.
 //!
-//! A store holds no policy, reads no clock and draws no randomness. To write one, implement [`KeyStore`] and
-//! run the suite of the crate `keyward-conformance` against it. [`NodeRegistry`] is a separate trait: each
-//! process that shares a store reports there the revision that it has applied.
+//! A store applies no policy, reads no clock and draws no randomness. To write a store, implement
+//! [`KeyStore`] and run the suite of the crate `keyward-conformance`.
+//!
+//! [`NodeRegistry`] is a separate trait. Each process that shares a store reports the revision that the
+//! process has applied to the registry.
 
 mod error;
 mod memory;
@@ -45,7 +47,7 @@ pub use crate::core::view::{Effects, Epoch, Guard, LoadRequest, Revision, RowKey
 pub use crate::core::wire::DecodeError;
 pub use async_trait::async_trait;
 
-/// A random tag of one commit, which distinguishes two histories at the same revision.
+/// A random tag of one commit. The tag distinguishes two histories that have the same revision.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct CommitTag(pub u128);
 
@@ -56,39 +58,39 @@ pub struct Cursor {
     pub epoch: Epoch,
     /// The revision of the last commit before the position.
     pub revision: Revision,
-    /// The tag of that last commit; zero before the first commit.
+    /// The tag of the commit at `revision`. Zero before the first commit.
     pub tag: CommitTag,
 }
 
 /// A change of one tenant, applied as a whole or not at all.
 ///
-/// The caller guarantees that all records, owners, audit entries and removed keys are the tenant's own,
-/// and that no row is named twice.
+/// The caller guarantees that all records, owners, audit entries and removed keys belong to the tenant. The
+/// caller also guarantees that no row occurs twice.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Commit {
     /// The tenant that changes.
     pub tenant: TenantId,
-    /// The epoch of the history in which the tenant was loaded. `None` accepts any history.
+    /// The store's epoch when the tenant was loaded. With `None` the commit applies in any epoch.
     pub epoch: Option<Epoch>,
-    /// The revision at which the tenant was loaded.
+    /// The tenant's revision when the tenant was loaded.
     pub expected: Revision,
-    /// Rows of other tenants that the decision used: the acting key, the rows of that key's owner, and the
-    /// ancestor tenants.
+    /// The rows of other tenants that the decision used, each with the expected revision: the acting key, the
+    /// rows of the acting key's owner, and the ancestor tenants.
     pub guards: Vec<Guard>,
     /// A random tag of this commit.
     pub tag: CommitTag,
-    /// The instant that the decision took as the current time.
+    /// The time at which the change was decided.
     pub decided_at: Timestamp,
     /// The rows to write and remove, and the audit entries.
     pub effects: Effects,
 }
 
-/// One row of the feed or of a scan.
+/// A row of the feed or of a scan.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Row {
     /// A tenant.
     Tenant(TenantRecord),
-    /// An owner in a tenant.
+    /// An owner of keys in a tenant.
     Owner(OwnerRecord),
     /// A key.
     Key(Box<KeyRecord>),
@@ -99,8 +101,8 @@ pub enum Row {
         /// The tenant that had the key.
         tenant: TenantId,
     },
-    /// A row whose stored bytes failed their checksum. Refuse the key, or every key of the owner or
-    /// tenant.
+    /// A row whose stored bytes failed their checksum. Verifiers must refuse the key, or every key of the
+    /// owner or tenant.
     Corrupt(RowKey),
 }
 
@@ -117,7 +119,7 @@ impl Row {
         }
     }
 
-    /// Returns the tenant of the row and the instant of the row's last update. `None` for a tombstone or a
+    /// Returns the tenant of the row and the time of the row's last update. `None` for a tombstone or a
     /// corrupt row.
     #[must_use]
     pub fn written_at(&self) -> Option<(&TenantId, Timestamp)> {
@@ -131,14 +133,16 @@ impl Row {
 }
 
 impl Commit {
-    /// Checks the conditions of the commit. The store must not apply another commit during this call.
+    /// Checks the conditions of the commit against the state of the store. The store must not apply another
+    /// commit during this call.
     ///
-    /// - The store's epoch is `epoch`, and the tenant is `at` the expected revision.
-    /// - Every guarded row is at its revision. `row_at` returns the commit that wrote a row, zero for a row
-    ///   that does not exist.
-    /// - Every record's id is free, or belongs to a key of this tenant. `writable` checks a record's id.
-    /// - Every imported digest is free, or belongs to the record itself. `holder` returns the key that has
-    ///   or had a digest.
+    /// - The commit's epoch, if it has one, equals `epoch`. The expected revision of the tenant equals `at`.
+    /// - Every guarded row has the revision of its guard. `row_at` returns the revision of a row, or zero if
+    ///   the row does not exist.
+    /// - Every record belongs to this tenant, and `writable` returns `true` for the record: its id is free,
+    ///   or belongs to an existing key of this tenant.
+    /// - Every imported digest is free, or belongs to the record itself. `holder` returns the key that has or
+    ///   had a digest.
     ///
     /// # Errors
     ///
@@ -151,9 +155,9 @@ impl Commit {
         writable: impl Fn(&KeyRecord) -> bool,
         holder: impl Fn(&Digest) -> Option<KeyId>,
     ) -> Result<(), CommitError> {
-        let stands = |guard: &Guard| row_at(&guard.row) == guard.revision;
+        let is_current = |guard: &Guard| row_at(&guard.row) == guard.revision;
         let same_history = self.epoch.is_none_or(|own| own == epoch);
-        if !same_history || at != self.expected || !self.guards.iter().all(stands) {
+        if !same_history || at != self.expected || !self.guards.iter().all(is_current) {
             return Err(CommitError::Conflict);
         }
         for record in &self.effects.puts {
@@ -171,7 +175,7 @@ impl Commit {
         Ok(())
     }
 
-    /// Returns the head of the store after the commit was applied at `revision`.
+    /// Returns the head of the store once this commit is applied at `revision`.
     #[must_use]
     pub const fn cursor(&self, epoch: Epoch, revision: Revision) -> Cursor {
         let tag = self.tag;
@@ -182,15 +186,16 @@ impl Commit {
         }
     }
 
-    /// Returns every imported digest, or mark of a digest, that the commit writes, each with its key.
+    /// Returns the imported digests that the commit makes unavailable to other keys, each with its key.
     pub fn imported(&self) -> impl Iterator<Item = (Digest, KeyId)> + '_ {
         let digest = |record: &KeyRecord| Some((*record.credential.imported()?, record.id));
         let of_puts = self.effects.puts.iter().filter_map(digest);
         of_puts.chain(self.effects.digests.iter().copied())
     }
 
-    /// Returns the newest instant of the tenant after this commit, if the newest instant until then was
-    /// `before`. Only a commit that repairs the tenant's time moves that instant back.
+    /// Returns the tenant's latest decision time after this commit. `before` is the latest decision time
+    /// before this commit. Only a commit that repairs the tenant's time returns an earlier time than
+    /// `before`.
     #[must_use]
     pub fn newest_after(&self, before: Option<Timestamp>) -> Timestamp {
         match before {
@@ -199,7 +204,7 @@ impl Commit {
         }
     }
 
-    /// Returns the rows that the commit writes, tombstones included.
+    /// Returns the rows that the commit writes, including tombstones.
     pub fn rows(&self) -> impl Iterator<Item = Row> + '_ {
         let Effects {
             puts,
@@ -224,51 +229,52 @@ impl Commit {
     }
 }
 
-/// A row with the commit that wrote it.
+/// A row with the revision of the commit that wrote the row.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Change {
-    /// The revision of that commit.
+    /// The revision of the commit that wrote the row.
     pub revision: Revision,
-    /// The row as that commit left it.
+    /// The row after that commit.
     pub row: Row,
 }
 
-/// The rows that a process knows after a commit of its own.
+/// The rows that a process has learnt from its own commit, without reading the feed.
 #[derive(Clone, Debug)]
 pub struct Learnt {
     /// The epoch of the store's history.
     pub epoch: Epoch,
-    /// The rows that the decision used, then the rows that the commit wrote, each with the commit that
-    /// wrote it.
+    /// The rows that the decision used, then the rows that the commit wrote.
     pub changes: Vec<Change>,
 }
 
-/// A page of the feed: one linearizable snapshot.
+/// A page of the feed, read from one linearizable snapshot.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Changes {
-    /// Changed rows by revision, oldest first. A state-based feed has each row only at its newest revision.
-    /// A feed of any other kind may repeat the row at earlier revisions.
+    /// The changed rows in the order of their revisions, oldest first.
+    ///
+    /// A state-based feed contains each row once, at its newest revision. Any other feed may also contain
+    /// earlier versions of the row.
     pub changes: Vec<Change>,
     /// The position of a follower that has applied these changes.
     pub upto: Cursor,
-    /// The head of the store.
+    /// The head of the store when the page was read.
     pub head: Cursor,
-    /// The time of the store's server at the read. `None` if the store has no server.
+    /// The time of the server's clock when the page was read. `None` if the store has no server.
     pub server_time: Option<Timestamp>,
 }
 
 /// A page of a scan.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ScanPage {
-    /// The head of the store before the rows were read.
+    /// The head of the store, read before the rows.
     pub head: Cursor,
     /// Rows in the order of [`RowKey`].
     pub rows: Vec<Change>,
-    /// The row after which the next page starts. `None` on the last page.
+    /// The `after` argument of the next [`KeyStore::scan`]. `None` on the last page.
     pub next: Option<RowKey>,
 }
 
-/// The property that identifies one key.
+/// A property by which a store finds one key.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Locator {
     /// The public id of the key.
@@ -277,29 +283,30 @@ pub enum Locator {
     Imported(Digest),
 }
 
-/// One key's row, with its position in the store's history.
+/// The row of a key that [`KeyStore::find`] found.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct FoundKey {
-    /// The row of the key, never of a tenant or owner, with the commit that wrote the row.
+    /// The row of the key: a record, a tombstone or a corrupt row.
     pub change: Change,
     /// The head of the store when the key was read, or an earlier head.
     pub head: Cursor,
 }
 
-/// Durable storage for key records. A store holds no policy and reads no clock. A store may retry an
-/// operation by itself only if the operation provably rolled back.
+/// Durable storage for key records. A store applies no policy and reads no clock.
 ///
-/// Every method may be called at any time from any number of tasks. A dropped future leaves nothing
-/// half done.
+/// - Every method can be called concurrently from any number of tasks.
+/// - If a future is dropped, its operation takes effect completely or not at all.
+/// - A store may retry an operation only if the operation was provably rolled back.
 #[async_trait]
 pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
-    /// Reads the part of a tenant that a decision needs. An unknown tenant is empty, at revision zero.
+    /// Reads the part of a tenant that a decision needs. The view of an unknown tenant is empty, at revision
+    /// zero.
     ///
-    /// - The view's revision is read no later than its records, and reflects every commit that
-    ///   returned before this call began.
-    /// - The view has the store's epoch, and for each row the revision of the commit that wrote it.
-    /// - `select` names the rows to load; see [`LoadRequest`]. A store may return more, never less. Revoking
-    ///   one key of a tenant with a million must not cost a million reads.
+    /// - The store reads the view's revision before its records, or in the same snapshot. The view includes
+    ///   every commit that returned before this call began.
+    /// - The view contains the store's epoch, and the revision of each row.
+    /// - `select` names the rows to load; see [`LoadRequest`]. A store may return more rows, but not fewer. A
+    ///   store must not read all keys of a tenant if `select` names only one.
     ///
     /// # Errors
     ///
@@ -307,51 +314,61 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     async fn load(&self, tenant: &TenantId, select: &LoadRequest)
     -> Result<TenantView, StoreError>;
 
-    /// Reads one key by its public id or its imported digest. The result is as fresh as that of
-    /// [`load`](Self::load). A removed key is returned as its tombstone, while the feed keeps the tombstone.
+    /// Reads one key by its public id or its imported digest.
+    ///
+    /// The result includes every commit that returned before this call began. A removed key is returned as a
+    /// tombstone, until the feed drops the tombstone.
     ///
     /// # Errors
     ///
     /// [`StoreError`]; never `Indeterminate`.
     async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError>;
 
-    /// Applies a batch if the tenant is at `commit.expected`, and every row in `commit.guards` at the
-    /// revision of its guard. If `commit.epoch` names a history, the store must have that history: a
-    /// decision based on a file that was replaced afterwards is a conflict.
+    /// Applies a commit if the conditions of [`Commit::check`] hold, and returns the new revision.
     ///
-    /// - Guards are checked under the lock that orders commits. Every commit that returned before this call
-    ///   began happens-before the check, and no commit changes a guarded row between the check and this
-    ///   commit.
-    /// - All or nothing, even if the future is dropped; audit entries are part of the batch.
-    /// - Ids and imported digests are unique across tenants, removed keys included. A tenant never
-    ///   overwrites another tenant's record, and a removed record never returns. Removing a key that was
-    ///   never stored leaves a tombstone.
-    /// - The new revision exceeds all earlier ones in commit order: after any reader has seen `n`, nothing
-    ///   at or below `n` may appear. A sequence number drawn before the commit breaks this.
-    /// - On return the batch is as durable as the store documents.
+    /// - The tenant must be at `commit.expected`, and every guarded row at the revision of its guard. If
+    ///   `commit.epoch` is set, the store must be in that epoch: a restored backup may have replaced the
+    ///   history.
+    /// - The store checks the conditions under the lock that orders commits. Every commit that returned
+    ///   before this call happens-before the check. No commit changes a guarded row between the check and
+    ///   this commit.
+    /// - A commit is applied completely or not at all, including its audit entries, even if the future is
+    ///   dropped.
+    /// - Ids and imported digests are unique across all tenants, including those of removed keys. A tenant
+    ///   never overwrites another tenant's record, and a removed record never returns.
+    /// - Removing a key that was never stored leaves a tombstone.
+    /// - Revisions increase in commit order: once a reader has seen revision `n`, no new row may appear at or
+    ///   below `n`. A sequence number drawn before the commit breaks this rule.
+    /// - On return the commit is as durable as the store documents.
     ///
     /// # Errors
     ///
-    /// [`CommitError`]. After `Indeterminate` the batch may or may not have been written. After any other
+    /// [`CommitError`]. After `Indeterminate` the commit may or may not have been applied. After any other
     /// error nothing was written.
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError>;
 
-    /// Reads about `limit` changes after `after`, oldest first.
+    /// Reads about `limit` changes after the position `after`, oldest first.
     ///
-    /// - A revision's changes are never split across pages. No change up to `upto` is missing.
-    /// - After an empty page the follower has applied every commit that returned before this call began.
-    /// - The head and the rows are from one linearizable snapshot. The feed may be state-based. A state-based
-    ///   feed has the newest row of each key, tombstones included.
+    /// - A page contains all changes of a revision or none, and every change up to `upto`.
+    /// - An empty page means that the follower has applied every commit that returned before this call began.
+    /// - The head and the rows are read from one linearizable snapshot.
+    /// - The feed may be state-based: it then contains only the newest version of each row, including
+    ///   tombstones.
     ///
     /// # Errors
     ///
-    /// [`ChangesError::Compacted`] if the history after the cursor is gone, if the cursor is ahead of the
-    /// head, or if the cursor belongs to another history. Otherwise a [`StoreError`]; never `Indeterminate`.
+    /// - [`ChangesError::Compacted`] if the history after `after` was dropped, if `after` is ahead of the
+    ///   head, or if `after` belongs to another history.
+    /// - Otherwise [`ChangesError::Store`]; never `Indeterminate`.
     async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError>;
 
-    /// Reads all rows in the order of [`RowKey`], about `limit` per page, for a follower that starts. `head`
-    /// is read before the rows. Pages need not share a snapshot: followers replay changes from the first
-    /// page's head. Removed keys may be left out.
+    /// Reads a page of about `limit` rows in the order of [`RowKey`], starting after the row `after`. A
+    /// follower reads all pages when it starts.
+    ///
+    /// - The store reads `head` before the rows, or in the same snapshot.
+    /// - Pages need not share a snapshot, because followers then apply the changes since the first page's
+    ///   head.
+    /// - Tombstones may be left out.
     ///
     /// # Errors
     ///
@@ -362,50 +379,55 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
         limit: NonZeroUsize,
     ) -> Result<ScanPage, StoreError>;
 
-    /// Hands all rows to `take` in pages of about `limit` rows, for a follower that starts. A remote store
-    /// streams them in one request. The default calls [`scan`](Self::scan) for each page.
+    /// Passes all rows to `take` in pages of about `limit` rows. A follower calls this method when it starts.
     ///
-    /// - Rows come in any order, each once. A page's `next` has no meaning.
-    /// - There is at least one page. The head of the first page is read before any row, and no later page
-    ///   has an older head. Followers replay changes from the first page's head. Removed keys may be left
-    ///   out.
+    /// The default calls [`scan`](Self::scan) for each page. A remote store can stream all rows in one
+    /// request.
+    ///
+    /// - Each row is passed once, in any order. `ScanPage::next` has no meaning here.
+    /// - `take` gets at least one page. The head of the first page is read before any row, and no later page
+    ///   has an older head.
+    /// - Followers apply the changes since the first page's head. Tombstones may be left out.
     /// - The first error of `take` ends the call and is returned.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; never `Indeterminate`. The caller must discard the pages that `take` got before.
+    /// [`StoreError`]; never `Indeterminate`. After an error the caller must discard all pages.
     async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
         scan_by_pages(self, limit, take).await
     }
 
-    /// Lists keys for people, filtered, sorted and paged; see [`KeyQuery`].
+    /// Lists keys with filters, sorting and paging; see [`KeyQuery`].
     ///
     /// # Errors
     ///
     /// [`StoreError`]; never `Indeterminate`.
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError>;
 
-    /// Lists audit entries, filtered and paged, oldest first; see [`AuditQuery`].
+    /// Lists audit entries with filters and paging, oldest first; see [`AuditQuery`].
     ///
     /// # Errors
     ///
     /// [`StoreError`]; never `Indeterminate`.
     async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError>;
 
-    /// Resolves when the head may have passed `after`: a hint, possibly spurious. The default never
-    /// resolves. A missed hint costs latency, not correctness, since followers also poll.
+    /// Resolves when the head may have passed `after`. The default never resolves.
+    ///
+    /// The result is only a hint and may be spurious. A missed hint delays a follower but is otherwise
+    /// harmless, because followers also poll.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]. After an error the follower polls.
+    /// [`StoreError`]. The follower then relies on polling.
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
         let _ = after;
         std::future::pending().await
     }
 
-    /// Reads [`changes`](Self::changes) synchronously, if the store is in this process and needs no I/O and
-    /// no more than a short lock. A verifier calls this method at the moment of use to confirm that the
-    /// verifier is current. The default returns `None`.
+    /// Reads [`changes`](Self::changes) synchronously. The default returns `None`, which means unsupported.
+    ///
+    /// Implement this method only if the store is in this process and needs no I/O, only a short lock.
+    /// Verifiers call it during verification to apply all changes first.
     fn changes_now(
         &self,
         after: Cursor,

@@ -1,8 +1,8 @@
-//! The registry of nodes: the processes that verify keys of a store, and the revision each has applied.
+//! The node registry: the processes that verify keys of a store, and the revision each process has applied.
 //!
-//! A registry stores the reports of nodes and judges nothing: the caller decides by its own clock which
-//! nodes are alive. [`KeyStore`](super::KeyStore) does not include the registry, so that a store can be
-//! small. Every shipped store is a registry as well.
+//! A registry only stores reports. The caller decides which nodes are alive, by the caller's own clock.
+//! [`NodeRegistry`] is separate from [`KeyStore`](super::KeyStore), so that a minimal store need not
+//! implement both. All stores of this crate implement both.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,18 +14,18 @@ use super::{Cursor, StoreError};
 use crate::core::text::NodeLabel;
 use crate::core::time::Timestamp;
 
-/// The random id of a process that verifies keys. A restarted process has another id.
+/// The random id of a process that verifies keys. A process gets a new id at every start.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct NodeId(u128);
 
 impl NodeId {
-    /// Returns the node with this number.
+    /// Creates an id from a number.
     #[must_use]
     pub const fn from_u128(number: u128) -> Self {
         Self(number)
     }
 
-    /// Returns the node's number.
+    /// Returns the id as a number.
     #[must_use]
     pub const fn to_u128(self) -> u128 {
         self.0
@@ -44,37 +44,38 @@ impl fmt::Debug for NodeId {
     }
 }
 
-/// The report of a node about itself.
+/// A report that a node sends about itself.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NodeReport {
     /// The id of the node.
     pub node: NodeId,
-    /// The name that people gave the node.
+    /// The name that the application gave the node, for its operators.
     pub label: Option<NodeLabel>,
-    /// The node's position in the store's history when it sent the report. No verification that the node
-    /// began afterwards uses an earlier state. `None` before the node has read anything.
+    /// The position in the store's history up to which the node had applied changes. Every verification that
+    /// the node began later uses this state or a later state. `None` if the node has not read the store yet.
     pub applied: Option<Cursor>,
-    /// The time after this report for which the node may accept keys without sending another report.
-    /// Stored to the microsecond.
+    /// The time after this report during which the node may accept keys without another report. Stored with
+    /// microsecond precision.
     pub lease: Duration,
-    /// The node's own time when it sent the report.
+    /// The time of the node's clock when the node sent the report.
     pub clock: Timestamp,
-    /// The number of the report, at most `i64::MAX`. The number grows with each report of the node.
+    /// The sequence number of the report, at most `i64::MAX`. Increases with each report of the node.
     pub beat: u64,
 }
 
-/// The store of node reports. A registry reads no clock and drops no report by itself: a node without a
-/// report would count as gone.
+/// Storage for the reports of nodes.
 ///
-/// A dropped future leaves nothing half done.
+/// A registry reads no clock and never drops a report by itself, because a node without a report would count
+/// as gone. If a future is dropped, its operation takes effect completely or not at all.
 #[async_trait]
 pub trait NodeRegistry: fmt::Debug + Send + Sync + 'static {
-    /// Replaces the node's earlier report, and returns `true`. Returns `false` and changes nothing if the
-    /// registry holds a report of the node with the same or a later beat.
+    /// Stores a report in place of the node's earlier report, and returns `true`.
     ///
-    /// - Every [`nodes`](Self::nodes) that begins after the return includes the report.
+    /// - Returns `false` and changes nothing if the registry has a report of the node with the same or a
+    ///   later beat.
+    /// - Every call of [`nodes`](Self::nodes) that begins after the return includes the report.
     /// - On return the report is as durable as a commit of the store.
-    /// - A report is no commit: the store's head and feed do not change.
+    /// - A report is not a commit: it does not change the store's head or feed.
     ///
     /// # Errors
     ///
@@ -88,7 +89,7 @@ pub trait NodeRegistry: fmt::Debug + Send + Sync + 'static {
     /// [`StoreError`]; never `Indeterminate`.
     async fn nodes(&self) -> Result<Vec<NodeReport>, StoreError>;
 
-    /// Removes a node's report, unless its beat is above `upto`. The node may report again.
+    /// Removes a node's report, unless the report's beat is above `upto`. The node may report again later.
     ///
     /// # Errors
     ///

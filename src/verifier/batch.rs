@@ -5,18 +5,18 @@ use std::sync::Arc;
 
 use arc_swap::Guard;
 
-use super::{Confirmation, Grant, Verifier, see};
+use super::{Confirmation, Grant, Verifier, resolve};
 use crate::core::need::Need;
 use crate::core::rejection::VerifyError;
 use crate::core::token;
 
-/// 16 lookups at a time. A judgement: about as many memory reads as a processor keeps in flight.
-const AT_ONCE: usize = 16;
+/// 16 lookups at a time: about as many memory reads as a processor keeps in flight.
+const BATCH_SIZE: usize = 16;
 
 impl Verifier {
-    /// Verifies several keys for the same need. Returns one verdict for each key, in order, equal
-    /// to the verdict of [`verify`](Self::verify). The memory reads of these keys overlap, so among
-    /// a million keys a batch is faster than single calls.
+    /// Verifies several keys for the same need. Returns one verdict for each key, in order, equal to the
+    /// verdict of [`verify`](Self::verify). The memory reads of different keys overlap, so in a large index a
+    /// batch is faster than single calls.
     #[must_use]
     pub fn verify_many<P: AsRef<[u8]>>(
         &self,
@@ -24,14 +24,14 @@ impl Verifier {
         need: &Need,
     ) -> Vec<Result<Grant, VerifyError>> {
         let mut verdicts = Vec::with_capacity(presented.len());
-        for some in presented.chunks(AT_ONCE) {
+        for some in presented.chunks(BATCH_SIZE) {
             self.verify_some(some, need, &mut verdicts);
         }
         verdicts
     }
 
-    /// Verifies at most [`AT_ONCE`] keys in the order of a single verification: load `confirmed`,
-    /// look up all keys, then read the clock.
+    /// Verifies at most [`BATCH_SIZE`] keys, in the order of a single verification: load `confirmed`, look up
+    /// all keys, and then read the clock.
     fn verify_some<P: AsRef<[u8]>>(
         &self,
         presented: &[P],
@@ -39,34 +39,34 @@ impl Verifier {
         verdicts: &mut Vec<Result<Grant, VerifyError>>,
     ) {
         let confirmed = Confirmation::Sent(self.replica.confirmed_at());
-        // An owned reference, which every grant shares.
+        // One owned reference to the snapshot, which all grants share.
         let snapshot = Guard::into_inner(self.snapshot());
         let view = &*snapshot.view;
-        let tokens: [_; AT_ONCE] = array::from_fn(|at| {
+        let tokens: [_; BATCH_SIZE] = array::from_fn(|at| {
             let token = token::parse(presented.get(at)?.as_ref()).ok()?;
-            Some((token, view.begin(token.id())))
+            Some((token, view.prefetch(token.id())))
         });
-        let seen = tokens.each_ref().map(|token| {
-            let (token, begun) = token.as_ref()?;
-            let (answer, under_older) = self.look_up(view, token, *begun);
-            Some(see(view, answer, under_older))
+        let resolved = tokens.each_ref().map(|token| {
+            let (token, prefetched) = token.as_ref()?;
+            let (answer, under_older) = self.look_up(view, token, *prefetched);
+            Some(resolve(view, answer, under_older))
         });
         let reading = self.clock.judged();
-        let each = presented.iter().zip(tokens).zip(seen);
-        verdicts.extend(each.map(|((presented, token), seen)| {
-            let (Some((token, _)), Some(seen)) = (token, seen) else {
+        let each = presented.iter().zip(tokens).zip(resolved);
+        verdicts.extend(each.map(|((presented, token), resolved)| {
+            let (Some((token, _)), Some(resolved)) = (token, resolved) else {
                 return self.verify(presented.as_ref(), need);
             };
-            let conclude = |seen| {
+            let conclude = |resolved| {
                 let times = (confirmed, reading);
-                self.conclude(&snapshot, Some(&token), seen, times, need)
+                self.conclude(&snapshot, Some(&token), resolved, times, need)
             };
-            match seen.and_then(conclude) {
+            match resolved.and_then(conclude) {
                 Ok(accepted) => {
                     let shared = Guard::from_inner(Arc::clone(&snapshot));
                     Ok(Grant::of_index(shared, accepted))
                 }
-                // A store in this process may confirm the index now, so the key is verified again.
+                // A store in this process may confirm the index now. So verify the key again.
                 Err(VerifyError::Stale { .. } | VerifyError::NeedsFresh) => {
                     self.verify(presented.as_ref(), need)
                 }

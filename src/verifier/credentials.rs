@@ -22,10 +22,10 @@ use std::fmt;
 pub enum Credentials<'a> {
     /// A key by itself.
     Key(&'a [u8]),
-    /// A secret key with its public half (rules A2-15, I-02). The grant is the secret key's.
+    /// A secret key with its public half (rules A2-15, I-02). The grant is that of the secret key.
     ///
-    /// A rejection concerns the secret key first. Only a holder of the secret learns anything about
-    /// the public half.
+    /// The secret key is verified first. So only a holder of the secret learns anything about the public
+    /// half.
     Pair {
         /// The id of the secret key, or a publishable key of the same tenant and environment.
         public: &'a [u8],
@@ -35,7 +35,7 @@ pub enum Credentials<'a> {
 }
 
 impl<'a> Credentials<'a> {
-    /// Returns the key to grant, and the public half of a pair.
+    /// Returns the key to verify, and the public half of a pair.
     pub(super) const fn halves(self) -> (&'a [u8], Option<&'a [u8]>) {
         match self {
             Self::Key(key) => (key, None),

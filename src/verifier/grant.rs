@@ -6,86 +6,86 @@ use std::sync::Arc;
 
 use arc_swap::Guard;
 
-use super::Snapshot;
+use super::snapshot::Snapshot;
 use crate::core::actor::{ActingKey, Actor};
 use crate::core::id::KeyId;
 use crate::core::owner::OwnerStatus;
 use crate::core::policy::{Policies, Policy, TenantReach};
 use crate::core::principal::Owner;
 use crate::core::reach::{self, Bounds};
-use crate::core::record::{Resource, Visibility};
+use crate::core::record::{KeyType, Resource};
 use crate::core::rejection::VerifyError;
 use crate::core::scope::{Scope, ScopeSet};
-use crate::core::subject::{Course, Holder, Life, Shape};
+use crate::core::subject::{KeyOwner, KeyTraits, Lifecycle, LifecyclePhase};
 use crate::core::tenant::TenantId;
 use crate::core::text::{ClassName, Environment};
 use crate::core::time::Timestamp;
-use crate::replica::{Facts, HolderAt, Kept, Parts};
+use crate::replica::{AttributeIds, Attributes, OwnerRef, RowState};
 
 /// A verified key, as it was at that moment. Holds no secret.
 ///
-/// Meant for one request. A grant keeps the index that it was verified against in memory, so copy
-/// what you need for longer. The name, metadata and description are not in it:
+/// Meant for one request. A grant keeps the whole index that verified it in memory, so copy the fields that
+/// you need for longer. The key's name, metadata and description are not in a grant:
 /// [`Keyward::key_for_grant`](crate::Keyward::key_for_grant) reads them from the store.
 pub struct Grant {
     id: KeyId,
     at: Timestamp,
     /// The address that the key was verified for, if known.
     address: Option<IpAddr>,
-    of: Of,
+    source: GrantSource,
 }
 
 /// The source of the key's other attributes.
-enum Of {
+enum GrantSource {
     /// The snapshot that the key was verified against.
     Index {
         snapshot: Guard<Arc<Snapshot>>,
         row: u32,
-        parts: Parts,
-        standing: u32,
+        attribute_ids: AttributeIds,
+        status: u32,
     },
     /// The key's stored record, if the key was read from the store.
-    Record(Arc<Taken>),
+    Record(Arc<RecordAttributes>),
 }
 
-/// The place of an accepted key in an index.
+/// An accepted key, and its position in the index.
 pub(super) struct Accepted {
     pub(super) id: KeyId,
     pub(super) row: u32,
-    pub(super) parts: Parts,
-    /// The number of the owner's status in the index.
-    pub(super) standing: u32,
+    pub(super) attribute_ids: AttributeIds,
+    /// The index of the owner's status in the attribute tables.
+    pub(super) status: u32,
     pub(super) at: Timestamp,
     pub(super) address: Option<IpAddr>,
-    /// The owner's status in the tenant that the key reached into, if it differs from the status in
-    /// the key's own tenant.
+    /// The owner's status in the tenant that the need names, if it differs from the status in the key's own
+    /// tenant.
     pub(super) reached: Option<Box<OwnerStatus>>,
 }
 
-/// The parts of a stored record that decide what a key may do.
-pub(super) struct Taken {
-    pub(super) shape: Shape,
-    pub(super) holder: Holder,
-    pub(super) course: Course,
-    pub(super) standing: OwnerStatus,
+/// The fields of a stored record that decide what a key may do.
+pub(super) struct RecordAttributes {
+    pub(super) traits: KeyTraits,
+    pub(super) key_owner: KeyOwner,
+    pub(super) lifecycle: Lifecycle,
+    pub(super) status: OwnerStatus,
     pub(super) policies: Arc<Policies>,
 }
 
 impl Clone for Grant {
     fn clone(&self) -> Self {
-        let of = match &self.of {
-            Of::Index {
+        let source = match &self.source {
+            GrantSource::Index {
                 snapshot,
                 row,
-                parts,
-                standing,
-            } => Of::Index {
+                attribute_ids,
+                status,
+            } => GrantSource::Index {
                 snapshot: Guard::from_inner(Arc::clone(snapshot)),
                 row: *row,
-                parts: *parts,
-                standing: *standing,
+                attribute_ids: *attribute_ids,
+                status: *status,
             },
-            Of::Record(taken) => Of::Record(taken.clone()),
+            GrantSource::Record(record) => GrantSource::Record(record.clone()),
         };
         let Self {
             id, at, address, ..
@@ -94,7 +94,7 @@ impl Clone for Grant {
             id,
             at,
             address,
-            of,
+            source,
         }
     }
 }
@@ -116,108 +116,108 @@ impl Grant {
         let Accepted {
             id,
             row,
-            parts,
-            standing,
+            attribute_ids,
+            status,
             at,
             address,
             reached,
         } = accepted;
-        let of = Of::Index {
+        let source = GrantSource::Index {
             snapshot,
             row,
-            parts,
-            standing,
+            attribute_ids,
+            status,
         };
         let grant = Self {
             id,
             at,
             address,
-            of,
+            source,
         };
         match reached {
-            Some(reached) => grant.standing_as(*reached),
+            Some(reached) => grant.with_status(*reached),
             None => grant,
         }
     }
 
-    /// Returns the grant with `standing`, the status of the key's owner in the tenant that the key
-    /// reached into.
+    /// Returns the grant with `status`, the owner's status in the tenant that the need names.
     #[cold]
-    fn standing_as(self, standing: OwnerStatus) -> Self {
-        let Of::Index { snapshot, row, .. } = &self.of else {
+    fn with_status(self, status: OwnerStatus) -> Self {
+        let GrantSource::Index { snapshot, row, .. } = &self.source else {
             return self;
         };
-        let course = match snapshot.view.kept(*row) {
-            Kept::Known(course) => course,
-            // The key was removed since, or its row became unreadable, so the key ends now.
-            Kept::Removed | Kept::Corrupt => Course {
-                life: Life::Disabled,
+        let lifecycle = match snapshot.view.row_state(*row) {
+            RowState::Key(lifecycle) => lifecycle,
+            // The key was removed since, or its row became unreadable. So the key ends now.
+            RowState::Removed | RowState::Corrupt => Lifecycle {
+                phase: LifecyclePhase::Disabled,
                 created_at: self.at,
                 expires_at: Some(self.at),
                 awaits_first_use: false,
             },
         };
-        let taken = Taken {
-            shape: self.shape().clone(),
-            holder: self.holder().clone(),
-            course,
-            standing,
+        let record = RecordAttributes {
+            traits: self.traits().clone(),
+            key_owner: self.key_owner().clone(),
+            lifecycle,
+            status,
             policies: snapshot.policies.clone(),
         };
-        let of = Of::Record(Arc::new(taken));
-        Self { of, ..self }
+        let source = GrantSource::Record(Arc::new(record));
+        Self { source, ..self }
     }
 
     pub(super) fn of_record(
         id: KeyId,
-        taken: Taken,
+        record: RecordAttributes,
         at: Timestamp,
         address: Option<IpAddr>,
     ) -> Self {
-        let of = Of::Record(Arc::new(taken));
+        let source = GrantSource::Record(Arc::new(record));
         Self {
             id,
             at,
             address,
-            of,
+            source,
         }
     }
 
-    fn facts(&self) -> Facts<'_> {
-        match &self.of {
-            Of::Index {
+    fn attributes(&self) -> Attributes<'_> {
+        match &self.source {
+            GrantSource::Index {
                 snapshot,
-                parts,
-                standing,
+                attribute_ids,
+                status,
                 ..
             } => {
-                let facts = snapshot.view.facts_with(*parts, *standing);
-                facts.expect("a snapshot owns every shape and holder that it hands out")
+                let attributes = snapshot.view.attributes_with(*attribute_ids, *status);
+                attributes
+                    .expect("a snapshot keeps every attribute entry that a lookup in it returned")
             }
-            Of::Record(taken) => Facts {
-                shape: &taken.shape,
-                holder: HolderAt::Here(&taken.holder),
-                persons: taken.holder.is_person(),
-                standing: &taken.standing,
-                standing_id: 0,
+            GrantSource::Record(record) => Attributes {
+                traits: &record.traits,
+                key_owner: OwnerRef::Direct(&record.key_owner),
+                persons: record.key_owner.is_person(),
+                status: &record.status,
+                status_id: 0,
             },
         }
     }
 
-    fn shape(&self) -> &Shape {
-        self.facts().shape
+    fn traits(&self) -> &KeyTraits {
+        self.attributes().traits
     }
 
-    fn holder(&self) -> &Holder {
-        self.facts().holder.get()
+    fn key_owner(&self) -> &KeyOwner {
+        self.attributes().key_owner.get()
     }
 
     fn policy(&self) -> &Policy {
-        let policies = match &self.of {
-            Of::Index { snapshot, .. } => &snapshot.policies,
-            Of::Record(taken) => &taken.policies,
+        let policies = match &self.source {
+            GrantSource::Index { snapshot, .. } => &snapshot.policies,
+            GrantSource::Record(record) => &record.policies,
         };
-        policies.of_whose(|| &self.holder().tenant)
+        policies.of_lazy(|| &self.key_owner().tenant)
     }
 
     /// Returns the key's public id, which may be logged.
@@ -230,61 +230,61 @@ impl Grant {
     /// [`Need::for_tenant`](crate::Need::for_tenant) was checked.
     #[must_use]
     pub fn tenant(&self) -> &TenantId {
-        &self.holder().tenant
+        &self.key_owner().tenant
     }
 
     /// Returns the key's class.
     #[must_use]
     pub fn class(&self) -> &ClassName {
-        &self.shape().class
+        &self.traits().class
     }
 
     /// Returns whether the key authenticates or only identifies.
     #[must_use]
-    pub fn visibility(&self) -> Visibility {
-        self.shape().visibility
+    pub fn key_type(&self) -> KeyType {
+        self.traits().key_type
     }
 
     /// Returns the environment in which the key may be used.
     #[must_use]
     pub fn environment(&self) -> &Environment {
-        &self.shape().environment
+        &self.traits().environment
     }
 
     /// Returns the key's owner.
     #[must_use]
     pub fn owner(&self) -> &Owner {
-        &self.holder().owner
+        &self.key_owner().owner
     }
 
-    /// Returns the host's resource that the key belongs to.
+    /// Returns the resource of the host application that the key belongs to.
     #[must_use]
     pub fn resource(&self) -> Option<&Resource> {
-        self.shape().resource.as_ref()
+        self.traits().resource.as_ref()
     }
 
     /// Returns the time at which the key expires, as far as is known now; `None` for never.
     #[must_use]
     pub fn expires_at(&self) -> Option<Timestamp> {
-        let kept = match &self.of {
-            Of::Index { snapshot, row, .. } => snapshot.view.kept(*row),
-            Of::Record(taken) => Kept::Known(taken.course),
+        let state = match &self.source {
+            GrantSource::Index { snapshot, row, .. } => snapshot.view.row_state(*row),
+            GrantSource::Record(record) => RowState::Key(record.lifecycle),
         };
-        match kept {
-            Kept::Known(course) => course.expires_at,
-            // The key was removed since, or its row became unreadable, so the key ends now.
-            Kept::Removed | Kept::Corrupt => Some(self.at),
+        match state {
+            RowState::Key(lifecycle) => lifecycle.expires_at,
+            // The key was removed since, or its row became unreadable. So the key ends now.
+            RowState::Removed | RowState::Corrupt => Some(self.at),
         }
     }
 
     /// Returns whether the key reaches `scope`, within its class and its owner's role.
     #[must_use]
     pub fn allows(&self, scope: &Scope) -> bool {
-        let (facts, policy) = (self.facts(), self.policy());
-        let bounds = Bounds::of(facts.shape, facts.persons);
+        let (attributes, policy) = (self.attributes(), self.policy());
+        let bounds = Bounds::of(attributes.traits, attributes.persons);
         policy
-            .class(&facts.shape.class)
-            .is_some_and(|class| reach::reaches(bounds, policy, class, facts.standing, scope))
+            .class(&attributes.traits.class)
+            .is_some_and(|class| reach::reaches(bounds, policy, class, attributes.status, scope))
     }
 
     /// Checks that the key reaches `scope`.
@@ -305,35 +305,33 @@ impl Grant {
     /// Returns every scope that the key reaches.
     #[must_use]
     pub fn scopes(&self) -> ScopeSet {
-        let (facts, policy) = (self.facts(), self.policy());
-        let bounds = Bounds::of(facts.shape, facts.persons);
-        let class = policy.class(&facts.shape.class);
+        let (attributes, policy) = (self.attributes(), self.policy());
+        let bounds = Bounds::of(attributes.traits, attributes.persons);
+        let class = policy.class(&attributes.traits.class);
         class.map_or_else(ScopeSet::none, |class| {
-            reach::scopes(bounds, policy, class, facts.standing)
+            reach::scopes(bounds, policy, class, attributes.status)
         })
     }
 
-    /// Returns the actor that manages keys with this key.
+    /// Returns an actor that manages keys on behalf of this key.
     ///
-    /// The actor names the key. A command is judged by the state of the key and its owner at the
-    /// moment of commit. A key that was revoked, disabled, narrowed or expired since then can do
-    /// nothing, nor can a key whose owner was removed. The effect of a command stays within the key
-    /// on every [`Dimension`](crate::key::Dimension).
+    /// Each command is checked against the state of the key and its owner at the moment of commit. The
+    /// command is denied if the key was revoked, disabled, narrowed or expired by then, or if its owner was
+    /// removed. A command's effect never exceeds the key on any [`Dimension`](crate::key::Dimension).
     ///
-    /// A key manages keys by the roles of its owner and of the recipient of its secret, and only if
-    /// the key reaches everything that these roles do. A key narrowed to reading reports cannot
-    /// close a tenant, even if its owner may. A tenant-owned key and a publishable key manage
-    /// nothing.
+    /// A key manages keys by the roles of its owner and of the recipient of its secret. The key itself must
+    /// also reach everything that these roles reach. For example, a key limited to reading reports cannot
+    /// close a tenant, even if its owner may. Tenant-owned keys and publishable keys cannot manage keys.
     #[must_use]
     pub fn actor(&self) -> Actor {
-        let class = self.policy().class(&self.shape().class);
+        let class = self.policy().class(&self.traits().class);
         let descendants = class.is_some_and(|class| class.tenant_reach == TenantReach::Descendants);
         let key = ActingKey {
             id: self.id,
-            owner: self.holder().owner.clone(),
+            owner: self.key_owner().owner.clone(),
             address: self.address,
         };
-        let tenant = self.holder().tenant.clone();
+        let tenant = self.key_owner().tenant.clone();
         let actor = Actor::from_key(key, tenant, descendants).with_scopes(self.scopes());
         match self.expires_at() {
             Some(end) => actor.with_expiry(end),

@@ -1,20 +1,19 @@
 //! The verifier: parse, look up, compare, check.
 //!
-//! [`Verifier::verify`] does no I/O and never waits. Its order matters: it loads the instant of the
-//! last confirmation first, then looks the key up, and reads the clock last. Any other order
-//! accepts revoked keys past the staleness bound.
+//! [`Verifier::verify`] does no I/O and never waits. The order of its steps matters: load the time of the
+//! last confirmation, look the key up, and then read the clock. Any other order could accept a revoked key
+//! past the staleness bound.
 
 mod batch;
 mod credentials;
 mod fetch;
 mod grant;
+mod snapshot;
 mod upkeep;
 
 use std::fmt;
 use std::hint::black_box;
-use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
@@ -25,22 +24,25 @@ use self::fetch::Flights;
 pub use self::fetch::{OnStale, ReadThroughLimits};
 use self::grant::Accepted;
 pub use self::grant::Grant;
+use self::snapshot::Snapshot;
 pub(crate) use self::upkeep::MaintenanceTask;
-use self::upkeep::Upkeep;
+use self::upkeep::RedigestQueue;
 use crate::clock::Reading;
 use crate::core::check;
 use crate::core::checked_time::{Ending, judge_end};
 use crate::core::id::KeyId;
 use crate::core::need::Need;
 use crate::core::pepper::{Pepper, PepperRing};
-use crate::core::policy::{LivePolicies, Policies, Policy};
-use crate::core::record::Visibility;
+use crate::core::policy::{LivePolicies, Policy};
+use crate::core::record::KeyType;
 use crate::core::rejection::VerifyError;
 use crate::core::secret::Digest;
-use crate::core::subject::{Course, Shape, Subject};
+use crate::core::subject::{KeyToVerify, KeyTraits, Lifecycle};
 use crate::core::time::Timestamp;
 use crate::core::token::{self, Token, TokenError};
-use crate::replica::{Answer, Facts, Half, Hit, Kept, Parts, Replica, Sought, View};
+use crate::replica::{
+    Attributes, DigestPrefix, Hit, IndexLookup, Prefetched, Replica, RowState, View,
+};
 use crate::store::KeyStore;
 use crate::timekeeper::Timekeeper;
 
@@ -54,27 +56,10 @@ pub struct Verifier {
     peppers: Arc<PepperRing>,
     clock: Arc<Timekeeper>,
     snapshot: ArcSwap<Snapshot>,
-    upkeep: Upkeep,
+    redigests: RedigestQueue,
     flights: Flights,
-    past_bound: OnStale,
+    on_stale: OnStale,
 }
-
-/// Everything that a verification reads, behind one atomic pointer.
-struct Snapshot {
-    view: Arc<View>,
-    policies: Arc<Policies>,
-    /// The versions of the view and of the policies.
-    versions: (u64, u64),
-    /// The number of this snapshot, unique within the process. `None` once all numbers are used up.
-    generation: Option<NonZeroU64>,
-}
-
-/// The layout of the word that `Snapshot::kind` returns: 18 bits of shape, 24 of standing and 22 of
-/// generation.
-const SHAPE_BITS: u32 = 18;
-const STANDING_BITS: u32 = 24;
-const GENERATION_BITS: u32 = 22;
-static GENERATIONS: AtomicU64 = AtomicU64::new(1);
 
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -84,46 +69,47 @@ impl fmt::Debug for Verifier {
     }
 }
 
-/// Presented text that may be a key and is worth hashing.
+/// Presented text that may be a key.
 enum Claim<'a> {
-    /// A well-formed token. It is found by its id alone: the import of a deleted key's digest does
-    /// not bring that key back, even after its tombstone is gone (invariant 2).
+    /// A well-formed token. It is looked up by its id alone, never by its digest among the imported keys. So
+    /// importing the digest of a deleted key does not revive that key, even after its tombstone is gone
+    /// (invariant 2).
     Token(Token<'a>),
-    /// Text that is not a token and may be an imported key. Holds the text's digest, and the reason
-    /// why the text is no token.
+    /// Text that is not a token, but may be an imported key. Holds the text's digest, and the reason why the
+    /// text is not a token.
     Foreign(Digest, TokenError),
 }
 
-/// The index's answer about a presented key.
-struct Seen<'v> {
+/// A presented key that the index found, with its shared attributes.
+struct ResolvedKey<'v> {
     /// `None` if the secret does not match.
     hit: Option<Hit>,
-    facts: Facts<'v>,
-    /// Whether the digest was made under an older pepper.
+    attributes: Attributes<'v>,
+    /// Whether the lookup tried an older pepper.
     under_older: bool,
 }
 
-/// The use of a key in this process.
+/// The uses of a key in this process.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Usage {
     /// The number of times that the key was accepted.
     pub count: u64,
-    /// The time of the last use, at most 64 seconds early; `None` if there was none.
+    /// The time of the last use, up to 64 seconds early; `None` if the key was not used.
     pub last: Option<Timestamp>,
 }
 
 /// The evidence that the index was current at the moment of use.
 #[derive(Clone, Copy)]
 enum Confirmation {
-    /// The instant at which the confirming read was sent, if there was one.
+    /// The send time of the confirming read; `None` if no read confirms the index.
     Sent(Option<Reading>),
     /// The index was confirmed after the call began.
     DuringCall,
 }
 
 impl Verifier {
-    /// Returns a verifier over `replica` and its clock. If the replica cannot decide about a key,
-    /// the verifier reads `store`.
+    /// Returns a verifier that looks keys up in `replica` and uses its clock. If the replica cannot decide
+    /// about a key, the verifier reads `store`.
     pub fn new(
         replica: Arc<Replica>,
         store: Arc<dyn KeyStore>,
@@ -139,9 +125,9 @@ impl Verifier {
             peppers,
             clock,
             snapshot,
-            upkeep: Upkeep::default(),
+            redigests: RedigestQueue::default(),
             flights: Flights::new(ReadThroughLimits::default()),
-            past_bound: OnStale::default(),
+            on_stale: OnStale::default(),
         }
     }
 
@@ -152,17 +138,21 @@ impl Verifier {
         self
     }
 
-    /// Sets what happens to a key once its staleness bound is passed. Defaults to
-    /// [`OnStale::Reject`].
+    /// Sets the handling of keys past their staleness bound. Defaults to [`OnStale::Reject`].
     #[must_use]
-    pub const fn with_past_bound(mut self, past_bound: OnStale) -> Self {
-        self.past_bound = past_bound;
+    pub const fn with_on_stale(mut self, on_stale: OnStale) -> Self {
+        self.on_stale = on_stale;
         self
     }
 
-    /// Verifies a key (a `&str` or `&[u8]`), or a [pair](Credentials::Pair) of a secret key and its
-    /// public half. Does no I/O and never waits. Allocates only to refuse a key, and once in each
-    /// [`Need`], to remember the kinds of keys that met this need.
+    /// Verifies a key (a `&str` or `&[u8]`), or a [pair](Credentials::Pair) of a secret key and its public
+    /// half. Does no I/O and never waits.
+    ///
+    /// Allocates only in three cases:
+    ///
+    /// - to refuse a key;
+    /// - once in each [`Need`], for a cache of the kinds of keys that met the need;
+    /// - if rows of a descendant tenant change the status of the key's owner.
     ///
     /// # Errors
     ///
@@ -193,7 +183,7 @@ impl Verifier {
         self.verify_token(token, need, Confirmation::DuringCall)
     }
 
-    /// Verifies text that is not a token, which may be an imported key.
+    /// Verifies text that is not a token, but may be an imported key.
     #[inline(never)]
     fn verify_foreign(
         &self,
@@ -213,8 +203,8 @@ impl Verifier {
         verdict
     }
 
-    /// Returns whether the key was refused for lack of a confirmation, and a store in this process
-    /// has confirmed the index since.
+    /// Returns whether a second attempt may succeed: the key was refused for lack of a confirmation, and a
+    /// store in this process has now confirmed the index.
     #[inline]
     fn may_confirm(&self, verdict: &Result<Grant, VerifyError>) -> bool {
         matches!(
@@ -241,12 +231,12 @@ impl Verifier {
     #[cold]
     fn refresh(&self) -> Guard<Arc<Snapshot>> {
         let snapshot = Snapshot::of(&self.replica, &self.policies);
-        // Of two concurrent refreshes, the older snapshot may win. The next call notices its old
-        // version.
+        // Of two concurrent refreshes, the one with the older snapshot may store last. The next call then
+        // compares the versions, and refreshes again.
         let old = self.snapshot.swap(Arc::new(snapshot));
         let now = self.snapshot.load();
         if !Arc::ptr_eq(&old.view, &now.view) {
-            // Freeing the view may take long, so the next sync frees it, not a request.
+            // Freeing a view is slow, so the next sync frees it instead of a request.
             self.replica.retire(old.view.clone());
         }
         if now.versions == (self.replica.version(), self.policies.version()) {
@@ -255,8 +245,8 @@ impl Verifier {
         Guard::from_inner(Arc::new(Snapshot::of(&self.replica, &self.policies)))
     }
 
-    /// Verifies a token. The order matters: the caller loaded `confirmed` first, the key is looked
-    /// up here, and the clock is read last.
+    /// Verifies a token. The order matters: the caller loads `confirmed` first, this function looks the key
+    /// up, and reads the clock last.
     #[inline(always)]
     fn verify_token(
         &self,
@@ -266,16 +256,16 @@ impl Verifier {
     ) -> Result<Grant, VerifyError> {
         let snapshot = self.snapshot();
         let view = &*snapshot.view;
-        // The slot's memory is fetched while the token is digested.
-        let begun = view.begin(token.id());
-        let (answer, under_older) = self.look_up(view, token, begun);
-        let seen = see(view, answer, under_older);
+        // The processor fetches the slot's memory while this thread computes the digest.
+        let prefetched = view.prefetch(token.id());
+        let (answer, under_older) = self.look_up(view, token, prefetched);
+        let resolved = resolve(view, answer, under_older);
         let times = (confirmed, self.clock.judged());
-        let accepted = self.conclude(&snapshot, Some(token), seen?, times, need)?;
+        let accepted = self.conclude(&snapshot, Some(token), resolved?, times, need)?;
         Ok(Grant::of_index(snapshot, accepted))
     }
 
-    /// Verifies the digest of a key that may be imported, in the order of `verify_token`.
+    /// Verifies the digest of a key that may be imported, in the same order as `verify_token`.
     fn verify_digest(
         &self,
         digest: &Digest,
@@ -288,70 +278,75 @@ impl Verifier {
         if !view.index().has_imported() {
             return Err(error.into());
         }
-        let seen = see(view, view.imported(digest), false);
+        let resolved = resolve(view, view.imported(digest), false);
         let times = (confirmed, self.clock.judged());
-        let accepted = self.conclude(&snapshot, None, seen?, times, need)?;
+        let accepted = self.conclude(&snapshot, None, resolved?, times, need)?;
         Ok(Grant::of_index(snapshot, accepted))
     }
 
-    /// Judges a key that was looked up before the clock was read.
+    /// Decides about a key that was looked up before the clock was read.
     #[inline(always)]
     fn conclude(
         &self,
         snapshot: &Snapshot,
         token: Option<&Token<'_>>,
-        seen: Seen<'_>,
+        resolved: ResolvedKey<'_>,
         (confirmed, (reading, now)): (Confirmation, (Reading, Timestamp)),
         need: &Need,
     ) -> Result<Accepted, VerifyError> {
         let view = &*snapshot.view;
-        let Seen {
+        let ResolvedKey {
             hit,
-            facts,
+            attributes,
             under_older,
-        } = seen;
-        let policy = snapshot.policies.of_whose(|| &facts.holder.get().tenant);
+        } = resolved;
+        let policy = snapshot
+            .policies
+            .of_lazy(|| &attributes.key_owner.get().tenant);
         let newest = view.index().newest();
-        check_fresh(policy, facts.shape, confirmed, reading)?;
+        check_fresh(policy, attributes.traits, confirmed, reading)?;
         let Some(hit) = hit else {
-            return Err(self.wrong_secret(view, token, &facts));
+            return Err(self.wrong_secret(view, token, &attributes));
         };
-        let own = (facts.standing, snapshot.kind(hit.parts, &facts));
-        // The tenant that a key reaches into may refuse the key: the tenant may be closed, or have
-        // removed or lowered the owner.
+        let own = (
+            attributes.status,
+            snapshot.kind(hit.attribute_ids, &attributes),
+        );
+        // A descendant tenant may refuse the key: the tenant may be closed, may have removed the owner, or
+        // may have lowered the owner's role.
         let reached = need
             .tenant()
-            .and_then(|tenant| view.standing_in(&facts, tenant));
-        let standing = match &reached {
+            .and_then(|tenant| view.status_in(&attributes, tenant));
+        let status = match &reached {
             Some(reached) => (&**reached, None),
             None => own,
         };
-        let course = match view.course(&hit, standing.0, now.max(newest)) {
-            Kept::Known(course) => course,
-            Kept::Removed => return Err(VerifyError::Unknown),
-            Kept::Corrupt => return Err(VerifyError::Corrupt { key: hit.id }),
+        let lifecycle = match view.state_for(&hit, status.0, now.max(newest)) {
+            RowState::Key(lifecycle) => lifecycle,
+            RowState::Removed => return Err(VerifyError::Unknown),
+            RowState::Corrupt => return Err(VerifyError::Corrupt { key: hit.id }),
         };
         let mut judged = Ok(now);
-        if course
+        if lifecycle
             .expires_at
             .is_some_and(|end| now < end && end <= newest)
         {
-            let floor = view.index().floor(&facts.holder.get().tenant);
-            judged = self.judge_end((hit.id, &course), floor, (now, reading));
+            let floor = view.index().floor(&attributes.key_owner.get().tenant);
+            judged = self.judge_end((hit.id, &lifecycle), floor, (now, reading));
         }
-        let subject = Subject {
+        let subject = KeyToVerify {
             id: hit.id,
-            whose: &facts.holder,
-            persons: facts.persons,
-            shape: facts.shape,
-            course,
+            owner_source: &attributes.key_owner,
+            persons: attributes.persons,
+            traits: attributes.traits,
+            lifecycle,
         };
         check::check_subject(
             subject,
-            // The index compared half of the digest in constant time, which proves the secret.
+            // The lookup compared 128 bits of the digest in constant time, which proves the secret.
             (Choice::from(1), token.map(Token::prefix_bytes)),
             policy,
-            standing,
+            status,
             need,
             *judged.as_ref().unwrap_or(&now),
         )?;
@@ -360,31 +355,31 @@ impl Verifier {
             self.notice_pepper(token, subject);
         }
         view.count(&hit, now);
-        if course.awaits_first_use {
+        if lifecycle.awaits_first_use {
             view.note_first_use();
         }
         Ok(Accepted {
             id: hit.id,
             row: hit.row(),
-            parts: hit.parts,
-            standing: facts.standing_id,
+            attribute_ids: hit.attribute_ids,
+            status: attributes.status_id,
             at: now,
             address: need.address(),
             reached,
         })
     }
 
-    /// Judges a key that expires between the current time and the store's newest commit. Some
-    /// tenant's commit then claims that the key has expired. `floor` is the newest instant of the
-    /// key's own tenant. Returns the instant at which to judge the key.
+    /// Decides about a key that expires between the current time and the store's newest commit. At that
+    /// commit's time the key has already expired. `floor` is the newest commit time of the key's own tenant.
+    /// Returns the time at which to check the key.
     #[cold]
     fn judge_end(
         &self,
-        (key, course): (KeyId, &Course),
+        (key, lifecycle): (KeyId, &Lifecycle),
         floor: Option<Timestamp>,
         (now, reading): (Timestamp, Reading),
     ) -> Result<Timestamp, VerifyError> {
-        let (time, end) = (&self.clock, course.expires_at.unwrap_or(now));
+        let (time, end) = (&self.clock, lifecycle.expires_at.unwrap_or(now));
         let confirmed = || time.confirms(now, reading.monotonic);
         match judge_end(end, now, floor, confirmed, time.allowance()) {
             Ending::Alive => Ok(now),
@@ -396,56 +391,62 @@ impl Verifier {
         }
     }
 
-    /// Looks a token's key up by its id, and compares its secret. Returns whether the digest was
-    /// made under an older pepper.
+    /// Looks a token's key up by its id, and compares the secret. Also returns whether an older pepper was
+    /// tried.
     #[inline]
-    fn look_up(&self, view: &View, token: &Token<'_>, begun: Sought) -> (Answer, bool) {
-        let half = half_of(self.peppers.current(), token);
-        match view.end(token.id(), begun, half) {
-            answer @ (Answer::Hit(_) | Answer::Corrupt(_)) => (answer, false),
+    fn look_up(
+        &self,
+        view: &View,
+        token: &Token<'_>,
+        prefetched: Prefetched,
+    ) -> (IndexLookup, bool) {
+        let digest_prefix = digest_prefix_of(self.peppers.current(), token);
+        match view.lookup(token.id(), prefetched, digest_prefix) {
+            answer @ (IndexLookup::Hit(_) | IndexLookup::Corrupt(_)) => (answer, false),
             answer if self.peppers.retired().is_empty() => (answer, false),
             answer => {
-                let answer = self.look_up_under_older(view, token, answer, (begun, half));
+                let answer =
+                    self.look_up_under_older(view, token, answer, (prefetched, digest_prefix));
                 (answer, true)
             }
         }
     }
 
-    /// Looks a token's key up under an older pepper. One older pepper is tried whatever the answer,
-    /// so that the time reveals nothing about the key (trap 6).
+    /// Looks a token's key up under an older pepper. Computes one more digest for every key, known or not, so
+    /// that timing reveals nothing about the key (trap 6).
     #[inline(never)]
     fn look_up_under_older(
         &self,
         view: &View,
         token: &Token<'_>,
-        answer: Answer,
-        (begun, current): (Sought, Half),
-    ) -> Answer {
+        answer: IndexLookup,
+        (prefetched, current): (Prefetched, DigestPrefix),
+    ) -> IndexLookup {
         let Some(any) = self.peppers.retired().first() else {
             return answer;
         };
-        // Reads the row of the id itself, because the slot found first may belong to another key
-        // with the same hash.
-        let facts = view.facts_of(token.id());
-        let own = facts.and_then(|facts| facts.shape.pepper.as_ref());
+        // Read the row by id, because the slot found first may belong to another key with the same hash.
+        let attributes = view.attributes_of(token.id());
+        let own = attributes.and_then(|attributes| attributes.traits.pepper.as_ref());
         let own = own.and_then(|id| {
             self.peppers
                 .retired()
                 .iter()
                 .find(|pepper| pepper.id() == id)
         });
-        let half = half_of(own.unwrap_or(any), token);
+        let digest_prefix = digest_prefix_of(own.unwrap_or(any), token);
         let answer = match own {
-            Some(_) => view.end(token.id(), begun, half),
+            Some(_) => view.lookup(token.id(), prefetched, digest_prefix),
             None => {
-                black_box(half);
+                black_box(digest_prefix);
                 answer
             }
         };
         match answer {
-            Answer::Hit(_) | Answer::Corrupt(_) => answer,
-            // The key may have moved to the current pepper in the meantime.
-            _ => view.end(token.id(), begun, current),
+            IndexLookup::Hit(_) | IndexLookup::Corrupt(_) => answer,
+            // The writer may have replaced the key's digest by one under the current pepper since the first
+            // lookup. Without this second lookup, a valid key would be rejected.
+            _ => view.lookup(token.id(), prefetched, current),
         }
     }
 
@@ -454,15 +455,15 @@ impl Verifier {
         &self,
         view: &View,
         token: Option<&Token<'_>>,
-        facts: &Facts<'_>,
+        attributes: &Attributes<'_>,
     ) -> VerifyError {
-        let missing = |facts: &Facts<'_>| {
-            let pepper = facts.shape.pepper.as_ref()?;
+        let missing = |attributes: &Attributes<'_>| {
+            let pepper = attributes.traits.pepper.as_ref()?;
             self.peppers.live(pepper).is_none().then(|| pepper.clone())
         };
-        // A missing pepper is rare, so the index is searched for the id only if the first check
-        // found one missing.
-        let pepper = missing(facts).and_then(|_| missing(&view.facts_of(token?.id())?));
+        // The first check may use the attributes of another key with the same hash. Only if that check finds
+        // a missing pepper, which is rare, a second check searches the index by id.
+        let pepper = missing(attributes).and_then(|_| missing(&view.attributes_of(token?.id())?));
         match pepper {
             Some(pepper) => {
                 let key = token.map(Token::id).map(tracing::field::display);
@@ -473,54 +474,56 @@ impl Verifier {
         }
     }
 
-    /// Queues the key's digest to be stored under the current pepper, if it was made under an older
-    /// one. Nothing is written here (trap 24).
+    /// Queues a digest under the current pepper, if the key's digest was made under an older one. A
+    /// verification itself writes nothing to the store (trap 24).
     #[cold]
-    fn notice_pepper(&self, token: &Token<'_>, subject: Subject<'_>) {
-        let Subject {
-            id, whose, shape, ..
+    fn notice_pepper(&self, token: &Token<'_>, subject: KeyToVerify<'_>) {
+        let KeyToVerify {
+            id,
+            owner_source,
+            traits,
+            ..
         } = subject;
         let current = self.peppers.current();
-        if let Some(pepper) = &shape.pepper
+        if let Some(pepper) = &traits.pepper
             && pepper != current.id()
             && let Some(own) = self.peppers.live(pepper)
         {
             let digest = |pepper: &Pepper| pepper.digest(token.id_and_secret());
             let digests = (digest(own), digest(current));
-            let chore = MaintenanceTask::redigest(
-                &whose.holder().tenant,
+            let task = MaintenanceTask::redigest(
+                &owner_source.key_owner().tenant,
                 id,
                 (pepper, current.id()),
                 digests,
             );
-            self.upkeep.push(chore);
+            self.redigests.push(task);
         }
     }
 
-    /// Returns the number of times that this process accepted a key, and the time of the last use
-    /// to about a minute. Counted in memory only, since the process started. `None` if the verifier
-    /// does not know the key.
+    /// Returns the number of times that this process accepted a key, and the time of the last use to about a
+    /// minute. The count is kept in memory only. `None` if the verifier does not know the key.
     #[must_use]
-    pub fn uses(&self, key: KeyId) -> Option<Usage> {
+    pub fn usage(&self, key: KeyId) -> Option<Usage> {
         let (count, last) = self.snapshot().view.uses(key)?;
         let last = (count > 0).then(|| Timestamp::from_unix_seconds(last.into()).ok());
         let last = last.flatten();
         Some(Usage { count, last })
     }
 
-    /// Drops a snapshot that is no longer current. A verification drops it too, but without
-    /// verifications the snapshot would stay in memory.
+    /// Replaces an outdated snapshot, so that its memory is freed. A verification does so too, but without
+    /// verifications the old snapshot would stay in memory.
     pub(crate) fn drop_stale_snapshot(&self) {
         drop(self.snapshot());
     }
 
-    /// Takes the next task that a verification left behind.
+    /// Takes the next task that a verification has queued.
     pub(crate) fn next_chore(&self) -> Option<MaintenanceTask> {
-        self.upkeep.pop()
+        self.redigests.pop()
     }
 }
 
-/// Verifies a key by itself, or each half of a pair, with `verify`.
+/// Verifies a single key, or each half of a pair, with `verify`.
 fn verify_halves<E: From<VerifyError>>(
     credentials: Credentials<'_>,
     need: &Need,
@@ -534,8 +537,8 @@ fn verify_halves<E: From<VerifyError>>(
     Ok(grant)
 }
 
-/// Returns the publishable key that has to be verified too. `None` for a key without a public half,
-/// and for a key whose public half is its own id.
+/// Returns the publishable key that must be verified too. `None` for a key without a public half, and for a
+/// key whose public half is its own id.
 fn publishable_half<'a>(
     grant: &Grant,
     public: Option<&'a [u8]>,
@@ -552,7 +555,7 @@ fn publishable_half<'a>(
 
 /// Checks that the halves of a pair belong together (rule A2-15).
 fn check_pair(grant: &Grant, public: &Grant, need: &Need) -> Result<(), VerifyError> {
-    let belongs = public.visibility() == Visibility::Publishable
+    let belongs = public.key_type() == KeyType::Publishable
         && public.tenant() == grant.tenant()
         && public.environment() == grant.environment()
         && need.accepts_beside(public.class());
@@ -567,14 +570,14 @@ fn check_pair(grant: &Grant, public: &Grant, need: &Need) -> Result<(), VerifyEr
 #[inline(always)]
 fn check_fresh(
     policy: &Policy,
-    shape: &Shape,
+    traits: &KeyTraits,
     confirmed: Confirmation,
     reading: Reading,
 ) -> Result<(), VerifyError> {
     let Confirmation::Sent(sent) = confirmed else {
         return Ok(());
     };
-    let bound = policy.propagation(&shape.class).bound;
+    let bound = policy.propagation(&traits.class).bound;
     if bound.is_zero() {
         return Err(VerifyError::NeedsFresh);
     }
@@ -586,44 +589,12 @@ fn check_fresh(
 }
 
 #[inline]
-fn half_of(pepper: &Pepper, token: &Token<'_>) -> Half {
-    Half::of(pepper.digest(token.id_and_secret()).as_bytes())
-}
-
-impl Snapshot {
-    fn of(replica: &Replica, policies: &LivePolicies) -> Self {
-        let (version, view) = replica.view();
-        // Loaded first: the policies may be newer than this version, and never older.
-        let policies_version = policies.version();
-        Self {
-            view,
-            policies: policies.get(),
-            versions: (version, policies_version),
-            generation: {
-                let next = GENERATIONS.fetch_add(1, Ordering::Relaxed);
-                NonZeroU64::new(next).filter(|next| next.get() >> GENERATION_BITS == 0)
-            },
-        }
-    }
-
-    /// Returns the key's kind: keys of one kind have the same policy, shape and standing, and meet
-    /// a need alike. (The standing differs for keys of a person and of a tenant.) `None` if the
-    /// kind does not fit in one word.
-    #[inline]
-    fn kind(&self, parts: Parts, facts: &Facts<'_>) -> Option<NonZeroU64> {
-        let (shape, standing) = (parts.shape, facts.standing_id);
-        let fits = shape >> SHAPE_BITS == 0 && standing >> STANDING_BITS == 0;
-        if !fits || !self.policies.is_one() {
-            return None;
-        }
-        let standing = u64::from(standing) << SHAPE_BITS;
-        let generation = self.generation?.get() << (STANDING_BITS + SHAPE_BITS);
-        NonZeroU64::new(generation | standing | u64::from(shape))
-    }
+fn digest_prefix_of(pepper: &Pepper, token: &Token<'_>) -> DigestPrefix {
+    DigestPrefix::of(pepper.digest(token.id_and_secret()).as_bytes())
 }
 
 impl<'a> Claim<'a> {
-    /// Parses presented text, whether or not the key is known here.
+    /// Parses presented text without looking the key up.
     fn of(presented: &'a [u8]) -> Result<Self, TokenError> {
         match token::parse(presented) {
             Ok(token) => Ok(Self::Token(token)),
@@ -642,24 +613,32 @@ impl<'a> Claim<'a> {
     }
 }
 
-/// Interprets an answer of the index, and resolves the attributes that the key shares with others.
+/// Turns a lookup's result into a key with its shared attributes, or into an error.
 #[inline(always)]
-fn see(view: &View, answer: Answer, under_older: bool) -> Result<Seen<'_>, VerifyError> {
-    let (hit, facts) = match answer {
-        Answer::Hit(hit) => {
-            let facts = view.facts(hit.parts);
+fn resolve(
+    view: &View,
+    answer: IndexLookup,
+    under_older: bool,
+) -> Result<ResolvedKey<'_>, VerifyError> {
+    let (hit, attributes) = match answer {
+        IndexLookup::Hit(hit) => {
+            let attributes = view.attributes(hit.attribute_ids);
             (
                 Some(hit),
-                facts.ok_or(VerifyError::Corrupt { key: hit.id })?,
+                attributes.ok_or(VerifyError::Corrupt { key: hit.id })?,
             )
         }
-        Answer::WrongSecret(parts) => (None, view.facts(parts).ok_or(VerifyError::WrongSecret)?),
-        Answer::Corrupt(key) => return Err(VerifyError::Corrupt { key }),
-        Answer::Removed | Answer::Unknown => return Err(VerifyError::Unknown),
+        IndexLookup::WrongSecret(attribute_ids) => (
+            None,
+            view.attributes(attribute_ids)
+                .ok_or(VerifyError::WrongSecret)?,
+        ),
+        IndexLookup::Corrupt(key) => return Err(VerifyError::Corrupt { key }),
+        IndexLookup::Removed | IndexLookup::Unknown => return Err(VerifyError::Unknown),
     };
-    Ok(Seen {
+    Ok(ResolvedKey {
         hit,
-        facts,
+        attributes,
         under_older,
     })
 }

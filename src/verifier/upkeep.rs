@@ -1,6 +1,6 @@
-//! A queue of digests that are to be stored again under the current pepper. Verifications add to it
-//! without waiting, and a lost entry does no harm. First uses are not queued, because the index
-//! counts them.
+//! A queue of tasks that replace digests under older peppers by digests under the current pepper.
+//! Verifications add tasks without waiting, and a lost task does no harm. First uses are not queued, because
+//! the index counts them.
 
 use crossbeam_queue::ArrayQueue;
 
@@ -10,22 +10,22 @@ use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
 use crate::core::text::PepperId;
 
-/// 1024 tasks. A dropped task returns with the key's next use.
+/// 1024 tasks: bounds the memory of the queue.
 const CAPACITY: usize = 1024;
 
 #[derive(Debug)]
-pub(super) struct Upkeep(ArrayQueue<MaintenanceTask>);
+pub(super) struct RedigestQueue(ArrayQueue<MaintenanceTask>);
 
-impl Default for Upkeep {
+impl Default for RedigestQueue {
     fn default() -> Self {
         Self(ArrayQueue::new(CAPACITY))
     }
 }
 
-impl Upkeep {
-    pub(super) fn push(&self, chore: MaintenanceTask) {
-        // A full queue drops the task, and the key's next use queues it again.
-        let _ = self.0.push(chore);
+impl RedigestQueue {
+    pub(super) fn push(&self, task: MaintenanceTask) {
+        // A full queue drops the task. The key's next use queues the task again.
+        let _ = self.0.push(task);
     }
 
     pub(super) fn pop(&self) -> Option<MaintenanceTask> {
@@ -33,7 +33,7 @@ impl Upkeep {
     }
 }
 
-/// A command that the host itself gives after a key was used.
+/// A command that this node issues by itself after a key was used.
 #[derive(Debug)]
 pub(crate) struct MaintenanceTask {
     pub(crate) tenant: TenantId,

@@ -8,11 +8,11 @@ use keyward::key::Digest;
 use keyward::policy::Propagation;
 use keyward::{Keyward, Need, Reason, VerifyError, days, profiles, token};
 
-use support::{World, admin, host, reader, reading, wait, with_other_secret};
+use support::{TestService, admin, host, reader, reading, wait, with_other_secret};
 
 /// Returns a service with one key that has every field set, and the key's token.
-fn service() -> (World, String) {
-    let world = World::new();
+fn service() -> (TestService, String) {
+    let world = TestService::new();
     let key = reader("nightly export")
         .description("Reads last night's reports for the warehouse")
         .scopes(["exports:write", "reports:read", "events:read"])
@@ -23,7 +23,8 @@ fn service() -> (World, String) {
     (world, token)
 }
 
-/// Returns the number of allocations in a hundred verifications. Each must have the expected verdict.
+/// Returns the number of allocations in a hundred verifications, each of which must have the expected
+/// verdict.
 fn allocations(
     keys: &Keyward,
     presented: &str,
@@ -34,7 +35,7 @@ fn allocations(
         let verdict = keys.verify(presented, need);
         assert!(right(verdict.as_ref().err()), "{verdict:?}");
     };
-    // The first verification makes the allocations that a thread makes once.
+    // The first verification on a thread makes allocations that later ones do not repeat.
     verify();
     allocation_counter::measure(|| (0..100).for_each(|_| verify())).count_total
 }
@@ -46,13 +47,13 @@ fn a_valid_key_allocates_nothing() {
     assert_eq!(count, 0);
 }
 
-/// Fails if a verification under a bound of zero reads more from an in-process store than the store's new
-/// changes.
+/// Under a staleness bound of zero, each verification asks the in-process store for new changes. Fails if a
+/// verification reads anything else from the store.
 #[test]
 fn a_valid_key_confirmed_at_the_moment_of_use_allocates_nothing() {
     let mut spec = profiles::standard();
     spec.propagation = Propagation::IMMEDIATE;
-    let world = World::with_policy(spec);
+    let world = TestService::with_policy(spec);
     let key = world.create(&admin(), reader("nightly export")).unwrap();
     let token = key.secret.expose();
     let count = allocations(&world.keys, token, &reading(), |refused| refused.is_none());

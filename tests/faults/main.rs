@@ -1,23 +1,26 @@
-//! Stores whose processes are killed, whose disks fail, and whose connections are cut.
+//! Faults of processes, disks and connections: killed processes, failing disks, cut connections.
 //!
-//! Children are this test binary, started again. `KEYWARD_LONG=1` runs many more rounds.
-#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
-#![allow(unreachable_pub, reason = "the modules of one program see each other")]
+//! Child processes are this test binary, started again. `KEYWARD_LONG=1` runs many more rounds.
+#![allow(clippy::unwrap_used, reason = "a test panics on failure")]
+#![allow(
+    unreachable_pub,
+    reason = "the modules of one test program share items"
+)]
 
 #[cfg(feature = "postgres")]
 mod postgres;
 mod sqlite;
 
-/// Runs the part that `CHILD_PART` names, in a child process. Does nothing without that variable.
+/// Runs the part of a test that `CHILD_PART` names. Only child processes have that variable.
 #[test]
-#[ignore = "plays the other process in the tests beside it"]
+#[ignore = "runs only as a child process of other tests"]
 fn child() {
     if let Ok(part) = std::env::var("CHILD_PART") {
         match part.split_once(':') {
             #[cfg(feature = "postgres")]
             Some(("postgres", part)) => postgres::child::run(part),
             Some(("sqlite", part)) => sqlite::child::run(part),
-            _ => panic!("no part is called {part}"),
+            _ => panic!("unknown part {part}"),
         }
     }
 }

@@ -1,6 +1,8 @@
-//! The log lines of a node that follows its store. This test runs in its own process, because `tracing`
-//! caches the interest in log events for all threads of a process.
-#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+//! Log lines of a node that follows its store.
+//!
+//! This test has its own process, because `tracing` decides once for the whole process whether a log event is
+//! enabled.
+#![allow(clippy::unwrap_used, reason = "a test panics on failure")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +12,7 @@ use keyward::policy::Policy;
 use keyward::store::MemoryStore;
 use keyward::{ManualClock, profiles};
 use keyward_conformance::{Call, Fault};
-use support::gated::Gated;
+use support::gated::GatedStore;
 use support::*;
 use tokio::time::sleep;
 
@@ -53,7 +55,7 @@ fn the_log_records_failures_and_recovery_and_no_secret() {
             .build();
         runtime.unwrap().block_on(async {
             let clock = Arc::new(ManualClock::at(at(START)));
-            let link = Gated::new(MemoryStore::new());
+            let link = GatedStore::new(MemoryStore::new());
             let policy = Policy::new(profiles::standard()).unwrap();
             let keys = node(link.clone(), &clock, policy);
             let key = keys.create(&admin(), reader("a key")).await.unwrap();

@@ -1,10 +1,10 @@
-//! The conformance kit: the stores that must pass it, and the broken ones that it must catch.
+//! Runs the conformance suite on every store. The suite must also catch broken stores.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use keyward::store::{KeyStore, MemoryStore, NodeRegistry};
-use keyward_conformance::broken::{BrokenRegistry, BrokenStore, Defect, RegistryDefect};
+use keyward_conformance::broken::{BrokenRegistry, BrokenStore, RegistryDefect, StoreDefect};
 use keyward_conformance::{CLAUSES, REGISTRY_CLAUSES, check, check_registry, violations};
 
 #[cfg(feature = "sqlite")]
@@ -29,7 +29,7 @@ keyward_conformance::suite! {
     store = folder(1);
 }
 
-// Two instances on one file that take turns with calls, as two processes would.
+// Two instances on one file, used in turn like two processes.
 #[cfg(feature = "sqlite")]
 keyward_conformance::suite! {
     mod sqlite_twice;
@@ -82,14 +82,14 @@ fn every_defect_of_a_registry_is_caught_by_the_clause_it_breaks() {
 
 #[test]
 fn every_defect_is_caught_by_the_clause_it_breaks() {
-    let missed: Vec<_> = Defect::ALL
+    let missed: Vec<_> = StoreDefect::ALL
         .iter()
         .filter_map(|&defect| missed(defect).err())
         .collect();
     assert!(missed.is_empty(), "{}", missed.join("\n"));
 }
 
-fn missed(defect: Defect) -> Result<(), String> {
+fn missed(defect: StoreDefect) -> Result<(), String> {
     let clause = defect.caught_by();
     let make = || BrokenStore::new(MemoryStore::new(), defect);
     match pollster::block_on(check(clause, &make)) {
@@ -102,7 +102,7 @@ fn missed(defect: Defect) -> Result<(), String> {
 
 #[test]
 fn every_clause_catches_a_defect() {
-    let catching: BTreeSet<_> = Defect::ALL
+    let catching: BTreeSet<_> = StoreDefect::ALL
         .iter()
         .map(|defect| defect.caught_by())
         .collect();
@@ -113,7 +113,7 @@ fn every_clause_catches_a_defect() {
 
 #[test]
 fn a_report_names_every_clause_that_a_store_breaks() {
-    let broken = || BrokenStore::new(MemoryStore::new(), Defect::WaitFails);
+    let broken = || BrokenStore::new(MemoryStore::new(), StoreDefect::WaitFails);
     let found = pollster::block_on(violations(&broken));
     assert!(
         found

@@ -1,4 +1,4 @@
-//! Explores every interleaving of a few writers. The invariants hold in every interleaving. Broken stores are
+//! Explores every interleaving of a few writers. Invariants hold in each interleaving, and broken stores are
 //! caught.
 
 use std::collections::BTreeMap;
@@ -6,7 +6,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use keyward::command::{Command, CommandId, DeleteKey, ImportKey, Outcome, Request};
+use keyward::command::{Command, CommandId, CommandOutcome, DeleteKey, ImportKey, Request};
 use keyward::key::Digest;
 use keyward::policy::{ActiveKeyCap, LegacyRule, Policy, TenantReach};
 use keyward::profiles::standard;
@@ -19,8 +19,10 @@ use keyward::{
     Actor, CommandError, CreateKey, KeyId, PrincipalId, Reason, Role, RotateKey, ScopeSet,
     TenantId, hours,
 };
-use keyward_conformance::broken::{BrokenStore, Defect};
-use keyward_conformance::explore::{Bench, Explorer, Race, Report, World, block_on, step};
+use keyward_conformance::broken::{BrokenStore, StoreDefect};
+use keyward_conformance::explore::{
+    ExplorationReport, Explorer, Race, RaceSetup, Scenario, block_on, step,
+};
 
 fn tenant(path: &str) -> TenantId {
     path.try_into().unwrap()
@@ -59,15 +61,15 @@ fn revoke(id: &str, key: KeyId) -> Request {
     ask(id, Command::Revoke { key, revocation })
 }
 
-fn made(outcome: Outcome) -> KeyId {
+fn made(outcome: CommandOutcome) -> KeyId {
     match outcome {
-        Outcome::Issued { key: Some(key), .. } => key.id,
-        Outcome::Rotated { successor, .. } => successor.id,
+        CommandOutcome::Issued { key: Some(key), .. } => key.id,
+        CommandOutcome::Rotated { successor, .. } => successor.id,
         other => panic!("made no key: {other:?}"),
     }
 }
 
-/// Returns a policy with at most `cap` active keys, one of them the legacy key.
+/// Returns a policy with at most `cap` active keys, including the legacy key.
 fn policy(cap: u32) -> Policy {
     let mut spec = standard();
     let secret = spec.classes.get_mut("secret").unwrap();
@@ -90,7 +92,7 @@ fn policy(cap: u32) -> Policy {
 
 fn race(
     cap: u32,
-    prepare: impl Fn(&Bench) -> Result<Vec<Request>, CommandError> + 'static,
+    prepare: impl Fn(&RaceSetup) -> Result<Vec<Request>, CommandError> + 'static,
 ) -> Race {
     Race::new(policy(cap), prepare)
 }
@@ -104,7 +106,7 @@ fn explorer() -> Explorer {
     Explorer::new().lost_replies(if long() { 2 } else { 1 })
 }
 
-fn holds(race: &Race) -> Report {
+fn holds(race: &Race) -> ExplorationReport {
     let report = race
         .explore(&explorer(), MemoryStore::new)
         .unwrap_or_else(|f| panic!("{f}"));
@@ -114,8 +116,8 @@ fn holds(race: &Race) -> Report {
 }
 
 fn creates_at_the_cap(writers: usize) -> Race {
-    race(3, move |bench| {
-        bench.land(create("before"))?;
+    race(3, move |setup| {
+        setup.execute(create("before"))?;
         Ok((0..writers)
             .map(|n| create(&format!("create-{n}")))
             .collect())
@@ -139,8 +141,8 @@ fn a_revocation_that_races_with_a_rotation_is_permanent() {
         RotateKey::grace(hours(1)),
         RotateKey::on_first_use(hours(1)),
     ] {
-        holds(&race(2, move |bench| {
-            let key = made(bench.land(create("before"))?);
+        holds(&race(2, move |setup| {
+            let key = made(setup.execute(create("before"))?);
             Ok(vec![
                 revoke("revoke", key),
                 rotate("rotate", key, how.clone()),
@@ -155,8 +157,8 @@ fn two_rotations_of_one_key_never_exceed_the_cap() {
         RotateKey::grace(hours(1)),
         RotateKey::on_first_use(hours(1)),
     ] {
-        holds(&race(2, move |bench| {
-            let key = made(bench.land(create("before"))?);
+        holds(&race(2, move |setup| {
+            let key = made(setup.execute(create("before"))?);
             Ok(vec![
                 rotate("one", key, how.clone()),
                 rotate("two", key, how.clone()),
@@ -167,10 +169,10 @@ fn two_rotations_of_one_key_never_exceed_the_cap() {
 
 #[test]
 fn rotating_a_successor_and_cancelling_its_rotation_never_exceed_the_cap() {
-    holds(&race(2, move |bench| {
-        let key = made(bench.land(create("before"))?);
+    holds(&race(2, move |setup| {
+        let key = made(setup.execute(create("before"))?);
         let how = RotateKey::on_first_use(hours(1));
-        let successor = made(bench.land(rotate("first", key, how))?);
+        let successor = made(setup.execute(rotate("first", key, how))?);
         Ok(vec![
             rotate("second", successor, RotateKey::grace(hours(1))),
             ask("cancel", Command::CancelRotation { key }),
@@ -180,10 +182,10 @@ fn rotating_a_successor_and_cancelling_its_rotation_never_exceed_the_cap() {
 
 #[test]
 fn a_create_that_races_with_the_removal_of_its_owner_does_not_escape_it() {
-    holds(&race(5, |bench| {
+    holds(&race(5, |setup| {
         let bob: PrincipalId = "bob".try_into()?;
         let own = |name| key(name).owned_by("bob".try_into().unwrap(), Role::DEVELOPER);
-        bench.land(ask("before", own("before").into_command()?))?;
+        setup.execute(ask("before", own("before").into_command()?))?;
         let creator = Actor::new(tenant("acme"), bob.clone(), Role::DEVELOPER);
         Ok(vec![
             by(creator, "create", key("late").into_command()?),
@@ -194,8 +196,8 @@ fn a_create_that_races_with_the_removal_of_its_owner_does_not_escape_it() {
 
 #[test]
 fn a_create_that_races_with_the_closing_of_its_tenant_does_not_escape_it() {
-    holds(&race(5, |bench| {
-        bench.land(create("before"))?;
+    holds(&race(5, |setup| {
+        setup.execute(create("before"))?;
         Ok(vec![create("create"), ask("close", Command::CloseTenant)])
     }));
 }
@@ -231,13 +233,13 @@ fn a_node_that_provisions_a_tenant_and_loses_the_reply_still_returns_its_secrets
 
 #[test]
 fn two_commands_with_one_id_commit_once() {
-    holds(&race(3, |bench| {
-        bench.land(create("before"))?;
+    holds(&race(3, |setup| {
+        setup.execute(create("before"))?;
         Ok(vec![create("same"), create("same")])
     }));
 }
 
-/// Returns a policy whose secret keys reach descendant tenants. A new tenant gets no key.
+/// Returns a policy whose secret keys reach descendant tenants. New tenants get no keys.
 fn reaching_below() -> Policy {
     let mut spec = standard();
     let secret = spec.classes.get_mut("secret").unwrap();
@@ -254,30 +256,29 @@ fn ann() -> PrincipalId {
     "ann".try_into().unwrap()
 }
 
-/// Creates a key in acme that manages keys with its owner's role, developer. Returns the id and the actor of
-/// the key.
-fn manager_of_acme(bench: &Bench) -> Result<(KeyId, Actor), CommandError> {
+/// Creates a key in acme that manages keys as a developer. Returns its id, and an actor that acts with it.
+fn manager_of_acme(setup: &RaceSetup) -> Result<(KeyId, Actor), CommandError> {
     let command = CreateKey::new("manager").environment("live").scope("*:*");
     let command = command.owned_by(ann(), Role::DEVELOPER).into_command()?;
-    match bench.land(ask("manager", command))? {
-        Outcome::Issued { key: Some(key), .. } => {
+    match setup.execute(ask("manager", command))? {
+        CommandOutcome::Issued { key: Some(key), .. } => {
             let token = key.token.unwrap();
-            Ok((key.id, bench.actor(token.expose()).unwrap()))
+            Ok((key.id, setup.actor(token.expose()).unwrap()))
         }
         other => panic!("made no key: {other:?}"),
     }
 }
 
-/// Returns a race. A key of acme creates a key below `above`, while a command in `above` removes the acting
+/// Returns a race: a key of acme creates a key below `above`, while a command in `above` removes the acting
 /// key's authority.
 fn create_below(above: &'static str, narrowing: Narrowing) -> Race {
-    Race::new(reaching_below(), move |bench| {
+    Race::new(reaching_below(), move |setup| {
         let path = ["acme", "acme/web", "acme/web/api"];
         let below = path.iter().position(|tenant| *tenant == above).unwrap() + 1;
         for tenant in &path[..=below] {
-            bench.land(within(tenant, ask(tenant, Command::ProvisionTenant)))?;
+            setup.execute(within(tenant, ask(tenant, Command::ProvisionTenant)))?;
         }
-        let (id, actor) = manager_of_acme(bench)?;
+        let (id, actor) = manager_of_acme(setup)?;
         let create = by(actor, "create", key("below").into_command()?);
         let narrow = ask("narrow", narrowing(id));
         Ok(vec![within(path[below], create), within(above, narrow)])
@@ -322,13 +323,14 @@ const ABOVE: &[Narrowing] = &[
     closed,
 ];
 
-/// Commands that remove the key's authority in a tenant between the acting key and the new key.
+/// Commands in a tenant between the acting key's and the new key's. Each removes the acting key's authority
+/// there.
 const MIDWAY: &[Narrowing] = &[lowered, owner_removed, closed];
 
 #[test]
 fn nothing_is_created_below_once_authority_above_is_gone() {
     for &narrowing in ABOVE {
-        // Only one lost reply, even in the long tier: a command over many keys takes many steps.
+        // One lost reply is enough, even in the long tier, because a command over many keys takes many steps.
         let report = create_below("acme", narrowing)
             .explore(&Explorer::new().lost_replies(1), MemoryStore::new)
             .unwrap_or_else(|f| panic!("{f}"));
@@ -353,7 +355,7 @@ fn nothing_is_created_below_once_authority_midway_is_gone() {
 
 #[test]
 fn a_store_that_ignores_guards_is_caught_when_authority_above_is_gone() {
-    let ignores = || BrokenStore::new(MemoryStore::new(), Defect::IgnoresGuards);
+    let ignores = || BrokenStore::new(MemoryStore::new(), StoreDefect::IgnoresGuards);
     let above = ABOVE.iter().map(|narrowing| ("acme", *narrowing));
     let midway = MIDWAY.iter().map(|narrowing| ("acme/web", *narrowing));
     for (tenant, narrowing) in above.chain(midway) {
@@ -366,22 +368,22 @@ fn a_store_that_ignores_guards_is_caught_when_authority_above_is_gone() {
     }
 }
 
-/// Deleting a key records the instant in the row of the key's tenant. A commit that creates a key below also
-/// guards that row.
+/// Deleting a key also writes the row of the key's tenant. A commit that creates a key below guards that row
+/// too, so this defect does no harm.
 #[test]
 fn a_store_that_ignores_removed_keys_lets_no_deleted_key_create_below() {
-    let overlooks = || BrokenStore::new(MemoryStore::new(), Defect::RemovedKeysStand);
+    let overlooks = || BrokenStore::new(MemoryStore::new(), StoreDefect::RemovedKeysStand);
     let race = create_below("acme", deleted);
     let report = race.explore(&Explorer::new(), overlooks).unwrap();
     assert!(report.complete, "{report:?}");
 }
 
-/// Returns a race. A person of acme creates a key in acme/web while acme removes the person. acme has no row
-/// for itself or for the person yet.
+/// Returns a race: a person of acme creates a key in acme/web while acme removes that person. At the start,
+/// acme has no row for itself or for the person.
 fn create_below_by_a_stranger() -> Race {
-    Race::new(reaching_below(), |bench| {
+    Race::new(reaching_below(), |setup| {
         let provision = ask("provision", Command::ProvisionTenant);
-        bench.land(within("acme/web", provision))?;
+        setup.execute(within("acme/web", provision))?;
         let bob: PrincipalId = "bob".try_into()?;
         let developer = Actor::new(tenant("acme"), bob.clone(), Role::DEVELOPER);
         let create = by(developer, "create", key("below").into_command()?);
@@ -393,7 +395,7 @@ fn create_below_by_a_stranger() -> Race {
 fn a_person_removed_by_the_first_row_above_creates_nothing_below() {
     let race = create_below_by_a_stranger();
     holds(&race);
-    let overlooks = || BrokenStore::new(MemoryStore::new(), Defect::AbsentRowsAlwaysStand);
+    let overlooks = || BrokenStore::new(MemoryStore::new(), StoreDefect::AbsentRowsAlwaysStand);
     let found = race.explore(&Explorer::new(), overlooks).unwrap_err();
     println!("{found}");
     assert!(found.message.contains("landed at"), "{found}");
@@ -401,19 +403,19 @@ fn a_person_removed_by_the_first_row_above_creates_nothing_below() {
 
 #[test]
 fn an_organisation_busy_with_other_keys_starves_no_project() {
-    let race = Race::new(reaching_below(), |bench| {
-        bench.land(create("before"))?;
+    let race = Race::new(reaching_below(), |setup| {
+        setup.execute(create("before"))?;
         let provision = ask("provision", Command::ProvisionTenant);
-        bench.land(within("acme/web", provision))?;
-        let (_, actor) = manager_of_acme(bench)?;
+        setup.execute(within("acme/web", provision))?;
+        let (_, actor) = manager_of_acme(setup)?;
         let below = by(actor, "below", key("below").into_command()?);
         Ok(vec![within("acme/web", below), create("above")])
     });
     let report = race.explore(&Explorer::new(), MemoryStore::new).unwrap();
-    // One command makes three store calls, the other two, so there are ten orders. No command was decided
-    // twice.
+    // One command makes three store calls and the other one two, so there are ten orders. No command was
+    // decided twice.
     assert_eq!((report.max_depth, report.executions), (5, 10));
-    let starves = || BrokenStore::new(MemoryStore::new(), Defect::GuardsWholeTenants);
+    let starves = || BrokenStore::new(MemoryStore::new(), StoreDefect::GuardsWholeTenants);
     let found = race.explore(&Explorer::new(), starves).unwrap_err();
     println!("{found}");
     assert!(found.message.contains("failed"), "{found}");
@@ -422,9 +424,9 @@ fn an_organisation_busy_with_other_keys_starves_no_project() {
 /// A defect of a store that otherwise forwards every call.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Fault {
-    /// Commits at any revision of the tenant, not only at the expected one.
+    /// Accepts a commit at any revision of the tenant, not only at the expected one.
     IgnoresExpected,
-    /// Assigns a revision before the commit, so a later revision may become visible first.
+    /// Assigns a revision before the commit, so that a later revision may become visible first.
     EarlyRevision,
     /// Stores audit entries that differ from those in the commit.
     AltersAudit,
@@ -448,7 +450,7 @@ impl Broken {
         }
     }
 
-    /// Returns the announced revision for a revision of the inner store.
+    /// Returns the revision that was announced in place of a revision of the inner store.
     fn announced(&self, inner: Revision) -> Revision {
         self.announced
             .lock()
@@ -507,7 +509,7 @@ impl KeyStore for Broken {
                     .load(&commit.tenant, &LoadRequest::none())
                     .await?;
                 commit.expected = view.revision;
-                // The commit is adapted to the current revision, so that only the cap can reveal the defect.
+                // Adapts the commit to the current revision, so that only the cap can reveal the defect.
                 self.inner.commit(commit).await
             }
             Fault::AltersAudit => {
@@ -646,7 +648,7 @@ fn a_writer_that_counts_before_it_inserts_is_caught() {
             other => panic!("{other:?}"),
         };
         let (watched, counted) = (store.clone(), live.clone());
-        let world = World::over(store).check_each_step(move || {
+        let world = Scenario::over(store).check_each_step(move || {
             let view = block_on(watched.load(&tenant("acme"), &counted)).unwrap();
             match view.records.len() {
                 count if count > CAP => Err(format!("{count} keys")),

@@ -1,12 +1,12 @@
-//! A model of `PostgresStore`'s strict mode alone, checked in every order of events.
+//! A model of the strict mode of `PostgresStore`, checked in every order of events.
 //!
 //! The model has a primary, a synchronous standby, one revocation, one verifier and cancelled waits. The
-//! standby may be promoted at any time, and the former primary still answers. Time advances by at most two
-//! ticks. `protocol.rs` explores how a verification uses a confirmation.
+//! standby may be promoted at any time, while the former primary still answers. Time advances by at most two
+//! ticks. `protocol.rs` models how a verification uses a confirmation.
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
-/// Ticks for which a confirmation is valid: 1, the smallest bound that time can exceed.
+/// Ticks for which a confirmation is valid: 1, the smallest bound that the model's time can exceed.
 const BOUND: u8 = 1;
 
 const LIVE: &str = "now and then a key is accepted after its revocation returned";
@@ -15,24 +15,24 @@ const MOVED: &str = "now and then a promoted server confirms";
 /// The condition under which a poll confirms that the verifier is up to date.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 enum Rule {
-    /// Requires an acknowledged heartbeat that began after the read, on the same server.
+    /// Requires an acknowledged heartbeat on the same server that began after the read.
     Strict,
 
     /// Requires no heartbeat.
     None,
-    /// Accepts a heartbeat that was already in flight during the read.
+    /// Also accepts a heartbeat that was in flight during the read.
     OneOnItsWay,
-    /// Accepts a heartbeat on any server.
+    /// Accepts a heartbeat on either server.
     AnyServer,
-    /// Counts a cancelled wait as an acknowledgement.
+    /// Counts a cancelled wait for the standby as an acknowledgement.
     CancelledCounts,
-    /// Reports a commit as done although its wait was cancelled.
+    /// Reports a commit as done although its wait for the standby was cancelled.
     CancelledIsReported,
-    /// Starts the lease when the heartbeat is acknowledged, not when the poll was sent.
+    /// Starts the lease when the heartbeat is acknowledged, not when the poll is sent.
     LeaseFromAnswer,
     /// Confirms the previous poll's read if another node's heartbeat has advanced since that poll.
     OneFurther,
-    /// Like `OneFurther`, but the lease starts when the current poll was sent.
+    /// Like `OneFurther`, but starts the lease when the current poll is sent.
     OneFurtherFromNow,
 }
 
@@ -90,7 +90,7 @@ enum Poll {
         sent: u8,
         server: Server,
         revoked: bool,
-        /// The number of the last heartbeat that does not confirm the read.
+        /// The number of the last heartbeat that is too old to confirm the read.
         after: u8,
     },
 }
@@ -112,14 +112,14 @@ struct State {
     /// The tick at which the revocation returned.
     returned: Option<u8>,
     beat: Option<Beat>,
-    /// The number of heartbeats begun so far.
+    /// The number of heartbeats that have begun.
     beats: u8,
     /// The number and the server of the last acknowledged heartbeat.
     counted: Option<(u8, Server)>,
     poll: Poll,
     /// The previous poll: its tick, the number of the last heartbeat it saw, and the server it read.
     before: Option<(u8, u8, Server)>,
-    /// Whether the verifier knows of the revocation.
+    /// Whether the verifier has read the revocation.
     knows: bool,
     confirmed: u8,
     moved: bool,
@@ -131,7 +131,7 @@ enum Step {
     Ship,
     Promote,
     Revoke(Server),
-    /// The standby's acknowledgement reaches the waiting commit.
+    /// Delivers the standby's acknowledgement to the waiting revocation.
     ReleaseRevocation,
     CancelRevocation,
     Begin(Server),
@@ -182,7 +182,7 @@ impl State {
 }
 
 impl Failover {
-    /// Returns whether polls use heartbeats of other nodes.
+    /// Returns whether the rule uses heartbeats of other nodes.
     fn shares(&self) -> bool {
         matches!(self.rule, Rule::OneFurther | Rule::OneFurtherFromNow)
     }
@@ -219,7 +219,7 @@ impl Failover {
         Some(())
     }
 
-    /// Returns whether the answered poll is confirmed by now.
+    /// Returns whether the answered poll counts as confirmed.
     fn proven(&self, state: &State) -> bool {
         let Poll::Read { server, after, .. } = state.poll else {
             return false;
@@ -229,7 +229,7 @@ impl Failover {
         self.rule == Rule::None || state.counted.is_some_and(counts)
     }
 
-    /// Returns whether the verifier becomes fresh again if no more faults occur.
+    /// Returns whether the verifier becomes fresh again without further faults.
     fn recovers(&self, state: &State) -> bool {
         let mut state = *state;
         let primary = match state.promoted {
@@ -429,7 +429,7 @@ fn check(rule: Rule) -> impl Checker<Failover> {
         .join()
 }
 
-/// Returns the violated properties.
+/// Returns the names of the violated properties.
 fn broken(checked: &impl Checker<Failover>) -> Vec<&'static str> {
     let mut found: Vec<_> = checked.discoveries().into_keys().collect();
     found.retain(|name| !name.starts_with("now and then"));

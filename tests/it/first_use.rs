@@ -27,7 +27,7 @@ fn compromised() -> RotateKey {
         .because(RotationReason::Compromise)
 }
 
-fn rotate(world: &World, old: &Created, how: RotateKey) -> Result<Rotated, CommandError> {
+fn rotate(world: &TestService, old: &Created, how: RotateKey) -> Result<Rotated, CommandError> {
     wait(world.keys.rotate(&admin(), old.id, how))
 }
 
@@ -67,12 +67,12 @@ const ENDS: [(&str, End); 4] = [
     }),
 ];
 
-/// The old key ends once its successor was used, even if the use is not recorded yet.
+/// The old key ends once its successor has been used, even if the use is not recorded yet.
 #[test]
 fn ending_a_used_successor_still_ends_the_old_key() {
     for (what, end) in ENDS {
         for how in [RotateKey::on_first_use(GRACE), compromised()] {
-            let world = World::new();
+            let world = TestService::new();
             let old = world.create(&admin(), reader("old")).unwrap();
             let new = rotate(&world, &old, how).unwrap();
             use_it(&world.keys, &new.secret);
@@ -85,10 +85,10 @@ fn ending_a_used_successor_still_ends_the_old_key() {
     }
 }
 
-/// The trail attributes a first use to the application, not to the actor of the command that recorded it.
+/// The trail attributes a first use to the application, not to the actor whose command recorded the use.
 #[test]
 fn a_first_use_recorded_by_a_command_is_attributed_to_the_application() {
-    let world = World::new();
+    let world = TestService::new();
     let old = world.create(&admin(), reader("old")).unwrap();
     let new = rotate(&world, &old, RotateKey::on_first_use(GRACE)).unwrap();
     use_it(&world.keys, &new.secret);
@@ -106,10 +106,10 @@ fn a_first_use_recorded_by_a_command_is_attributed_to_the_application() {
     assert_eq!(noticed, vec![(Author::Application, None); 2]);
 }
 
-/// A refused command records no first use and loses none.
+/// A refused command does not record a counted first use, and does not lose it.
 #[test]
 fn a_refused_command_leaves_a_first_use_counted() {
-    let world = World::new();
+    let world = TestService::new();
     let old = world.create(&admin(), reader("old")).unwrap();
     let new = rotate(&world, &old, RotateKey::on_first_use(GRACE)).unwrap();
     use_it(&world.keys, &new.secret);
@@ -123,7 +123,7 @@ fn a_refused_command_leaves_a_first_use_counted() {
 
 #[test]
 fn trap_33_the_uses_of_one_tenant_displace_no_other_tenants_uses() {
-    let world = World::with_policy(
+    let world = TestService::with_policy(
         profiles::standard().with(|spec| spec.active_keys = ActiveKeyCap::Unlimited),
     );
     let rotated = |path: &str, count: usize| -> Vec<_> {
@@ -148,7 +148,7 @@ fn trap_33_the_uses_of_one_tenant_displace_no_other_tenants_uses() {
     assert_eq!(end_of(&world.keys, many[0].0), grace_ends);
 }
 
-/// A tenant with many first uses does not delay another tenant until all of them are recorded.
+/// Many first uses in one tenant do not delay the recording of another tenant's first use.
 #[test]
 fn tenants_take_turns_when_first_uses_are_recorded() {
     let store = FaultyStore::new(MemoryStore::new());
@@ -167,7 +167,7 @@ fn tenants_take_turns_when_first_uses_are_recorded() {
     for new in rotated("acme", 20).iter().chain(&rotated("zebra", 1)) {
         use_it(&keys, &new.secret);
     }
-    // Two commits succeed, and no more.
+    // Two commits succeed, and the third one fails.
     store.next(Call::Commit, [Fault::None, Fault::None, Fault::Unavailable]);
     assert!(wait(keys.run_maintenance()).is_err());
     let trail = AuditQuery::tenant(tenant("zebra"));
@@ -178,7 +178,7 @@ fn tenants_take_turns_when_first_uses_are_recorded() {
         .any(|row| row.entry.action == Action::SuccessorFirstUsed);
     assert!(
         noticed,
-        "of two that were recorded, one is the other tenant's"
+        "one of the two recorded first uses is the other tenant's"
     );
 }
 
@@ -207,11 +207,11 @@ fn a_first_use_survives_a_failed_commit() {
 
 #[test]
 fn a_first_use_survives_a_resync() {
-    let world = World::new();
+    let world = TestService::new();
     let old = world.create(&admin(), reader("old")).unwrap();
     let new = rotate(&world, &old, RotateKey::on_first_use(GRACE)).unwrap();
     use_it(&world.keys, &new.secret);
-    // Another process commits, and the history that this node followed is compacted away.
+    // Another process commits, and the store compacts changes that this node has not read.
     let other = world.another_node(standard());
     wait(other.create(&admin(), reader("another"))).unwrap();
     world.store.compact();
@@ -223,7 +223,7 @@ fn a_first_use_survives_a_resync() {
 
 #[test]
 fn a_node_that_leaves_records_its_counted_first_uses() {
-    let world = World::new();
+    let world = TestService::new();
     let old = world.create(&admin(), reader("old")).unwrap();
     let new = rotate(&world, &old, RotateKey::on_first_use(GRACE)).unwrap();
     use_it(&world.keys, &new.secret);
@@ -233,7 +233,7 @@ fn a_node_that_leaves_records_its_counted_first_uses() {
     assert_eq!(end_of(&other, old.id), Some(grace_ends));
 }
 
-// The latest end of a rotated key.
+// Tests of the latest time at which a rotated key ends.
 
 #[test]
 fn an_old_key_ends_although_its_successor_is_never_used() {
@@ -251,7 +251,7 @@ fn an_old_key_ends_although_its_successor_is_never_used() {
         (profiles::standard(), compromised(), hours(24)),
     ];
     for (spec, how, wait_for) in ways {
-        let world = World::with_policy(spec);
+        let world = TestService::with_policy(spec);
         let old = world.create(&admin(), reader("old")).unwrap();
         let new = rotate(&world, &old, how).unwrap();
         let end = at(START).saturating_add(wait_for);
@@ -269,7 +269,7 @@ fn a_compromised_key_waits_a_day_at_most_and_only_if_the_wait_is_explicit() {
     let max = Rotation::MAX_COMPROMISED_WAIT;
     let second = Duration::from_secs(1);
     let rotated = |how: RotateKey| {
-        let world = World::new();
+        let world = TestService::new();
         let old = world.create(&admin(), reader("old")).unwrap();
         rotate(&world, &old, how)
     };
@@ -287,7 +287,7 @@ fn a_compromised_key_waits_a_day_at_most_and_only_if_the_wait_is_explicit() {
 
 #[test]
 fn a_wait_is_valid_only_for_a_rotation_on_first_use() {
-    let world = World::new();
+    let world = TestService::new();
     let old = world.create(&admin(), reader("old")).unwrap();
     let ways = [
         RotateKey::default(),
@@ -310,12 +310,12 @@ fn a_wait_is_valid_only_for_a_rotation_on_first_use() {
     }
 }
 
-/// Another process may count a first use and crash before recording the use. Therefore the end of an unused
-/// successor does not restore a compromised key.
+/// Another process may count a first use and crash before recording it. Therefore ending an unused successor
+/// does not restore a compromised key.
 #[test]
 fn a_compromised_key_is_not_restored_when_its_successor_ends() {
     for (what, end) in ENDS {
-        let world = World::new();
+        let world = TestService::new();
         let old = world.create(&admin(), reader("old")).unwrap();
         let new = rotate(&world, &old, compromised()).unwrap();
         end(&world.keys, &new).unwrap();
@@ -328,7 +328,7 @@ fn a_compromised_key_is_not_restored_when_its_successor_ends() {
 
 #[test]
 fn rotating_a_compromised_key_again_gives_it_no_more_time() {
-    let world = World::new();
+    let world = TestService::new();
     let old = world.create(&admin(), reader("old")).unwrap();
     let first = rotate(&world, &old, compromised()).unwrap();
     world.clock.advance(hours(23));
@@ -345,10 +345,10 @@ fn rotating_a_compromised_key_again_gives_it_no_more_time() {
     assert_eq!(grace.until, first.until);
 }
 
-/// The end of an unused successor cancels a routine rotation: the old key gets its previous expiry back.
+/// If the successor ends unused, a routine rotation is cancelled: the old key gets its previous expiry back.
 #[test]
 fn a_routinely_rotated_key_is_restored_when_its_successor_ends_unused() {
-    let world = World::new();
+    let world = TestService::new();
     let own_end = days(60);
     let old = world
         .create(&admin(), reader("old").expires_in(own_end))
@@ -357,17 +357,17 @@ fn a_routinely_rotated_key_is_restored_when_its_successor_ends_unused() {
     assert_eq!(new.until, at(START).saturating_add(days(30)));
     assert_eq!(
         new.expires_at, old.expires_at,
-        "it lives as long as the old one"
+        "the successor expires with the old key"
     );
     wait(world.keys.revoke(&admin(), new.id, Reason::Lost)).unwrap();
     assert_eq!(end_of(&world.keys, old.id), old.expires_at);
 }
 
-/// The first action of a used successor revokes many keys. The first use recorded along with that command
-/// does not make the command look repeated.
+/// A successor's first command is a bulk revocation, which also records the first use. The recorded use must
+/// not make the command look repeated.
 #[test]
 fn a_bulk_command_by_a_successor_is_executed() {
-    let world = World::new();
+    let world = TestService::new();
     let key = CreateKey::new("key").environment("live").scope("*:*");
     let old = world.create(&admin(), key).unwrap();
     let bob = actor("acme", "bob", Role::DEVELOPER);
@@ -391,10 +391,10 @@ fn a_bulk_command_by_a_successor_is_executed() {
     }
 }
 
-/// A command id still identifies its command when many first uses were recorded with that command.
+/// A command id still identifies its command, even if the command also recorded many first uses.
 #[test]
 fn a_repeated_command_is_recognized_although_many_first_uses_were_recorded_with_it() {
-    let world = World::new();
+    let world = TestService::new();
     let mut all = Vec::new();
     for number in 0..20 {
         let old = world
@@ -414,11 +414,11 @@ fn a_repeated_command_is_recognized_although_many_first_uses_were_recorded_with_
     assert_eq!(denied(create()), Denial::AlreadyCreated { id: made.id });
 }
 
-/// A successor acts on another key. The command does not load the old key, which waits for the successor's
-/// first use.
+/// A successor acts on another key. That command does not load the old key, so it does not record the first
+/// use.
 #[test]
 fn a_first_use_is_recorded_only_together_with_the_grace_it_starts() {
-    let world = World::with_policy(
+    let world = TestService::with_policy(
         profiles::standard().with(|spec| spec.active_keys = ActiveKeyCap::Unlimited),
     );
     let key = CreateKey::new("key").environment("live").scope("*:*");
@@ -435,21 +435,21 @@ fn a_first_use_is_recorded_only_together_with_the_grace_it_starts() {
     assert_eq!(end_of(&world.keys, old.id), Some(grace_ends));
 }
 
-/// Cancelling the rotation of a compromised key does not extend the key's life. Extending the key's life
-/// takes a separate command.
+/// Cancelling the rotation of a compromised key does not lengthen the key's life. That takes a separate
+/// command.
 #[test]
 fn cancelling_the_rotation_of_a_compromised_key_gives_it_no_more_time() {
-    let world = World::new();
+    let world = TestService::new();
     let old = world.create(&admin(), reader("old")).unwrap();
     let new = rotate(&world, &old, compromised()).unwrap();
     wait(world.keys.cancel_rotation(&admin(), old.id)).unwrap();
     assert_eq!(end_of(&world.keys, old.id), Some(new.until));
 }
 
-/// A first use in a tenant that was closed afterwards is recorded once, not again in each maintenance run.
+/// A first use in a tenant that is closed later is recorded once, not in each maintenance run.
 #[test]
 fn a_first_use_in_a_closed_tenant_is_recorded_too() {
-    let world = World::new();
+    let world = TestService::new();
     let old = world.create(&admin(), reader("old")).unwrap();
     let new = rotate(&world, &old, RotateKey::on_first_use(GRACE)).unwrap();
     use_it(&world.keys, &new.secret);

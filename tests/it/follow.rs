@@ -10,15 +10,15 @@ use keyward::policy::{Policy, Propagation};
 use keyward::store::MemoryStore;
 use keyward::{Keyward, ManualClock, Reason, RotateKey, VerifyError, hours, profiles};
 use keyward_conformance::{Call, Fault};
-use support::gated::{Gated, Hints};
+use support::gated::{GatedStore, WaitOutcome};
 use support::*;
 use tokio::time::{Instant, sleep};
 
-/// A node that follows its store over a link the test controls, and another node that makes the changes.
+/// A node that follows its store over a controllable link, and another node that makes the changes.
 struct Nodes {
     clock: Arc<ManualClock>,
     store: MemoryStore,
-    link: Gated,
+    link: GatedStore,
     here: Keyward,
     there: Keyward,
 }
@@ -34,9 +34,9 @@ impl Nodes {
         let mut spec = profiles::standard();
         spec.propagation = propagation;
         let policy = Policy::new(spec).unwrap();
-        let link = Gated::new(store.clone());
+        let link = GatedStore::new(store.clone());
         let there = node(store.clone(), &clock, policy.clone());
-        // Random pauses are the same in every run.
+        // The seed makes the random pauses the same in every run.
         let here = Keyward::builder(link.clone(), peppers())
             .policy(policy)
             .clock(clock.clone())
@@ -51,7 +51,7 @@ impl Nodes {
         }
     }
 
-    /// Creates a key that both nodes know.
+    /// Creates a key on the other node and syncs this node.
     async fn key(&self) -> Created {
         let key = self.there.create(&admin(), reader("a key")).await.unwrap();
         self.here.sync().await.unwrap();
@@ -64,7 +64,7 @@ impl Nodes {
         revoked.unwrap();
     }
 
-    /// Starts following the store, without upkeep.
+    /// Starts following the store, without maintenance runs.
     fn follow(&self) -> Follower {
         let options = FollowOptions::default().with_upkeep(None);
         self.here.follow(options).unwrap()
@@ -74,14 +74,14 @@ impl Nodes {
         self.link.asked(Call::Changes)
     }
 
-    /// Sleeps for `time`. Returns the number of requests for changes during the sleep.
+    /// Sleeps for `time`. Returns the number of reads of changes during the sleep.
     async fn syncs_in(&self, time: Duration) -> usize {
         let before = self.syncs();
         sleep(time).await;
         self.syncs() - before
     }
 
-    /// Lets time pass on the node's clock and on the timers.
+    /// Advances the node's clock and the timers by `time`, in small steps.
     async fn pass(&self, time: Duration) {
         let step = Duration::from_millis(50);
         let mut left = time;
@@ -99,7 +99,8 @@ impl Nodes {
     }
 }
 
-/// Runs a test on a runtime whose timers advance as soon as no task can run. A test that waits forever fails.
+/// Runs a test on a runtime whose timers advance as soon as no task can run. A test that would wait forever
+/// fails.
 fn paused<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -118,7 +119,7 @@ fn a_commit_elsewhere_is_known_within_a_poll_without_any_hint() {
     paused(async {
         let world = Nodes::new();
         let key = world.key().await;
-        world.link.hints(Hints::Lost);
+        world.link.end_waits_with(WaitOutcome::Lost);
         let follower = world.follow();
         sleep(ms(100)).await;
         world.revoke(&key).await;
@@ -157,11 +158,11 @@ fn spurious_and_failing_hints_cause_no_busy_loop() {
     paused(async {
         let world = Nodes::new();
         let _follower = world.follow();
-        world.link.hints(Hints::Spurious);
+        world.link.end_waits_with(WaitOutcome::Spurious);
         sleep(ms(500)).await;
         let syncs = world.syncs_in(ms(1000)).await;
         assert!((50..=100).contains(&syncs), "{syncs}");
-        world.link.hints(Hints::Failing);
+        world.link.end_waits_with(WaitOutcome::Failing);
         sleep(ms(500)).await;
         assert_eq!(world.syncs_in(ms(1000)).await, 4, "it polls");
     });
@@ -173,10 +174,10 @@ fn a_hint_does_not_confirm_freshness() {
         let world = Nodes::new();
         let key = world.key().await;
         let follower = world.follow();
-        world.link.hints(Hints::Spurious);
+        world.link.end_waits_with(WaitOutcome::Spurious);
         world.pass(ms(1000)).await;
         assert!(follower.status().freshness.age.unwrap() <= ms(300));
-        // Hints keep arriving; the reads they trigger do not get through.
+        // Calls of `wait_past` keep returning, but the reads of changes that they trigger get no answer.
         let _never = world.link.hold(Call::Changes);
         world.pass(Propagation::default().bound + ms(300)).await;
         assert!(matches!(world.verify(&key), Err(VerifyError::Stale { .. })));
@@ -206,7 +207,7 @@ fn a_hanging_sync_times_out_and_confirms_nothing() {
             confirmed.age.map(|age| age + ms(1000))
         );
         assert_eq!(status.lag().time, status.freshness.age);
-        // The answer arrives after all, but the node no longer waits for it.
+        // The answer arrives when the node no longer waits for it.
         gate.open();
         world.clock.advance(Propagation::default().bound);
         assert!(matches!(world.verify(&key), Err(VerifyError::Stale { .. })));
@@ -248,7 +249,7 @@ fn a_full_scan_may_exceed_the_timeout_while_pages_arrive() {
             let key = reader(&n.to_string());
             world.there.create(&admin(), key).await.unwrap();
         }
-        // The history is lost, and each answer of the store is slow but below the timeout.
+        // The node must read everything again. Each answer is slow but arrives before the timeout.
         world.key().await;
         let removed = world.there.create(&admin(), reader("x")).await.unwrap();
         let plain = keyward::command::DeleteKey::plain();
@@ -289,7 +290,7 @@ fn consecutive_failures_are_counted_and_retried_with_growing_pauses() {
         assert!(status.failures as usize >= later);
         assert!(matches!(status.last_error, Some(FollowError::Store(_))));
 
-        // A success between failures resets the pause.
+        // A success resets the growing pause between retries.
         world.link.link.partition(false);
         sleep(ms(3000)).await;
         assert_eq!(follower.status().failures, 0);
@@ -311,7 +312,7 @@ fn a_short_bound_is_met_and_a_single_failure_causes_no_refusal() {
         let bound = ms(1000);
         let world = Nodes::with_bound(Propagation { bound });
         let key = world.key().await;
-        world.link.hints(Hints::Lost);
+        world.link.end_waits_with(WaitOutcome::Lost);
         let options = FollowOptions::default().with_upkeep(None);
         let options = options.with_poll(ms(60_000)).with_backoff(ms(60_000));
         let _follower = world.here.follow(options).unwrap();
@@ -333,7 +334,7 @@ fn the_task_has_ended_when_stop_returns_even_if_its_step_hung() {
         let follower = world.follow();
         let mut steps = follower.watch();
         sleep(ms(100)).await;
-        assert_eq!(world.syncs(), 2, "the first was that of the building");
+        assert_eq!(world.syncs(), 2, "one sync by `build`, one by the follower");
         let before = Instant::now();
         follower.stop().await;
         assert_eq!(before.elapsed(), Duration::ZERO);
@@ -381,13 +382,17 @@ fn the_follower_runs_upkeep_and_a_hanging_chore_delays_no_confirmation() {
         let verdict = world.here.verify(rotated.secret.expose(), &reading());
         verdict.unwrap();
         sleep(ms(1100)).await;
-        assert_eq!(world.link.asked(Call::Commit), 1, "it notes the first use");
+        assert_eq!(
+            world.link.asked(Call::Commit),
+            1,
+            "maintenance records the first use"
+        );
         world.pass(ms(20_000)).await;
         world.verify(&key).unwrap();
         assert_eq!(follower.status().failures, 0);
         gate.open();
         sleep(ms(300)).await;
-        // The grace of the old key has begun.
+        // The grace period of the old key has begun.
         world.clock.advance(hours(1));
         sleep(ms(300)).await;
         let refused = world.verify(&key).unwrap_err();
@@ -395,7 +400,7 @@ fn the_follower_runs_upkeep_and_a_hanging_chore_delays_no_confirmation() {
     });
 }
 
-/// A thread outside the runtime can stop the follower. The stop records counted first uses.
+/// A thread outside the runtime can stop the follower. Stopping also records the counted first uses.
 #[test]
 fn a_stop_from_outside_of_the_runtime_records_first_uses() {
     let runtime = tokio::runtime::Builder::new_multi_thread();

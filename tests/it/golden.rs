@@ -1,4 +1,4 @@
-//! Stored bytes of every released format version stay readable.
+//! Bytes stored by every released format version stay readable.
 //!
 //! The first version wrote `src/core/golden/*.v1`. A format change adds files of a new version and leaves the
 //! old files unchanged.
@@ -11,9 +11,9 @@ use keyward::audit::{Action, AuditEntry, AuditHash, Evidence, FieldChange};
 use keyward::command::{BulkFilter, LeakSource, MadeBy, PendingSweep, SweepKind};
 use keyward::key::{
     AddressAllowlist, Author, Credential, Description, Digest, DigestMark, Fingerprint, Hint,
-    ImportScheme, KeyFacts, KeyName, KeyRecord, KeyState, LastAction, Lineage, Maker, Metadata,
-    Owner, Predecessor, Purpose, Resource, ResourceId, ResourceKind, RotationReason, Stamp,
-    Succession, Visibility,
+    ImportScheme, KeyFacts, KeyName, KeyRecord, KeyState, KeyType, LastAction, Lineage, Maker,
+    Metadata, Owner, Predecessor, Purpose, Resource, ResourceId, ResourceKind, RotationReason,
+    Stamp, Succession,
 };
 use keyward::pepper::PepperId;
 use keyward::policy::Policy;
@@ -44,7 +44,7 @@ fn full() -> KeyRecord {
             id: KeyId::from_u128(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef),
             tenant: tenant("acme/web"),
             class: class("secret"),
-            visibility: Visibility::Secret,
+            key_type: KeyType::Secret,
             environment: environment("live"),
             name: KeyName::new("nightly export").unwrap(),
             description: Some(Description::new("two\nlines").unwrap()),
@@ -216,8 +216,8 @@ fn mark() -> DigestMark {
     serde_json::from_value(vec![7; 32].into()).unwrap()
 }
 
-/// Returns one entry for each action, and for each kind of change and evidence. The number of a line pins the
-/// action's index in the stored format, so new actions go to the end.
+/// Returns one entry for each action, and for each kind of change and evidence. The position of an entry pins
+/// the action's index in the stored format, so new actions go to the end.
 fn entries() -> Vec<AuditEntry> {
     let class = class("secret");
     let (owner, role, reason) = (who("ann"), Role::MEMBER, Reason::Leaked);

@@ -1,4 +1,5 @@
-//! House rules that the compiler does not check: the direction of imports, and the places for `unsafe`.
+//! House rules that the compiler does not check, such as the direction of imports and the places for
+//! `unsafe`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -6,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use regex::Regex;
 
-/// Each room, and the rooms it may import. `core` imports no room.
+/// The rooms (top-level modules) of `src`, and the rooms that each of them may import.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("core", &[]),
     ("clock", &["core"]),
@@ -60,10 +61,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("http", &["core", "observe", "verifier", "keyward"]),
 ];
 
-/// Files that may contain `unsafe`, and how often: one prefetch hint for the processor.
+/// Files that may contain `unsafe`, and how often. The only use is a prefetch hint for the processor.
 const MAY_BE_UNSAFE: &[(&str, usize)] = &[("replica/index/prefetch.rs", 1)];
 
-/// Files outside `core` that are as pure as `core`.
+/// Files outside `core` that must be as pure as `core`: no I/O, no clock, no randomness.
 const PURE: &[&str] = &[
     "events/cursor.rs",
     "events/event.rs",
@@ -89,10 +90,7 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 fn all_sources() -> Vec<PathBuf> {
     let mut found = Vec::new();
     sources(&root(), &mut found);
-    assert!(
-        found.len() > 30,
-        "the sources are where this test looks for them"
-    );
+    assert!(found.len() > 30, "the test found the sources");
     found
 }
 
@@ -109,7 +107,7 @@ fn room(path: &Path) -> String {
     first.trim_end_matches(".rs").to_owned()
 }
 
-/// Returns the code without comments and without unit tests, which may import any room.
+/// Returns the code without comments and without unit tests. Unit tests may import any room.
 fn code(text: &str) -> String {
     let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
     let lines = text
@@ -135,7 +133,7 @@ fn imports_point_in_one_direction() {
         let (_, allowed) = MAY_IMPORT
             .iter()
             .find(|(name, _)| *name == room)
-            .unwrap_or_else(|| panic!("room {room} stands in no layer: add it to MAY_IMPORT"));
+            .unwrap_or_else(|| panic!("room {room} is missing from MAY_IMPORT"));
         // Exported macros are at the crate root, under names that start with `__`.
         let modules = |import: &String| !import.starts_with("__");
         let found = imports(&code(&fs::read_to_string(&path).unwrap()));
@@ -198,7 +196,7 @@ fn unsafe_code_is_in_one_named_file() {
     let manifest = fs::read_to_string(root().join("../Cargo.toml")).unwrap();
     assert!(
         manifest.contains("unsafe_code = \"deny\""),
-        "the compiler refuses it too"
+        "the manifest denies unsafe code"
     );
 }
 
@@ -221,7 +219,7 @@ fn a_runtime_is_named_only_where_it_is_needed() {
     let named = Regex::new(r"\b(tokio|async_std|smol)::").unwrap();
     for path in all_sources() {
         let code = code(&fs::read_to_string(&path).unwrap());
-        // The database driver runs on tokio.
+        // The PostgreSQL driver runs on tokio.
         let driver = path.starts_with(root().join("store/postgres"));
         if room(&path) != "follow" && !driver {
             assert!(!named.is_match(&code), "{}", path.display());
@@ -229,7 +227,7 @@ fn a_runtime_is_named_only_where_it_is_needed() {
     }
 }
 
-/// Errors of `text` whose own message repeats the error that they return as their source.
+/// Returns the messages of errors in `text` that repeat their own source.
 fn repeats_its_source(text: &str) -> Vec<&str> {
     let of_thiserror =
         Regex::new(r"(?s)#\[error\((.*?)\)\]\n(.*?)(?:\n *#\[error\(|\n\}|$)").unwrap();
@@ -261,7 +259,7 @@ fn no_error_repeats_its_source() {
 
 #[test]
 fn every_public_item_is_documented() {
-    // `missing_docs` warns in every build, and CI denies warnings.
+    // The lint `missing_docs` warns in every build, and CI denies warnings.
     let manifest = fs::read_to_string(root().join("../Cargo.toml")).unwrap();
     assert!(manifest.contains("missing_docs = \"warn\""));
     for path in all_sources() {
@@ -341,10 +339,11 @@ fn every_link_of_the_documents_leads_to_a_file() {
     }
 }
 
-/// The doc comments that may begin with a question word: fields that are true or false, with "Whether".
+/// The largest number of doc comments that may begin with a question word. These are boolean fields with
+/// "Whether".
 const SUMMARIES_THAT_ASK: usize = 60;
 
-/// The Rust sources of the whole workspace.
+/// Returns the Rust sources of the whole workspace.
 fn workspace_sources() -> Vec<PathBuf> {
     let mut found = Vec::new();
     for folder in ["src", "crates", "tests", "examples", "benches"] {
@@ -353,7 +352,7 @@ fn workspace_sources() -> Vec<PathBuf> {
     found
 }
 
-/// The first line of every doc comment.
+/// Returns the first line of every doc comment.
 fn summaries(text: &str) -> Vec<&str> {
     let mut inside = false;
     let mut found = Vec::new();
@@ -385,7 +384,7 @@ fn doc_comments_begin_with_what_the_item_is_or_does() {
     let all: Vec<_> = texts.iter().flat_map(|text| summaries(text)).collect();
     let asking: Vec<_> = all.iter().filter(|summary| asks(summary)).collect();
     assert!(all.len() > 4000, "{}", all.len());
-    // A field that is true or false may say "Whether". The count only ever falls.
+    // A boolean field may say "Whether". The limit is never raised.
     let most = SUMMARIES_THAT_ASK;
     assert!(
         asking.len() <= most,
@@ -394,7 +393,7 @@ fn doc_comments_begin_with_what_the_item_is_or_does() {
     );
 }
 
-/// Says one word in each of these parts of a name.
+/// Splits a name into its words, in lower case: `TenantId` and `tenant_id` are `tenant` and `id`.
 fn words(name: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     for (at, letter) in name.char_indices() {
@@ -410,12 +409,12 @@ fn words(name: &str) -> Vec<String> {
 }
 
 #[test]
-fn nothing_tells_and_nothing_is_told() {
+fn no_comment_or_name_contains_tell_or_told() {
     let name = Regex::new(r"[A-Za-z_][A-Za-z0-9_]*").unwrap();
     let banned = ["tell", "tells", "told", "telling"];
     let mut found = Vec::new();
     for path in workspace_sources() {
-        // This file has to name the words.
+        // This file has to spell the banned words.
         if path.ends_with("it/house.rs") {
             continue;
         }
@@ -435,7 +434,34 @@ fn nothing_tells_and_nothing_is_told() {
     assert_eq!(found, Vec::<String>::new());
 }
 
-/// The module of a file, as a path of names below the crate's root.
+/// Returns the types that the sources in these folders declare more than once. Associated types do not count.
+fn repeated_types(folders: &[&str]) -> Vec<String> {
+    let declared = r"(?m)^(?:pub(?:\([a-z: ]+\))? )?(?:struct|enum|trait|union|type) (\w+)";
+    let declared = Regex::new(declared).unwrap();
+    let mut files = Vec::new();
+    for folder in folders {
+        sources(&root().join(folder), &mut files);
+    }
+    let mut places: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    for path in files {
+        let text = fs::read_to_string(&path).unwrap();
+        for found in declared.captures_iter(&text) {
+            let name = found[1].to_owned();
+            places.entry(name).or_default().push(path.clone());
+        }
+    }
+    places.retain(|_, paths| paths.len() > 1);
+    let line = |(name, paths)| format!("{name}: {paths:?}");
+    places.into_iter().map(line).collect()
+}
+
+#[test]
+fn a_type_name_stands_for_one_type() {
+    let folders = ["src", "crates/keyward-conformance/src", "crates/keyctl/src"];
+    assert_eq!(repeated_types(&folders), Vec::<String>::new());
+}
+
+/// Returns the module of a file, as a path of names below the crate root.
 fn module(path: &Path) -> Vec<String> {
     let below = path.strip_prefix(root()).unwrap().with_extension("");
     let parts = below.components();
@@ -445,8 +471,8 @@ fn module(path: &Path) -> Vec<String> {
         .collect()
 }
 
-/// The paths below `crate`, `self` and `super` that a module's code names, resolved to the crate's root.
-/// Braces of an import are expanded one level, which is as deep as imports here go.
+/// Returns the paths below `crate`, `self` and `super` that a module's code names, resolved to the crate
+/// root. Expands one level of braces, the deepest level that imports here use.
 fn named_paths(own: &[String], code: &str) -> Vec<Vec<String>> {
     let path = Regex::new(r"\b(crate|self|super)((?:::\w+)*)(?:::\{([^{}]*)\})?").unwrap();
     let mut found = Vec::new();
@@ -475,8 +501,8 @@ fn named_paths(own: &[String], code: &str) -> Vec<Vec<String>> {
     found
 }
 
-/// The files that each file imports from. A folder's `mod.rs` re-exports its files, and they use its items:
-/// a `mod.rs` and the files beside it count as one, and are not looked at.
+/// Returns the files that each file imports from. Skips each `mod.rs`, because it re-exports the files beside
+/// it and these use its items.
 fn imported_files() -> BTreeMap<String, BTreeSet<String>> {
     let files = all_sources();
     let leaves = files
@@ -501,7 +527,7 @@ fn imported_files() -> BTreeMap<String, BTreeSet<String>> {
     modules.iter().map(imports).collect()
 }
 
-/// The modules that lie on a cycle: each imports, by way of others, itself.
+/// Returns the modules on a cycle: each one imports itself through other modules.
 fn cyclic(imports: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<String> {
     let reaches_itself = |start: &&String| {
         let (mut seen, mut next) = (BTreeSet::new(), vec![*start]);
@@ -524,7 +550,7 @@ fn cyclic(imports: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<String> {
 fn no_files_of_the_library_import_each_other_in_a_cycle() {
     let imports = imported_files();
     let arrows: usize = imports.values().map(BTreeSet::len).sum();
-    assert!(arrows > 500, "{arrows} imports were found");
+    assert!(arrows > 500, "only {arrows} imports were found");
     assert_eq!(cyclic(&imports), BTreeSet::new());
 }
 

@@ -1,4 +1,5 @@
-//! Two invariants of stored data, checked after random commands and on data of broken stores.
+//! Two invariants of stored data, checked after random commands. The checks must also catch the data of
+//! broken stores.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use keyward::audit::{AuditHead, verify_chain};
 use keyward::pepper::{Pepper, PepperId};
 use keyward::store::{AuditQuery, Change, KeyStore, MemoryStore, Row};
 use keyward::{PepperRing, token};
-use keyward_conformance::model::{Facade, Step, policy, run};
+use keyward_conformance::model::{Facade, ModelStep, policy, run};
 use keyward_conformance::strategies;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use support::*;
@@ -15,7 +16,7 @@ use support::*;
 const CAP: usize = 3;
 
 /// Returns a store's rows and audit trail after random commands.
-fn after(steps: &[Step]) -> (Vec<Change>, Vec<keyward::store::AuditRow>) {
+fn after(steps: &[ModelStep]) -> (Vec<Change>, Vec<keyward::store::AuditRow>) {
     let store = MemoryStore::new();
     // The outcome is ignored: another test compares it with the model.
     let _ = run(
@@ -42,7 +43,7 @@ fn holds(check: impl Fn(&[Change], &[keyward::store::AuditRow]) -> Result<(), St
     result.unwrap();
 }
 
-/// Invariant 6: each tenant's entries form one intact chain, and the commit of every row has an entry.
+/// Invariant 6: the entries of each tenant form one intact chain, and the commit of every row has an entry.
 fn audited(rows: &[Change], audit: &[keyward::store::AuditRow]) -> Result<(), String> {
     let pepper = Pepper::new(PepperId::new("model").unwrap(), &[7; Pepper::MIN_LEN]).unwrap();
     let ring = PepperRing::new(pepper);
@@ -106,7 +107,7 @@ fn invariant_6_every_change_has_its_entry_in_an_intact_chain() {
 fn invariant_7_no_secret_is_stored() {
     holds(silent);
     // The check catches a store that keeps the text of a secret key.
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let limit = NonZeroUsize::new(100).unwrap();
     let mut rows = wait(world.store.scan(None, limit)).unwrap().rows;

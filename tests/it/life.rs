@@ -1,4 +1,4 @@
-//! A key's life cycle through the public API: accepted and refused values, and the messages.
+//! The life cycle of keys through the public API: accepted values, refused values, and messages.
 
 use keyward::command::{BulkFilter, Created, DeleteKey, Problem};
 use keyward::pepper::PepperId;
@@ -12,7 +12,7 @@ use support::*;
 
 #[test]
 fn a_bad_value_is_refused_naming_field_bound_and_size() {
-    let world = World::new();
+    let world = TestService::new();
     let long = denied(world.create(&admin(), reader(&"n".repeat(201))));
     let Denial::Invalid(invalid) = &long else {
         panic!("{long:?}")
@@ -50,7 +50,7 @@ fn a_bad_value_is_refused_naming_field_bound_and_size() {
 
 #[test]
 fn old_peppers_still_verify_and_a_used_key_moves_to_the_current_one() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let idle = world.some_key();
     let ring = peppers().rotate(pepper("p2", 2)).unwrap();
@@ -67,9 +67,10 @@ fn old_peppers_still_verify_and_a_used_key_moves_to_the_current_one() {
     assert_eq!(
         wait(node.run_maintenance()).unwrap(),
         0,
-        "it stands under the current pepper now"
+        "the key now has the current pepper"
     );
-    // Idle keys are never moved automatically; an operator finds them by pepper and revokes them.
+    // An idle key never moves to the new pepper. An operator finds such keys by their pepper and revokes
+    // them.
     let old = BulkFilter::all().pepper(PepperId::new("p1").unwrap());
     let done = wait(node.revoke_many(&admin(), &tenant("acme"), old, Reason::Unused)).unwrap();
     assert_eq!(done.ended, 1);
@@ -82,10 +83,10 @@ fn old_peppers_still_verify_and_a_used_key_moves_to_the_current_one() {
 fn processes_that_adopt_a_pepper_rotation_one_by_one_refuse_no_key() {
     use keyward::PepperFile;
 
-    let world = World::new();
+    let world = TestService::new();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("pepper");
-    // A process adopts the file by restarting over the same store.
+    // A process adopts a changed pepper file only when it restarts.
     let start = |file: &PepperFile| {
         let builder = Keyward::builder(world.store.clone(), file.ring());
         wait(builder.clock(world.clock.clone()).build()).unwrap()
@@ -112,12 +113,12 @@ fn processes_that_adopt_a_pepper_rotation_one_by_one_refuse_no_key() {
         start(&peppers)
     };
     keys.push(created(&other));
-    // Keys that `other` verifies move to the new pepper.
+    // A key that `other` verifies moves to the new pepper.
     all_verify(&other, &keys);
     assert_eq!(wait(other.run_maintenance()).unwrap(), 2);
     all_verify(&one, &keys);
 
-    // The process that has not adopted the prepared pepper reports it as unknown, until the process restarts.
+    // This process has not adopted the prepared pepper yet. It reports an unknown pepper until it restarts.
     wait(late.sync()).unwrap();
     let refused = late.verify(keys[2].secret.expose(), &reading());
     assert!(matches!(refused, Err(VerifyError::UnknownPepper { .. })));
@@ -135,7 +136,7 @@ fn deleting_revoking_and_rotating_follow_the_class() {
         confirm: true,
         keep: None,
     };
-    let world = World::with_policy(spec);
+    let world = TestService::with_policy(spec);
     let key = world.some_key();
     let rotated = wait(world.keys.rotate(&admin(), key.id, RotateKey::immediate()));
     assert_eq!(
@@ -175,10 +176,10 @@ fn deleting_revoking_and_rotating_follow_the_class() {
 
 #[test]
 fn live_keys_never_exceed_twice_the_cap() {
-    let world = World::with_policy(capped(2));
+    let world = TestService::with_policy(capped(2));
     let grace = RotateKey::grace(days(1));
     let first = world.some_key();
-    // At most one active key and three draining ones may be live.
+    // The cap of two allows four live keys: one active key and three draining ones.
     let mut newest = first.id;
     for _ in 0..3 {
         world.clock.advance(hours(1));
@@ -199,7 +200,7 @@ fn live_keys_never_exceed_twice_the_cap() {
         .unwrap_err();
     assert!(
         matches!(refusal, VerifyError::Revoked { .. }),
-        "by the oldest grace, which ended"
+        "the oldest draining key was ended"
     );
 }
 
@@ -210,7 +211,7 @@ fn a_need_can_restrict_the_class_of_the_public_half_of_a_pair() {
     let prefixes = [(environment("live"), TokenPrefix::new("tag_").unwrap())].into();
     spec.classes
         .insert(class("tag"), other.with(|class| class.prefixes = prefixes));
-    let world = World::with_policy(spec);
+    let world = TestService::with_policy(spec);
     let secret = world.some_key();
     let public = |name| world.create(&admin(), reader(name).class(name)).unwrap();
     let (expected, tag) = (public("publishable"), public("tag"));
@@ -229,7 +230,7 @@ fn a_need_can_restrict_the_class_of_the_public_half_of_a_pair() {
 
 #[test]
 fn the_legacy_key_cannot_be_narrowed() {
-    let world = World::with_policy(profiles::amplitude());
+    let world = TestService::with_policy(profiles::amplitude());
     wait(world.keys.provision_tenant(&admin(), &tenant("acme"))).unwrap();
     let query = world.keys.query(&tenant("acme"));
     let legacy = wait(world.keys.list(&admin(), &query))
@@ -256,7 +257,7 @@ fn a_purge_removes_only_keys_past_their_retention() {
         confirm: false,
         keep: Some(days(30)),
     };
-    let world = World::with_policy(spec);
+    let world = TestService::with_policy(spec);
     let acme = tenant("acme");
     let (revoked, kept) = (world.some_key(), world.some_key());
     wait(world.keys.revoke(&admin(), revoked.id, Reason::Lost)).unwrap();

@@ -1,9 +1,11 @@
-//! A call that returned takes effect in its process immediately, even if the store's reply was lost.
+//! Once a call has returned, its effect is visible in its process, even if the store's reply was lost.
 
 use keyward::command::{Created, DeleteKey};
 use keyward::pepper::Pepper;
 use keyward::store::MemoryStore;
-use keyward::{Actor, CreateKey, Keyward, Need, PepperRing, Reason, Role};
+use keyward::{
+    Actor, CreateKey, Keyward, Need, PepperRing, Reason, Role, RotateKey, Secret, hours,
+};
 use keyward_conformance::{Call, Fault, FaultyStore};
 
 fn admin() -> Actor {
@@ -29,12 +31,9 @@ async fn create(keys: &Keyward) -> Created {
     keys.create(&admin(), key).await.unwrap()
 }
 
-fn works(keys: &Keyward, created: &Created) -> bool {
-    keys.verify(
-        created.secret.expose(),
-        &Need::scope("reports:read").unwrap(),
-    )
-    .is_ok()
+fn works(keys: &Keyward, secret: &Secret) -> bool {
+    keys.verify(secret.expose(), &Need::scope("reports:read").unwrap())
+        .is_ok()
 }
 
 #[pollster::test]
@@ -43,7 +42,7 @@ async fn a_created_key_works_here_immediately_although_the_reply_was_lost() {
     let keys = node(store.clone()).await;
     store.next(Call::Commit, [Fault::ReplyLost]);
     let created = create(&keys).await;
-    assert!(works(&keys, &created));
+    assert!(works(&keys, &created.secret));
 }
 
 #[pollster::test]
@@ -55,7 +54,7 @@ async fn a_revoked_key_is_refused_here_immediately_although_the_reply_was_lost()
     keys.revoke(&admin(), created.id, Reason::Lost)
         .await
         .unwrap();
-    assert!(!works(&keys, &created));
+    assert!(!works(&keys, &created.secret));
 }
 
 #[pollster::test]
@@ -64,7 +63,7 @@ async fn a_key_ended_by_another_node_is_refused_here_once_the_repeated_command_r
         let store = FaultyStore::new(MemoryStore::new());
         let (here, there) = (node(store.clone()).await, node(store.clone()).await);
         let created = create(&here).await;
-        // Sends the same command to both nodes, as a client does that retries after a lost answer.
+        // Sends the same command to both nodes, like a client that retries after a lost answer.
         let by = admin();
         let by = by.with_command_id("end".try_into().unwrap());
         for keys in [&there, &here] {
@@ -74,7 +73,7 @@ async fn a_key_ended_by_another_node_is_refused_here_once_the_repeated_command_r
             };
             ended.unwrap();
         }
-        assert!(!works(&here, &created));
+        assert!(!works(&here, &created.secret));
     }
 }
 
@@ -90,7 +89,27 @@ async fn a_removed_owner_is_refused_here_once_the_repeated_removal_returns() {
             .await
             .unwrap();
     }
-    assert!(!works(&here, &created));
+    assert!(!works(&here, &created.secret));
+}
+
+#[pollster::test]
+async fn a_successor_is_refused_here_immediately_although_the_reply_to_the_cancellation_was_lost() {
+    for elsewhere in [false, true] {
+        let store = FaultyStore::new(MemoryStore::new());
+        let (here, there) = (node(store.clone()).await, node(store.clone()).await);
+        let old = create(&here).await;
+        let how = RotateKey::grace(hours(1));
+        let successor = here.rotate(&admin(), old.id, how).await.unwrap();
+        let by = admin();
+        let by = by.with_command_id("cancel".try_into().unwrap());
+        match elsewhere {
+            true => drop(there.cancel_rotation(&by, old.id).await.unwrap()),
+            false => store.next(Call::Commit, [Fault::ReplyLost]),
+        }
+        here.cancel_rotation(&by, old.id).await.unwrap();
+        assert!(works(&here, &old.secret));
+        assert!(!works(&here, &successor.secret));
+    }
 }
 
 #[pollster::test]

@@ -1,6 +1,9 @@
 //! All tests that can share one process. Each module covers one guarantee or one part of the crate.
-#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
-#![allow(unreachable_pub, reason = "the modules of one program see each other")]
+#![allow(clippy::unwrap_used, reason = "a test panics on failure")]
+#![allow(
+    unreachable_pub,
+    reason = "the modules of one test program share items"
+)]
 
 mod authority;
 mod conformance;

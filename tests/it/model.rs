@@ -1,5 +1,5 @@
-//! The facade agrees with a separate naive model, invariant by invariant. For each invariant, the same
-//! property also catches a system that breaks the invariant.
+//! Compares the facade with a separate, naive model, one invariant at a time. The same property must also
+//! catch a system that breaks the invariant.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -17,7 +17,8 @@ use keyward::{
     TenantId, Timestamp, UpdateKey, days, hours, token,
 };
 use keyward_conformance::model::{
-    Ask, Asker, Facade, Given, Listed, Model, Step, System, Violation, Why, policy, run,
+    Facade, IssuedSecrets, ListedKey, ModelActor, ModelCommand, ModelMismatch, ModelStep,
+    ReferenceModel, RefusalReason, System, policy, run,
 };
 use keyward_conformance::strategies;
 use proptest::prelude::*;
@@ -27,10 +28,10 @@ use proptest::test_runner::{
 
 const CAP: usize = 3;
 
-/// The file of failing cases.
+/// The file where proptest saves failing cases.
 const REGRESSIONS: &str = "it/model.proptest-regressions";
 
-/// Returns the number of cases of each property; `PROPTEST_CASES` overrides it.
+/// Returns the number of cases per property. `PROPTEST_CASES` overrides the default.
 fn cases() -> u32 {
     let set = std::env::var("PROPTEST_CASES").ok();
     set.and_then(|cases| cases.parse().ok()).unwrap_or(96)
@@ -42,12 +43,12 @@ fn real() -> Box<dyn System> {
     Box::new(Facade::new(Arc::new(MemoryStore::new()), policy(CAP)))
 }
 
-/// Plays random steps on the system that `make` builds. Ignores violations of invariants other than
-/// `invariant`, which have their own properties.
+/// Runs random steps on the system from `make`. Ignores violations of other invariants than `invariant`,
+/// because each invariant has its own property.
 fn check(make: Make, invariant: Option<u8>, mut runner: TestRunner) -> Result<(), String> {
     let steps = strategies::steps(60);
-    let result = runner.run(&steps, |steps: Vec<Step>| {
-        let fails = |wrong: &Violation| invariant.is_none_or(|only| only == wrong.invariant);
+    let result = runner.run(&steps, |steps: Vec<ModelStep>| {
+        let fails = |wrong: &ModelMismatch| invariant.is_none_or(|only| only == wrong.invariant);
         match run(&mut *make(), CAP, &steps) {
             Err(wrong) if fails(&wrong) => Err(TestCaseError::fail(wrong.to_string())),
             _ => Ok(()),
@@ -66,8 +67,8 @@ fn holds(invariant: Option<u8>) {
     check(real, invariant, runner).unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// Checks that the property of `invariant` fails on the broken system that `mutant` builds. The random seed
-/// is fixed.
+/// Checks that the property of `invariant` fails on the broken system from `mutant`. The random seed is
+/// fixed.
 fn catches(mutant: Make, invariant: u8) {
     let config = Config {
         cases: 1024,
@@ -133,7 +134,7 @@ fn invariant_9_an_actor_reaches_its_tenant_by_segments() {
     catches(compares_paths_as_text, 9);
 }
 
-/// Starts a host over an empty store, with the model's policy.
+/// Starts a service over an empty store, with the model's policy.
 async fn host() -> (Keyward, Arc<ManualClock>, Actor) {
     let clock = Arc::new(ManualClock::at("2026-01-01T00:00:00Z".parse().unwrap()));
     let keys = Keyward::builder(MemoryStore::new(), PepperRing::generate().unwrap())
@@ -163,7 +164,7 @@ async fn creating_ends_the_oldest_grace_before_live_keys_exceed_twice_the_cap() 
     let (keys, _, alice) = host().await;
     let grace = || RotateKey::grace(hours(24));
     for _ in 0..2 * CAP {
-        // The successor is revoked after each rotation, so that only retiring keys accumulate.
+        // Revokes the successor after each rotation, so that only retiring keys accumulate.
         let made = keys.create(&alice, CreateKey::new("one")).await.unwrap();
         let extra = keys.create(&alice, CreateKey::new("two")).await.unwrap();
         assert!(live(&keys, &alice).await <= 2 * CAP);
@@ -381,12 +382,12 @@ fn compares_paths_as_text() -> Box<dyn System> {
     })
 }
 
-/// A defect of a system that otherwise forwards every call.
+/// A defect in a system that otherwise forwards every call.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Fault {
-    /// Ignores the bounds of an actor: its expiry and its key.
+    /// Ignores the limits of an actor: its expiry and its key.
     WidensActors,
-    /// Accepts a key at the instant of its expiry: compares with `now > expires_at`.
+    /// Accepts a key at the instant of its expiry, because it compares with `now > expires_at`.
     ExpiresLate,
     /// Compares tenants as text, so that `acme` reaches `acme-two`.
     ComparesText,
@@ -398,21 +399,28 @@ struct Wrapped {
 }
 
 impl System for Wrapped {
-    fn ask(&mut self, model: &Model, by: &Asker, id: &str, ask: &Ask) -> Result<Given, Why> {
+    fn execute(
+        &mut self,
+        model: &ReferenceModel,
+        by: &ModelActor,
+        id: &str,
+        command: &ModelCommand,
+    ) -> Result<IssuedSecrets, RefusalReason> {
         let mut by = by.clone();
-        match (self.fault, ask) {
+        match (self.fault, command) {
             (Fault::WidensActors, _) if by.role.is_some() => {
                 by.expires = None;
                 by.key = None;
             }
-            (Fault::ComparesText, Ask::Create { tenant: 3, .. } | Ask::Provision { tenant: 3 })
-                if by.tenant == 0 =>
-            {
+            (
+                Fault::ComparesText,
+                ModelCommand::Create { tenant: 3, .. } | ModelCommand::Provision { tenant: 3 },
+            ) if by.tenant == 0 => {
                 by.tenant = 3;
             }
             _ => {}
         }
-        self.inner.ask(model, &by, id, ask)
+        self.inner.execute(model, &by, id, command)
     }
 
     fn use_key(&mut self, secret: &str) {
@@ -436,7 +444,7 @@ impl System for Wrapped {
         self.inner.accepts_here(secret)
     }
 
-    fn list(&mut self, tenant: &str) -> Vec<Listed> {
+    fn list(&mut self, tenant: &str) -> Vec<ListedKey> {
         self.inner.list(tenant)
     }
 
@@ -453,7 +461,7 @@ impl System for Wrapped {
     }
 }
 
-/// A store that alters the data it is given or returns.
+/// A store that alters loaded views or commits.
 #[derive(Debug)]
 struct Tampering {
     inner: MemoryStore,

@@ -1,4 +1,4 @@
-//! Several nodes over one store that can fail. The tests check when each node learns of a change and when it
+//! Several nodes over one store that can fail. The tests check when each node learns of a change, and when it
 //! refuses keys.
 
 use std::pin::pin;
@@ -17,7 +17,7 @@ use keyward_conformance::{Call, Fault, FaultyStore};
 use std::time::Duration;
 use support::*;
 
-/// Two nodes over one store, each with its own link that can be cut.
+/// Two nodes over one store. Tests can cut the link of each node.
 struct Nodes {
     clock: Arc<ManualClock>,
     store: MemoryStore,
@@ -66,11 +66,11 @@ fn trap_01_a_node_that_cannot_confirm_fails_closed_past_its_bound() {
     let here_now = here.verify(key.secret.expose(), &reading()).unwrap_err();
     assert!(
         matches!(here_now, VerifyError::Revoked { .. }),
-        "at once where it was revoked"
+        "the revoking node refuses the key immediately"
     );
 
-    // The other node cannot learn of the revocation. That node accepts the key until its staleness bound
-    // ends, and not an instant longer.
+    // The other node cannot learn of the revocation. It accepts the key until its staleness bound ends, and
+    // not a microsecond longer.
     world.clock.advance(Duration::from_secs(10));
     there.verify(key.secret.expose(), &reading()).unwrap();
     world.clock.advance(Duration::from_micros(1));
@@ -79,11 +79,11 @@ fn trap_01_a_node_that_cannot_confirm_fails_closed_past_its_bound() {
     assert_eq!(
         refusal.kind(),
         keyward::VerifyErrorKind::Unavailable,
-        "never a bad key"
+        "a stale node must not report a bad key"
     );
     assert!(
         there.now() <= revoked.no_later_than(),
-        "the receipt promised no more"
+        "acceptance ends within the receipt's bound"
     );
     assert!(wait(there.sync()).is_err());
 
@@ -98,7 +98,7 @@ fn trap_01_a_node_without_a_confirmed_sync_is_never_fresh() {
     let world = Nodes::new();
     let key = wait(world.nodes[0].create(&admin(), reader("a"))).unwrap();
     world.clock.advance(hours(1));
-    // Reads other than a sync do not confirm that the node is up to date.
+    // A verification through the store does not confirm that the node is up to date. Only a sync does.
     wait(world.nodes[0].verify_fresh(key.secret.expose(), &reading())).unwrap();
     let refusal = world.nodes[0]
         .verify(key.secret.expose(), &reading())
@@ -112,7 +112,7 @@ fn trap_02_a_read_from_before_a_revocation_does_not_undo_it() {
     let [here, there] = &world.nodes;
     let key = wait(here.create(&admin(), reader("a"))).unwrap();
 
-    // The other node reads the key through the store, and the answer is delayed.
+    // The other node starts to read the key through the store, and the answer is delayed.
     let need = reading();
     let mut reading_through = pin!(there.verify_or_fetch(key.secret.expose(), &need));
     let mut context = Context::from_waker(Waker::noop());
@@ -123,10 +123,10 @@ fn trap_02_a_read_from_before_a_revocation_does_not_undo_it() {
     wait(here.revoke(&admin(), key.id, Reason::Lost)).unwrap();
     wait(there.sync()).unwrap();
     let Poll::Ready(verdict) = reading_through.as_mut().poll(&mut context) else {
-        panic!("a store in memory answers at once");
+        panic!("an in-memory store answers immediately");
     };
     assert!(matches!(verdict.unwrap_err(), VerifyError::Revoked { .. }));
-    assert!(early.unwrap().is_some(), "the key was there to be read");
+    assert!(early.unwrap().is_some(), "the early read found the key");
     let refusal = there.verify(key.secret.expose(), &need).unwrap_err();
     assert!(matches!(refusal, VerifyError::Revoked { .. }));
 }
@@ -135,7 +135,7 @@ fn trap_02_a_read_from_before_a_revocation_does_not_undo_it() {
 fn trap_22_a_new_key_is_accepted_immediately_on_a_node_that_missed_it() {
     let world = Nodes::new();
     let [here, there] = &world.nodes;
-    let other = World::new();
+    let other = TestService::new();
     let stranger = other.some_key();
     for _ in 0..2 {
         let miss = wait(there.verify_or_fetch(stranger.secret.expose(), &reading()));
@@ -149,7 +149,7 @@ fn trap_22_a_new_key_is_accepted_immediately_on_a_node_that_missed_it() {
     wait(there.verify_or_fetch(key.secret.expose(), &reading())).unwrap();
     there.verify(key.secret.expose(), &reading()).unwrap();
 
-    // An imported key also works on a node that refused the key before its import.
+    // A node that refused a token accepts it once the token is imported.
     let token = "a-token-from-elsewhere";
     assert!(wait(there.verify_or_fetch(token, &reading())).is_err());
     let import = ImportKey::sha256(Digest::sha256(token), reader("b"));
@@ -205,7 +205,7 @@ fn a_commit_with_a_lost_answer_is_found_and_applied_here() {
     let refusal = here.verify(key.secret.expose(), &reading()).unwrap_err();
     assert!(
         matches!(refusal, VerifyError::Revoked { .. }),
-        "before the call returned"
+        "the change was applied before the call returned"
     );
 
     lose(vec![Fault::ReplyLost]);
@@ -266,7 +266,7 @@ fn a_class_with_a_bound_of_zero_is_verified_against_the_store() {
     let refusal = wait(there.verify_or_fetch(key.secret.expose(), &need)).unwrap_err();
     assert!(
         matches!(refusal, VerifyError::Revoked { .. }),
-        "without any sync"
+        "no sync is needed"
     );
 }
 
@@ -370,7 +370,8 @@ fn a_batch_is_refused_past_its_bound() {
     assert!(verdicts.iter().all(stale), "{verdicts:?}");
 }
 
-/// Fails if imported keys are distinguished by only half of their digest, which the importer can choose.
+/// Fails if an imported key is found by only half of its digest. An importer can choose a digest with a given
+/// half.
 #[test]
 fn a_key_imported_under_half_of_anothers_digest_does_not_match_it() {
     let world = Nodes::new();

@@ -1,5 +1,5 @@
-//! Effects of a node's own commands on its local state. The node applies the rows that a command was decided
-//! on. The node also notices that its store was replaced.
+//! Effects of a node's own commands on its local state. The node applies the rows on which a command was
+//! decided, and notices if its store was replaced.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -19,7 +19,7 @@ use keyward::{
 use keyward_conformance::{Call, Fault, FaultyStore};
 use support::*;
 
-/// Two nodes over one store that is remote for both.
+/// Two nodes over one store, which is remote for both of them.
 struct Two {
     a: Keyward,
     b: Keyward,
@@ -74,7 +74,7 @@ fn a_key_works_where_it_was_created_although_another_node_raised_its_owner() {
     assert!(verdict.is_ok(), "{verdict:?}");
 }
 
-/// A command is also decided on the rows of the tenants above.
+/// A command is also decided on the rows of ancestor tenants.
 #[test]
 fn a_key_works_where_it_was_created_although_another_node_wrote_the_rows_above() {
     let two = Two::new();
@@ -83,7 +83,7 @@ fn a_key_works_where_it_was_created_although_another_node_wrote_the_rows_above()
     works(&two.a, &create(&two.a, &alice("acme"), below));
 }
 
-/// Runs a command on a key. Returns the new secret, if there is one.
+/// A command on a key. Returns the new secret, if any.
 type Give = fn(&Keyward, &Created) -> Option<String>;
 
 /// Holds for every command that leaves a working key.
@@ -120,7 +120,7 @@ fn a_node_applies_the_rows_its_commands_were_decided_on() {
     }
 }
 
-/// A row older than the node's state changes nothing.
+/// Rows that are older than the node's state change nothing.
 #[test]
 fn the_rows_of_a_command_overwrite_no_newer_rows() {
     let two = Two::new();
@@ -139,11 +139,11 @@ fn admin_of(name: &str) -> Actor {
 /// An action that runs while the answer to a read is in flight.
 type Meanwhile = Box<dyn FnOnce() + Send>;
 
-/// A store that can be replaced by another store.
+/// A store that a test can replace by another store.
 #[derive(Clone)]
 struct Swapped {
     store: Arc<Mutex<MemoryStore>>,
-    /// The number of reads of changes to let pass first, and the pending action.
+    /// The pending action, and the number of reads of changes that pass before it.
     meanwhile: Arc<Mutex<Option<(usize, Meanwhile)>>>,
 }
 
@@ -169,7 +169,8 @@ impl Swapped {
         *self.store.lock().unwrap() = with;
     }
 
-    /// Lets `others` reads of changes pass, then runs `meanwhile` before the answer to the next read arrives.
+    /// Lets `others` reads of changes pass. The next read is delayed: `meanwhile` runs before its answer
+    /// arrives.
     fn interrupt(&self, others: usize, meanwhile: impl FnOnce() + Send + 'static) {
         *self.meanwhile.lock().unwrap() = Some((others, Box::new(meanwhile)));
     }
@@ -240,7 +241,7 @@ fn trap_34_after_a_commit_to_another_history_nothing_is_fresh() {
         create(&keys, &alice("acme"), reader(&format!("filler {number}")));
     }
     works(&keys, &key);
-    // A store with fewer commits, and so at an earlier revision.
+    // This store has fewer commits, so it is at an earlier revision.
     let other = MemoryStore::new();
     let there = node(other.clone(), &clock, policy);
     let twin = create(&there, &alice("acme"), reader("twin"));
@@ -255,7 +256,7 @@ fn trap_34_after_a_commit_to_another_history_nothing_is_fresh() {
     assert!(matches!(refused, VerifyError::Revoked { .. }), "{refused}");
 }
 
-/// A machine's monotonic clock can stand still while the host pauses the machine. Once corrected, the wall
+/// The monotonic clock of a virtual machine can stand still while the machine is paused. The corrected wall
 /// clock reveals the pause.
 #[test]
 fn a_forward_step_of_the_wall_clock_past_the_bound_ends_freshness_until_the_next_sync() {
@@ -269,8 +270,8 @@ fn a_forward_step_of_the_wall_clock_past_the_bound_ends_freshness_until_the_next
         clock.set_wall(Timestamp::from_micros(now).unwrap());
     };
     let verdict = || keys.verify(key.secret.expose(), &reading());
-    // The node stays fresh after a step within the bound of ten seconds, and after a step back and its
-    // correction.
+    // The node stays fresh after steps within the bound of ten seconds, and after a step back that is
+    // corrected.
     for by in [9, -9, -3600, 3600] {
         step(by);
         assert!(verdict().is_ok(), "{by}");
@@ -284,13 +285,13 @@ fn a_forward_step_of_the_wall_clock_past_the_bound_ends_freshness_until_the_next
     assert_eq!(keys.freshness().age, Some(11 * second));
     wait(keys.sync()).unwrap();
     assert!(verdict().is_ok());
-    // An advance of both clocks together is not a step of the wall clock.
+    // If both clocks advance together, the wall clock has not stepped.
     clock.advance(9 * second);
     assert!(verdict().is_ok());
 }
 
-/// Other nodes ignore a node whose report is old by their clocks. After a pause the node registers again
-/// before it is fresh.
+/// Other nodes ignore a node whose last report is too old by their clocks. After a pause, the node must
+/// register again before it is fresh.
 #[test]
 fn after_an_uncounted_pause_a_node_registers_again() {
     let store = FaultyStore::new(MemoryStore::new());
@@ -310,8 +311,8 @@ fn after_an_uncounted_pause_a_node_registers_again() {
     works(&keys, &key);
 }
 
-/// A read that is in flight while the store is replaced does not make the node fresh. This holds for reads of
-/// changes and for full scans.
+/// A read in flight while the store is replaced does not make the node fresh. This holds for reads of changes
+/// and for full scans.
 #[test]
 fn a_sync_in_flight_does_not_confirm_a_replaced_store() {
     for rebuilds in [false, true] {
@@ -324,7 +325,7 @@ fn a_sync_in_flight_does_not_confirm_a_replaced_store() {
         let there = node(other.clone(), &clock, policy());
         let twin = create(&there, &alice("acme"), reader("twin"));
         if rebuilds {
-            // This first replacement makes the next sync read everything again.
+            // This first replacement makes the next sync a full scan.
             store.swap(MemoryStore::new());
         }
         let (own, swapped) = (keys.clone(), store.clone());

@@ -211,7 +211,10 @@ async fn in_amplitude_products_a_server_deployment_key_is_deleted_once_nothing_r
         assert!(text(key).starts_with(&format!("{side}-")));
         let rotated = keys.rotate(&admin, key.id, routine()).await.unwrap();
         let need = Need::scope("variants:read").unwrap().or_publishable();
-        assert!(keys.verify(text(key), &need).is_ok(), "works in its grace");
+        assert!(
+            keys.verify(text(key), &need).is_ok(),
+            "the old key works during its grace period"
+        );
         assert!(keys.verify(rotated.secret.expose(), &need).is_ok());
         old = Some(key.id);
     }

@@ -1,12 +1,12 @@
 //! A model of the propagation protocol, checked in every order of events.
 //!
-//! There are two nodes, one writer and two keys. The store answers one row at a time and compacts its
-//! history. Messages are lost, replies are late, and a node restarts. Time is a few ticks, and every step of
-//! a poll and of a verification is a separate step.
+//! The model has two nodes, one writer and two keys. The store answers one row at a time and compacts its
+//! history. Messages get lost, replies are late, and a node restarts. Time is a few ticks. Each step of a
+//! poll and of a verification is a separate event.
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
-/// The number of ticks for which a confirmation is valid: 1, the smallest bound that time can exceed.
+/// Ticks for which a confirmation is valid: 1, the smallest bound that the model's time can exceed.
 const BOUND: u8 = 1;
 
 const ACCEPTED: &str = "now and then a key is accepted";
@@ -78,13 +78,13 @@ struct Rows {
 struct Store {
     rows: [Row; 2],
     head: u8,
-    /// The revision up to which changes are compacted.
+    /// The revision up to which the history is compacted.
     floor: u8,
     /// The tick at which the first key was ended.
     ended: Option<u8>,
 }
 
-/// An answer of the store.
+/// An answer from the store.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 enum Page {
     Changes {
@@ -114,7 +114,7 @@ enum Poll {
         goal: Option<u8>,
         aside: Option<Rows>,
         page: Page,
-        /// Whether the node has already confirmed, before it applies the page, as `ConfirmsFirst` does.
+        /// Whether the node has confirmed before it applied the page, as the variant `ConfirmsFirst` does.
         confirmed: bool,
     },
 }
@@ -125,11 +125,11 @@ struct Node {
     cursor: Option<u8>,
     confirmed: Option<u8>,
     poll: Poll,
-    /// The row of the first key in a reply to a read, while the reply is in flight.
+    /// The row of the first key, in a reply that is in flight.
     fetched: Option<Row>,
 }
 
-/// The progress of the only verification. It verifies the first key.
+/// The progress of the only verification, which verifies the first key.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 enum Verification {
     Not,
@@ -155,7 +155,7 @@ struct State {
     left: Budget,
     store: Store,
     nodes: [Node; 2],
-    /// A row that the first node committed and does not know yet.
+    /// A row that the first node has committed but not applied yet.
     landing: Option<(usize, Row)>,
     verification: Verification,
 }
@@ -423,7 +423,7 @@ impl Protocol {
         order[done.min(2)]
     }
 
-    /// Returns whether every node would know the store's state if no more faults occurred.
+    /// Returns whether every node reaches the store's state if no more faults occur.
     fn recovers(&self, state: &State) -> bool {
         let mut state = *state;
         if let Some(row) = state.landing.take() {
@@ -584,7 +584,7 @@ impl Model for Protocol {
             Step::Hear(place) => {
                 let node = &mut state.nodes[place];
                 let row = node.fetched.take()?;
-                // Ignores the reply while the node starts over, and if the store did not know the key.
+                // The reply is ignored if the node is starting over, or if the store did not know the key.
                 if node.cursor.is_some() && row.life != Life::Unknown {
                     node.live.apply((0, row), self.variant);
                 }
@@ -651,9 +651,9 @@ impl Model for Protocol {
     }
 }
 
-/// Budgets small enough to explore in seconds. Together they are large enough to find every broken variant.
+/// Budgets that take only seconds to explore. Together they find every broken variant.
 const SMALL: [Budget; 4] = [
-    // Leases and lost messages.
+    // Explores leases and lost messages.
     Budget {
         ticks: 3,
         writes: 1,
@@ -661,14 +661,14 @@ const SMALL: [Budget; 4] = [
         polls: 2,
         ..NONE
     },
-    // Rows that change again while they are read page by page.
+    // Explores rows that change again while they are read page by page.
     Budget {
         ticks: 2,
         writes: 4,
         polls: 1,
         ..NONE
     },
-    // A store that compacts, and a late reply.
+    // Explores a store that compacts, and a late reply.
     Budget {
         ticks: 2,
         writes: 2,
@@ -677,7 +677,7 @@ const SMALL: [Budget; 4] = [
         polls: 1,
         ..NONE
     },
-    // A node that restarts.
+    // Explores a node that restarts.
     Budget {
         ticks: 2,
         writes: 2,
@@ -707,7 +707,7 @@ fn check(variant: Variant, budget: Budget) -> impl Checker<Protocol> {
         .join()
 }
 
-/// Returns the violated properties.
+/// Returns the names of the violated properties.
 fn broken(checked: &impl Checker<Protocol>) -> Vec<&'static str> {
     let mut found: Vec<_> = checked.discoveries().into_keys().collect();
     found.retain(|name| !name.starts_with("now and then"));
@@ -726,7 +726,10 @@ fn no_order_of_steps_breaks_the_protocol() {
         accepts |= happened.contains_key(ACCEPTED);
         starts_over |= happened.contains_key(STARTED_OVER);
     }
-    assert!(accepts && starts_over, "the model can do what it is about");
+    assert!(
+        accepts && starts_over,
+        "the model reaches acceptance and starting over"
+    );
 }
 
 #[test]

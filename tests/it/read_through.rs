@@ -1,4 +1,4 @@
-//! Reading keys through the store: shared reads, their limits, and what they may grant.
+//! Read-through of unknown keys from the store: shared reads, their limits, and the grants they allow.
 
 use std::num::NonZeroU32;
 use std::pin::Pin;
@@ -10,7 +10,7 @@ use keyward::policy::{Policy, Propagation};
 use keyward::store::MemoryStore;
 use keyward_conformance::Call;
 use proptest::prelude::*;
-use support::gated::Gated;
+use support::gated::GatedStore;
 
 use keyward::command::{Created, ImportKey};
 use keyward::entropy::SeededEntropy;
@@ -23,11 +23,11 @@ use support::*;
 
 type Verdict = Result<Grant, VerifyError>;
 
-/// A node over a link the test controls, and another node that makes the changes.
+/// A node over a controllable link, and another node that makes the changes.
 struct Nodes {
     clock: Arc<ManualClock>,
     store: MemoryStore,
-    link: Gated,
+    link: GatedStore,
     here: Keyward,
     there: Keyward,
 }
@@ -43,7 +43,7 @@ impl Nodes {
         let mut spec = profiles::standard();
         spec.propagation = propagation;
         let policy = Policy::new(spec).unwrap();
-        let link = Gated::new(store.clone());
+        let link = GatedStore::new(store.clone());
         let builder = Keyward::builder(link.clone(), peppers())
             .policy(policy.clone())
             .clock(clock.clone());
@@ -58,7 +58,7 @@ impl Nodes {
         }
     }
 
-    /// Starts a node whose random draws are the same in every test, so that a test can predict its keys.
+    /// Starts a node with a fixed random seed, so that a test can predict the node's keys.
     fn drawing(
         store: &MemoryStore,
         policy: Policy,
@@ -72,7 +72,8 @@ impl Nodes {
         wait(builder.build()).unwrap()
     }
 
-    /// Creates the first key of a predictable node. The key's id contains the start time of the test's clock.
+    /// Creates the first key of a node with predictable keys. The key's id contains the start time of the
+    /// clock.
     fn predicted_key(&self) -> Created {
         let policy = Policy::new(profiles::standard()).unwrap();
         let clock = Arc::new(ManualClock::at(at(START)));
@@ -84,7 +85,7 @@ impl Nodes {
         wait(self.there.create(&admin(), reader("a key"))).unwrap()
     }
 
-    /// Creates a key that both nodes know.
+    /// Creates a key and syncs this node.
     fn known_key(&self) -> Created {
         let key = self.new_key();
         wait(self.here.sync()).unwrap();
@@ -108,7 +109,7 @@ impl Nodes {
     }
 }
 
-/// A call that advances only when it is polled.
+/// A call that makes progress only when the test polls it.
 struct Calling(Pin<Box<dyn Future<Output = Verdict>>>);
 
 impl Calling {
@@ -128,10 +129,10 @@ impl Calling {
         }
     }
 
-    /// Polls the call once, and checks that the call waits for the store.
+    /// Polls the call once. Checks that the call now waits for the store.
     #[track_caller]
     fn begun(mut self) -> Self {
-        assert!(self.poll().is_none(), "it waits for the store");
+        assert!(self.poll().is_none(), "the call waits for the store");
         self
     }
 
@@ -143,7 +144,7 @@ impl Calling {
 
 /// Returns tokens of keys that do not exist.
 fn strangers(count: usize) -> Vec<String> {
-    let own = World::new().some_key();
+    let own = TestService::new().some_key();
     let token = own.secret.expose();
     let id = keyward::token::parse(token.as_bytes()).unwrap().id();
     let other = |n: usize| {
@@ -172,10 +173,14 @@ fn a_flood_of_unknown_ids_causes_a_bounded_number_of_reads() {
     let mut outcomes = [0, 0];
     for (n, token) in strangers(FLOOD).iter().enumerate() {
         if n == FLOOD / 2 {
-            assert_eq!(world.finds(), burst, "while no time passes");
+            assert_eq!(
+                world.finds(),
+                burst,
+                "without time passing, only the burst is read"
+            );
         }
         if n >= FLOOD / 2 {
-            // The second half arrives within a second.
+            // The requests of the second half arrive within one second.
             world.clock.advance(Duration::from_micros(20));
         }
         match wait(world.here.verify_or_fetch(token, &reading())).unwrap_err() {
@@ -189,7 +194,7 @@ fn a_flood_of_unknown_ids_causes_a_bounded_number_of_reads() {
     assert_eq!(
         VerifyError::StoreUnavailable.kind(),
         VerifyErrorKind::Unavailable,
-        "never a bad key"
+        "an outage must not look like a bad key"
     );
     assert_eq!(world.link.asked(Call::Load), 0);
 }
@@ -213,7 +218,7 @@ fn strings_that_are_not_tokens_share_the_limits_of_tokens() {
         assert!(calls.iter().all(Result::is_err));
     }
     assert_eq!(world.finds(), burst);
-    // The holder of the imported key is still accepted.
+    // The real imported key is still accepted.
     let held = wait(
         world
             .here
@@ -236,7 +241,7 @@ fn the_number_of_reads_in_flight_is_limited() {
         .collect();
     let refused = world.fetch(&keys[3]).end().unwrap_err();
     assert_eq!((refused, world.finds()), (VerifyError::StoreUnavailable, 3));
-    // A cancelled read makes room.
+    // A cancelled read makes room for another read.
     drop(waiting.pop());
     let fourth = world.fetch(&keys[3]).begun();
     gate.open();
@@ -259,7 +264,7 @@ fn callers_who_ask_for_the_same_unknown_key_share_one_read() {
         call.end().unwrap();
     }
     assert_eq!(world.finds(), 1);
-    // From then on this node knows the key.
+    // From now on, this node knows the key and needs no more reads.
     world.fetch(&key).end().unwrap();
     assert_eq!(world.finds(), 1);
 }
@@ -294,11 +299,7 @@ fn a_refusal_is_never_taken_from_a_read_that_began_before_the_call() {
     for call in late {
         call.end().unwrap();
     }
-    assert_eq!(
-        world.finds(),
-        2,
-        "those who came late share one read as well"
-    );
+    assert_eq!(world.finds(), 2, "the late callers share one read");
 }
 
 #[test]
@@ -343,7 +344,7 @@ fn no_caller_hangs_when_the_first_caller_of_a_read_is_gone() {
             .expect("a shared read continues without its first caller")
             .unwrap();
         drop(first);
-        assert_eq!(world.finds(), 1, "the same read");
+        assert_eq!(world.finds(), 1, "both callers shared one read");
     }
 }
 
@@ -424,7 +425,7 @@ fn a_flood_does_not_lock_out_holders_of_known_keys() {
     world.fetch(&key).end().unwrap();
     world.fresh(&key).end().unwrap();
     assert_eq!(world.finds(), burst + 2);
-    // Knowing the id of a key is not holding the key.
+    // A token with the key's id but another secret does not get around the limit.
     let forged = with_other_secret(key.secret.expose());
     let refused = wait(world.here.verify_or_fetch(&forged, &reading()));
     assert_eq!(refused.unwrap_err(), VerifyError::StoreUnavailable);
@@ -447,7 +448,7 @@ fn an_answer_in_flight_for_longer_than_the_bound_grants_nothing() {
     gate.open();
     let refused = first.end().unwrap_err();
     assert!(matches!(refused, VerifyError::Stale { .. }), "{refused}");
-    // The call that shared the read retries.
+    // The call that shared the read tries again.
     let refused = second.end().unwrap_err();
     assert!(matches!(refused, VerifyError::Revoked { .. }), "{refused}");
 }
@@ -473,7 +474,7 @@ fn a_grant_may_come_from_an_earlier_read_up_to_the_bound() {
 fn past_the_bound_a_key_is_refused_unless_the_deployment_reads_through() {
     let refuses = Nodes::new();
     let reads = Nodes::with(Propagation::default(), |builder| {
-        builder.past_bound(OnStale::ReadThrough)
+        builder.on_stale(OnStale::ReadThrough)
     });
     let past = Propagation::default().bound + Duration::from_micros(1);
     for world in [&refuses, &reads] {
@@ -484,7 +485,7 @@ fn past_the_bound_a_key_is_refused_unless_the_deployment_reads_through() {
             let plain = world.here.verify(key.secret.expose(), &reading());
             assert!(matches!(plain, Err(VerifyError::Stale { .. })), "{plain:?}");
         }
-        assert_eq!(world.finds(), 0, "verify never asks");
+        assert_eq!(world.finds(), 0, "`verify` never reads the store");
         let asked = [world.fetch(&key).end(), world.fetch(&revoked).end()];
         if std::ptr::eq(world, &refuses) {
             assert!(matches!(asked[0], Err(VerifyError::Stale { .. })));
@@ -493,7 +494,7 @@ fn past_the_bound_a_key_is_refused_unless_the_deployment_reads_through() {
         }
         asked[0].as_ref().unwrap();
         assert!(matches!(asked[1], Err(VerifyError::Revoked { .. })));
-        // The read confirms nothing about other keys, nor about this key later on.
+        // The read confirms nothing about other keys, and nothing for later calls.
         let plain = world.here.verify(key.secret.expose(), &reading());
         assert!(matches!(plain, Err(VerifyError::Stale { .. })), "{plain:?}");
     }
@@ -502,7 +503,7 @@ fn past_the_bound_a_key_is_refused_unless_the_deployment_reads_through() {
 #[test]
 fn past_the_bound_only_a_read_that_began_after_the_call_grants() {
     let world = Nodes::with(Propagation::default(), |builder| {
-        builder.past_bound(OnStale::ReadThrough)
+        builder.on_stale(OnStale::ReadThrough)
     });
     let key = world.known_key();
     world
@@ -522,7 +523,7 @@ fn past_the_bound_only_a_read_that_began_after_the_call_grants() {
 fn past_the_bound_reads_have_the_same_limits() {
     let world = Nodes::with(Propagation::default(), |builder| {
         let bounds = ReadThroughLimits::default().with(|bounds| bounds.burst = count(2));
-        let builder = builder.past_bound(OnStale::ReadThrough);
+        let builder = builder.on_stale(OnStale::ReadThrough);
         builder.read_through(bounds)
     });
     let keys = [(); 3].map(|()| world.known_key());
@@ -562,7 +563,7 @@ fn lag_counts_commits_seen_by_a_read_and_not_yet_synced() {
     assert_eq!((lag.time, lag.commits), (Some(Duration::ZERO), Some(0)));
 }
 
-/// A step of a scenario about one key.
+/// A step of a random scenario with one key.
 #[derive(Clone, Debug)]
 enum Step {
     /// The other node creates the key, or disables or enables an existing one.
@@ -571,11 +572,11 @@ enum Step {
     Begin {
         fresh: bool,
     },
-    /// Polls the waiting call of this number.
+    /// Polls the waiting call with this index.
     Poll(usize),
-    /// Drops the waiting call of this number.
+    /// Drops the waiting call with this index.
     Drop(usize),
-    /// Holds answers back from now on if true. Releases all held answers if false.
+    /// If true, holds back answers from now on. If false, releases all held answers.
     Hold(bool),
     Sync,
     Pass(Duration),
@@ -608,8 +609,8 @@ impl History {
         self.0.last().unwrap().2
     }
 
-    /// Returns whether the key had this state at an instant that satisfies `since`. If `since` holds for an
-    /// instant, it holds for all later ones.
+    /// Returns whether the key had this state at some instant for which `since` holds. Once `since` holds, it
+    /// holds for all later instants.
     fn was(&self, key: Key, since: impl Fn(usize, Duration) -> bool) -> bool {
         let ends = self
             .0
@@ -629,7 +630,7 @@ struct Open {
 }
 
 impl Open {
-    /// Checks a verdict against the key's history.
+    /// Checks a verdict against the history of the key.
     fn check(&self, verdict: Verdict, past: &History, now: Duration, synced: Duration) {
         let bound = Propagation::default().bound;
         let during = |step: usize, _: Duration| step > self.begun.0;
@@ -640,7 +641,7 @@ impl Open {
             }
             Ok(_) => past.was(Key::On, lately),
             Err(VerifyError::Unknown) => past.was(Key::Absent, during),
-            // Without `fresh`, any state of a known key within the bound may refuse the key.
+            // Without `fresh`, a known key may be refused for any state that it had within the bound.
             Err(VerifyError::Disabled { .. }) if self.fresh => past.was(Key::Off, during),
             Err(VerifyError::Disabled { .. }) => {
                 past.was(Key::Off, lately) || past.was(Key::Off, during)
@@ -658,8 +659,8 @@ impl Open {
 }
 
 proptest! {
-    /// Reads are shared, delayed and dropped in any order. A grant was correct within the bound, or since the
-    /// call began if the call is fresh. A refusal was correct since the call began.
+    /// Reads are shared, delayed and dropped in any order. A grant must be true at some instant within the
+    /// bound. A fresh call, and the refusal of an unknown key, must be true since the call began.
     #[test]
     fn no_order_of_reads_grants_too_late_or_refuses_too_early(
         steps in prop::collection::vec(step(), 1..60),
@@ -672,8 +673,8 @@ proptest! {
         let key = Nodes::new().predicted_key();
         let (mut now, mut synced) = (Duration::ZERO, Duration::ZERO);
         let mut past = History(vec![(0, now, Key::Absent)]);
-        let (mut open, mut gates): (Vec<Open>, Vec<support::gated::Gate>) = Default::default();
-        // At the end all answers are released and all calls run to their end.
+        let (mut open, mut gates): (Vec<Open>, Vec<support::gated::AnswerGate>) = Default::default();
+        // At the end, all answers are released and all calls run to completion.
         let rest = [Step::Hold(false)].into_iter().chain((0..60).map(|_| Step::Poll(0)));
         for (number, step) in (1..).zip(steps.into_iter().chain(rest)) {
             match step {

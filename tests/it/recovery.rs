@@ -1,4 +1,5 @@
-//! Once recovered, a store restored from a backup accepts no key that was ended or narrowed after the backup.
+//! Recovery of a store from a backup. Afterwards, the store accepts no key that was ended or narrowed after
+//! the backup was made.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -20,7 +21,8 @@ use keyward::{
     RotateKey, TenantId, Timestamp, UpdateKey, VerifyError, days, hours, profiles,
 };
 use keyward_conformance::model::{
-    Ask, Asker, Facade, Given, Listed, Model, Step, System, TENANTS, Why, policy, run,
+    Facade, IssuedSecrets, ListedKey, ModelActor, ModelCommand, ModelStep, ReferenceModel,
+    RefusalReason, System, TENANTS, policy, run,
 };
 use keyward_conformance::{Call, Fault, FaultyStore, strategies};
 use proptest::prelude::*;
@@ -29,7 +31,7 @@ use support::*;
 
 const ALL: NonZeroUsize = NonZeroUsize::new(100_000).unwrap();
 
-/// Returns a new store with every row and audit entry of `of`, like a backup.
+/// Returns a copy of `of` with every row and audit entry, like a backup.
 fn backup(of: &MemoryStore) -> MemoryStore {
     let mut tenants: BTreeMap<TenantId, Effects> = BTreeMap::new();
     for change in wait(of.scan(None, ALL)).unwrap().rows {
@@ -98,7 +100,7 @@ fn status(keys: &Keyward, id: KeyId) -> Status {
 
 #[test]
 fn after_a_restore_nothing_verifies_until_it_is_enabled() {
-    let world = World::with_policies(policy(CAP));
+    let world = TestService::with_policies(policy(CAP));
     let legacy = wait(world.keys.provision_tenant(&host(), &tenant("acme"))).unwrap();
     let legacy = legacy.into_iter().next().unwrap();
     let key = |by: &Actor| world.create(by, reader("key")).unwrap();
@@ -156,7 +158,7 @@ fn after_a_restore_nothing_verifies_until_it_is_enabled() {
 
 #[test]
 fn publishable_keys_are_disabled_too() {
-    let world = World::new();
+    let world = TestService::new();
     let public = reader("web").class("publishable").environment("live");
     let public = world.create(&admin(), public).unwrap();
     let restored = world.restored(&backup(&world.store), standard());
@@ -167,7 +169,7 @@ fn publishable_keys_are_disabled_too() {
 
 #[test]
 fn a_trusted_backup_is_left_unchanged() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let store = backup(&world.store);
     wait(world.keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
@@ -181,7 +183,7 @@ fn a_trusted_backup_is_left_unchanged() {
     assert_eq!(trail(&store).len(), before);
 }
 
-/// Changes keys and owners in many ways, and checks the effect of a replay on each key.
+/// Changes keys and owners in many ways, and checks how a replay affects each key.
 #[test]
 fn a_replay_repeats_every_change_that_ended_or_narrowed_a_key() {
     let mut spec = profiles::standard();
@@ -192,7 +194,7 @@ fn a_replay_repeats_every_change_that_ended_or_narrowed_a_key() {
         keep: Some(days(1)),
     };
     let policies = || Policies::from(keyward::policy::Policy::new(spec.clone()).unwrap());
-    let world = World::with_policies(policies());
+    let world = TestService::with_policies(policies());
     let [kept, revoked, deleted, purged, leaked, disabled, enabled] =
         std::array::from_fn(|_| world.some_key());
     let [
@@ -283,7 +285,7 @@ fn a_replay_repeats_every_change_that_ended_or_narrowed_a_key() {
     let writing = Need::scope("reports:write").unwrap();
     assert!(restored.verify(of_carol.secret.expose(), &writing).is_err());
 
-    // None of the key's current scopes is among its former scopes, so the report lists the key for review.
+    // The key has none of its former scopes, so the report lists it for review.
     assert_eq!(report.to_review, [narrowed.id]);
     assert!(report.lost.contains(&newest.id) && report.lost.contains(&successor.id));
     assert_eq!(report.lost.len(), 4, "{report:?}");
@@ -299,7 +301,7 @@ fn a_replay_repeats_every_change_that_ended_or_narrowed_a_key() {
     assert!(report.unknown.is_empty() && report.corrupt.is_empty());
     wait(restored.verify_audit(&host(), &acme, None)).unwrap();
 
-    // Replays again, after an operator enabled a key: no change is repeated.
+    // An operator has enabled a key. A second replay repeats no change.
     wait(restored.enable(&host(), disabled.id)).unwrap();
     let before = trail(&store).len();
     let again = recover(&restored, Recovery::Replay(entries));
@@ -320,7 +322,7 @@ fn a_replay_repeats_every_change_that_ended_or_narrowed_a_key() {
 
 #[test]
 fn a_legacy_key_rotated_since_the_backup_is_disabled() {
-    let world = World::with_policies(policy(CAP));
+    let world = TestService::with_policies(policy(CAP));
     let legacy = wait(world.keys.provision_tenant(&host(), &tenant("acme"))).unwrap();
     let legacy = legacy.into_iter().next().unwrap();
     let store = backup(&world.store);
@@ -346,7 +348,7 @@ fn a_legacy_key_rotated_since_the_backup_is_disabled() {
 
 #[test]
 fn a_tenant_closed_since_the_backup_is_closed_again_with_all_below() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let below = world
         .create(&admin(), reader("web").in_tenant(tenant("acme/web")))
@@ -361,7 +363,7 @@ fn a_tenant_closed_since_the_backup_is_closed_again_with_all_below() {
 
 #[test]
 fn entries_that_are_altered_foreign_or_missing_change_nothing() {
-    let world = World::new();
+    let world = TestService::new();
     let (one, two) = (world.some_key(), world.some_key());
     world
         .create(&Actor::application(tenant("other")), reader("o"))
@@ -389,7 +391,7 @@ fn entries_that_are_altered_foreign_or_missing_change_nothing() {
     let known = refused(&|entries| entries[0].actor = author("mallory"));
     assert!(
         matches!(known, ChainError::Altered { .. }),
-        "in the backup, but not like this"
+        "the altered entry differs from the one in the backup"
     );
     let gapped = refused(&|entries| drop(entries.remove(last - 1)));
     assert!(matches!(gapped, ChainError::Gap { .. }));
@@ -400,7 +402,7 @@ fn entries_that_are_altered_foreign_or_missing_change_nothing() {
         moved,
         ChainError::Altered { .. } | ChainError::Gap { .. }
     ));
-    let elsewhere = World::new();
+    let elsewhere = TestService::new();
     elsewhere.some_key();
     elsewhere.clock.advance(hours(1));
     wait(
@@ -418,7 +420,7 @@ fn entries_that_are_altered_foreign_or_missing_change_nothing() {
         ChainError::Altered { .. } | ChainError::Gap { .. }
     ));
 
-    // Unaltered entries from overlapping exports may come in any order and more than once.
+    // Unaltered entries from overlapping exports may be in any order, and may repeat.
     let mut given = entries.clone();
     given.reverse();
     given.extend(entries);
@@ -428,7 +430,7 @@ fn entries_that_are_altered_foreign_or_missing_change_nothing() {
 
 #[test]
 fn an_unsealed_history_of_another_pepper_is_refused() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let store = backup(&world.store);
     wait(world.keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
@@ -441,7 +443,7 @@ fn an_unsealed_history_of_another_pepper_is_refused() {
     assert!(matches!(error, ChainError::UnknownPepper { .. }));
 }
 
-/// Returns a store whose calls fail after a number of commits.
+/// Returns a store whose calls fail after `commits` commits.
 fn dying(inner: MemoryStore, commits: usize) -> FaultyStore<MemoryStore> {
     let made = AtomicUsize::new(0);
     FaultyStore::new(inner).with_plan(move |call| {
@@ -455,7 +457,7 @@ fn dying(inner: MemoryStore, commits: usize) -> FaultyStore<MemoryStore> {
 
 #[test]
 fn an_interrupted_recovery_continues() {
-    let world = World::new();
+    let world = TestService::new();
     let made: Vec<_> = (0..4).map(|_| world.some_key()).collect();
     let others = ["a", "b", "c"].map(|path| {
         let host = Actor::application(tenant(path));
@@ -499,7 +501,7 @@ fn an_interrupted_recovery_continues() {
 fn keys_of_a_large_store_are_disabled_in_pages() {
     let mut spec = profiles::standard();
     spec.active_keys = ActiveKeyCap::Unlimited;
-    let world = World::with_policy(spec);
+    let world = TestService::with_policy(spec);
     let keys: Vec<_> = (0..1003).map(|_| world.some_key()).collect();
     let restored = world.restored(&backup(&world.store), standard());
     assert_eq!(
@@ -519,12 +521,18 @@ struct BackedUp {
 }
 
 impl System for BackedUp {
-    fn ask(&mut self, model: &Model, by: &Asker, id: &str, ask: &Ask) -> Result<Given, Why> {
+    fn execute(
+        &mut self,
+        model: &ReferenceModel,
+        by: &ModelActor,
+        id: &str,
+        command: &ModelCommand,
+    ) -> Result<IssuedSecrets, RefusalReason> {
         if self.asks_left == 0 && self.backup.is_none() {
             self.backup = Some(backup(&self.store));
         }
         self.asks_left = self.asks_left.saturating_sub(1);
-        let given = self.facade.ask(model, by, id, ask);
+        let given = self.facade.execute(model, by, id, command);
         if let Ok(given) = &given {
             let made = given.made.iter().chain(&given.provisioned);
             self.secrets.extend(made.map(|(_, secret)| secret.clone()));
@@ -540,7 +548,7 @@ impl System for BackedUp {
     fn accepts_here(&mut self, secret: &str) -> bool {
         self.facade.accepts_here(secret)
     }
-    fn list(&mut self, tenant: &str) -> Vec<Listed> {
+    fn list(&mut self, tenant: &str) -> Vec<ListedKey> {
         self.facade.list(tenant)
     }
     fn clock(&self) -> Timestamp {
@@ -563,7 +571,7 @@ fn model_node(store: impl KeyStore, clock: &Arc<ManualClock>) -> Keyward {
     wait(builder.policy(policy(CAP)).clock(clock.clone()).build()).unwrap()
 }
 
-/// Returns the scopes a key has, among all scopes of the model.
+/// Returns the scopes that a key has, out of all scopes of the model.
 fn reach(keys: &Keyward, secret: &str) -> Vec<&'static str> {
     let scopes = [
         "reports:read",
@@ -580,7 +588,7 @@ fn reach(keys: &Keyward, secret: &str) -> Vec<&'static str> {
 }
 
 fn replayed_accepts_no_more(
-    steps: &[Step],
+    steps: &[ModelStep],
     before: usize,
     commits: usize,
     later: &[Duration],
@@ -599,7 +607,7 @@ fn replayed_accepts_no_more(
     };
     let clock = Arc::new(ManualClock::at(system.clock()));
     let lost = model_node(store.clone(), &clock);
-    // Sets the clock to the right time, in case a command had run under a wrong one.
+    // Sets the correct time, in case the last command had changed the clock.
     clock.set_wall(system.facade.time());
     let entries = trail(&store);
     let broken = model_node(dying(backup.clone(), commits), &clock);
@@ -651,11 +659,11 @@ proptest! {
     }
 }
 
-// Effects on authority.
+// Tests of effects on authority.
 
 #[test]
 fn a_widening_is_not_repeated() {
-    let world = World::with_policies(standard());
+    let world = TestService::with_policies(standard());
     world.some_key();
     let bob = actor("acme", "bob", Role::DEVELOPER);
     let key = world
@@ -683,15 +691,15 @@ fn a_widening_is_not_repeated() {
     assert_eq!(info.scopes, scope("reports:read").into());
 }
 
-/// After the loss, the record of a replaced key does not show the replacement. The key must not rotate
-/// itself.
+/// The restored record does not show that the key was replaced. Such a key could still rotate itself, so the
+/// replay disables it.
 #[test]
 fn a_replaced_key_that_rotates_itself_is_disabled() {
     let mut spec = profiles::standard();
     let secret = spec.classes.get_mut("secret").unwrap();
     secret.self_rotation = keyward::policy::SelfRotation::WithinLife;
     let policies = || keyward::policy::Policy::new(spec.clone()).unwrap();
-    let world = World::with_policies(policies());
+    let world = TestService::with_policies(policies());
     let key = world.create(&admin(), reader("key")).unwrap();
     let store = backup(&world.store);
     let how = RotateKey::grace(hours(24));
@@ -704,7 +712,7 @@ fn a_replaced_key_that_rotates_itself_is_disabled() {
 
 #[test]
 fn a_leaked_key_is_marked_as_leaked_after_a_replay() {
-    let world = World::with_policies(standard());
+    let world = TestService::with_policies(standard());
     let publishable = CreateKey::new("shown")
         .class("publishable")
         .environment("live")
@@ -730,7 +738,7 @@ fn import(keys: &Keyward, token: &str, key: CreateKey) -> Result<KeyId, keyward:
 
 #[test]
 fn a_blocked_digest_stays_blocked_after_a_second_loss() {
-    let world = World::with_policies(standard());
+    let world = TestService::with_policies(standard());
     world.some_key();
     let store = backup(&world.store);
     let key = import(&world.keys, "token", reader("old")).unwrap();
@@ -746,10 +754,10 @@ fn a_blocked_digest_stays_blocked_after_a_second_loss() {
     }
 }
 
-/// Some ended keys have no entry for their end: a row of the owner or tenant ended them, or they expired.
+/// Some keys end without an audit entry of their own: a row of the owner or tenant ends them, or they expire.
 #[test]
 fn an_import_ended_by_a_row_or_by_time_is_not_repeated() {
-    let world = World::with_policies(standard());
+    let world = TestService::with_policies(standard());
     let owned = |path: &str| {
         let key = reader("old").in_tenant(tenant(path));
         key.owned_by(who("bob"), Role::DEVELOPER)
@@ -766,8 +774,8 @@ fn an_import_ended_by_a_row_or_by_time_is_not_repeated() {
     import(&world.keys, "closed", owned("acme/web")).unwrap();
     import(&world.keys, "expired", reader("old").expires_in(hours(1))).unwrap();
     import(&world.keys, "alive", reader("old")).unwrap();
-    // Each command commits the row of the tenant or owner, and fails before it revokes the keys. So no
-    // entry revokes a key.
+    // Each command commits the row of the tenant or owner, and fails before it revokes any key. So no entry
+    // records a revoked key.
     let interrupted = || {
         let store = FaultyStore::new(world.store.clone());
         store.next(Call::Commit, [Fault::None, Fault::Unavailable]);
@@ -797,11 +805,11 @@ fn an_import_ended_by_a_row_or_by_time_is_not_repeated() {
     import(&restored, "alive", reader("old")).unwrap();
 }
 
-/// A replay repeats a narrowing even if a later change undid it, because entries do not record the author's
-/// limits.
+/// A replay repeats a narrowing even if a later change undid it, because entries do not record the limits of
+/// their author.
 #[test]
 fn a_key_narrowed_and_widened_again_is_narrow_after_a_replay() {
-    let world = World::with_policies(standard());
+    let world = TestService::with_policies(standard());
     let both = reader("key").scopes(["reports:read", "users:read"]);
     let key = world.create(&admin(), both).unwrap();
     let store = backup(&world.store);
@@ -822,14 +830,14 @@ fn a_key_narrowed_and_widened_again_is_narrow_after_a_replay() {
     assert_eq!(info.allowlist, narrow.allowlist);
 }
 
-/// The end set by a rotation may equal the key's own end. The key still counts as replaced.
+/// The end that a rotation sets may equal the key's own expiry. The key still counts as replaced.
 #[test]
 fn a_key_replaced_near_its_end_is_disabled_if_it_rotates_itself() {
     let mut spec = profiles::standard();
     let secret = spec.classes.get_mut("secret").unwrap();
     secret.self_rotation = keyward::policy::SelfRotation::WithinLife;
     let policies = || keyward::policy::Policy::new(spec.clone()).unwrap();
-    let world = World::with_policies(policies());
+    let world = TestService::with_policies(policies());
     let key = world
         .create(&admin(), reader("key").expires_in(days(2)))
         .unwrap();
@@ -849,7 +857,7 @@ fn a_key_replaced_near_its_end_is_disabled_if_it_rotates_itself() {
 /// The holder of a key that was only widened may import it again.
 #[test]
 fn an_import_that_was_only_widened_is_repeated() {
-    let world = World::with_policies(standard());
+    let world = TestService::with_policies(standard());
     world.some_key();
     let store = backup(&world.store);
     let widened = import(&world.keys, "widened", reader("old")).unwrap();

@@ -1,4 +1,4 @@
-//! Defects found in reviews, each with a test that fails if the defect returns.
+//! Regression tests for defects that reviews found.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ use keyward::{
 use keyward_conformance::{Call, Fault, FaultyStore};
 use support::*;
 
-/// An action of another node, which runs at the next call of a kind.
+/// An action of another node, and the kind of call that triggers it.
 type Meanwhile = Arc<Mutex<Option<(Call, Box<dyn FnOnce() + Send>)>>>;
 
 /// A remote store that runs an action before a call.
@@ -90,7 +90,7 @@ fn standard() -> Policy {
     Policy::new(profiles::standard()).unwrap()
 }
 
-fn interrupted(world: &World) -> (Keyward, Meanwhile) {
+fn interrupted(world: &TestService) -> (Keyward, Meanwhile) {
     let meanwhile = Meanwhile::default();
     let inner = world.store.clone();
     let store = Interrupted {
@@ -102,7 +102,7 @@ fn interrupted(world: &World) -> (Keyward, Meanwhile) {
 
 #[test]
 fn importing_the_digest_of_a_deleted_key_does_not_restore_it() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     wait(world.keys.delete(&admin(), key.id, DeleteKey::plain())).unwrap();
     world.store.compact();
@@ -116,7 +116,7 @@ fn importing_the_digest_of_a_deleted_key_does_not_restore_it() {
 
 #[test]
 fn a_closed_tenant_below_blocks_no_command_about_owners() {
-    let world = World::new();
+    let world = TestService::new();
     let bobs = |path: &str| {
         reader("k")
             .in_tenant(tenant(path))
@@ -148,7 +148,7 @@ fn a_closed_tenant_below_blocks_no_command_about_owners() {
 
 #[test]
 fn a_restored_owner_owns_keys_below_although_none_was_left_there() {
-    let world = World::new();
+    let world = TestService::new();
     let bobs = || {
         reader("k")
             .in_tenant(tenant("acme/a"))
@@ -176,7 +176,7 @@ fn after_an_unknown_outcome_no_error_claims_that_nothing_was_written() {
     let clock = Arc::new(ManualClock::at(at(START)));
     let keys = node(store.clone(), &clock, standard());
     store.next(Call::Commit, [Fault::ReplyLost]);
-    // The first load succeeds; the load that would show the outcome fails.
+    // The first load succeeds. The load that would reveal the outcome fails.
     store.next(Call::Load, [Fault::None, Fault::Unavailable]);
     let failed = wait(keys.create(&admin(), reader("k"))).unwrap_err();
     let CommandError::Store(error) = failed else {
@@ -187,13 +187,13 @@ fn after_an_unknown_outcome_no_error_claims_that_nothing_was_written() {
     assert_eq!(
         wait(inner.list(&query)).unwrap().keys.len(),
         1,
-        "it had landed"
+        "the commit had succeeded"
     );
 }
 
 #[test]
 fn of_two_concurrent_replacements_by_one_command_the_returned_secret_works() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let (here, meanwhile) = interrupted(&world);
     let won = Arc::new(Mutex::new(None));
@@ -216,7 +216,7 @@ fn of_two_concurrent_replacements_by_one_command_the_returned_secret_works() {
 
 #[test]
 fn a_read_from_before_a_resync_restores_no_deleted_key() {
-    let world = World::new();
+    let world = TestService::new();
     let (there, meanwhile) = interrupted(&world);
     let key = world.some_key();
     let (writer, follower, store, id) = (
@@ -230,7 +230,7 @@ fn a_read_from_before_a_resync_restores_no_deleted_key() {
         store.compact();
         wait(follower.sync()).unwrap();
     };
-    // The action runs after the key's record is read and before the owner's row is read.
+    // The action runs between reading the key's record and reading the owner's row.
     *meanwhile.lock().unwrap() = Some((Call::Load, Box::new(elsewhere)));
     let _ = wait(there.verify_or_fetch(key.secret.expose(), &reading()));
     for _ in 0..3 {
@@ -243,7 +243,7 @@ fn a_read_from_before_a_resync_restores_no_deleted_key() {
 
 #[test]
 fn a_newly_imported_key_is_accepted_on_a_node_with_imported_keys() {
-    let world = World::new();
+    let world = TestService::new();
     let import = |token: &str| {
         let import = ImportKey::sha256(Digest::sha256(token), reader("imported"));
         wait(world.keys.import(&admin(), import)).unwrap();
@@ -260,7 +260,7 @@ fn a_newly_imported_key_is_accepted_on_a_node_with_imported_keys() {
 
 #[test]
 fn an_actor_with_an_ended_credential_sees_nothing() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let ended = admin().with_expiry(at(START));
     let query = world.keys.query(&tenant("acme"));
@@ -281,7 +281,7 @@ fn an_actor_with_an_ended_credential_sees_nothing() {
 
 #[test]
 fn a_renewed_digest_does_not_restore_a_replaced_secret() {
-    let world = World::new();
+    let world = TestService::new();
     let ring = peppers().with_retired(pepper("p2", 2)).unwrap();
     let builder = |ring| Keyward::builder(world.store.clone(), ring).clock(world.clock.clone());
     let older = wait(builder(ring).build()).unwrap();
@@ -300,7 +300,7 @@ fn a_renewed_digest_does_not_restore_a_replaced_secret() {
 
 #[test]
 fn a_repeated_bulk_revocation_does_not_affect_keys_created_since() {
-    let world = World::new();
+    let world = TestService::new();
     let acme = tenant("acme");
     let once = || {
         wait(world.keys.revoke_many(

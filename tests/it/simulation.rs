@@ -1,6 +1,6 @@
-//! Propagation, simulated: a sound node keeps its promise under every seed, and every broken node is found.
+//! Simulated propagation: a sound node keeps its guarantee under every seed, and every broken node is found.
 //!
-//! `KEYWARD_SIMULATE=<seeds>` runs that many seeds and prints the progress; `KEYWARD_SIMULATE_SEED=<seed>`
+//! `KEYWARD_SIMULATE=<seeds>` runs that many seeds and prints the progress. `KEYWARD_SIMULATE_SEED=<seed>`
 //! runs a single seed.
 
 use std::num::NonZero;
@@ -9,27 +9,31 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use keyward::store::MemoryStore;
-use keyward_conformance::broken::{BrokenStore, Defect as StoreDefect};
+use keyward_conformance::broken::{BrokenStore, StoreDefect};
 use keyward_conformance::simulate::{
-    Defect, Ground, Invariant, Options, Report, Simulation, Subject, Violation,
+    Invariant, InvariantViolation, NodeDefect, NodeUnderTest, Options, Simulation,
+    SimulationBackend, SimulationReport,
 };
 
-/// The number of seeds in a normal run: 10,000, over three times the number needed to find every broken node.
+/// Seeds in a normal run: 10,000, over three times as many as needed to find every broken node.
 const SEEDS: u64 = 10_000;
 
-/// The number of seeds within which every broken node must be found: 3,000. Most are found within fifty.
+/// Seeds within which every broken node must be found: 3,000. Most are found within fifty.
 const WITHIN: u64 = 3_000;
 
-/// The number of seeds between two lines of progress: 10,000.
+/// Seeds between two lines of progress: 10,000.
 const EVERY: u64 = 10_000;
 
 /// Runs seeds from zero on all processors. Returns the violation with the lowest seed, if any.
-fn run(seeds: u64, options: &Options) -> Result<Report, Violation> {
+fn run(seeds: u64, options: &Options) -> Result<SimulationReport, InvariantViolation> {
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
     let next = AtomicU64::new(0);
-    let (sum, found) = (Mutex::new(Report::default()), Mutex::new(None::<Violation>));
+    let (sum, found) = (
+        Mutex::new(SimulationReport::default()),
+        Mutex::new(None::<InvariantViolation>),
+    );
     let work = || {
-        let mut own = Report::default();
+        let mut own = SimulationReport::default();
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= seeds {
@@ -71,12 +75,12 @@ fn seeds() -> u64 {
     asked.map_or(SEEDS, |seeds| seeds.parse().unwrap())
 }
 
-/// Returns the first seed under which a broken node is found.
+/// Returns the violation of the first seed that finds a broken node.
 #[track_caller]
-fn find(subject: Subject, within: u64) -> Violation {
+fn find(subject: NodeUnderTest, within: u64) -> InvariantViolation {
     match run(within, &Options::default().of(subject)) {
         Err(violation) => {
-            let Violation {
+            let InvariantViolation {
                 invariant,
                 seed,
                 what,
@@ -103,7 +107,7 @@ fn the_promise_holds_under_every_seed() {
     println!("{report:#?}");
     assert!(
         report.acceptances * 10 > report.verifications,
-        "keys do work"
+        "at least a tenth of the verifications succeed"
     );
     let happened = [
         report.stale,
@@ -116,15 +120,15 @@ fn the_promise_holds_under_every_seed() {
     ];
     assert!(
         happened.iter().all(|count| *count > report.runs / 10),
-        "and things go wrong"
+        "every kind of fault happens"
     );
 }
 
-/// This store keeps all tombstones, and its feed is never split into pages. It gives other orders of events
-/// than the test above.
+/// This store keeps all tombstones, and its feed is never split into pages. The orders of events differ from
+/// those of the test above.
 #[test]
 fn the_promise_holds_over_a_store_that_forgets_nothing() {
-    let never_forgets = || Ground::new(Arc::new(MemoryStore::new()));
+    let never_forgets = || SimulationBackend::new(Arc::new(MemoryStore::new()));
     let options = Options::default().whole_pages().over(never_forgets);
     let report = run(seeds() / 4, &options.reads_within_bound());
     report.unwrap_or_else(|violation| panic!("{violation}"));
@@ -132,29 +136,29 @@ fn the_promise_holds_over_a_store_that_forgets_nothing() {
 
 #[test]
 fn a_sound_node_passes() {
-    let report = run(2_000, &Options::default().of(Subject::Sketch));
+    let report = run(2_000, &Options::default().of(NodeUnderTest::Naive));
     report.unwrap_or_else(|violation| panic!("{violation}"));
 }
 
 #[test]
 fn every_broken_node_is_found() {
-    for defect in Defect::ALL {
-        find(Subject::Broken(defect), WITHIN);
+    for defect in NodeDefect::ALL {
+        find(NodeUnderTest::Broken(defect), WITHIN);
     }
 }
 
 #[test]
 fn a_broken_clock_is_found() {
     for subject in [
-        Subject::KeywardWithWallClock,
-        Subject::KeywardWithSleepyClock,
+        NodeUnderTest::KeywardWithWallClock,
+        NodeUnderTest::KeywardWithSleepyClock,
     ] {
         let found = find(subject, 500);
         assert_eq!(found.invariant, Invariant::NeverPastBound);
     }
 }
 
-/// Only a store can break some invariants: the cap, the audit trail, the end of a key.
+/// Some invariants can only be broken by a store: the cap, the audit trail, the end of a key.
 #[test]
 fn every_violation_of_a_broken_store_is_found() {
     for (defect, expected) in [
@@ -164,7 +168,8 @@ fn every_violation_of_a_broken_store_is_found() {
         (StoreDefect::FindsFromCache, Invariant::FreshWhenAsked),
         (StoreDefect::RevisionsPerTenant, Invariant::Progress),
     ] {
-        let broken = move || Ground::new(Arc::new(BrokenStore::new(MemoryStore::new(), defect)));
+        let broken =
+            move || SimulationBackend::new(Arc::new(BrokenStore::new(MemoryStore::new(), defect)));
         let options = Options::default().whole_pages().over(broken);
         let violated = |seed| {
             let run = Simulation::new(seed, options.clone()).run();
@@ -181,7 +186,7 @@ fn every_violation_of_a_broken_store_is_found() {
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
-    for subject in [Subject::Keyward, Subject::Sketch] {
+    for subject in [NodeUnderTest::Keyward, NodeUnderTest::Naive] {
         let options = Options::default().whole_pages().of(subject);
         let mut marks = Vec::new();
         for seed in 0..50 {
@@ -191,9 +196,9 @@ fn the_same_seed_gives_the_same_run() {
         }
         marks.sort_unstable();
         marks.dedup();
-        assert_eq!(marks.len(), 50, "and every seed another");
+        assert_eq!(marks.len(), 50, "each seed gives a different run");
     }
-    let broken = Options::default().of(Subject::Broken(Defect::ConnectedIsFresh));
+    let broken = Options::default().of(NodeUnderTest::Broken(NodeDefect::ConnectedIsFresh));
     let once = run(100, &broken).unwrap_err();
     let again = Simulation::new(once.seed, broken).run().unwrap_err();
     assert_eq!((once.step, once.trace), (again.step, again.trace));

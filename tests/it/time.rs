@@ -1,4 +1,4 @@
-//! Time: a wrong clock affects no other tenant, and a node whose clock is contradicted issues nothing.
+//! Time: a wrong clock affects no other tenant, and a node whose clock is contradicted creates no keys.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use keyward::{
 };
 use keyward_conformance::{Call, Fault, FaultyStore};
 use proptest::prelude::*;
-use support::server_time::Served;
+use support::server_time::ServerTimeStore;
 use support::*;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -102,7 +102,7 @@ fn a_repair_among_other_commands_is_a_separate_commit() {
 
 #[test]
 fn only_the_application_repairs_the_time() {
-    let world = World::new();
+    let world = TestService::new();
     let admin = admin();
     world.create(&admin, reader("key")).unwrap();
     let repaired = wait(world.keys.repair_time(&admin, &tenant("acme")));
@@ -110,10 +110,10 @@ fn only_the_application_repairs_the_time() {
     let unknown = wait(world.keys.repair_time(&host(), &tenant("initech")));
     assert!(matches!(denied(unknown), Denial::TenantNotFound));
     let nothing = wait(world.keys.repair_time(&host(), &tenant("acme"))).unwrap();
-    assert_eq!(nothing.set_back, None, "it was not ahead");
+    assert_eq!(nothing.set_back, None, "the tenant was not ahead");
 }
 
-/// A single wrong reading leaves no trace.
+/// A single wrong reading of the clock has no lasting effect.
 #[test]
 fn a_reading_ten_years_ahead_leaves_no_trace() {
     let clock = clock();
@@ -139,7 +139,7 @@ fn a_lasting_step_forward_is_adopted_and_a_step_back_revives_nothing() {
     }
     step_back(&clock, days(91));
     assert!(matches!(refused(&keys, &key), VerifyError::Expired { .. }));
-    // A step within the clock allowance is adopted immediately.
+    // A step within the clock allowance is applied immediately.
     let soon = reader("soon").expires_in(4 * MINUTE);
     let soon = create(&keys, &admin(), soon);
     step(&clock, days(91));
@@ -177,7 +177,7 @@ fn moving_a_manual_clock_works_on_one_node_and_on_three() {
     }
 }
 
-/// A machine without a clock battery starts in 1970 and serves until its clock is set.
+/// A machine without a clock battery starts in 1970, and serves until its clock is set.
 #[test]
 fn a_node_that_starts_in_1970_refuses_keys_it_cannot_judge() {
     let (store, right) = (MemoryStore::new(), clock());
@@ -190,12 +190,16 @@ fn a_node_that_starts_in_1970_refuses_keys_it_cannot_judge() {
     assert_eq!(
         verdict(&keys, &ending),
         Ok(()),
-        "no commit claims that it ended"
+        "no commit of the tenant is at or after the key's end"
     );
     right.advance(days(91));
     create(&a, &globex(), reader("elsewhere"));
     wait(keys.sync()).unwrap();
-    assert_eq!(verdict(&keys, &ending), Ok(()), "another tenant claims it");
+    assert_eq!(
+        verdict(&keys, &ending),
+        Ok(()),
+        "a commit of another tenant does not count"
+    );
     create(&a, &admin(), reader("here"));
     wait(keys.sync()).unwrap();
     assert!(matches!(
@@ -238,7 +242,8 @@ fn an_earlier_clock_after_a_restart_revives_nothing() {
     }
 }
 
-/// A deletion leaves only a tombstone, but the tenant keeps the instant of the commit.
+/// A deletion leaves only a tombstone. Even without the tombstone, the tenant keeps the instant of the
+/// commit.
 #[test]
 fn a_deletion_leaves_its_instant_after_its_tombstone_is_forgotten() {
     let (store, first) = (MemoryStore::new(), clock());
@@ -259,13 +264,17 @@ fn a_deletion_leaves_its_instant_after_its_tombstone_is_forgotten() {
 #[test]
 fn a_server_contradicts_a_clock_that_is_ahead() {
     let (server, wrong) = (clock(), clock());
-    let store = Served::new(MemoryStore::new(), &server);
+    let store = ServerTimeStore::new(MemoryStore::new(), &server);
     let keys = node(store, &wrong, policy());
     let key = create(&keys, &admin(), ninety_days("key"));
     let spare = create(&keys, &admin(), reader("spare"));
     step(&wrong, YEARS);
     wait(keys.sync()).unwrap();
-    assert_eq!(verdict(&keys, &key), Ok(()), "by the server's time");
+    assert_eq!(
+        verdict(&keys, &key),
+        Ok(()),
+        "the key is valid by the server's time"
+    );
     let refusals: [(&str, Result<(), CommandError>); 4] = [
         (
             "create",
@@ -295,18 +304,18 @@ fn a_server_contradicts_a_clock_that_is_ahead() {
     // A contradicted clock does not refuse a command that changes nothing.
     wait(keys.provision_tenant(&admin(), &tenant("acme"))).unwrap();
     wait(keys.revoke(&admin(), spare.id, Reason::Lost)).unwrap();
-    // A bulk revocation also revokes a key that has expired only by the wrong clock.
+    // A bulk revocation also revokes a key that is expired only by the wrong clock.
     let everything = BulkFilter::all();
     wait(keys.revoke_many(&admin(), &tenant("acme"), everything, Reason::Lost)).unwrap();
     assert!(matches!(refused(&keys, &key), VerifyError::Revoked { .. }));
 }
 
-/// The server's clock agrees with the node's: the commit from the far future is wrong.
+/// The server's clock agrees with the node's clock, so the commit from the far future is wrong.
 #[test]
 fn a_server_confirms_a_clock_that_a_commit_contradicts() {
     let (server, wrong) = (clock(), clock());
     let inner = MemoryStore::new();
-    let store = Served::new(inner.clone(), &server);
+    let store = ServerTimeStore::new(inner.clone(), &server);
     let right = clock();
     let keys = node(store, &right, policy());
     let key = create(&keys, &admin(), ninety_days("key"));
@@ -323,7 +332,7 @@ fn a_server_confirms_a_clock_that_a_commit_contradicts() {
     assert!(matches!(refused(&keys, &key), VerifyError::Expired { .. }));
 }
 
-/// Nodes that report to one registry over a store whose server may have a clock.
+/// Several nodes with one registry, over a store whose server may have a clock.
 struct Fleet {
     clocks: Vec<Arc<ManualClock>>,
     nodes: Vec<Keyward>,
@@ -337,7 +346,9 @@ impl Fleet {
         let clocks: Vec<_> = (0..nodes).map(|_| clock()).collect();
         let node = |clock: &Arc<ManualClock>| {
             let builder = match &server {
-                Some(server) => Keyward::builder(Served::new(inner.clone(), server), peppers()),
+                Some(server) => {
+                    Keyward::builder(ServerTimeStore::new(inner.clone(), server), peppers())
+                }
                 None => Keyward::builder(inner.clone(), peppers()),
             };
             let builder = builder.policy(policy()).clock(clock.clone());
@@ -351,7 +362,7 @@ impl Fleet {
         }
     }
 
-    /// Lets time pass until every node has seen two reports of every other one.
+    /// Advances time until every node has seen two reports of every other node.
     fn settle(&self) {
         for _ in 0..4 {
             for clock in self.clocks.iter().chain(&self.server) {
@@ -363,7 +374,7 @@ impl Fleet {
         }
     }
 
-    /// Returns whether each node may create a key.
+    /// Returns, for each node, whether the node may create a key.
     fn creating(&self) -> Vec<bool> {
         let creating = self.nodes.iter().enumerate().map(|(number, keys)| {
             let path = format!("tenant{number}");
@@ -387,7 +398,7 @@ fn one_of_three_nodes_is_contradicted_and_two_that_disagree_are_not() {
     fleet.settle();
     assert_eq!(fleet.creating(), [true, true, false]);
     // Other nodes learn of a step with the next report. The node whose clock stepped compares its clock with
-    // the reports immediately.
+    // their reports immediately.
     let fleet = Fleet::new(3, false);
     fleet.settle();
     step(&fleet.clocks[0], YEARS);
@@ -419,10 +430,14 @@ fn a_wrong_server_is_outvoted_by_a_majority_of_nodes() {
     let alone = Fleet::new(1, true);
     step(alone.server.as_ref().unwrap(), YEARS);
     alone.settle();
-    assert_eq!(alone.creating(), [false], "nobody sides with it");
+    assert_eq!(
+        alone.creating(),
+        [false],
+        "no other clock agrees with the node"
+    );
 }
 
-/// A node that is gone has no vote, even while the registry keeps its entry.
+/// A node that is gone has no vote, even while the registry still has its entry.
 #[test]
 fn a_node_that_is_gone_has_no_vote_on_the_time() {
     let fleet = Fleet::new(3, false);
@@ -434,10 +449,10 @@ fn a_node_that_is_gone_has_no_vote_on_the_time() {
         fleet.clocks[0].advance(Duration::from_secs(61));
         wait(fleet.nodes[0].sync()).unwrap();
     }
-    assert!(fleet.creating()[0], "the others are silent");
+    assert!(fleet.creating()[0], "silent nodes have no vote");
 }
 
-/// Ending an unused successor gives the old key more time, but not while the time is in doubt.
+/// Ending an unused successor gives the old key its time back, but not while the time is in doubt.
 #[test]
 fn a_clock_that_is_behind_revives_no_ended_key() {
     let (store, first, server) = (MemoryStore::new(), clock(), clock());
@@ -453,19 +468,23 @@ fn a_clock_that_is_behind_revives_no_ended_key() {
     create(&keys, &admin(), reader("later"));
     let behind = node(store.clone(), &clock(), policy());
     wait(behind.revoke(&admin(), one.1, Reason::Lost)).unwrap();
-    let contradicted = node(Served::new(store, &server), &first, policy());
+    let contradicted = node(ServerTimeStore::new(store, &server), &first, policy());
     wait(contradicted.revoke(&admin(), two.1, Reason::Lost)).unwrap();
     for (old, _) in [&one, &two] {
         assert!(matches!(refused(&keys, old), VerifyError::Expired { .. }));
     }
 }
 
-/// Only the server's clock contradicts the node, and a contradicting clock is no evidence for itself. So the
-/// key stays refused.
+/// The server's clock is the only one that contradicts the node. One contradicting clock proves nothing, so
+/// the key stays refused.
 #[test]
 fn a_server_whose_clock_steps_back_alone_revives_nothing() {
     let (server, own) = (clock(), clock());
-    let keys = node(Served::new(MemoryStore::new(), &server), &own, policy());
+    let keys = node(
+        ServerTimeStore::new(MemoryStore::new(), &server),
+        &own,
+        policy(),
+    );
     let key = create(&keys, &admin(), reader("key").expires_in(hours(1)));
     own.advance(hours(2));
     server.advance(hours(2));
@@ -480,7 +499,7 @@ fn a_server_whose_clock_steps_back_alone_revives_nothing() {
     ));
 }
 
-/// A node's own time can stay ahead of the wall clock and hide a step. Freshness follows the wall clock.
+/// A node's own time can be ahead of the wall clock and hide a step. Freshness follows the wall clock.
 #[test]
 fn a_step_of_the_wall_clock_ends_freshness_even_if_own_time_hides_it() {
     let (store, own) = (FaultyStore::new(MemoryStore::new()), clock());
@@ -519,7 +538,8 @@ fn keys_from_the_future_are_narrowed_like_others() {
     assert!(verdict(&a, &more).is_err());
 }
 
-/// A repair limits a command begun by a wrong clock to the keys that exist at the repair.
+/// A wrong clock starts a command in the future. A repair limits that command to the keys that exist at the
+/// repair.
 #[test]
 fn a_command_from_the_future_does_not_affect_keys_created_after_the_repair() {
     let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
@@ -567,7 +587,7 @@ fn every_tenant_can_be_repaired() {
     assert_eq!(verdict(&a, &key), Ok(()));
 }
 
-/// Narrowing commands also apply to a key that has expired only by a wrong reading of the clock.
+/// Narrowing commands also apply to a key that is expired only by a wrong reading of the clock.
 #[test]
 fn a_wrong_reading_hides_no_key_from_narrowing_commands() {
     let clock = clock();
@@ -611,8 +631,8 @@ fn an_end_can_be_moved_closer_while_the_tenant_is_ahead() {
     assert!(matches!(denied(raised), Denial::TenantAhead { .. }));
 }
 
-/// A key of a parent tenant may act in a tenant below until the parent has a commit at or after the key's
-/// end.
+/// A key of a parent tenant may act in a descendant tenant until the parent has a commit at or after the
+/// key's expiry.
 #[test]
 fn an_acting_key_is_judged_by_the_commits_of_its_own_tenant() {
     let (store, first) = (MemoryStore::new(), clock());
@@ -637,7 +657,7 @@ fn an_acting_key_is_judged_by_the_commits_of_its_own_tenant() {
     assert!(matches!(denied, Denial::ActorExpired), "{denied:?}");
 }
 
-/// A node may read rows from before a repair again. Such rows no longer affect the time.
+/// A node may read rows from before a repair again. Such rows no longer affect the node's time.
 #[test]
 fn rows_from_before_a_repair_do_not_undo_it() {
     let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
@@ -649,7 +669,7 @@ fn rows_from_before_a_repair_do_not_undo_it() {
     let place = tenant("globex");
     let host = Actor::application(place.clone());
     wait(a.repair_time(&host, &place)).unwrap();
-    // A key this node does not know is read through the store, with the row of its owner.
+    // This node does not know the key. It reads the key through the store, with the row of the owner.
     let key = create(
         &node(store, &right, policy()),
         &globex(),
@@ -657,7 +677,7 @@ fn rows_from_before_a_repair_do_not_undo_it() {
     );
     wait(a.verify_or_fetch(key.secret.expose(), &reading())).unwrap();
     assert_eq!(a.tenants_ahead(), []);
-    // A repeated command reads the owner's row too.
+    // Repeating a command reads the owner's row too.
     let by = globex();
     let by = by.with_command_id(command("once"));
     for _ in 0..2 {
@@ -675,22 +695,26 @@ fn a_contradicted_clock_in_1970_ends_no_key_of_other_tenants() {
     let how = RotateKey::on_first_use(hours(1));
     let new = wait(a.rotate(&admin(), old.id, how)).unwrap();
     let unset = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
-    let keys = node(Served::new(store, &right), &unset, policy());
+    let keys = node(ServerTimeStore::new(store, &right), &unset, policy());
     wait(keys.sync()).unwrap();
     keys.verify(new.secret.expose(), &reading()).unwrap();
     wait(keys.run_maintenance()).unwrap();
     wait(a.sync()).unwrap();
-    assert_eq!(verdict(&a, &old), Ok(()), "it has its grace");
+    assert_eq!(
+        verdict(&a, &old),
+        Ok(()),
+        "the old key is in its grace period"
+    );
 }
 
-/// A step of a world in which one node's clock moves at random.
+/// A step of a scenario in which one node's clock moves at random.
 #[derive(Clone, Debug)]
 enum Deed {
     /// Moves the wrong clock by this many seconds.
     Wrong(i64),
     /// Lets the node with the wrong clock commit in its own tenant.
     Commits,
-    /// Lets time pass on both clocks.
+    /// Advances both clocks by this many seconds.
     Pass(u64),
     /// Restarts the node with the right clock.
     Restart,
@@ -708,7 +732,7 @@ fn a_deed() -> impl Strategy<Value = Deed> {
 
 proptest! {
     /// The other node's clock moves at random. Keys of other tenants work exactly until they expire by the
-    /// right clock. The right clock decides commands on these keys.
+    /// correct clock. The correct clock also decides commands on these keys.
     #[test]
     fn a_wrong_clock_affects_no_other_tenant(deeds in prop::collection::vec(a_deed(), 1..24)) {
         let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
@@ -722,7 +746,7 @@ proptest! {
                     step_back(&wrong, Duration::from_secs(by.unsigned_abs()));
                 }
                 Deed::Wrong(by) => step(&wrong, Duration::from_secs(by.unsigned_abs())),
-                // The tenant may be ahead of this node's clock by now. Then the creation is refused.
+                // The creation is refused if the tenant is already ahead of this node's clock.
                 Deed::Commits => drop(wait(other.create(&globex(), reader("key")))),
                 Deed::Pass(by) => {
                     let by = Duration::from_secs(by);
@@ -750,7 +774,7 @@ proptest! {
 fn the_clock_allowance_is_configurable() {
     let (server, own) = (clock(), clock());
     let build = |allowance: Duration| {
-        let store = Served::new(MemoryStore::new(), &server);
+        let store = ServerTimeStore::new(MemoryStore::new(), &server);
         let builder = Keyward::builder(store, peppers()).clock(own.clone());
         wait(builder.clock_allowance(allowance).build()).unwrap()
     };

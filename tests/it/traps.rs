@@ -1,6 +1,7 @@
-//! Traps that other systems fell into, numbered as in `docs/design.md`. `nodes.rs` has the traps that need
-//! several processes, `secrets.rs` the trap about secrets in outputs, and `authority` the traps about
-//! authority. `house.rs` compares the numbers with the tests.
+//! Mistakes of other systems, called traps here and numbered as in `docs/design.md`.
+//!
+//! `nodes.rs` has the traps that need several processes, `secrets.rs` the trap about secrets in outputs, and
+//! `authority` the traps about authority. `house.rs` compares the numbers with the tests.
 
 use keyward::audit::Action;
 use keyward::command::{Expiry, ImportKey};
@@ -15,7 +16,7 @@ use support::*;
 
 #[test]
 fn trap_03_a_verification_does_not_restore_a_disabled_key() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let rotated = wait(
         world
@@ -40,7 +41,7 @@ fn trap_03_a_verification_does_not_restore_a_disabled_key() {
 #[test]
 fn trap_04_parallel_creates_on_several_nodes_stop_at_the_cap() {
     const CAP: usize = 10;
-    let world = World::with_policy(capped(10));
+    let world = TestService::with_policy(capped(10));
     let policy = keyward::policy::Policy::new(capped(10)).unwrap();
     let nodes: Vec<_> = (0..4).map(|_| world.another_node(policy.clone())).collect();
     let created: usize = std::thread::scope(|scope| {
@@ -74,7 +75,7 @@ fn trap_04_parallel_creates_on_several_nodes_stop_at_the_cap() {
 
 #[test]
 fn trap_05_only_holders_of_a_secret_learn_the_state_of_its_key() {
-    let world = World::new();
+    let world = TestService::new();
     let revoked = world.some_key();
     let disabled = world.some_key();
     let expired = world
@@ -98,8 +99,8 @@ fn trap_05_only_holders_of_a_secret_learn_the_state_of_its_key() {
 
 #[test]
 fn trap_06_an_unknown_id_and_a_wrong_secret_look_the_same_to_a_client() {
-    let world = World::new();
-    let other = World::new();
+    let world = TestService::new();
+    let other = TestService::new();
     let stranger = other.some_key();
     let guess = with_other_secret(world.some_key().secret.expose());
     let unknown = world
@@ -117,7 +118,7 @@ fn trap_06_an_unknown_id_and_a_wrong_secret_look_the_same_to_a_client() {
 
 #[test]
 fn trap_07_a_rotation_neither_revives_nor_lengthens_the_old_key() {
-    let world = World::new();
+    let world = TestService::new();
     let short = world
         .create(&admin(), reader("short").expires_in(hours(1)))
         .unwrap();
@@ -126,11 +127,11 @@ fn trap_07_a_rotation_neither_revives_nor_lengthens_the_old_key() {
     assert_eq!(
         Some(rotated.until),
         short.expires_at,
-        "its own end comes first"
+        "the key's own expiry comes before the end of the grace period"
     );
     assert_eq!(
         rotated.expires_at, short.expires_at,
-        "as long a life, counted from now"
+        "the successor gets the same lifetime, counted from now"
     );
 
     let gone = world
@@ -161,7 +162,7 @@ fn trap_07_a_rotation_neither_revives_nor_lengthens_the_old_key() {
 
 #[test]
 fn trap_08_a_lost_answer_costs_no_key() {
-    let world = World::new();
+    let world = TestService::new();
     let first = admin();
     let key = wait(
         world
@@ -186,10 +187,11 @@ fn trap_08_a_lost_answer_costs_no_key() {
     assert_eq!(
         lost.unwrap_err(),
         VerifyError::WrongSecret,
-        "the lost secret is worth nothing"
+        "the lost secret no longer works"
     );
 
-    // A lost answer to a rotation on first use leaves the old key working, and the rotation can be repeated.
+    // The answer to a rotation on first use was lost. The old key still works, and the rotation can be
+    // repeated.
     let how = RotateKey::on_first_use(hours(1));
     let lost = wait(world.keys.rotate(&first, key.id, how.clone())).unwrap();
     world.clock.advance(days(29));
@@ -218,13 +220,13 @@ fn trap_08_a_lost_answer_costs_no_key() {
         .unwrap_err();
     assert!(
         matches!(refusal, VerifyError::Expired { .. }),
-        "the grace counted from the first use"
+        "the grace period started at the first use"
     );
 }
 
 #[test]
 fn trap_12_every_change_has_its_audit_entry_at_the_same_revision() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let receipt = wait(world.keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
     let query = AuditQuery::tenant(tenant("acme")).about(key.id);
@@ -240,12 +242,16 @@ fn trap_12_every_change_has_its_audit_entry_at_the_same_revision() {
     let refused = wait(world.keys.enable(&admin(), key.id));
     assert_eq!(denied(refused), Denial::Revoked);
     let after = wait(world.keys.audit(&admin(), &query)).unwrap().rows;
-    assert_eq!(after.len(), rows.len(), "what was refused left no entry");
+    assert_eq!(
+        after.len(),
+        rows.len(),
+        "the refused command left no audit entry"
+    );
 }
 
 #[test]
 fn trap_13_a_key_cannot_mint_a_stronger_one() {
-    let world = World::new();
+    let world = TestService::new();
     let whole = CreateKey::new("whole").scope("*:*").expires_in(days(2));
     let whole = world.create(&admin(), whole).unwrap();
     let strong = world
@@ -262,7 +268,7 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
         Denial::ExceedsActor { dimension, .. } => dimension,
         other => panic!("{other:?}"),
     };
-    // A key with the full scopes of its owner also has the owner's role, but only within its own lifetime.
+    // A key with all scopes of its owner also acts with the owner's role, but only within its own lifetime.
     let mallory = acting(&whole);
     let longer = reader("longer").expires_in(days(3));
     assert_eq!(exceeds(world.create(&mallory, longer)), Dimension::Lifetime);
@@ -284,7 +290,7 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
         .create(&mallory, reader("short").expires_in(days(1)))
         .unwrap();
 
-    // A key narrowed to reading reports can manage nothing that requires a role.
+    // A key that may only read reports manages nothing that requires a role.
     let narrowed = acting(&weak);
     let wider = CreateKey::new("wider")
         .scope("billing:write")
@@ -306,7 +312,7 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
         .verify(strong.secret.expose(), &reading())
         .unwrap();
 
-    // The application names the actor's tenant and owner, so an actor of another tenant sees nothing.
+    // The application states the actor's tenant, so an actor of another tenant sees nothing.
     let stranger = actor("other", "eve", Role::ADMIN);
     let revoked = wait(world.keys.revoke(&stranger, strong.id, Reason::Lost));
     assert_eq!(denied(revoked), Denial::NotFound);
@@ -316,7 +322,7 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
 
 #[test]
 fn trap_13_nobody_gains_a_stronger_role_through_anothers_key() {
-    let world = World::new();
+    let world = TestService::new();
     let alices = world.some_key();
     let dave = actor("acme", "dave", Role::DEVELOPER);
     fn role<T: std::fmt::Debug>(result: Result<T, keyward::CommandError>) {
@@ -334,7 +340,7 @@ fn trap_13_nobody_gains_a_stronger_role_through_anothers_key() {
         let keys = &world.keys;
         wait(keys.change_owner_role(&host(), &acme, who(owner), role)).unwrap();
     }
-    // Developers and admins reach the same scopes here, but may manage different things.
+    // Developers and admins have the same scopes here, but may manage different things.
     for (owner, named) in [
         ("alice", Role::DEVELOPER),
         ("alice", Role::ADMIN),
@@ -348,13 +354,13 @@ fn trap_13_nobody_gains_a_stronger_role_through_anothers_key() {
         alices.id,
         RotateKey::immediate(),
     )));
-    // Only an admin may give a role to a person who has none, however low the role is.
+    // Only an admin may give a role to a person without a role, even a low one.
     let unknown = reader("z").owned_by(who("nora"), Role::MEMBER);
     assert!(matches!(
         denied(world.create(&dave, unknown)),
         Denial::Forbidden { .. }
     ));
-    // Even an admin cannot give the support role to anybody, including itself.
+    // Even an admin cannot give the support role to anyone, including itself.
     for named in ["sid", "sue"] {
         let support = reader("z").owned_by(who(named), Role::SUPPORT);
         role(world.create(&admin(), support));
@@ -372,7 +378,7 @@ fn trap_13_nobody_gains_a_stronger_role_through_anothers_key() {
 
 #[test]
 fn trap_13_rotating_a_key_of_a_temporarily_lowered_owner_hands_out_no_wider_secret() {
-    let world = World::new();
+    let world = TestService::new();
     let acme = tenant("acme");
     wait(world.keys.provision_tenant(&host(), &acme)).unwrap();
     let bob = actor("acme", "bob", Role::DEVELOPER);
@@ -393,7 +399,7 @@ fn trap_13_rotating_a_key_of_a_temporarily_lowered_owner_hands_out_no_wider_secr
 
 #[test]
 fn trap_14_a_key_without_scopes_may_do_nothing() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.create(&admin(), CreateKey::new("blank")).unwrap();
     let refusal = world
         .keys
@@ -415,7 +421,7 @@ fn trap_14_a_key_without_scopes_may_do_nothing() {
 
 #[test]
 fn trap_16_a_huge_header_is_refused_by_its_length() {
-    let world = World::new();
+    let world = TestService::new();
     let huge = vec![b'x'; 8 * 1024 * 1024];
     let refusal = world.keys.verify(&huge, &reading()).unwrap_err();
     let actual = huge.len();
@@ -427,7 +433,7 @@ fn trap_16_a_huge_header_is_refused_by_its_length() {
 
 #[test]
 fn trap_17_surrounding_space_is_trimmed_once_and_nothing_else_is_tolerated() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let text = key.secret.expose();
     for spaced in [
@@ -462,7 +468,7 @@ fn trap_18_a_prefix_may_contain_its_separator() {
     let all = keyward::ScopeSet::all();
     spec.classes
         .insert(class("odd"), KeyClass::secret(prefix, all, [Role::ADMIN]));
-    let world = World::with_policy(spec);
+    let world = TestService::with_policy(spec);
     let key = world.create(&admin(), reader("odd").class("odd")).unwrap();
     assert!(key.secret.expose().starts_with("a_b-c_9_"));
     let grant = world.keys.verify(key.secret.expose(), &reading()).unwrap();
@@ -471,7 +477,7 @@ fn trap_18_a_prefix_may_contain_its_separator() {
 
 #[test]
 fn trap_19_a_key_ends_exactly_at_its_expiry() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world
         .create(&admin(), reader("short").expires_in(hours(1)))
         .unwrap();
@@ -509,7 +515,7 @@ fn trap_19_a_key_ends_exactly_at_its_expiry() {
 
 #[test]
 fn trap_20_every_way_of_verifying_makes_the_same_checks() {
-    let world = World::new();
+    let world = TestService::new();
     let allowed = reader("office").allow_addresses(["192.0.2.0/24"]);
     let key = world
         .create(&admin(), allowed.expires_in(hours(1)))
@@ -557,7 +563,7 @@ fn trap_20_every_way_of_verifying_makes_the_same_checks() {
 
 #[test]
 fn trap_21_a_stored_digest_is_not_a_key_and_an_unknown_pepper_is_an_operator_error() {
-    let world = World::new();
+    let world = TestService::new();
     let digest = Digest::sha256("old-style-token");
     let imported = ImportKey::sha256(digest, reader("imported"));
     wait(world.keys.import(&admin(), imported)).unwrap();
@@ -568,7 +574,7 @@ fn trap_21_a_stored_digest_is_not_a_key_and_an_unknown_pepper_is_an_operator_err
         .collect();
     assert!(
         world.keys.verify(&hex, &reading()).is_err(),
-        "a stolen digest opens nothing"
+        "a stolen digest is not accepted as a key"
     );
     world.keys.verify("old-style-token", &reading()).unwrap();
 
@@ -586,13 +592,13 @@ fn trap_21_a_stored_digest_is_not_a_key_and_an_unknown_pepper_is_an_operator_err
     assert_eq!(
         refusal.kind(),
         keyward::VerifyErrorKind::Unavailable,
-        "never a bad key"
+        "an outage must not look like a bad key"
     );
 }
 
 #[test]
 fn trap_24_verifying_writes_nothing() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world
         .create(&admin(), reader("short").expires_in(hours(1)))
         .unwrap();
@@ -619,7 +625,7 @@ fn trap_24_verifying_writes_nothing() {
 
 #[test]
 fn a_wall_clock_that_steps_back_revives_nothing() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world
         .create(&admin(), reader("short").expires_in(hours(1)))
         .unwrap();

@@ -1,5 +1,5 @@
-//! The caches, counters and results of a verification. Caching affects the speed of a verification, never its
-//! verdict.
+//! Caches, counters and results of a verification. A cache changes only the speed of a verification, never
+//! its verdict.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,18 +15,20 @@ use keyward::{
     Timestamp, VerifyError, hours, profiles,
 };
 use support::{
-    World, actor, admin, at, host, reader, reading, tenant, wait, who, with_other_secret,
+    TestService, actor, admin, at, host, reader, reading, tenant, wait, who, with_other_secret,
 };
 
-fn refused(world: &World, token: &str, need: &Need) -> Option<VerifyError> {
+fn refused(world: &TestService, token: &str, need: &Need) -> Option<VerifyError> {
     world.keys.verify(token, need).err()
 }
 
-/// Fails if a cached result outlives a change of the owner's role. Also fails if a cached result for a
-/// tenant's key lets the key of a person without a role pass. A tenant's key needs no role.
+/// Fails if a cached result outlives a change of the owner's role.
+///
+/// Also fails if the result for a tenant's key, which needs no role, is reused for the key of a person
+/// without a role.
 #[test]
 fn a_cached_need_is_not_met_by_keys_with_less_reach() {
-    let world = World::new();
+    let world = TestService::new();
     let need = reading();
     let by_tenant = reader("of the tenant").owned_by_tenant();
     let by_tenant = world.create(&host(), by_tenant).unwrap();
@@ -53,7 +55,7 @@ fn a_cached_need_is_not_met_by_keys_with_less_reach() {
 
 #[test]
 fn a_cached_need_is_not_met_under_other_policies() {
-    let world = World::new();
+    let world = TestService::new();
     let (key, need) = (world.some_key(), reading());
     assert_eq!(refused(&world, key.secret.expose(), &need), None);
     let mut spec = profiles::standard();
@@ -70,7 +72,7 @@ fn a_cached_need_is_not_met_under_other_policies() {
 
 #[test]
 fn a_cached_need_still_checks_tenant_and_address() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let need = reading().for_tenant(tenant("acme"));
     assert_eq!(refused(&world, key.secret.expose(), &need), None);
@@ -90,7 +92,7 @@ fn a_cached_need_still_checks_tenant_and_address() {
 
 #[test]
 fn only_accepted_uses_are_counted() {
-    let world = World::new();
+    let world = TestService::new();
     let (used, unused) = (world.some_key(), world.some_key());
     for _ in 0..3 {
         world.clock.advance(Duration::from_secs(600));
@@ -121,7 +123,7 @@ fn only_accepted_uses_are_counted() {
 
 #[test]
 fn every_way_of_verifying_takes_a_pair() {
-    let world = World::new();
+    let world = TestService::new();
     let publishable = || reader("page").class("publishable");
     let (key, public) = (world.some_key(), world.create(&admin(), publishable()));
     let public = public.unwrap();
@@ -153,7 +155,7 @@ fn every_way_of_verifying_takes_a_pair() {
 
 #[test]
 fn a_grant_and_its_copies_describe_the_verified_key() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world
         .create(&admin(), reader("export").expires_in(hours(2)))
         .unwrap();
@@ -210,7 +212,7 @@ impl Clock for Interrupted {
     }
 }
 
-/// Fails if a position found in one index is used in another index.
+/// Fails if a position in one index is used in another index.
 #[test]
 fn a_key_verifies_during_a_full_resync() {
     let clock = Arc::new(Interrupted {
@@ -237,19 +239,22 @@ fn a_key_verifies_during_a_full_resync() {
     wait(replica.sync()).unwrap();
     verifier.verify(key.secret.expose(), &reading()).unwrap();
     *clock.then.lock().unwrap() = Some(Interruption(Box::new(move || {
-        // The store commits and compacts ahead of the replica, so the replica must start over.
+        // The store commits and compacts past the replica's position, so the replica must start over.
         wait(keys.create(&admin(), reader("another"))).unwrap();
         store.compact();
         wait(replica.sync()).unwrap();
     })));
     verifier.verify(key.secret.expose(), &reading()).unwrap();
-    assert!(clock.then.lock().unwrap().is_none(), "it was interrupted");
+    assert!(
+        clock.then.lock().unwrap().is_none(),
+        "the action ran during the verification"
+    );
 }
 
 /// Fails if a batch loses a key, changes the order, or uses another key's data.
 #[test]
 fn a_batch_gets_the_same_verdicts_as_its_keys_one_by_one() {
-    let world = World::new();
+    let world = TestService::new();
     let mut keys = Vec::new();
     for number in 0..40 {
         let scope = if number % 3 == 0 {
@@ -278,14 +283,18 @@ fn a_batch_gets_the_same_verdicts_as_its_keys_one_by_one() {
     assert_eq!(batch.iter().filter(|verdict| verdict.is_ok()).count(), 25);
     for key in &keys[8..] {
         let count = world.keys.usage(key.id).unwrap().count;
-        assert_eq!(count % 2, 0, "counted in the batch and alone");
+        assert_eq!(
+            count % 2,
+            0,
+            "each use was counted twice: in the batch and alone"
+        );
     }
 }
 
-/// Fails if a batch is not confirmed with an in-process store at the moment of use.
+/// Fails if a batch is verified without first asking the in-process store for changes.
 #[test]
 fn a_batch_is_confirmed_at_the_moment_of_use() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let presented = [key.secret.expose(); 3];
     world.clock.advance(hours(1));

@@ -1,4 +1,4 @@
 //! Tests that read everything the process logs, at every level.
-#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+#![allow(clippy::unwrap_used, reason = "a test panics on failure")]
 
 mod secrets;

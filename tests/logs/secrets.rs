@@ -1,4 +1,4 @@
-//! The whole life cycle of keys, with logging at its most verbose. No output, debug view, error, record,
+//! The whole life cycle of keys, with the most verbose logging. No log, output, debug text, error, record,
 //! feed, audit entry or list contains a secret.
 
 use std::io::Write;
@@ -25,7 +25,7 @@ impl Write for Captured {
     }
 }
 
-/// All output, and every secret that must not be in the output.
+/// All output so far, and every secret that must not be in it.
 #[derive(Default)]
 struct Witness {
     said: String,
@@ -50,7 +50,7 @@ impl Witness {
     }
 }
 
-fn live_through_everything(world: &World, witness: &mut Witness) {
+fn live_through_everything(world: &TestService, witness: &mut Witness) {
     let keys: &Keyward = &world.keys;
     let alice: Actor = admin();
     let hear = |witness: &mut Witness, result: Result<String, keyward::CommandError>| match result {
@@ -120,7 +120,7 @@ fn live_through_everything(world: &World, witness: &mut Witness) {
             }
         }
     }
-    // A secret pasted into the field for a name.
+    // A user pasted a secret into the field for a name.
     let pasted = format!("\u{7}{}", doomed.secret.expose());
     hear(
         witness,
@@ -161,7 +161,7 @@ fn live_through_everything(world: &World, witness: &mut Witness) {
     witness.hear(wait(keys.close_tenant(&alice, &tenant("acme"))).unwrap());
 }
 
-fn look_everywhere(world: &World, witness: &mut Witness) {
+fn look_everywhere(world: &TestService, witness: &mut Witness) {
     witness.hear(&world.keys);
     witness.hear(&world.store);
     let limit = NonZeroUsize::new(1000).unwrap();
@@ -193,10 +193,10 @@ fn trap_15_no_secret_is_in_any_output() {
         .with_max_level(tracing::Level::TRACE)
         .with_writer(move || log.clone())
         .finish();
-    let world = World::new();
+    let world = TestService::new();
     let mut witness = Witness::default();
     // The subscriber is set for all threads. Otherwise a thread without a subscriber could reach a call site
-    // first, which disables the call site for every thread.
+    // first and disable that call site for every thread.
     tracing::subscriber::set_global_default(subscriber).unwrap();
     live_through_everything(&world, &mut witness);
     look_everywhere(&world, &mut witness);
@@ -207,11 +207,11 @@ fn trap_15_no_secret_is_in_any_output() {
     );
     assert!(
         witness.secrets.len() >= 8 && witness.said.len() > 20_000,
-        "everything was heard"
+        "the outputs and secrets were recorded"
     );
 
     for secret in &witness.secrets {
-        // Searches for the second half of the token, so that a part of the secret is found too.
+        // Searches for the second half of the token, so that part of a secret is found too.
         let middle = &secret[secret.len() / 2..secret.len() - 6];
         for (place, text) in [("a log", &logged), ("an output", &witness.said)] {
             let found = text.find(middle).map(|at| &text[at.saturating_sub(80)..at]);
@@ -222,7 +222,7 @@ fn trap_15_no_secret_is_in_any_output() {
 
 #[test]
 fn the_witness_detects_a_secret_in_the_output() {
-    let world = World::new();
+    let world = TestService::new();
     let created = world.some_key();
     let mut witness = Witness::default();
     witness.hear(created.secret.expose());

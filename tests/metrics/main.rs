@@ -13,11 +13,11 @@ use keyward::store::MemoryStore;
 use keyward::{Keyward, ManualClock, VerifyError, profiles};
 use keyward_conformance::{Call, Fault};
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
-use support::gated::Gated;
-use support::server_time::Served;
+use support::gated::GatedStore;
+use support::server_time::ServerTimeStore;
 use support::*;
 
-/// A recorder that keeps the last value by name and labels.
+/// A recorder that keeps the last value of each metric, by name and labels.
 #[derive(Default)]
 struct Kept(Mutex<BTreeMap<String, Arc<AtomicU64>>>);
 
@@ -69,7 +69,11 @@ fn the_offset_to_the_most_different_clock_is_a_gauge() {
         let server = Arc::new(ManualClock::at(at(START)));
         server.advance(Duration::from_secs(60));
         let policy = keyward::policy::Policy::new(profiles::standard()).unwrap();
-        let keys = node(Served::new(MemoryStore::new(), &server), &clock, policy);
+        let keys = node(
+            ServerTimeStore::new(MemoryStore::new(), &server),
+            &clock,
+            policy,
+        );
         wait(keys.sync()).unwrap();
         assert_eq!(kept.gauge("keyward_clock_offset_seconds"), -60.0);
         clock.advance(Duration::from_secs(90));
@@ -85,7 +89,7 @@ fn syncs_and_reads_are_counted_by_outcome_and_the_age_of_a_node_is_a_gauge() {
         let clock = Arc::new(ManualClock::at(at(START)));
         let store = MemoryStore::new();
         let policy = keyward::policy::Policy::new(profiles::standard()).unwrap();
-        let link = Gated::new(store.clone());
+        let link = GatedStore::new(store.clone());
         let there = node(store.clone(), &clock, policy.clone());
         let here = node(link.clone(), &clock, policy);
         let key = wait(there.create(&admin(), reader("a"))).unwrap();
@@ -94,7 +98,7 @@ fn syncs_and_reads_are_counted_by_outcome_and_the_age_of_a_node_is_a_gauge() {
         assert_eq!(kept.gauge("keyward_index_keys"), 2.0);
         assert_eq!(kept.gauge("keyward_freshness_age_seconds"), 0.0);
 
-        // The age is also recorded after a failed and after a cancelled sync.
+        // A failed sync and a cancelled sync record the age too.
         clock.advance(Duration::from_secs(3));
         link.link.next(Call::Changes, [Fault::Unavailable]);
         assert!(wait(here.sync()).is_err());
@@ -117,7 +121,7 @@ fn syncs_and_reads_are_counted_by_outcome_and_the_age_of_a_node_is_a_gauge() {
         assert_eq!(kept.count("keyward_resyncs_total"), 1);
 
         let new = wait(there.create(&admin(), reader("c"))).unwrap();
-        let stranger = World::new().some_key();
+        let stranger = TestService::new().some_key();
         let ask = |token: &str| wait(here.verify_or_fetch(token, &reading()));
         ask(new.secret.expose()).unwrap();
         ask(stranger.secret.expose()).unwrap_err();
@@ -144,7 +148,7 @@ fn requests_over_http_are_counted_by_outcome() {
 
     let kept = Kept::default();
     metrics::with_local_recorder(&kept, || {
-        let world = World::new();
+        let world = TestService::new();
         let (key, narrow) = (world.some_key(), world.some_key());
         let layer = KeywardLayer::new(world.keys.clone());
         let ask = |layer: &KeywardLayer, key: Option<&str>| {

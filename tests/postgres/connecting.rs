@@ -1,4 +1,4 @@
-//! Connecting: refused servers, preserved settings, and secrets in errors.
+//! Connecting to a server: refusals, preserved settings, and secrets in errors.
 
 use std::collections::BTreeSet;
 use std::error::Error as _;
@@ -12,7 +12,7 @@ use keyward::store::{
     StoreError, StoreErrorKind,
 };
 
-use support::postgres::{Place, Server, on_runtime, open, pool, runtime};
+use support::postgres::{Server, TestSchema, on_runtime, open, pool, runtime};
 use support::raw::{ALL, next};
 use support::*;
 
@@ -50,7 +50,7 @@ fn no_error_shows_a_password() {
 #[test]
 fn a_schema_name_must_be_plain() {
     for name in ["", "Keys", "1keys", "a-b", "a\"b", "ключи", &"x".repeat(49)] {
-        let place = Place::new();
+        let place = TestSchema::new();
         let refused = open(place.options().schema(name)).unwrap_err();
         assert!(
             matches!(refused, ConnectError::Schema),
@@ -61,13 +61,13 @@ fn a_schema_name_must_be_plain() {
 
 #[test]
 fn connecting_without_a_runtime_is_refused() {
-    let refused = wait(Place::new().options().connect()).unwrap_err();
+    let refused = wait(TestSchema::new().options().connect()).unwrap_err();
     assert!(matches!(refused, ConnectError::NoRuntime), "{refused:?}");
 }
 
 #[test]
 fn nodes_that_set_up_tables_concurrently_have_the_same_store() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let all: Vec<_> = (0..8)
         .map(|_| runtime().spawn(place.options().connect()))
         .collect();
@@ -83,7 +83,7 @@ fn nodes_that_set_up_tables_concurrently_have_the_same_store() {
 
 #[test]
 fn a_schema_of_another_version_is_refused_unchanged() {
-    let place = Place::new();
+    let place = TestSchema::new();
     drop(place.connect());
     place.run("UPDATE $s.schema_version SET version = 99; DROP TABLE $s.nodes");
     let refused = open(place.options()).unwrap_err();
@@ -103,7 +103,7 @@ fn a_schema_of_another_version_is_refused_unchanged() {
 
 #[test]
 fn a_schema_upgrade_stops_a_running_store() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let store = place.connect();
     place.run("UPDATE $s.schema_version SET version = 99");
     let refused = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap_err();
@@ -114,14 +114,14 @@ fn a_schema_upgrade_stops_a_running_store() {
     assert!(full_text(error).contains("99"), "{}", full_text(error));
     assert!(
         wait(store.scan(None, ALL)).is_err(),
-        "nothing is read either"
+        "reads are refused too"
     );
 }
 
 #[test]
 fn tables_are_set_up_whole_or_not_at_all() {
-    let place = Place::new();
-    // `nodes` is the last table to be created, and a table of that name exists already.
+    let place = TestSchema::new();
+    // The store creates the table `nodes` last, and a table of that name already exists.
     place.run("CREATE SCHEMA $s; CREATE TABLE $s.nodes (theirs integer)");
     let refused = open(place.options()).unwrap_err();
     assert!(matches!(refused, ConnectError::Database(_)), "{refused:?}");
@@ -136,7 +136,7 @@ fn tables_are_set_up_whole_or_not_at_all() {
 
 #[test]
 fn a_pool_of_the_host_keeps_its_settings() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let pool = pool(&place.url, 1);
     let options = PostgresStore::from_pool(pool.clone()).schema(&place.schema);
     let store = open(options).unwrap();
@@ -156,7 +156,7 @@ fn a_pool_of_the_host_keeps_its_settings() {
 
 #[test]
 fn an_exhausted_pool_is_unavailable_after_its_timeout() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let pool = pool(&place.url, 1);
     let options = PostgresStore::from_pool(pool.clone()).schema(&place.schema);
     let store = open(options.connection_timeout(Duration::from_millis(500))).unwrap();
@@ -179,7 +179,7 @@ fn is_exhausted(error: &StoreError) {
 
 #[test]
 fn commits_continue_while_readers_hold_all_connections() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let long = Duration::from_secs(60);
     let options = place.options().lock_timeout(long).statement_timeout(long);
     let options = options.max_connections(2.try_into().unwrap());
@@ -202,7 +202,7 @@ fn commits_continue_while_readers_hold_all_connections() {
     let lock = place.hold("SELECT 1 FROM $s.nodes FOR UPDATE");
     let mut held = join_all([report(2), report(2)]);
     assert!((&mut held).now_or_never().is_none());
-    // Both reports wait for the row, each on its own connection.
+    // Waits until both reports wait for the row, each on its own connection.
     let waiting = "SELECT pid::text FROM pg_stat_activity \
                    WHERE wait_event_type = 'Lock' AND query LIKE '%$s%'";
     while place.ask(waiting).len() < 2 {
@@ -219,7 +219,7 @@ fn commits_continue_while_readers_hold_all_connections() {
 #[test]
 fn a_standby_is_refused() {
     let server = Server::start("fsync = off");
-    let place = Place::at(server.url());
+    let place = TestSchema::at(server.url());
     drop(place.connect());
     server.demote();
     let refused = open(place.options()).unwrap_err();
@@ -232,12 +232,12 @@ fn a_standby_is_refused() {
 #[test]
 fn a_demoted_primary_is_not_read() {
     let server = Server::start("fsync = off");
-    let place = Place::at(server.url());
+    let place = TestSchema::at(server.url());
     let options = PostgresStore::from_pool(pool(&place.url, 1)).schema(&place.schema);
     let store = open(options).unwrap();
     wait(store.scan(None, ALL)).unwrap();
     server.demote();
-    // The first calls may fail because their connection was lost.
+    // The first calls may fail on connections that were lost.
     for _ in 0..2 {
         wait(store.scan(None, ALL)).unwrap_err();
     }

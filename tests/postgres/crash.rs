@@ -6,7 +6,7 @@ use std::thread;
 
 use keyward::store::{CommitError, KeyStore, Revision, StoreErrorKind};
 
-use support::postgres::{Place, Server};
+use support::postgres::{Server, TestSchema};
 use support::raw::{ALL, beginning, next, removed_since, write};
 use support::*;
 
@@ -14,7 +14,7 @@ use support::*;
 fn a_killed_server_loses_no_acknowledged_commit() {
     const WRITERS: usize = 6;
     let server = Server::start("fsync = on");
-    let place = Place::at(server.url());
+    let place = TestSchema::at(server.url());
     let stores = [place.connect(), place.connect()];
     let start = beginning(&stores[0]);
     let acknowledged = AtomicUsize::new(0);
@@ -45,22 +45,25 @@ fn a_killed_server_loses_no_acknowledged_commit() {
     });
     assert!(written.len() > 300);
     server.resume();
-    // Each lost connection is detected when a call fails on it, so the scan is retried.
+    // A lost connection is detected only when a call on it fails, so the scan is retried.
     let back = (0..50).find_map(|_| wait(stores[0].scan(None, ALL)).ok());
-    assert!(back.is_some(), "the store goes on with the server");
+    assert!(
+        back.is_some(),
+        "the store works again with the restarted server"
+    );
     let (kept, _) = removed_since(&stores[0], start, ALL);
     let kept: BTreeSet<_> = kept.into_iter().collect();
     assert!(written.is_subset(&kept), "{:?}", written.difference(&kept));
     assert!(
         kept.len() - written.len() <= WRITERS,
-        "a commit without an answer"
+        "at most one unacknowledged commit per writer"
     );
     let (_, error) = write(&stores[0], "afterwards", 1, || {});
     assert!(error.is_none(), "{error:?}");
 }
 
-/// Runs `body` at the `COMMIT` of all following commits.
-fn at_commit(place: &Place, body: &str) {
+/// Makes the server run `body` in the `COMMIT` of every later commit.
+fn at_commit(place: &TestSchema, body: &str) {
     place.run(&format!(
         "CREATE OR REPLACE FUNCTION $s.at_commit() RETURNS trigger LANGUAGE plpgsql AS \
          $body$ BEGIN {body}; RETURN NULL; END $body$"
@@ -74,7 +77,7 @@ fn at_commit(place: &Place, body: &str) {
 
 #[test]
 fn a_connection_lost_during_commit_leaves_the_outcome_unknown() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let store = place.connect();
     at_commit(&place, "PERFORM pg_terminate_backend(pg_backend_pid())");
     let commit = next(&tenant("acme"), Revision::ZERO).1;
@@ -87,7 +90,7 @@ fn a_connection_lost_during_commit_leaves_the_outcome_unknown() {
 
 #[test]
 fn a_connection_lost_before_commit_wrote_nothing() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let store = place.connect();
     place.run(
         "CREATE FUNCTION $s.at_write() RETURNS trigger LANGUAGE plpgsql AS \
@@ -106,9 +109,9 @@ fn a_connection_lost_before_commit_wrote_nothing() {
 
 #[test]
 fn rolled_back_commits_are_retried_and_then_reported_as_a_conflict() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let store = place.connect();
-    // A rollback does not reset a sequence, so the sequence counts the tries.
+    // A rollback does not reset a sequence, so the sequence counts all tries.
     place.run("CREATE SEQUENCE $s.tries");
     at_commit(
         &place,
@@ -134,6 +137,6 @@ fn rolled_back_commits_are_retried_and_then_reported_as_a_conflict() {
     assert_eq!(
         error.kind(),
         StoreErrorKind::Indeterminate,
-        "the server itself does not know"
+        "the outcome is unknown"
     );
 }

@@ -9,16 +9,16 @@ use keyward::store::{
 };
 use keyward::{KeyId, Keyward, ManualClock, Need, VerifyError, days};
 
-use support::postgres::Place;
+use support::postgres::TestSchema;
 use support::raw::{ALL, beginning};
 use support::*;
 
-pub(crate) fn service(place: &Place) -> Keyward {
+pub(crate) fn service(place: &TestSchema) -> Keyward {
     let clock = Arc::new(ManualClock::at(at(START)));
     node(place.connect(), &clock, Policy::new(capped(50)).unwrap())
 }
 
-pub(crate) fn filled(place: &Place) -> Vec<(KeyId, String)> {
+pub(crate) fn filled(place: &TestSchema) -> Vec<(KeyId, String)> {
     let keys = service(place);
     let create = |number| {
         let key = reader(&format!("key {number}")).expires_in(days(90));
@@ -41,7 +41,7 @@ fn a_damaged_key_is_refused_by_name_and_affects_no_other_key() {
         "place = place + 1000",
     ];
     for change in columns {
-        let place = Place::new();
+        let place = TestSchema::new();
         let made = filled(&place);
         let (id, secret) = &made[2];
         place.run(&format!(
@@ -83,7 +83,7 @@ fn a_damaged_audit_entry_is_reported_by_its_position() {
         "body = overlay(body placing '\\x07' from 6)",
         "seal = seal + 1",
     ] {
-        let place = Place::new();
+        let place = TestSchema::new();
         filled(&place);
         let whole = wait(place.connect().audit(&AuditQuery::all())).unwrap();
         place.run(&format!("UPDATE $s.audit SET {change} WHERE sequence = 3"));
@@ -103,7 +103,7 @@ fn a_tenants_damaged_head_stops_only_that_tenant() {
         "hash = '\\x00'",
         "seal = seal + 1",
     ] {
-        let place = Place::new();
+        let place = TestSchema::new();
         filled(&place);
         place.run(&format!("UPDATE $s.tenants SET {change}"));
         let store = place.connect();
@@ -123,7 +123,7 @@ fn a_damaged_head_stops_every_follower() {
         "revision = revision - 1",
         "tag = overlay(tag placing '\\x07' from 6)",
     ] {
-        let place = Place::new();
+        let place = TestSchema::new();
         filled(&place);
         let store = place.connect();
         let start = beginning(&store);
@@ -145,7 +145,7 @@ fn a_damaged_report_is_detected_and_replaced_by_the_next_one() {
         "label = 'other'",
         "epoch = '\\x00', revision = 1, tag = '\\x00'",
     ] {
-        let place = Place::new();
+        let place = TestSchema::new();
         let store = place.connect();
         let report = |beat| NodeReport {
             node: NodeId::from_u128(7),

@@ -12,7 +12,7 @@ use rcgen::{
 use tokio_postgres::NoTls;
 
 use crate::connecting::full_text;
-use support::postgres::{Place, Server, on_runtime, open};
+use support::postgres::{Server, TestSchema, on_runtime, open};
 use support::raw::{ALL, next};
 use support::*;
 
@@ -53,14 +53,14 @@ impl Authority {
     }
 }
 
-/// A server that encrypts and has a certificate for `db.test`.
+/// A server with encryption, and with a certificate for `db.test`.
 struct Encrypting {
     server: Server,
     authority: Authority,
 }
 
 impl Encrypting {
-    /// Returns the server that tests share; each test has its own schema.
+    /// Returns the server that all tests share. Each test has its own schema.
     fn shared() -> &'static Self {
         static SHARED: OnceLock<Encrypting> = OnceLock::new();
         SHARED.get_or_init(Self::start)
@@ -82,30 +82,30 @@ impl Encrypting {
                 ("pg_hba.conf", access),
             ],
         );
-        Place::at(server.url()).run(&format!(
+        TestSchema::at(server.url()).run(&format!(
             "CREATE ROLE alice LOGIN PASSWORD '{PASSWORD}'; CREATE ROLE carol LOGIN; \
              GRANT CREATE ON DATABASE postgres TO alice, carol"
         ));
         Self { server, authority }
     }
 
-    /// Returns a URL for a user, with a host name that resolves to the server.
+    /// Returns a URL for `user`. Its host name `host` resolves to the server.
     fn url(&self, user: &str, host: &str) -> String {
         let port = self.server.port();
         format!("host={host} hostaddr=127.0.0.1 port={port} user={user} dbname=postgres")
     }
 
-    fn place(&self) -> Place {
-        Place::at(self.server.url())
+    fn place(&self) -> TestSchema {
+        TestSchema::at(self.server.url())
     }
 }
 
-fn options(url: &str, place: &Place) -> PostgresOptions {
+fn options(url: &str, place: &TestSchema) -> PostgresOptions {
     PostgresStore::options(url).schema(&place.schema)
 }
 
-/// Returns, for each connection with this name and last statement, whether it is encrypted.
-fn encrypted(place: &Place, name: &str, statement: &str) -> Vec<String> {
+/// Returns whether each connection with this name and last statement is encrypted.
+fn encrypted(place: &TestSchema, name: &str, statement: &str) -> Vec<String> {
     place.ask(&format!(
         "SELECT ssl::text FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
          WHERE application_name = '{name}' AND query LIKE '{statement}%'"
@@ -123,7 +123,8 @@ fn all_connections_are_encrypted_under_every_setting_that_requests_it() {
         (0, "sslmode=require", Some(&roots)),
         (1, "sslmode=verify-ca", Some(&roots)),
         (2, "sslmode=verify-full", Some(&roots)),
-        // The server is on this machine, so encryption is required only because root certificates are given.
+        // A server on this machine needs no encryption by default. Root certificates make encryption
+        // required.
         (3, "sslmode=prefer", Some(&roots)),
         (4, "", Some(&roots)),
         (5, &*file, None),
@@ -159,7 +160,7 @@ fn until(mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Returns the text of a refused connection's error.
+/// Checks that a connection is refused. Returns the full text of the error.
 fn refused(options: PostgresOptions) -> String {
     let options = options.connection_timeout(Duration::from_secs(60));
     let error = open(options).unwrap_err();
@@ -183,7 +184,7 @@ fn a_certificate_of_an_untrusted_authority_is_refused() {
         assert!(error.contains("invalid peer certificate"), "{error}");
         open(options.root_certificates(there.authority.pem())).unwrap();
     }
-    // The system's certificates do not include this authority either.
+    // The system's certificates do not include the test's authority either.
     let options = options(&format!("{url} sslrootcert=system"), &place);
     // On a system without any trusted certificates, the error says so.
     match open(options) {
@@ -220,7 +221,7 @@ fn a_certificate_of_another_host_is_refused() {
 #[test]
 fn a_server_without_encryption_is_refused_if_encryption_is_requested() {
     let server = Server::on_loopback("fsync = off", &[]);
-    let place = Place::at(server.url());
+    let place = TestSchema::at(server.url());
     let port = server.port();
     let url = format!("host=localhost hostaddr=127.0.0.1 port={port} user=postgres");
     for words in [
@@ -237,7 +238,7 @@ fn a_server_without_encryption_is_refused_if_encryption_is_requested() {
     let own = options(&url, &place).connect_tls(NoTls);
     let error = full_text(&on_runtime(own).unwrap_err());
     assert!(error.contains("does not support TLS"), "{error}");
-    // An unencrypted connection is allowed to this machine by default, and with `sslmode=disable`.
+    // A connection to this machine may be unencrypted, by default and with `sslmode=disable`.
     let store = open(options(&url, &place)).unwrap();
     wait(store.load(&tenant("acme"), &LoadRequest::none())).unwrap();
     let plain = format!("{url} sslmode=disable");
@@ -248,8 +249,8 @@ fn a_server_without_encryption_is_refused_if_encryption_is_requested() {
 #[test]
 fn unencrypted_connections_to_other_machines_need_an_explicit_setting() {
     let server = Server::on_loopback("fsync = off", &[]);
-    let place = Place::at(server.url());
-    // This address leads to this machine but does not look local.
+    let place = TestSchema::at(server.url());
+    // This address leads to this machine, but does not look local.
     let port = server.port();
     let away = format!("host=db.test hostaddr=0.0.0.0 port={port} user=postgres");
     for words in ["", "sslmode=allow", "sslmode=prefer"] {
@@ -361,12 +362,12 @@ impl std::io::Write for Log {
 fn no_log_contains_a_password() {
     use tracing_subscriber::util::SubscriberInitExt;
 
-    // The server is set up before the log is captured: setup sends a password in a statement, and the driver
+    // Sets up the server before the log is captured. Setup sends a password in a statement, and the driver
     // logs statements.
     let there = Encrypting::shared();
     let log = Log::default();
     let writer = log.clone();
-    // The subscriber covers all threads of the process, so the log includes the driver's lines.
+    // The subscriber covers all threads of the process, so that the log includes the driver's lines.
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::TRACE)
         .with_ansi(false)
@@ -397,10 +398,13 @@ fn no_log_contains_a_password() {
         "{errors}"
     );
     let logged = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    assert!(logged.contains(&place.schema), "it was captured");
+    assert!(
+        logged.contains(&place.schema),
+        "the store's log lines were captured"
+    );
     assert!(
         logged.contains("START TRANSACTION"),
-        "the driver's was, too"
+        "the driver's log lines were captured"
     );
     for text in [said, errors, logged] {
         assert!(!text.contains("hunter2"), "{text}");

@@ -18,7 +18,7 @@ use keyward::store::{
 use keyward::{Keyward, ManualClock, Need, Reason, VerifyError};
 use tokio_postgres::NoTls;
 
-use support::postgres::{Place, Server, on_runtime, open};
+use support::postgres::{Server, TestSchema, on_runtime, open};
 use support::raw::{ALL, beginning, next};
 use support::*;
 
@@ -28,18 +28,18 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The staleness bound of the standard policy: 10 s.
 const BOUND: Duration = Duration::from_secs(10);
 
-/// A primary with a store on it, and the standby that the primary waits for.
+/// A primary with a store, and its synchronous standby.
 struct Cluster {
     primary: Server,
     standby: Server,
-    place: Place,
+    place: TestSchema,
     clock: Arc<ManualClock>,
 }
 
 impl Cluster {
     fn new() -> Self {
         let primary = Server::start("fsync = off");
-        let place = Place::at(primary.url());
+        let place = TestSchema::at(primary.url());
         drop(place.connect());
         let standby = joined(&primary, &place);
         Self {
@@ -59,8 +59,8 @@ impl Cluster {
     }
 
     /// Returns the same schema on the standby.
-    fn other(&self) -> Place {
-        Place {
+    fn other(&self) -> TestSchema {
+        TestSchema {
             url: self.standby.url(),
             schema: self.place.schema.clone(),
         }
@@ -76,7 +76,7 @@ impl Cluster {
     }
 
     /// Disconnects the standby and promotes it. The former primary stays up.
-    fn fail_over(&self) -> Place {
+    fn fail_over(&self) -> TestSchema {
         self.cut();
         let standby = self.other();
         standby.run("SELECT pg_promote()");
@@ -84,15 +84,15 @@ impl Cluster {
     }
 }
 
-/// Adds a standby to `primary`. Commits on the primary wait for the standby from then on.
-fn joined(primary: &Server, place: &Place) -> Server {
+/// Adds a standby to `primary`. From then on, commits on the primary wait for the standby.
+fn joined(primary: &Server, place: &TestSchema) -> Server {
     let standby = Server::standby_of(primary);
     primary.reconfigure("synchronous_standby_names = 'walreceiver'");
     place.until("SELECT sync_state FROM pg_stat_replication", "sync");
     standby
 }
 
-fn strict(place: &Place) -> PostgresStore {
+fn strict(place: &TestSchema) -> PostgresStore {
     open(place.options().strict().request_timeout(PATIENCE)).unwrap()
 }
 
@@ -132,13 +132,13 @@ fn strict_nodes_work_normally_while_the_standby_follows() {
         matches!(refused, VerifyError::Revoked { .. }),
         "{refused:?}"
     );
-    // Strict mode needs no more privileges than any other mode of the store.
+    // Strict mode needs no more privileges than the other modes of the store.
     cluster
         .place
         .run("CREATE ROLE plain LOGIN; GRANT CREATE ON DATABASE postgres TO plain");
-    let plain = Place::at(cluster.primary.url().replace("user=postgres", "user=plain"));
+    let plain = TestSchema::at(cluster.primary.url().replace("user=postgres", "user=plain"));
     wait(strict(&plain).commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
-    // Heartbeats are not commits, so they do not raise the revision.
+    // Heartbeats are not commits and do not raise the revision.
     let after = wait(store.scan(None, ALL)).unwrap().head;
     assert_eq!(after.revision, Revision(head.revision.0 + 1));
 }
@@ -147,7 +147,7 @@ fn strict_nodes_work_normally_while_the_standby_follows() {
 fn verifiers_that_see_only_a_former_primary_refuse_within_the_bound() {
     let cluster = Cluster::new();
     // The node knows both servers and connects to the first one that is up.
-    let both = Place {
+    let both = TestSchema {
         url: cluster.primary.url_or(&cluster.standby),
         schema: cluster.place.schema.clone(),
     };
@@ -173,13 +173,13 @@ fn verifiers_that_see_only_a_former_primary_refuse_within_the_bound() {
             verdict.is_ok() == (since <= BOUND),
             "{since:?}: {verdict:?}"
         );
-        // Without strict mode the failover goes undetected. This test exists for that difference.
+        // Without strict mode, the failover goes undetected. The test shows that difference.
         wait(careless.sync()).unwrap();
         accepts(&careless, &key).unwrap();
     }
     let refused = accepts(&service, &key).unwrap_err();
     assert!(matches!(refused, VerifyError::Stale { .. }), "{refused:?}");
-    // No other answer of the former primary is trusted either.
+    // The node trusts no other answer of the former primary either.
     let presented = key.secret.expose();
     let refused = wait(service.verify_fresh(presented, &Need::any())).unwrap_err();
     assert!(
@@ -196,7 +196,7 @@ fn verifiers_that_see_only_a_former_primary_refuse_within_the_bound() {
     ));
     let results = [results.0, results.1, results.2, results.3];
     assert!(results.iter().all(Result::is_err), "{results:?}");
-    // The new primary gets a standby of its own. Nodes find the new primary once the former one is stopped.
+    // The new primary gets its own standby. Nodes reach the new primary once the former one is stopped.
     let _third = joined(&cluster.standby, &promoted);
     cluster.primary.kill();
     let reached = (0..20).any(|_| wait(service.sync()).is_ok());
@@ -212,7 +212,7 @@ fn verifiers_that_see_only_a_former_primary_refuse_within_the_bound() {
 #[test]
 fn a_wait_that_ends_without_the_standby_confirms_nothing() {
     let cluster = Cluster::new();
-    // These settings suppress the warning about a cancelled wait, and the wait itself.
+    // These settings suppress the wait for the standby, and the warning about a cancelled wait.
     cluster.place.run(
         "ALTER ROLE postgres SET client_min_messages = error; \
          ALTER ROLE postgres SET synchronous_commit = off",
@@ -255,13 +255,13 @@ fn a_wait_that_ends_without_the_standby_confirms_nothing() {
 #[test]
 fn a_heartbeat_of_one_server_confirms_nothing_about_another() {
     let cluster = Cluster::new();
-    let both = Place {
+    let both = TestSchema {
         url: cluster.primary.url_or(&cluster.standby),
         schema: cluster.place.schema.clone(),
     };
     let store = strict(&both);
     let reads = || wait(join3(store.nodes(), store.nodes(), store.nodes()));
-    // Opens so many connections to the primary that one stays open when the others are terminated below.
+    // Opens enough connections to the primary that one stays open when the others are terminated below.
     reads().2.unwrap();
     let promoted = cluster.fail_over();
     let _third = joined(&cluster.standby, &promoted);
@@ -315,13 +315,13 @@ fn a_commit_without_the_standbys_acknowledgement_is_not_reported_as_done() {
 #[test]
 fn strict_mode_requires_a_synchronous_standby_and_a_url() {
     let server = Server::start("fsync = off");
-    let place = Place::at(server.url());
+    let place = TestSchema::at(server.url());
     drop(place.connect());
     let options = || place.options().strict().request_timeout(PATIENCE);
     let refused = open(options()).unwrap_err();
     assert!(matches!(refused, ConnectError::NoStandby), "{refused:?}");
     server.reconfigure("synchronous_standby_names = 'nobody'");
-    // The restart makes the setting apply from the first commit on.
+    // After a restart, the setting applies from the first commit on.
     server.kill();
     server.resume();
     let refused = open(options()).unwrap_err();

@@ -5,16 +5,16 @@ use keyward::key::Digest;
 use keyward::store::{IntegrityReport, KeyStore, NodeId, NodeRegistry, NodeReport};
 
 use crate::damage::{filled, service};
-use support::postgres::Place;
+use support::postgres::TestSchema;
 use support::*;
 
-fn report(place: &Place) -> IntegrityReport {
+fn report(place: &TestSchema) -> IntegrityReport {
     wait(place.connect().check_integrity()).unwrap()
 }
 
 #[test]
 fn a_store_in_use_is_sound_and_reports_its_size() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let made = filled(&place);
     let keys = service(&place);
     let gone = DeleteKey {
@@ -80,7 +80,7 @@ fn each_broken_row_is_named_once_and_no_other() {
             "the store's own row is damaged",
         ),
         (
-            // The import wrote its digest into a separate row.
+            // The import stored its digest in a separate row.
             "UPDATE $s.digests SET id = overlay(id placing '\\x07' from 6) \
              WHERE digest = (SELECT digest FROM $s.digests ORDER BY digest LIMIT 1)",
             "an imported digest is damaged",
@@ -91,7 +91,7 @@ fn each_broken_row_is_named_once_and_no_other() {
         ),
     ];
     for (change, named) in damages {
-        let place = Place::new();
+        let place = TestSchema::new();
         filled(&place);
         let imported = ImportKey::sha256(Digest::sha256("a token"), reader("from elsewhere"));
         wait(service(&place).import(&host(), imported)).unwrap();

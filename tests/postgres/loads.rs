@@ -1,4 +1,4 @@
-//! Concurrent loads: they share one transaction, and each gets its own answer.
+//! Concurrent loads share one transaction, and each load gets its own answer.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use keyward::store::{
 use keyward::{KeyId, Role, TenantId};
 
 use crate::damage::service;
-use support::postgres::{Place, Server, open};
+use support::postgres::{Server, TestSchema, open};
 use support::*;
 
 const TENANTS: usize = 20;
 
 /// Creates 20 tenants with keys, and returns a load for each tenant. The loads are of five kinds.
-fn tenants(place: &Place) -> Vec<(TenantId, LoadRequest)> {
+fn tenants(place: &TestSchema) -> Vec<(TenantId, LoadRequest)> {
     let keys = service(place);
     let mut made: Vec<KeyId> = Vec::new();
     let mut asked = Vec::new();
@@ -29,7 +29,7 @@ fn tenants(place: &Place) -> Vec<(TenantId, LoadRequest)> {
         }
         let select = match number % 5 {
             0 => LoadRequest::none(),
-            // A key of the first tenant, and a key of this tenant.
+            // Loads a key of the first tenant and a key of this tenant.
             1 => LoadRequest {
                 keys: vec![made[0], made[made.len() - 1]],
                 ..LoadRequest::none()
@@ -55,11 +55,18 @@ fn tenants(place: &Place) -> Vec<(TenantId, LoadRequest)> {
 
 type Answer = Result<TenantView, StoreError>;
 
-/// Starts all loads while a table is locked, so that the loads wait. Returns the answers.
-fn at_once(place: &Place, store: &PostgresStore, asked: &[(TenantId, LoadRequest)]) -> Vec<Answer> {
+/// Starts all loads while a table is locked, so that they wait. Returns their answers.
+fn at_once(
+    place: &TestSchema,
+    store: &PostgresStore,
+    asked: &[(TenantId, LoadRequest)],
+) -> Vec<Answer> {
     let lock = place.hold("LOCK TABLE $s.tenants IN ACCESS EXCLUSIVE MODE");
     let mut all = join_all((asked.iter()).map(|(tenant, select)| store.load(tenant, select)));
-    assert!(wait(poll_immediate(&mut all)).is_none(), "the server waits");
+    assert!(
+        wait(poll_immediate(&mut all)).is_none(),
+        "all loads wait for the lock"
+    );
     drop(lock);
     wait(all)
 }
@@ -87,7 +94,7 @@ fn fails_alone(
 #[test]
 fn concurrent_loads_share_transactions_and_each_gets_its_own_answer() {
     let server = Server::start("fsync = off\nlog_statement = 'all'");
-    let place = Place::at(server.url());
+    let place = TestSchema::at(server.url());
     let asked = tenants(&place);
     let store = place.connect();
     let expected = one_by_one(&store, &asked);
@@ -107,7 +114,7 @@ fn concurrent_loads_share_transactions_and_each_gets_its_own_answer() {
 
 #[test]
 fn concurrent_loads_of_one_tenant_each_get_their_own_answer() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let asked = tenants(&place);
     let asked: Vec<_> = (asked.into_iter())
         .map(|(_, select)| (tenant("t2"), select))
@@ -121,11 +128,11 @@ fn concurrent_loads_of_one_tenant_each_get_their_own_answer() {
 
 #[test]
 fn a_tenant_that_cannot_be_loaded_fails_alone() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let asked = tenants(&place);
     let store = place.connect();
     let expected = one_by_one(&store, &asked);
-    // A row that the server itself cannot read.
+    // Makes the server fail when it reads a row of `t7`.
     place.run(
         "ALTER TABLE $s.rows RENAME TO read_before; CREATE VIEW $s.rows AS \
          SELECT place, kind, tenant, name, id, ends, legacy, fingerprint, \
@@ -135,7 +142,7 @@ fn a_tenant_that_cannot_be_loaded_fails_alone() {
     let answers = at_once(&place, &store, &asked);
     fails_alone(answers, &expected, (7, StoreErrorKind::Unavailable));
     place.run("DROP VIEW $s.rows; ALTER TABLE $s.read_before RENAME TO rows");
-    // A row that the server can read but whose bytes are damaged.
+    // Damages a row in a way that only the store detects.
     place.run("UPDATE $s.tenants SET seal = seal + 1 WHERE tenant = 't8'");
     let answers = at_once(&place, &store, &asked);
     fails_alone(answers, &expected, (8, StoreErrorKind::Corrupt));
@@ -143,7 +150,7 @@ fn a_tenant_that_cannot_be_loaded_fails_alone() {
 
 #[test]
 fn a_load_accepts_the_longest_possible_timeout() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let store = open(place.options().request_timeout(Duration::MAX)).unwrap();
     let view = wait(store.load(&tenant("acme"), &LoadRequest::none())).unwrap();
     let nothing = TenantView {
@@ -155,7 +162,7 @@ fn a_load_accepts_the_longest_possible_timeout() {
 
 #[test]
 fn a_load_fails_immediately_once_the_runtime_is_gone() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = { runtime }.worker_threads(1).enable_all().build().unwrap();
     let store = runtime.block_on(place.options().connect()).unwrap();

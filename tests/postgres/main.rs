@@ -1,4 +1,4 @@
-//! The database store: the contract, several nodes, damage, and a killed server.
+//! The PostgreSQL store: the conformance suite, several nodes, damage, and a killed server.
 #![allow(clippy::unwrap_used, reason = "a test panics on failure")]
 
 mod connecting;
@@ -23,7 +23,7 @@ keyward_conformance::suite! {
     store = shared(1);
 }
 
-// Two instances on one schema that take turns with calls, as two processes would.
+// Two instances on one schema, used in turn like two processes.
 keyward_conformance::suite! {
     mod two_nodes;
     block_on = pollster::block_on;

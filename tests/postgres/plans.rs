@@ -13,7 +13,7 @@ use keyward::store::{
 use keyward::{CreateKey, Keyward, ManualClock, Need, Reason, days};
 use regex::Regex;
 
-use support::postgres::{Place, Server};
+use support::postgres::{Server, TestSchema};
 use support::raw::beginning;
 use support::*;
 
@@ -25,8 +25,10 @@ const LOGS_PLANS: &str = "session_preload_libraries = 'auto_explain'\n\
     auto_explain.log_analyze = on\nauto_explain.log_buffers = on\nauto_explain.log_timing = off\nfsync = off\n\
     max_wal_size = '4GB'\nautovacuum = off";
 
-/// Rows of other tenants: `$n` of each kind, but at most 40,000 owners. With this limit, a million keys and
-/// the owners have a `place` below 2^20, where the first commit begins. The bytes of the rows do not matter.
+/// Rows of other tenants: `$n` keys, and `$n` owners but at most 40,000.
+///
+/// With this limit, even a million keys and the owners have a `place` below 2^20, where the first commit
+/// begins. The contents of the rows do not matter.
 const OTHERS: &str = "
     INSERT INTO $s.rows SELECT g, 2, 't' || g % 500, NULL, decode(md5(g::text), 'hex'),
         4000000000000000 + g, NULL, md5(g::text), '\\x00', 0 FROM generate_series(1, $n) g;
@@ -40,17 +42,19 @@ const OTHERS: &str = "
     INSERT INTO $s.gone SELECT decode(md5('gone' || g), 'hex') FROM generate_series(1, $n) g;
     ANALYZE $s.rows, $s.audit, $s.tenants, $s.digests, $s.gone;";
 
-/// The number of rows a plan may read: 2,000, more than any plan here needs and far fewer than a table holds.
+/// Rows that a plan may read: 2,000, more than any plan here needs and far fewer than a table holds.
 const FEW: u64 = 2_000;
 
-/// The number of pages a plan may read: 120 pages of 8 KiB, more than any plan here needs and fewer than a
-/// table holds. A plan that scans a whole index reports only the rows that match, so pages are counted too.
+/// Pages that a plan may read: 120 pages of 8 KiB, more than any plan here needs and fewer than a table
+/// holds.
+///
+/// A plan that scans a whole index reports only the rows that match. Therefore pages are counted too.
 const FEW_PAGES: u64 = 120;
 
 /// A service over a store that also holds many rows of other tenants.
 struct World {
     server: Server,
-    place: Place,
+    place: TestSchema,
     store: PostgresStore,
     keys: Keyward,
     start: Revision,
@@ -59,7 +63,7 @@ struct World {
 impl World {
     fn new(others: usize) -> Self {
         let server = Server::start(LOGS_PLANS);
-        let place = Place::at(server.url());
+        let place = TestSchema::at(server.url());
         let store = place.connect();
         let clock = Arc::new(ManualClock::at(at(START)));
         let mut spec = capped(1000);
@@ -77,10 +81,10 @@ impl World {
         }
     }
 
-    /// Runs everything a service does. Returns the plans that read many rows.
+    /// Runs everything that a service does. Returns the plans that read many rows.
     fn work(&self, name: &str) -> Vec<String> {
         let from = self.server.log().len();
-        // Repeats every statement until the server switches to a generic plan.
+        // Repeats every statement, so that the server switches to a generic plan.
         for number in 0..8 {
             self.change_and_ask(&format!("{name} {number}"));
         }
@@ -103,7 +107,7 @@ impl World {
         let digest = Digest::sha256(name);
         let import = ImportKey::sha256(digest, reader(name));
         wait(keys.import(&admin(), import)).unwrap();
-        // A key that acts in a tenant below its own: the rows of key, owner and tenant guard the commit.
+        // A key acts in a descendant tenant. The rows of its key, owner and tenant guard the commit.
         let whole = wait(keys.create(&admin(), CreateKey::new(name).scope("*:*"))).unwrap();
         let by = keys.verify(whole.secret.expose(), &Need::any()).unwrap();
         let below = reader(name).in_tenant(tenant("acme/web"));
@@ -119,7 +123,8 @@ impl World {
             commands: vec![command("some")],
         };
         wait(store.load(&tenant("acme"), &everything)).unwrap();
-        // Many tenants load concurrently: all loads but the first two wait, and then share transactions.
+        // Many tenants load concurrently. The first two loads run immediately, and the others wait and share
+        // transactions.
         let many: Vec<_> = (0..20)
             .map(|other| tenant(&format!("none-{other}")))
             .collect();
@@ -129,7 +134,7 @@ impl World {
         }
         wait(store.find(&Locator::Id(key.id))).unwrap();
         wait(store.find(&Locator::Imported(digest))).unwrap();
-        // Each call reads at most ten rows. The newest rows are those that the service itself wrote.
+        // Each call reads at most ten rows. The newest rows are those that the service wrote.
         let head = wait(store.scan(None, TEN)).unwrap().head;
         wait(store.changes(keys.freshness().cursor.unwrap(), TEN)).unwrap();
         assert!(head.revision > self.start);
@@ -144,7 +149,7 @@ impl World {
             of_tenant.sort = sort;
             wait(store.list(&of_tenant)).unwrap();
         }
-        // Also lists the tenants below, then filters by a part of the name, and then by the hint.
+        // Lists the tenants below too. Then filters by a part of the name, and then by the hint.
         of_tenant.below = true;
         wait(store.list(&of_tenant)).unwrap();
         of_tenant.name = Some(name.to_owned());
@@ -208,7 +213,7 @@ fn looks_at_many(log: &str) -> Vec<String> {
     plans.filter(many).map(str::to_owned).collect()
 }
 
-/// Returns the number of rows of other tenants: a million with `KEYWARD_LONG=1`.
+/// Returns the number of rows of other tenants. `KEYWARD_LONG=1` makes it a million.
 fn others() -> usize {
     match std::env::var("KEYWARD_LONG").as_deref() {
         Ok("1") => 1_000_000,
@@ -223,7 +228,7 @@ fn no_statement_reads_many_rows_to_return_few() {
     assert!(found.is_empty(), "{} such: {}", found.len(), found[0]);
 }
 
-/// Each index is needed: a schema that lacks one is caught.
+/// Each index is needed: a schema without one of them is caught.
 #[test]
 fn a_schema_without_one_of_its_indexes_is_caught() {
     let world = World::new(60_000);

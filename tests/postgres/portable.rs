@@ -1,4 +1,4 @@
-//! Statements that also run on databases with the same protocol, such as CockroachDB and YugabyteDB.
+//! SQL statements also run on databases with the same protocol, such as CockroachDB and YugabyteDB.
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -16,15 +16,15 @@ use keyward::store::{
 use keyward::{CreateKey, ManualClock, Need, Reason};
 use regex::Regex;
 
-use support::postgres::{Place, Server, open};
+use support::postgres::{Server, TestSchema, open};
 use support::raw::{ALL, beginning};
 use support::*;
 
-/// The only file that may use LISTEN and NOTIFY. No result depends on notifications, which are only hints.
+/// The only file that may use LISTEN and NOTIFY. Notifications are only hints, and no result depends on them.
 const HINTS: &str = "listen.rs";
 
 /// Features that no essential statement may use: advisory locks, notifications, ids of transactions and rows,
-/// and sequences, which draw numbers before a commit.
+/// and sequences. A sequence draws its numbers before the commit.
 static FOREIGN: LazyLock<Regex> = LazyLock::new(|| {
     let words = [
         r"\w*advisory\w*",
@@ -56,7 +56,7 @@ fn literals(source: &str) -> Vec<String> {
     found.collect()
 }
 
-/// Returns everything a file may send to the server.
+/// Returns all SQL that a file may send to the server.
 fn sent_by(name: &str, text: &str) -> Vec<String> {
     match name.ends_with(".sql") {
         true => {
@@ -67,7 +67,7 @@ fn sent_by(name: &str, text: &str) -> Vec<String> {
     }
 }
 
-/// Returns everything the store may send, with the file it comes from.
+/// Returns all SQL that the store may send, each with its file.
 fn sent() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/store");
     let mut folders = vec![root.join("postgres"), root.join("sql")];
@@ -156,10 +156,10 @@ fn features_that_other_databases_lack_are_detected() {
     assert!(!FOREIGN.is_match(&sent_by("1.sql", "SELECT 1 -- xmin")[0]));
 }
 
-/// Returns a pattern that finds a statement in a server's log. A placeholder in the source matches any text.
+/// Returns a pattern that matches a statement in the server's log. A placeholder matches any text.
 fn as_logged(statement: &str) -> Regex {
     let gap = Regex::new(r"\\\{[^{}]*\\\}").unwrap();
-    // A statement of several lines takes several lines of the log, so only the first line is matched.
+    // A statement of several lines fills several lines of the log, so only its first line is matched.
     let first = statement.split("\\n").next().unwrap();
     let pattern = regex::escape(&first.replace("$s.", "{schema}"));
     Regex::new(&gap.replace_all(&pattern, ".*?")).unwrap()
@@ -168,7 +168,7 @@ fn as_logged(statement: &str) -> Regex {
 #[test]
 fn the_server_accepts_every_statement() {
     let server = Server::start("fsync = off\nlog_statement = all");
-    let place = Place::at(server.url());
+    let place = TestSchema::at(server.url());
     do_everything(&place);
     let log = server.log();
     let statement = Regex::new(r"^(SELECT|INSERT|UPDATE|DELETE) ").unwrap();
@@ -187,7 +187,7 @@ fn the_server_accepts_every_statement() {
 }
 
 /// Runs every statement of the store.
-fn do_everything(place: &Place) {
+fn do_everything(place: &TestSchema) {
     const ONE: NonZeroUsize = NonZeroUsize::MIN;
     let store = place.connect();
     let clock = Arc::new(ManualClock::at(at(START)));
@@ -196,7 +196,7 @@ fn do_everything(place: &Place) {
     secret.tenant_reach = TenantReach::Descendants;
     let keys = node(store.clone(), &clock, Policy::new(spec).unwrap());
     let start = beginning(&store);
-    // A key that acts in a tenant below its own: the rows of key, owner and tenant guard the commit.
+    // A key acts in a descendant tenant. The rows of its key, owner and tenant guard the commit.
     let whole = wait(keys.create(&admin(), CreateKey::new("whole").scope("*:*"))).unwrap();
     let by = keys.verify(whole.secret.expose(), &Need::any()).unwrap();
     let below = reader("below").in_tenant(tenant("acme/web"));

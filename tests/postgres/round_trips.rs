@@ -1,4 +1,4 @@
-//! Round trips: a call sends its requests together, without waiting for an answer between them.
+//! Round trips: a call sends its requests together and does not wait for answers in between.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -11,12 +11,12 @@ use keyward::key::Digest;
 use keyward::store::{KeyStore, LoadRequest, Locator, NodeRegistry, PostgresStore, Revision};
 use tempfile::TempDir;
 
-use support::postgres::{Place, Server, open};
+use support::postgres::{Server, TestSchema, open};
 use support::raw::{ALL, beginning, next};
 use support::*;
 
 /// A proxy between a node and its server. Once a transaction begins, the proxy withholds the server's answers
-/// until the expected number of requests has been sent.
+/// until the node has sent the expected number of requests.
 struct Between {
     folder: TempDir,
     gate: Arc<Gate>,
@@ -32,9 +32,9 @@ struct Gate {
 struct State {
     /// The number of requests that a transaction must send before the proxy lets an answer pass.
     at_once: usize,
-    /// The number of requests that each connection must still send, by connection number.
+    /// The number of requests that each connection must still send, by number of the connection.
     missing: HashMap<usize, usize>,
-    /// Set when the measured call has returned.
+    /// Whether the measured call has returned.
     over: bool,
 }
 
@@ -99,7 +99,7 @@ impl Gate {
 
 /// Forwards the node's messages one at a time.
 fn to_server(connection: usize, mut from: UnixStream, mut to: UnixStream, gate: &Gate) {
-    // The first message of a connection has no type byte.
+    // A connection's first message has no type byte.
     let mut begun = false;
     loop {
         let mut head = [0; 5];
@@ -111,7 +111,7 @@ fn to_server(connection: usize, mut from: UnixStream, mut to: UnixStream, gate: 
         let length = u32::from_be_bytes(length.try_into().unwrap());
         let mut body = vec![0; length as usize - 4];
         from.read_exact(&mut body).unwrap();
-        // `Q` is a simple query, and `S` ends an extended one.
+        // `Q` is a simple query. `S` (Sync) ends an extended query.
         if matches!(kind, b"Q" | b"S") {
             gate.asked(connection, body.starts_with(b"START TRANSACTION"));
         }
@@ -163,7 +163,7 @@ impl Between {
 fn a_read_takes_one_round_trip() {
     let server = Server::start("fsync = off");
     let between = Between::new(server.file(".s.PGSQL.5432"));
-    let place = Place::at(server.url());
+    let place = TestSchema::at(server.url());
     let options = PostgresStore::options(between.url()).schema(&place.schema);
     let store = open(options.max_connections(1.try_into().unwrap())).unwrap();
     let (key, commit) = next(&tenant("acme"), Revision::ZERO);
@@ -178,9 +178,10 @@ fn a_read_takes_one_round_trip() {
     };
     let imported = Locator::Imported(Digest::sha256("imported"));
     let loading = |select| wait(store.load(&tenant("acme"), &select)).map(drop);
-    // Two requests begin the transaction and read the store's position. The others are the call's own.
+    // Two requests begin each transaction and read the store's position. The other requests are the call's
+    // own.
     let sent = |expected, call: &mut (dyn FnMut() -> Result<(), String> + Send)| {
-        // This call is not measured: it also prepares the statements.
+        // The first call is not measured, because it also prepares the statements.
         call().unwrap();
         assert!(
             between.gate.sends_at_once(expected, call),

@@ -1,4 +1,4 @@
-//! Several nodes on one schema.
+//! Several nodes on one database schema.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -20,11 +20,11 @@ use keyward::{
 };
 
 use support::pairs;
-use support::postgres::{Place, open};
+use support::postgres::{TestSchema, open};
 use support::raw::{ALL, beginning, next, removed_since, write};
 use support::*;
 
-fn nodes(place: &Place, count: usize, cap: u32) -> Vec<Arc<Keyward>> {
+fn nodes(place: &TestSchema, count: usize, cap: u32) -> Vec<Arc<Keyward>> {
     let clock = Arc::new(ManualClock::at(at(START)));
     let policy = Policy::new(capped(cap)).unwrap();
     (0..count)
@@ -34,7 +34,7 @@ fn nodes(place: &Place, count: usize, cap: u32) -> Vec<Arc<Keyward>> {
 
 #[test]
 fn a_commit_of_another_node_wakes_a_waiter_and_takes_effect() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let clock = Arc::new(ManualClock::at(at(START)));
     let store = place.connect();
     let policy = Policy::new(capped(5)).unwrap();
@@ -59,25 +59,26 @@ fn a_commit_of_another_node_wakes_a_waiter_and_takes_effect() {
 
 #[test]
 fn a_key_works_on_the_node_that_created_it() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let nodes = nodes(&place, 2, 5);
     pairs::a_key_works_where_it_was_created(&nodes[0], &nodes[1]);
 }
 
 #[test]
 fn first_uses_are_not_lost() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let clock = Arc::new(ManualClock::at(at(START)));
     let policy = Policy::new(capped(5)).unwrap();
     let [a, b] = [0, 1].map(|_| node(place.connect(), &clock, policy.clone()));
     pairs::first_uses_are_not_lost(&a, &b, &clock);
 }
 
-/// Runs a check on two nodes with a clock each. The last argument starts another node with the first clock.
+/// Runs `check` with two nodes, each with its own clock. The last argument starts another node with the first
+/// clock.
 fn on_two_clocks(
     check: impl Fn((&Keyward, &ManualClock), (&Keyward, &ManualClock), &dyn Fn() -> Keyward),
 ) {
-    let place = Place::new();
+    let place = TestSchema::new();
     let policy = Policy::new(capped(9)).unwrap();
     let clocks = [0, 1].map(|_| Arc::new(ManualClock::at(at(START))));
     let [a, b] = clocks
@@ -99,10 +100,10 @@ fn the_time_of_a_tenant_is_repaired() {
     on_two_clocks(|a, b, again| pairs::the_time_of_a_tenant_is_repaired(a, b, again));
 }
 
-/// Every load and every poll returns the server's time.
+/// The store returns the server's time with every load and every poll.
 #[test]
 fn the_servers_clock_contradicts_one_that_is_ten_years_ahead() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let open = || open(place.options().server_clock(true)).unwrap();
     let right = Arc::new(ManualClock::at(SystemClock.now()));
     let policy = Policy::new(capped(5)).unwrap();
@@ -118,7 +119,7 @@ fn the_servers_clock_contradicts_one_that_is_ten_years_ahead() {
     wait(started.revoke(&admin(), key.id, Reason::Lost)).unwrap();
 }
 
-/// Creates a key, retrying on conflicts. Returns whether the cap admitted it.
+/// Creates a key, with retries on conflicts. Returns whether the cap allowed the key.
 fn created(keys: &Keyward, path: &str, name: &str) -> bool {
     loop {
         let admin = actor(path, "alice", Role::ADMIN);
@@ -133,7 +134,7 @@ fn created(keys: &Keyward, path: &str, name: &str) -> bool {
 
 /// Runs 16 writers on four nodes. Each writer tries to create `each` keys in every tenant.
 fn cap_holds(tenants: usize, each: usize, cap: u32) {
-    let place = Place::new();
+    let place = TestSchema::new();
     let nodes = nodes(&place, 4, cap);
     let made: usize = thread::scope(|scope| {
         let writers: Vec<_> = (0..16)
@@ -177,7 +178,7 @@ fn the_cap_holds_under_16_writers_on_64_tenants() {
 fn a_poller_misses_no_change_while_others_write() {
     const WRITERS: usize = 8;
     const EACH: usize = 60;
-    let place = Place::new();
+    let place = TestSchema::new();
     let reader = place.connect();
     let start = beginning(&reader);
     let stores: Vec<_> = (0..3).map(|_| place.connect()).collect();
@@ -197,7 +198,7 @@ fn a_poller_misses_no_change_while_others_write() {
         let mut seen: Vec<(Revision, _)> = Vec::new();
         let mut cursor: Cursor = start;
         loop {
-            // The count is read before the feed: if no writer is left, an empty page is the end of the feed.
+            // Reads the counter before the feed. If no writer is left, an empty page is the end of the feed.
             let over = writing.load(Ordering::SeqCst) == 0;
             let (page, upto) = removed_since(&reader, cursor, NonZeroUsize::new(7).unwrap());
             for change in &page {
@@ -219,7 +220,7 @@ fn a_poller_misses_no_change_while_others_write() {
 
 #[test]
 fn a_lock_held_too_long_is_reported_as_unavailable() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let store = open(place.options().lock_timeout(Duration::from_millis(20))).unwrap();
     let acme = tenant("acme");
     let lock = place.hold("SELECT 1 FROM $s.head FOR UPDATE");
@@ -235,7 +236,7 @@ fn a_lock_held_too_long_is_reported_as_unavailable() {
 
 #[test]
 fn waiting_commits_share_one_transaction_and_each_gets_its_answer() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let store = place.connect();
     let lock = place.hold("SELECT 1 FROM $s.head FOR UPDATE");
     let commit = |number: usize| {
@@ -262,13 +263,13 @@ fn waiting_commits_share_one_transaction_and_each_gets_its_answer() {
         .len();
     assert!(
         transactions <= 2,
-        "the first may have gone alone: {transactions}"
+        "only the first commit may have its own transaction: {transactions}"
     );
 }
 
 #[test]
 fn a_commit_that_cannot_be_written_stops_no_other() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let store = place.connect();
     let (bad, good) = (tenant("bad"), tenant("good"));
     let at = wait(store.commit(next(&bad, Revision::ZERO).1)).unwrap();
@@ -288,7 +289,7 @@ fn a_commit_that_cannot_be_written_stops_no_other() {
 
 #[test]
 fn restored_tables_open_only_for_recovery_and_followers_start_over() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let store = place.connect();
     let at = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
     let before = wait(store.scan(None, ALL)).unwrap().head;
@@ -302,7 +303,7 @@ fn restored_tables_open_only_for_recovery_and_followers_start_over() {
     assert_eq!(
         former.len(),
         1,
-        "it stands for nodes that the backup does not know"
+        "one entry represents the nodes that the backup does not know"
     );
     wait(restored.commit(next(&tenant("acme"), at).1)).unwrap();
     wait(restored.finish_recovery()).unwrap();
@@ -311,7 +312,7 @@ fn restored_tables_open_only_for_recovery_and_followers_start_over() {
 
 #[test]
 fn forgotten_tombstones_compact_the_feed_and_their_ids_stay_taken() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let store = place.connect();
     let acme = tenant("acme");
     let behind = beginning(&store);

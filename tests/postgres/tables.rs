@@ -1,15 +1,14 @@
-//! Tables set up by the host's own migrations.
+//! Tables that the application's own migrations created.
 
 use keyward::store::postgres::ConnectError;
 use keyward::store::{KeyStore, PostgresStore, Revision};
 
-use support::postgres::{Place, open};
+use support::postgres::{TestSchema, open};
 use support::raw::{ALL, next};
 use support::*;
 
-/// Returns every table and index of the schema with the transaction that created it, and the schema's
-/// version.
-fn tables(place: &Place) -> Vec<String> {
+/// Returns each table and index of the schema with the transaction that created it, and the schema's version.
+fn tables(place: &TestSchema) -> Vec<String> {
     let mut tables = place.ask(
         "SELECT c.relname || ' ' || c.oid || ' ' || c.xmin FROM pg_class AS c \
          JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = '$s' ORDER BY 1",
@@ -20,18 +19,18 @@ fn tables(place: &Place) -> Vec<String> {
 
 #[test]
 fn a_store_opens_tables_made_by_the_printed_sql_unchanged() {
-    let place = Place::new();
+    let place = TestSchema::new();
     place.run(&PostgresStore::schema_sql(&place.schema).unwrap());
     let made = tables(&place);
     let stores = [place.connect(), place.connect()];
-    assert_eq!(tables(&place), made, "nothing was migrated");
+    assert_eq!(tables(&place), made, "connecting changes no table");
     wait(stores[0].commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
     let heads = stores.map(|store| wait(store.scan(None, ALL)).unwrap().head);
     assert_eq!(heads[0], heads[1]);
 
-    let own = Place::new();
+    let own = TestSchema::new();
     own.connect();
-    let names = |place: &Place| {
+    let names = |place: &TestSchema| {
         let names = "SELECT c.relname || ' ' || coalesce(pg_get_indexdef(i.indexrelid), '') || ' ' || \
              coalesce(string_agg(a.attname || format_type(a.atttypid, a.atttypmod) \
              || a.attnotnull || a.attcollation, ',' ORDER BY a.attnum), '') \
@@ -43,12 +42,16 @@ fn a_store_opens_tables_made_by_the_printed_sql_unchanged() {
         let plain = names.map(|name| name.replace(&place.schema, "s"));
         plain.collect::<Vec<_>>()
     };
-    assert_eq!(names(&place), names(&own), "the store makes the same ones");
+    assert_eq!(
+        names(&place),
+        names(&own),
+        "the store creates the same tables"
+    );
 }
 
 #[test]
 fn the_printed_sql_changes_nothing_in_an_existing_store() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let store = place.connect();
     wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
     let made = tables(&place);
@@ -72,7 +75,7 @@ fn sql_is_printed_for_plain_names_alone() {
 #[test]
 fn a_lost_head_is_reported_and_never_recreated() {
     for kept in ["rows", "tenants", "commits"] {
-        let place = Place::new();
+        let place = TestSchema::new();
         wait(
             place
                 .connect()
@@ -96,11 +99,11 @@ fn a_lost_head_is_reported_and_never_recreated() {
 
 #[test]
 fn no_tables_are_created_where_they_must_exist() {
-    let place = Place::new();
-    let refused = open(place.options().must_exist()).unwrap_err();
+    let place = TestSchema::new();
+    let refused = open(place.options().create(false)).unwrap_err();
     assert!(matches!(refused, ConnectError::NotFound), "{refused:?}");
     let made = place.ask("SELECT nspname::text FROM pg_namespace WHERE nspname = '$s'");
     assert_eq!(made, Vec::<String>::new());
     place.connect();
-    open(place.options().must_exist()).unwrap();
+    open(place.options().create(false)).unwrap();
 }

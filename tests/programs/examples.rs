@@ -1,4 +1,4 @@
-//! The examples that end by themselves.
+//! The examples that run to their end without input.
 
 use std::process::{Command, Stdio};
 

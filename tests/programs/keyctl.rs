@@ -1,4 +1,4 @@
-//! The command line of the example `keyctl`, for operators and for scripts: real processes over a real file.
+//! The command-line program `keyctl`, for operators and scripts: real processes on a real file.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -109,7 +109,7 @@ impl Shop {
         })
     }
 
-    /// Changes the file behind the store's back.
+    /// Changes the file with plain SQL, without the store.
     fn tamper(&self, sql: &str) {
         let file = rusqlite::Connection::open(self.path("keys.db")).unwrap();
         file.execute_batch(sql).unwrap();
@@ -143,7 +143,7 @@ impl Terminal {
         }
     }
 
-    /// Waits until more text is shown. Returns `true` if the process has ended instead.
+    /// Waits for more text on the terminal. Returns `true` if the process has ended instead.
     fn ended(&mut self) -> bool {
         let mut more = [0; 256];
         // A read fails once the other end is closed.
@@ -200,7 +200,7 @@ fn stdout_holds_only_the_secret_and_no_file_contains_it() {
     let secret = created.out.strip_suffix('\n').unwrap();
     assert!(secret.starts_with("sk_live_") && !secret.contains(char::is_whitespace));
     assert!(!created.err.contains(secret) && created.err.contains("created key"));
-    assert!(shop.verifies(secret), "what was printed is the key");
+    assert!(shop.verifies(secret), "the printed secret verifies");
 
     let id = shop.run(&["list", "--json"]).document()["id"]
         .as_str()
@@ -223,7 +223,7 @@ fn stdout_holds_only_the_secret_and_no_file_contains_it() {
     }
     assert!(
         holds(shop.0.path(), "third"),
-        "the search finds what is there"
+        "the search finds text that is in the folder"
     );
 }
 
@@ -275,7 +275,7 @@ fn each_kind_of_failure_has_its_exit_code() {
     shop.run(&["show", "0000000000000000000000"])
         .ended(NOT_FOUND);
     shop.run(&["list", "--store", "none.db"]).ended(NOT_FOUND);
-    assert!(!shop.path("none.db").exists(), "asking creates nothing");
+    assert!(!shop.path("none.db").exists(), "a query creates no file");
     shop.run(&["list", "--pepper-file", "none"])
         .ended(NOT_FOUND);
     let elsewhere = ["--tenant", "other", "--as", "eve", "--role", "admin"];
@@ -393,7 +393,7 @@ fn a_store_that_another_process_has_locked_is_unavailable_and_unchanged() {
     let refused = shop.run(&create).ended(UNAVAILABLE);
     assert!(refused.out.is_empty(), "{refused:?}");
     assert!(refused.err.contains("locked"), "{refused:?}");
-    assert_eq!(shop.names(&[]), ["before"], "readers are not stopped");
+    assert_eq!(shop.names(&[]), ["before"], "readers are not blocked");
     other.execute_batch("ROLLBACK").unwrap();
     shop.run(&create).ended(0);
     assert_eq!(shop.names(&[]), ["before", "meanwhile"]);
@@ -419,7 +419,10 @@ fn long_commands_show_progress_on_a_terminal() {
             .split_once(line)
             .expect("the terminal shows the progress line");
         let blank = format!("\r{}\r", " ".repeat(line.len()));
-        assert!(after.contains(&blank), "{shown:?}: it is gone in the end");
+        assert!(
+            after.contains(&blank),
+            "{shown:?}: the progress line is cleared at the end"
+        );
     }
     for name in ["copy.db", "new.db"] {
         fs::remove_file(shop.path(name)).unwrap();
@@ -429,7 +432,11 @@ fn long_commands_show_progress_on_a_terminal() {
         assert!(!unseen.err.contains('\r'), "no terminal: {unseen:?}");
     }
     let machine = Terminal::start(shop.command(&["check", "--json"])).finish();
-    assert_eq!(machine, (String::new(), 0), "a machine does without");
+    assert_eq!(
+        machine,
+        (String::new(), 0),
+        "with --json there is no progress line"
+    );
 }
 
 #[test]
@@ -569,7 +576,10 @@ fn a_list_is_filtered_sorted_and_paged() {
     assert!(table.out.starts_with("ID") && table.err.contains("--all"));
     let last = table.out.lines().nth(1).unwrap().split(' ').next().unwrap();
     let next = format!("--after {last} ");
-    assert!(table.err.contains(&next), "the note says how to go on");
+    assert!(
+        table.err.contains(&next),
+        "the note shows the command for the next page"
+    );
     let bound = ["--tenant", "acme/eu", "--as", "eve", "--role", "admin"];
     assert_eq!(shop.names(&bound), ["c"]);
 }
@@ -599,7 +609,10 @@ fn a_repeated_command_id_changes_nothing() {
     shop.run(&["disable", &id, "--command-id", "disable"])
         .ended(0);
     let key = shop.run(&["show", &id, "--json"]).document();
-    assert_eq!(key["status"], "active", "the repetition changed nothing");
+    assert_eq!(
+        key["status"], "active",
+        "repeating the command changes nothing"
+    );
 }
 
 #[test]
@@ -698,7 +711,7 @@ fn imported_keys_keep_working_and_are_imported_once() {
     assert_eq!(
         at_fault,
         [3, 4, 5, 6, 7],
-        "empty lines count, and say nothing"
+        "empty lines are counted but skipped"
     );
     assert!(answer[1..].iter().all(|one| one["error"].is_string()));
 }
@@ -729,7 +742,11 @@ fn a_restored_backup_waits_for_its_recovery() {
     shop.run(&[&["show", &id], &open[..]].concat()).ended(0);
     let epoch = |args: &[&str]| shop.run(args).ended(0).document()["head"]["epoch"].clone();
     let new = epoch(&[&["stats", "--json"], &open[..]].concat());
-    assert_ne!(new, epoch(&["stats", "--json"]), "a history of its own");
+    assert_ne!(
+        new,
+        epoch(&["stats", "--json"]),
+        "the new store has its own epoch"
+    );
 }
 
 #[test]
@@ -851,7 +868,7 @@ fn the_environment_can_name_the_store() {
     assert_eq!(said(stats).ended(0).document()["tenants"], 1);
 }
 
-/// Keys made by a stolen key may be stolen too. The command line lists them, and revokes them on request.
+/// Keys made by a stolen key may be in the wrong hands too. `keyctl` lists them, and revokes them on request.
 #[test]
 fn revoking_a_compromised_key_lists_what_it_made() {
     let shop = Shop::new();

@@ -1,6 +1,6 @@
-//! Programs as real processes: the command line `keyctl`, and the examples.
+//! Programs as real processes: `keyctl` and the examples.
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+#![allow(clippy::unwrap_used, reason = "a test panics on failure")]
 
 mod examples;
 mod keyctl;

@@ -1,13 +1,14 @@
-//! The example `processes`: real processes over one file. The example itself checks that no verification
-//! accepts a revoked key past the bound, and fails otherwise. These tests check that the example ends and
-//! leaves nothing behind.
+//! The example `processes`, which runs several processes over one file.
+//!
+//! The example fails if a verification accepts a revoked key past the bound. These tests check that the
+//! example ends and leaves nothing behind.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
-/// Returns a command that runs the example with its folder in `folder`.
+/// Returns a command that runs the example with its temporary files in `folder`.
 fn processes(folder: &Path) -> Command {
     static BUILT: LazyLock<PathBuf> = LazyLock::new(|| support::example::build("processes"));
     let mut command = Command::new(&*BUILT);
@@ -18,7 +19,7 @@ fn processes(folder: &Path) -> Command {
 #[test]
 fn every_process_refuses_a_revoked_key_in_time_and_a_continued_one_immediately() {
     let folder = tempfile::tempdir().unwrap();
-    // Processes that outlive the example would keep its outputs open and block this call.
+    // A process that outlives the example would keep its outputs open and block this call.
     let ran = processes(folder.path()).output().unwrap();
     let out = String::from_utf8(ran.stdout).unwrap();
     let err = String::from_utf8(ran.stderr).unwrap();
@@ -38,7 +39,7 @@ fn every_process_refuses_a_revoked_key_in_time_and_a_continued_one_immediately()
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// A stopped process does not notice that its parent is gone.
+/// A stopped process does not notice that its parent has ended.
 #[cfg(target_os = "linux")]
 #[test]
 fn all_processes_even_a_stopped_one_end_when_their_parent_is_killed() {
@@ -54,9 +55,9 @@ fn all_processes_even_a_stopped_one_end_when_their_parent_is_killed() {
     let stopped = out.any(|line| line.unwrap().contains(" is stopped"));
     parent.kill().unwrap();
     parent.wait().unwrap();
-    assert!(stopped, "it ended before");
+    assert!(stopped, "the example ended too early");
 
-    // All processes share the example's stderr, which reaches its end when the last of them exits.
+    // All processes share the example's stderr, which reaches its end when the last process exits.
     let mut err = parent.stderr.take().unwrap();
     let (ended, ends) = mpsc::channel();
     std::thread::spawn(move || ended.send(err.read_to_end(&mut Vec::new()).is_ok()));

@@ -1,5 +1,4 @@
-//! The example `service` as its readers meet it: a real process, its printed commands in a real shell, and
-//! signals.
+//! The example `service` as its users run it: a real process, its printed commands in a shell, and signals.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -11,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use support::served::{Service, answer, command};
+use support::served::{ServiceProcess, answer, command};
 
 fn folder() -> TempDir {
     tempfile::tempdir().unwrap()
@@ -24,7 +23,7 @@ fn create(scopes: &[&str], days: u32) -> Option<Value> {
 #[test]
 fn the_printed_commands_of_the_first_run_work_and_no_later_run_prints_the_key() {
     let folder = folder();
-    let service = Service::start(folder.path());
+    let service = ServiceProcess::start(folder.path());
     let lines = service.lines_to_try();
     let script: String = lines
         .iter()
@@ -32,7 +31,7 @@ fn the_printed_commands_of_the_first_run_work_and_no_later_run_prints_the_key() 
         .collect();
     let mut shell = Command::new("sh");
     shell.args(["-euc", &script]).current_dir(folder.path());
-    // Ignores a proxy configured on this machine.
+    // Ignores an HTTP proxy that is configured on this machine.
     let ran = shell
         .env("NO_PROXY", "*")
         .stdin(Stdio::null())
@@ -58,7 +57,11 @@ fn the_printed_commands_of_the_first_run_work_and_no_later_run_prints_the_key() 
     );
     assert_eq!(json(6)["replaces"]["id"], reader["id"]);
     assert_ne!(json(6)["secret"], reader["secret"]);
-    assert_eq!(json(7), json(4), "within its grace");
+    assert_eq!(
+        json(7),
+        json(4),
+        "the old key works during its grace period"
+    );
     assert_eq!(json(8)["id"], reader["id"]);
     assert_eq!(
         (&json(9)["status"], &json(9)["title"]),
@@ -81,19 +84,22 @@ fn the_printed_commands_of_the_first_run_work_and_no_later_run_prints_the_key() 
     ]
     .map(str::to_owned);
     let mut logged = service.stop();
-    let again = Service::start(folder.path());
+    let again = ServiceProcess::start(folder.path());
     assert!(again.lines_to_try().is_empty(), "{:?}", again.printed);
     let printed = again.printed.join("\n");
     assert!(
         printed.contains("delete"),
-        "it says how to start over: {printed}"
+        "the message explains how to start over: {printed}"
     );
     assert_eq!(again.ask(&admin, "GET /v1/reports", None), (200, json!([])));
     logged += &again.stop();
     for secret in secrets {
-        // The secret half of the token, after the prefix and the id.
+        // The secret part of the token, without the prefix and the id.
         let hidden = &secret[secret.len() - 32..];
-        for (where_, text) in [("the log", &logged), ("what a later run prints", &printed)] {
+        for (where_, text) in [
+            ("the log", &logged),
+            ("the output of a later run", &printed),
+        ] {
             assert!(!text.contains(hidden), "a secret is in {where_}");
         }
     }
@@ -108,8 +114,8 @@ fn head(path: &str, key: &str, more: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {key}\r\n{more}\r\n")
 }
 
-/// Creates a key with all scopes. Returns the key, the admin's key, and the id of the created key.
-fn stolen(service: &Service) -> (String, String, String) {
+/// Creates a key with all scopes. Returns its secret, the admin key, and its id.
+fn stolen(service: &ServiceProcess) -> (String, String, String) {
     let admin = service.admin_key();
     let (status, made) = service.ask(&admin, "POST /v1/keys", create(&["*:*"], 30));
     assert_eq!(status, 201, "{made}");
@@ -117,11 +123,11 @@ fn stolen(service: &Service) -> (String, String, String) {
     (text("secret"), admin, text("id"))
 }
 
-/// A request by a key that is revoked before the body arrives creates no key.
+/// The key is revoked before the body of its request arrives, so the request creates no key.
 #[test]
 fn a_slow_body_gains_nothing_for_a_key_revoked_in_flight() {
     let folder = folder();
-    let service = Service::start(folder.path());
+    let service = ServiceProcess::start(folder.path());
     let (key, admin, id) = stolen(&service);
     let body = br#"{"name": "mine", "scopes": ["*:*"]}"#;
     let length = format!(
@@ -132,7 +138,7 @@ fn a_slow_body_gains_nothing_for_a_key_revoked_in_flight() {
     stream
         .write_all(head("/v1/keys", &key, &length).as_bytes())
         .unwrap();
-    // The request was accepted, and the handler waits for the body.
+    // The server has accepted the request, and the handler waits for the body.
     let go_on = "HTTP/1.1 100 Continue\r\n\r\n";
     let mut read = vec![0; go_on.len()];
     stream.read_exact(&mut read).unwrap();
@@ -150,7 +156,7 @@ fn a_slow_body_gains_nothing_for_a_key_revoked_in_flight() {
 #[test]
 fn a_long_stream_gains_nothing_for_a_key_revoked_in_flight() {
     let folder = folder();
-    let service = Service::start(folder.path());
+    let service = ServiceProcess::start(folder.path());
     let (key, admin, id) = stolen(&service);
     let mut stream = service.connect();
     let chunked = format!("{JSON}{CLOSE}transfer-encoding: chunked\r\n");
@@ -174,7 +180,7 @@ fn a_long_stream_gains_nothing_for_a_key_revoked_in_flight() {
 #[test]
 fn requests_pipelined_after_a_revocation_are_refused() {
     let folder = folder();
-    let service = Service::start(folder.path());
+    let service = ServiceProcess::start(folder.path());
     let (key, admin, id) = stolen(&service);
     let body = r#"{"name": "mine", "scopes": ["*:*"]}"#;
     let length = format!("{JSON}content-length: {}\r\n", body.len());
@@ -183,7 +189,7 @@ fn requests_pipelined_after_a_revocation_are_refused() {
     let rotate = format!("{CLOSE}{EMPTY}");
     let rotate = head(&format!("/v1/keys/{id}/rotate"), &key, &rotate);
     let mut stream = service.connect();
-    // All in one write: the server reads the requests one after the other.
+    // One write sends all requests. The server handles them one after another.
     let all = revoke + &make + &rotate;
     stream.write_all(all.as_bytes()).unwrap();
     let mut answers = String::new();
@@ -200,9 +206,9 @@ fn requests_pipelined_after_a_revocation_are_refused() {
 #[test]
 fn a_test_key_makes_only_test_keys_and_rotates_no_live_key() {
     let folder = folder();
-    let service = Service::start(folder.path());
+    let service = ServiceProcess::start(folder.path());
     let (live, _, id) = stolen(&service);
-    // Created through the store, because the service offers no way to name an environment.
+    // The key is created through the store, because the service has no way to set an environment.
     let data = folder.path().join("data");
     let key = pollster::block_on(async {
         let store = SqliteStore::open(data.join("keys.db")).await.unwrap();
@@ -225,7 +231,7 @@ fn a_test_key_makes_only_test_keys_and_rotates_no_live_key() {
 #[test]
 fn a_stopping_service_finishes_requests_in_flight_and_leaves_the_registry() {
     let folder = folder();
-    let mut service = Service::start(folder.path());
+    let mut service = ServiceProcess::start(folder.path());
     let key = service.admin_key();
     let mut stream = service.connect();
     let body = br#"{"title": "late"}"#;
@@ -244,7 +250,7 @@ fn a_stopping_service_finishes_requests_in_flight_and_leaves_the_registry() {
     service.signal(Signal::TERM);
     service.wait_for("stopping");
     let refused = (0..100_000).any(|_| TcpStream::connect(service.address).is_err());
-    assert!(refused, "it goes on accepting");
+    assert!(refused, "the service still accepts connections");
     stream.write_all(body).unwrap();
     let (status, report) = answer(&mut stream);
     assert_eq!((status, &report["title"]), (201, &json!("late")));
@@ -260,7 +266,7 @@ fn a_stopping_service_finishes_requests_in_flight_and_leaves_the_registry() {
 #[test]
 fn ctrl_c_stops_the_service_too() {
     let folder = folder();
-    let service = Service::start(folder.path());
+    let service = ServiceProcess::start(folder.path());
     service.signal(Signal::INT);
     assert!(service.ended().contains("stopped"));
 }
@@ -268,7 +274,7 @@ fn ctrl_c_stops_the_service_too() {
 #[test]
 fn no_key_grants_more_than_it_has() {
     let folder = folder();
-    let service = Service::start(folder.path());
+    let service = ServiceProcess::start(folder.path());
     let admin = service.admin_key();
     let made =
         |by: &str, scopes: &[&str], days| service.ask(by, "POST /v1/keys", create(scopes, days));
@@ -276,7 +282,7 @@ fn no_key_grants_more_than_it_has() {
         assert_eq!(status, 201, "{key}");
         key["secret"].as_str().unwrap().to_owned()
     };
-    // An admin key for 30 days, and a key narrowed to managing keys.
+    // An admin key for 30 days, and a key that may only manage keys.
     let deputy = secret(made(&admin, &["*:*"], 30));
     let narrowed = secret(made(&admin, &["keys:manage"], 30));
     let reader = secret(made(&deputy, &["reports:read"], 20));
@@ -300,7 +306,7 @@ fn no_key_grants_more_than_it_has() {
 #[test]
 fn malformed_requests_get_an_error_and_a_repeated_command_is_executed_once() {
     let folder = folder();
-    let service = Service::start(folder.path());
+    let service = ServiceProcess::start(folder.path());
     let admin = service.admin_key();
     let listed = || {
         let (status, list) = service.ask(&admin, "GET /v1/keys", None);
@@ -354,7 +360,7 @@ fn malformed_requests_get_an_error_and_a_repeated_command_is_executed_once() {
     assert_eq!(
         service.ask(old, "GET /v1/reports", None).0,
         401,
-        "without a grace it ends at once"
+        "without a grace period, the old key ends immediately"
     );
     let page = service.ask(&admin, &format!("GET /v1/keys?after={id}"), None);
     assert_eq!(page.1["keys"][0]["id"], rotated["id"], "{page:?}");
@@ -364,8 +370,8 @@ fn malformed_requests_get_an_error_and_a_repeated_command_is_executed_once() {
 #[test]
 fn a_second_service_on_the_same_folder_refuses_what_the_first_revoked() {
     let folder = folder();
-    let one = Service::start(folder.path());
-    let other = Service::start(folder.path());
+    let one = ServiceProcess::start(folder.path());
+    let other = ServiceProcess::start(folder.path());
     assert!(other.lines_to_try().is_empty());
     let admin = one.admin_key();
     let (_, key) = one.ask(&admin, "POST /v1/keys", create(&["reports:read"], 1));
@@ -390,7 +396,7 @@ fn a_taken_port_does_not_waste_the_admin_key() {
     let address = taken.local_addr().unwrap().to_string();
     let failed = command(folder.path(), &address).output().unwrap();
     assert!(!failed.status.success());
-    let service = Service::start(folder.path());
+    let service = ServiceProcess::start(folder.path());
     let admin = service.admin_key();
     assert_eq!(service.ask(&admin, "GET /v1/reports", None).0, 200);
     service.stop();

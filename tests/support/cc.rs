@@ -1,9 +1,9 @@
-//! Shims in C, loaded between a process and the kernel.
+//! C libraries that a test preloads into a process to intercept its calls to the operating system.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Compiles `source` into a library in `folder`, to be loaded before all others. Returns the library's path.
+/// Compiles the C code in `source` into a shared library in `folder`, for `LD_PRELOAD`. Returns its path.
 pub fn library(source: &str, folder: &Path) -> PathBuf {
     let (text, library) = (folder.join("shim.c"), folder.join("shim.so"));
     std::fs::write(&text, source).unwrap();

@@ -1,4 +1,4 @@
-//! Binaries of the command line and the examples.
+//! Builds `keyctl` and the examples for tests that run them as processes.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -11,7 +11,7 @@ use serde_json::Value;
 /// profile of the test.
 pub fn build(program: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
-    // <target>/<profile>/deps/<this test>
+    // The path of this test binary is `<target>/<profile>/deps/<name>`.
     let folders: Vec<_> = own.ancestors().skip(2).take(2).collect();
     let profile = match folders[0].file_name().unwrap().to_str().unwrap() {
         "debug" => "test",
@@ -19,8 +19,8 @@ pub fn build(program: &str) -> PathBuf {
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    // The workspace is built as its tests are, so that most often little is left to build. The examples come
-    // with every feature that they have.
+    // Builds the workspace in the same way as the test run, so that cargo can reuse most artifacts. The
+    // examples get all of their features.
     command.args(["build", "--quiet", "--workspace", "--features"]);
     command.arg("keyward-examples/postgres,keyward-examples/grpc");
     match program {

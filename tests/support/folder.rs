@@ -1,17 +1,17 @@
-//! File stores in a temporary folder, which is removed on drop.
+//! SQLite stores in a temporary folder, which is removed on drop.
 
 use keyward::store::SqliteStore;
 use tempfile::TempDir;
 
-use crate::turns::Turns;
+use crate::turns::RoundRobin;
 
-/// Several instances on one file that take turns with calls.
-pub type Folder = Turns<SqliteStore, TempDir>;
+/// Several store instances on one file. Each call goes to the next instance in turn.
+pub type SqliteInstances = RoundRobin<SqliteStore, TempDir>;
 
-pub fn folder(instances: usize) -> Folder {
+pub fn folder(instances: usize) -> SqliteInstances {
     let folder = tempfile::tempdir().expect("the system has a writable temporary folder");
     let path = folder.path().join("keys.db");
     let open =
         |_| pollster::block_on(SqliteStore::open(&path)).expect("a new file opens as a store");
-    Turns::new(instances, open, folder)
+    RoundRobin::new(instances, open, folder)
 }

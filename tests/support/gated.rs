@@ -1,4 +1,4 @@
-//! A store that counts calls and holds answers back until a test releases them.
+//! A store that counts calls and can hold back answers until a test releases them.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -16,40 +16,41 @@ use keyward::store::{
 };
 use keyward_conformance::{Call, FaultyStore};
 
-/// A link to an in-memory store, which tests can make fail like a [`FaultyStore`]. Clones share all state.
+/// An in-memory store behind a [`FaultyStore`], which lets tests make calls fail. Clones share all state.
 #[derive(Clone, Debug)]
-pub struct Gated {
+pub struct GatedStore {
     pub link: FaultyStore<MemoryStore>,
-    shared: Arc<Mutex<Shared>>,
+    shared: Arc<Mutex<GatedState>>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct GatedState {
     asked: HashMap<Call, usize>,
-    held: HashMap<Call, Gate>,
-    hints: Hints,
+    held: HashMap<Call, AnswerGate>,
+    wait_outcome: WaitOutcome,
     slow: Duration,
 }
 
-/// The result of waiting for a change.
+/// The way a call of `wait_past` ends.
 #[derive(Clone, Copy, Debug, Default)]
-pub enum Hints {
-    /// The wait ends with the change.
+pub enum WaitOutcome {
+    /// The call returns when the store changes.
     #[default]
     Heard,
-    /// The wait never ends.
+    /// The call never returns.
     Lost,
-    /// The wait ends without a change.
+    /// The call returns although nothing has changed.
     Spurious,
-    /// The wait fails immediately.
+    /// The call fails immediately.
     Failing,
 }
 
-/// A gate that holds back answers the store has already given.
+/// A gate that delays answers. The store has done the work, but the caller gets no answer until the gate
+/// opens.
 #[derive(Clone, Debug, Default)]
-pub struct Gate(Arc<(AtomicBool, Event)>);
+pub struct AnswerGate(Arc<(AtomicBool, Event)>);
 
-impl Gate {
+impl AnswerGate {
     /// Releases all answers that this gate holds back.
     pub fn open(&self) {
         self.0.0.store(true, Ordering::SeqCst);
@@ -67,7 +68,7 @@ impl Gate {
     }
 }
 
-impl Gated {
+impl GatedStore {
     pub fn new(store: MemoryStore) -> Self {
         Self {
             link: FaultyStore::new(store),
@@ -75,28 +76,29 @@ impl Gated {
         }
     }
 
-    /// Holds back the answers to calls of this kind, from the next call on.
-    pub fn hold(&self, call: Call) -> Gate {
-        let gate = Gate::default();
+    /// Holds back the answers to calls of this kind, starting with the next call, until the returned gate
+    /// opens.
+    pub fn hold(&self, call: Call) -> AnswerGate {
+        let gate = AnswerGate::default();
         self.shared.lock().unwrap().held.insert(call, gate.clone());
         gate
     }
 
-    /// Stops holding back answers to calls of this kind, from the next call on.
+    /// Stops holding back answers to new calls of this kind. Calls in flight still wait for their gate.
     pub fn let_pass(&self, call: Call) {
         self.shared.lock().unwrap().held.remove(&call);
     }
 
-    pub fn hints(&self, hints: Hints) {
-        self.shared.lock().unwrap().hints = hints;
+    pub fn end_waits_with(&self, outcome: WaitOutcome) {
+        self.shared.lock().unwrap().wait_outcome = outcome;
     }
 
-    /// Delays each answer by this time, on the timers of the runtime.
+    /// Delays each answer by this time, on the timers of tokio.
     pub fn slow(&self, by: Duration) {
         self.shared.lock().unwrap().slow = by;
     }
 
-    /// Returns the number of calls of this kind.
+    /// Returns the number of calls of this kind so far.
     pub fn asked(&self, call: Call) -> usize {
         let shared = self.shared.lock().unwrap();
         shared.asked.get(&call).copied().unwrap_or_default()
@@ -121,7 +123,7 @@ impl Gated {
 
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
-impl KeyStore for Gated {
+impl KeyStore for GatedStore {
     async fn load(
         &self,
         tenant: &TenantId,
@@ -164,17 +166,20 @@ impl KeyStore for Gated {
     }
 
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
-        let hints = self.shared.lock().unwrap().hints;
+        let outcome = self.shared.lock().unwrap().wait_outcome;
         let hint = async {
-            match hints {
-                Hints::Heard => self.link.wait_past(after).await,
-                Hints::Lost => pending().await,
-                Hints::Spurious => {
-                    // Sleeps first: on a paused clock, hints in a busy loop would keep timers from advancing.
+            match outcome {
+                WaitOutcome::Heard => self.link.wait_past(after).await,
+                WaitOutcome::Lost => pending().await,
+                WaitOutcome::Spurious => {
+                    // Sleeps first: on a paused clock, a loop that never sleeps would keep the timers from
+                    // advancing.
                     tokio::time::sleep(Duration::from_millis(1)).await;
                     Ok(())
                 }
-                Hints::Failing => Err(StoreError::new(StoreErrorKind::Unavailable, "waiting")),
+                WaitOutcome::Failing => {
+                    Err(StoreError::new(StoreErrorKind::Unavailable, "waiting"))
+                }
             }
         };
         self.give(Call::WaitPast, hint).await

@@ -1,13 +1,13 @@
-//! Shared by the test programs: a service with a clock that tests move, servers, processes, and stores that
+//! Helpers for the test programs: a service with a manual clock, servers, child processes, and stores that
 //! fail.
-#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+#![allow(clippy::unwrap_used, reason = "a test panics on failure")]
 #![allow(
     missing_docs,
     clippy::missing_errors_doc,
     clippy::missing_panics_doc,
     clippy::new_without_default,
     clippy::should_implement_trait,
-    reason = "for the tests of this workspace alone"
+    reason = "only the tests of this workspace use this crate"
 )]
 
 pub mod cc;
@@ -40,15 +40,15 @@ use keyward::{
 
 pub const START: &str = "2026-01-01T00:00:00Z";
 
-/// A service over an in-memory store, with its clock.
-pub struct World {
+/// A service over an in-memory store, with a manual clock.
+pub struct TestService {
     pub keys: Keyward,
     pub clock: Arc<ManualClock>,
     pub store: MemoryStore,
 }
 
-impl World {
-    /// Starts a service over a backup of the store, as after a loss of the store.
+impl TestService {
+    /// Starts a service over a backup, as after the loss of the original store.
     pub fn restored(&self, backup: &MemoryStore, policies: impl Into<Policies>) -> Keyward {
         node(backup.clone(), &self.clock, policies)
     }
@@ -77,7 +77,7 @@ impl World {
         wait(self.keys.create(actor, key))
     }
 
-    /// Creates a secret key of acme that may read reports.
+    /// Creates a secret key of the tenant `acme` with the scope `reports:read`.
     pub fn some_key(&self) -> Created {
         self.create(&admin(), reader("some key")).unwrap()
     }
@@ -118,7 +118,7 @@ pub fn who(principal: &str) -> PrincipalId {
     PrincipalId::new(principal).unwrap()
 }
 
-/// Returns the author of a change that a principal made in its own session.
+/// Returns the author of a change that a person made in a session, not with a key.
 pub fn author(principal: &str) -> Author {
     Author::Principal(who(principal))
 }
@@ -143,12 +143,12 @@ pub fn actor(path: &str, principal: &str, role: Role) -> Actor {
     Actor::new(tenant(path), who(principal), role)
 }
 
-/// Returns an admin of acme.
+/// Returns alice, an admin of the tenant `acme`.
 pub fn admin() -> Actor {
     actor("acme", "alice", Role::ADMIN)
 }
 
-/// Returns the application itself as an actor on acme.
+/// Returns the application itself as the actor, on the tenant `acme`.
 pub fn host() -> Actor {
     Actor::application(tenant("acme"))
 }
@@ -161,7 +161,7 @@ pub fn reading() -> Need {
     Need::scope("reports:read").unwrap()
 }
 
-/// Returns the standard profile with a cap on active keys.
+/// Returns the standard profile with a cap of `limit` active keys.
 pub fn capped(limit: u32) -> PolicySpec {
     let limit = NonZeroU32::new(limit).unwrap();
     let active_keys = ActiveKeyCap::Limited {
@@ -171,16 +171,16 @@ pub fn capped(limit: u32) -> PolicySpec {
     profiles::standard().with(|spec| spec.active_keys = active_keys)
 }
 
-/// Returns the reason of a denied call.
+/// Returns the reason why a command was denied. Panics if the command was not denied.
 #[track_caller]
 pub fn denied<T: std::fmt::Debug>(result: Result<T, CommandError>) -> Denial {
     match result.unwrap_err() {
         CommandError::Denied(denied) => denied,
-        other => panic!("expected a refusal, got {other:?}"),
+        other => panic!("expected a denied command, got {other:?}"),
     }
 }
 
-/// Returns a token with the same key id, another secret and a valid checksum.
+/// Returns a forged token: the key id of `token`, another secret, and a valid checksum.
 pub fn with_other_secret(token: &str) -> String {
     let before = &token[..token.len() - 6];
     let (kept, last) = before.split_at(before.len() - 1);
@@ -189,7 +189,7 @@ pub fn with_other_secret(token: &str) -> String {
     forged + &checksum
 }
 
-/// Returns everything in a store, in every form in which the store holds it, as text to search for secrets.
+/// Returns the whole contents of a store as text, in every stored form, to search for secrets.
 pub fn dump(store: &MemoryStore) -> String {
     use keyward::store::{AuditQuery, Row};
 
@@ -209,21 +209,21 @@ pub fn dump(store: &MemoryStore) -> String {
     dump
 }
 
-/// Returns the secret part of a token, without the id before it and the checksum after it.
+/// Returns the secret part of a token, without the prefix, the id and the checksum.
 pub fn secret_part(token: &str) -> &str {
     let id = keyward::token::parse(token.as_bytes()).unwrap();
     &token[id.prefix().len() + id.id().to_string().len()..token.len() - 6]
 }
 
-/// Returns the keys that an actor sees in the list of its own tenant.
-pub fn listed(world: &World, by: &Actor) -> Vec<keyward::KeyInfo> {
+/// Returns the keys that `by` sees when it lists the keys of its own tenant.
+pub fn listed(world: &TestService, by: &Actor) -> Vec<keyward::KeyInfo> {
     let query = world.keys.query(by.tenant());
     wait(world.keys.list(by, &query)).unwrap().keys
 }
 
-/// Returns the actions that a tenant's audit trail records about a key, oldest first.
+/// Returns the actions on a key in a tenant's audit trail, oldest first.
 pub fn recorded_actions(
-    world: &World,
+    world: &TestService,
     tenant: &TenantId,
     key: keyward::KeyId,
 ) -> Vec<keyward::audit::Action> {

@@ -1,4 +1,4 @@
-//! Requirements on two nodes that share a store, for every kind of store.
+//! Checks of two nodes that share a store. The tests of each kind of store call these functions.
 
 use keyward::key::RotationReason;
 use keyward::{
@@ -15,7 +15,7 @@ pub fn a_key_works_where_it_was_created(a: &Keyward, b: &Keyward) {
     assert!(verdict.is_ok(), "{verdict:?}");
 }
 
-/// The node that counted a first use records the use: with its next command about the key, or when the node
+/// The node that counted a first use records the use with its next command on the key, or when it
 /// deregisters. A compromised key ends at its deadline even if no node records a use.
 pub fn first_uses_are_not_lost(a: &Keyward, b: &Keyward, clock: &ManualClock) {
     let how = || {
@@ -52,8 +52,8 @@ type Node<'a> = (&'a Keyward, &'a ManualClock);
 
 const YEARS: std::time::Duration = std::time::Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
-/// A machine whose clock is ten years ahead commits once, in one tenant. `again` starts another node with the
-/// right clock.
+/// A node whose clock is ten years ahead commits once, in one tenant. `again` starts another node with the
+/// correct clock.
 pub fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(
     (a, right): Node<'_>,
     (b, wrong): Node<'_>,
@@ -77,7 +77,8 @@ pub fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(
         verify(&old).unwrap();
         let new = create(keys, &admin(), ninety_days("new"));
         assert_eq!(new.expires_at, Some(right.now().saturating_add(days(90))));
-        // In the tenant of that commit, no third clock decides which of the two clocks is wrong.
+        // In the tenant of that commit, the two clocks disagree, and no third clock decides which one is
+        // wrong.
         let unsure = verify(&theirs).unwrap_err();
         assert!(
             matches!(unsure, VerifyError::ClockUnsure { .. }),
@@ -101,14 +102,14 @@ pub fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(
         .verify(compromised.secret.expose(), &reading())
         .unwrap_err();
     assert!(matches!(ended, VerifyError::Expired { .. }), "{ended}");
-    // A command that only narrows is never refused because of the clock.
+    // A command that only narrows a key, such as a revocation, is never refused because of the clock.
     wait(a.revoke(&globex(), lasting.id, Reason::Lost)).unwrap();
     let ended = a.verify(lasting.secret.expose(), &reading()).unwrap_err();
     assert!(matches!(ended, VerifyError::Revoked { .. }), "{ended}");
 }
 
-/// A repair removes the instant that a clock ten years ahead left behind: for this node, for other nodes, and
-/// for nodes that start later.
+/// A repair removes the future instant that a wrong clock recorded in a tenant. The repair takes effect on
+/// this node, on other nodes, and on nodes that start later.
 pub fn the_time_of_a_tenant_is_repaired(
     (a, right): Node<'_>,
     (b, wrong): Node<'_>,
@@ -138,10 +139,10 @@ pub fn the_time_of_a_tenant_is_repaired(
         let again = wait(keys.repair_time(&host(), &place)).unwrap();
         assert_eq!(again.set_back, None);
     }
-    // The audit trail is ordered by sequence number, and records the repair.
+    // The audit trail stays ordered by sequence number, and records the repair.
     let head = wait(a.verify_audit(&host(), &place, None)).unwrap();
     assert!(head.sequence > 0);
-    // Records with instants in the future are still there, for inspection.
+    // Records with instants in the future stay in the store, for inspection.
     let future = wait(a.key(&host(), future.id)).unwrap();
     assert_eq!(
         future.created.at,

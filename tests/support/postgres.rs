@@ -1,5 +1,7 @@
-//! A PostgreSQL server for the tests, in a temporary folder. The server ends with the test process, even if
-//! the process is killed. `KEYWARD_TEST_POSTGRES_URL` names another server to use.
+//! A PostgreSQL server for the tests, in a temporary folder.
+//!
+//! A watchdog stops the server when the test process ends, even if the test process is killed.
+//! `KEYWARD_TEST_POSTGRES_URL` makes the tests use another server.
 
 use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
@@ -16,31 +18,31 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
-use crate::turns::Turns;
+use crate::turns::RoundRobin;
 
-/// The variable that names a server to use instead of starting one.
+/// The environment variable with the URL of an existing server. If set, the tests use that server.
 const GIVEN: &str = "KEYWARD_TEST_POSTGRES_URL";
 
-/// A server that a test may kill.
+/// A PostgreSQL server that a test may kill, pause and restart.
 #[derive(Debug)]
 pub struct Server {
     folder: PathBuf,
     port: u16,
-    /// A process that stops the server and removes its folder once the test process has ended or closed the
-    /// pipe.
+    /// A watchdog process. When the test process ends or closes the pipe, the watchdog stops the server and
+    /// removes its folder.
     watchdog: Child,
     process: Mutex<Option<Child>>,
-    /// A library loaded between the server and the kernel.
+    /// The path of a library that the server preloads. The library intercepts calls to the operating system.
     shim: Option<PathBuf>,
 }
 
 impl Server {
-    /// Starts a server that listens on a Unix socket, with `settings` in its configuration file.
+    /// Starts a server on a Unix socket. `settings` are lines of its configuration file.
     pub fn start(settings: &str) -> Self {
         Self::begin(5432, settings, &[], |_| None)
     }
 
-    /// Starts a server that also listens on 127.0.0.1, with additional files in its data folder.
+    /// Starts a server that also listens on 127.0.0.1. `files` are additional files in its data folder.
     pub fn on_loopback(settings: &str, files: &[(&str, &str)]) -> Self {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
@@ -49,12 +51,13 @@ impl Server {
         Self::begin(port, &settings, files, |_| None)
     }
 
-    /// Starts a server whose processes preload a library, which `shim` puts into the folder.
+    /// Starts a server that preloads a library. `shim` gets the server's folder and returns the library's
+    /// path.
     pub fn start_with(settings: &str, shim: impl FnOnce(&Path) -> Option<PathBuf>) -> Self {
         Self::begin(5432, settings, &[], shim)
     }
 
-    /// Starts a standby that follows `primary`.
+    /// Starts a standby that replicates from `primary`.
     pub fn standby_of(primary: &Self) -> Self {
         let server = Self::prepare(5432, |_| None);
         let mut copy = server.program("pg_basebackup");
@@ -90,7 +93,7 @@ impl Server {
         server
     }
 
-    /// Creates the folder and the watchdog that removes it.
+    /// Creates the folder, and the watchdog that later removes it.
     fn prepare(port: u16, shim: impl FnOnce(&Path) -> Option<PathBuf>) -> Self {
         let folder = TempDir::new().unwrap().keep();
         let shim = shim(&folder);
@@ -98,14 +101,14 @@ impl Server {
         if let Some(user) = user {
             run(Command::new("chown").arg(user).arg(&folder));
         }
-        // A stopped process handles no signal, so it is continued first.
+        // A process stopped by SIGSTOP handles no other signal, so the script sends SIGCONT first.
         let script = r#"read -r _; read -r pid <"$2/data/postmaster.pid"
             kill -CONT "$pid" $(cat "/proc/$pid/task/$pid/children")
             "$1" -D "$2/data" -m immediate stop; rm -rf "$2""#;
         let mut watchdog = as_user(Path::new("sh"));
         watchdog.args(["-c", script, "watchdog"]);
         watchdog.arg(programs().join("pg_ctl")).arg(&folder);
-        // The watchdog has its own process group, so that an interrupted test run does not end it too.
+        // In its own process group, the watchdog survives the Ctrl-C that ends a test run.
         watchdog.stdin(Stdio::piped()).process_group(0);
         watchdog.stdout(Stdio::null()).stderr(Stdio::null());
         let watchdog = watchdog.spawn().unwrap();
@@ -118,7 +121,7 @@ impl Server {
         }
     }
 
-    /// Appends settings to the configuration; the last value of a setting wins.
+    /// Appends settings to the configuration file. PostgreSQL uses the last value of each setting.
     fn configure(&self, settings: &str) {
         let file = self.folder.join("data/postgresql.conf");
         let mut text = std::fs::read_to_string(&file).unwrap();
@@ -127,7 +130,7 @@ impl Server {
         std::fs::write(&file, text).unwrap();
     }
 
-    /// Appends settings and reloads the configuration.
+    /// Appends settings to the configuration file and reloads the file.
     pub fn reconfigure(&self, settings: &str) {
         self.configure(settings);
         run(self.program("pg_ctl").arg("reload"));
@@ -148,7 +151,7 @@ impl Server {
         self.folder.join(name)
     }
 
-    /// Returns a URL that names two servers. A client connects to the first one that accepts writes.
+    /// Returns a URL with the hosts of both servers. The store connects to the first one that accepts writes.
     pub fn url_or(&self, other: &Self) -> String {
         let (one, other) = (self.folder.display(), other.folder.display());
         format!("host={one},{other} user=postgres dbname=postgres")
@@ -164,12 +167,12 @@ impl Server {
         std::fs::read_to_string(self.folder.join("log")).unwrap()
     }
 
-    /// Starts the server again on the data it left behind.
+    /// Restarts the server on its existing data.
     pub fn resume(&self) {
         let log = self.folder.join("log");
         let mut file = std::fs::File::options();
         let file = file.create(true).append(true).open(&log).unwrap();
-        // Retries, because child processes of a killed server may hold its shared memory until they notice.
+        // Retries, because child processes of a killed server may hold its shared memory for a moment.
         for _ in 0..100 {
             let mut start = self.program("postgres");
             start.stdin(Stdio::null()).stdout(Stdio::null());
@@ -185,7 +188,7 @@ impl Server {
         panic!("the server does not start: {log}");
     }
 
-    /// Waits until the server accepts connections. Returns `false` if the server ended before.
+    /// Waits until the server accepts connections. Returns `false` if the server exits first.
     fn is_up(&self, process: &mut Child) -> bool {
         while process.try_wait().unwrap().is_none() {
             let mut asked = Command::new(programs().join("pg_isready"));
@@ -198,7 +201,7 @@ impl Server {
         false
     }
 
-    /// Kills all processes of the server. Data already passed to the operating system stays written.
+    /// Kills all processes of the server. Data that the server passed to the operating system survives.
     pub fn kill(&self) {
         self.stop_main();
         self.signal(Signal::KILL);
@@ -206,18 +209,19 @@ impl Server {
         process.unwrap().wait().unwrap();
     }
 
-    /// Stops all processes of the server until the returned value is dropped.
-    pub fn pause(&self) -> Paused<'_> {
+    /// Stops all processes of the server with SIGSTOP until the returned value is dropped.
+    pub fn pause(&self) -> PausedServer<'_> {
         self.stop_main();
         self.signal(Signal::STOP);
-        Paused(self)
+        PausedServer(self)
     }
 
     fn main(&self) -> Pid {
         Pid::from_child(self.process.lock().unwrap().as_ref().unwrap())
     }
 
-    /// Stops the postmaster, which starts all other processes, and returns once it is stopped.
+    /// Sends SIGSTOP to the postmaster, which starts all other processes, and waits until the postmaster is
+    /// stopped.
     fn stop_main(&self) {
         let main = self.main();
         kill_process(main, Signal::STOP).unwrap();
@@ -230,18 +234,18 @@ impl Server {
         let children = std::fs::read_to_string(children).unwrap();
         for child in children.split_whitespace() {
             let child = Pid::from_raw(child.parse().unwrap()).unwrap();
-            // The process may have ended just now.
+            // The process may have exited already.
             let _ = kill_process(child, signal);
         }
         kill_process(main, signal).unwrap();
     }
 
-    /// Prevents new connections. Existing connections stay open.
+    /// Removes the server's socket file. New connections fail, and existing connections stay open.
     pub fn hide(&self) {
         std::fs::remove_file(self.folder.join(".s.PGSQL.5432")).unwrap();
     }
 
-    /// Demotes the server to a standby that follows no primary.
+    /// Restarts the server as a standby without a primary.
     pub fn demote(&self) {
         self.stop("fast");
         std::fs::write(self.folder.join("data/standby.signal"), "").unwrap();
@@ -264,11 +268,11 @@ impl Server {
     }
 }
 
-/// A stopped server.
-#[must_use = "it goes on when this is dropped"]
-pub struct Paused<'s>(&'s Server);
+/// A server that stays stopped until this value is dropped.
+#[must_use = "the server continues when this value is dropped"]
+pub struct PausedServer<'s>(&'s Server);
 
-impl Drop for Paused<'_> {
+impl Drop for PausedServer<'_> {
     fn drop(&mut self) {
         self.0.signal(Signal::CONT);
     }
@@ -282,7 +286,7 @@ impl Drop for Server {
     }
 }
 
-/// Returns the folder with the programs of the newest installed server.
+/// Returns the folder with the programs of the newest installed PostgreSQL version.
 pub fn programs() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql");
     let folders = versions.into_iter().flatten().flatten();
@@ -298,7 +302,7 @@ pub fn programs() -> PathBuf {
     newest
 }
 
-/// Returns the user that runs the server if the test runs as root: PostgreSQL refuses to run as root.
+/// Returns the user that runs the server if the tests run as root, because PostgreSQL refuses to run as root.
 fn unprivileged() -> Option<&'static str> {
     let root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
     root.then_some("postgres")
@@ -319,15 +323,16 @@ fn run(command: &mut Command) {
     assert!(ran.status.success(), "{command:?}: {ran:?}");
 }
 
-/// Returns the URL of a server shared by tests that do not change its settings.
+/// Returns the URL of the server that tests share. These tests must not change its settings.
 pub fn url() -> String {
     static SHARED: OnceLock<Server> = OnceLock::new();
-    // Without fsync, killed processes lose nothing: the operating system keeps their writes.
+    // Without fsync, a killed process still loses no writes, because the operating system keeps them.
     std::env::var(GIVEN)
         .unwrap_or_else(|_| SHARED.get_or_init(|| Server::start("fsync = off")).url())
 }
 
-/// Returns a runtime shared by all tests. The tests run outside of the runtime, as applications may.
+/// Returns the runtime that all tests share. Tests call the store from outside the runtime, as applications
+/// may.
 pub fn runtime() -> Handle {
     static SHARED: OnceLock<Handle> = OnceLock::new();
     let start = || {
@@ -347,15 +352,16 @@ pub fn on_runtime<T: Send + 'static>(work: impl Future<Output = T> + Send + 'sta
     pollster::block_on(runtime().spawn(work)).unwrap()
 }
 
-/// A schema for one test, dropped with this value.
+/// A database schema for one test. On a server named by the environment variable, dropping this value drops
+/// the schema.
 #[derive(Debug)]
-pub struct Place {
+pub struct TestSchema {
     pub url: String,
     pub schema: String,
 }
 
-impl Place {
-    /// Waits until the rows of `sql` are exactly one row with `text`.
+impl TestSchema {
+    /// Waits until the query `sql` returns exactly one row with the value `text`.
     pub fn until(&self, sql: &str, text: &str) {
         assert!(
             (0..5000).any(|_| self.ask(sql) == [text]),
@@ -364,7 +370,8 @@ impl Place {
         );
     }
 
-    /// Waits until a commit waits for the standby, and calls a server function with that backend's id.
+    /// Waits until a commit waits for the standby. Then calls the server function `function` with the process
+    /// id of that commit's backend.
     pub fn on_who_waits(&self, function: &str) {
         let sql = format!(
             "SELECT {function}(pid)::text FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
@@ -390,7 +397,7 @@ impl Place {
         PostgresStore::options(&self.url)
             .schema(&self.schema)
             .max_connections(4.try_into().unwrap())
-            // Most tests use a manual clock, which the server's clock would contradict.
+            // Most tests use a manual clock, which the server's real clock would contradict.
             .server_clock(false)
     }
 
@@ -398,19 +405,19 @@ impl Place {
         open(self.options()).unwrap()
     }
 
-    /// Runs statements on a connection of its own, not through the store. `$s` stands for the schema.
+    /// Runs SQL on a separate connection, not through the store. `$s` stands for the name of the schema.
     pub fn run(&self, sql: &str) {
         self.try_run(sql).unwrap();
     }
 
-    /// Runs statements that may be refused.
+    /// Like `run`, but returns the error if the server refuses a statement.
     pub fn try_run(&self, sql: &str) -> Result<(), tokio_postgres::Error> {
         let sql = sql.replace("$s", &self.schema);
         let client = self.client();
         on_runtime(async move { client.batch_execute(&sql).await })
     }
 
-    /// Returns the text column of a query's rows.
+    /// Returns the first column of a query's rows, which must be text.
     pub fn ask(&self, sql: &str) -> Vec<String> {
         let sql = sql.replace("$s", &self.schema);
         let client = self.client();
@@ -418,7 +425,8 @@ impl Place {
         rows.iter().map(|row| row.get(0)).collect()
     }
 
-    /// Begins a transaction with a statement. The transaction ends when the returned client is dropped.
+    /// Begins a transaction and runs a statement in it. The transaction ends when the returned client is
+    /// dropped.
     pub fn hold(&self, sql: &str) -> tokio_postgres::Client {
         let sql = format!("BEGIN; {}", sql.replace("$s", &self.schema));
         let client = self.client();
@@ -433,7 +441,7 @@ impl Place {
         while self.ask(sql).is_empty() {}
     }
 
-    /// Waits until no transaction holds the head.
+    /// Waits until no transaction holds the lock on the row in `head`.
     pub fn until_free(&self) {
         self.run("SELECT 1 FROM $s.head FOR UPDATE");
     }
@@ -449,9 +457,10 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for TestSchema {
     fn drop(&mut self) {
-        // Only a given server needs this. A server started by the tests is removed with all its schemas.
+        // Only a server named by the environment variable needs this. A server that the tests start is
+        // deleted with all its schemas.
         if std::env::var(GIVEN).is_ok_and(|given| given == self.url) {
             self.run("DROP SCHEMA IF EXISTS $s CASCADE");
         }
@@ -462,17 +471,17 @@ pub fn open(options: PostgresOptions) -> Result<PostgresStore, ConnectError> {
     on_runtime(options.connect())
 }
 
-/// Creates a pool as a host would.
+/// Creates a connection pool, as an application would.
 pub fn pool(url: &str, connections: usize) -> Pool {
     let manager = Manager::new(url.parse().unwrap(), tokio_postgres::NoTls);
     let pool = Pool::builder(manager).max_size(connections);
     pool.runtime(Runtime::Tokio1).build().unwrap()
 }
 
-/// Creates several instances on one schema that take turns with calls.
-pub fn shared(instances: usize) -> Turns<PostgresStore, Place> {
-    let place = Place::new();
+/// Creates several store instances on one schema. Each call goes to the next instance in turn.
+pub fn shared(instances: usize) -> RoundRobin<PostgresStore, TestSchema> {
+    let place = TestSchema::new();
     let stores: Vec<_> = (0..instances).map(|_| place.connect()).collect();
     let mut stores = stores.into_iter();
-    Turns::new(instances, |_| stores.next().unwrap(), place)
+    RoundRobin::new(instances, |_| stores.next().unwrap(), place)
 }

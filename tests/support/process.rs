@@ -1,19 +1,19 @@
-//! Child processes: this test binary, started again to run one part of its test `child`.
+//! Child processes for tests. A child is this test binary, started again to run only the test `child`.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-/// A child process that reports each step as a line and reads lines from the test. Killed on drop if it is
-/// still running.
-pub struct Part {
+/// A child process that reports its steps on stdout and reads lines from the test on stdin. Killed on drop if
+/// it is still running.
+pub struct ChildProcess {
     child: Child,
     input: Option<ChildStdin>,
     output: Lines<BufReader<ChildStdout>>,
 }
 
-impl Part {
-    /// Starts a child. `path` is the file or folder it works on.
+impl ChildProcess {
+    /// Starts a child that runs `part`. `path` is the file, folder or database URL for the child.
     pub fn start(part: &str, path: &(impl AsRef<OsStr> + ?Sized), env: &[(&str, String)]) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child", "--ignored", "--nocapture"])
@@ -34,10 +34,10 @@ impl Part {
         }
     }
 
-    /// Waits for the child's next report; `None` once the child has ended.
+    /// Waits for the child's next report. Returns `None` once the child has exited.
     pub fn next(&mut self) -> Option<String> {
         loop {
-            // The test harness prints lines of its own, or text before the report on the same line.
+            // The test harness may print its own lines, or text before a report on the same line.
             let line = self.output.next()?.unwrap();
             if let Some((_, report)) = line.split_once("@ ") {
                 return Some(report.to_owned());
@@ -55,28 +55,28 @@ impl Part {
     }
 
     pub fn go_on(&mut self) {
-        self.hand("go on");
+        self.send_line("go on");
     }
 
-    /// Sends the child a line.
-    pub fn hand(&mut self, line: &str) {
+    /// Sends a line to the child.
+    pub fn send_line(&mut self, line: &str) {
         writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
     }
 
-    /// Returns the child's input. When the input is dropped, the child reads end of file, as if the parent
-    /// had ended.
-    pub fn leash(&mut self) -> ChildStdin {
+    /// Takes the child's stdin. When the returned value is dropped, the child reads end of file, as if its
+    /// parent had exited.
+    pub fn take_stdin(&mut self) -> ChildStdin {
         self.input.take().unwrap()
     }
 
-    /// Kills the child with SIGKILL, and returns its remaining reports.
+    /// Kills the child with SIGKILL. Returns the reports that were not read yet.
     pub fn kill(mut self) -> Vec<String> {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         std::iter::from_fn(|| self.next()).collect()
     }
 
-    /// Closes the child's input and waits until it exits successfully. Returns its remaining reports.
+    /// Closes the child's stdin and waits for a successful exit. Returns the reports that were not read yet.
     #[track_caller]
     pub fn finish(mut self) -> Vec<String> {
         drop(self.input.take());
@@ -87,22 +87,22 @@ impl Part {
     }
 }
 
-impl Drop for Part {
+impl Drop for ChildProcess {
     fn drop(&mut self) {
-        // `kill` does nothing to a process that has ended.
+        // `kill` has no effect on a child that has already exited.
         drop(self.child.kill());
         drop(self.child.wait());
     }
 }
 
-/// Sends a report to the parent. Avoids `println!`, because the test harness could capture its output.
+/// Sends a report to the parent. Writes to stdout directly, because the test harness may capture `println!`.
 pub fn report(line: impl std::fmt::Display) {
     let mut out = std::io::stdout().lock();
     out.write_all(format!("@ {line}\n").as_bytes()).unwrap();
     out.flush().unwrap();
 }
 
-/// Waits for a line of the parent. Returns `false` if the parent closed the pipe instead.
+/// Waits for a line from the parent. Returns `false` if the parent closed the pipe.
 pub fn wait_for_parent() -> bool {
     std::io::stdin()
         .lock()
@@ -111,7 +111,7 @@ pub fn wait_for_parent() -> bool {
         > 0
 }
 
-/// Returns the number of rounds: `long` with `KEYWARD_LONG=1`, else `short`.
+/// Returns the number of rounds to run: `long` if `KEYWARD_LONG=1`, otherwise `short`.
 pub fn rounds(short: usize, long: usize) -> usize {
     match std::env::var("KEYWARD_LONG").as_deref() {
         Ok("1") => long,
@@ -119,11 +119,11 @@ pub fn rounds(short: usize, long: usize) -> usize {
     }
 }
 
-/// Random numbers, reproducible by their seed (SplitMix64).
-pub struct Dice(pub u64);
+/// A pseudo-random number generator (SplitMix64). The same seed gives the same numbers.
+pub struct SeededRandom(pub u64);
 
-impl Dice {
-    pub fn throw(&mut self) -> u64 {
+impl SeededRandom {
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -132,6 +132,6 @@ impl Dice {
     }
 
     pub fn below(&mut self, end: usize) -> usize {
-        (self.throw() % end as u64) as usize
+        (self.next() % end as u64) as usize
     }
 }

@@ -1,4 +1,5 @@
-//! Commits without a service. Each commit removes a key that never existed, and so leaves one tombstone.
+//! Commits made directly on a store, without a service. Each commit removes a key that never existed, which
+//! writes one tombstone.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,11 +13,11 @@ use crate::*;
 
 pub const ALL: NonZeroUsize = NonZeroUsize::new(1_000_000).unwrap();
 
-/// Returns the next commit of a tenant at revision `expected`, and the key that it removes.
+/// Returns a commit of `tenant` at revision `expected`, and the id of the key that the commit removes.
 pub fn next(tenant: &TenantId, expected: Revision) -> (KeyId, Commit) {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let number = u128::from(NEXT.fetch_add(1, Ordering::Relaxed));
-    // The process id makes the number unique among processes.
+    // The process id makes the number unique across processes.
     let number = number << 32 | u128::from(std::process::id());
     let key = KeyId::from_u128(number << 32 | 1);
     let commit = Commit {
@@ -34,8 +35,8 @@ pub fn next(tenant: &TenantId, expected: Revision) -> (KeyId, Commit) {
     (key, commit)
 }
 
-/// Commits to the tenant `name`, one commit after the other, until a commit fails or `most` are done. Returns
-/// the acknowledged commits, and the error if one failed.
+/// Commits to the tenant `name` until a commit fails or `most` commits are done. Returns the acknowledged
+/// commits, and the error if one failed.
 pub fn write(
     store: &PostgresStore,
     name: &str,
@@ -59,7 +60,7 @@ pub fn write(
     (done, None)
 }
 
-/// Returns the cursor before the first commit of the store's history.
+/// Returns the cursor before the store's first commit.
 pub fn beginning(store: &PostgresStore) -> Cursor {
     let page = wait(store.scan(None, ALL)).unwrap();
     Cursor {
@@ -68,7 +69,7 @@ pub fn beginning(store: &PostgresStore) -> Cursor {
     }
 }
 
-/// Returns the tombstones in the feed after `after`, and the new cursor.
+/// Returns the tombstones on one page of the feed after `after`, and the cursor at the end of the page.
 pub fn removed_since(
     store: &PostgresStore,
     after: Cursor,

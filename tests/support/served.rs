@@ -1,4 +1,4 @@
-//! The example `service` as a real process, and requests to it over real sockets.
+//! The example `service` as a real process, and HTTP requests to it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::example;
 
-/// The longest wait for a response or a log line: 60 s, for a busy machine.
+/// The longest wait for a response or a log line: 60 s, so that no test fails on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn command(folder: &Path, listen: &str) -> Command {
@@ -22,15 +22,15 @@ pub fn command(folder: &Path, listen: &str) -> Command {
     let mut command = Command::new(&*BUILT);
     command.args(["--listen", listen, "--data"]);
     command.arg(folder.join("data"));
-    // Logs everything, of the service and of its dependencies.
+    // Enables every log line of the service and of its dependencies.
     command.env("RUST_LOG", "trace").stdin(Stdio::null());
     command
 }
 
-/// A running service. Killed on drop if it has not ended.
-pub struct Service {
+/// A running service process. Killed on drop if it is still running.
+pub struct ServiceProcess {
     pub child: Child,
-    /// The lines that the service printed before it served requests.
+    /// The lines that the service printed on stdout before it started to serve.
     pub printed: Vec<String>,
     pub address: SocketAddr,
     logs: Receiver<String>,
@@ -38,7 +38,7 @@ pub struct Service {
     reader: Option<JoinHandle<()>>,
 }
 
-impl Service {
+impl ServiceProcess {
     pub fn start(folder: &Path) -> Self {
         Self::start_with(folder, &[])
     }
@@ -76,14 +76,14 @@ impl Service {
         }
     }
 
-    /// Returns the commands that the service prints for its reader to paste.
+    /// Returns the example commands that the service prints for its user to paste into a shell.
     pub fn lines_to_try(&self) -> Vec<&str> {
         let indented = |line: &'_ String| line.starts_with("    ");
         let lines = self.printed.iter().filter(|line| indented(line));
         lines.map(|line| line.trim()).collect()
     }
 
-    /// Returns the admin key, which only the first run prints.
+    /// Returns the admin key, which the service prints only on its first run.
     pub fn admin_key(&self) -> String {
         let line = self.lines_to_try();
         let key = line
@@ -96,7 +96,7 @@ impl Service {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Reads the log until a line that contains these words.
+    /// Reads log lines until a line contains `words`.
     pub fn wait_for(&mut self, words: &str) {
         loop {
             let line = self.logs.recv_timeout(PATIENCE).unwrap();
@@ -108,7 +108,7 @@ impl Service {
         }
     }
 
-    /// Waits for a successful exit and returns the whole log.
+    /// Waits for the process to exit successfully and returns its whole log.
     pub fn ended(mut self) -> String {
         let status = self.child.wait().unwrap();
         self.reader.take().unwrap().join().unwrap();
@@ -163,14 +163,14 @@ impl Service {
     }
 }
 
-impl Drop for Service {
+impl Drop for ServiceProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Reads a response to its end. Returns the status, and the body as JSON, or null if it is not JSON.
+/// Reads a response to its end. Returns the status and the JSON body. The body is null if it is not JSON.
 pub fn answer(stream: &mut TcpStream) -> (u16, Value) {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();

@@ -1,4 +1,4 @@
-//! A store whose server has a clock.
+//! A store whose server reports its own time.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -10,14 +10,14 @@ use keyward::store::{
 };
 use keyward::{Clock, ManualClock, TenantId};
 
-/// A store whose server has a clock: each load and each page of the feed carries the server's time.
+/// An in-memory store that reports a server time with each load and each page of the feed.
 #[derive(Clone, Debug)]
-pub struct Served {
+pub struct ServerTimeStore {
     inner: MemoryStore,
     server: Arc<ManualClock>,
 }
 
-impl Served {
+impl ServerTimeStore {
     pub fn new(inner: MemoryStore, server: &Arc<ManualClock>) -> Self {
         let server = server.clone();
         Self { inner, server }
@@ -25,7 +25,7 @@ impl Served {
 }
 
 #[async_trait]
-impl KeyStore for Served {
+impl KeyStore for ServerTimeStore {
     async fn load(
         &self,
         tenant: &TenantId,

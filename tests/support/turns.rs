@@ -1,4 +1,5 @@
-//! Several instances on one database that take turns with calls, as several processes would.
+//! Several store instances on one database. Each call uses the next instance, as if several processes shared
+//! the database.
 
 use std::fmt::Debug;
 use std::num::NonZeroUsize;
@@ -11,16 +12,19 @@ use keyward::store::{
     ScanPage, StoreError, TakePage, TenantView, async_trait,
 };
 
-/// Instances of a store, and a resource that must outlive them.
+/// Store instances that are used in turn, and a resource that must outlive them, such as a temporary folder.
 #[derive(Debug)]
-pub struct Turns<S, K> {
+pub struct RoundRobin<S, K> {
     stores: Vec<S>,
     turn: AtomicUsize,
     _keep: K,
 }
 
-#[allow(dead_code, reason = "each test program uses a part of it")]
-impl<S, K> Turns<S, K> {
+#[allow(
+    dead_code,
+    reason = "each test program uses only some of the functions"
+)]
+impl<S, K> RoundRobin<S, K> {
     pub fn new(instances: usize, open: impl FnMut(usize) -> S, keep: K) -> Self {
         Self {
             stores: (0..instances).map(open).collect(),
@@ -36,7 +40,7 @@ impl<S, K> Turns<S, K> {
 }
 
 #[async_trait]
-impl<S: KeyStore, K: Debug + Send + Sync + 'static> KeyStore for Turns<S, K> {
+impl<S: KeyStore, K: Debug + Send + Sync + 'static> KeyStore for RoundRobin<S, K> {
     async fn load(
         &self,
         tenant: &TenantId,
@@ -83,7 +87,7 @@ impl<S: KeyStore, K: Debug + Send + Sync + 'static> KeyStore for Turns<S, K> {
 }
 
 #[async_trait]
-impl<S: NodeRegistry, K: Debug + Send + Sync + 'static> NodeRegistry for Turns<S, K> {
+impl<S: NodeRegistry, K: Debug + Send + Sync + 'static> NodeRegistry for RoundRobin<S, K> {
     async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {
         self.store().report(report).await
     }

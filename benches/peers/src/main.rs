@@ -1,5 +1,6 @@
-//! Keyward compared with other ways to verify keys in Rust, over the same numbers of keys in one run. The
-//! benchmark prints a table of ratios and plots latency against the number of keys.
+//! Compares keyward with other ways to verify keys in Rust, for the same numbers of keys in one run.
+//!
+//! The benchmark prints a table of ratios. With `--plot`, it plots latency against the number of keys.
 //!
 //! `cargo run --release --package keyward-peers -- [--quick] [--json] [--plot verify.svg]`
 #![allow(
@@ -14,16 +15,16 @@ mod plot;
 use self::peers::{Peer, argon, plain, prefixed};
 use self::plot::Series;
 use shared::batch::Batch;
-use shared::served::{Served, need};
+use shared::served::{BenchVerifier, need};
 use shared::turns::{Subject, cpu, ratio, take_turns};
 
 const SIZES: [u64; 3] = [1_000, 100_000, 1_000_000];
-/// The number of verifications of one peer before the next peer's turn: 10,000, so that a disturbance affects
-/// all peers.
+/// Verifications of one peer before the next peer runs: 10,000. Short turns spread a disturbance over all
+/// peers.
 const BATCH: usize = 10_000;
 
-/// One line of the table.
-struct Line {
+/// A row of the table.
+struct TableRow {
     name: String,
     keys: u64,
     nanos: f64,
@@ -31,7 +32,7 @@ struct Line {
     to_keyward: f64,
 }
 
-/// Returns the peers over `keys` keys, in the order of the table.
+/// Returns the peers, each with `keys` keys, in the order of the table.
 fn peers(keys: u64) -> Vec<Box<dyn Peer>> {
     vec![
         Box::new(prefixed::Stack::new(keys)),
@@ -40,9 +41,9 @@ fn peers(keys: u64) -> Vec<Box<dyn Peer>> {
     ]
 }
 
-fn measure(keys: u64, rounds: usize) -> Vec<Line> {
+fn measure(keys: u64, rounds: usize) -> Vec<TableRow> {
     eprintln!("{keys} keys");
-    let served = Served::secret(keys);
+    let served = BenchVerifier::secret(keys);
     let peers = peers(keys);
     let need = need();
     let mut subjects = vec![Subject {
@@ -65,7 +66,7 @@ fn measure(keys: u64, rounds: usize) -> Vec<Line> {
     let names = names.chain(["floor: two compressions".to_owned()]);
     names
         .zip(&taken)
-        .map(|(name, own)| Line {
+        .map(|(name, own)| TableRow {
             name,
             keys,
             nanos: cpu(own),
@@ -75,9 +76,9 @@ fn measure(keys: u64, rounds: usize) -> Vec<Line> {
         .collect()
 }
 
-fn print(lines: &[Line], json: bool) {
+fn print(lines: &[TableRow], json: bool) {
     if json {
-        let line = |line: &Line| {
+        let line = |line: &TableRow| {
             serde_json::json!({
                 "name": line.name,
                 "keys": line.keys,
@@ -95,7 +96,7 @@ fn print(lines: &[Line], json: bool) {
         "valid key", "keys", "ns", ": floor", ": keyward"
     );
     for line in lines {
-        let Line {
+        let TableRow {
             name,
             keys,
             nanos,
@@ -106,8 +107,8 @@ fn print(lines: &[Line], json: bool) {
     }
 }
 
-/// Groups the lines by name into the points of a plot.
-fn series(lines: &[Line]) -> Vec<Series> {
+/// Groups the table rows by name into the curves of a plot.
+fn series(lines: &[TableRow]) -> Vec<Series> {
     let mut all: Vec<Series> = Vec::new();
     for line in lines {
         let point = (line.keys, line.nanos);

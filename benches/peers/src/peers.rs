@@ -1,6 +1,8 @@
-//! The peers. Each has a map behind a lock from a key's identifier to the data that a service keeps about the
-//! key. The peers' crates verify a secret against a hash and leave the map to their users. The data is the
-//! same for all: the account, its scopes, its expiry.
+//! The implementations that keyward is compared with.
+//!
+//! Each peer finds a key's data in a map behind a lock. The crates under comparison only verify a secret
+//! against a hash, and leave this map to their users. All maps hold the same data: account, scopes and
+//! expiry.
 
 use std::collections::HashMap;
 use std::hint::black_box;
@@ -12,23 +14,23 @@ use shared::batch::Batch;
 use shared::keys::SCOPE;
 use shared::mixed;
 
-/// Another way to verify a key.
+/// An implementation of key verification.
 pub(crate) trait Peer {
     fn name(&self) -> &str;
 
-    /// Returns valid keys, drawn at random.
+    /// Returns random valid tokens.
     fn batch(&self, random: &mut Random) -> Batch;
 
-    /// Returns the key's account, if the key is valid and reaches `scope`.
+    /// Returns the key's account if the key is valid and has the scope `scope`.
     fn verify(&self, presented: &str, scope: &str) -> Option<Arc<Account>>;
 }
 
-/// Verifies a batch one after the other. Returns the number of granted keys.
+/// Verifies the tokens of a batch one after another. Returns the number of accepted tokens.
 pub(crate) fn run(peer: &dyn Peer, batch: &Batch) -> usize {
     let nothing = black_box(0);
     let (mut at, mut granted) = (0, 0);
     while at < batch.len() {
-        // A service reads a request's header as text.
+        // The conversion is measured too, because a service reads a request's header as text.
         let text = std::str::from_utf8(batch.at(at)).unwrap_or_default();
         let account = black_box(peer.verify(text, SCOPE));
         granted += usize::from(account.is_some());
@@ -66,7 +68,7 @@ impl Account {
     }
 }
 
-/// A hash and its account.
+/// A key's hash and account.
 type Entry<H> = (H, Arc<Account>);
 type Map<I, H> = RwLock<HashMap<I, Entry<H>>>;
 
@@ -78,14 +80,14 @@ fn letters(seed: u64, count: u64) -> String {
     (0..count).map(letter).collect()
 }
 
-/// A plain implementation: the `hmac` crate over tokens of keyward's form, a hash map and the system time.
+/// A hand-written peer: the `hmac` crate, tokens in keyward's format, a hash map and the system time.
 pub(crate) mod plain {
     use hmac::{Hmac, KeyInit, Mac};
     use sha2::Sha256;
     use subtle::ConstantTimeEq;
 
     use super::{Account, Arc, Batch, Map, Peer, Random};
-    use shared::keys::{BODY, ID_AND_SECRET, Keys, Kind, PEPPER};
+    use shared::keys::{BODY, ID_AND_SECRET, KeyKind, Keys, PEPPER};
 
     pub(crate) struct Stack {
         keys: Keys,
@@ -94,7 +96,7 @@ pub(crate) mod plain {
         map: Map<String, [u8; 32]>,
     }
 
-    /// Splits a token into its id and the digested text.
+    /// Splits a token into its id and the bytes that are hashed.
     fn parts(token: &str) -> Option<(&str, &[u8])> {
         let body = token.get(token.len().checked_sub(BODY)?..)?;
         Some((body.get(..22)?, body.get(..ID_AND_SECRET)?.as_bytes()))
@@ -102,7 +104,7 @@ pub(crate) mod plain {
 
     impl Stack {
         pub(crate) fn new(count: u64) -> Self {
-            let keys = Keys::new(Kind::Secret, count);
+            let keys = Keys::new(KeyKind::Secret, count);
             let mac = <Hmac<Sha256> as KeyInit>::new_from_slice(&PEPPER).unwrap();
             let entry = |number| {
                 let token = keys.token(number);
@@ -140,7 +142,7 @@ pub(crate) mod plain {
     }
 }
 
-/// `prefixed-api-key` used as in its README, with a map by short token.
+/// The crate `prefixed-api-key`, used as in its README, with a map by short token.
 pub(crate) mod prefixed {
     use prefixed_api_key::rand::rngs::OsRng;
     use prefixed_api_key::sha2::Sha256;
@@ -154,7 +156,7 @@ pub(crate) mod prefixed {
         map: Map<String, String>,
     }
 
-    /// Makes a key as long as the crate's defaults.
+    /// Makes a key with the default lengths of the crate.
     fn key(number: u64) -> PrefixedApiKey {
         let (short, long) = (letters(number, 11), letters(!number, 33));
         PrefixedApiKey::new("mycompany".to_owned(), short, long)
@@ -201,7 +203,7 @@ pub(crate) mod prefixed {
     }
 }
 
-/// `api-keys-simplified` used as in its README, with a map by the key's id.
+/// The crate `api-keys-simplified`, used as in its README, with a map by key id.
 pub(crate) mod argon {
     use api_keys_simplified::{
         ApiKeyManagerV0, Environment, ExposeSecret, KeyStatus, SecureString,
@@ -209,8 +211,8 @@ pub(crate) mod argon {
 
     use super::{Account, Arc, Batch, Map, Peer, Random, letters};
 
-    /// The number of real keys: 4, because hashing a million takes hours. The rest of the map is filled with
-    /// placeholders. A key's place in the map does not affect a hash of 25 ms.
+    /// The number of real keys: 4, because hashing a million takes hours. Placeholders fill the rest of the
+    /// map. A key's place in the map does not affect a hash of 25 ms.
     const REAL: u64 = 4;
 
     pub(crate) struct Stack {

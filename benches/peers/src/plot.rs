@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-/// One line of the plot.
+/// A curve of the plot.
 pub(crate) struct Series {
     pub(crate) name: String,
-    /// The number of keys and the latency in nanoseconds, for each point.
+    /// The points of the curve: a number of keys, and the latency in nanoseconds.
     pub(crate) points: Vec<(u64, f64)>,
 }
 
@@ -15,11 +15,11 @@ const LEFT: f64 = 80.0;
 const RIGHT: f64 = 290.0;
 const TOP: f64 = 50.0;
 const BOTTOM: f64 = 60.0;
-/// Distinguishable without colour vision (Okabe and Ito).
+/// Colours that colour-blind people can distinguish (Okabe and Ito).
 const COLOURS: [&str; 6] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#666666", "#e69f00",
 ];
-/// The smallest vertical distance between two names at the right, in SVG units: 16, the height of a line of
+/// The smallest vertical distance between two labels at the right edge: 16 SVG units, the height of a line of
 /// text.
 const LINE: f64 = 16.0;
 
@@ -71,7 +71,7 @@ fn count(keys: f64) -> String {
     }
 }
 
-/// Moves overlapping names apart and keeps their order.
+/// Moves overlapping labels apart and keeps their order.
 fn apart(mut places: Vec<(usize, f64)>) -> Vec<(usize, f64)> {
     places.sort_by(|a, b| a.1.total_cmp(&b.1));
     for at in 1..places.len() {

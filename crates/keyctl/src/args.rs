@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::store::Place;
+use crate::store::StoreLocation;
 use crate::words::{ReasonWord, RotationWord, SortWord, StatusWord, duration};
 
 const EXIT_CODES: &str = "\
@@ -25,15 +25,16 @@ Secrets are read from files and written to stdout, once. None is ever an argumen
 #[command(name = "keyctl", version, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     #[command(flatten)]
-    pub(crate) common: Common,
+    pub(crate) common: CommonArgs,
     #[command(subcommand)]
-    pub(crate) ask: Ask,
+    pub(crate) command: CliCommand,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Common {
+pub(crate) struct CommonArgs {
     /// The store: a file, or postgres://USER:PASSWORD@HOST/DATABASE
-    // A variable, because other users of the machine can see arguments. The help would print its value.
+    // Reads an environment variable too, because other users of the machine can see arguments. The help does
+    // not show its value, because a URL may contain a password.
     #[arg(
         long,
         global = true,
@@ -41,7 +42,7 @@ pub(crate) struct Common {
         hide_env_values = true,
         default_value = "keys.db"
     )]
-    pub(crate) store: Place,
+    pub(crate) store: StoreLocation,
     /// The schema of a database that holds the store
     #[arg(
         long,
@@ -71,7 +72,7 @@ pub(crate) struct Common {
     /// The role of --as
     #[arg(long, global = true, requires = "principal")]
     pub(crate) role: Option<String>,
-    /// Answer in JSON: one document, or one a line for lists
+    /// Print JSON: one document, or one per line for lists
     #[arg(long, global = true)]
     pub(crate) json: bool,
     /// Time to wait while another process has the store locked
@@ -84,53 +85,53 @@ pub(crate) struct Common {
 
 /// The command id, for commands that change something.
 #[derive(Debug, Args)]
-pub(crate) struct Repeatable {
+pub(crate) struct CommandIdArgs {
     /// Names the command, so that repeating it changes nothing [default: random]
     #[arg(long, value_name = "ID")]
     pub(crate) command_id: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Ask {
+pub(crate) enum CliCommand {
     /// Set up a store and its pepper; with --tenant also create that tenant
-    Init(Repeatable),
-    /// Create a key; its secret is all that stdout gets
-    Create(Create),
+    Init(CommandIdArgs),
+    /// Create a key, and print only its secret to stdout
+    Create(CreateArgs),
     /// List keys, of all tenants unless --tenant is given
-    List(List),
+    List(ListArgs),
     /// Show one key
     Show { key: String },
-    /// Replace a key by a successor, whose secret is all that stdout gets
-    Rotate(Rotate),
+    /// Replace a key with a successor, and print only the successor's secret to stdout
+    Rotate(RotateArgs),
     /// Revoke a key permanently
-    Revoke(Revoke),
+    Revoke(RevokeArgs),
     /// Refuse a key until it is enabled again
-    Disable(Target),
+    Disable(KeyArgs),
     /// Let a disabled key work again
-    Enable(Target),
+    Enable(KeyArgs),
     /// Remove a key permanently
-    Delete(Delete),
+    Delete(DeleteArgs),
     /// Show the audit trail, or check that nobody altered it
-    Audit(Audit),
-    /// Import existing keys, one JSON object a line, as SHA-256 digests
-    Import(Import),
+    Audit(AuditArgs),
+    /// Import existing keys, one JSON object per line, as SHA-256 digests
+    Import(ImportArgs),
     /// Write a copy of the store, without its pepper
     Backup { to: PathBuf },
     /// Create --store from a backup
     Restore { backup: PathBuf },
     /// Recover a restored store, so that it opens again
-    Recover(Recover),
+    Recover(RecoverArgs),
     /// Mark a database whose tables were just restored, so that it waits for `recover`
-    BeginAnew,
+    StartNewEpoch,
     /// Check the store's integrity, and name the tenants whose newest commit lies in the future
     Check,
     /// Repair the effects of a wrong clock
     #[command(subcommand)]
-    Time(Time),
-    /// Show how much the store holds
+    Time(TimeCommand),
+    /// Show the number of keys and other rows, and the size of the store
     Stats,
     /// Copy a store into another one, such as a file into a database, while nobody uses either
-    MigrateStore(MigrateStore),
+    MigrateStore(MigrateStoreArgs),
     /// Print the SQL that sets up --schema in a database, for migrations of your own
     Schema,
 }
@@ -144,47 +145,47 @@ pepper is not copied.
 
 A password in an argument is seen by other users of the machine: env:NAME takes FROM or TO from the
 variable NAME.")]
-pub(crate) struct MigrateStore {
+pub(crate) struct MigrateStoreArgs {
     /// The store to copy: a file, a database's URL, or env:NAME
-    pub(crate) from: Place,
+    pub(crate) from: StoreLocation,
     /// The target: a file, a database's URL, or env:NAME, with nothing in it yet
-    pub(crate) to: Place,
+    pub(crate) to: StoreLocation,
     /// The schema of TO, if it differs from --schema
     #[arg(long, value_name = "NAME")]
     pub(crate) to_schema: Option<String>,
 }
 
-/// The choice of how keys revoked since the backup are kept from working again.
+/// The method that keeps keys revoked since the backup from working again.
 #[derive(Debug, Args)]
 #[group(id = "how", required = true, multiple = false)]
-pub(crate) struct Recover {
+pub(crate) struct RecoverArgs {
     /// Disable every key; enable or rotate them one by one
     #[arg(long)]
     pub(crate) disable_all: bool,
     /// Repeat the changes that ended or narrowed keys, as recorded in the trail of another store, such as the
     /// lost store
     #[arg(long, value_name = "STORE")]
-    pub(crate) replay_from: Option<Place>,
+    pub(crate) replay_from: Option<StoreLocation>,
     /// Nothing was revoked or narrowed since the backup
     #[arg(long)]
     pub(crate) trust_backup: bool,
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Time {
-    /// Set the newest instant of --tenant back to the current time, and list its keys with later ones
-    Repair(Repeatable),
+pub(crate) enum TimeCommand {
+    /// Set the newest instant of --tenant back to the current time, and list its keys with later times
+    Repair(CommandIdArgs),
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Target {
+pub(crate) struct KeyArgs {
     pub(crate) key: String,
     #[command(flatten)]
-    pub(crate) named: Repeatable,
+    pub(crate) named: CommandIdArgs,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Create {
+pub(crate) struct CreateArgs {
     /// A name for people to read
     pub(crate) name: String,
     #[arg(long)]
@@ -226,12 +227,12 @@ pub(crate) struct Create {
     #[arg(long, group = "end")]
     pub(crate) never_expires: bool,
     #[command(flatten)]
-    pub(crate) named: Repeatable,
+    pub(crate) named: CommandIdArgs,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct List {
-    /// Also the tenants below --tenant
+pub(crate) struct ListArgs {
+    /// Also list keys of the tenants below --tenant
     #[arg(long)]
     pub(crate) below: bool,
     /// A status to list; may be repeated
@@ -266,7 +267,7 @@ pub(crate) struct List {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Rotate {
+pub(crate) struct RotateArgs {
     pub(crate) key: String,
     /// End the old key immediately
     #[arg(long, group = "mode")]
@@ -283,11 +284,11 @@ pub(crate) struct Rotate {
     #[arg(long, default_value = "routine")]
     pub(crate) reason: RotationWord,
     #[command(flatten)]
-    pub(crate) named: Repeatable,
+    pub(crate) named: CommandIdArgs,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Revoke {
+pub(crate) struct RevokeArgs {
     pub(crate) key: String,
     #[arg(long)]
     pub(crate) reason: ReasonWord,
@@ -301,11 +302,11 @@ pub(crate) struct Revoke {
     #[arg(long)]
     pub(crate) yes: bool,
     #[command(flatten)]
-    pub(crate) named: Repeatable,
+    pub(crate) named: CommandIdArgs,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Delete {
+pub(crate) struct DeleteArgs {
     pub(crate) key: String,
     /// The confirmation text: the text set by the policy, or the key's name
     #[arg(long, value_name = "TEXT")]
@@ -314,15 +315,15 @@ pub(crate) struct Delete {
     #[arg(long, value_parser = str::parse::<u32>)]
     pub(crate) references: Option<u32>,
     #[command(flatten)]
-    pub(crate) named: Repeatable,
+    pub(crate) named: CommandIdArgs,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Audit {
+pub(crate) struct AuditArgs {
     /// Check the chain instead of showing its entries; checks all tenants unless --tenant is given
     #[arg(long, conflicts_with_all = ["key", "actor", "command", "from", "before", "all"])]
     pub(crate) check: bool,
-    /// An earlier end of --tenant's chain, as printed by --check: the chain must lead there
+    /// An earlier end of --tenant's chain, as printed by --check: the chain must contain it
     #[arg(
         long,
         requires = "check",
@@ -355,8 +356,9 @@ pub(crate) struct Audit {
 Each line has \"sha256\" (64 hexadecimal digits) and \"name\", and may have \"tenant\" (else --tenant),
 \"class\", \"environment\", \"scopes\", \"description\", \"purpose\", \"owner\" with \"owner_role\",
 \"addresses\", \"metadata\", \"hint\", and \"expires_at\" or \"never_expires\". Lines that are refused are
-reported and skipped. The same lines again change nothing.")]
-pub(crate) struct Import {
+reported and skipped. Importing the same lines again
+changes nothing.")]
+pub(crate) struct ImportArgs {
     /// The file with the lines to import [default: stdin]
     pub(crate) file: Option<PathBuf>,
     /// The beginning of each line's command id, before "-" and the line number [default: by digest]

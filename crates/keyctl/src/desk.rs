@@ -1,4 +1,4 @@
-//! The state most commands share: the open store, and the actor that commands run as.
+//! The context of most commands: the open store, and the actor that executes the commands.
 
 use std::sync::Arc;
 
@@ -8,52 +8,56 @@ use keyward::store::{KeyStore, Locator, Row};
 use keyward::{Actor, Denial, KeyId, Keyward, PepperRing, Receipt, TenantId};
 use serde_json::{Value, json};
 
-use crate::args::{Common, Repeatable};
-use crate::failure::{Answer, Failure, Kind};
+use crate::args::{CommandIdArgs, CommonArgs};
+use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::store::{self, Expected, Store};
 
-pub(crate) struct Desk {
-    common: Common,
-    pub(crate) whole: Store,
+pub(crate) struct CliContext {
+    common: CommonArgs,
+    pub(crate) backend: Store,
     pub(crate) store: Arc<dyn KeyStore>,
     pub(crate) keys: Keyward,
     pub(crate) policies: Policies,
 }
 
-impl Desk {
+impl CliContext {
     /// Opens an existing store and its peppers.
-    pub(crate) async fn open(common: Common) -> Answer<Self> {
+    pub(crate) async fn open(common: CommonArgs) -> CliResult<Self> {
         let store = store::open(&common, Expected::Existing).await?;
         let peppers = store::peppers(&common)?;
         Self::over(common, store, peppers).await
     }
 
-    pub(crate) async fn over(common: Common, whole: Store, peppers: PepperRing) -> Answer<Self> {
+    pub(crate) async fn over(
+        common: CommonArgs,
+        backend: Store,
+        peppers: PepperRing,
+    ) -> CliResult<Self> {
         let policies = policies(&common)?;
-        let store = whole.keys();
+        let store = backend.keys();
         let builder = Keyward::builder(store.clone(), peppers).policy(policies.clone());
         let keys = builder.build().await?;
         Ok(Self {
             common,
-            whole,
+            backend,
             store,
             keys,
             policies,
         })
     }
 
-    pub(crate) const fn common(&self) -> &Common {
+    pub(crate) const fn common(&self) -> &CommonArgs {
         &self.common
     }
 
-    /// The tenant named by `--tenant`, if any.
-    pub(crate) fn tenant(&self) -> Answer<Option<TenantId>> {
+    /// Returns the tenant that `--tenant` names, if any.
+    pub(crate) fn tenant(&self) -> CliResult<Option<TenantId>> {
         let tenant = self.common.tenant.as_deref();
         Ok(tenant.map(TenantId::new).transpose()?)
     }
 
-    pub(crate) fn named_tenant(&self) -> Answer<TenantId> {
-        let missing = || Failure::usage("name a tenant: --tenant <TENANT>");
+    pub(crate) fn named_tenant(&self) -> CliResult<TenantId> {
+        let missing = || CliError::usage("name a tenant: --tenant <TENANT>");
         self.tenant()?.ok_or_else(missing)
     }
 
@@ -62,8 +66,9 @@ impl Desk {
         self.common.principal.is_none()
     }
 
-    /// Returns the actor for commands on `tenant`. A principal stays bound to the tenant named by `--tenant`.
-    pub(crate) fn actor(&self, tenant: &TenantId) -> Answer<Actor> {
+    /// Returns the actor for commands on `tenant`. A principal always acts in the tenant that `--tenant`
+    /// names.
+    pub(crate) fn actor(&self, tenant: &TenantId) -> CliResult<Actor> {
         match (&self.common.principal, &self.common.role) {
             (Some(principal), Some(role)) => {
                 let principal = principal.as_str().try_into()?;
@@ -77,13 +82,13 @@ impl Desk {
         }
     }
 
-    /// Returns the actor for commands on a key. The host itself need not name the key's tenant.
-    pub(crate) async fn actor_for(&self, key: KeyId) -> Answer<Actor> {
+    /// Returns the actor for commands on a key. If the host itself names no tenant, uses the key's tenant.
+    pub(crate) async fn actor_for(&self, key: KeyId) -> CliResult<Actor> {
         if let Some(tenant) = self.tenant()? {
             return self.actor(&tenant);
         }
         if !self.is_host() {
-            return Err(Failure::usage(
+            return Err(CliError::usage(
                 "--as needs the principal's tenant: --tenant <TENANT>",
             ));
         }
@@ -98,12 +103,12 @@ impl Desk {
 }
 
 /// Parses a key id given on the command line.
-pub(crate) fn key_id(text: &str) -> Answer<KeyId> {
+pub(crate) fn key_id(text: &str) -> CliResult<KeyId> {
     Ok(text.parse::<KeyId>()?)
 }
 
 /// Adds the command id to the actor, if the operator gave one.
-pub(crate) fn invocation<'a>(actor: &'a Actor, named: &Repeatable) -> Answer<Invocation<'a>> {
+pub(crate) fn invocation<'a>(actor: &'a Actor, named: &CommandIdArgs) -> CliResult<Invocation<'a>> {
     Ok(match &named.command_id {
         Some(id) => actor.with_command_id(CommandId::new(id)?),
         None => actor.into(),
@@ -120,19 +125,19 @@ pub(crate) fn receipt(key: KeyId, done: &str, receipt: &Receipt) -> Value {
     })
 }
 
-fn policies(common: &Common) -> Answer<Policies> {
+fn policies(common: &CommonArgs) -> CliResult<Policies> {
     let Some(path) = &common.policy else {
         return Ok(Policy::default().into());
     };
     let about = |error: &dyn std::fmt::Display| format!("policy {}: {error}", path.display());
     let text = std::fs::read(path).map_err(|error| {
         let kind = match error.kind() {
-            std::io::ErrorKind::NotFound => Kind::NotFound,
-            _ => Kind::Unavailable,
+            std::io::ErrorKind::NotFound => CliErrorKind::NotFound,
+            _ => CliErrorKind::Unavailable,
         };
-        Failure::new(kind, about(&error))
+        CliError::new(kind, about(&error))
     })?;
     let spec: PolicySpec =
-        serde_json::from_slice(&text).map_err(|error| Failure::usage(about(&error)))?;
+        serde_json::from_slice(&text).map_err(|error| CliError::usage(about(&error)))?;
     Ok(Policy::new(spec)?.into())
 }

@@ -1,4 +1,4 @@
-//! Failures: an exit code and a message.
+//! Errors of the command line: an exit code and a message.
 
 use std::process::ExitCode;
 
@@ -14,9 +14,9 @@ use keyward::store::transfer::CopyError;
 use keyward::store::{StoreError, StoreErrorKind};
 use keyward::{CommandError, Denial};
 
-/// The kinds of failure, each with its exit code.
+/// The kinds of error. Each value is an exit code.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Kind {
+pub(crate) enum CliErrorKind {
     Refused = 1,
     Usage = 2,
     Unavailable = 3,
@@ -24,7 +24,7 @@ pub(crate) enum Kind {
     NotFound = 5,
 }
 
-impl Kind {
+impl CliErrorKind {
     pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::Refused => "refused",
@@ -37,38 +37,38 @@ impl Kind {
 }
 
 #[derive(Debug)]
-pub(crate) struct Failure {
-    pub(crate) kind: Kind,
-    pub(crate) words: String,
+pub(crate) struct CliError {
+    pub(crate) kind: CliErrorKind,
+    pub(crate) message: String,
 }
 
-pub(crate) type Answer<T> = Result<T, Failure>;
+pub(crate) type CliResult<T> = Result<T, CliError>;
 
-impl Failure {
-    pub(crate) fn new(kind: Kind, words: impl Into<String>) -> Self {
-        let words = words.into();
-        Self { kind, words }
+impl CliError {
+    pub(crate) fn new(kind: CliErrorKind, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self { kind, message }
     }
 
-    /// Builds a failure from an error and all its causes.
-    fn of(kind: Kind, error: &dyn std::error::Error) -> Self {
-        let mut words = error.to_string();
+    /// Builds an error whose message contains `error` and all its causes.
+    fn of(kind: CliErrorKind, error: &dyn std::error::Error) -> Self {
+        let mut message = error.to_string();
         let mut cause = error.source();
         while let Some(error) = cause {
-            words += &format!(": {error}");
+            message += &format!(": {error}");
             cause = error.source();
         }
-        Self { kind, words }
+        Self { kind, message }
     }
 
-    pub(crate) fn usage(words: impl Into<String>) -> Self {
-        Self::new(Kind::Usage, words)
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::new(CliErrorKind::Usage, message)
     }
 
-    /// Puts the subject of the failure in front of its message.
+    /// Puts the subject of the error in front of its message.
     pub(crate) fn about(self, what: impl std::fmt::Display) -> Self {
-        let words = format!("{what}: {}", self.words);
-        Self { words, ..self }
+        let message = format!("{what}: {}", self.message);
+        Self { message, ..self }
     }
 
     pub(crate) fn exit_code(&self) -> ExitCode {
@@ -78,112 +78,112 @@ impl Failure {
 
 /// A malformed value. The message describes valid values and never repeats the given value: people paste
 /// secrets into the wrong place.
-impl From<Invalid> for Failure {
+impl From<Invalid> for CliError {
     fn from(error: Invalid) -> Self {
-        Self::of(Kind::Usage, &error)
+        Self::of(CliErrorKind::Usage, &error)
     }
 }
 
-impl From<RecoveryError> for Failure {
+impl From<RecoveryError> for CliError {
     fn from(error: RecoveryError) -> Self {
         match error {
             RecoveryError::Interrupted(error) => error.into(),
-            error => Self::of(Kind::Corrupt, &error),
+            error => Self::of(CliErrorKind::Corrupt, &error),
         }
     }
 }
 
-impl From<PolicyError> for Failure {
+impl From<PolicyError> for CliError {
     fn from(error: PolicyError) -> Self {
-        Self::of(Kind::Usage, &error)
+        Self::of(CliErrorKind::Usage, &error)
     }
 }
 
-impl From<Denial> for Failure {
+impl From<Denial> for CliError {
     fn from(error: Denial) -> Self {
         let kind = match &error {
-            Denial::Invalid(_) => Kind::Usage,
-            Denial::NotFound | Denial::TenantNotFound => Kind::NotFound,
-            Denial::CorruptRecord { .. } => Kind::Corrupt,
-            _ => Kind::Refused,
+            Denial::Invalid(_) => CliErrorKind::Usage,
+            Denial::NotFound | Denial::TenantNotFound => CliErrorKind::NotFound,
+            Denial::CorruptRecord { .. } => CliErrorKind::Corrupt,
+            _ => CliErrorKind::Refused,
         };
         Self::of(kind, &error)
     }
 }
 
-impl From<StoreError> for Failure {
+impl From<StoreError> for CliError {
     fn from(error: StoreError) -> Self {
         let kind = match error.kind() {
-            StoreErrorKind::Corrupt => Kind::Corrupt,
-            _ => Kind::Unavailable,
+            StoreErrorKind::Corrupt => CliErrorKind::Corrupt,
+            _ => CliErrorKind::Unavailable,
         };
         Self::of(kind, &error)
     }
 }
 
-impl From<CommandError> for Failure {
+impl From<CommandError> for CliError {
     fn from(error: CommandError) -> Self {
         match error {
             CommandError::Denied(error) => error.into(),
             CommandError::Store(error) => error.into(),
-            error => Self::of(Kind::Unavailable, &error),
+            error => Self::of(CliErrorKind::Unavailable, &error),
         }
     }
 }
 
-impl From<AuditError> for Failure {
+impl From<AuditError> for CliError {
     fn from(error: AuditError) -> Self {
         match error {
             AuditError::Denied(error) => error.into(),
             AuditError::Store(error) => error.into(),
-            error => Self::of(Kind::Corrupt, &error),
+            error => Self::of(CliErrorKind::Corrupt, &error),
         }
     }
 }
 
-impl From<OpenError> for Failure {
+impl From<OpenError> for CliError {
     fn from(error: OpenError) -> Self {
         let kind = match &error {
-            OpenError::NotFound { .. } => Kind::NotFound,
-            OpenError::Corrupt { .. } => Kind::Corrupt,
-            OpenError::Locked { .. } | OpenError::Io { .. } => Kind::Unavailable,
-            _ => Kind::Refused,
+            OpenError::NotFound { .. } => CliErrorKind::NotFound,
+            OpenError::Corrupt { .. } => CliErrorKind::Corrupt,
+            OpenError::Locked { .. } | OpenError::Io { .. } => CliErrorKind::Unavailable,
+            _ => CliErrorKind::Refused,
         };
         Self::of(kind, &error)
     }
 }
 
 #[cfg(feature = "postgres")]
-impl From<ConnectError> for Failure {
+impl From<ConnectError> for CliError {
     fn from(error: ConnectError) -> Self {
         let kind = match &error {
-            ConnectError::NotFound => Kind::NotFound,
-            ConnectError::Url | ConnectError::Schema => Kind::Usage,
-            ConnectError::Database(_) => Kind::Unavailable,
-            _ => Kind::Refused,
+            ConnectError::NotFound => CliErrorKind::NotFound,
+            ConnectError::Url | ConnectError::Schema => CliErrorKind::Usage,
+            ConnectError::Database(_) => CliErrorKind::Unavailable,
+            _ => CliErrorKind::Refused,
         };
         Self::of(kind, &error)
     }
 }
 
-impl From<CopyError> for Failure {
+impl From<CopyError> for CliError {
     fn from(error: CopyError) -> Self {
         let kind = match error {
             CopyError::Store(error) => return error.into(),
-            CopyError::Differs(_) => Kind::Corrupt,
-            _ => Kind::Refused,
+            CopyError::Differs(_) => CliErrorKind::Corrupt,
+            _ => CliErrorKind::Refused,
         };
         Self::of(kind, &error)
     }
 }
 
-impl From<PepperFileError> for Failure {
+impl From<PepperFileError> for CliError {
     fn from(error: PepperFileError) -> Self {
         let kind = match &error {
-            PepperFileError::Missing { .. } => Kind::NotFound,
-            PepperFileError::Io { .. } | PepperFileError::Entropy(_) => Kind::Unavailable,
-            PepperFileError::Malformed { .. } => Kind::Corrupt,
-            _ => Kind::Refused,
+            PepperFileError::Missing { .. } => CliErrorKind::NotFound,
+            PepperFileError::Io { .. } | PepperFileError::Entropy(_) => CliErrorKind::Unavailable,
+            PepperFileError::Malformed { .. } => CliErrorKind::Corrupt,
+            _ => CliErrorKind::Refused,
         };
         Self::of(kind, &error)
     }

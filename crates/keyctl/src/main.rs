@@ -16,9 +16,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::args::Cli;
-use crate::failure::Answer;
+use crate::failure::CliResult;
 #[cfg(feature = "postgres")]
-use crate::failure::{Failure, Kind};
+use crate::failure::{CliError, CliErrorKind};
 use crate::output::Output;
 
 fn main() -> ExitCode {
@@ -37,16 +37,16 @@ fn main() -> ExitCode {
 }
 
 #[cfg(not(feature = "postgres"))]
-fn run(command: impl Future<Output = Answer<()>>) -> Answer<()> {
+fn run(command: impl Future<Output = CliResult<()>>) -> CliResult<()> {
     pollster::block_on(command)
 }
 
 /// Runs the command on a tokio runtime, which the database driver needs.
 #[cfg(feature = "postgres")]
-fn run(command: impl Future<Output = Answer<()>>) -> Answer<()> {
+fn run(command: impl Future<Output = CliResult<()>>) -> CliResult<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    let unable = |error| Failure::new(Kind::Unavailable, format!("cannot start: {error}"));
+    let unable = |error| CliError::new(CliErrorKind::Unavailable, format!("cannot start: {error}"));
     runtime.map_err(unable)?.block_on(command)
 }

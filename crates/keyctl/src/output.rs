@@ -1,4 +1,4 @@
-//! Output: answers on stdout, everything else on stderr.
+//! Output: results on stdout, everything else on stderr.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -8,10 +8,9 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::failure::{Answer, Failure, Kind};
+use crate::failure::{CliError, CliErrorKind, CliResult};
 
-/// The interval between two updates of the line that shows a running operation: 200 ms, so that it looks
-/// alive.
+/// 200 ms between two updates of the elapsed time, so that a running operation looks alive.
 const TICK: Duration = Duration::from_millis(200);
 
 pub(crate) struct Output {
@@ -23,64 +22,68 @@ impl Output {
         Self { json }
     }
 
-    /// Prints a line of an answer.
-    pub(crate) fn line(&self, text: &str) -> Answer<()> {
+    /// Prints one line of a result to stdout.
+    pub(crate) fn line(&self, text: &str) -> CliResult<()> {
         let mut out = io::stdout().lock();
         let written = writeln!(out, "{text}").and_then(|()| out.flush());
         written.map_err(unwritten)
     }
 
     /// Prints a JSON document on a line of its own.
-    pub(crate) fn document(&self, value: &impl Serialize) -> Answer<()> {
+    pub(crate) fn document(&self, value: &impl Serialize) -> CliResult<()> {
         let text = serde_json::to_string(value);
-        let failure =
-            |error| Failure::new(Kind::Unavailable, format!("cannot write JSON: {error}"));
+        let failure = |error| {
+            CliError::new(
+                CliErrorKind::Unavailable,
+                format!("cannot write JSON: {error}"),
+            )
+        };
         self.line(&text.map_err(failure)?)
     }
 
     /// Prints a message for people on stderr. Omitted in JSON mode.
-    pub(crate) fn note(&self, words: &str) {
+    pub(crate) fn note(&self, message: &str) {
         if !self.json {
-            warn(words);
+            warn(message);
         }
     }
 
-    /// Prints the answer of a command whose only result is that it succeeded.
-    pub(crate) fn done(&self, words: &str, value: &Value) -> Answer<()> {
+    /// Prints the result of a command that only succeeds or fails: `value` in JSON mode, otherwise `message`.
+    pub(crate) fn done(&self, message: &str, value: &Value) -> CliResult<()> {
         if self.json {
             return self.document(value);
         }
-        self.note(words);
+        self.note(message);
         Ok(())
     }
 
     /// On a terminal, shows the running operation and its elapsed time until the returned value is dropped.
-    pub(crate) fn going_on(&self, what: impl Into<String>) -> Option<GoingOn> {
+    pub(crate) fn show_elapsed(&self, what: impl Into<String>) -> Option<ElapsedLine> {
         let shown = !self.json && io::stderr().is_terminal();
-        shown.then(|| GoingOn::start(what.into()))
+        shown.then(|| ElapsedLine::start(what.into()))
     }
 
     /// On a terminal, shows progress on one line; elsewhere, prints each finished part once.
-    pub(crate) fn steps(&self) -> Steps {
-        let said = !self.json;
-        Steps {
-            said,
-            shown: (said && io::stderr().is_terminal()).then(String::new),
+    pub(crate) fn progress_line(&self) -> ProgressLine {
+        let enabled = !self.json;
+        ProgressLine {
+            enabled,
+            shown: (enabled && io::stderr().is_terminal()).then(String::new),
         }
     }
 
-    pub(crate) fn failure(&self, failure: &Failure) {
-        let Failure { kind, words } = failure;
+    pub(crate) fn failure(&self, failure: &CliError) {
+        let CliError { kind, message } = failure;
         if self.json {
-            let error = json!({ "kind": kind.word(), "exit": *kind as u8, "message": words });
+            let error = json!({ "kind": kind.word(), "exit": *kind as u8, "message": message });
             warn(&json!({ "error": error }).to_string());
         } else {
-            warn(&format!("keyctl: {words}"));
+            warn(&format!("keyctl: {message}"));
         }
     }
 
-    /// Prints rows under their headings, if any, each column as wide as its widest cell.
-    pub(crate) fn table(&self, head: &[&str], rows: &[Vec<String>]) -> Answer<()> {
+    /// Prints a table with optional headings. Each column is as wide as its widest cell.
+    pub(crate) fn table(&self, head: &[&str], rows: &[Vec<String>]) -> CliResult<()> {
         let head: Vec<_> = head.iter().map(|&text| text.to_owned()).collect();
         let rows: Vec<Vec<_>> = rows
             .iter()
@@ -104,14 +107,14 @@ impl Output {
     }
 }
 
-/// A line on the terminal with the elapsed time of an SQLite operation. SQLite reports no progress.
-pub(crate) struct GoingOn {
-    lasts: Option<(Sender<()>, JoinHandle<()>)>,
+/// A terminal line with the elapsed time of an operation that reports no progress, such as an SQLite backup.
+pub(crate) struct ElapsedLine {
+    running: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
-impl GoingOn {
+impl ElapsedLine {
     fn start(what: String) -> Self {
-        let (lasts, ended) = channel::<()>();
+        let (running, ended) = channel::<()>();
         let animate = move || {
             let mut ticks = 0;
             let mut line;
@@ -131,47 +134,47 @@ impl GoingOn {
             let blank = " ".repeat(line.chars().count());
             draw(&format!("\r{blank}\r"));
         };
-        // If the thread cannot start, only the line is missing.
+        // If the thread cannot start, the operation runs without this line.
         let thread = thread::Builder::new().spawn(animate).ok();
         Self {
-            lasts: thread.map(|thread| (lasts, thread)),
+            running: thread.map(|thread| (running, thread)),
         }
     }
 }
 
-impl Drop for GoingOn {
+impl Drop for ElapsedLine {
     fn drop(&mut self) {
-        if let Some((lasts, thread)) = self.lasts.take() {
-            drop(lasts);
-            // The thread clears the line before anything else is printed.
+        if let Some((running, thread)) = self.running.take() {
+            drop(running);
+            // Waits until the thread has cleared the line, before anything else is printed.
             let _ = thread.join();
         }
     }
 }
 
-/// Progress of an operation that reports its steps.
-pub(crate) struct Steps {
-    said: bool,
+/// The progress of an operation that reports its steps.
+pub(crate) struct ProgressLine {
+    enabled: bool,
     /// The step that is shown now. `None` if stderr is not a terminal.
     shown: Option<String>,
 }
 
-impl Steps {
-    /// Shows a step. `ends` is set if the step finishes a part.
-    pub(crate) fn step(&mut self, words: &str, ends: bool) {
+impl ProgressLine {
+    /// Shows a step. If stderr is not a terminal, prints only steps with `ends`, which finish a part.
+    pub(crate) fn step(&mut self, message: &str, ends: bool) {
         match &mut self.shown {
             Some(shown) => {
                 let blank = shown.chars().count();
-                draw(&format!("\r{words:blank$}"));
-                words.clone_into(shown);
+                draw(&format!("\r{message:blank$}"));
+                message.clone_into(shown);
             }
-            None if self.said && ends => warn(words),
+            None if self.enabled && ends => warn(message),
             None => {}
         }
     }
 }
 
-impl Drop for Steps {
+impl Drop for ProgressLine {
     fn drop(&mut self) {
         if let Some(shown) = &self.shown {
             let blank = " ".repeat(shown.chars().count());
@@ -186,24 +189,23 @@ fn draw(text: &str) {
 }
 
 /// Prints a message on stderr. A failure to write is ignored.
-pub(crate) fn warn(words: &str) {
-    let _ = writeln!(io::stderr().lock(), "{words}");
+pub(crate) fn warn(message: &str) {
+    let _ = writeln!(io::stderr().lock(), "{message}");
 }
 
-/// Makes foreign text safe for a terminal: replaces control characters, which could move the cursor or end
-/// the line.
+/// Replaces control characters, which could move the cursor of a terminal or end the line.
 fn plain(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
 
-fn unwritten(error: io::Error) -> Failure {
-    Failure::new(
-        Kind::Unavailable,
+fn unwritten(error: io::Error) -> CliError {
+    CliError::new(
+        CliErrorKind::Unavailable,
         format!("cannot write to stdout: {error}"),
     )
 }
 
-/// Formats a value that may be absent.
+/// Formats a table cell. An absent value is `-`.
 pub(crate) fn cell(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }

@@ -5,18 +5,18 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use keyward::store::transfer::{Export, Import};
+use keyward::store::transfer::{CopySource, CopyTarget};
 use keyward::store::{IntegrityReport, KeyStore, SqliteStore, Stats};
 #[cfg(feature = "postgres")]
 use keyward::store::{PostgresStore, postgres::PostgresOptions};
 use keyward::{PepperFile, PepperRing};
 
-use crate::args::Common;
-use crate::failure::{Answer, Failure, Kind};
+use crate::args::CommonArgs;
+use crate::failure::{CliError, CliErrorKind, CliResult};
 
 /// The location of a store. A database URL may hold a password and is never printed.
 #[derive(Clone)]
-pub(crate) enum Place {
+pub(crate) enum StoreLocation {
     File(PathBuf),
     #[cfg_attr(
         not(feature = "postgres"),
@@ -26,11 +26,11 @@ pub(crate) enum Place {
         )
     )]
     Database(String),
-    /// The place names an environment variable that is not set.
+    /// `env:NAME` where the variable `NAME` is not set.
     Unset,
 }
 
-impl From<OsString> for Place {
+impl From<OsString> for StoreLocation {
     fn from(given: OsString) -> Self {
         match given.to_str().and_then(|text| text.strip_prefix("env:")) {
             Some(name) => std::env::var_os(name).map_or(Self::Unset, Self::at),
@@ -39,7 +39,7 @@ impl From<OsString> for Place {
     }
 }
 
-impl Place {
+impl StoreLocation {
     fn at(given: OsString) -> Self {
         let url = given.to_str().filter(|text| {
             let schemes = ["postgres://", "postgresql://"];
@@ -52,7 +52,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for StoreLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "{}", path.display()),
@@ -62,13 +62,13 @@ impl fmt::Display for Place {
     }
 }
 
-impl fmt::Debug for Place {
+impl fmt::Debug for StoreLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Place({self})")
+        write!(f, "StoreLocation({self})")
     }
 }
 
-/// The state in which a command expects the store.
+/// The state in which a command expects its store.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub(crate) enum Expected {
     Existing,
@@ -101,28 +101,28 @@ impl Store {
         each!(self, store => Arc::new(store.clone()))
     }
 
-    pub(crate) fn source(&self) -> &dyn Export {
+    pub(crate) fn source(&self) -> &dyn CopySource {
         each!(self, store => store)
     }
 
-    pub(crate) fn target(&self) -> &dyn Import {
+    pub(crate) fn target(&self) -> &dyn CopyTarget {
         each!(self, store => store)
     }
 
-    pub(crate) async fn check_integrity(&self) -> Answer<IntegrityReport> {
+    pub(crate) async fn check_integrity(&self) -> CliResult<IntegrityReport> {
         Ok(each!(self, store => store.check_integrity().await)?)
     }
 
-    pub(crate) async fn stats(&self) -> Answer<Stats> {
+    pub(crate) async fn stats(&self) -> CliResult<Stats> {
         Ok(each!(self, store => store.stats().await)?)
     }
 
-    pub(crate) async fn finish_recovery(&self) -> Answer<()> {
+    pub(crate) async fn finish_recovery(&self) -> CliResult<()> {
         Ok(each!(self, store => store.finish_recovery().await)?)
     }
 
     /// Returns the SQLite store, for commands that apply only to files.
-    pub(crate) fn file(&self) -> Answer<&SqliteStore> {
+    pub(crate) fn file(&self) -> CliResult<&SqliteStore> {
         match self {
             Self::File(store) => Ok(store),
             #[cfg(feature = "postgres")]
@@ -131,31 +131,31 @@ impl Store {
     }
 }
 
-fn file_only() -> Failure {
-    Failure::usage(
+fn file_only() -> CliError {
+    CliError::usage(
         "this is for files: back a database up and restore it with its own tools, such as pg_dump and \
-         pg_restore; then `keyctl begin-anew`, and `keyctl recover`",
+         pg_restore; then `keyctl start-new-epoch`, and `keyctl recover`",
     )
 }
 
 /// Opens the store that the command line names.
-pub(crate) async fn open(common: &Common, expected: Expected) -> Answer<Store> {
+pub(crate) async fn open(common: &CommonArgs, expected: Expected) -> CliResult<Store> {
     open_at(&common.store, &common.schema, common, expected).await
 }
 
 /// Opens a store. Every command opens its stores through this function.
 pub(crate) async fn open_at(
-    place: &Place,
+    place: &StoreLocation,
     schema: &str,
-    common: &Common,
+    common: &CommonArgs,
     expected: Expected,
-) -> Answer<Store> {
+) -> CliResult<Store> {
     match place {
-        Place::File(path) => {
+        StoreLocation::File(path) => {
             let mut options = SqliteStore::options(path).busy_timeout(common.wait);
             options = match expected {
-                Expected::Existing => options.must_exist(),
-                Expected::New => options.must_be_new(),
+                Expected::Existing => options.create(false),
+                Expected::New => options.create_new(true),
                 Expected::CopyTarget => options,
             };
             if common.allow_unrecovered {
@@ -164,10 +164,10 @@ pub(crate) async fn open_at(
             Ok(Store::File(options.open().await?))
         }
         #[cfg(feature = "postgres")]
-        Place::Database(url) => {
+        StoreLocation::Database(url) => {
             let mut options = database(url, schema).lock_timeout(common.wait);
             options = match expected {
-                Expected::Existing => options.must_exist(),
+                Expected::Existing => options.create(false),
                 Expected::New => options,
                 Expected::CopyTarget => options,
             };
@@ -181,19 +181,19 @@ pub(crate) async fn open_at(
             Ok(Store::Database(store))
         }
         #[cfg(not(feature = "postgres"))]
-        Place::Database(_) => {
+        StoreLocation::Database(_) => {
             let _ = schema;
             Err(no_databases())
         }
-        Place::Unset => Err(unset()),
+        StoreLocation::Unset => Err(unset()),
     }
 }
 
-fn unset() -> Failure {
-    Failure::usage("the variable that env:NAME names is not set")
+fn unset() -> CliError {
+    CliError::usage("the variable that env:NAME names is not set")
 }
 
-/// Limits the pool to two connections: commands run one after the other.
+/// Returns options with at most two connections, because commands run one after the other.
 #[cfg(feature = "postgres")]
 fn database(url: &str, schema: &str) -> PostgresOptions {
     const FEW: std::num::NonZeroUsize = std::num::NonZeroUsize::new(2).expect("2 is not zero");
@@ -203,30 +203,30 @@ fn database(url: &str, schema: &str) -> PostgresOptions {
 }
 
 #[cfg(not(feature = "postgres"))]
-fn no_databases() -> Failure {
-    Failure::usage(
+fn no_databases() -> CliError {
+    CliError::usage(
         "this keyctl was built for files alone: build it with `--features sqlite,postgres` for a database",
     )
 }
 
-fn exists(place: &Place) -> Failure {
-    let words = format!("{place} exists already, and was left as it is");
-    Failure::new(Kind::Refused, words)
+fn exists(place: &StoreLocation) -> CliError {
+    let message = format!("{place} exists already, and was left as it is");
+    CliError::new(CliErrorKind::Refused, message)
 }
 
-pub(crate) async fn restore(backup: &Path, to: &Place) -> Answer<()> {
+pub(crate) async fn restore(backup: &Path, to: &StoreLocation) -> CliResult<()> {
     match to {
-        Place::File(to) => Ok(SqliteStore::restore(backup, to).await?),
-        Place::Database(_) => Err(file_only()),
-        Place::Unset => Err(unset()),
+        StoreLocation::File(to) => Ok(SqliteStore::restore(backup, to).await?),
+        StoreLocation::Database(_) => Err(file_only()),
+        StoreLocation::Unset => Err(unset()),
     }
 }
 
-/// Starts a new history in a database whose tables were restored. A backup of a file is already marked as a
-/// new history.
-pub(crate) async fn start_new_epoch(common: &Common) -> Answer<()> {
+/// Starts a new epoch in a database whose tables were restored. A file needs no such step, because its backup
+/// is already marked.
+pub(crate) async fn start_new_epoch(common: &CommonArgs) -> CliResult<()> {
     match open(common, Expected::Existing).await? {
-        Store::File(_) => Err(Failure::usage(
+        Store::File(_) => Err(CliError::usage(
             "this is for databases: `keyctl restore` makes a file from a backup",
         )),
         #[cfg(feature = "postgres")]
@@ -234,8 +234,8 @@ pub(crate) async fn start_new_epoch(common: &Common) -> Answer<()> {
     }
 }
 
-/// The SQL of a database's tables.
-pub(crate) fn schema_sql(common: &Common) -> Answer<String> {
+/// Returns the SQL that creates a database's tables.
+pub(crate) fn schema_sql(common: &CommonArgs) -> CliResult<String> {
     #[cfg(feature = "postgres")]
     return Ok(PostgresStore::schema_sql(&common.schema)?);
     #[cfg(not(feature = "postgres"))]
@@ -245,44 +245,44 @@ pub(crate) fn schema_sql(common: &Common) -> Answer<String> {
     }
 }
 
-/// Returns the path of the pepper. The default, next to the store, is handy for a trial. In production, store
-/// the pepper separately, on another volume or in a secret manager's mount, so that a copy of the store
+/// Returns the path of the pepper. The default is next to the store, which suits a trial. In production,
+/// store the pepper separately, on another volume or in a secret manager's mount, so that a copy of the store
 /// contains no pepper.
-pub(crate) fn pepper_path(common: &Common) -> Answer<PathBuf> {
+pub(crate) fn pepper_path(common: &CommonArgs) -> CliResult<PathBuf> {
     match (&common.pepper_file, &common.store) {
         (Some(path), _) => Ok(path.clone()),
-        (None, Place::File(store)) => {
+        (None, StoreLocation::File(store)) => {
             let mut path = store.clone().into_os_string();
             path.push(".pepper");
             Ok(path.into())
         }
-        (None, Place::Database(_)) => Err(Failure::usage(
-            "beside a database stands no file: name that of the pepper, --pepper-file <FILE>",
+        (None, StoreLocation::Database(_)) => Err(CliError::usage(
+            "a database has no default pepper file: name one with --pepper-file <FILE>",
         )),
-        (None, Place::Unset) => Err(unset()),
+        (None, StoreLocation::Unset) => Err(unset()),
     }
 }
 
-/// Creates a store and its pepper. Only this function creates a pepper: a new one in place of a lost one
-/// would verify no key.
-pub(crate) async fn set_up(common: &Common) -> Answer<(Store, PepperRing)> {
+/// Creates a store and its pepper. No other function creates a pepper: a new pepper cannot verify existing
+/// keys.
+pub(crate) async fn set_up(common: &CommonArgs) -> CliResult<(Store, PepperRing)> {
     let pepper = pepper_path(common)?;
     match &common.store {
-        Place::File(path) if path.exists() => Err(exists(&common.store)),
-        Place::File(_) => {
-            // Creates the pepper first: if the command is interrupted afterwards, the same command completes
-            // the set-up.
+        StoreLocation::File(path) if path.exists() => Err(exists(&common.store)),
+        StoreLocation::File(_) => {
+            // Creates the pepper first. If the command is interrupted afterwards, repeating the command
+            // completes the set-up.
             let peppers = PepperFile::open_or_create(pepper)?.ring();
             Ok((open(common, Expected::New).await?, peppers))
         }
-        Place::Database(_) | Place::Unset => {
-            // The tables may exist already; keys may not.
+        StoreLocation::Database(_) | StoreLocation::Unset => {
+            // The tables may exist already, but must hold no keys.
             let store = open(common, Expected::New).await?;
             Ok((store, PepperFile::open_or_create(pepper)?.ring()))
         }
     }
 }
 
-pub(crate) fn peppers(common: &Common) -> Answer<PepperRing> {
+pub(crate) fn peppers(common: &CommonArgs) -> CliResult<PepperRing> {
     Ok(PepperFile::open(pepper_path(common)?)?.ring())
 }

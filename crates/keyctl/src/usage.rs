@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::Error;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::failure::Failure;
+use crate::failure::CliError;
 use crate::output::{Output, warn};
 
 /// Reports the mistake, or shows the help that was requested.
@@ -18,7 +18,7 @@ pub(crate) fn refuse(error: &Error) -> ExitCode {
     if !error.use_stderr() || error.kind() == help {
         error.exit();
     }
-    let failure = Failure::usage(words(error));
+    let failure = CliError::usage(message(error));
     let output = Output::new(std::env::args_os().any(|argument| argument == "--json"));
     output.failure(&failure);
     if !output.json {
@@ -28,9 +28,9 @@ pub(crate) fn refuse(error: &Error) -> ExitCode {
     failure.exit_code()
 }
 
-fn words(error: &Error) -> String {
+fn message(error: &Error) -> String {
     let of = |kind| detail(error, kind);
-    // Only these kinds name the argument as it is defined, not as it was typed.
+    // For error kinds that name an argument by its definition. Other kinds contain the text that was typed.
     let argument = || of(ContextKind::InvalidArg).unwrap_or_else(|| "an argument".to_owned());
     match error.kind() {
         ErrorKind::UnknownArgument => match position(error) {
@@ -49,7 +49,7 @@ fn words(error: &Error) -> String {
             None => format!("{} needs a value", argument()),
         },
         ErrorKind::ValueValidation => match error.source() {
-            // No parser of keyctl repeats its input.
+            // The value parsers of keyctl never repeat their input.
             Some(source) => format!("{}: {source}", argument()),
             None => format!("{}: malformed value", argument()),
         },

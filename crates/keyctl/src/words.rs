@@ -1,4 +1,4 @@
-//! Enumerations as they are typed on the command line.
+//! Enumerations and durations as the command line accepts them.
 
 use std::time::Duration;
 

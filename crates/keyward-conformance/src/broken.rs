@@ -17,7 +17,7 @@ use keyward::store::{
 };
 use keyward::{KeyId, PrincipalId, TenantId, Timestamp};
 
-/// Defines the defects, each with the clause that catches it.
+/// Defines an enum of defects, each with the clause that catches it.
 macro_rules! defects {
     (
         $(#[$about:meta])*
@@ -52,7 +52,7 @@ pub use self::nodes::{BrokenRegistry, RegistryDefect};
 
 defects! {
     /// One deliberate mistake of a store. Most were found in real stores.
-    enum Defect;
+    enum StoreDefect;
 
     /// Returns the store's head as the revision of an unknown tenant.
     UnknownTenantHasRevision => "an_unknown_tenant_is_empty_at_revision_zero",
@@ -60,7 +60,7 @@ defects! {
     LoadsWithoutEpoch => "load_returns_the_epoch",
     /// Stores the epoch with each tenant, so an unknown tenant has none.
     LoadsNoEpochOfUnknownTenants => "load_returns_the_epoch",
-    /// Caches a tenant's view and returns it again.
+    /// Returns a cached view of a tenant after the tenant has changed.
     LoadsFromCache => "load_reflects_every_commit_that_returned",
     /// Leaves out keys that are not live, even if they are requested by id.
     LoadsOnlyLiveKeysById => "load_returns_keys_by_id",
@@ -74,7 +74,7 @@ defects! {
     LoadsNoOwnersOfKeys => "load_returns_rows_of_the_owners_of_loaded_keys",
     /// Loads the newest entries of a command instead of its first.
     LoadsNewestOfCommands => "load_returns_what_commands_did",
-    /// Recognises a command by its first entry alone.
+    /// Loads only the first audit entry of each command.
     LoadsOneEntryOfCommands => "load_returns_what_commands_did",
     /// Loads a key requested by id from any tenant.
     LoadsAcrossTenants => "load_stays_within_the_tenant",
@@ -94,7 +94,7 @@ defects! {
     FindsAtHeadRevision => "find_returns_a_key_by_its_id",
     /// Keeps no index of imported digests.
     FindsNoDigests => "find_returns_a_key_by_its_imported_digest",
-    /// Caches a key that was found and returns it again.
+    /// Returns a cached key after the key has changed.
     FindsFromCache => "find_reflects_every_commit_that_returned",
     /// Does not find removed keys.
     FindsNoTombstones => "find_returns_the_tombstone_of_a_removed_key",
@@ -116,17 +116,17 @@ defects! {
     ConflictLeavesOwners => "a_conflict_writes_nothing",
     /// Writes the valid part of a refused batch.
     RefusalLeavesTheRest => "a_refused_batch_writes_nothing",
-    /// Keeps ids unique within a tenant only. The commit passes.
+    /// Accepts an id that another tenant uses, without writing its record.
     IdsPerTenant => "ids_are_unique_across_tenants",
-    /// Ignores that a key was removed. The commit passes.
+    /// Accepts the id of a removed key, without writing its record.
     ForgetsRemovedIds => "a_removed_key_never_comes_back",
     /// Ignores the removal of a key that was never stored.
     RemovesOnlyWhatIsThere => "removing_a_key_never_stored_takes_its_id",
-    /// Keeps imported digests unique within a tenant only. The commit passes.
+    /// Accepts an imported digest that another tenant uses, without writing its record.
     DigestsPerTenant => "imported_digests_are_unique_across_tenants",
     /// Refuses to change an imported key, because its own digest is taken.
     DigestTakenByItself => "imported_digests_are_unique_across_tenants",
-    /// Compares digests with stored ones only, not within the batch.
+    /// Compares imported digests with stored digests, but not within a commit.
     DigestsNotComparedInBatch => "imported_digests_are_unique_within_a_batch",
     /// Frees the digest of a removed key.
     RemovalFreesDigest => "the_digest_of_a_removed_key_stays_taken",
@@ -144,7 +144,7 @@ defects! {
     ChecksOneGuard => "a_commit_whose_guarded_row_moved_is_a_conflict",
     /// Refuses a guard that is behind its row, but accepts a guard that is ahead of its row.
     AcceptsGuardsAhead => "a_commit_whose_guarded_row_moved_is_a_conflict",
-    /// Accepts a guard once the tenant of the guarded row has reached the guard's revision.
+    /// Accepts a guard if the tenant of the guarded row has reached the guard's revision.
     AcceptsGuardsTheTenantPassed => "a_commit_whose_guarded_row_moved_is_a_conflict",
     /// Ignores a guard at revision zero.
     AbsentRowsAlwaysStand => "a_commit_whose_guarded_row_appeared_is_a_conflict",
@@ -174,7 +174,7 @@ defects! {
     FeedNewestFirst => "changes_come_oldest_first",
     /// Returns a feed without owners' rows.
     FeedWithoutOwners => "changes_end_at_the_rows_of_the_store",
-    /// Ends a page after `limit` changes, in the middle of a revision.
+    /// Cuts a page at `limit`, in the middle of a revision.
     FeedSplitsRevisions => "a_revision_is_never_split_across_pages",
     /// Cuts a page at `limit`, and sets its `upto` to the head.
     FeedClaimsTheHead => "nothing_up_to_upto_is_missing",
@@ -202,21 +202,21 @@ defects! {
     ScansByOffset => "a_scan_and_its_changes_lead_to_the_store",
     /// Reads a page's head after its rows.
     ScanReadsHeadLast => "a_scan_reads_its_head_before_its_rows",
-    /// Scans keys only, if asked for everything.
+    /// Leaves out owners and tenants from a scan of everything.
     ScanOfAllLeavesOutOwners => "a_scan_of_all_returns_every_row_once",
     /// Ends a scan of everything before its last page.
     ScanOfAllLosesItsEnd => "a_scan_of_all_returns_every_row_once",
-    /// Returns no page at all from a scan of an empty store.
+    /// Returns no page from a scan of an empty store.
     ScanOfNothingHasNoPage => "a_scan_of_all_returns_every_row_once",
-    /// Reads every row first, and the head last.
+    /// Reads the head of a scan of everything after all rows.
     ScanOfAllReadsHeadLast => "a_scan_of_all_reads_its_head_before_its_rows",
-    /// Ignores an error of the consumer of the pages.
+    /// Continues a scan of everything after its callback has failed.
     ScanOfAllIgnoresTheError => "a_scan_of_all_returns_the_consumers_error",
-    /// Ends at an error of the consumer, and does not return it.
+    /// Stops a scan of everything at an error of its callback, but does not return the error.
     ScanOfAllHidesTheError => "a_scan_of_all_returns_the_consumers_error",
     /// Compares names case-sensitively.
     ListMindsCase => "a_list_holds_exactly_what_matches",
-    /// Takes a tenant to be below another tenant if its path begins with the other tenant's path.
+    /// Compares tenant paths as text: treats `acme-two` as a descendant of `acme`.
     ListComparesPathsByText => "a_list_holds_exactly_what_matches",
     /// Lists a key that expires at an instant as expiring before it.
     ListIncludesTheEnd => "a_list_holds_exactly_what_matches",
@@ -236,7 +236,7 @@ defects! {
     ListsRemovedKeys => "a_list_reflects_every_commit_that_returned",
     /// Returns the audit trail newest first.
     AuditNewestFirst => "the_audit_trail_comes_oldest_first",
-    /// Includes entries at the end of a span.
+    /// Includes entries at the exact end of a time span.
     AuditIncludesTheEnd => "the_audit_trail_holds_exactly_what_matches",
     /// Ignores the actor in a query.
     AuditIgnoresActors => "the_audit_trail_holds_exactly_what_matches",
@@ -244,23 +244,23 @@ defects! {
     AuditSkipsRestOfCommit => "pages_of_the_audit_trail_neither_repeat_nor_skip",
     /// Keeps only the last entry of a commit, as if entries shared a primary key.
     AuditKeepsOnePerCommit => "the_audit_trail_reflects_every_commit_that_returned",
-    /// Fails every wait, as a store that cannot wait might.
+    /// Fails every wait.
     WaitFails => "waiting_does_not_fail",
     /// Holds the only connection during a wait.
     WaitHoldsTheConnection => "waiting_holds_up_no_commit",
 }
 
-/// A store with one [`Defect`]; otherwise it behaves like `inner`.
+/// A store with one [`StoreDefect`]. Otherwise behaves like `inner`.
 #[derive(Debug)]
 pub struct BrokenStore<S> {
     inner: S,
-    defect: Defect,
-    seen: Mutex<Seen>,
+    defect: StoreDefect,
+    state: Mutex<DefectState>,
 }
 
 /// The state that defects need.
 #[derive(Debug, Default)]
-struct Seen {
+struct DefectState {
     views: HashMap<TenantId, TenantView>,
     found: HashMap<Locator, FoundKey>,
     tags: BTreeMap<Revision, CommitTag>,
@@ -277,7 +277,7 @@ struct Seen {
     waiting: usize,
 }
 
-impl Seen {
+impl DefectState {
     fn is_free(&self, (digest, key): &(Digest, KeyId)) -> bool {
         let holder = self.claimed.get(digest);
         holder.is_none_or(|holder| holder == key)
@@ -286,20 +286,20 @@ impl Seen {
 
 impl<S: KeyStore> BrokenStore<S> {
     /// Wraps `inner` with a defect.
-    pub fn new(inner: S, defect: Defect) -> Self {
-        let seen = Mutex::default();
+    pub fn new(inner: S, defect: StoreDefect) -> Self {
+        let state = Mutex::default();
         Self {
             inner,
             defect,
-            seen,
+            state,
         }
     }
 
-    fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, DefectState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is(&self, defect: Defect) -> bool {
+    fn is(&self, defect: StoreDefect) -> bool {
         self.defect == defect
     }
 
@@ -320,7 +320,8 @@ impl<S: KeyStore> BrokenStore<S> {
         Ok(found.map(|found| found.change.row))
     }
 
-    /// Returns the row's tenant, and the commit that wrote the row. Tombstones count as absent.
+    /// Returns the row's tenant, and the revision of the commit that wrote the row. Tombstones count as
+    /// absent.
     async fn row_at(&self, row: &RowKey) -> Result<(Option<TenantId>, Revision), StoreError> {
         let (tenant, select) = match row {
             RowKey::Tenant(tenant) => (tenant, LoadRequest::none()),
@@ -350,11 +351,11 @@ impl<S: KeyStore> BrokenStore<S> {
             None => Revision::ZERO,
         };
         Ok(match self.defect {
-            Defect::AbsentRowsNeverStand => !absent && at == guard.revision,
-            Defect::AcceptsGuardsAhead => at <= guard.revision,
-            Defect::RemovedKeysStand => absent || at == guard.revision,
-            Defect::GuardsWholeTenants => tenant_at == guard.revision,
-            Defect::AcceptsGuardsTheTenantPassed => guard.revision <= tenant_at,
+            StoreDefect::AbsentRowsNeverStand => !absent && at == guard.revision,
+            StoreDefect::AcceptsGuardsAhead => at <= guard.revision,
+            StoreDefect::RemovedKeysStand => absent || at == guard.revision,
+            StoreDefect::GuardsWholeTenants => tenant_at == guard.revision,
+            StoreDefect::AcceptsGuardsTheTenantPassed => guard.revision <= tenant_at,
             _ => at == guard.revision,
         })
     }
@@ -371,22 +372,22 @@ impl<S: KeyStore> BrokenStore<S> {
             ..
         } = &mut commit.effects;
         match self.defect {
-            Defect::IgnoresExpected => commit.expected = self.revision(&commit.tenant).await?,
-            Defect::IgnoresEpochs => commit.epoch = None,
-            Defect::IgnoresEpochsOfNewTenants if commit.expected == Revision::ZERO => {
+            StoreDefect::IgnoresExpected => commit.expected = self.revision(&commit.tenant).await?,
+            StoreDefect::IgnoresEpochs => commit.epoch = None,
+            StoreDefect::IgnoresEpochsOfNewTenants if commit.expected == Revision::ZERO => {
                 commit.epoch = None;
             }
-            Defect::AcceptsExpectedAhead => {
+            StoreDefect::AcceptsExpectedAhead => {
                 commit.expected = commit.expected.min(self.revision(&commit.tenant).await?);
             }
-            Defect::CheckThenWrite => {
+            StoreDefect::CheckThenWrite => {
                 if self.revision(&commit.tenant).await? != commit.expected {
                     return Err(CommitError::Conflict);
                 }
                 pause().await;
                 commit.expected = self.revision(&commit.tenant).await?;
             }
-            Defect::RemovesOnlyWhatIsThere => {
+            StoreDefect::RemovesOnlyWhatIsThere => {
                 let mut there = Vec::new();
                 for key in removes.iter() {
                     if matches!(self.stored(*key).await?, Some(Row::Key(_))) {
@@ -395,7 +396,7 @@ impl<S: KeyStore> BrokenStore<S> {
                 }
                 *removes = there;
             }
-            Defect::DigestTakenByItself => {
+            StoreDefect::DigestTakenByItself => {
                 for record in puts.iter() {
                     let known = self.stored(record.id).await?.is_some();
                     if known && record.credential.imported().is_some() {
@@ -403,37 +404,37 @@ impl<S: KeyStore> BrokenStore<S> {
                     }
                 }
             }
-            Defect::ForgetsClaimedDigests => digests.clear(),
-            Defect::ClaimsInTwoSteps => {
-                if !digests.iter().all(|claim| self.seen().is_free(claim)) {
+            StoreDefect::ForgetsClaimedDigests => digests.clear(),
+            StoreDefect::ClaimsInTwoSteps => {
+                if !digests.iter().all(|claim| self.state().is_free(claim)) {
                     return Err(CommitError::DigestTaken);
                 }
                 pause().await;
-                let mut seen = self.seen();
-                digests.retain(|claim| seen.is_free(claim));
-                seen.claimed.extend(digests.iter().copied());
+                let mut state = self.state();
+                digests.retain(|claim| state.is_free(claim));
+                state.claimed.extend(digests.iter().copied());
             }
-            Defect::IgnoresGuards => guards.clear(),
-            Defect::ChecksOneGuard => guards.truncate(1),
-            Defect::AbsentRowsAlwaysStand => {
+            StoreDefect::IgnoresGuards => guards.clear(),
+            StoreDefect::ChecksOneGuard => guards.truncate(1),
+            StoreDefect::AbsentRowsAlwaysStand => {
                 guards.retain(|guard| guard.revision != Revision::ZERO);
             }
-            Defect::AbsentRowsNeverStand
-            | Defect::AcceptsGuardsAhead
-            | Defect::RemovedKeysStand
-            | Defect::GuardsWholeTenants
-            | Defect::AcceptsGuardsTheTenantPassed
-            | Defect::GuardsBeforeTheLock => {
+            StoreDefect::AbsentRowsNeverStand
+            | StoreDefect::AcceptsGuardsAhead
+            | StoreDefect::RemovedKeysStand
+            | StoreDefect::GuardsWholeTenants
+            | StoreDefect::AcceptsGuardsTheTenantPassed
+            | StoreDefect::GuardsBeforeTheLock => {
                 for guard in guards.drain(..) {
                     if !self.stands(&guard).await? {
                         return Err(CommitError::Conflict);
                     }
                 }
-                if self.is(Defect::GuardsBeforeTheLock) {
+                if self.is(StoreDefect::GuardsBeforeTheLock) {
                     pause().await;
                 }
             }
-            Defect::CutsLongTexts => {
+            StoreDefect::CutsLongTexts => {
                 for record in puts {
                     let cut = |text: &Description| {
                         Description::new(text.as_str().chars().take(255).collect::<String>()).ok()
@@ -441,26 +442,26 @@ impl<S: KeyStore> BrokenStore<S> {
                     record.description = record.description.as_ref().and_then(cut);
                 }
             }
-            Defect::KeepsWholeSeconds => {
+            StoreDefect::KeepsWholeSeconds => {
                 for record in puts {
                     let seconds = record.created.at.as_micros() / 1_000_000;
                     record.created.at =
                         Timestamp::from_unix_seconds(seconds).unwrap_or(record.created.at);
                 }
             }
-            Defect::ForgetsWhenOwnersLeft => {
+            StoreDefect::ForgetsWhenOwnersLeft => {
                 for row in owners {
                     row.removed_at = None;
                 }
             }
-            Defect::MergesRecords => {
+            StoreDefect::MergesRecords => {
                 for record in puts {
                     if let Some(Row::Key(old)) = self.stored(record.id).await? {
                         record.description = record.description.take().or(old.facts.description);
                     }
                 }
             }
-            Defect::AuditKeepsOnePerCommit => {
+            StoreDefect::AuditKeepsOnePerCommit => {
                 if let Some(last) = audit.pop() {
                     *audit = vec![last];
                 }
@@ -470,14 +471,14 @@ impl<S: KeyStore> BrokenStore<S> {
         Ok(())
     }
 
-    /// Handles a refused commit as a store with the defect would.
+    /// Handles a refusal of the inner store as a store with the defect would.
     async fn after_refusal(
         &self,
         mut commit: Commit,
         refusal: CommitError,
     ) -> Result<Revision, CommitError> {
         match (self.defect, &refusal) {
-            (Defect::ConflictLeavesAudit, CommitError::Conflict) => {
+            (StoreDefect::ConflictLeavesAudit, CommitError::Conflict) => {
                 commit.expected = self.revision(&commit.tenant).await?;
                 commit.effects = Effects {
                     audit: commit.effects.audit,
@@ -485,7 +486,7 @@ impl<S: KeyStore> BrokenStore<S> {
                 };
                 self.inner.commit(commit).await?;
             }
-            (Defect::ConflictLeavesOwners, CommitError::Conflict) => {
+            (StoreDefect::ConflictLeavesOwners, CommitError::Conflict) => {
                 commit.expected = self.revision(&commit.tenant).await?;
                 commit.effects = Effects {
                     owners: commit.effects.owners,
@@ -493,21 +494,24 @@ impl<S: KeyStore> BrokenStore<S> {
                 };
                 self.inner.commit(commit).await?;
             }
-            (Defect::RefusalLeavesTheRest, CommitError::IdTaken(taken)) => {
+            (StoreDefect::RefusalLeavesTheRest, CommitError::IdTaken(taken)) => {
                 commit.effects.puts.retain(|record| record.id != *taken);
                 self.inner.commit(commit).await?;
             }
-            (Defect::IdsPerTenant | Defect::ForgetsRemovedIds, CommitError::IdTaken(taken)) => {
+            (
+                StoreDefect::IdsPerTenant | StoreDefect::ForgetsRemovedIds,
+                CommitError::IdTaken(taken),
+            ) => {
                 let removed = matches!(self.stored(*taken).await?, Some(Row::Removed { .. }));
-                if removed == self.is(Defect::ForgetsRemovedIds) {
+                if removed == self.is(StoreDefect::ForgetsRemovedIds) {
                     commit.effects.puts.retain(|record| record.id != *taken);
                     return self.inner.commit(commit).await;
                 }
             }
             (
-                Defect::DigestsPerTenant
-                | Defect::RemovalFreesDigest
-                | Defect::DigestsNotComparedInBatch,
+                StoreDefect::DigestsPerTenant
+                | StoreDefect::RemovalFreesDigest
+                | StoreDefect::DigestsNotComparedInBatch,
                 CommitError::DigestTaken,
             ) => {
                 let mut kept = Vec::new();
@@ -520,11 +524,11 @@ impl<S: KeyStore> BrokenStore<S> {
                     let other = self.inner.find(&Locator::Imported(*digest)).await?;
                     let other = other.map(|found| found.change.row);
                     passes |= match (&other, self.defect) {
-                        (Some(Row::Key(other)), Defect::DigestsPerTenant) => {
+                        (Some(Row::Key(other)), StoreDefect::DigestsPerTenant) => {
                             other.tenant != commit.tenant
                         }
-                        (Some(Row::Removed { .. }), Defect::RemovalFreesDigest)
-                        | (None, Defect::DigestsNotComparedInBatch) => true,
+                        (Some(Row::Removed { .. }), StoreDefect::RemovalFreesDigest)
+                        | (None, StoreDefect::DigestsNotComparedInBatch) => true,
                         _ => false,
                     };
                 }
@@ -533,10 +537,10 @@ impl<S: KeyStore> BrokenStore<S> {
                     return self.inner.commit(commit).await;
                 }
             }
-            (Defect::RemovalFreesClaimedDigests, CommitError::DigestTaken) => {
+            (StoreDefect::RemovalFreesClaimedDigests, CommitError::DigestTaken) => {
                 let mut freed = HashSet::new();
                 for (digest, _) in commit.imported() {
-                    let holder = self.seen().claimed.get(&digest).copied();
+                    let holder = self.state().claimed.get(&digest).copied();
                     if let Some(holder) = holder
                         && matches!(self.stored(holder).await?, Some(Row::Removed { .. }))
                     {
@@ -577,27 +581,27 @@ impl<S: KeyStore> BrokenStore<S> {
     }
 
     fn remember(&self, commit: &Commit, revision: Revision) {
-        let mut seen = self.seen();
-        seen.tags.insert(revision, commit.tag);
-        let latest = seen.latest.entry(commit.tenant.clone());
+        let mut state = self.state();
+        state.tags.insert(revision, commit.tag);
+        let latest = state.latest.entry(commit.tenant.clone());
         let latest = latest.or_insert(commit.decided_at);
         *latest = commit.decided_at.max(*latest);
-        seen.lasts.insert(commit.tenant.clone(), commit.clone());
-        seen.claimed.extend(commit.effects.digests.iter().copied());
+        state.lasts.insert(commit.tenant.clone(), commit.clone());
+        state.claimed.extend(commit.effects.digests.iter().copied());
         for record in &commit.effects.puts {
-            seen.records.insert(record.id, record.clone());
+            state.records.insert(record.id, record.clone());
         }
     }
 
-    /// Returns the cursor to request from the inner store. Some defects change `after`, so that the
-    /// inner store does not refuse it.
+    /// Returns the cursor for the inner store. Some defects change `after`, so that the inner store accepts
+    /// it.
     fn lenient(&self, mut after: Cursor, head: Cursor) -> Cursor {
         match self.defect {
-            Defect::AcceptsCursorsAhead if after.revision > head.revision => return head,
-            Defect::AcceptsOtherEpochs => after.epoch = head.epoch,
-            Defect::AcceptsOtherTags | Defect::CursorsWithoutTags => {
+            StoreDefect::AcceptsCursorsAhead if after.revision > head.revision => return head,
+            StoreDefect::AcceptsOtherEpochs => after.epoch = head.epoch,
+            StoreDefect::AcceptsOtherTags | StoreDefect::CursorsWithoutTags => {
                 after.tag = self
-                    .seen()
+                    .state()
                     .tags
                     .get(&after.revision)
                     .copied()
@@ -609,32 +613,32 @@ impl<S: KeyStore> BrokenStore<S> {
     }
 
     fn spoil_page(&self, mut page: Changes, after: Cursor, limit: NonZeroUsize) -> Changes {
-        let seen = self.seen();
+        let state = self.state();
         match self.defect {
-            Defect::SequenceBeforeCommit => {
+            StoreDefect::SequenceBeforeCommit => {
                 page.changes
-                    .retain(|change| !seen.unseen.contains(&change.revision));
+                    .retain(|change| !state.unseen.contains(&change.revision));
             }
-            Defect::FeedNewestFirst => page.changes.reverse(),
-            Defect::FeedWithoutOwners => {
+            StoreDefect::FeedNewestFirst => page.changes.reverse(),
+            StoreDefect::FeedWithoutOwners => {
                 page.changes
                     .retain(|change| !matches!(change.row, Row::Owner(_)));
             }
-            Defect::FeedSplitsRevisions if page.changes.len() > limit.get() => {
+            StoreDefect::FeedSplitsRevisions if page.changes.len() > limit.get() => {
                 page.changes.truncate(limit.get());
                 if let Some(last) = page.changes.last() {
                     page.upto.revision = last.revision;
-                    page.upto.tag = seen.tags.get(&last.revision).copied().unwrap_or_default();
+                    page.upto.tag = state.tags.get(&last.revision).copied().unwrap_or_default();
                 }
             }
-            Defect::FeedClaimsTheHead if !page.changes.is_empty() => page.upto = page.head,
-            Defect::FeedLags => lag(&mut page, seen.behind),
-            Defect::FeedStaysBehind if page.changes.is_empty() => page.upto = after,
-            Defect::FeedWithoutTombstones => {
+            StoreDefect::FeedClaimsTheHead if !page.changes.is_empty() => page.upto = page.head,
+            StoreDefect::FeedLags => lag(&mut page, state.behind),
+            StoreDefect::FeedStaysBehind if page.changes.is_empty() => page.upto = after,
+            StoreDefect::FeedWithoutTombstones => {
                 page.changes
                     .retain(|change| !matches!(change.row, Row::Removed { .. }));
             }
-            Defect::CursorsWithoutTags => {
+            StoreDefect::CursorsWithoutTags => {
                 page.upto.tag = CommitTag(0);
                 page.head.tag = CommitTag(0);
             }
@@ -644,7 +648,7 @@ impl<S: KeyStore> BrokenStore<S> {
     }
 }
 
-/// Changes the page as if the last commit had not landed yet.
+/// Removes the last commit from a page, as a lagging copy of the store would.
 fn lag(page: &mut Changes, behind: Option<Cursor>) {
     let Some(behind) = behind else { return };
     page.changes
@@ -669,17 +673,17 @@ async fn pause() {
     .await;
 }
 
-/// Counts a pending wait until the wait ends or is dropped.
-struct Waiting<'a>(&'a Mutex<Seen>);
+/// Counts a pending wait, until the wait ends or is dropped.
+struct WaitCounter<'a>(&'a Mutex<DefectState>);
 
-impl<'a> Waiting<'a> {
-    fn new(seen: &'a Mutex<Seen>) -> Self {
-        seen.lock().unwrap_or_else(PoisonError::into_inner).waiting += 1;
-        Self(seen)
+impl<'a> WaitCounter<'a> {
+    fn new(state: &'a Mutex<DefectState>) -> Self {
+        state.lock().unwrap_or_else(PoisonError::into_inner).waiting += 1;
+        Self(state)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitCounter<'_> {
     fn drop(&mut self) {
         self.0
             .lock()
@@ -698,46 +702,46 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
     ) -> Result<TenantView, StoreError> {
         let mut view = self.inner.load(tenant, select).await?;
         match self.defect {
-            Defect::UnknownTenantHasRevision if view.revision == Revision::ZERO => {
+            StoreDefect::UnknownTenantHasRevision if view.revision == Revision::ZERO => {
                 view.revision = self.head().await?.revision;
             }
-            Defect::LoadsWithoutEpoch => view.epoch = Epoch::default(),
-            Defect::LoadsNoEpochOfUnknownTenants if view.revision == Revision::ZERO => {
+            StoreDefect::LoadsWithoutEpoch => view.epoch = Epoch::default(),
+            StoreDefect::LoadsNoEpochOfUnknownTenants if view.revision == Revision::ZERO => {
                 view.epoch = Epoch::default();
             }
-            Defect::LoadsFromCache => {
-                let mut seen = self.seen();
-                view = seen.views.entry(tenant.clone()).or_insert(view).clone();
+            StoreDefect::LoadsFromCache => {
+                let mut state = self.state();
+                view = state.views.entry(tenant.clone()).or_insert(view).clone();
             }
-            Defect::LoadsOnlyLiveKeysById => {
+            StoreDefect::LoadsOnlyLiveKeysById => {
                 view.records
                     .retain(|r| !matches!(r.state, KeyState::Revoked { .. }));
             }
-            Defect::LoadsNoDisabledKeys => {
+            StoreDefect::LoadsNoDisabledKeys => {
                 view.records
                     .retain(|r| !matches!(r.state, KeyState::Disabled(_)));
             }
-            Defect::LoadsNoRevokedLegacyKey => {
+            StoreDefect::LoadsNoRevokedLegacyKey => {
                 let gone = |r: &KeyRecord| matches!(r.state, KeyState::Revoked { .. });
                 view.records.retain(|r| !r.legacy || !gone(r));
             }
-            Defect::LoadsNoOwnersAskedFor | Defect::LoadsNoOwnersOfKeys => {
+            StoreDefect::LoadsNoOwnersAskedFor | StoreDefect::LoadsNoOwnersOfKeys => {
                 let asked = |owner: &PrincipalId| select.owners.contains(owner);
                 let of_keys = |owner: &PrincipalId| {
                     let owner = Owner::Principal(owner.clone());
                     view.records.iter().any(|record| record.owner == owner)
                 };
-                let first = self.is(Defect::LoadsNoOwnersAskedFor);
+                let first = self.is(StoreDefect::LoadsNoOwnersAskedFor);
                 let keeps = |owner: &PrincipalId| if first { of_keys(owner) } else { asked(owner) };
                 view.owners.retain(|row| keeps(&row.owner));
             }
-            Defect::LoadsNewestOfCommands => view.applied.reverse(),
-            Defect::LoadsOneEntryOfCommands => {
+            StoreDefect::LoadsNewestOfCommands => view.applied.reverse(),
+            StoreDefect::LoadsOneEntryOfCommands => {
                 let mut known = BTreeSet::new();
                 view.applied
                     .retain(|entry| known.insert(entry.command.clone()));
             }
-            Defect::LoadsAcrossTenants => {
+            StoreDefect::LoadsAcrossTenants => {
                 for id in &select.keys {
                     if let Some(Row::Key(record)) = self.stored(*id).await?
                         && view.record(*id).is_none()
@@ -746,28 +750,30 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
                     }
                 }
             }
-            Defect::LoadsTenantRowWithKeysOnly if view.records.is_empty() => view.tenant = None,
-            Defect::LoadsRowsAtTenantRevision => {
+            StoreDefect::LoadsTenantRowWithKeysOnly if view.records.is_empty() => {
+                view.tenant = None
+            }
+            StoreDefect::LoadsRowsAtTenantRevision => {
                 let at = view.revision;
                 view.revisions.values_mut().for_each(|row| *row = at);
             }
-            Defect::LoadsOwnersWithoutRevision => {
+            StoreDefect::LoadsOwnersWithoutRevision => {
                 let owners = |row: &RowKey| matches!(row, RowKey::Owner(..));
                 view.revisions.retain(|row, _| !owners(row));
             }
-            Defect::AuditHeadOfFirstEntry => {
-                if let Some(commit) = self.seen().lasts.get(tenant)
+            StoreDefect::AuditHeadOfFirstEntry => {
+                if let Some(commit) = self.state().lasts.get(tenant)
                     && let Some(entry) = commit.effects.audit.first()
                 {
                     view.audit_head = entry.head();
                 }
             }
-            Defect::DecidedAtStaysInRepairs => {
-                view.decided_at = self.seen().latest.get(tenant).copied();
+            StoreDefect::DecidedAtStaysInRepairs => {
+                view.decided_at = self.state().latest.get(tenant).copied();
             }
-            Defect::DecidedAtOfLastCommit => {
+            StoreDefect::DecidedAtOfLastCommit => {
                 view.decided_at = self
-                    .seen()
+                    .state()
                     .lasts
                     .get(tenant)
                     .map(|commit| commit.decided_at);
@@ -783,27 +789,29 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
         };
         let removed = matches!(found.change.row, Row::Removed { .. });
         match self.defect {
-            Defect::FindsAtHeadRevision => found.change.revision = found.head.revision,
-            Defect::FindsNoDigests if matches!(locator, Locator::Imported(_)) => return Ok(None),
-            Defect::FindsFromCache => {
-                let mut seen = self.seen();
-                found = seen.found.entry(*locator).or_insert(found).clone();
+            StoreDefect::FindsAtHeadRevision => found.change.revision = found.head.revision,
+            StoreDefect::FindsNoDigests if matches!(locator, Locator::Imported(_)) => {
+                return Ok(None);
             }
-            Defect::FindsNoTombstones if removed => return Ok(None),
-            Defect::FindsHeadWithoutTag => found.head.tag = CommitTag(0),
-            Defect::FindsHeadAhead => found.head.revision.0 += 1,
+            StoreDefect::FindsFromCache => {
+                let mut state = self.state();
+                found = state.found.entry(*locator).or_insert(found).clone();
+            }
+            StoreDefect::FindsNoTombstones if removed => return Ok(None),
+            StoreDefect::FindsHeadWithoutTag => found.head.tag = CommitTag(0),
+            StoreDefect::FindsHeadAhead => found.head.revision.0 += 1,
             _ => {}
         }
         Ok(Some(found))
     }
 
     async fn commit(&self, mut commit: Commit) -> Result<Revision, CommitError> {
-        if self.is(Defect::WaitHoldsTheConnection) && self.seen().waiting > 0 {
+        if self.is(StoreDefect::WaitHoldsTheConnection) && self.state().waiting > 0 {
             return Err(StoreError::new(StoreErrorKind::Unavailable, "committing").into());
         }
         self.spoil(&mut commit).await?;
         let head = self.head().await?;
-        if self.is(Defect::CommitsInTwoSteps) {
+        if self.is(StoreDefect::CommitsInTwoSteps) {
             return self.commit_in_two_steps(commit).await;
         }
         let revision = match self.inner.commit(commit.clone()).await {
@@ -811,18 +819,18 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
             Err(refusal) => return self.after_refusal(commit, refusal).await,
         };
         self.remember(&commit, revision);
-        self.seen().behind = Some(head);
+        self.state().behind = Some(head);
         match self.defect {
-            Defect::SequenceBeforeCommit => {
-                // Readers see the commit only when this future is polled again, although its
-                // revision is drawn.
-                self.seen().unseen.insert(revision);
+            StoreDefect::SequenceBeforeCommit => {
+                // Hides the commit from readers until this future is polled again. Its revision is already
+                // drawn.
+                self.state().unseen.insert(revision);
                 pause().await;
-                self.seen().unseen.remove(&revision);
+                self.state().unseen.remove(&revision);
             }
-            Defect::RevisionsPerTenant => {
-                let mut seen = self.seen();
-                let counted = seen.counted.entry(commit.tenant).or_default();
+            StoreDefect::RevisionsPerTenant => {
+                let mut state = self.state();
+                let counted = state.counted.entry(commit.tenant).or_default();
                 *counted += 1;
                 return Ok(Revision(*counted));
             }
@@ -845,25 +853,25 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
         let first = after.is_none();
         let mut page = self.inner.scan(after, limit).await?;
         match self.defect {
-            Defect::ScansKeysFirst => {
+            StoreDefect::ScansKeysFirst => {
                 page.rows
                     .sort_by_key(|change| std::cmp::Reverse(rank(&change.row)));
             }
-            Defect::ScanSkipsRows if !first && !page.rows.is_empty() => {
+            StoreDefect::ScanSkipsRows if !first && !page.rows.is_empty() => {
                 page.rows.remove(0);
             }
-            Defect::ScansByOffset => {
+            StoreDefect::ScansByOffset => {
                 let mut all = self.inner.scan(None, NonZeroUsize::MAX).await?.rows;
                 all.retain(|change| !matches!(change.row, Row::Removed { .. }));
-                let mut seen = self.seen();
-                let offset = if first { 0 } else { seen.scanned };
-                seen.scanned = offset + limit.get();
-                let more = all.len() > seen.scanned;
+                let mut state = self.state();
+                let offset = if first { 0 } else { state.scanned };
+                state.scanned = offset + limit.get();
+                let more = all.len() > state.scanned;
                 page.rows = all.into_iter().skip(offset).take(limit.get()).collect();
                 let last = page.rows.last().map(|change| change.row.key());
                 page.next = last.filter(|_| more);
             }
-            Defect::ScanReadsHeadLast => {
+            StoreDefect::ScanReadsHeadLast => {
                 pause().await;
                 page.head = self.head().await?;
             }
@@ -879,32 +887,32 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
             Ok(())
         };
         match self.defect {
-            Defect::ScanOfAllReadsHeadLast => {
+            StoreDefect::ScanOfAllReadsHeadLast => {
                 scan_by_pages(self, limit, &mut keep).await?;
                 pause().await;
                 let head = self.head().await?;
                 pages.iter_mut().for_each(|page| page.head = head);
             }
-            Defect::ScanOfAllLeavesOutOwners => {
+            StoreDefect::ScanOfAllLeavesOutOwners => {
                 scan_by_pages(self, limit, &mut keep).await?;
                 let is_key = |change: &Change| matches!(change.row.key(), RowKey::Key(_));
                 pages.iter_mut().for_each(|page| page.rows.retain(is_key));
             }
-            Defect::ScanOfAllLosesItsEnd => {
+            StoreDefect::ScanOfAllLosesItsEnd => {
                 scan_by_pages(self, limit, &mut keep).await?;
                 let more = pages.len() > 1;
                 pages.pop_if(|_| more);
             }
-            Defect::ScanOfNothingHasNoPage => {
+            StoreDefect::ScanOfNothingHasNoPage => {
                 scan_by_pages(self, limit, &mut keep).await?;
                 pages.retain(|page| !page.rows.is_empty());
             }
-            Defect::ScanOfAllIgnoresTheError => {
+            StoreDefect::ScanOfAllIgnoresTheError => {
                 scan_by_pages(self, limit, &mut keep).await?;
                 let taken: Vec<_> = pages.into_iter().map(take).collect();
                 return taken.into_iter().collect();
             }
-            Defect::ScanOfAllHidesTheError => {
+            StoreDefect::ScanOfAllHidesTheError => {
                 scan_by_pages(self, limit, &mut keep).await?;
                 let _ended = pages.into_iter().try_for_each(take);
                 return Ok(());
@@ -917,7 +925,7 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
         let everything = || query.clone().with(|query| query.limit = NonZeroUsize::MAX);
         match self.defect {
-            Defect::ListComparesPathsByText if query.below => {
+            StoreDefect::ListComparesPathsByText if query.below => {
                 let all = query.clone().with(|query| query.tenant = None);
                 let mut page = self.inner.list(&all).await?;
                 let above = query.tenant.as_ref().map_or("", TenantId::as_str);
@@ -925,24 +933,24 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
                     .retain(|record| record.tenant.as_str().starts_with(above));
                 return Ok(page);
             }
-            Defect::ListIncludesTheEnd => {
+            StoreDefect::ListIncludesTheEnd => {
                 let later = query
                     .clone()
                     .with(|query| query.expires_before = query.expires_before.map(just_after));
                 return self.inner.list(&later).await;
             }
-            Defect::ListPutsEndlessKeysFirst if query.sort == KeySort::Expiry => {
+            StoreDefect::ListPutsEndlessKeysFirst if query.sort == KeySort::Expiry => {
                 let mut page = self.inner.list(&everything()).await?;
                 page.keys.sort_by_key(|record| record.expires_at);
                 return Ok(page);
             }
-            Defect::ListOrdersNamesByLowerCase if query.sort == KeySort::Name => {
+            StoreDefect::ListOrdersNamesByLowerCase if query.sort == KeySort::Name => {
                 let mut page = self.inner.list(&everything()).await?;
                 page.keys
                     .sort_by_key(|record| record.name.as_str().to_lowercase());
                 return Ok(page);
             }
-            Defect::ListNeedsThePreviousKey => {
+            StoreDefect::ListNeedsThePreviousKey => {
                 if let Some(place) = &query.after
                     && !matches!(self.stored(place.id).await?, Some(Row::Key(_)))
                 {
@@ -953,15 +961,15 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
         }
         let mut page = self.inner.list(query).await?;
         match self.defect {
-            Defect::ListMindsCase => {
+            StoreDefect::ListMindsCase => {
                 let part = query.name.as_deref().unwrap_or_default();
                 page.keys
                     .retain(|record| record.name.as_str().contains(part));
             }
-            Defect::ListSkipsAKey if query.after.is_some() && !page.keys.is_empty() => {
+            StoreDefect::ListSkipsAKey if query.after.is_some() && !page.keys.is_empty() => {
                 page.keys.remove(0);
             }
-            Defect::ListRepeatsAKey => {
+            StoreDefect::ListRepeatsAKey => {
                 let again = match &query.after {
                     Some(place) => self.stored(place.id).await?,
                     None => None,
@@ -971,14 +979,14 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
                     page.keys.truncate(query.limit.get().max(2));
                 }
             }
-            Defect::ListHasNoLastPage => {
+            StoreDefect::ListHasNoLastPage => {
                 let last = page.keys.last().map(keyward::store::KeyPosition::of);
                 page.next = page.next.or(last);
             }
-            Defect::ListsRemovedKeys => {
-                let seen = self.seen();
+            StoreDefect::ListsRemovedKeys => {
+                let state = self.state();
                 let listed: BTreeSet<_> = page.keys.iter().map(|record| record.id).collect();
-                let gone = seen.records.values().filter(|r| !listed.contains(&r.id));
+                let gone = state.records.values().filter(|r| !listed.contains(&r.id));
                 page.keys.extend(gone.filter(|r| query.matches(r)).cloned());
             }
             _ => {}
@@ -989,9 +997,9 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
     async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
         let mut query = query.clone();
         match self.defect {
-            Defect::AuditIncludesTheEnd => query.before = query.before.map(just_after),
-            Defect::AuditIgnoresActors => query.actor = None,
-            Defect::AuditSkipsRestOfCommit => {
+            StoreDefect::AuditIncludesTheEnd => query.before = query.before.map(just_after),
+            StoreDefect::AuditIgnoresActors => query.actor = None,
+            StoreDefect::AuditSkipsRestOfCommit => {
                 if let Some(place) = &mut query.after {
                     place.sequence = u64::MAX;
                 }
@@ -999,17 +1007,17 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
             _ => {}
         }
         let mut page = self.inner.audit(&query).await?;
-        if self.is(Defect::AuditNewestFirst) {
+        if self.is(StoreDefect::AuditNewestFirst) {
             page.rows.reverse();
         }
         Ok(page)
     }
 
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
-        if self.is(Defect::WaitFails) {
+        if self.is(StoreDefect::WaitFails) {
             return Err(StoreError::new(StoreErrorKind::Unavailable, "waiting"));
         }
-        let _waiting = Waiting::new(&self.seen);
+        let _waiting = WaitCounter::new(&self.state);
         self.inner.wait_past(after).await
     }
 
@@ -1020,8 +1028,8 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
     ) -> Option<Result<Changes, ChangesError>> {
         let answer = self.inner.changes_now(after, limit)?;
         Some(answer.map(|mut page| {
-            if self.is(Defect::ChangesNowLags) {
-                lag(&mut page, self.seen().behind);
+            if self.is(StoreDefect::ChangesNowLags) {
+                lag(&mut page, self.state().behind);
             }
             page
         }))

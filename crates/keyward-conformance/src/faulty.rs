@@ -1,8 +1,7 @@
-//! A store that fails on demand.
+//! A store that fails when a test asks for it.
 //!
-//! Wraps any store. Injects exactly the faults that the contract allows: an unavailable store that
-//! did nothing, or a commit with an unknown outcome. Never changes the behaviour of the inner
-//! store, so any further error is the caller's.
+//! Wraps any store, and injects only faults that the contract allows: an unavailable store, or a write with
+//! an unknown outcome. Otherwise behaves like the inner store.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -19,7 +18,7 @@ use keyward::store::{
 };
 use keyward::store::{LoadRequest, Revision, TenantView};
 
-/// A method of a store.
+/// A method of [`KeyStore`] or [`NodeRegistry`].
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Call {
     /// [`KeyStore::load`].
@@ -46,30 +45,29 @@ pub enum Call {
     Forget,
 }
 
-/// The fault that a call meets.
+/// A fault to inject into a call.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Fault {
-    /// No fault: the inner store answers.
+    /// No fault: the inner store executes the call.
     #[default]
     None,
-    /// The inner store is not called, and the call is `Unavailable`.
+    /// Does not call the inner store. The call returns `Unavailable`.
     Unavailable,
-    /// The inner store carries out the call. The reply of a successful write (a commit, a report, a
-    /// deregistration) is lost: the write returns `Indeterminate`. A refused write returns the
-    /// refusal. Other calls are answered normally.
+    /// The inner store executes the call, but the reply of a successful write is lost. The write then returns
+    /// `Indeterminate`. A refused write returns its refusal. Reads succeed.
     ReplyLost,
-    /// A write is lost before it reaches the inner store, and returns `Indeterminate`, because the
-    /// caller cannot know that. Any other call returns `Unavailable`.
+    /// The request is lost before it reaches the inner store. A write returns `Indeterminate`, because its
+    /// caller cannot know that. A read returns `Unavailable`.
     RequestLost,
 }
 
-type Plan = dyn FnMut(Call) -> Fault + Send;
+type FaultPlan = dyn FnMut(Call) -> Fault + Send;
 
-/// A store that fails according to a plan. Clones share the inner store and the plan, so that a test
-/// keeps one clone to control the other.
+/// A store that injects faults. Clones share the inner store and the faults, so a test can keep one clone to
+/// control the others.
 ///
-/// [`KeyStore::changes_now`] returns `None` by default, so that tests exercise staleness.
-/// [`answer_at_once`](Self::answer_at_once) makes `changes_now` return the inner store's answer.
+/// By default, [`KeyStore::changes_now`] returns `None`, so that nodes can become stale.
+/// [`answer_at_once`](Self::answer_at_once) forwards `changes_now` to the inner store.
 ///
 /// # Examples
 ///
@@ -83,7 +81,7 @@ type Plan = dyn FnMut(Call) -> Fault + Send;
 /// let keys = Keyward::builder(store.clone(), PepperRing::generate()?).build().await?;
 /// let admin = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
 ///
-/// // The reply of the next commit is lost, and the manager finds out that the commit landed.
+/// // The reply of the next commit is lost. The manager detects that the store applied the commit.
 /// store.next(Call::Commit, [Fault::ReplyLost]);
 /// let key = CreateKey::new("export").environment("live");
 /// assert!(keys.create(&admin, key.clone()).await.is_ok());
@@ -96,21 +94,21 @@ type Plan = dyn FnMut(Call) -> Fault + Send;
 #[derive(Debug)]
 pub struct FaultyStore<S> {
     inner: Arc<S>,
-    control: Arc<Mutex<Control>>,
+    control: Arc<Mutex<FaultControl>>,
 }
 
 #[derive(Default)]
-struct Control {
+struct FaultControl {
     partitioned: bool,
     at_once: bool,
     scripted: VecDeque<(Call, Fault)>,
-    plan: Option<Box<Plan>>,
+    plan: Option<Box<FaultPlan>>,
     met: Vec<(Call, Fault)>,
 }
 
-impl fmt::Debug for Control {
+impl fmt::Debug for FaultControl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Control")
+        f.debug_struct("FaultControl")
             .field("partitioned", &self.partitioned)
             .field("scripted", &self.scripted)
             .finish_non_exhaustive()
@@ -127,7 +125,7 @@ impl<S> Clone for FaultyStore<S> {
 }
 
 impl<S> FaultyStore<S> {
-    /// Wraps `inner`. Nothing fails without a plan.
+    /// Wraps `inner`. Injects no faults until a test configures some.
     pub fn new(inner: S) -> Self {
         Self {
             inner: Arc::new(inner),
@@ -135,40 +133,39 @@ impl<S> FaultyStore<S> {
         }
     }
 
-    /// Sets the function that chooses the fault of each call, unless a partition or a script
-    /// decides.
+    /// Sets the function that chooses the fault of each call. A partition and the faults of
+    /// [`next`](Self::next) take precedence.
     #[must_use]
     pub fn with_plan(self, plan: impl FnMut(Call) -> Fault + Send + 'static) -> Self {
         self.control().plan = Some(Box::new(plan));
         self
     }
 
-    /// Scripts `faults` for the next calls of this kind, one fault per call. Earlier scripts of the
-    /// same kind come first.
+    /// Queues `faults` for the next calls of this method, one fault per call.
     pub fn next(&self, call: Call, faults: impl IntoIterator<Item = Fault>) {
         let faults = faults.into_iter().map(|fault| (call, fault));
         self.control().scripted.extend(faults);
     }
 
-    /// Cuts the store off, or reconnects it. While it is cut off, every call is `Unavailable` and
-    /// no script advances.
+    /// Cuts the store off, or reconnects it. While the store is cut off, every call returns `Unavailable`,
+    /// and queued faults stay queued.
     pub fn partition(&self, cut_off: bool) {
         self.control().partitioned = cut_off;
     }
 
-    /// Sets whether [`KeyStore::changes_now`] returns the answer of the inner store. Defaults to
-    /// false. While the store is cut off, `changes_now` returns `None` in either case.
+    /// Sets whether [`KeyStore::changes_now`] returns the answer of the inner store. Defaults to false. While
+    /// the store is cut off, `changes_now` always returns `None`.
     pub fn answer_at_once(&self, at_once: bool) {
         self.control().at_once = at_once;
     }
 
-    /// Returns the calls made so far, each with the fault it met.
+    /// Returns all calls so far, each with its injected fault.
     #[must_use]
     pub fn met(&self) -> Vec<(Call, Fault)> {
         self.control().met.clone()
     }
 
-    /// Returns the inner store, which has no injected faults.
+    /// Returns the inner store, without injected faults.
     #[must_use]
     pub fn inner(&self) -> &S {
         &self.inner
@@ -181,7 +178,7 @@ impl<S> FaultyStore<S> {
         fault
     }
 
-    /// Decides whether a call other than a write reaches the inner store.
+    /// Records a read, and returns an error if the read must fail.
     fn pass(&self, call: Call, doing: &'static str) -> Result<(), StoreError> {
         match self.fault(call) {
             Fault::None | Fault::ReplyLost => Ok(()),
@@ -191,7 +188,7 @@ impl<S> FaultyStore<S> {
         }
     }
 
-    /// Carries out a write or drops it, and returns its reply or loses it.
+    /// Executes or drops a write, and returns or drops its reply.
     async fn write<T, E: From<StoreError>>(
         &self,
         call: Call,
@@ -210,12 +207,12 @@ impl<S> FaultyStore<S> {
         }
     }
 
-    fn control(&self) -> MutexGuard<'_, Control> {
+    fn control(&self) -> MutexGuard<'_, FaultControl> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Control {
+impl FaultControl {
     fn decide(&mut self, call: Call) -> Fault {
         if self.partitioned {
             return Fault::Unavailable;

@@ -1,12 +1,11 @@
 //! Checks for store authors, and tools for tests on top of a store:
 //!
-//! - [`suite!`] stamps one test per clause of the [`KeyStore`](keyward::store::KeyStore) contract.
+//! - [`suite!`] expands to one test per clause of the [`KeyStore`](keyward::store::KeyStore) contract.
 //! - [`registry_suite!`] does the same for a [`NodeRegistry`](keyward::store::NodeRegistry).
-//! - [`broken`] has stores that each break one clause. The kit is tested against these stores, and your
-//!   own checks can be too.
-//! - [`FaultyStore`] fails on demand.
-//! - [`explore`] runs writers in every possible order, with lost replies.
-//! - [`simulate`] runs nodes over a remote store, with clocks that disagree.
+//! - [`broken`] contains stores that each break one clause, to test checks against.
+//! - [`FaultyStore`] wraps a store and injects faults.
+//! - [`explore`] runs concurrent writers in every possible order, also with lost replies.
+//! - [`simulate`] runs several nodes over a remote store in simulated time, with network and clock faults.
 
 pub mod broken;
 mod contract;
@@ -17,9 +16,9 @@ pub mod simulate;
 pub mod strategies;
 
 pub use self::contract::{
-    CLAUSES, REGISTRY_CLAUSES, Violation, check, check_registry, clauses, violations,
+    CLAUSES, ClauseViolation, REGISTRY_CLAUSES, check, check_registry, clauses, violations,
 };
 pub use self::explore::block_on;
 pub use self::faulty::{Call, Fault, FaultyStore};
-/// The crate of the [`strategies`].
+/// The version of `proptest` that [`strategies`] uses.
 pub use proptest;

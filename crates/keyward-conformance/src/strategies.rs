@@ -7,9 +7,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::model::{Ask, Life, Mode, Step, Who};
+use super::model::{ModelCommand, ModelStep, Persona, RequestedLifetime, RotationTiming};
 use keyward::command::Command;
-use keyward::key::{ClassName, Visibility};
+use keyward::key::{ClassName, KeyType};
 use keyward::policy::{
     ActiveKeyCap, Deletion, LegacyRule, Lifetime, Policy, PolicySpec, Propagation, Revocation,
     Rotation, SelfRotation,
@@ -37,16 +37,15 @@ pub fn scope_sets() -> impl Strategy<Value = ScopeSet> + Clone {
         .prop_map(|scopes| ScopeSet::new(scopes).expect("a set below the scope limit"))
 }
 
-/// Generates tenants one to three levels deep, including pairs that only share the beginning of a
-/// name.
+/// Generates tenants one to three levels deep, including unrelated tenants with a common prefix.
 pub fn tenants() -> impl Strategy<Value = TenantId> + Clone {
     let segment = select(vec!["acme", "acme-two", "web", "website", "other"]);
     prop::collection::vec(segment, 1..4)
         .prop_map(|path| TenantId::new(path.join("/")).expect("a path of valid segments"))
 }
 
-/// Generates actors of every shipped role in any of [`tenants`], some with narrowed scopes and some
-/// with an expiry.
+/// Generates actors of every built-in role in any of [`tenants`], some with narrowed scopes and some with an
+/// expiry.
 pub fn actors() -> impl Strategy<Value = Actor> {
     let roles = select(vec![
         Role::ADMIN,
@@ -57,17 +56,19 @@ pub fn actors() -> impl Strategy<Value = Actor> {
     let people = select(vec!["alice", "bob", "carol"]);
     let narrowed = prop::option::weighted(0.3, scope_sets());
     let ends = prop::option::weighted(0.2, instants());
-    (tenants(), people, roles, narrowed, ends).prop_map(|(tenant, who, role, narrowed, ends)| {
-        let principal = PrincipalId::new(who).expect("a valid principal literal");
-        let mut actor = Actor::new(tenant, principal, role);
-        if let Some(scopes) = narrowed {
-            actor = actor.with_scopes(scopes);
-        }
-        match ends {
-            Some(end) => actor.with_expiry(end),
-            None => actor,
-        }
-    })
+    (tenants(), people, roles, narrowed, ends).prop_map(
+        |(tenant, persona, role, narrowed, ends)| {
+            let principal = PrincipalId::new(persona).expect("a valid principal literal");
+            let mut actor = Actor::new(tenant, principal, role);
+            if let Some(scopes) = narrowed {
+                actor = actor.with_scopes(scopes);
+            }
+            match ends {
+                Some(end) => actor.with_expiry(end),
+                None => actor,
+            }
+        },
+    )
 }
 
 /// Generates instants of this century.
@@ -77,7 +78,7 @@ pub fn instants() -> impl Strategy<Value = Timestamp> + Clone {
     })
 }
 
-/// Generates drafts of keys that the [`standard`] policy accepts from an actor with enough reach.
+/// Generates keys that the [`standard`] policy accepts from an actor with enough permissions.
 pub fn new_keys() -> impl Strategy<Value = CreateKey> {
     let names = "[a-z][a-z ]{0,15}[a-z]";
     let classes = select(vec!["secret", "publishable"]);
@@ -91,7 +92,7 @@ pub fn new_keys() -> impl Strategy<Value = CreateKey> {
     })
 }
 
-/// Generates commands on one of `keys`, and creations. Without keys, generates creations only.
+/// Generates creations, and commands that change one of `keys`. If `keys` is empty, generates creations only.
 pub fn commands(keys: Vec<KeyId>) -> BoxedStrategy<Command> {
     let create =
         new_keys().prop_filter_map("drafts of this module parse", |key| key.into_command().ok());
@@ -111,9 +112,9 @@ pub fn commands(keys: Vec<KeyId>) -> BoxedStrategy<Command> {
         _ => Command::Rotate {
             key,
             how: match mode {
-                Mode::Now => RotateKey::immediate(),
-                Mode::Grace(grace) => RotateKey::grace(grace),
-                Mode::FirstUse(grace) => RotateKey::on_first_use(grace),
+                RotationTiming::Now => RotateKey::immediate(),
+                RotationTiming::Grace(grace) => RotateKey::grace(grace),
+                RotationTiming::FirstUse(grace) => RotateKey::on_first_use(grace),
             },
         },
     });
@@ -130,7 +131,8 @@ pub fn policies() -> impl Strategy<Value = Policy> {
     parts.prop_map(|(cap, lifetime, grace, flags, bound)| {
         let [legacy, typed, confirm, renews, support] = flags;
         let mut spec = standard();
-        // A support actor can rotate only keys within the reach of its role.
+        // Gives support all scopes, because a support actor can rotate only keys within its role's
+        // permissions.
         spec.roles.insert(Role::SUPPORT, ScopeSet::all());
         for class in spec.classes.values_mut() {
             class
@@ -149,7 +151,7 @@ pub fn policies() -> impl Strategy<Value = Policy> {
             if typed {
                 class.deletion = Deletion::Typed("DELETE".to_owned());
             }
-            if renews && !support && class.visibility == Visibility::Secret {
+            if renews && !support && class.key_type == KeyType::Secret {
                 let until_age = days(90);
                 class.self_rotation = SelfRotation::Renews { until_age };
             }
@@ -158,7 +160,7 @@ pub fn policies() -> impl Strategy<Value = Policy> {
             let classes = BTreeSet::new();
             spec.active_keys = ActiveKeyCap::Limited { limit, classes };
         }
-        // A legacy key that has expired could never be rotated again.
+        // Omits the legacy key if keys expire, because an expired legacy key cannot be rotated.
         if legacy && lifetime.is_none() {
             spec.legacy = LegacyRule::One {
                 class: spec.default_class.clone(),
@@ -211,8 +213,8 @@ pub fn contradictory_specs() -> impl Strategy<Value = PolicySpec> {
     })
 }
 
-/// Generates near misses of `token`: one byte changed, removed or inserted, or the end cut off.
-/// Never generates `token` itself.
+/// Generates invalid variants of `token`: one byte changed, removed or inserted, or the end cut off. Never
+/// generates `token` itself.
 pub fn mutated_tokens(token: String) -> impl Strategy<Value = Vec<u8>> {
     let len = token.len().max(1);
     (0..len, any::<u8>(), 0_u8..4)
@@ -226,9 +228,10 @@ pub fn mutated_tokens(token: String) -> impl Strategy<Value = Vec<u8>> {
             }
             (bytes, token.clone())
         })
-        .prop_filter_map("space around a token is no change", |(bytes, token)| {
-            (bytes.trim_ascii() != token.as_bytes()).then_some(bytes)
-        })
+        .prop_filter_map(
+            "surrounding whitespace does not change a token",
+            |(bytes, token)| (bytes.trim_ascii() != token.as_bytes()).then_some(bytes),
+        )
 }
 
 /// Generates arbitrary bytes, some longer than verification ever reads.
@@ -240,7 +243,7 @@ pub fn arbitrary_tokens() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-/// Generates clock steps, from microseconds to months.
+/// Generates durations by which a test moves its clock, from microseconds to months.
 pub fn clock_moves() -> impl Strategy<Value = Duration> + Clone {
     prop_oneof![
         (0_u64..3).prop_map(Duration::from_micros),
@@ -249,26 +252,26 @@ pub fn clock_moves() -> impl Strategy<Value = Duration> + Clone {
     ]
 }
 
-fn modes() -> impl Strategy<Value = Mode> + Clone {
+fn modes() -> impl Strategy<Value = RotationTiming> + Clone {
     let grace = select(vec![Duration::ZERO, hours(1), days(7)]);
     prop_oneof![
-        Just(Mode::Now),
-        grace.clone().prop_map(Mode::Grace),
-        grace.prop_map(Mode::FirstUse),
+        Just(RotationTiming::Now),
+        grace.clone().prop_map(RotationTiming::Grace),
+        grace.prop_map(RotationTiming::FirstUse),
     ]
 }
 
-/// Generates up to `most` steps for the [`model`](super::model).
-pub fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
-    let who = prop_oneof![
-        6 => Just(Who::Alice),
-        4 => Just(Who::Dev),
-        1 => Just(Who::Mem),
-        1 => Just(Who::Support),
-        2 => Just(Who::WebAdmin),
-        1 => Just(Who::Eve),
-        1 => Just(Who::Narrow),
-        3 => (0_usize..64).prop_map(Who::Holder),
+/// Generates between one and `most - 1` steps for the [`model`](super::model).
+pub fn steps(most: usize) -> impl Strategy<Value = Vec<ModelStep>> {
+    let persona = prop_oneof![
+        6 => Just(Persona::Alice),
+        4 => Just(Persona::Dev),
+        1 => Just(Persona::Mem),
+        1 => Just(Persona::Support),
+        2 => Just(Persona::WebAdmin),
+        1 => Just(Persona::Eve),
+        1 => Just(Persona::Narrow),
+        3 => (0_usize..64).prop_map(Persona::Holder),
     ];
     let tenant = || prop_oneof![5 => Just(0_usize), 3 => Just(1), 1 => Just(2), 1 => Just(3)];
     let key = || 0_usize..64;
@@ -281,45 +284,45 @@ pub fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
         "*:read",
     ];
     let few = prop::collection::vec(select(texts), 0..3);
-    let life = prop_oneof![
-        2 => Just(Life::Class),
-        1 => Just(Life::Ever),
-        2 => (1_u32..60).prop_map(|n| Life::For(days(n))),
-        1 => (1_u64..100).prop_map(|n| Life::For(Duration::from_secs(n))),
+    let lifetime = prop_oneof![
+        2 => Just(RequestedLifetime::Class),
+        1 => Just(RequestedLifetime::Ever),
+        2 => (1_u32..60).prop_map(|n| RequestedLifetime::For(days(n))),
+        1 => (1_u64..100).prop_map(|n| RequestedLifetime::For(Duration::from_secs(n))),
     ];
     let owner = || select(vec!["alice", "dev", "mem", "webadmin"]);
     let role = select(vec!["admin", "developer", "member"]);
-    let create = (tenant(), few.clone(), life.clone());
-    let import = (tenant(), 0_u8..4, few.clone(), life.clone());
-    let update = (key(), prop::option::of(few), prop::option::of(life));
-    let ask = prop_oneof![
-        8 => create.prop_map(|(tenant, scopes, life)| Ask::Create { tenant, scopes, life }),
-        2 => import.prop_map(|(tenant, token, scopes, life)| {
-            Ask::Import { tenant, token, scopes, life }
+    let create = (tenant(), few.clone(), lifetime.clone());
+    let import = (tenant(), 0_u8..4, few.clone(), lifetime.clone());
+    let update = (key(), prop::option::of(few), prop::option::of(lifetime));
+    let command = prop_oneof![
+        8 => create.prop_map(|(tenant, scopes, lifetime)| ModelCommand::Create { tenant, scopes, lifetime }),
+        2 => import.prop_map(|(tenant, token, scopes, lifetime)| {
+            ModelCommand::Import { tenant, token, scopes, lifetime }
         }),
-        3 => update.prop_map(|(key, scopes, life)| Ask::Update { key, scopes, life }),
-        3 => key().prop_map(|key| Ask::Revoke { key }),
-        1 => key().prop_map(|key| Ask::Disable { key }),
-        1 => key().prop_map(|key| Ask::Enable { key }),
-        1 => key().prop_map(|key| Ask::Delete { key }),
-        8 => (key(), modes()).prop_map(|(key, mode)| Ask::Rotate { key, mode }),
-        2 => key().prop_map(|key| Ask::Finish { key }),
-        2 => key().prop_map(|key| Ask::Cancel { key }),
+        3 => update.prop_map(|(key, scopes, lifetime)| ModelCommand::Update { key, scopes, lifetime }),
+        3 => key().prop_map(|key| ModelCommand::Revoke { key }),
+        1 => key().prop_map(|key| ModelCommand::Disable { key }),
+        1 => key().prop_map(|key| ModelCommand::Enable { key }),
+        1 => key().prop_map(|key| ModelCommand::Delete { key }),
+        8 => (key(), modes()).prop_map(|(key, mode)| ModelCommand::Rotate { key, mode }),
+        2 => key().prop_map(|key| ModelCommand::Finish { key }),
+        2 => key().prop_map(|key| ModelCommand::Cancel { key }),
         2 => (tenant(), owner(), role)
-            .prop_map(|(tenant, owner, role)| Ask::ChangeRole { tenant, owner, role }),
-        1 => (tenant(), owner()).prop_map(|(tenant, owner)| Ask::RemoveOwner { tenant, owner }),
+            .prop_map(|(tenant, owner, role)| ModelCommand::ChangeRole { tenant, owner, role }),
+        1 => (tenant(), owner()).prop_map(|(tenant, owner)| ModelCommand::RemoveOwner { tenant, owner }),
         1 => prop_oneof![12 => Just(None), 1 => tenant().prop_map(Some)].prop_map(|tenant| {
-            tenant.map_or(Ask::Provision { tenant: 0 }, |tenant| Ask::Close { tenant })
+            tenant.map_or(ModelCommand::Provision { tenant: 0 }, |tenant| ModelCommand::Close { tenant })
         }),
-        1 => tenant().prop_map(|tenant| Ask::Provision { tenant }),
+        1 => tenant().prop_map(|tenant| ModelCommand::Provision { tenant }),
     ];
     let step = prop_oneof![
-        14 => (who, ask).prop_map(|(who, ask)| Step::Ask(who, ask)),
-        1 => (0_usize..64).prop_map(Step::Again),
-        3 => key().prop_map(Step::Use),
-        2 => clock_moves().prop_map(Step::Wait),
-        1 => (key(), 0_u8..3).prop_map(|(key, before)| Step::WaitForEnd(key, before)),
-        1 => clock_moves().prop_map(Step::JumpBack),
+        14 => (persona, command).prop_map(|(persona, command)| ModelStep::Command(persona, command)),
+        1 => (0_usize..64).prop_map(ModelStep::Repeat),
+        3 => key().prop_map(ModelStep::Use),
+        2 => clock_moves().prop_map(ModelStep::Wait),
+        1 => (key(), 0_u8..3).prop_map(|(key, before)| ModelStep::WaitForEnd(key, before)),
+        1 => clock_moves().prop_map(ModelStep::JumpBack),
     ];
     prop::collection::vec(step, 1..most)
 }

@@ -16,7 +16,7 @@ use futures_util::stream;
 use http::request::{Parts, Request};
 use keyward::http::{KeywardLayer, PeerAddr};
 
-/// Passes a request on only if the layer accepts it, and puts the key's grant into the request's extensions.
+/// Forwards a request only if the layer accepts it, and puts the key's grant into the request's extensions.
 ///
 /// Wrap it around a resource or a scope:
 /// `.wrap(from_fn(move |request, next| keyed(layer.clone(), request, next)))`.
@@ -28,7 +28,7 @@ pub(crate) async fn keyed<B: MessageBody>(
     let mut parts = parts(&request).map_err(ErrorBadRequest)?;
     match layer.authenticate(&mut parts).await {
         Ok(grant) => {
-            // `None` if the layer accepts requests without a key.
+            // `grant` is `None` if an optional layer forwards a request without a key.
             if let Some(grant) = grant {
                 request.extensions_mut().insert(grant);
             }
@@ -71,8 +71,8 @@ fn answer(refusal: http::Response<web::Bytes>) -> Result<HttpResponse, HttpError
     for (name, value) in &head.headers {
         answer.append_header((name.as_str(), value.as_bytes()));
     }
-    // The answer to HEAD states the length of the body. actix-web derives that length from the body it gets,
-    // and sends no byte of it.
+    // A response to HEAD states the length of the body that GET would get. actix-web takes that length from
+    // the body, and does not send the body.
     let length = head.headers.get(http::header::CONTENT_LENGTH);
     match length.and_then(|length| length.to_str().ok()?.parse().ok()) {
         Some(length) if body.is_empty() => {

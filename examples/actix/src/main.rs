@@ -1,7 +1,7 @@
 //! A service in actix-web that requires API keys: `cargo run` in this folder.
 //!
-//! `keyed` is the layer as a middleware; this file has the routes it protects. The first argument, if given,
-//! is the address and port to listen at.
+//! The module `keyed` contains the middleware, and this file contains the routes. The first argument is the
+//! address and port to listen on, by default 127.0.0.1:3000.
 
 mod keyed;
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The middleware over a real socket.
+//! Tests of the middleware over a real socket.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::*;
 
-/// Serves until the tests end.
+/// A server that runs until the tests end.
 struct Server {
     address: SocketAddr,
     keys: Keyward,
@@ -67,7 +67,7 @@ impl Server {
         answer
     }
 
-    /// Sends a request line and raw headers on a connection of their own.
+    /// Sends a request with raw headers on a new connection.
     fn ask(&self, line: &str, headers: &[&[u8]]) -> Answer {
         let fixed = format!("{line} HTTP/1.1\r\nhost: x\r\nconnection: close");
         let all = [&[fixed.as_bytes()], headers, &[b"\r\n"]].concat();
@@ -143,7 +143,7 @@ fn refusals_arrive_unchanged_from_the_layer() {
     ask("X-API-Key: garbage").refused(401, "invalid-key", INVALID);
     let challenge = "bearer error=\"insufficient_scope\", scope=\"reports:read\"";
     ask(&format!("X-API-Key: {other}")).refused(403, "insufficient-scope", challenge);
-    // Bytes that are not text, and a query parameter that the layer ignores.
+    // A header that is not text, and a query parameter that the layer ignores.
     let odd = server.ask("GET /reports", &[b"Authorization: Bearer \xff\xfe"]);
     odd.refused(401, "invalid-key", INVALID);
     let key = server.reader();

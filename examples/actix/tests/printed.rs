@@ -1,4 +1,4 @@
-//! The service from the outside: runs the real process, and its printed commands in a real shell.
+//! Runs the real service, and runs the commands that it prints in a shell.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};

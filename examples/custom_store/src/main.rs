@@ -1,4 +1,4 @@
-//! A store of your own, tested by the conformance suite: a minimal in-memory implementation.
+//! A minimal custom store, in memory, which the conformance suite tests.
 //!
 //! `cargo run --package custom-store`; to test it, `cargo test --package custom-store`.
 
@@ -11,7 +11,7 @@ use keyward::key::{Digest, KeyRecord};
 use keyward::store::*;
 use keyward::{Actor, CreateKey, KeyId, Keyward, Need, PepperRing, Role, TenantId};
 
-type Answer<T> = Result<T, StoreError>;
+type StoreResult<T> = Result<T, StoreError>;
 
 /// All state behind one lock, so that every call is atomic.
 #[derive(Debug, Default)]
@@ -22,9 +22,9 @@ struct State {
     head: Cursor,
     /// The store's head after each commit: revision `n` at index `n - 1`.
     heads: Vec<Cursor>,
-    /// Every row with the commit that last wrote it. Tombstones stay, so that no id is used twice.
+    /// Every row with the revision that last wrote it. Tombstones are kept, so that no id is used twice.
     rows: BTreeMap<RowKey, Change>,
-    /// Each tenant's rows and whole audit trail.
+    /// The rows and the audit trail of each tenant.
     tenants: HashMap<TenantId, TenantView>,
     /// Imported digests, which are kept after their keys are removed.
     imported: HashMap<Digest, KeyId>,
@@ -39,13 +39,13 @@ impl Shelf {
 
 #[keyward::store::async_trait]
 impl KeyStore for Shelf {
-    async fn load(&self, tenant: &TenantId, select: &LoadRequest) -> Answer<TenantView> {
+    async fn load(&self, tenant: &TenantId, select: &LoadRequest) -> StoreResult<TenantView> {
         let state = self.state();
         let narrowed = state.tenants.get(tenant).map(|all| all.narrowed(select));
         Ok(narrowed.unwrap_or_default())
     }
 
-    async fn find(&self, locator: &Locator) -> Answer<Option<FoundKey>> {
+    async fn find(&self, locator: &Locator) -> StoreResult<Option<FoundKey>> {
         let state = self.state();
         let head = state.head;
         let key = match locator {
@@ -67,8 +67,8 @@ impl KeyStore for Shelf {
         };
         let holder = |digest: &Digest| state.imported.get(digest).copied();
         commit.check((Epoch::default(), view.revision), row_at, writable, holder)?;
-        // Nothing fails from here on. The epoch is constant, because a history of this store ends with its
-        // process. A store that can be restored from a backup draws a new epoch after the restore.
+        // Nothing below can fail. The epoch is constant, because this store is never restored. A store that
+        // can be restored from a backup needs a new random epoch after each restore.
         let revision = Revision(state.heads.len() as u64 + 1);
         state.head = commit.cursor(Epoch::default(), revision);
         state.heads.push(state.head);
@@ -106,7 +106,7 @@ impl KeyStore for Shelf {
         })
     }
 
-    async fn scan(&self, after: Option<RowKey>, limit: NonZeroUsize) -> Answer<ScanPage> {
+    async fn scan(&self, after: Option<RowKey>, limit: NonZeroUsize) -> StoreResult<ScanPage> {
         let state = self.state();
         let from = after.map_or(Unbounded, Excluded);
         let later = state.rows.range((from, Unbounded)).take(limit.get());
@@ -119,11 +119,11 @@ impl KeyStore for Shelf {
         })
     }
 
-    async fn list(&self, query: &KeyQuery) -> Answer<KeyPage> {
+    async fn list(&self, query: &KeyQuery) -> StoreResult<KeyPage> {
         Ok(query.page(self.state().tenants.values().flat_map(|view| &view.records)))
     }
 
-    async fn audit(&self, query: &AuditQuery) -> Answer<AuditPage> {
+    async fn audit(&self, query: &AuditQuery) -> StoreResult<AuditPage> {
         Ok(query.page(&self.state().audit))
     }
 }

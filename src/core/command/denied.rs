@@ -25,7 +25,7 @@ pub enum Denial {
     /// The tenant is outside the actor's reach.
     #[error("no such tenant")]
     TenantNotFound,
-    /// The actor's own credential has ended.
+    /// The actor's own credential has expired.
     #[error("the actor's own credential has ended")]
     ActorExpired,
     /// The actor's role does not allow the action.
@@ -36,7 +36,7 @@ pub enum Denial {
         /// The role that the application stated. `None` for a key.
         role: Option<Role>,
     },
-    /// Only the host's support staff may take the action (rules A2-02, A2-35).
+    /// Only the application's support staff may take the action (rules A2-02, A2-35).
     #[error("only support may {action}")]
     SupportOnly {
         /// The action, in words.
@@ -62,7 +62,8 @@ pub enum Denial {
         /// The class.
         class: ClassName,
     },
-    /// The class does not have the environment, or it has several and the command named none.
+    /// The class does not have the environment, or the command named no environment and the class has no
+    /// default.
     #[error("class {class} {}", environment_problem(asked.as_ref(), offered))]
     Environment {
         /// The class.
@@ -73,9 +74,9 @@ pub enum Denial {
         offered: Vec<Environment>,
     },
     /// The policy provisions no keys with a resource of this kind.
-    #[error("no keys come with such a resource")]
+    #[error("the policy provisions no keys for such a resource")]
     UnknownResource,
-    /// The policy requires a purpose of every key (rule G-38).
+    /// The policy requires every key to have a purpose (rule G-38).
     #[error("a purpose is required")]
     PurposeRequired,
     /// The class does not allow a scope (rule A2-13).
@@ -102,16 +103,16 @@ pub enum Denial {
         /// The scopes that the actor may grant.
         reach: ScopeSet,
     },
-    /// The acting key no longer verifies, or does not verify for this action.
+    /// The acting key is no longer valid, or is not valid for this action.
     #[error("acting key {key} is refused: {why}")]
     ActingKey {
         /// The key.
         key: KeyId,
-        /// The reason for which a verification would refuse the key.
+        /// The reason why a verification would refuse the key.
         why: Box<VerifyError>,
     },
-    /// The application stated a role for the actor that exceeds the stored role. The application stores the
-    /// new role with [`Keyward::sync_role`](crate::Keyward::sync_role).
+    /// The application stated a role for the actor that exceeds the stored role. If the role was changed, the
+    /// application must store the new role with [`Keyward::sync_role`](crate::Keyward::sync_role).
     #[error(
         "role {stated} was stated, and {stored} is stored; the application has to sync the role"
     )]
@@ -121,24 +122,25 @@ pub enum Denial {
         /// A stored role that allows less.
         stored: Role,
     },
-    /// The key may not rotate itself, or not in this mode.
+    /// The key may not rotate itself, or may not do so in this mode.
     #[error("key cannot rotate itself: {reason}")]
     SelfRotation {
         /// The reason, in words.
         reason: &'static str,
     },
     /// Other clocks (the store's server, other nodes) contradict this process's clock. This process neither
-    /// issues nor prolongs keys until they agree.
-    #[error("clock says {own}, and others say {reference}")]
+    /// issues nor prolongs keys until the clocks agree.
+    #[error("this process's clock says {own}, but other clocks say {reference}")]
     ClockRefused {
         /// The time of this process.
         own: Timestamp,
         /// The time according to the other clocks.
         reference: Timestamp,
     },
-    /// The newest commit of a tenant lies in the future: a clock was wrong when the commit was decided, or
-    /// this process's clock is behind. `keyctl time repair` sets the tenant's newest instant back.
-    #[error("newest commit of tenant {tenant} is of {floor}, and the clock says {own}")]
+    /// The newest commit of a tenant is dated in the future. Either a clock was wrong when the commit was
+    /// decided, or this process's clock is behind. `keyctl time repair` sets the tenant's newest commit time
+    /// back.
+    #[error("newest commit of tenant {tenant} is dated {floor}, but the clock says {own}")]
     TenantAhead {
         /// The tenant of the command, or the tenant of the acting key.
         tenant: TenantId,
@@ -147,7 +149,8 @@ pub enum Denial {
         /// The time of this process.
         own: Timestamp,
     },
-    /// The latest end of a rotation on first use is out of bounds, or missing for a compromised key.
+    /// [`RotateKey::no_later_than`](super::RotateKey::no_later_than) is out of range, or missing for a
+    /// compromised key.
     #[error("no_later_than of a rotation on first use must be from 1 s to {max:?} for this key")]
     FirstUseWait {
         /// The longest wait allowed.
@@ -155,8 +158,8 @@ pub enum Denial {
         /// The wait that the command named, if any.
         actual: Option<Duration>,
     },
-    /// Too many keys took part in making the new key.
-    #[error("more than {limit} keys made one another")]
+    /// Too many keys made the new key, directly or through other keys.
+    #[error("more than {limit} keys took part in making the key")]
     TooManyMakers {
         /// The largest number of makers allowed.
         limit: usize,
@@ -164,7 +167,7 @@ pub enum Denial {
     /// The command needs a confirmation (rules A1-15, G-20).
     #[error("needs to be confirmed")]
     ConfirmationRequired,
-    /// The deletion needs the exact text as its confirmation (rule A1-22).
+    /// The deletion must be confirmed with this exact text (rule A1-22).
     #[error("type {text} to confirm")]
     TypedConfirmationRequired {
         /// The text.
@@ -173,10 +176,10 @@ pub enum Denial {
     /// Other objects still refer to the key (rule A2-28).
     #[error("{references} references to the key remain")]
     StillReferenced {
-        /// The number of references, as counted by the host.
+        /// The number of references, as counted by the application.
         references: u32,
     },
-    /// The deletion needs the number of objects that refer to the key (rule A2-28).
+    /// The deletion must state the number of objects that refer to the key (rule A2-28).
     #[error("say how many references to the key remain")]
     ReferencesUnknown,
     /// The legacy key cannot be disabled, revoked or deleted (rule A1-11). Only a recovery disables it.
@@ -224,13 +227,13 @@ pub enum Denial {
     /// The key has no successor.
     #[error("key is not being replaced")]
     NotRotating,
-    /// The successor was used, so that the rotation can only be finished, not cancelled.
+    /// The successor was used, so the rotation can be finished but not cancelled.
     #[error("successor {successor} was used; finish the rotation, or rotate the successor")]
     SuccessorInUse {
         /// The successor.
         successor: KeyId,
     },
-    /// The secret cannot be replaced as lost. Rotate the key instead.
+    /// The lost secret cannot be replaced. Rotate the key instead.
     #[error("only its creator can replace a lost secret, within an hour of creation")]
     NotReplaceable,
     /// The owner was removed.
@@ -251,16 +254,16 @@ pub enum Denial {
         /// The key.
         key: KeyId,
     },
-    /// The digest belongs to another key, perhaps to a deleted one.
+    /// The digest belongs to another key, which may be deleted.
     #[error("digest is taken")]
     DigestTaken,
-    /// The digest to replace is not the stored digest, or the pepper is not the current pepper.
-    #[error("pepper {pepper} is not current, or the digest changed meanwhile")]
+    /// The stored digest is not the digest to replace, or the new pepper is not the current pepper.
+    #[error("pepper {pepper} is not current, or the digest changed concurrently")]
     StaleRedigest {
         /// The pepper of the new digest.
         pepper: PepperId,
     },
-    /// This command was committed before, and its secret cannot be shown again.
+    /// This command was already committed, and its secret cannot be shown again.
     #[error("command already created key {id}; its secret cannot be shown again")]
     AlreadyCreated {
         /// The key that the command created.

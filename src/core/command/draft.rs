@@ -1,7 +1,7 @@
-//! Builders of commands that carry more than a key's id.
+//! Builders of commands that have more parameters than the id of a key.
 //!
-//! Pure. A setter parses its argument. The builder keeps the first error, and `into_command` returns
-//! that error, so that a chain of calls needs no `?` and a [`Command`] holds parsed values only.
+//! Pure. Each setter parses its argument. The builder keeps the first error, and `into_command` returns that
+//! error. A chain of setters therefore needs no `?`, and a [`Command`] contains only parsed values.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use super::super::time::Timestamp;
 use super::super::wire::digest as digest_bytes;
 use super::{Command, Expiry, RotationMode};
 
-/// A key to be created.
+/// A key to create.
 ///
 /// # Examples
 ///
@@ -34,7 +34,7 @@ use super::{Command, Expiry, RotationMode};
 #[derive(Clone, Debug, Default, Serialize)]
 #[must_use = "a draft creates nothing by itself"]
 pub struct CreateKey {
-    /// The tenant of the key. Part of the request, not of the command.
+    /// The tenant of the key. Not serialized, because the tenant is a field of the `Request`.
     #[serde(skip)]
     tenant: Option<TenantId>,
     pub(crate) class: Option<ClassName>,
@@ -62,18 +62,18 @@ pub(crate) enum NewOwner {
     Creator,
     /// The tenant itself.
     Tenant,
-    /// A principal, with the role to store if the tenant has no role for that principal.
+    /// A principal, and the role to store if the tenant has no role for that principal.
     Principal(PrincipalId, Role),
 }
 
-/// The recipient of a secret, with the role that the application states for the recipient.
+/// The person who receives a secret, and the role that the application states for that person.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub(crate) struct Recipient {
     pub(crate) principal: PrincipalId,
     pub(crate) role: Role,
 }
 
-/// Returns a parsed value. An error is kept in `first`, unless `first` already holds an earlier error.
+/// Returns the parsed value. Stores an error in `first`, unless `first` already contains an earlier error.
 fn parsed<T>(result: Result<T, impl Into<Invalid>>, first: &mut Option<Invalid>) -> Option<T> {
     let note = |error: _| {
         first.get_or_insert_with(|| Into::into(error));
@@ -92,15 +92,15 @@ fn parsed_scopes<S: TryInto<Scope, Error: Into<Invalid>>>(
 }
 
 impl CreateKey {
-    /// Returns a key of this name in the actor's own tenant. The key has no scopes, belongs to its
-    /// creator, and lives as long as its class says.
+    /// Creates a draft of a key with this name, in the actor's own tenant. By default the key has no scopes,
+    /// belongs to its creator, and has the default lifetime of its class.
     pub fn new(name: impl TryInto<KeyName, Error: Into<Invalid>>) -> Self {
         let mut key = Self::default();
         key.name = parsed(name.try_into(), &mut key.invalid);
         key
     }
 
-    /// Creates the key in a tenant below the actor's own.
+    /// Sets the tenant: the actor's own tenant or a descendant of it.
     pub fn in_tenant(mut self, tenant: TenantId) -> Self {
         self.tenant = Some(tenant);
         self
@@ -122,7 +122,7 @@ impl CreateKey {
         self
     }
 
-    /// Adds a scope. A key without scopes may do nothing.
+    /// Adds a scope. A key without scopes cannot do anything.
     pub fn scope(self, scope: impl TryInto<Scope, Error: Into<Invalid>>) -> Self {
         self.scopes([scope])
     }
@@ -137,7 +137,7 @@ impl CreateKey {
         self
     }
 
-    /// Sets a longer text about the key.
+    /// Sets the description, a longer text for people.
     pub fn description(
         mut self,
         description: impl TryInto<Description, Error: Into<Invalid>>,
@@ -146,13 +146,13 @@ impl CreateKey {
         self
     }
 
-    /// Sets the purpose, which a policy may require.
+    /// Sets the purpose of the key. A policy may require a purpose.
     pub fn purpose(mut self, purpose: impl TryInto<Purpose, Error: Into<Invalid>>) -> Self {
         self.purpose = parsed(purpose.try_into(), &mut self.invalid);
         self
     }
 
-    /// Sets the host's own name-value pairs.
+    /// Sets the application's own name-value pairs.
     pub fn metadata<N: Into<String>, V: Into<String>>(
         mut self,
         pairs: impl IntoIterator<Item = (N, V)>,
@@ -161,51 +161,52 @@ impl CreateKey {
         self
     }
 
-    /// Links the key to another principal. Stores `role` if the tenant has no role for that principal yet.
-    /// A caller creates no key for a principal whose role allows more than the caller's own role.
+    /// Makes another principal the owner. Stores `role` if the tenant has no role for that principal yet. The
+    /// command is refused if the principal's role allows more than the caller's own role.
     pub fn owned_by(mut self, owner: PrincipalId, role: Role) -> Self {
         self.owner = NewOwner::Principal(owner, role);
         self
     }
 
-    /// Names the recipient of the secret and the recipient's role. The key never reaches more than that role
-    /// allows, nor more than the owner's role allows at this moment. Only the application may name a
-    /// recipient. Defaults to the owner in person, whose key follows the owner's live role.
+    /// Sets the person who receives the secret, and that person's role. This role and the owner's current
+    /// roles limit the key permanently, unless that person is the owner and `role` is the owner's stored
+    /// role. Only the application may set a recipient. By default the application delivers the secret to the
+    /// owner, and the key follows the owner's stored role.
     pub fn delivered_to(mut self, principal: PrincipalId, role: Role) -> Self {
         self.recipient = Some(Recipient { principal, role });
         self
     }
 
-    /// Links the key to the tenant itself and to no person. Only administrators create such keys.
+    /// Makes the tenant itself the owner. Only administrators may create such keys.
     pub fn owned_by_tenant(mut self) -> Self {
         self.owner = NewOwner::Tenant;
         self
     }
 
-    /// Sets the networks and addresses that the key works from. Defaults to anywhere.
+    /// Sets the networks and addresses from which the key may be used. Defaults to all addresses.
     pub fn allow_addresses<'a>(mut self, entries: impl IntoIterator<Item = &'a str>) -> Self {
         let allowlist = parsed(AddressAllowlist::parse(entries), &mut self.invalid);
         self.allowlist = allowlist.unwrap_or_default();
         self
     }
 
-    /// Links the key to a resource of the host.
+    /// Links the key to a resource of the application.
     pub fn resource(mut self, resource: Resource) -> Self {
         self.resource = Some(resource);
         self
     }
 
-    /// Ends the key after `lifetime`, counted from the instant at which it is created.
+    /// Sets the lifetime of the key, counted from its creation.
     pub fn expires_in(self, lifetime: Duration) -> Self {
         self.expiry(Expiry::In(lifetime))
     }
 
-    /// Ends the key at `instant`.
+    /// Sets the instant at which the key expires.
     pub fn expires_at(self, instant: Timestamp) -> Self {
         self.expiry(Expiry::At(instant))
     }
 
-    /// Lets the key live without end, if its class has no maximum.
+    /// Lets the key never expire. The command is refused if the class has a maximum lifetime.
     pub fn never_expires(self) -> Self {
         self.expiry(Expiry::Never)
     }
@@ -215,7 +216,7 @@ impl CreateKey {
         self
     }
 
-    /// The tenant in which to create the key, if one was named.
+    /// Returns the tenant in which to create the key, if it was set.
     #[must_use]
     pub const fn tenant(&self) -> Option<&TenantId> {
         self.tenant.as_ref()
@@ -225,7 +226,7 @@ impl CreateKey {
     ///
     /// # Errors
     ///
-    /// The first value that could not be parsed.
+    /// The error of the first value that could not be parsed.
     pub fn into_command(self) -> Result<Command, Invalid> {
         self.checked().map(Command::Create)
     }
@@ -235,7 +236,7 @@ impl CreateKey {
     }
 }
 
-/// A key that exists elsewhere, to be imported as a digest.
+/// A key of another system, to import by its digest.
 #[derive(Clone, Debug, Serialize)]
 #[must_use = "a draft imports nothing by itself"]
 pub struct ImportKey {
@@ -247,8 +248,8 @@ pub struct ImportKey {
 }
 
 impl ImportKey {
-    /// Returns an import of a token with this SHA-256. A token in this crate's own format never counts as an
-    /// imported key: move the record of its key instead.
+    /// Creates an import of the token with this SHA-256 digest. A token in this crate's own format never
+    /// verifies as an imported key: move its key record instead.
     pub const fn sha256(digest: Digest, key: CreateKey) -> Self {
         Self {
             key,
@@ -258,13 +259,13 @@ impl ImportKey {
         }
     }
 
-    /// Sets the part of the token that people see. Defaults to the start of its digest.
+    /// Sets the part of the token that lists show. Defaults to the start of the digest.
     pub fn hint(mut self, hint: Hint) -> Self {
         self.hint = Some(hint);
         self
     }
 
-    /// The tenant in which to import the key, if one was named.
+    /// Returns the tenant in which to import the key, if it was set.
     #[must_use]
     pub const fn tenant(&self) -> Option<&TenantId> {
         self.key.tenant()
@@ -274,14 +275,14 @@ impl ImportKey {
     ///
     /// # Errors
     ///
-    /// The first value that could not be parsed.
+    /// The error of the first value that could not be parsed.
     pub fn into_command(mut self) -> Result<Command, Invalid> {
         self.key = self.key.checked()?;
         Ok(Command::Import(self))
     }
 }
 
-/// Changes to a key. Everything that is not set stays as it is.
+/// Changes to a key. Fields that are not set stay unchanged.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 #[must_use = "a draft changes nothing by itself"]
 pub struct UpdateKey {
@@ -293,7 +294,8 @@ pub struct UpdateKey {
     pub(crate) metadata: Option<Metadata>,
     pub(crate) scopes: Option<ScopeSet>,
     pub(crate) allowlist: Option<AddressAllowlist>,
-    /// The new expiry. [`Expiry::Class`] adds the class's default to the time of the key's creation.
+    /// The new expiry. [`Expiry::Class`] means the default lifetime of the class, counted from the key's
+    /// creation.
     pub(crate) expiry: Option<Expiry>,
     #[serde(skip)]
     pub(crate) invalid: Option<Invalid>,
@@ -332,7 +334,7 @@ impl UpdateKey {
         self
     }
 
-    /// Removes the purpose, unless the policy requires one.
+    /// Removes the purpose. The command is refused if the policy requires a purpose.
     pub fn no_purpose(mut self) -> Self {
         self.purpose = Some(None);
         self
@@ -356,7 +358,7 @@ impl UpdateKey {
         self
     }
 
-    /// Replaces all networks and addresses that the key works from.
+    /// Replaces all networks and addresses from which the key may be used.
     pub fn allow_addresses<'a>(mut self, entries: impl IntoIterator<Item = &'a str>) -> Self {
         self.allowlist = parsed(AddressAllowlist::parse(entries), &mut self.invalid);
         self
@@ -372,7 +374,7 @@ impl UpdateKey {
     ///
     /// # Errors
     ///
-    /// The first value that could not be parsed.
+    /// The error of the first value that could not be parsed.
     pub fn into_command(mut self, key: KeyId) -> Result<Command, Invalid> {
         let change = self.invalid.take().map_or(Ok(self), Err)?;
         Ok(Command::Update { key, change })
@@ -384,7 +386,7 @@ impl UpdateKey {
 pub struct RevokeKey {
     /// The reason.
     pub reason: Reason,
-    /// Whether a person confirmed the revocation. A class may ask for a confirmation (rules A1-15, G-20).
+    /// Whether a person confirmed the revocation. A class may require a confirmation (rules A1-15, G-20).
     pub confirmed: bool,
 }
 
@@ -408,24 +410,24 @@ impl Reason {
     }
 }
 
-/// The answers to the questions that a class may ask before a key is deleted.
+/// The confirmation that a class may require before a key is deleted.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct DeleteKey {
     /// The text that was typed to confirm the deletion (rule A1-22).
     pub typed: Option<String>,
-    /// The number of objects that still refer to the key, as counted by the host. `None` if the host did not
-    /// count them.
+    /// The number of objects that still refer to the key, as counted by the application. `None` if the
+    /// application did not count them.
     pub references: Option<u32>,
 }
 
 impl DeleteKey {
-    /// Returns a deletion without answers.
+    /// Creates a deletion without any confirmation.
     #[must_use]
     pub fn plain() -> Self {
         Self::default()
     }
 
-    /// Returns a deletion that was confirmed with this text.
+    /// Creates a deletion that a person confirmed by typing this text.
     #[must_use]
     pub fn typed(text: impl Into<String>) -> Self {
         Self {
@@ -458,7 +460,7 @@ impl RotateKey {
         RotationMode::Immediate.into()
     }
 
-    /// Lets the old key work for `grace`, at most to its own end.
+    /// Lets the old key work for `grace`, but not beyond its own expiry.
     #[must_use]
     pub fn grace(grace: Duration) -> Self {
         RotationMode::Grace(grace).into()
@@ -470,13 +472,14 @@ impl RotateKey {
         RotationMode::OnFirstUse(grace).into()
     }
 
-    /// Sets the latest end of the old key, counted from the rotation, for a successor that is never used.
-    /// From one second to [`MAX_GRACE`](crate::policy::Rotation::MAX_GRACE), or to
+    /// Sets the latest end of the old key, counted from the rotation. The old key ends then even if its
+    /// successor is never used. Must be at least one second, and at most
+    /// [`MAX_GRACE`](crate::policy::Rotation::MAX_GRACE), or
     /// [`MAX_COMPROMISED_WAIT`](crate::policy::Rotation::MAX_COMPROMISED_WAIT) for a compromised key.
     ///
     /// Defaults to the policy's [`first_use_wait`](crate::policy::PolicySpec::first_use_wait). A compromised
-    /// key has no default. Only [`on_first_use`](Self::on_first_use) takes a latest end: in any other mode
-    /// the command is refused.
+    /// key has no default. The command is refused in any mode other than
+    /// [`on_first_use`](Self::on_first_use).
     #[must_use]
     pub const fn no_later_than(mut self, wait: Duration) -> Self {
         self.no_later_than = Some(wait);
@@ -490,7 +493,7 @@ impl RotateKey {
         self
     }
 
-    /// Names the recipient of the successor's secret and the recipient's role, as
+    /// Sets the person who receives the successor's secret, and that person's role, as
     /// [`CreateKey::delivered_to`] does.
     #[must_use]
     pub fn delivered_to(mut self, principal: PrincipalId, role: Role) -> Self {

@@ -1,4 +1,4 @@
-//! Commands: every change to a tenant's keys, as data, and the reasons to refuse one.
+//! Commands: changes to a tenant's keys, as data, and the reasons to refuse a command.
 //!
 //! Pure.
 
@@ -26,8 +26,8 @@ use super::time::Timestamp;
 /// A command with its id, its actor and its tenant.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// The idempotency key: the caller's own, or random. A command that was committed under this id changes
-    /// nothing when it is decided again.
+    /// The idempotency key, chosen by the caller or random. A retry of a committed command with the same id
+    /// changes nothing.
     pub id: CommandId,
     /// The actor.
     pub actor: Actor,
@@ -35,16 +35,16 @@ pub struct Request {
     pub tenant: TenantId,
     /// The command.
     pub command: Command,
-    /// The keys of a command over many keys that this commit handles. Empty for the first commit.
+    /// The keys of a bulk command that this commit processes. Empty for the first commit.
     pub(crate) sweep: Sweep,
-    /// The caller that began the command, and the instant at which it began. Set if maintenance or a later
-    /// commit continues the command. The command was authorised at that instant, and its remaining part only
-    /// narrows.
+    /// The caller that began a bulk command, and the instant at which the command began. Set if maintenance
+    /// continues the command, or if it continues in a descendant tenant. The command was authorised at that
+    /// instant, and the remaining part only narrows keys.
     pub(crate) continues: Option<(Author, Timestamp)>,
 }
 
 impl Request {
-    /// Returns the first request of a command.
+    /// Creates the first request of a command.
     #[must_use]
     pub const fn new(id: CommandId, actor: Actor, tenant: TenantId, command: Command) -> Self {
         Self {
@@ -60,8 +60,8 @@ impl Request {
         }
     }
 
-    /// Sets the keys that a command over many keys looks at in this commit. The command skips keys to which
-    /// it does not apply.
+    /// Sets the keys that a bulk command processes in this commit. The command skips keys to which it does
+    /// not apply.
     #[must_use]
     pub fn with_sweep(mut self, keys: Vec<KeyId>) -> Self {
         self.sweep = keys.into();
@@ -77,16 +77,17 @@ impl Request {
 
 /// A change to a tenant's keys.
 ///
-/// New variants are added at the end: the mark that reveals a reused command id depends on their order.
+/// Add new variants at the end: [`AuditEntry::command_mark`](crate::audit::AuditEntry::command_mark) depends
+/// on the order of the variants.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub enum Command {
     /// Register the tenant and create the keys that its policy provisions. Does nothing if the tenant is
-    /// registered.
+    /// already registered.
     ProvisionTenant,
     /// Create the keys that the policy provisions with this resource.
     ProvisionResource(Resource),
-    /// End every key of the tenant permanently. Does nothing if the tenant is closed.
+    /// Close the tenant and end all its keys permanently. Does nothing if the tenant is already closed.
     CloseTenant,
     /// Create a key. Made by [`CreateKey::into_command`].
     #[non_exhaustive]
@@ -102,28 +103,28 @@ pub enum Command {
         /// The changes.
         change: UpdateKey,
     },
-    /// Refuse a key until it is enabled again. Does nothing if the key is disabled.
+    /// Refuse a key until it is enabled again. Does nothing if the key is already disabled.
     Disable {
         /// The key.
         key: KeyId,
     },
-    /// Let a disabled key work again. Does nothing if the key is enabled.
+    /// Let a disabled key work again. Does nothing if the key is already enabled.
     Enable {
         /// The key.
         key: KeyId,
     },
-    /// Refuse a key permanently. Does nothing if the key is revoked.
+    /// Refuse a key permanently. Does nothing if the key is already revoked.
     Revoke {
         /// The key.
         key: KeyId,
-        /// The reason and its confirmation.
+        /// The reason, and whether a person confirmed the revocation.
         revocation: RevokeKey,
     },
     /// Remove a key permanently.
     Delete {
         /// The key.
         key: KeyId,
-        /// The answers to the questions that the class may ask.
+        /// The confirmation that the class may require.
         deletion: DeleteKey,
     },
     /// Replace a key by a successor.
@@ -143,18 +144,19 @@ pub enum Command {
         /// The old key.
         key: KeyId,
     },
-    /// Record the first use of a successor. The grace of the old key begins with this use.
+    /// Record the first use of a successor. If the old key waits for this use, its grace period begins.
     NoteFirstUse {
         /// The successor.
         key: KeyId,
     },
-    /// Give a key a new secret because the response with the first one was lost. Allowed for an hour after
-    /// creation, to the key's creator and to the application.
+    /// Give a key a new secret because the response with the first secret was lost. Only the key's creator
+    /// and the application may do so, within an hour of the creation.
     ReplaceLost {
         /// The key.
         key: KeyId,
     },
-    /// Record that a key was found in the open. A secret key is revoked immediately.
+    /// Record that a key was found in a public place. Revokes a secret key immediately, unless it is the
+    /// legacy key.
     ReportLeak {
         /// The key.
         key: KeyId,
@@ -176,7 +178,7 @@ pub enum Command {
         #[serde(skip)]
         digest: Digest,
     },
-    /// Revoke all keys that match.
+    /// Revoke all keys that match a filter.
     RevokeMany {
         /// The filter that selects the keys.
         filter: BulkFilter,
@@ -198,32 +200,33 @@ pub enum Command {
         /// The principal.
         owner: PrincipalId,
     },
-    /// Refuse keys until they are enabled again, including the legacy key: the legacy key's secret in a
-    /// restored backup may have been replaced since. Only the application gives this command.
+    /// Disable keys in bulk after a restore. Includes the legacy key, whose secret in the backup may be
+    /// outdated. Only the application may give this command.
     DisableMany,
     /// Set the stored role of an owner to the application's role for that owner. Does nothing for an owner
-    /// without a stored role. Only the application gives this command.
+    /// without a stored role. Only the application may give this command.
     SyncOwnerRole {
         /// The principal.
         owner: PrincipalId,
         /// The role.
         role: Role,
     },
-    /// Prevent the digests with these marks from ever being imported again. Only the application gives this
-    /// command, after a backup was restored.
+    /// Prevent the digests with these marks from ever being imported again. Only the application may give
+    /// this command, after a backup was restored.
     BlockDigests {
         /// The marks, each with the former key of its digest.
         marks: Vec<(DigestMark, KeyId)>,
     },
-    /// Set the tenant's newest instant back to the current time, if a wrong clock left it in the future. Only
-    /// the application gives this command.
+    /// Set the tenant's newest commit time back to the current time, if a wrong clock had dated a commit in
+    /// the future. Only the application may give this command.
     RepairTime,
 }
 
 impl Command {
-    /// Returns whether the command may be decided while the time is in doubt. Such a command creates or
-    /// prolongs no key, and removes no key early. The widening part of an update is checked separately.
-    pub(crate) const fn bears_wrong_time(&self) -> bool {
+    /// Returns whether the command is allowed while clocks disagree about the time. Such a command never
+    /// creates or prolongs a key, and never removes a key early. Updates and role changes that widen keys
+    /// check the time separately.
+    pub(crate) const fn is_safe_at_wrong_time(&self) -> bool {
         match self {
             Self::CloseTenant
             | Self::Update { .. }
@@ -266,7 +269,7 @@ impl Command {
         )
     }
 
-    /// The existing key that the command applies to, if there is a single one.
+    /// Returns the single existing key that the command applies to, if there is one.
     #[must_use]
     pub const fn key(&self) -> Option<KeyId> {
         match self {
@@ -299,42 +302,43 @@ impl Command {
     }
 }
 
-/// The end of a new key's life.
+/// The requested expiry of a key.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub enum Expiry {
-    /// The default of the key's class.
+    /// The default lifetime of the key's class.
     #[default]
     Class,
-    /// No end, if the class has no maximum (rule Y-17).
+    /// The key never expires. Refused if the class has a maximum lifetime (rule Y-17).
     Never,
-    /// At this instant.
+    /// The key expires at this instant.
     At(Timestamp),
-    /// This long after the command is decided.
+    /// The key expires this long after the command is decided.
     In(Duration),
 }
 
-/// The fate of the old key in a rotation.
+/// The time at which a rotation ends the old key.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub enum RotationMode {
-    /// The old key works for the grace of its class.
+    /// The old key works for the grace period of its class.
     #[default]
     Class,
     /// The old key ends immediately.
     Immediate,
-    /// The old key works for this long.
+    /// The old key works for this grace period.
     Grace(Duration),
-    /// The old key works until the successor is first used, and for this long after that. A client that never
-    /// received the successor keeps its access. [`RotateKey::no_later_than`] sets its latest end.
+    /// The old key works until the successor is first used, and for this grace period after that. A client
+    /// that never received the successor keeps access. [`RotateKey::no_later_than`] sets the old key's latest
+    /// end.
     OnFirstUse(Duration),
 }
 
 /// The result of a command.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Outcome {
-    /// Keys were created. Each holds its token if the token can be shown.
+pub enum CommandOutcome {
+    /// Keys were created. Each [`IssuedKey`] contains its token, if the token can be shown.
     Issued {
         /// The key that the command creates. `None` for [`Command::ProvisionTenant`] and
         /// [`Command::ProvisionResource`].
@@ -348,28 +352,29 @@ pub enum Outcome {
         successor: IssuedKey,
         /// The key that the successor replaces.
         predecessor: KeyId,
-        /// The end of the old key, or its latest end if it counts from the successor's first use.
+        /// The instant at which the old key ends. The latest possible instant if its grace period starts with
+        /// the successor's first use.
         until: Timestamp,
     },
     /// The command succeeded, whether or not it changed anything.
     Done,
-    /// The tenant's newest instant was set back.
+    /// The tenant's newest commit time was set back.
     TimeRepaired {
-        /// The newest instant before the repair.
+        /// The newest commit time before the repair.
         from: Timestamp,
-        /// The newest instant after the repair.
+        /// The newest commit time after the repair.
         to: Timestamp,
     },
     /// A leak was recorded.
     LeakNoted {
-        /// Whether the report revoked the key.
+        /// Whether the report revokes the key. False for publishable and legacy keys.
         revoked: bool,
     },
-    /// Keys were ended or disabled in bulk.
+    /// A commit of a bulk command ended or disabled keys.
     Swept {
         /// The number of keys that this commit ended or disabled.
         ended: usize,
-        /// Legacy keys that matched and were left alone.
+        /// Legacy keys that matched but were not revoked.
         skipped: Vec<KeyId>,
     },
 }
@@ -381,15 +386,15 @@ pub struct IssuedKey {
     pub id: KeyId,
     /// The class.
     pub class: ClassName,
-    /// The part of the token that people see later.
+    /// The part of the token that lists show later.
     pub hint: Hint,
     /// The fingerprint by which the key can be found.
     pub fingerprint: Fingerprint,
-    /// The end. `None` for never.
+    /// The expiry. `None` for never.
     pub expires_at: Option<Timestamp>,
-    /// The scopes that the key effectively reaches now.
+    /// The effective scopes of the key at its creation.
     pub reach: ScopeSet,
-    /// The whole token. It is shown now, and again only if the key is publishable. `None` for an imported
-    /// key, whose holder has the token.
+    /// The whole token. Only a publishable key's token can be shown again later. `None` for an imported key,
+    /// because the service never receives its token.
     pub token: Option<Secret>,
 }

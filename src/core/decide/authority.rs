@@ -1,32 +1,33 @@
-//! Permissions: which actor may give a command, and the rule that no actor grants more than it has.
+//! Permissions: checks that the actor may give a command, and grants no more than its own reach.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Work;
-use crate::core::authority::{Caller, Effect, Rows};
+use crate::core::authority::{AuthorityRows, Caller, Effect};
 use crate::core::command::{Command, Denial, Recipient};
 use crate::core::hole;
 use crate::core::policy::{Access, KeyClass, Policy, TenantReach};
 use crate::core::principal::Owner;
-use crate::core::reach::{self, Bounds, Classes, Dimension, Reach, RoleReach, Tenants};
+use crate::core::reach::{self, Bounds, Classes, Dimension, EffectiveReach, RoleReach, Tenants};
 use crate::core::record::{KeyRecord, Maker};
 use crate::core::scope::ScopeSet;
 use crate::core::text::Role;
 
 impl<'a> Work<'a> {
-    pub(super) fn rows(&self) -> Rows<'_> {
-        Rows {
+    pub(super) fn rows(&self) -> AuthorityRows<'_> {
+        AuthorityRows {
             view: &self.view,
             ancestry: self.ancestry,
         }
     }
 
-    /// Resolves the caller of the command. A command over many keys is authorised by its first commit. Later
-    /// commits only narrow keys, and run even if the caller has lost its authority since.
+    /// Resolves the caller of the command. The first commit of a bulk command authorises the command. Later
+    /// commits only narrow keys, so they run as the application, even if the caller has lost its authority
+    /// since.
     pub(super) fn resolve_caller(&self) -> Result<Caller, Denial> {
         let request = self.request;
-        if request.continues.is_some() || (request.command.is_bulk() && self.goes_on()) {
+        if request.continues.is_some() || (request.command.is_bulk() && self.is_unfinished()) {
             return Ok(Caller::Application);
         }
         let policies = (self.policy, self.home);
@@ -39,20 +40,21 @@ impl<'a> Work<'a> {
         )
     }
 
-    /// Refuses an actor that does not reach the tenant, without revealing anything about the tenant.
+    /// Refuses an actor that does not reach the tenant, without revealing whether the tenant exists.
     pub(super) fn check_reach(&self) -> Result<(), Denial> {
         let actor = &self.request.actor;
         if actor.reaches(&self.request.tenant) {
             return Ok(());
         }
-        // A key outside the actor's reach answers like one that does not exist (invariant 9).
+        // The error is the same as for a key or tenant that does not exist (invariant 9).
         Err(match self.request.command.key() {
             Some(_) => Denial::NotFound,
             None => Denial::TenantNotFound,
         })
     }
 
-    /// Refuses commands in a closed tenant, except those that close it further, clean up, or repair its time.
+    /// Refuses commands in a closed tenant or below one, except closing, clean-up, first uses and time
+    /// repair.
     pub(super) fn check_open(&self) -> Result<(), Denial> {
         if matches!(
             self.request.command,
@@ -73,7 +75,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Refuses an actor without `access`. `key` is the key that the command applies to.
+    /// Checks that `access` includes the caller. `key` is the affected key. `None` if the command affects no
+    /// single key.
     pub(super) fn permit(
         &self,
         access: &Access,
@@ -85,8 +88,8 @@ impl<'a> Work<'a> {
         self.caller.permit(access, owner, action, effect)
     }
 
-    /// Returns the class of `key`, for an actor with access to keys of that class. If the policy no longer
-    /// has the class, only administrators learn that.
+    /// Checks that the caller has access to `key`, and returns the key's class. Only administrators learn
+    /// that the policy no longer has the class.
     pub(super) fn permit_class(
         &self,
         key: &KeyRecord,
@@ -122,15 +125,15 @@ impl<'a> Work<'a> {
         Err(Denial::HostOnly { action })
     }
 
-    /// Returns the reach of `record` with these scopes and these roles.
+    /// Returns the reach that `record` has with these scopes and these roles.
     pub(super) fn reach_with(
         &self,
         record: &KeyRecord,
         scopes: ScopeSet,
         roles: &BTreeSet<Role>,
-    ) -> Result<Reach, Denial> {
+    ) -> Result<EffectiveReach, Denial> {
         let class = self.class_of(record)?;
-        Ok(Reach {
+        Ok(EffectiveReach {
             scopes,
             role: RoleReach::of(roles, self.policy),
             until: record.expires_at,
@@ -139,40 +142,44 @@ impl<'a> Work<'a> {
             environment: Some(record.environment.clone()),
             resource: record.resource.clone(),
             addresses: record.allowlist.clone(),
-            key_type: record.visibility,
+            key_type: record.key_type,
             classes: Classes::of(&record.class, class),
             propagation: self.policy.propagation(&record.class).bound,
         })
     }
 
-    /// Returns the largest reach of an existing key. For an owner in person this is the key's reach now. For
-    /// any other caller the owner's role does not narrow the result: the role may be raised later, and the
-    /// secret stays.
-    pub(super) fn reach_of(&self, record: &KeyRecord) -> Result<Reach, Denial> {
+    /// Returns the reach of an existing key, as the caller may use it now or later. If the caller is the
+    /// owner, this is the key's current reach. For any other caller, the owner's role does not narrow the
+    /// result: the role may be raised later, while the caller still has the secret.
+    pub(super) fn reach_of(&self, record: &KeyRecord) -> Result<EffectiveReach, Denial> {
         let class = self.class_of(record)?;
-        let standing = self.standing(&record.owner);
+        let owner_status = self.owner_status(&record.owner);
         let mut bounds = Bounds::of_record(record);
-        // A session with few scopes grants no more than those scopes, even if the key's owner gets a higher
-        // role later.
+        // If the owner's session has fewer scopes than the key, the owner's role does not narrow the result
+        // either: a session never grants more than its own scopes.
         bounds.persons &= self.caller.is_person(record.owner.principal())
             && self.request.actor.scopes().contains(bounds.scopes);
-        let scopes = reach::scopes(bounds, self.policy, class, &standing);
-        let roles = reach::roles_of(&record.owner, &record.bound, &standing);
+        let scopes = reach::scopes(bounds, self.policy, class, &owner_status);
+        let roles = reach::roles_of(&record.owner, &record.bound, &owner_status);
         self.reach_with(record, scopes, &roles)
     }
 
-    /// Refuses to grant `record` to an actor whose own reach is smaller.
+    /// Refuses a caller whose own reach is smaller than the reach of `record`.
     pub(super) fn check_key_within(&self, record: &KeyRecord) -> Result<(), Denial> {
         self.caller.check_within(&self.reach_of(record)?)?;
         if self.class_of(record)?.tenant_reach == TenantReach::Own {
             return Ok(());
         }
-        let standing = self.standing(&record.owner);
-        self.check_roles_within(&reach::roles_of(&record.owner, &record.bound, &standing))
+        let owner_status = self.owner_status(&record.owner);
+        self.check_roles_within(&reach::roles_of(
+            &record.owner,
+            &record.bound,
+            &owner_status,
+        ))
     }
 
-    /// Refuses to grant roles that allow more than the actor's own roles in another tenant. Roles also count
-    /// there, under the policy of that tenant.
+    /// Refuses roles that allow more than the caller's own roles in another tenant. There, the policy of that
+    /// tenant defines what a role allows.
     fn check_roles_within<'r>(
         &self,
         roles: impl IntoIterator<Item = &'r Role> + Clone,
@@ -193,22 +200,22 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Refuses to grant `role` if the role exceeds the actor's own reach. A role has no end, no class, no
-    /// environment and no network, so a key, which always has limits, never grants a role. A role also counts
-    /// in descendant tenants, and for keys of ancestor tenants that reach down, under the policies there.
+    /// Refuses to grant `role` if the role allows more than the caller's own reach, here or in another tenant
+    /// where the role applies. A role has no expiry, class, environment or network. A key always has such
+    /// limits, so a key can never grant a role.
     pub(super) fn check_role_within(&self, role: &Role) -> Result<(), Denial> {
         let own = RoleReach::of([role], self.policy);
-        let reach = Reach {
+        let reach = EffectiveReach {
             scopes: own.ceiling().clone(),
             role: own,
-            ..Reach::unlimited(&self.request.tenant)
+            ..EffectiveReach::unlimited(&self.request.tenant)
         };
         self.caller.check_within(&reach)?;
         self.check_roles_within([role])
     }
 
-    /// Returns whether the role `after` allows no more than `before`, here and in every other tenant in
-    /// which the role counts.
+    /// Returns whether the role `after` allows no more than `before`, here and in every other tenant where
+    /// the role applies.
     pub(super) fn lowers(&self, before: &Role, after: &Role) -> bool {
         let policies = self.elsewhere.iter().map(|policy| &**policy);
         let mut policies = policies.chain([self.policy]);
@@ -217,8 +224,8 @@ impl<'a> Work<'a> {
         })
     }
 
-    /// Returns the roles that limit the recipient of the secret of `owner`'s key. Empty if the owner receives
-    /// the secret in person.
+    /// Returns the roles to add to the `bound` of a key whose secret is handed out: the roles of the
+    /// recipient, and the current roles of `owner`. Empty if the owner receives the secret in person.
     pub(super) fn bound_at_receipt(
         &self,
         owner: &Owner,
@@ -227,7 +234,7 @@ impl<'a> Work<'a> {
         if hole::is_open("secret rises with its owner") {
             return Ok(BTreeSet::new());
         }
-        let live = self.standing(owner).roles;
+        let live = self.owner_status(owner).roles;
         let in_person = |role: &Role| !live.is_empty() && live.iter().all(|own| own == role);
         let roles = match recipient {
             Some(Recipient { principal, role }) => {
@@ -249,7 +256,7 @@ impl<'a> Work<'a> {
         Ok(roles.into_iter().chain(live).collect())
     }
 
-    /// Returns the makers of a key that this command makes: the makers in `before`, and those of the caller.
+    /// Returns the makers to record in a key: the makers in `before`, and those of the caller.
     pub(super) fn makers(&self, before: &[Maker]) -> Result<Vec<Maker>, Denial> {
         let mut makers = before.to_vec();
         for maker in self.caller.makers() {

@@ -1,19 +1,19 @@
-//! Keys that end: disabled, revoked, deleted, purged, leaked.
+//! Commands that end keys or pause them: disable, enable, revoke, delete, purge, report a leak.
 
 use super::Work;
 use crate::core::audit::{Action, Evidence};
 use crate::core::authority::Effect;
-use crate::core::command::{DeleteKey, Denial, Outcome, RevokeKey};
+use crate::core::command::{CommandOutcome, DeleteKey, Denial, RevokeKey};
 use crate::core::id::KeyId;
 use crate::core::policy::{Access, Deletion, Revocation};
-use crate::core::record::{KeyRecord, KeyState, LastAction, Reason, Status, Visibility};
+use crate::core::record::{KeyRecord, KeyState, KeyType, LastAction, Reason, Status};
 use crate::core::secret::DigestMark;
 use crate::core::sweep::{BulkFilter, PendingSweep, SweepKind};
 use crate::core::text::LeakSource;
 use crate::core::view::Effects;
 
 impl<'a> Work<'a> {
-    pub(super) fn disable(&mut self, id: KeyId) -> Result<Outcome, Denial> {
+    pub(super) fn disable(&mut self, id: KeyId) -> Result<CommandOutcome, Denial> {
         let mut record = self.record(id)?;
         self.permit(
             &self.access(&record, |class| &class.update),
@@ -27,10 +27,10 @@ impl<'a> Work<'a> {
             record.state = KeyState::Disabled(self.stamp());
             self.put(record, LastAction::Disabled, Action::KeyDisabled);
         }
-        Ok(Outcome::Done)
+        Ok(CommandOutcome::Done)
     }
 
-    pub(super) fn enable(&mut self, id: KeyId) -> Result<Outcome, Denial> {
+    pub(super) fn enable(&mut self, id: KeyId) -> Result<CommandOutcome, Denial> {
         let mut record = self.record(id)?;
         let effect = Effect::Widens;
         self.permit_class(&record, |class| &class.update, "enable keys", effect)?;
@@ -41,10 +41,10 @@ impl<'a> Work<'a> {
             record.state = KeyState::Enabled;
             self.put(record, LastAction::Enabled, Action::KeyEnabled);
         }
-        Ok(Outcome::Done)
+        Ok(CommandOutcome::Done)
     }
 
-    pub(super) fn revoke(&mut self, id: KeyId, how: RevokeKey) -> Result<Outcome, Denial> {
+    pub(super) fn revoke(&mut self, id: KeyId, how: RevokeKey) -> Result<CommandOutcome, Denial> {
         let record = self.record(id)?;
         self.permit(
             &self.access(&record, |class| &class.revoke),
@@ -69,10 +69,10 @@ impl<'a> Work<'a> {
             _ => {}
         }
         self.end(record, how.reason);
-        Ok(Outcome::Done)
+        Ok(CommandOutcome::Done)
     }
 
-    pub(super) fn delete(&mut self, id: KeyId, how: &DeleteKey) -> Result<Outcome, Denial> {
+    pub(super) fn delete(&mut self, id: KeyId, how: &DeleteKey) -> Result<CommandOutcome, Denial> {
         let record = self.record(id)?;
         let effect = Effect::Narrows;
         let class = self.permit_class(&record, |class| &class.revoke, "delete keys", effect)?;
@@ -100,20 +100,20 @@ impl<'a> Work<'a> {
             ..Effects::default()
         });
         self.log(Action::KeyDeleted, Some(id));
-        Ok(Outcome::Done)
+        Ok(CommandOutcome::Done)
     }
 
     pub(super) fn report_leak(
         &mut self,
         id: KeyId,
         source: &LeakSource,
-    ) -> Result<Outcome, Denial> {
+    ) -> Result<CommandOutcome, Denial> {
         let mut record = self.record(id)?;
         let access = self.access(&record, |class| &class.revoke);
         let by =
             |access: &Access| self.permit(access, Some(&record), "report leaks", Effect::Narrows);
         by(&Access::support_only()).or_else(|_| by(&access))?;
-        let revoked = record.visibility == Visibility::Secret && !record.legacy;
+        let revoked = record.key_type == KeyType::Secret && !record.legacy;
         let noted = Action::KeyLeaked {
             source: source.clone(),
             revoked,
@@ -124,31 +124,25 @@ impl<'a> Work<'a> {
         if revoked && !ended {
             self.end(self.record(id)?, Reason::Leaked);
         }
-        Ok(Outcome::LeakNoted { revoked })
+        Ok(CommandOutcome::LeakNoted { revoked })
     }
 
     pub(super) fn revoke_many(
         &mut self,
         filter: &BulkFilter,
         reason: Reason,
-    ) -> Result<Outcome, Denial> {
+    ) -> Result<CommandOutcome, Denial> {
         self.permit_administrator("revoke keys in bulk", Effect::Narrows)?;
         if !self.began() {
-            // The audit entry records when the command began, so that a repetition spares keys created since
-            // then.
+            // The audit entry records the start of the command, so that a retry does not revoke keys created
+            // after the start.
             self.log(Action::BulkRevocationBegan { reason }, None);
             self.begin_sweep(SweepKind::Revoke(filter.clone(), reason));
         }
-        // Keys created after the command began are spared, also in descendant tenants.
+        // Keys created after the command began are not revoked. This applies to descendant tenants too.
         let continued = self.request.continues.as_ref().map(|(_, at)| *at);
         let began = continued.unwrap_or_else(|| self.began_at());
         let came_later = self.came_later(began);
-        let mut filter = filter.clone();
-        if continued.is_some() {
-            // The filter comes from a removal in an ancestor tenant. `came_later` spares the same keys, but
-            // not a key whose creation lies in the future.
-            filter.created_before = None;
-        }
         let outcome = self.sweep(reason, |record| {
             filter.matches(record) && !came_later(record)
         });
@@ -156,10 +150,10 @@ impl<'a> Work<'a> {
         Ok(outcome)
     }
 
-    /// Records in the tenant's row that the command is unfinished, until its last commit.
+    /// Adds the command to the unfinished commands in the tenant's row, until its last commit.
     pub(super) fn begin_sweep(&mut self, kind: SweepKind) {
         let Some(mut row) = self.view.tenant.clone() else {
-            // A tenant that is not registered has no keys.
+            // An unregistered tenant has no keys to end.
             return;
         };
         row.sweeps.push(PendingSweep {
@@ -175,7 +169,7 @@ impl<'a> Work<'a> {
         });
     }
 
-    /// Records the end of the command, if this commit is its last.
+    /// Removes the command from the tenant's row, if this is its last commit.
     pub(super) fn end_sweep(&mut self) {
         let last = self.request.sweep.last;
         let Some(mut row) = self.view.tenant.clone().filter(|_| last) else {
@@ -197,7 +191,7 @@ impl<'a> Work<'a> {
     pub(super) fn block_digests(
         &mut self,
         marks: &[(DigestMark, KeyId)],
-    ) -> Result<Outcome, Denial> {
+    ) -> Result<CommandOutcome, Denial> {
         self.permit_application("block digests")?;
         if !marks.is_empty() {
             let digests = marks.iter().map(|(mark, key)| (mark.as_digest(), *key));
@@ -210,12 +204,12 @@ impl<'a> Work<'a> {
             let evidence = Some(Evidence::Blocked { marks });
             self.log_with(Action::DigestsBlocked { count }, None, evidence);
         }
-        Ok(Outcome::Done)
+        Ok(CommandOutcome::Done)
     }
 
-    /// Disables keys of any class and any owner: a key of a restored backup must not verify before a person
-    /// has reviewed the key.
-    pub(super) fn disable_many(&mut self) -> Result<Outcome, Denial> {
+    /// Disables keys of any class and any owner. After a restore, no key may verify until a person has
+    /// reviewed the key.
+    pub(super) fn disable_many(&mut self) -> Result<CommandOutcome, Denial> {
         self.permit_application("disable keys in bulk")?;
         let mut ended = 0;
         for id in self.swept() {
@@ -229,13 +223,13 @@ impl<'a> Work<'a> {
             self.put(record, LastAction::Disabled, Action::KeyDisabled);
             ended += 1;
         }
-        Ok(Outcome::Swept {
+        Ok(CommandOutcome::Swept {
             ended,
             skipped: Vec::new(),
         })
     }
 
-    pub(super) fn purge(&mut self) -> Result<Outcome, Denial> {
+    pub(super) fn purge(&mut self) -> Result<CommandOutcome, Denial> {
         self.permit_application("purge keys")?;
         let mut ended = 0;
         for id in &self.request.sweep.keys {
@@ -254,7 +248,7 @@ impl<'a> Work<'a> {
             self.log(Action::KeyPurged, Some(*id));
             ended += 1;
         }
-        Ok(Outcome::Swept {
+        Ok(CommandOutcome::Swept {
             ended,
             skipped: Vec::new(),
         })
@@ -278,17 +272,17 @@ impl<'a> Work<'a> {
         !record.legacy && ended.is_some_and(|ended| self.now >= ended.saturating_add(keep))
     }
 
-    /// Returns the keys to look at in this commit.
+    /// Returns the keys that this commit of a bulk command processes.
     fn swept(&self) -> impl Iterator<Item = &'a KeyId> + use<'a> {
         self.request.sweep.keys.iter().take(super::SWEEP_MAX)
     }
 
-    /// Revokes the swept keys that match, except legacy keys.
+    /// Revokes the keys of this commit that match, except legacy keys.
     pub(super) fn sweep(
         &mut self,
         reason: Reason,
         matches: impl Fn(&KeyRecord) -> bool,
-    ) -> Outcome {
+    ) -> CommandOutcome {
         let mut skipped = Vec::new();
         let mut ended = 0;
         for id in self.swept() {
@@ -302,11 +296,11 @@ impl<'a> Work<'a> {
                 ended += 1;
             }
         }
-        Outcome::Swept { ended, skipped }
+        CommandOutcome::Swept { ended, skipped }
     }
 
-    /// Revokes all swept keys, legacy keys included: their tenant is closed.
-    pub(super) fn sweep_all(&mut self, reason: Reason) -> Outcome {
+    /// Revokes all keys of this commit, including legacy keys, because their tenant is closed.
+    pub(super) fn sweep_all(&mut self, reason: Reason) -> CommandOutcome {
         let mut ended = 0;
         for id in self.swept() {
             let Some(record) = self.view.record(*id).cloned() else {
@@ -317,13 +311,13 @@ impl<'a> Work<'a> {
                 ended += 1;
             }
         }
-        Outcome::Swept {
+        CommandOutcome::Swept {
             ended,
             skipped: Vec::new(),
         }
     }
 
-    /// Revokes a key permanently. Does nothing if the key is revoked: the first reason stays.
+    /// Revokes a key permanently. Does nothing if the key is already revoked, so the first reason is kept.
     pub(super) fn end(&mut self, mut record: KeyRecord, reason: Reason) {
         if matches!(record.state, KeyState::Revoked { .. }) {
             return;
@@ -336,8 +330,8 @@ impl<'a> Work<'a> {
         self.put(record, LastAction::Revoked, Action::KeyRevoked { reason });
     }
 
-    /// Returns the access rule for ending a key. If the policy no longer has the key's class, administrators
-    /// may end the key.
+    /// Returns the access rule for ending a key. If the policy no longer has the key's class, only
+    /// administrators may end the key.
     fn access<'p>(
         &'p self,
         record: &KeyRecord,
@@ -358,7 +352,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Refuses a key that does not verify now, because of its own state or its owner's.
+    /// Refuses a key that is revoked, expired or disabled, or whose owner was removed.
     pub(super) fn check_usable(&self, record: &KeyRecord) -> Result<(), Denial> {
         self.check_live(record)?;
         if record.status(self.alive_at()) == Status::Disabled {
@@ -367,7 +361,7 @@ impl<'a> Work<'a> {
         match record.owner.principal() {
             Some(owner)
                 if self
-                    .standing(&record.owner)
+                    .owner_status(&record.owner)
                     .refuses_owner(record.created.at) =>
             {
                 Err(Denial::OwnerRemoved {

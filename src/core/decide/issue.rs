@@ -1,13 +1,15 @@
-//! New keys: created, imported, provisioned, or with a new secret in place of a lost one.
+//! Commands that issue keys: create, import, provision, and replace a lost secret.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::{Work, issued};
-use crate::core::actor::Identity;
+use crate::core::actor::ActorKind;
 use crate::core::audit::{Action, Evidence};
 use crate::core::authority::Effect;
-use crate::core::command::{CreateKey, Denial, Expiry, ImportKey, IssuedKey, NewOwner, Outcome};
+use crate::core::command::{
+    CommandOutcome, CreateKey, Denial, Expiry, ImportKey, IssuedKey, NewOwner,
+};
 use crate::core::hole;
 use crate::core::id::KeyId;
 use crate::core::invalid::{Invalid, Problem};
@@ -15,7 +17,7 @@ use crate::core::owner::{OwnerRecord, TenantRecord};
 use crate::core::policy::{KeyClass, LegacyRule, ProvisionOn};
 use crate::core::principal::Owner;
 use crate::core::record::{
-    Credential, KeyFacts, KeyRecord, KeyState, LastAction, Lineage, Resource, Visibility,
+    Credential, KeyFacts, KeyRecord, KeyState, KeyType, LastAction, Lineage, Resource,
 };
 use crate::core::scope::ScopeSet;
 use crate::core::secret::{Fingerprint, KeyMaterial, Secret};
@@ -24,11 +26,11 @@ use crate::core::time::{self, Timestamp};
 use crate::core::token::{self, TokenPrefix};
 use crate::core::view::Effects;
 
-/// One hour, the time within which a lost secret can be replaced. A judgement: long enough for a retry
-/// after an outage, too short to stand in for a rotation that the policy forbids.
+/// One hour, the time after creation within which a lost secret can be replaced. Long enough for a retry
+/// after an outage, but too short to bypass a policy that forbids rotation.
 const REPLACE_LOST_WITHIN: Duration = time::hours(1);
 
-/// The parts of a key that derive from its token, or from the digest that was imported.
+/// The parts of a key that are derived from its token, or from an imported digest.
 pub(super) struct Minted {
     pub(super) id: KeyId,
     /// The token's prefix. `None` for an imported key.
@@ -41,7 +43,7 @@ pub(super) struct Minted {
 }
 
 impl<'a> Work<'a> {
-    pub(super) fn create(&mut self, key: &CreateKey) -> Result<Outcome, Denial> {
+    pub(super) fn create(&mut self, key: &CreateKey) -> Result<CommandOutcome, Denial> {
         let (name, rules) = self.named_class(key.class.as_ref())?;
         self.permit(&rules.create, None, "create keys", Effect::Widens)?;
         let provisioned = self.ensure_provisioned()?;
@@ -51,18 +53,18 @@ impl<'a> Work<'a> {
             class: name.clone(),
         };
         let key = self.issue(record, token, action);
-        Ok(Outcome::Issued {
+        Ok(CommandOutcome::Issued {
             key: Some(key),
             provisioned,
         })
     }
 
-    pub(super) fn import(&mut self, import: &ImportKey) -> Result<Outcome, Denial> {
+    pub(super) fn import(&mut self, import: &ImportKey) -> Result<CommandOutcome, Denial> {
         let (name, rules) = self.named_class(import.key.class.as_ref())?;
         // The caller of an import chooses the secret, so only administrators import keys.
         self.permit_administrator("import keys", Effect::Widens)?;
         self.permit(&rules.create, None, "import keys", Effect::Widens)?;
-        if rules.visibility == Visibility::Publishable {
+        if rules.key_type == KeyType::Publishable {
             let expected = "a class of secret keys: a digest cannot be shown again";
             return Err(Invalid::new("class", Problem::Format { expected }).into());
         }
@@ -78,7 +80,7 @@ impl<'a> Work<'a> {
             owner: record.owner.clone(),
             expires_at: record.expires_at,
         };
-        // Claims the digest's marks under every pepper, because a recovery may have blocked any of these
+        // Reserves the digest's marks under every pepper, because a recovery may have blocked any of these
         // marks.
         let marks = self.peppers.all().map(|pepper| pepper.mark(&import.digest));
         self.change(Effects {
@@ -87,22 +89,25 @@ impl<'a> Work<'a> {
         });
         let (did, evidence) = (LastAction::Imported, Some(evidence));
         let key = self.issue_with(record, token, did, imported, evidence);
-        Ok(Outcome::Issued {
+        Ok(CommandOutcome::Issued {
             key: Some(key),
             provisioned,
         })
     }
 
-    pub(super) fn provision_tenant(&mut self) -> Result<Outcome, Denial> {
+    pub(super) fn provision_tenant(&mut self) -> Result<CommandOutcome, Denial> {
         self.permit_administrator("provision tenants", Effect::Widens)?;
         let provisioned = self.ensure_provisioned()?;
-        Ok(Outcome::Issued {
+        Ok(CommandOutcome::Issued {
             key: None,
             provisioned,
         })
     }
 
-    pub(super) fn provision_resource(&mut self, resource: &Resource) -> Result<Outcome, Denial> {
+    pub(super) fn provision_resource(
+        &mut self,
+        resource: &Resource,
+    ) -> Result<CommandOutcome, Denial> {
         self.permit_administrator("provision resources", Effect::Widens)?;
         let on = ProvisionOn::Resource(resource.kind.clone());
         let rules: Vec<_> = self.policy.provisioned(&on).collect();
@@ -120,13 +125,13 @@ impl<'a> Work<'a> {
             let given = (&rule.class, &rule.name, &rule.scopes);
             provisioned.push(self.give(given, Some(resource), false)?);
         }
-        Ok(Outcome::Issued {
+        Ok(CommandOutcome::Issued {
             key: None,
             provisioned,
         })
     }
 
-    pub(super) fn replace_lost(&mut self, id: KeyId) -> Result<Outcome, Denial> {
+    pub(super) fn replace_lost(&mut self, id: KeyId) -> Result<CommandOutcome, Denial> {
         let mut record = self.record(id)?;
         let own_successor = self.made_by_itself(&record);
         if !own_successor {
@@ -134,12 +139,12 @@ impl<'a> Work<'a> {
             self.permit_class(&record, |class| &class.create, action, effect)?;
         }
         self.check_usable(&record)?;
-        // Only the key that created this key may replace its secret: another key of the same owner did not
-        // receive the first secret.
+        // An author is one specific key, not its owner. Another key of the same owner never received the
+        // first secret, so it may not replace that secret.
         let by_creator = record.created.by == self.author;
         let in_time = self.now.since(record.created.at) <= REPLACE_LOST_WITHIN;
         let unused = record.predecessor.is_none() || record.awaits_first_use();
-        let secret = record.visibility == Visibility::Secret;
+        let secret = record.key_type == KeyType::Secret;
         let Some(prefix) = record.prefix.clone().filter(|_| {
             secret && in_time && unused && (by_creator || self.caller.is_application())
         }) else {
@@ -162,13 +167,14 @@ impl<'a> Work<'a> {
         record.credential = minted.credential;
         let key = issued(&record, self.scopes_of(&record), minted.token);
         self.put(record, LastAction::Replaced, Action::SecretReplaced);
-        Ok(Outcome::Issued {
+        Ok(CommandOutcome::Issued {
             key: Some(key),
             provisioned: Vec::new(),
         })
     }
 
-    /// Resolves a key that a caller asked for against its class, its owner and the caller's own reach.
+    /// Builds the record of a requested key. Checks the key against its class, its owner and the caller's own
+    /// reach.
     fn resolve(
         &mut self,
         class: &ClassName,
@@ -186,7 +192,7 @@ impl<'a> Work<'a> {
             return Err(Denial::PurposeRequired);
         }
         check_ceiling(class, rules, &key.scopes)?;
-        // An acting key creates keys for its own environment, unless the command names another one.
+        // An acting key creates keys for its own environment, unless the command names another environment.
         let acting = self.caller.limits();
         let own = acting.and_then(|limits| limits.reach.environment.as_ref());
         let own = own.filter(|own| rules.prefixes.contains_key(*own));
@@ -202,8 +208,8 @@ impl<'a> Work<'a> {
         };
         let (mut record, token) = self.assemble((class, rules), key, environment, owner, minted)?;
         if let NewOwner::Principal(_, stated) = &key.owner {
-            // The stored role differs from the stated role, so both roles limit the key.
-            let stored = self.standing(&record.owner).roles;
+            // If the stored role differs from the stated role, both roles limit the key.
+            let stored = self.owner_status(&record.owner).roles;
             let differs = stored.iter().any(|role| role != stated);
             record.bound.extend(differs.then(|| stated.clone()));
         }
@@ -211,11 +217,14 @@ impl<'a> Work<'a> {
         Ok((record, token))
     }
 
-    /// Refuses a new key that would reach more than the caller. The key's scopes count as requested, even if
-    /// something narrows them today. For another owner, the stored roles and the bound of the acting key
-    /// count. For the caller's own principal, all of the caller's roles count too.
+    /// Refuses a new key that would reach more than the caller. Compares the requested scopes, even if roles
+    /// narrow them today. The key's roles in this comparison are:
+    ///
+    /// - for a key of the tenant: none
+    /// - for a key of the caller: the caller's roles and the stored roles
+    /// - for a key of another owner: that owner's stored roles and the acting key's bound
     fn check_new_within(&self, record: &KeyRecord) -> Result<(), Denial> {
-        let mut roles: BTreeSet<_> = self.standing(&record.owner).roles.into_iter().collect();
+        let mut roles: BTreeSet<_> = self.owner_status(&record.owner).roles.into_iter().collect();
         match record.owner.principal() {
             None => roles.clear(),
             owner if owner == self.request.actor.principal() => roles.extend(self.caller.roles()),
@@ -225,8 +234,8 @@ impl<'a> Work<'a> {
         self.caller.check_within(&reach)
     }
 
-    /// Registers the tenant and creates the keys that its policy provisions, unless the tenant is
-    /// registered.
+    /// Registers the tenant and creates the keys that its policy provisions. Does nothing if the tenant is
+    /// already registered.
     fn ensure_provisioned(&mut self) -> Result<Vec<IssuedKey>, Denial> {
         let known = self.view.tenant.clone();
         if known.as_ref().is_some_and(TenantRecord::is_provisioned) {
@@ -261,7 +270,7 @@ impl<'a> Work<'a> {
         Ok(keys)
     }
 
-    /// Makes a key that the policy provisions and that belongs to the tenant.
+    /// Creates a key that the policy provisions. The tenant owns the key.
     fn give(
         &mut self,
         (class, name, scopes): (&ClassName, &KeyName, &ScopeSet),
@@ -287,7 +296,7 @@ impl<'a> Work<'a> {
         Ok(self.issue(record, token, action))
     }
 
-    /// Adds a new key: record, audit entry, and the bound on live keys.
+    /// Adds the record and the audit entry of a new key, and then enforces the bound on live keys.
     pub(super) fn issue(
         &mut self,
         record: KeyRecord,
@@ -313,7 +322,7 @@ impl<'a> Work<'a> {
         key
     }
 
-    /// Makes the token of `material`, and the parts of the record that derive from it.
+    /// Creates a token from `material`, and the parts of the record that are derived from the token.
     pub(super) fn mint(
         &self,
         prefix: &TokenPrefix,
@@ -377,7 +386,7 @@ impl<'a> Work<'a> {
                 id,
                 tenant: self.request.tenant.clone(),
                 class: class.clone(),
-                visibility: rules.visibility,
+                key_type: rules.key_type,
                 environment,
                 name: key.name.clone().ok_or(unnamed)?,
                 description: key.description.clone(),
@@ -414,8 +423,8 @@ impl<'a> Work<'a> {
         Ok((record, token))
     }
 
-    /// Returns the instant at which the rotation chain of a new key begins. If another key makes the new key,
-    /// the chain begins with that key's chain, so that keys cannot renew one another without end.
+    /// Returns the instant at which the rotation chain of a new key begins. If a key creates the new key,
+    /// this is the beginning of the creator's chain. Otherwise keys could renew one another forever.
     fn chain_began(&self) -> Timestamp {
         let acting = self.caller.limits().and_then(|limits| limits.key.as_ref());
         acting.map_or(self.now, |key| key.lineage.since)
@@ -433,19 +442,19 @@ impl<'a> Work<'a> {
         spec.classes.get_key_value(name).ok_or_else(unknown)
     }
 
-    /// Resolves the owner of a new key. Stores a role for an owner that has none along the path, so that
-    /// one row can narrow the owner's keys.
+    /// Resolves the owner of a new key. If no tenant along the path has a role for the owner, stores a role
+    /// here. A later change of that one row then narrows all keys of the owner.
     fn resolve_owner(&mut self, spec: &NewOwner) -> Result<Owner, Denial> {
-        let (principal, stated) = match (spec, self.request.actor.identity()) {
+        let (principal, stated) = match (spec, self.request.actor.kind()) {
             (NewOwner::Tenant, _) => {
                 let action = "create keys that belong to the tenant";
                 self.permit_administrator(action, Effect::Widens)?;
                 return Ok(Owner::Tenant);
             }
             (NewOwner::Principal(principal, role), _) => (principal, Some(role)),
-            (NewOwner::Creator, Identity::Application) => return Ok(Owner::Tenant),
-            (NewOwner::Creator, Identity::Person { principal, role }) => (principal, Some(role)),
-            (NewOwner::Creator, Identity::Key(key)) => match key.owner.principal() {
+            (NewOwner::Creator, ActorKind::Application) => return Ok(Owner::Tenant),
+            (NewOwner::Creator, ActorKind::Person { principal, role }) => (principal, Some(role)),
+            (NewOwner::Creator, ActorKind::Key(key)) => match key.owner.principal() {
                 Some(principal) => (principal, None),
                 None => {
                     let action = "own keys";
@@ -454,17 +463,17 @@ impl<'a> Work<'a> {
             },
         };
         let owner = Owner::Principal(principal.clone());
-        let standing = self.standing(&owner);
-        if standing.refuses_owner(self.now) {
+        let owner_status = self.owner_status(&owner);
+        if owner_status.refuses_owner(self.now) {
             let owner = principal.clone();
             return Err(Denial::OwnerRemoved { owner });
         }
-        // If the actor is the owner, the role that the application states for the actor counts.
+        // If the actor is the owner, the role that the application states for the actor takes precedence.
         let stated = match self.request.actor.role() {
             Some(own) if self.request.actor.principal() == Some(principal) => Some(own),
             _ => stated,
         };
-        if let Some(role) = stated.filter(|_| standing.roles.is_empty()) {
+        if let Some(role) = stated.filter(|_| owner_status.roles.is_empty()) {
             if self.request.actor.principal() != Some(principal) {
                 self.permit_administrator("set the role of others", Effect::Widens)?;
                 self.check_role_within(role)?;
@@ -488,7 +497,7 @@ impl<'a> Work<'a> {
         Ok(owner)
     }
 
-    /// Returns the end of a key with this `expiry`, counted from `from`.
+    /// Returns the instant at which a key with this `expiry` ends. The class's lifetimes count from `from`.
     pub(super) fn expiry(
         &self,
         class: &KeyClass,
@@ -504,8 +513,8 @@ impl<'a> Work<'a> {
                 .map(|default| from.saturating_add(default)),
             Expiry::Never => None,
             Expiry::At(end) => Some(end),
-            // Counted from `self.now`, which is not earlier than `now`. While the time is in doubt, the
-            // command then prolongs the key and is refused. Counted from `now`, it might end the key.
+            // Counts from `self.now`, which is never earlier than `now`. While the clocks disagree, an expiry
+            // counted from `now` could be too early and end a live key.
             Expiry::In(lifetime) => Some(self.now.saturating_add(lifetime)),
         };
         let in_past = end.is_some_and(|end| end <= now);
@@ -517,9 +526,10 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Returns the token if the record may keep it. Only the record of a publishable key may.
+/// Returns the token to store in the record. `None` for a secret key: only a publishable key's token is
+/// stored.
 pub(super) fn published(rules: &KeyClass, token: Option<&Secret>) -> Option<String> {
-    let shown = token.filter(|_| rules.visibility == Visibility::Publishable);
+    let shown = token.filter(|_| rules.key_type == KeyType::Publishable);
     shown.map(Secret::publish)
 }
 

@@ -1,4 +1,4 @@
-//! The cap on active keys, and the bound on live keys.
+//! Limits on the number of keys: the cap on active keys, and the bound on live keys.
 
 use std::num::NonZeroU32;
 
@@ -11,10 +11,10 @@ use crate::core::text::ClassName;
 use crate::core::time::Timestamp;
 use crate::core::view::TenantView;
 
-/// Counts the loaded keys that are active in the sense of the cap: enabled or disabled, not expired, not
-/// retiring. A key with an unreadable record counts.
+/// Counts the loaded keys that count towards the cap: enabled or disabled, but not expired and not retiring.
+/// Keys with an unreadable record count too.
 ///
-/// During a rotation on first use exactly one of the two keys counts: the successor, or the old key if the
+/// During an `OnFirstUse` rotation, exactly one of the two keys counts: the successor, or the old key if the
 /// successor ended unused.
 #[must_use]
 pub(crate) fn active(view: &TenantView, policy: &Policy, now: Timestamp) -> usize {
@@ -29,7 +29,7 @@ pub(crate) fn active(view: &TenantView, policy: &Policy, now: Timestamp) -> usiz
     view.records.iter().filter(counts).count() + view.corrupt.len()
 }
 
-/// Counts the loaded keys that can verify or be enabled, including retiring ones.
+/// Counts the loaded keys that are neither revoked nor expired, including retiring keys.
 #[must_use]
 pub(crate) fn live(view: &TenantView, policy: &Policy, now: Timestamp) -> usize {
     let counts = |record: &&KeyRecord| record.is_live(now) && policy.cap(&record.class).is_some();
@@ -37,7 +37,7 @@ pub(crate) fn live(view: &TenantView, policy: &Policy, now: Timestamp) -> usize 
 }
 
 impl Work<'_> {
-    /// Refuses one more active key of `class` beyond the cap.
+    /// Refuses another active key of `class` if the cap is reached.
     pub(super) fn check_room(&self, class: &ClassName) -> Result<(), Denial> {
         match self.policy.cap(class) {
             Some(limit) if self.active() >= limit_of(limit) => Err(Denial::CapReached { limit }),
@@ -45,7 +45,8 @@ impl Work<'_> {
         }
     }
 
-    /// Refuses a state whose number of active keys exceeds both the cap and `before`.
+    /// Refuses the command if the number of active keys now exceeds both the cap and `before`, the number
+    /// before the command.
     pub(super) fn check_not_raised(&self, class: &ClassName, before: usize) -> Result<(), Denial> {
         match self.policy.cap(class) {
             Some(limit) if self.active() > limit_of(limit).max(before) => {
@@ -59,13 +60,13 @@ impl Work<'_> {
         active(&self.view, self.policy, self.now)
     }
 
-    /// Ends the oldest grace periods while more keys are live than twice the cap.
+    /// Ends the oldest grace periods until at most twice as many keys are live as the cap allows.
     pub(super) fn bound_live(&mut self, class: &ClassName) {
         let Some(limit) = self.policy.cap(class) else {
             return;
         };
-        // A lowered cap ends no key, so more keys may be active than the cap allows. The bound then follows
-        // the number of active keys.
+        // Lowering the cap ends no key, so there may be more active keys than the cap allows. The bound is
+        // then twice the number of active keys.
         let bound = limit_of(limit).max(self.active()).saturating_mul(2);
         while live(&self.view, self.policy, self.now) > bound {
             let Some(mut oldest) = self.oldest_grace() else {
@@ -86,7 +87,7 @@ impl Work<'_> {
                 record.is_live(self.now) && self.policy.cap(&record.class).is_some()
             });
         let since = |record: &&KeyRecord| {
-            // Keys with an unused successor go last: the old key may be the only key that the client has.
+            // Sorts keys with an unused successor last, because the client may have no other key.
             record
                 .succession
                 .as_ref()

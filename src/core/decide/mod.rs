@@ -1,9 +1,9 @@
-//! Decisions: the changes of a command, or the reason to refuse it.
+//! Decisions: the changes that a command makes, or the reason to refuse the command.
 //!
 //! Pure. Time, key material and peppers arrive as arguments; nothing here reads a clock or an RNG.
 //!
-//! Invariants kept here: the cap (1), revocation is permanent (2), the legacy key (3), no actor grants more
-//! than it has (5), and an audit entry for every change (6). DESIGN numbers them.
+//! Invariants enforced here, with their numbers in DESIGN: the cap (1), permanent revocation (2), the legacy
+//! key (3), no actor grants more than it has (5), and an audit entry for every change (6).
 
 mod authority;
 mod end;
@@ -24,7 +24,7 @@ pub use self::select::{links, select};
 use super::audit::{Action, AuditEntry, AuditHash, Evidence};
 use super::authority::{self as core_authority, Caller};
 use super::checked_time::CheckedTime;
-use super::command::{Command, Denial, IssuedKey, Outcome, Request};
+use super::command::{Command, CommandOutcome, Denial, IssuedKey, Request};
 use super::id::KeyId;
 use super::invalid::{Invalid, Problem};
 use super::owner::{OwnerStatus, TenantRecord};
@@ -44,25 +44,26 @@ use super::view::{Ancestry, Effects, TenantView};
 /// next commit.
 pub const SWEEP_MAX: usize = 1000;
 
-/// The input of a decision, beside the tenant's own view.
+/// The inputs of a decision, besides the rows of the tenant.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
     /// The tenant's policy.
     pub policy: &'a Policy,
-    /// The policy of the tenant that the actor is bound to. An acting key is judged by it.
+    /// The policy of the actor's own tenant. An acting key's class is looked up in this policy.
     pub home: &'a Policy,
-    /// The peppers. The current one digests new secrets and seals audit entries.
+    /// The peppers. The current pepper digests new secrets and seals audit entries.
     pub peppers: &'a PepperRing,
-    /// The time. A decision is for the later of the process's own time and the tenant's newest commit.
+    /// The checked time. The decision is dated with the later of the process's own time and the tenant's
+    /// newest commit time.
     pub time: CheckedTime,
     /// The random parts of new keys. [`keys_needed`] returns the number required.
     pub material: &'a [KeyMaterial],
     /// The rows of the ancestor tenants.
     pub ancestry: &'a Ancestry,
-    /// The other policies under which a role set by the command also counts. They belong to descendant
-    /// tenants, and to ancestor tenants whose keys reach down.
+    /// The other policies that apply to a role set by the command: the policies of descendant tenants, and of
+    /// ancestor tenants whose keys reach down.
     pub elsewhere: &'a [Arc<Policy>],
-    /// The successors that this process saw in use. The records of these keys may not show the use yet.
+    /// The successors whose first use this process has seen. Their stored records may not show that use yet.
     pub used: &'a BTreeSet<KeyId>,
 }
 
@@ -72,7 +73,7 @@ pub struct Decision {
     /// The changes to commit, conditional on the loaded revision. Empty if the command changes nothing.
     pub effects: Effects,
     /// The result for the caller once the changes are committed.
-    pub outcome: Outcome,
+    pub outcome: CommandOutcome,
     /// The instant of the decision.
     pub at: Timestamp,
 }
@@ -96,7 +97,7 @@ pub fn keys_needed(command: &Command, policy: &Policy) -> usize {
 ///
 /// # Errors
 ///
-/// [`Denial`] with the reason to refuse the command. Nothing may be written then.
+/// [`Denial`] with the reason to refuse the command. The caller must then write nothing.
 pub fn decide(
     view: &TenantView,
     request: &Request,
@@ -114,7 +115,7 @@ pub fn decide(
 /// A decision in progress: the view after the changes so far, and the changes.
 struct Work<'a> {
     request: &'a Request,
-    /// The caller of the command. It is the application until `run` resolves the caller.
+    /// The caller of the command. A placeholder until `run` resolves the caller.
     caller: Caller,
     author: Author,
     policy: &'a Policy,
@@ -127,7 +128,7 @@ struct Work<'a> {
     time: CheckedTime,
     /// The instant of the decision.
     now: Timestamp,
-    /// The id and the mark of the command that entries are written for.
+    /// The command id and the command mark to write into audit entries.
     command: CommandId,
     mark: [u8; 8],
     view: TenantView,
@@ -172,34 +173,34 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn run(&mut self) -> Result<Outcome, Denial> {
+    fn run(&mut self) -> Result<CommandOutcome, Denial> {
         self.check_reach()?;
-        // This check comes first: a committed command stays committed, even if the actor has lost its
-        // authority since.
+        // Runs before the actor is authorised: a retry of a committed command succeeds even if the actor has
+        // lost its authority since.
         if let Some(outcome) = self.replay()? {
             return Ok(outcome);
         }
         self.caller = self.resolve_caller()?;
         let first = self.applied().next().map(|entry| entry.actor.clone());
-        if let Some(first) = first.filter(|_| self.goes_on()) {
-            // Another key of the same principal may continue the command, so the first author stays the
-            // author.
+        if let Some(first) = first.filter(|_| self.is_unfinished()) {
+            // Another key of the same principal may continue a bulk command. The author of the first commit
+            // remains the author.
             self.author = first;
         }
         self.check_open()?;
         let known = self.view.tenant.as_ref();
         let known = known.is_some_and(TenantRecord::is_provisioned);
         let idle = known && matches!(self.request.command, Command::ProvisionTenant);
-        if !idle && !self.request.command.bears_wrong_time() {
+        if !idle && !self.request.command.is_safe_at_wrong_time() {
             self.check_time()?;
         }
         self.note_counted_uses();
-        let outcome = self.carry_out()?;
-        self.leave_instant();
+        let outcome = self.execute()?;
+        self.record_instant();
         Ok(outcome)
     }
 
-    fn carry_out(&mut self) -> Result<Outcome, Denial> {
+    fn execute(&mut self) -> Result<CommandOutcome, Denial> {
         match &self.request.command {
             Command::ProvisionTenant => self.provision_tenant(),
             Command::ProvisionResource(resource) => self.provision_resource(resource),
@@ -235,9 +236,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Returns the result of a command that was committed before. `None` for a command that was not
-    /// committed, or that is unfinished.
-    fn replay(&self) -> Result<Option<Outcome>, Denial> {
+    /// Returns the result of a command that was committed before. `None` if the command is new or unfinished.
+    fn replay(&self) -> Result<Option<CommandOutcome>, Denial> {
         let applied: Vec<_> = self.applied().collect();
         let Some(first) = applied.first() else {
             return Ok(None);
@@ -251,7 +251,7 @@ impl<'a> Work<'a> {
                 Action::SecretReplaced => entry.key,
                 Action::KeyRotated { successor, .. } => Some(successor),
                 Action::KeyLeaked { revoked, .. } => {
-                    return Ok(Some(Outcome::LeakNoted { revoked }));
+                    return Ok(Some(CommandOutcome::LeakNoted { revoked }));
                 }
                 _ => None,
             };
@@ -260,22 +260,24 @@ impl<'a> Work<'a> {
             }
         }
         Ok(match self.request.command {
-            Command::ProvisionTenant | Command::ProvisionResource(_) => Some(Outcome::Issued {
-                key: None,
-                provisioned: Vec::new(),
-            }),
-            // A command over many keys continues where it stopped. Repeating a step is harmless.
-            ref bulk if bulk.is_bulk() && self.goes_on() => None,
-            ref bulk if bulk.is_bulk() => Some(Outcome::Swept {
+            Command::ProvisionTenant | Command::ProvisionResource(_) => {
+                Some(CommandOutcome::Issued {
+                    key: None,
+                    provisioned: Vec::new(),
+                })
+            }
+            // An unfinished bulk command runs again. Processing a key twice is harmless.
+            ref bulk if bulk.is_bulk() && self.is_unfinished() => None,
+            ref bulk if bulk.is_bulk() => Some(CommandOutcome::Swept {
                 ended: 0,
                 skipped: Vec::new(),
             }),
-            _ => Some(Outcome::Done),
+            _ => Some(CommandOutcome::Done),
         })
     }
 
-    /// Returns whether a command over many keys was committed and is unfinished.
-    fn goes_on(&self) -> bool {
+    /// Returns whether a bulk command has begun and is unfinished.
+    fn is_unfinished(&self) -> bool {
         let id = &self.request.id;
         let author = self.applied().next().map(|first| &first.actor);
         let named = |row: &TenantRecord| {
@@ -283,19 +285,20 @@ impl<'a> Work<'a> {
             sweeps.any(|own| own.command == *id && Some(&own.by) == author)
         };
         match self.request.command {
-            // The application may repeat these commands any number of times, so they count as unfinished.
+            // The application may repeat these commands under one id, so these commands are never finished.
             Command::DisableMany | Command::Purge => self.began(),
-            // A tenant that is not registered has no keys to end, and no row that could list the command.
+            // An unregistered tenant has no row that could list the command, so the command counts as
+            // unfinished. The tenant has no keys to end either.
             _ => self.began() && self.view.tenant.as_ref().is_none_or(named),
         }
     }
 
-    /// Returns the entries that this command wrote before. A command authorised in an ancestor tenant
-    /// continues in a descendant, even if another caller used the command's id there.
+    /// Returns the audit entries from earlier commits of this command. If the command began in an ancestor
+    /// tenant, entries of another command with the same id are ignored.
     fn applied(&self) -> impl Iterator<Item = &AuditEntry> {
-        let goes_on = self.request.continues.is_some();
+        let continues = self.request.continues.is_some();
         self.view.applied.iter().filter(move |entry| {
-            entry.command == self.request.id && (!goes_on || entry.command_mark == self.mark)
+            entry.command == self.request.id && (!continues || entry.command_mark == self.mark)
         })
     }
 
@@ -303,12 +306,12 @@ impl<'a> Work<'a> {
         self.applied().next().is_some()
     }
 
-    /// Returns the instant of the command's first commit, or now if there was none. The command spares keys
-    /// created later.
+    /// Returns the instant of the command's first commit, or now if there was none. The command does not
+    /// affect keys created later.
     fn began_at(&self) -> Timestamp {
-        let landed = self.applied().next().map_or(self.now, |entry| entry.at);
-        // The tenant's time may have been set back since the first commit.
-        landed.min(self.now)
+        let first_commit = self.applied().next().map_or(self.now, |entry| entry.at);
+        // A time repair may have set the tenant's time back since the first commit.
+        first_commit.min(self.now)
     }
 
     fn record(&self, id: KeyId) -> Result<KeyRecord, Denial> {
@@ -338,25 +341,25 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn standing(&self, owner: &Owner) -> OwnerStatus {
-        self.rows().standing(&self.request.tenant, owner)
+    fn owner_status(&self, owner: &Owner) -> OwnerStatus {
+        self.rows().owner_status(&self.request.tenant, owner)
     }
 
-    /// Returns whether a key reaches all that its roles allow now.
+    /// Returns whether a key currently reaches every scope that its roles allow.
     fn is_whole(&self, record: &KeyRecord) -> bool {
-        let standing = self.standing(&record.owner);
-        let roles = reach::roles_of(&record.owner, &record.bound, &standing);
+        let owner_status = self.owner_status(&record.owner);
+        let roles = reach::roles_of(&record.owner, &record.bound, &owner_status);
         let role = RoleReach::of(&roles, self.policy);
         !roles.is_empty() && core_authority::is_whole(&self.scopes_of(record), &role)
     }
 
-    /// Returns the scopes that a key effectively reaches now.
+    /// Returns the current effective scopes of a key.
     fn scopes_of(&self, record: &KeyRecord) -> ScopeSet {
-        let standing = self.standing(&record.owner);
+        let owner_status = self.owner_status(&record.owner);
         let bounds = Bounds::of_record(record);
         let class = self.policy.class(&record.class);
         class.map_or_else(ScopeSet::none, |class| {
-            reach::scopes(bounds, self.policy, class, &standing)
+            reach::scopes(bounds, self.policy, class, &owner_status)
         })
     }
 
@@ -366,7 +369,7 @@ impl<'a> Work<'a> {
         self.material.next().ok_or(Denial::Invalid(missing))
     }
 
-    /// Adds a changed record to the decision, with its stamp and its audit entry.
+    /// Adds a changed record to the decision. Sets the record's stamp and writes an audit entry.
     fn put(&mut self, record: KeyRecord, did: LastAction, action: Action) {
         self.put_with(record, did, action, None);
     }
@@ -439,9 +442,9 @@ fn issued(record: &KeyRecord, reach: ScopeSet, token: Option<super::secret::Secr
     }
 }
 
-/// Returns a mark of actor, tenant and command. Two different marks for one command id reveal that the id was
-/// reused. The mark covers the principal, not the acting key, so that the principal's next key may repeat a
-/// command. No command holds a secret, and neither does the mark.
+/// Returns a hash of principal, tenant and command. Two different hashes under one command id reveal that the
+/// id was reused. The hash leaves out the acting key, so that another key of the same principal may retry the
+/// command. No command contains a secret.
 fn mark_of(request: &Request) -> [u8; 8] {
     let Request {
         id: _,
@@ -458,7 +461,8 @@ fn mark_of(request: &Request) -> [u8; 8] {
     if let Command::RevokeMany { filter, .. } = &mut command
         && let Some(made_by) = &mut filter.made_by
     {
-        // The manager adds the lineage while the command runs, so the mark leaves the lineage out.
+        // The manager adds the lineage only when it runs the command, so the hash must not depend on the
+        // lineage.
         made_by.lineage = None;
     }
     let request = postcard::to_allocvec(&(who, tenant, command)).unwrap_or_default();

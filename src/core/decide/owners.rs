@@ -1,11 +1,12 @@
-//! Changes of owners and tenants. One row narrows or ends every key first. The keys themselves follow.
+//! Commands about owners and tenants. The first commit writes one row, which narrows or ends every affected
+//! key immediately. For a removal or a closing, later commits revoke the keys themselves.
 
 use std::collections::BTreeSet;
 
 use super::Work;
 use crate::core::audit::Action;
 use crate::core::authority::Effect;
-use crate::core::command::{Denial, Outcome};
+use crate::core::command::{CommandOutcome, Denial};
 use crate::core::owner::{OwnerRecord, TenantRecord};
 use crate::core::principal::Owner;
 use crate::core::record::Reason;
@@ -18,18 +19,19 @@ impl Work<'_> {
         &mut self,
         owner: &PrincipalId,
         role: &Role,
-    ) -> Result<Outcome, Denial> {
+    ) -> Result<CommandOutcome, Denial> {
         let known = self.view.owner(owner).cloned();
         let before = known.as_ref().and_then(|row| row.role.clone());
         let narrows = match (&before, &known) {
             (Some(before), _) => self.lowers(before, role),
             (None, Some(_)) => false,
-            // The owner has no row in this tenant yet. A new row counts as narrowing only if its role is
-            // within an ancestor's role, because the ancestor's role may be raised later.
+            // The owner has no row in this tenant yet. A new row narrows only if an ancestor's row has a role
+            // that allows at least as much. Any other role counts as widening, because the ancestor's role
+            // may be raised later.
             (None, None) => {
-                let standing = self.standing(&Owner::Principal(owner.clone()));
-                let mut above = standing.roles.iter();
-                !standing.removed && above.any(|above| self.lowers(above, role))
+                let owner_status = self.owner_status(&Owner::Principal(owner.clone()));
+                let mut above = owner_status.roles.iter();
+                !owner_status.removed && above.any(|above| self.lowers(above, role))
             }
         };
         let effect = match narrows {
@@ -38,29 +40,30 @@ impl Work<'_> {
         };
         self.permit_administrator("change the role of owners", effect)?;
         if before.as_ref() == Some(role) {
-            return Ok(Outcome::Done);
+            return Ok(CommandOutcome::Done);
         }
         if !narrows {
             self.check_time()?;
             self.check_role_within(role)?;
         }
         self.store_role(owner, role, known);
-        Ok(Outcome::Done)
+        Ok(CommandOutcome::Done)
     }
 
-    /// Stores the role that the application states for an owner who has a role in this tenant.
+    /// Stores the role that the application states for an owner. Does nothing if the owner has no role in
+    /// this tenant.
     pub(super) fn sync_owner_role(
         &mut self,
         owner: &PrincipalId,
         role: &Role,
-    ) -> Result<Outcome, Denial> {
+    ) -> Result<CommandOutcome, Denial> {
         self.permit_application("sync roles")?;
         let known = self.view.owner(owner).cloned();
         let stored = known.as_ref().and_then(|row| row.role.as_ref());
         if stored.is_some_and(|stored| stored != role) {
             self.store_role(owner, role, known);
         }
-        Ok(Outcome::Done)
+        Ok(CommandOutcome::Done)
     }
 
     fn store_role(&mut self, owner: &PrincipalId, role: &Role, known: Option<OwnerRecord>) {
@@ -69,7 +72,8 @@ impl Work<'_> {
         let raised_from_now = raised_from.get_or_insert_default();
         let raises = |before: &&Role| !self.lowers(before, role);
         if let Some(before) = before.as_ref().filter(raises) {
-            // If `raised_from` contains a role within the former role, that role limits as much.
+            // Skips the former role if `raised_from` already has a role that allows no more than the former
+            // role.
             if !raised_from_now
                 .iter()
                 .any(|lower| self.lowers(before, lower))
@@ -100,15 +104,15 @@ impl Work<'_> {
         );
     }
 
-    pub(super) fn remove_owner(&mut self, owner: &PrincipalId) -> Result<Outcome, Denial> {
+    pub(super) fn remove_owner(&mut self, owner: &PrincipalId) -> Result<CommandOutcome, Denial> {
         self.permit_administrator("remove owners", Effect::Narrows)?;
         let removal = |entry: &&crate::core::audit::AuditEntry| {
             matches!(entry.action, Action::OwnerRemoved { .. })
         };
-        let landed = self.applied().find(removal).map(|entry| entry.at);
-        // A repeated command applies only to keys that existed when it first committed. An owner who was
-        // restored since then keeps newer keys.
-        let removed_at = match landed {
+        let first_removal = self.applied().find(removal).map(|entry| entry.at);
+        // A retry applies only to keys that existed at the first commit of the command. If the owner was
+        // restored since, newer keys keep working.
+        let removed_at = match first_removal {
             Some(removed_at) => removed_at,
             None => {
                 let known = self.view.owner(owner);
@@ -117,8 +121,8 @@ impl Work<'_> {
                     tenant: self.request.tenant.clone(),
                     owner: owner.clone(),
                     role: None,
-                    // If the owner was removed before, the instant of that removal stays, and this command
-                    // ends the remaining keys.
+                    // If the owner is already removed, the instant of that removal is kept. This command then
+                    // only revokes the remaining keys.
                     removed_at: removed.and_then(|row| row.removed_at).or(Some(self.now)),
                     raised_from: BTreeSet::new(),
                     updated: self.stamp(),
@@ -145,7 +149,7 @@ impl Work<'_> {
         Ok(outcome)
     }
 
-    pub(super) fn close_tenant(&mut self) -> Result<Outcome, Denial> {
+    pub(super) fn close_tenant(&mut self) -> Result<CommandOutcome, Denial> {
         self.permit_administrator("close tenants", Effect::Narrows)?;
         let known = self.view.tenant.clone();
         if known.as_ref().is_none_or(|row| row.closed.is_none()) {

@@ -1,8 +1,8 @@
-//! Rotation: replacing a live key while its predecessor drains.
+//! Rotation: creates a successor for a key, while the old key keeps working for a grace period.
 //!
-//! A retiring key is not active, so rotation succeeds at the cap. A rotation never moves the old key's end to
-//! a later instant (trap 7), and a cancelled rotation restores exactly that end. A rotated key always ends: a
-//! key that waits for a first use has a latest end.
+//! A retiring key does not count towards the cap, so a rotation succeeds at the cap. A rotation never extends
+//! the old key's expiry (trap 7). Cancelling a rotation restores the old key's expiry, unless the key is
+//! compromised. Every rotated key ends: an old key that waits for its successor's first use has a latest end.
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use crate::core::actor::Actor;
 use crate::core::audit::Action;
 use crate::core::authority::{Effect, earlier};
 use crate::core::command::{
-    Command, Denial, Expiry, Outcome, Recipient, Request, RotateKey, RotationMode,
+    Command, CommandOutcome, Denial, Expiry, Recipient, Request, RotateKey, RotationMode,
 };
 use crate::core::hole;
 use crate::core::id::KeyId;
 use crate::core::invalid::{Invalid, Problem};
 use crate::core::policy::{Access, KeyClass, Rotation, SelfRotation};
 use crate::core::principal::Author;
-use crate::core::reach::{self, Reach};
+use crate::core::reach::{self, EffectiveReach};
 use crate::core::record::{
     Credential, KeyFacts, KeyRecord, KeyState, LastAction, Predecessor, Reason, RotationReason,
     Succession,
@@ -29,7 +29,7 @@ use crate::core::text::CommandId;
 use crate::core::time::Timestamp;
 
 impl<'a> Work<'a> {
-    pub(super) fn rotate(&mut self, id: KeyId, how: &RotateKey) -> Result<Outcome, Denial> {
+    pub(super) fn rotate(&mut self, id: KeyId, how: &RotateKey) -> Result<CommandOutcome, Denial> {
         let record = self.record(id)?;
         let class = self.rotated_class(&record, Effect::Widens)?;
         let by_itself = self.rotates_itself(&record, class)?;
@@ -45,8 +45,8 @@ impl<'a> Work<'a> {
             return Err(Denial::SelfRotation { reason });
         }
         match self.check_usable(&record) {
-            // A recovery may have disabled the legacy key. A successor is then the way to continue, and the
-            // old key stays disabled.
+            // A recovery may have disabled the legacy key. Rotation is still allowed, so that a successor can
+            // replace the key. The old key stays disabled.
             Err(Denial::Disabled) if record.legacy => {}
             usable => usable?,
         }
@@ -65,9 +65,9 @@ impl<'a> Work<'a> {
         if by_itself {
             new.expires_at = self.end_of_self_rotated(&old, class, new.expires_at)?;
         }
-        // The successor has the old key's reach, but an end of its own.
+        // The successor has the old key's reach, except for the expiry.
         let since = old.lineage.since;
-        let mut reach = Reach {
+        let mut reach = EffectiveReach {
             until: new.expires_at,
             renewable_until: reach::renewable_until(class, new.expires_at, since),
             ..self.reach_of(&old)?
@@ -87,7 +87,7 @@ impl<'a> Work<'a> {
             grace_from_first_use: None,
         });
         self.retire(&mut old, mode);
-        // A second rotation gives a compromised key no more time than the first one.
+        // A second rotation must not give a compromised key more time than the first rotation.
         old.expires_at = earlier(old.expires_at, latest);
         let until = self.end_of(&old);
         let name = old.class.clone();
@@ -103,14 +103,14 @@ impl<'a> Work<'a> {
         };
         let successor = self.issue(new, token, created);
         self.check_not_raised(&name, before)?;
-        Ok(Outcome::Rotated {
+        Ok(CommandOutcome::Rotated {
             successor,
             predecessor: id,
             until,
         })
     }
 
-    pub(super) fn finish_rotation(&mut self, id: KeyId) -> Result<Outcome, Denial> {
+    pub(super) fn finish_rotation(&mut self, id: KeyId) -> Result<CommandOutcome, Denial> {
         let old = self.record(id)?;
         let class = self.rotated_class(&old, Effect::Narrows)?;
         self.permit_rotation(&old, class, Effect::Narrows)?;
@@ -120,10 +120,10 @@ impl<'a> Work<'a> {
         if old.is_live(self.alive_at()) {
             self.end(old, Reason::Rotated);
         }
-        Ok(Outcome::Done)
+        Ok(CommandOutcome::Done)
     }
 
-    pub(super) fn cancel_rotation(&mut self, id: KeyId) -> Result<Outcome, Denial> {
+    pub(super) fn cancel_rotation(&mut self, id: KeyId) -> Result<CommandOutcome, Denial> {
         let mut old = self.record(id)?;
         let class = self.rotated_class(&old, Effect::Widens)?;
         self.permit_rotation(&old, class, Effect::Widens)?;
@@ -133,7 +133,7 @@ impl<'a> Work<'a> {
         };
         self.check_live(&old)?;
         let before = self.active();
-        // A compromised key gets no more time when its rotation is cancelled.
+        // Cancelling its rotation must not give a compromised key more time.
         old.expires_at = match compromised {
             true => earlier(succession.own_expiry, old.expires_at),
             false => succession.own_expiry,
@@ -159,20 +159,20 @@ impl<'a> Work<'a> {
         let class = old.class.clone();
         self.restore(old, succession.successor);
         self.check_not_raised(&class, before)?;
-        Ok(Outcome::Done)
+        Ok(CommandOutcome::Done)
     }
 
-    pub(super) fn note_first_use(&mut self, id: KeyId) -> Result<Outcome, Denial> {
+    pub(super) fn note_first_use(&mut self, id: KeyId) -> Result<CommandOutcome, Denial> {
         self.permit_application("note a first use")?;
         let successor = self.record(id)?;
         self.note_use_of(successor);
-        Ok(Outcome::Done)
+        Ok(CommandOutcome::Done)
     }
 
-    /// Records the first uses that this process counted of the loaded keys, before the decision, so that a
-    /// used successor does not end as an unused one.
+    /// Records the first uses of loaded keys that this process counted but has not stored yet. Runs before
+    /// the command, so that the command never treats a used successor as unused.
     pub(super) fn note_counted_uses(&mut self) {
-        // The waiting old key must be loaded too. Otherwise its grace would not begin.
+        // The old key must be loaded too. Otherwise the old key's grace period would not begin.
         let waits = |record: &&KeyRecord| {
             let before = record.predecessor.as_ref();
             before.is_some_and(|old| self.view.knows(old.key))
@@ -181,8 +181,8 @@ impl<'a> Work<'a> {
         let counted = counted.filter(|record| self.used.contains(&record.id));
         let counted: Vec<_> = counted.filter(waits).cloned().collect();
         for successor in counted {
-            // The application is the author of this command, so that nothing in it counts as done by the
-            // caller.
+            // Writes these changes as a separate command of the application, so that the audit trail does not
+            // attribute them to the caller.
             let key = successor.id;
             let Ok(id) = CommandId::new(format!("first-use:{key}")) else {
                 continue;
@@ -201,7 +201,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Records the first use of a successor, and begins the grace of the waiting old key.
+    /// Records the first use of a successor. If the old key waits for this use, its grace period begins.
     fn note_use_of(&mut self, mut successor: KeyRecord) {
         let id = successor.id;
         let unused = |link: &&mut Predecessor| link.first_used_at.is_none();
@@ -214,7 +214,7 @@ impl<'a> Work<'a> {
         self.begin_grace(old, id);
     }
 
-    /// Begins the grace of `old`, if it waits for the first use of `successor`.
+    /// Begins the grace period of `old`, if `old` waits for the first use of `successor`.
     fn begin_grace(&mut self, old: KeyId, successor: KeyId) {
         let old = self.view.record(old).cloned();
         let Some(mut old) = old.filter(|old| old.is_live(self.alive_at())) else {
@@ -231,8 +231,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Restores the old key of a rotation if its successor ends before anyone used it. A compromised key is
-    /// not restored: another process may have counted a use that is not recorded yet.
+    /// Restores the old key of a rotation if its successor ends unused. A compromised key is not restored,
+    /// because another process may have counted a use of the successor that is not recorded yet.
     pub(super) fn release_predecessor(&mut self, ending: &KeyRecord) {
         let link = ending
             .predecessor
@@ -246,7 +246,7 @@ impl<'a> Work<'a> {
         let old = link
             .and_then(|link| self.view.record(link.key))
             .filter(|old| waits(old) && old.is_live(self.now) && !is_compromised(old))
-            // No key gets more time while the time is in doubt.
+            // No key gets more time while the clocks disagree.
             .filter(|_| self.check_time().is_ok());
         if let Some(mut old) = old.cloned() {
             old.expires_at = old.succession.take().and_then(|own| own.own_expiry);
@@ -254,10 +254,9 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Begins the grace of the old key that waits for the first use of `rotated`. The rotation of `rotated`
-    /// shows that a client has `rotated`. Otherwise the old key would still wait after the grace of `rotated`
-    /// had passed without a use. The old key would then live beside all later keys and break the bound on
-    /// live keys.
+    /// Begins the grace period of the key that waits for the first use of `rotated`. The rotation shows that
+    /// a client has `rotated`. Without this, the older key could keep waiting after `rotated` has ended, and
+    /// too many keys could be live.
     fn begin_grace_before(&mut self, rotated: &KeyRecord) {
         if let Some(link) = &rotated.predecessor {
             self.begin_grace(link.key, rotated.id);
@@ -269,7 +268,7 @@ impl<'a> Work<'a> {
         self.put(old, LastAction::RotationCancelled, action);
     }
 
-    /// Refuses a caller that may not rotate the key. Returns the default grace.
+    /// Checks that the caller may rotate the key. Returns the default grace period of the key's class.
     fn permit_rotation(
         &self,
         record: &KeyRecord,
@@ -288,8 +287,8 @@ impl<'a> Work<'a> {
         })
     }
 
-    /// Returns the class of the key to rotate. Only callers that may rotate keys learn that the class does
-    /// not exist.
+    /// Returns the class of the key to rotate. Only administrators learn that the policy no longer has the
+    /// class.
     fn rotated_class(&self, record: &KeyRecord, effect: Effect) -> Result<&'a KeyClass, Denial> {
         match self.policy.class(&record.class) {
             Some(class) => Ok(class),
@@ -297,8 +296,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Returns whether the acting key created `record` by rotating itself. The acting key may then ask for
-    /// the secret again, because the response with the secret was lost.
+    /// Returns whether the acting key created `record` by rotating itself. If the response with the
+    /// successor's secret was lost, the acting key may replace that secret.
     pub(super) fn made_by_itself(&self, record: &KeyRecord) -> bool {
         let acting = self.caller.limits().and_then(|limits| limits.key.as_ref());
         let before = record.predecessor.as_ref().map(|old| old.key);
@@ -308,14 +307,14 @@ impl<'a> Work<'a> {
             && acting.is_some_and(|key| before == Some(key.id))
     }
 
-    /// Adjusts a successor's reach for the comparison with the key that rotates itself. The ends become those
-    /// of the acting key, because the class decides the successor's end. The scopes become those that
-    /// `record` reaches now, because today's roles limit the successor.
-    fn as_own_successor(&self, reach: Reach, record: &KeyRecord) -> Reach {
+    /// Adjusts a successor's reach before it is compared with the reach of the key that rotates itself. Uses
+    /// the expiry times of the acting key, because the class decides the successor's expiry. Uses the current
+    /// scopes of `record`, because the current roles limit the successor.
+    fn as_own_successor(&self, reach: EffectiveReach, record: &KeyRecord) -> EffectiveReach {
         let Some(limits) = self.caller.limits() else {
             return reach;
         };
-        Reach {
+        EffectiveReach {
             until: limits.reach.until,
             renewable_until: limits.reach.renewable_until,
             scopes: self.scopes_of(record),
@@ -323,8 +322,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Refuses to return a successor's secret to the old key if the successor exceeds the old key's present
-    /// reach. The successor may end later than the old key, as far as self-rotation allows.
+    /// Refuses to give a successor's secret to the old key if the successor reaches more than the old key
+    /// does now. The successor may expire later than the old key, as far as self-rotation allows.
     pub(super) fn check_own_successor_within(&self, successor: &KeyRecord) -> Result<(), Denial> {
         let class = self.class_of(successor)?;
         let reach = self.reach_of(successor)?;
@@ -340,8 +339,9 @@ impl<'a> Work<'a> {
         self.caller.check_within(&reach)
     }
 
-    /// Returns whether the acting key rotates itself, which its class must allow. A key never rotates another
-    /// key of its own chain: otherwise the holder of an old key could take over from the successor.
+    /// Returns whether the acting key rotates itself. Refuses self-rotation if the class does not allow it.
+    /// Also refuses to rotate another key of the same chain: otherwise the holder of an old key could replace
+    /// the successor.
     fn rotates_itself(&self, record: &KeyRecord, class: &KeyClass) -> Result<bool, Denial> {
         let acting = self.caller.limits().and_then(|limits| limits.key.as_ref());
         let Some(acting) = acting.filter(|key| key.lineage.first == record.lineage.first) else {
@@ -359,8 +359,8 @@ impl<'a> Work<'a> {
         Err(Denial::SelfRotation { reason })
     }
 
-    /// Returns the successor's end for a key that rotates itself. `end` is the successor's end in any other
-    /// rotation.
+    /// Returns the expiry of the successor of a key that rotates itself. `end` is the expiry that any other
+    /// rotation would give the successor.
     fn end_of_self_rotated(
         &self,
         old: &KeyRecord,
@@ -385,8 +385,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Cancels the rotation of `record` if the old key waits for the first use of its successor. Any other
-    /// rotation must be finished first.
+    /// Cancels an `OnFirstUse` rotation of `record` if its successor is unused. Any other rotation must be
+    /// finished before the next one.
     fn without_unused_successor(&mut self, record: KeyRecord) -> Result<KeyRecord, Denial> {
         let Some(succession) = &record.succession else {
             return Ok(record);
@@ -407,23 +407,22 @@ impl<'a> Work<'a> {
         self.end(unused, Reason::RotationCancelled);
         let mut old = self.record(record.id)?;
         old.legacy = legacy;
-        // If the unused successor had expired, its end did not restore the old key, so the old key is
-        // restored here.
+        // `end` does not restore the old key if it is compromised, or if the successor was already revoked.
         if let Some(succession) = old.succession.take() {
             old.expires_at = succession.own_expiry;
         }
         Ok(old)
     }
 
-    /// Returns the successor of `old` and its token. The successor inherits the old key's settings and length
-    /// of life, but not the old key's end.
+    /// Returns the successor of `old` and its token. The successor inherits the old key's settings. Its
+    /// lifetime is as long as the old key's, but counts from now.
     fn successor_of(
         &mut self,
         old: &KeyRecord,
         class: &KeyClass,
         recipient: Option<&Recipient>,
     ) -> Result<(KeyRecord, Option<Secret>), Denial> {
-        // A rotation never raises: the bound of the old key applies to the new key too.
+        // A rotation never widens: the roles in the old key's `bound` limit the successor too.
         let received = self.bound_at_receipt(&old.owner, recipient)?;
         let lifetime = old.expires_at.map(|end| end.since(old.created.at));
         let lifetime = match (lifetime, class.lifetime.max) {
@@ -444,7 +443,7 @@ impl<'a> Work<'a> {
         let record = KeyRecord {
             facts: KeyFacts {
                 id,
-                visibility: class.visibility,
+                key_type: class.key_type,
                 environment,
                 bound: old.bound.iter().cloned().chain(received).collect(),
                 exposed_at: None,
@@ -469,7 +468,8 @@ impl<'a> Work<'a> {
         Ok((record, token))
     }
 
-    /// Sets the old key's end, never later than the end that the key already has.
+    /// Sets the old key's expiry, never later than the key's existing expiry. A grace period of zero revokes
+    /// the key.
     fn retire(&self, old: &mut KeyRecord, mode: Retirement) {
         let wait = match mode {
             Retirement::After(grace) if grace.is_zero() => {
@@ -492,14 +492,14 @@ impl<'a> Work<'a> {
         old.expires_at = Some(old.expires_at.map_or(end, |own| own.min(end)));
     }
 
-    /// Returns the latest end of a rotated key.
+    /// Returns the latest instant at which a rotated key ends.
     fn end_of(&self, old: &KeyRecord) -> Timestamp {
         let end = old.expires_at.filter(|_| old.is_live(self.alive_at()));
         end.unwrap_or(self.now)
     }
 }
 
-/// Returns the latest end of the successor of a key that rotates itself. `None` for never.
+/// Returns the latest expiry of the successor of a key that rotates itself. `None` for no limit.
 fn latest_of_self_rotated(old: &KeyRecord, class: &KeyClass) -> Option<Timestamp> {
     match class.self_rotation {
         SelfRotation::Renews { .. } if hole::is_open("keys renew themselves for ever") => None,
@@ -514,7 +514,7 @@ fn is_compromised(record: &KeyRecord) -> bool {
     record.exposed_at.is_some() || reason == Some(RotationReason::Compromise)
 }
 
-/// The end of the old key of a rotation.
+/// The time at which a rotation ends the old key.
 #[derive(Clone, Copy)]
 pub(super) enum Retirement {
     After(Duration),
@@ -526,7 +526,8 @@ pub(super) enum Retirement {
 }
 
 impl RotateKey {
-    /// Resolves the mode with the policy's `grace` and `wait`. A compromised key has no default wait.
+    /// Resolves the rotation mode. `grace` and `wait` are the policy's defaults. A compromised key has no
+    /// default wait.
     fn resolved(
         &self,
         grace: Duration,

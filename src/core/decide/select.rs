@@ -1,5 +1,6 @@
-//! The part of the store that a decision needs.
+//! Selects the rows that a decision needs from the store.
 
+use crate::core::audit::AuditEntry;
 use crate::core::command::{Command, ImportKey, NewOwner, Request};
 use crate::core::id::KeyId;
 use crate::core::policy::{ActiveKeyCap, Policy};
@@ -7,7 +8,7 @@ use crate::core::text::PrincipalId;
 use crate::core::time::Timestamp;
 use crate::core::view::{LoadRequest, TenantView};
 
-/// Returns the selection of the tenant's rows that the decision on `request` needs.
+/// Returns a load request for the tenant's rows that the decision on `request` needs.
 #[must_use]
 pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> LoadRequest {
     let mut select = LoadRequest {
@@ -16,7 +17,7 @@ pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> LoadRequest
     };
     select.keys.extend(request.command.key());
     select.keys.extend(&request.sweep.keys);
-    // The decision also depends on the actor's own row.
+    // The decision also depends on the owner row of the actor itself.
     select.owners.extend(request.actor.principal().cloned());
     if *request.actor.tenant() == request.tenant {
         select.keys.extend(request.actor.key_id());
@@ -37,8 +38,8 @@ pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> LoadRequest
     select
 }
 
-/// Returns the keys that are linked to loaded keys and not loaded yet. The caller loads these keys too, and
-/// repeats the call until the result is empty.
+/// Returns the keys that are not loaded yet and that either are linked to loaded keys, or were changed by an
+/// earlier attempt. The caller loads these keys too, and calls again until the result is empty.
 #[must_use]
 pub fn links(view: &TenantView, request: &Request) -> Vec<KeyId> {
     let swept: &[KeyId] = match &request.command {
@@ -48,15 +49,31 @@ pub fn links(view: &TenantView, request: &Request) -> Vec<KeyId> {
         _ => &[],
     };
     let asked = swept.iter().copied().chain(request.command.key());
-    let tied = asked.filter_map(|id| view.record(id)).flat_map(|record| {
+    let linked = asked.filter_map(|id| view.record(id)).flat_map(|record| {
         let before = record.predecessor.as_ref().map(|old| old.key);
         let after = record.succession.as_ref().map(|new| new.successor);
         before.into_iter().chain(after)
     });
-    tied.filter(|id| !view.knows(*id)).collect()
+    linked
+        .chain(changed_before(view, request))
+        .filter(|id| !view.knows(*id))
+        .collect()
 }
 
-/// Returns the owner that the command names beside the actor, if it names one.
+/// Returns the keys that this command has changed already, in a commit whose reply was lost or on another node.
+/// Their rows may no longer name each other: a cancelled rotation leaves no link to the successor.
+fn changed_before<'a>(
+    view: &'a TenantView,
+    request: &'a Request,
+) -> impl Iterator<Item = KeyId> + 'a {
+    let own = |entry: &&AuditEntry| entry.command == request.id && !request.command.is_bulk();
+    view.applied
+        .iter()
+        .filter(own)
+        .filter_map(|entry| entry.key)
+}
+
+/// Returns the owner that the command names, if the command names an owner.
 fn owner_named(command: &Command) -> Option<PrincipalId> {
     match command {
         Command::Create(key) | Command::Import(ImportKey { key, .. }) => match &key.owner {

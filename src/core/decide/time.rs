@@ -1,15 +1,15 @@
-//! Commands while the time is in doubt, and the repair of a tenant's time.
+//! Checks for commands while clocks disagree, and the repair of a tenant's newest commit time.
 
 use super::Work;
 use crate::core::audit::Action;
-use crate::core::command::{Denial, Outcome};
+use crate::core::command::{CommandOutcome, Denial};
 use crate::core::owner::{TenantRecord, TimeRepair};
 use crate::core::record::KeyRecord;
 use crate::core::time::Timestamp;
 use crate::core::view::Effects;
 
 impl Work<'_> {
-    /// Refuses commands that issue or prolong keys while the time is in doubt.
+    /// Refuses the command if clocks disagree, or if the newest commit of a tenant lies in the future.
     pub(super) fn check_time(&self) -> Result<(), Denial> {
         let own = self.time.own;
         if let Some(reference) = self.time.reference {
@@ -28,8 +28,8 @@ impl Work<'_> {
         }
     }
 
-    /// Returns the instant at which a decision judges whether keys are live. While the time is in doubt this
-    /// is the earliest possible instant, so that a key that expired only by a wrong clock can still be
+    /// Returns the instant for checking whether keys are live. While the clocks disagree, this is the
+    /// earliest plausible time. A key that has expired only according to a wrong clock can then still be
     /// narrowed.
     pub(super) fn alive_at(&self) -> Timestamp {
         match self.is_doubtful() || self.time.is_ahead(self.now) {
@@ -38,8 +38,8 @@ impl Work<'_> {
         }
     }
 
-    /// Returns the instant at which the caller's credential must still be valid. An acting key from an
-    /// ancestor tenant is judged by the newest commit of the key's own tenant.
+    /// Returns the instant at which the caller's credential must still be valid. For an acting key, the
+    /// newest commit of the key's own tenant counts, which may be an ancestor.
     pub(super) fn caller_alive_at(&self) -> Timestamp {
         let home = self.request.actor.tenant();
         let floor = match *home == self.request.tenant {
@@ -54,8 +54,8 @@ impl Work<'_> {
         }
     }
 
-    /// Returns a test for keys that were created after `began`. A key whose creation lies in the future does
-    /// not count: a wrong clock dated it.
+    /// Returns a predicate for keys that were created after `began`. Excludes keys with a creation time in
+    /// the future, which a wrong clock must have set.
     pub(super) fn came_later(&self, began: Timestamp) -> impl Fn(&KeyRecord) -> bool + use<> {
         // Two clocks may each be wrong by the allowance.
         let possible = self.time.best().saturating_add(self.time.allowance * 2);
@@ -66,18 +66,19 @@ impl Work<'_> {
         self.time.reference.is_some() || self.time.held < self.time.own
     }
 
-    pub(super) fn repair_time(&mut self) -> Result<Outcome, Denial> {
+    pub(super) fn repair_time(&mut self) -> Result<CommandOutcome, Denial> {
         self.permit_application("repair the time of a tenant")?;
         let to = self.now;
         let Some(newest) = self.view.decided_at else {
             return Err(Denial::TenantNotFound);
         };
         let Some(from) = Some(newest).filter(|from| *from > to) else {
-            return Ok(Outcome::Done);
+            return Ok(CommandOutcome::Done);
         };
         let through = self.view.revision;
         let mut row = self.tenant_row();
-        // Unfinished bulk commands then apply to the keys that exist now.
+        // A bulk command that a wrong clock dated in the future now starts at the repaired time, so it does
+        // not affect newer keys.
         (row.sweeps.iter_mut()).for_each(|own| own.began_at = own.began_at.min(to));
         self.change(Effects {
             tenant: Some(TenantRecord {
@@ -87,12 +88,12 @@ impl Work<'_> {
             ..Effects::default()
         });
         self.log(Action::TimeRepaired { from, to }, None);
-        Ok(Outcome::TimeRepaired { from, to })
+        Ok(CommandOutcome::TimeRepaired { from, to })
     }
 
-    /// Stores the instant of the decision in a row that is never removed, so that every reader of the rows
-    /// knows the tenant's newest instant. A tombstone has no instant and is removed one day.
-    pub(super) fn leave_instant(&mut self) {
+    /// Stores the instant of the decision in the tenant's row, if no other written row has it. Readers derive
+    /// the tenant's newest commit time from the rows. A tombstone cannot hold the instant.
+    pub(super) fn record_instant(&mut self) {
         let Effects {
             puts,
             removes: _,

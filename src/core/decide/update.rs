@@ -1,19 +1,23 @@
-//! Updates of a key's fields, and the renewal of its digest under another pepper.
+//! Commands that update a key's fields, or replace its digest by a digest under another pepper.
 
 use super::Work;
 use super::issue::check_ceiling;
 use crate::core::audit::{Action, FieldChange};
 use crate::core::authority::Effect;
-use crate::core::command::{Denial, Outcome, UpdateKey};
+use crate::core::command::{CommandOutcome, Denial, UpdateKey};
 use crate::core::hole;
 use crate::core::id::KeyId;
-use crate::core::reach::Reach;
+use crate::core::reach::EffectiveReach;
 use crate::core::record::{Credential, KeyRecord, LastAction};
 use crate::core::secret::Digest;
 use crate::core::text::PepperId;
 
 impl Work<'_> {
-    pub(super) fn update(&mut self, id: KeyId, change: &UpdateKey) -> Result<Outcome, Denial> {
+    pub(super) fn update(
+        &mut self,
+        id: KeyId,
+        change: &UpdateKey,
+    ) -> Result<CommandOutcome, Denial> {
         let before = self.record(id)?;
         let (action, narrows) = ("update keys", Effect::Narrows);
         let class = self.permit_class(&before, |class| &class.update, action, narrows)?;
@@ -38,7 +42,7 @@ impl Work<'_> {
         after.facts.allowlist = allowlist.unwrap_or(after.facts.allowlist);
         if let Some(expiry) = expiry {
             if let Some(succession) = &before.succession {
-                // The rotation sets the old key's end; a later end would extend its life.
+                // The rotation determines when this key ends. An update must not extend that time.
                 return Err(Denial::BeingRotated {
                     successor: succession.successor,
                 });
@@ -48,7 +52,8 @@ impl Work<'_> {
         let narrowed =
             !after.scopes.contains(&before.scopes) || after.allowlist != before.allowlist;
         if before.legacy && narrowed {
-            // Without scopes or without a network the legacy key would be as good as disabled.
+            // Removing scopes or networks could make the legacy key useless, which would have the effect of
+            // disabling it.
             return Err(Denial::LegacyKey { action: "narrowed" });
         }
         let shortened = match (after.expires_at, before.expires_at) {
@@ -72,18 +77,18 @@ impl Work<'_> {
             self.check_time()?;
             self.permit(&class.update, Some(&before), action, Effect::Widens)?;
             let reach = self.reach_of(&after)?;
-            // Scopes that the reach does not allow today are denied, not kept for later.
+            // Compares the requested scopes, even if roles narrow them today: the roles may be raised later.
             let scopes = match more_scopes {
                 true => after.scopes.clone(),
                 false => reach.scopes.clone(),
             };
-            let mut reach = Reach { scopes, ..reach };
+            let mut reach = EffectiveReach { scopes, ..reach };
             if let Some(limits) = self.caller.limits().filter(|_| hole::is_open("update")) {
                 reach.role = limits.reach.role.clone();
             }
             self.caller.check_within(&reach)?;
-            // The caller may hold the secret of the key that it widens. From now on the caller's bounds limit
-            // the key too.
+            // The caller may have the secret of the widened key. From now on, the caller's roles limit the
+            // key too.
             let received = self.bound_at_receipt(&after.owner, None)?;
             let received = received.into_iter();
             let received = received.filter(|_| !hole::is_open("update"));
@@ -96,7 +101,7 @@ impl Work<'_> {
         if !changes.is_empty() {
             self.put(after, LastAction::Updated, Action::KeyUpdated { changes });
         }
-        Ok(Outcome::Done)
+        Ok(CommandOutcome::Done)
     }
 
     pub(super) fn redigest(
@@ -105,7 +110,7 @@ impl Work<'_> {
         from: &PepperId,
         to: &PepperId,
         (replaces, digest): (Digest, Digest),
-    ) -> Result<Outcome, Denial> {
+    ) -> Result<CommandOutcome, Denial> {
         self.permit_application("renew digests")?;
         let mut record = self.record(id)?;
         self.check_usable(&record)?;
@@ -114,7 +119,7 @@ impl Work<'_> {
             Credential::Imported { .. } => return Err(Denial::Imported),
         };
         if under == *to {
-            return Ok(Outcome::Done);
+            return Ok(CommandOutcome::Done);
         }
         if under != *from || stands != replaces || *to != *self.peppers.current().id() {
             return Err(Denial::StaleRedigest { pepper: to.clone() });
@@ -125,7 +130,7 @@ impl Work<'_> {
         };
         let action = Action::KeyRedigested { pepper: to.clone() };
         self.put(record, LastAction::Redigested, action);
-        Ok(Outcome::Done)
+        Ok(CommandOutcome::Done)
     }
 }
 

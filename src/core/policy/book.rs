@@ -7,12 +7,12 @@ use std::time::Duration;
 use super::{Policy, TenantReach};
 use crate::core::tenant::TenantId;
 
-/// The policies of all tenants: a default, and policies of single tenants and their descendants.
+/// The policies of all tenants: a default, and other policies for single tenants with their descendants.
 #[derive(Clone, Debug)]
 pub struct Policies {
     default: Arc<Policy>,
     tenants: BTreeMap<TenantId, Arc<Policy>>,
-    /// The shortest staleness bound of all policies, except zero.
+    /// The shortest non-zero staleness bound of all policies.
     shortest_bound: Option<Duration>,
 }
 
@@ -27,25 +27,25 @@ impl Policies {
         }
     }
 
-    /// Sets another policy for `tenant` and its descendants.
+    /// Sets a different policy for `tenant` and its descendants.
     #[must_use]
     pub fn with_tenant(mut self, tenant: TenantId, policy: Policy) -> Self {
-        // If `policy` replaces a policy with a shorter bound, the shorter bound stays. Confirming more often
+        // If `policy` replaces a policy with a shorter bound, the shorter bound stays. Syncing more often
         // than necessary is harmless.
         self.shortest_bound = self.shortest_bound.into_iter().chain(policy.bounds()).min();
         self.tenants.insert(tenant, Arc::new(policy));
         self
     }
 
-    /// Returns the shortest staleness bound of any class, except zero; `None` if all bounds are zero. A node
-    /// that confirms more often than this bound is fresh for every class with a bound above zero.
+    /// Returns the shortest non-zero staleness bound of any class; `None` if all bounds are zero. A node that
+    /// syncs more often than this bound is fresh for every class with a non-zero bound.
     #[must_use]
     pub const fn shortest_bound(&self) -> Option<Duration> {
         self.shortest_bound
     }
 
-    /// Returns the other policies under which a role of `tenant` matters: the policies of its descendants,
-    /// and the policies of ancestors whose keys reach descendants.
+    /// Returns the other policies in which a role of `tenant` matters: those of its descendants, and those of
+    /// ancestors whose keys reach descendants.
     pub(crate) fn elsewhere(&self, tenant: &TenantId) -> Vec<Arc<Policy>> {
         let below = self.tenants.iter();
         let below = below.filter(|(other, _)| *other != tenant && tenant.contains(other));
@@ -69,15 +69,15 @@ impl Policies {
         self.tenants.is_empty()
     }
 
-    /// Returns the longest time for which any key may be accepted without a confirmation.
+    /// Returns the longest time for which a node may accept any key without a sync.
     pub(crate) fn longest_bound(&self) -> Duration {
         let all = self.tenants.values().chain([&self.default]);
         let bounds = all.map(|policy| policy.longest_bound().max(policy.spec().propagation.bound));
         bounds.max().unwrap_or_default()
     }
 
-    /// Returns the longest time for which any key of `tenant` or of a descendant may be accepted without a
-    /// confirmation.
+    /// Returns the longest time for which a node may accept any key of `tenant` or of a descendant without a
+    /// sync.
     pub(crate) fn longest_bound_at(&self, tenant: &TenantId) -> Duration {
         let below = self
             .tenants
@@ -89,14 +89,14 @@ impl Policies {
             .unwrap_or_default()
     }
 
-    /// Returns the policy of `tenant`: its own, or else that of the nearest ancestor that has one.
+    /// Returns the policy of `tenant`: its own, or that of the nearest ancestor that has one, or the default.
     #[must_use]
     pub fn of(&self, tenant: &TenantId) -> &Arc<Policy> {
-        self.of_whose(|| tenant)
+        self.of_lazy(|| tenant)
     }
 
     /// Returns the policy of a tenant. Calls `tenant` only if some tenant has a policy of its own.
-    pub(crate) fn of_whose<'a>(&self, tenant: impl FnOnce() -> &'a TenantId) -> &Arc<Policy> {
+    pub(crate) fn of_lazy<'a>(&self, tenant: impl FnOnce() -> &'a TenantId) -> &Arc<Policy> {
         if self.tenants.is_empty() {
             return &self.default;
         }

@@ -1,4 +1,4 @@
-//! Classes of keys: their prefixes, their lifetimes, and the access to them.
+//! Classes of keys: their prefixes, their lifetimes, and the actors with access to them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Propagation;
-use crate::core::record::Visibility;
+use crate::core::record::KeyType;
 use crate::core::scope::ScopeSet;
 use crate::core::text::{ClassName, Entitlement, Environment, Role, Stage};
 use crate::core::time;
@@ -19,10 +19,10 @@ use crate::core::token::TokenPrefix;
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct KeyClass {
-    /// The visibility of keys of this class: secret keys authenticate, publishable keys identify.
-    pub visibility: Visibility,
-    /// The prefixes of tokens, by environment. A key whose creator names no environment gets the only
-    /// environment, or else `live`.
+    /// The type of keys of this class: secret keys authenticate, publishable keys identify.
+    pub key_type: KeyType,
+    /// The token prefix for each environment. If the creator of a key names no environment, the key gets the
+    /// only one, or `live` if there are several.
     #[serde(deserialize_with = "super::unique::deserialize")]
     pub prefixes: BTreeMap<Environment, TokenPrefix>,
     /// A label for a class that is not final yet.
@@ -31,56 +31,58 @@ pub struct KeyClass {
     /// The lifetime of keys of this class.
     #[serde(default)]
     pub lifetime: Lifetime,
-    /// The rotation of keys of this class.
+    /// The rule for rotating keys of this class.
     #[serde(default)]
     pub rotation: Rotation,
     /// The rule for keys of this class that rotate themselves.
     #[serde(default)]
     pub self_rotation: SelfRotation,
-    /// The revocation of keys of this class.
+    /// The rule for revoking keys of this class.
     #[serde(default)]
     pub revocation: Revocation,
-    /// The deletion of keys of this class.
+    /// The rule for deleting keys of this class.
     #[serde(default)]
     pub deletion: Deletion,
-    /// The access to create keys of this class.
+    /// The actors that may create keys of this class.
     pub create: Access,
-    /// The access to look at keys of this class: list them and see their details.
+    /// The actors that may list keys of this class and see their details.
     pub look: Access,
-    /// The access to update, disable and enable keys of this class.
+    /// The actors that may update, disable and enable keys of this class.
     pub update: Access,
-    /// The access to rotate keys of this class.
+    /// The actors that may rotate keys of this class.
     pub rotate: Access,
-    /// The access to revoke and delete keys of this class.
+    /// The actors that may revoke and delete keys of this class.
     pub revoke: Access,
-    /// The most that a key of this class can reach, whatever its own scopes.
+    /// The upper limit on the scopes of keys of this class.
     pub ceiling: ScopeSet,
-    /// The classes whose keys a key of this class may issue, in addition to its own class. Empty by default.
+    /// The classes of keys that a key of this class may issue, in addition to its own class. Empty by
+    /// default.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub issues: BTreeSet<ClassName>,
     /// The tenants that keys of this class reach.
     #[serde(default)]
     pub tenant_reach: TenantReach,
-    /// A plan or feature without which keys of this class cannot be created (rule A2-39).
+    /// The entitlement that an actor needs to create keys of this class (rule A2-39). `None` if none is
+    /// needed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entitlement: Option<Entitlement>,
-    /// The time until a revocation of a key of this class holds everywhere. `None` for the bound of the
-    /// policy.
+    /// The longest time until a revocation of a key of this class takes effect everywhere. `None` uses the
+    /// policy's bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub propagation: Option<Propagation>,
 }
 
 impl KeyClass {
-    /// Returns the class after `change`.
+    /// Returns the class with `change` applied.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
         self
     }
 
-    /// Creates a class of secret keys for the environment `live`: self-service rotation with a grace of 24
-    /// hours, revocation without a purge, and plain deletion. `roles` create keys. `roles` and each key's
-    /// owner look at and manage keys.
+    /// Creates a class of secret keys for the environment `live`. Keys can be rotated with a grace of 24
+    /// hours, revoked without a purge, and deleted. Actors with one of `roles` may create keys. These actors
+    /// and each key's owner may view and manage keys.
     #[must_use]
     pub fn secret(
         prefix: TokenPrefix,
@@ -90,7 +92,7 @@ impl KeyClass {
         let create = Access::roles(roles);
         let manage = create.clone().or_owner();
         Self {
-            visibility: Visibility::Secret,
+            key_type: KeyType::Secret,
             prefixes: BTreeMap::from([(Environment::LIVE, prefix)]),
             stage: None,
             lifetime: Lifetime::default(),
@@ -111,8 +113,8 @@ impl KeyClass {
         }
     }
 
-    /// Returns the environment of a key whose creator names no environment: the only environment, or else
-    /// `live`.
+    /// Returns the environment of a key if its creator names none: the only environment, or `live` if there
+    /// are several.
     #[must_use]
     pub fn default_environment(&self) -> Option<(&Environment, &TokenPrefix)> {
         match self.prefixes.len() {
@@ -121,8 +123,8 @@ impl KeyClass {
         }
     }
 
-    /// Creates a class of publishable keys, which identify and may be shown again. In all else, the class is
-    /// like [`secret`](Self::secret).
+    /// Creates a class of publishable keys, which identify and may be shown again. All other settings are as
+    /// in [`secret`](Self::secret).
     #[must_use]
     pub fn publishable(
         prefix: TokenPrefix,
@@ -130,7 +132,7 @@ impl KeyClass {
         roles: impl IntoIterator<Item = Role>,
     ) -> Self {
         Self {
-            visibility: Visibility::Publishable,
+            key_type: KeyType::Publishable,
             ..Self::secret(prefix, ceiling, roles)
         }
     }
@@ -140,8 +142,8 @@ impl KeyClass {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lifetime {
-    /// The lifetime of a key whose creator names no lifetime. `None` for the maximum, or for no end if there
-    /// is no maximum.
+    /// The lifetime of a key if its creator names none. `None` uses the maximum. Without a maximum the key
+    /// never expires.
     #[serde(
         default,
         with = "time::seconds::option",
@@ -149,7 +151,7 @@ pub struct Lifetime {
         skip_serializing_if = "Option::is_none"
     )]
     pub default: Option<Duration>,
-    /// The longest lifetime. `None` allows any lifetime, and keys that never expire.
+    /// The longest lifetime. `None` allows any lifetime, including keys that never expire.
     #[serde(
         default,
         with = "time::seconds::option",
@@ -159,32 +161,33 @@ pub struct Lifetime {
     pub max: Option<Duration>,
 }
 
-/// The rotation of keys.
+/// The rule for rotating keys.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rotation {
     /// Keys are not rotated (rule A2-01).
     None,
-    /// Only the host's support staff rotates keys (rule A2-02). The grace is as in
+    /// Only the host's support staff may rotate keys (rule A2-02). The grace is as in
     /// [`SelfService`](Self::SelfService).
     SupportOnly(#[serde(with = "time::seconds")] Duration),
-    /// Actors with access rotate keys. The old key keeps working for this grace unless the command names
-    /// another grace. A grace of zero retires the old key immediately.
+    /// Actors with access may rotate keys. The old key keeps working for this grace, unless the command sets
+    /// another grace. A grace of zero ends the old key immediately.
     SelfService(#[serde(with = "time::seconds")] Duration),
 }
 
 impl Rotation {
-    /// The default grace: 24 hours, one daily deploy cycle. A judgement, not a standard.
+    /// The default grace: 24 hours, one daily deploy cycle.
     pub const DEFAULT_GRACE: Duration = time::hours(24);
-    /// The longest grace that a command may ask for: 90 days. A judgement: an old key that works for longer
-    /// was not rotated.
+    /// The longest grace that a command may set: 90 days. An old key that works for longer is in effect not
+    /// rotated.
     pub const MAX_GRACE: Duration = time::days(90);
 
-    /// The default wait for the first use of a successor: 30 days. A judgement: a holder who has not used a
-    /// new secret by then will not use it.
+    /// The default wait for the first use of a successor: 30 days. A client that has not used a new secret by
+    /// then is unlikely to use it.
     pub const DEFAULT_WAIT: Duration = time::days(30);
 
-    /// The longest wait of a compromised key for the first use of its successor: 24 hours, one daily job.
+    /// The longest time that a compromised key may wait for the first use of its successor: 24 hours, the
+    /// interval of a daily job.
     pub const MAX_COMPROMISED_WAIT: Duration = time::hours(24);
 }
 
@@ -194,14 +197,14 @@ impl Default for Rotation {
     }
 }
 
-/// The rule for revoking keys. Leaks, removed owners and closed tenants revoke keys whatever this rule says.
+/// The rule for revoking keys. Leaks, removed owners and closed tenants revoke keys regardless of this rule.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Revocation {
     /// Keys are never revoked on command, only deleted (rule I-08).
     None,
-    /// Keys are revoked.
+    /// Keys may be revoked.
     Allowed {
         /// Whether the command must be confirmed (rules A1-15, G-20).
         confirm: bool,
@@ -232,10 +235,10 @@ impl Default for Revocation {
 pub enum Deletion {
     /// Keys are never deleted. They are revoked and kept.
     None,
-    /// Keys are deleted.
+    /// Keys may be deleted.
     #[default]
     Plain,
-    /// Keys are deleted after this exact text was typed (rule A1-22).
+    /// Keys are deleted after a person typed this exact text (rule A1-22).
     Typed(String),
     /// Keys are deleted after the host reports that nothing refers to them (rule A2-28).
     Unreferenced,
@@ -247,7 +250,7 @@ pub enum Deletion {
 pub struct Access {
     /// The roles with access.
     pub roles: BTreeSet<Role>,
-    /// Whether the key's owner has access too, whatever the owner's role.
+    /// Whether the key's owner has access too, regardless of the owner's role.
     #[serde(default)]
     pub owner: bool,
 }
@@ -286,21 +289,23 @@ impl Access {
     }
 }
 
-/// The rule for self-rotation: the only case in which a key creates something that outlives the key itself.
+/// The rule for keys that rotate themselves. Self-rotation is the only way for a key to create a key that
+/// outlives it.
 ///
 /// A key never rotates itself while it is retiring, after it was exposed, or if it is publishable. Every
-/// self-rotation is a rotation with grace or on first use.
+/// self-rotation has a grace or waits for the first use of the successor.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum SelfRotation {
-    /// A key does not rotate itself.
+    /// Keys do not rotate themselves.
     #[default]
     Never,
-    /// A key rotates itself, and its successor ends when the key does.
+    /// A key may rotate itself. The successor keeps the key's expiry.
     WithinLife,
-    /// A key rotates itself, and its successor has the lifetime of the class.
+    /// A key may rotate itself. The successor gets the lifetime of the class.
     Renews {
-        /// The longest time from the creation of the first key of the chain to the end of a successor.
+        /// The longest time from the creation of the first key of a chain of rotations to the expiry of a
+        /// successor.
         #[serde(with = "time::seconds", rename = "until_age_seconds")]
         until_age: Duration,
     },

@@ -1,4 +1,4 @@
-//! Policies in use, which a host may replace at any time.
+//! The policies in use, which a host may replace at any time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use arc_swap::{ArcSwap, Guard};
 
 use super::Policies;
 
-/// The policies in use, shared by managers and verifiers: a change is visible to all of them.
+/// The policies in use. Managers and verifiers share them, so a replacement takes effect in all of them.
 #[derive(Debug)]
 pub struct LivePolicies {
     current: ArcSwap<Policies>,
@@ -16,7 +16,7 @@ pub struct LivePolicies {
 }
 
 impl LivePolicies {
-    /// Creates the shared policies.
+    /// Creates shared policies.
     pub fn new(policies: impl Into<Policies>) -> Self {
         Self {
             current: ArcSwap::from_pointee(policies.into()),
@@ -36,7 +36,7 @@ impl LivePolicies {
         self.current.load_full()
     }
 
-    /// Returns the shortest staleness bound of any class, except zero; `None` if all bounds are zero.
+    /// Returns the shortest non-zero staleness bound of any class; `None` if all bounds are zero.
     #[must_use]
     pub fn shortest_bound(&self) -> Option<Duration> {
         self.current.load().shortest_bound()

@@ -1,7 +1,7 @@
 //! Policies: the rules of a tenant's keys, as data.
 //!
-//! Pure. A [`Policy`] is a [`PolicySpec`] without contradictions. A host reads a spec from a policy file, and
-//! may use a different policy for each tenant.
+//! Pure: no I/O and no clock. A [`Policy`] is a [`PolicySpec`] without contradictions. A host reads a spec
+//! from a policy file, and may use a different policy for each tenant.
 
 mod book;
 mod class;
@@ -29,11 +29,11 @@ use super::time;
 /// The default staleness bound: 10 seconds. A verifier that has not synced within its staleness bound fails
 /// closed.
 ///
-/// In a simulation of a harsh network, 0.07 % of verifications met a replica that was older than 10 seconds.
-/// With a bound of 2 seconds, 5 % met a replica past the bound.
+/// In a simulation of an unreliable network, 0.07 % of verifications met a replica that was older than 10
+/// seconds. With a bound of 2 seconds, 5 % met a replica past the bound.
 pub const DEFAULT_STALENESS_BOUND: Duration = Duration::from_secs(10);
 
-/// The rules of a policy, before they are checked. The documents of the [profiles](crate::profiles) are
+/// The rules of a policy, before validation. The JSON documents of the [profiles](crate::profiles) are
 /// examples of policy files.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -44,30 +44,30 @@ pub struct PolicySpec {
     /// The classes of keys.
     #[serde(deserialize_with = "unique::deserialize")]
     pub classes: BTreeMap<ClassName, KeyClass>,
-    /// The class of a key whose creator names no class.
+    /// The class of a key if its creator names none.
     pub default_class: ClassName,
-    /// The scopes that each role reaches, both as an actor and through keys of owners with that role. A role
-    /// that is missing here reaches nothing.
+    /// The scopes that each role allows, both to actors and to keys of owners with that role. A role that is
+    /// missing here allows nothing.
     #[serde(deserialize_with = "unique::deserialize")]
     pub roles: BTreeMap<Role, ScopeSet>,
-    /// The roles that provision and close tenants, change and remove owners, and revoke in bulk.
+    /// The roles that may provision and close tenants, change and remove owners, and revoke keys in bulk.
     pub administrators: BTreeSet<Role>,
-    /// The roles that read the audit trail, besides the administrators.
+    /// The roles that may read the audit trail, besides the administrators.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub auditors: BTreeSet<Role>,
     /// The cap on active keys of a tenant.
     #[serde(default)]
     pub active_keys: ActiveKeyCap,
-    /// The rule for the legacy key, which a tenant cannot end.
+    /// The rule for legacy keys, which tenants can rotate but not end.
     #[serde(default)]
     pub legacy: LegacyRule,
     /// The rules for keys that are provisioned with a tenant or a resource.
     #[serde(default)]
     pub provision: Vec<ProvisionRule>,
-    /// The time until a revocation holds everywhere.
+    /// The longest time until a revocation takes effect everywhere.
     #[serde(default)]
     pub propagation: Propagation,
-    /// The longest wait for the first use of a successor if the command names no wait. 30 days by default, at
+    /// The longest wait for the first use of a successor if the command sets none. Defaults to 30 days. At
     /// most [`Rotation::MAX_GRACE`].
     #[serde(
         default = "first_use_wait",
@@ -148,8 +148,8 @@ pub struct ProvisionRule {
     pub scopes: ScopeSet,
 }
 
-/// The time until a revocation holds everywhere. A verifier that has not synced within this time fails
-/// closed.
+/// The longest time until a revocation takes effect everywhere. A verifier that has not synced within this
+/// time fails closed.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Propagation {
@@ -173,8 +173,8 @@ impl Propagation {
         bound: Duration::ZERO,
     };
 
-    /// 1 ‰, the largest rate error ρ that a node's monotonic clock may have, which is generous for any
-    /// quartz. No bound relies on clocks that agree.
+    /// The assumed maximum rate error ρ of a node's monotonic clock: 1 ‰, far more than a quartz clock has.
+    /// No bound relies on synchronized clocks.
     pub const CLOCK_RATE_ERROR_PER_MILLE: u32 = 1;
 
     /// Returns the longest time from the return of a revocation to the last verification that can still
@@ -184,14 +184,14 @@ impl Propagation {
         Self::by_any_clock(self.bound)
     }
 
-    /// Returns the longest time that one clock may measure while another clock measures `time`: `time / (1 -
-    /// ρ)`.
+    /// Returns the longest time that one clock may measure while another clock measures `time`:
+    /// `time / (1 - ρ)`.
     pub(crate) fn by_any_clock(time: Duration) -> Duration {
         time.saturating_mul(1000) / (1000 - Self::CLOCK_RATE_ERROR_PER_MILLE)
     }
 }
 
-/// The rules of a tenant's keys: a [`PolicySpec`] without contradictions.
+/// The rules of a tenant's keys: a validated [`PolicySpec`] without contradictions.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(try_from = "PolicySpec", into = "PolicySpec")]
 pub struct Policy {
@@ -201,7 +201,7 @@ pub struct Policy {
 }
 
 impl PolicySpec {
-    /// Returns the specification after `change`.
+    /// Returns the spec with `change` applied.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
@@ -210,11 +210,11 @@ impl PolicySpec {
 }
 
 impl Policy {
-    /// Checks a spec.
+    /// Validates a spec.
     ///
     /// # Errors
     ///
-    /// [`PolicyError`] names the first contradiction, and what to change.
+    /// [`PolicyError`] for the first contradiction.
     pub fn new(spec: PolicySpec) -> Result<Self, PolicyError> {
         validate::validate(&spec)?;
         let mut classes = spec.classes.values();
@@ -224,7 +224,7 @@ impl Policy {
         })
     }
 
-    /// Returns the specification of the policy.
+    /// Returns the spec of the policy.
     #[must_use]
     pub const fn spec(&self) -> &PolicySpec {
         &self.spec
@@ -236,7 +236,7 @@ impl Policy {
         self.spec.classes.get(name)
     }
 
-    /// Returns the reach of `role`. A role that the policy does not name reaches nothing.
+    /// Returns the scopes that `role` allows. Empty for a role that the policy does not name.
     #[must_use]
     pub fn role_ceiling(&self, role: &Role) -> ScopeSet {
         self.spec.roles.get(role).cloned().unwrap_or_default()
@@ -247,7 +247,7 @@ impl Policy {
         own.is_some_and(|own| own.allows(scope))
     }
 
-    /// Returns the time until a revocation of a key of this class holds everywhere.
+    /// Returns the longest time until a revocation of a key of this class takes effect everywhere.
     #[must_use]
     pub fn propagation(&self, class: &ClassName) -> Propagation {
         let own = self.own_propagations.then(|| self.class(class)).flatten();
@@ -262,7 +262,7 @@ impl Policy {
         bounds.max().unwrap_or_default()
     }
 
-    /// Returns the staleness bounds of the policy's classes, except zero.
+    /// Returns the non-zero staleness bounds of the policy's classes.
     pub(crate) fn bounds(&self) -> impl Iterator<Item = Duration> {
         let bounds = self
             .spec
@@ -314,7 +314,7 @@ mod tests {
     use super::*;
     use crate::core::profiles::standard;
 
-    /// The standard policy as a config file.
+    /// Returns the standard policy as a policy file.
     fn file() -> Value {
         serde_json::to_value(standard()).unwrap()
     }
@@ -378,7 +378,7 @@ mod tests {
             "name": "small",
             "default_class": "secret",
             "classes": {"secret": {
-                "visibility": "secret",
+                "key_type": "secret",
                 "prefixes": {"live": "sk_"},
                 "create": access, "look": access, "update": access, "rotate": access, "revoke": access,
                 "ceiling": ["*:*"],

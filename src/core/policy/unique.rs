@@ -1,7 +1,7 @@
 //! Deserializes maps of a policy file, and refuses a name that appears twice.
 //!
-//! serde's own maps keep the last of two entries with the same name. One of two definitions of a role would
-//! silently have no effect.
+//! Without this check serde keeps the last of two entries with the same name, so the first of two definitions
+//! of a role would silently have no effect.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -16,9 +16,9 @@ where
     K: Deserialize<'de> + Ord + fmt::Display,
     V: Deserialize<'de>,
 {
-    struct Unique<K, V>(PhantomData<(K, V)>);
+    struct UniqueMapVisitor<K, V>(PhantomData<(K, V)>);
 
-    impl<'de, K, V> Visitor<'de> for Unique<K, V>
+    impl<'de, K, V> Visitor<'de> for UniqueMapVisitor<K, V>
     where
         K: Deserialize<'de> + Ord + fmt::Display,
         V: Deserialize<'de>,
@@ -46,5 +46,5 @@ where
         }
     }
 
-    from.deserialize_map(Unique(PhantomData))
+    from.deserialize_map(UniqueMapVisitor(PhantomData))
 }

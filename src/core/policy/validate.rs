@@ -6,20 +6,20 @@ use std::time::Duration;
 
 use super::class::{Deletion, KeyClass, Lifetime, Revocation, Rotation, SelfRotation};
 use super::{ActiveKeyCap, LegacyRule, PolicySpec, ProvisionOn};
-use crate::core::record::Visibility;
+use crate::core::record::KeyType;
 use crate::core::scope::ScopeSet;
 use crate::core::text::{ClassName, Environment, Role};
 use crate::core::time;
 use crate::core::token::TokenPrefix;
 
-/// The longest lifetime, retention or bound of a policy: 100 years, so that no instant overflows.
+/// The longest lifetime, retention or bound in a policy: 100 years, so that no computed instant overflows.
 const LONGEST: Duration = time::days(36_525);
 
-/// The most rules for provisioned keys: 12, fewer than the audit entries that are loaded for one command, so
-/// that a retried command is always recognised.
+/// The maximum number of rules for provisioned keys: 12. Fewer than `LoadRequest::APPLIED_MAX`, so that all
+/// audit entries of a provisioning command are loaded when it is retried.
 const PROVISION_MAX: usize = 12;
 
-/// The contradiction for which a policy was refused.
+/// The reason why a policy was refused.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PolicyError {
@@ -37,7 +37,7 @@ pub enum PolicyError {
         /// The class without an environment.
         class: ClassName,
     },
-    /// Two classes, or two environments of one class, share a prefix, so a token would be ambiguous.
+    /// Two classes, or two environments of one class, share a prefix, so a token's class would be ambiguous.
     #[error("prefix {prefix} stands for class {first} and for class {second}")]
     SharedPrefix {
         /// The shared prefix.
@@ -47,10 +47,10 @@ pub enum PolicyError {
         /// Another class with this prefix, or the same class in another environment.
         second: ClassName,
     },
-    /// A class has no ceiling, so its keys reach nothing.
+    /// A class has an empty ceiling, so its keys reach nothing.
     #[error("class {class} has an empty ceiling, so that its keys could reach nothing")]
     EmptyCeiling {
-        /// The class without a ceiling.
+        /// The class with the empty ceiling.
         class: ClassName,
     },
     /// A default lifetime is longer than the maximum, or a lifetime is zero.
@@ -66,7 +66,7 @@ pub enum PolicyError {
     /// A duration is longer than a policy allows.
     #[error("{rule} of class {class} is {actual:?}, at most {max:?} is allowed")]
     TooLong {
-        /// The duration at fault, in words.
+        /// The setting with this duration, in words.
         rule: &'static str,
         /// The class with this duration.
         class: ClassName,
@@ -81,19 +81,19 @@ pub enum PolicyError {
         /// The class whose keys cannot be ended.
         class: ClassName,
     },
-    /// A deletion asks for a blank text to be typed.
+    /// The text that must be typed to delete a key of a class is blank.
     #[error("deletion of class {class} asks for an empty text to be typed")]
     EmptyConfirmation {
-        /// The class whose deletion asks for a blank text.
+        /// The class with the blank text.
         class: ClassName,
     },
-    /// The legacy key could not be rotated, though only a rotation can replace it.
+    /// Keys of the legacy key's class are not rotated, but only a rotation can replace a legacy key.
     #[error("legacy key has class {class}, whose keys are not rotated")]
     LegacyNotRotated {
         /// The class of the legacy key.
         class: ClassName,
     },
-    /// The legacy key would expire, though only a rotation may end it.
+    /// Keys of the legacy key's class expire, but only a rotation may end a legacy key.
     #[error("legacy key has class {class}, whose keys expire by themselves")]
     LegacyExpires {
         /// The class of the legacy key.
@@ -107,15 +107,17 @@ pub enum PolicyError {
         /// The class that needs an entitlement.
         class: ClassName,
     },
-    /// A role is permitted to create or rotate keys of a class, but has no scope that the class allows. The
-    /// role could therefore never take that action.
-    #[error("role {role} may {action} keys of class {class}, and reaches nothing that they do")]
+    /// A role may create or rotate keys of a class, but has no scope that the class allows, so it could never
+    /// do so.
+    #[error(
+        "role {role} may {action} keys of class {class}, but has no scope that the class allows"
+    )]
     Powerless {
         /// The class whose keys the role may create or rotate.
         class: ClassName,
         /// The role that reaches nothing that the class allows.
         role: Role,
-        /// The permitted action that the role could never take, in words.
+        /// The action that the role could never take, in words.
         action: &'static str,
     },
     /// A legacy or provisioned key has a class with more than one environment, so the key's environment is
@@ -137,8 +139,8 @@ pub enum PolicyError {
         /// The class of the key.
         class: ClassName,
     },
-    /// The keys that come with every tenant exceed the cap.
-    #[error("{count} keys come with every tenant, the cap is {limit}")]
+    /// The keys that are provisioned with every tenant exceed the cap.
+    #[error("{count} keys are provisioned with every tenant, but the cap is {limit}")]
     CapTooLow {
         /// The number of provisioned keys that count towards the cap.
         count: usize,
@@ -154,7 +156,7 @@ pub enum PolicyError {
         actual: Duration,
     },
     /// The policy has too many rules for provisioned keys.
-    #[error("{count} rules for keys that come by themselves, at most {max} are allowed")]
+    #[error("{count} rules for provisioned keys, at most {max} are allowed")]
     TooManyProvisioned {
         /// The number of rules for provisioned keys.
         count: usize,
@@ -270,7 +272,7 @@ fn validate_class(name: &ClassName, class: &KeyClass) -> Result<(), PolicyError>
     by_itself(name, class)
 }
 
-/// Checks the actions that keys of a class may take by themselves: issue keys and rotate themselves.
+/// Checks that keys of a class can issue keys and rotate themselves, if the class lets them.
 fn by_itself(name: &ClassName, class: &KeyClass) -> Result<(), PolicyError> {
     let cannot = |action, reason| {
         let class = name.clone();
@@ -281,7 +283,7 @@ fn by_itself(name: &ClassName, class: &KeyClass) -> Result<(), PolicyError> {
         })
     };
     let rotates = class.self_rotation != SelfRotation::Never;
-    if class.visibility == Visibility::Publishable {
+    if class.key_type == KeyType::Publishable {
         let reason = "publishable keys manage nothing";
         if !class.issues.is_empty() {
             return cannot("issue keys", reason);
@@ -310,9 +312,9 @@ fn by_itself(name: &ClassName, class: &KeyClass) -> Result<(), PolicyError> {
     Ok(())
 }
 
-/// Checks that every role that creates or rotates keys of a class reaches part of the class's ceiling. No
-/// actor creates a key with more reach than its own. A role that only updates, revokes or deletes may reach
-/// nothing.
+/// Checks that every role that may create or rotate keys of a class has some scope within the class's
+/// ceiling. Otherwise the role could never do so, because no actor creates a key with more reach than its
+/// own. A role that only updates, revokes or deletes keys needs no scope.
 fn powerful(spec: &PolicySpec, name: &ClassName, class: &KeyClass) -> Result<(), PolicyError> {
     let support = BTreeSet::from([Role::SUPPORT]);
     let nobody = BTreeSet::new();
@@ -382,7 +384,7 @@ fn prefixes(spec: &PolicySpec) -> Result<(), PolicyError> {
     Ok(())
 }
 
-/// Checks a legacy or provisioned key.
+/// Checks the class and the scopes of a legacy or provisioned key.
 fn given(
     spec: &PolicySpec,
     rule: &'static str,
@@ -623,11 +625,11 @@ mod tests {
         let keep = Some(actual);
         let confirm = false;
         let long = Propagation { bound: actual };
-        type Change = Box<dyn Fn(&mut PolicySpec)>;
-        let of_class = |change: fn(&mut KeyClass, Duration), value| -> Change {
+        type SpecChange = Box<dyn Fn(&mut PolicySpec)>;
+        let of_class = |change: fn(&mut KeyClass, Duration), value| -> SpecChange {
             Box::new(move |spec| change(spec.classes.get_mut("secret").unwrap(), value))
         };
-        let changes: [(&str, Duration, Change); 7] = [
+        let changes: [(&str, Duration, SpecChange); 7] = [
             (
                 "default lifetime",
                 LONGEST,

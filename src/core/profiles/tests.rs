@@ -6,7 +6,7 @@ use crate::core::policy::{
     Access, ActiveKeyCap, Deletion, KeyClass, LegacyRule, Lifetime, Propagation, ProvisionOn,
     Revocation, Rotation, TenantReach,
 };
-use crate::core::record::Visibility;
+use crate::core::record::KeyType;
 use crate::core::scope::{Scope, ScopeSet};
 use crate::core::text::{Entitlement, Environment, ResourceKind, Role, Stage};
 use crate::core::time;
@@ -99,10 +99,10 @@ fn in_amplitude_only_managers_and_admins_manage_keys_even_those_they_do_not_own(
 #[test]
 fn in_amplitude_an_api_key_only_ingests_and_a_secret_key_never_does() {
     let api_key = class(&amplitude(), "api-key");
-    assert_eq!(api_key.visibility, Visibility::Publishable);
+    assert_eq!(api_key.key_type, KeyType::Publishable);
     assert_eq!(api_key.ceiling, scopes(&["ingest:write"]));
     let secret_key = class(&amplitude(), "secret-key");
-    assert_eq!(secret_key.visibility, Visibility::Secret);
+    assert_eq!(secret_key.key_type, KeyType::Secret);
     assert_eq!(secret_key.ceiling, scopes(&["project:*"]));
     assert_eq!(secret_key.stage, Some(Stage::new("beta").unwrap()));
 }
@@ -143,26 +143,26 @@ fn in_amplitude_the_cap_is_50_over_both_classes_and_the_bound_6_hours() {
 #[test]
 fn in_amplitude_products_each_kind_is_public_and_rotated_as_the_table_says() {
     let table = [
-        ("project-api-key", Visibility::Publishable, "no"),
-        ("project-secret-key", Visibility::Secret, "support"),
-        ("deployment-client", Visibility::Publishable, "yes"),
-        ("deployment-server", Visibility::Secret, "yes"),
-        ("management-api-key", Visibility::Secret, "yes"),
-        ("data-api-token", Visibility::Secret, "yes"),
-        ("scim-key", Visibility::Secret, "yes"),
-        ("org-api-key", Visibility::Publishable, "support"),
-        ("org-secret-key", Visibility::Secret, "support"),
+        ("project-api-key", KeyType::Publishable, "no"),
+        ("project-secret-key", KeyType::Secret, "support"),
+        ("deployment-client", KeyType::Publishable, "yes"),
+        ("deployment-server", KeyType::Secret, "yes"),
+        ("management-api-key", KeyType::Secret, "yes"),
+        ("data-api-token", KeyType::Secret, "yes"),
+        ("scim-key", KeyType::Secret, "yes"),
+        ("org-api-key", KeyType::Publishable, "support"),
+        ("org-secret-key", KeyType::Secret, "support"),
     ];
     let spec = amplitude_products();
     assert_eq!(spec.classes.len(), table.len());
-    for (name, visibility, rotated) in table {
+    for (name, key_type, rotated) in table {
         let class = class(&spec, name);
         let rotates = match class.rotation {
             Rotation::None => "no",
             Rotation::SupportOnly(_) => "support",
             Rotation::SelfService(_) => "yes",
         };
-        assert_eq!((class.visibility, rotates), (visibility, rotated), "{name}");
+        assert_eq!((class.key_type, rotates), (key_type, rotated), "{name}");
     }
 }
 
@@ -286,7 +286,7 @@ fn in_the_guide_keys_rotate_with_a_grace_expire_and_say_what_they_are_for() {
 fn in_idenfy_two_keys_exist_at_a_time_and_are_deleted_not_revoked_or_rotated() {
     assert_eq!(cap(&idenfy()), Some(2));
     let class = class(&idenfy(), "api-key");
-    assert_eq!(class.visibility, Visibility::Secret);
+    assert_eq!(class.key_type, KeyType::Secret);
     assert_eq!(class.deletion, Deletion::Plain);
     assert_eq!(class.revocation, Revocation::None);
     assert_eq!(class.rotation, Rotation::None);

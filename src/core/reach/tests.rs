@@ -10,7 +10,7 @@ fn policy() -> Policy {
     let mut spec = standard();
     let role = |name: &str| Role::new(name).unwrap();
     let set = |scopes: &[&'static str]| ScopeSet::parse(scopes.iter().copied()).unwrap();
-    // Two roles that do not contain each other, and one that is below both.
+    // Neither `reader` nor `reporter` contains the other. Both contain `clerk`.
     spec.roles.insert(role("reader"), set(&["*:read"]));
     spec.roles.insert(role("reporter"), set(&["reports:*"]));
     spec.roles.insert(role("clerk"), set(&["reports:read"]));
@@ -70,7 +70,7 @@ fn classes() -> impl Strategy<Value = Classes> {
     prop_oneof![1 => Just(Classes::All), 4 => some.prop_map(Classes::These)]
 }
 
-fn reaches() -> impl Strategy<Value = Reach> {
+fn reaches() -> impl Strategy<Value = EffectiveReach> {
     let environment = select(&["live", "test"][..]).prop_map(|e| Environment::new(e).unwrap());
     let resource = select(&["a", "b"][..]).prop_map(|id| Resource {
         kind: ResourceKind::new("deployment").unwrap(),
@@ -83,13 +83,13 @@ fn reaches() -> impl Strategy<Value = Reach> {
         prop::option::of(environment),
         prop::option::of(resource),
     );
-    let key_type = prop_oneof![Just(Visibility::Secret), Just(Visibility::Publishable)];
+    let key_type = prop_oneof![Just(KeyType::Secret), Just(KeyType::Publishable)];
     let propagation = select(&[0_u64, 10, 60][..]).prop_map(Duration::from_secs);
     let rest = (tenants(), networks(), key_type, classes(), propagation);
     (scope_sets(), roles(), some_of, rest).prop_map(|(scopes, roles, some_of, rest)| {
         let (until, environment, resource) = some_of;
         let (tenants, addresses, key_type, classes, propagation) = rest;
-        Reach {
+        EffectiveReach {
             scopes,
             role: RoleReach::of(&roles, &policy()),
             until,
@@ -105,8 +105,9 @@ fn reaches() -> impl Strategy<Value = Reach> {
     })
 }
 
-/// Three reaches that share many dimensions, because independent draws are rarely comparable.
-fn neighbours() -> impl Strategy<Value = (Reach, Reach, Reach)> {
+/// Generates three reaches that share many dimensions, because independent random reaches are rarely
+/// comparable.
+fn neighbours() -> impl Strategy<Value = (EffectiveReach, EffectiveReach, EffectiveReach)> {
     (
         reaches(),
         reaches(),
@@ -121,7 +122,7 @@ fn neighbours() -> impl Strategy<Value = (Reach, Reach, Reach)> {
         })
 }
 
-fn mixed(one: &Reach, other: &Reach, which: u32) -> Reach {
+fn mixed(one: &EffectiveReach, other: &EffectiveReach, which: u32) -> EffectiveReach {
     fn pick<T: Clone>(one: &T, other: &T, which: u32, bit: u32) -> T {
         if which >> bit & 1 == 0 {
             one.clone()
@@ -129,7 +130,7 @@ fn mixed(one: &Reach, other: &Reach, which: u32) -> Reach {
             other.clone()
         }
     }
-    Reach {
+    EffectiveReach {
         scopes: pick(&one.scopes, &other.scopes, which, 0),
         role: pick(&one.role, &other.role, which, 1),
         until: pick(&one.until, &other.until, which, 2),
@@ -144,7 +145,7 @@ fn mixed(one: &Reach, other: &Reach, which: u32) -> Reach {
     }
 }
 
-fn within(a: &Reach, b: &Reach) -> bool {
+fn within(a: &EffectiveReach, b: &EffectiveReach) -> bool {
     a.excess(b).is_none()
 }
 
@@ -163,7 +164,8 @@ proptest! {
         }
     }
 
-    /// Two reaches within each other compare alike with a third, even if their fields differ.
+    /// Two reaches that are within each other give the same result against any third reach, even if their
+    /// fields differ.
     #[test]
     fn two_that_are_within_each_other_compare_alike((a, b, c) in neighbours()) {
         if within(&a, &b) && within(&b, &a) {
@@ -172,7 +174,7 @@ proptest! {
         }
     }
 
-    /// Requiring more roles never allows more.
+    /// Adding a role to a bound never widens the reach.
     #[test]
     fn more_roles_in_a_bound_never_allow_more(fewer in roles(), more in roles()) {
         prop_assume!(!fewer.is_empty());
@@ -191,12 +193,12 @@ proptest! {
     ) {
         let policy = policy();
         let class = policy.spec().classes.values().next().unwrap();
-        let standing = OwnerStatus { roles: live.into_iter().collect(), ..OwnerStatus::default() };
+        let owner_status = OwnerStatus { roles: live.into_iter().collect(), ..OwnerStatus::default() };
         let bounds = Bounds { scopes: &own, persons, bound: &bound };
-        let all = scopes(bounds, &policy, class, &standing);
+        let all = scopes(bounds, &policy, class, &owner_status);
         for scope in ["reports:read", "reports:write", "users:read", "users:write", "other:other"] {
             let scope = Scope::new(scope).unwrap();
-            let one = super::reaches(bounds, &policy, class, &standing, &scope);
+            let one = super::reaches(bounds, &policy, class, &owner_status, &scope);
             prop_assert_eq!(one, all.allows(&scope), "{} of {:?}", scope, all);
         }
     }
@@ -206,7 +208,7 @@ proptest! {
 #[test]
 fn each_dimension_is_compared_by_itself() {
     let policy = policy();
-    let least = Reach {
+    let least = EffectiveReach {
         scopes: Scope::new("reports:read").unwrap().into(),
         role: RoleReach::of(&[Role::MEMBER], &policy),
         until: Some(Timestamp::UNIX_EPOCH),
@@ -221,13 +223,13 @@ fn each_dimension_is_compared_by_itself() {
             id: ResourceId::new("a").unwrap(),
         }),
         addresses: AddressAllowlist::parse(["10.0.0.0/8"]).unwrap(),
-        key_type: Visibility::Publishable,
+        key_type: KeyType::Publishable,
         classes: Classes::These(BTreeSet::from([ClassName::new("secret").unwrap()])),
         propagation: Duration::ZERO,
     };
-    let most = Reach {
+    let most = EffectiveReach {
         role: RoleReach::of(&[Role::ADMIN], &policy),
-        ..Reach::unlimited(&TenantId::new("acme").unwrap())
+        ..EffectiveReach::unlimited(&TenantId::new("acme").unwrap())
     };
     assert_eq!(least.excess(&most), None);
     let dimensions = [
@@ -286,13 +288,13 @@ fn roles_that_the_policy_does_not_name_and_no_roles_may_do_nothing() {
 #[test]
 fn a_key_acts_with_no_role_if_nobody_owns_it_or_its_owner_has_none() {
     let bound = BTreeSet::from([Role::ADMIN]);
-    let standing = |roles: &[Role]| OwnerStatus {
+    let owner_status = |roles: &[Role]| OwnerStatus {
         roles: roles.to_vec(),
         ..OwnerStatus::default()
     };
     let alice = Owner::Principal("alice".try_into().unwrap());
-    assert!(roles_of(&Owner::Tenant, &bound, &standing(&[Role::ADMIN])).is_empty());
-    assert!(roles_of(&alice, &bound, &standing(&[])).is_empty());
-    let both = roles_of(&alice, &bound, &standing(&[Role::MEMBER]));
+    assert!(roles_of(&Owner::Tenant, &bound, &owner_status(&[Role::ADMIN])).is_empty());
+    assert!(roles_of(&alice, &bound, &owner_status(&[])).is_empty());
+    let both = roles_of(&alice, &bound, &owner_status(&[Role::MEMBER]));
     assert_eq!(both, BTreeSet::from([Role::ADMIN, Role::MEMBER]));
 }

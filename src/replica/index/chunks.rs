@@ -1,4 +1,4 @@
-//! A list that only grows and whose items never move, so readers need no lock while it grows.
+//! A list that only grows, and whose items never move. So readers need no lock while it grows.
 
 use std::sync::OnceLock;
 
@@ -8,7 +8,7 @@ const FIRST: usize = 64;
 const CHUNK: usize = 4096;
 /// 7 small chunks of 64, 64, 128, … 2048 items: together the first 4096 items.
 const SMALL: usize = 7;
-/// 1024 chunks per shelf.
+/// 1024 chunks per shelf, the middle level of the list.
 const SHELF: usize = 1024;
 /// 1024 shelves: room for 2³² items.
 const SHELVES: usize = 1024;
@@ -16,7 +16,7 @@ const SHELVES: usize = 1024;
 type Chunk<T> = OnceLock<Box<[T]>>;
 type Shelf<T> = OnceLock<Box<[Chunk<T>]>>;
 
-/// The list. Items are created by `Default` and changed in place.
+/// A list with three levels: shelves, chunks and items. Items are created by `Default`, and changed in place.
 pub(super) struct Chunks<T> {
     small: [Chunk<T>; SMALL],
     shelves: OnceLock<Box<[Shelf<T>]>>,
@@ -66,7 +66,7 @@ fn fill<T: Default>(size: usize) -> Box<[T]> {
     (0..size).map(|_| T::default()).collect()
 }
 
-/// Returns chunk and offset of one of the first 4096 items.
+/// Returns the chunk and the offset of one of the first 4096 items.
 fn small(index: usize) -> (usize, usize) {
     if index < FIRST {
         return (0, index);
@@ -75,7 +75,7 @@ fn small(index: usize) -> (usize, usize) {
     (doublings + 1, index - (FIRST << doublings))
 }
 
-/// Returns shelf, chunk and offset of any later item.
+/// Returns the shelf, the chunk and the offset of a later item.
 fn large(index: usize) -> (usize, usize, usize) {
     let chunk = index / CHUNK;
     (chunk / SHELF, chunk % SHELF, index % CHUNK)

@@ -1,5 +1,5 @@
-//! The newest instant of each tenant, derived from its rows. Each commit writes its instant to a
-//! row that stays.
+//! The newest commit time of each tenant, derived from the tenant's rows. Each commit writes its time to a
+//! row that is not deleted.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -10,95 +10,118 @@ use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 
-/// The newest instants of all tenants. Verification reads them only for a key that ends between the
+/// The newest commit times of all tenants. Verification reads them only for a key that expires between the
 /// current time and the store's newest commit.
 #[derive(Default)]
 pub(super) struct Floors {
-    of: RwLock<HashMap<TenantId, Floor>>,
-    /// The newest instant of any tenant, in microseconds.
+    by_tenant: RwLock<HashMap<TenantId, Floor>>,
+    /// The newest commit time of any tenant, in microseconds.
     newest: AtomicI64,
 }
 
 #[derive(Clone, Copy)]
 struct Floor {
     at: Timestamp,
-    /// The commit that wrote the instant.
-    by: Revision,
-    /// Instants of commits up to this one do not count: a repair has voided them.
-    void: Revision,
+    /// The revision of the commit at time `at`.
+    revision: Revision,
+    /// The times of commits up to this revision are ignored, because a time repair has voided them.
+    void_through: Revision,
 }
 
 impl Floors {
-    /// Records the instant of a row that the commit `by` wrote.
-    pub(super) fn saw(&self, tenant: &TenantId, at: Timestamp, by: Revision) {
-        let news = |floor: &Floor| by > floor.void && (at, by) > (floor.at, floor.by);
-        let known = self.of(tenant, |floor| !news(floor)).unwrap_or(false);
+    /// Records the commit time of a row that the commit `revision` wrote.
+    pub(super) fn record(&self, tenant: &TenantId, at: Timestamp, revision: Revision) {
+        let news = |floor: &Floor| {
+            revision > floor.void_through && (at, revision) > (floor.at, floor.revision)
+        };
+        let known = self
+            .with_floor(tenant, |floor| !news(floor))
+            .unwrap_or(false);
         if known {
             return;
         }
         let first = Floor {
             at,
-            by,
-            void: Revision::ZERO,
+            revision,
+            void_through: Revision::ZERO,
         };
-        let mut of = self.of.write().unwrap_or_else(PoisonError::into_inner);
-        let floor = of.entry(tenant.clone()).or_insert(first);
+        let mut by_tenant = self
+            .by_tenant
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let floor = by_tenant.entry(tenant.clone()).or_insert(first);
         if news(floor) {
-            (floor.at, floor.by) = (at, by);
+            (floor.at, floor.revision) = (at, revision);
         }
         self.newest.fetch_max(at.as_micros(), Ordering::AcqRel);
     }
 
-    /// Records that a tenant's newest instant was set back. `at` and `by` belong to the row that
-    /// contains the repair; the row may have changed since.
-    pub(super) fn repaired(
+    /// Records a time repair, which sets a tenant's newest commit time back. `at` and `revision` belong to
+    /// the row that contains the repair. A later commit may have changed this row.
+    pub(super) fn record_repair(
         &self,
         tenant: &TenantId,
         repair: TimeRepair,
-        (at, by): (Timestamp, Revision),
+        (at, revision): (Timestamp, Revision),
     ) {
-        let void = repair.through;
-        if self.of(tenant, |floor| floor.void >= void).unwrap_or(false) {
+        let void_through = repair.through;
+        if self
+            .with_floor(tenant, |floor| floor.void_through >= void_through)
+            .unwrap_or(false)
+        {
             return;
         }
-        let mut of = self.of.write().unwrap_or_else(PoisonError::into_inner);
-        let first = Floor { at, by, void };
-        let floor = of.entry(tenant.clone()).or_insert(first);
+        let mut by_tenant = self
+            .by_tenant
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let first = Floor {
+            at,
+            revision,
+            void_through,
+        };
+        let floor = by_tenant.entry(tenant.clone()).or_insert(first);
         let before = floor.at;
-        if floor.by <= void {
+        if floor.revision <= void_through {
             *floor = first;
         }
-        floor.void = void;
+        floor.void_through = void_through;
         let lowered = floor.at < before && before >= self.newest();
         if lowered {
-            let newest = of.values().map(|floor| floor.at).max().unwrap_or(at);
+            let newest = by_tenant.values().map(|floor| floor.at).max().unwrap_or(at);
             self.newest.store(newest.as_micros(), Ordering::Release);
         }
         self.newest.fetch_max(at.as_micros(), Ordering::AcqRel);
     }
 
-    /// Returns the newest instant of a tenant; `None` if no row of the tenant is known.
+    /// Returns the newest commit time of a tenant; `None` if no row of the tenant is known.
     pub(super) fn at(&self, tenant: &TenantId) -> Option<Timestamp> {
-        self.of(tenant, |floor| floor.at)
+        self.with_floor(tenant, |floor| floor.at)
     }
 
-    /// Returns the newest instant of any tenant.
+    /// Returns the newest commit time of any tenant.
     #[inline]
     pub(super) fn newest(&self) -> Timestamp {
         Timestamp::clamped(self.newest.load(Ordering::Acquire))
     }
 
-    /// Returns the tenants with a newest commit instant later than `than`, each with that instant.
+    /// Returns the tenants with a newest commit time later than `than`, each with that time.
     pub(super) fn later(&self, than: Timestamp) -> Vec<(TenantId, Timestamp)> {
-        let of = self.of.read().unwrap_or_else(PoisonError::into_inner);
-        let later = of.iter().filter(|(_, floor)| floor.at > than);
+        let by_tenant = self
+            .by_tenant
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let later = by_tenant.iter().filter(|(_, floor)| floor.at > than);
         let mut later: Vec<_> = later.map(|(own, floor)| (own.clone(), floor.at)).collect();
         later.sort();
         later
     }
 
-    fn of<T>(&self, tenant: &TenantId, take: impl FnOnce(&Floor) -> T) -> Option<T> {
-        let of = self.of.read().unwrap_or_else(PoisonError::into_inner);
-        of.get(tenant).map(take)
+    fn with_floor<T>(&self, tenant: &TenantId, take: impl FnOnce(&Floor) -> T) -> Option<T> {
+        let by_tenant = self
+            .by_tenant
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        by_tenant.get(tenant).map(take)
     }
 }

@@ -1,14 +1,14 @@
-//! The keyed hash that places keys in the table.
+//! The keyed hash function that places keys in the table.
 
 use std::hash::{BuildHasher, RandomState};
 
 use super::table::Hash;
 
-/// One hash of a universal family, drawn at random for each index.
+/// A hash function from a universal family, drawn at random for each index.
 ///
-/// Multiply-shift over two words, which is strongly universal (Thorup, "High speed hashing for
-/// integers and strings", 2015, section 3.3). An attacker who chooses ids without knowing the draw
-/// gets collisions no more often than by chance. No hash leaves the index.
+/// Multiply-shift over two words, which is strongly universal (Thorup, "High speed hashing for integers and
+/// strings", 2015, section 3.3). An attacker who chooses ids without knowing the draw causes no more
+/// collisions than chance. No hash leaves the index.
 pub(super) struct Hashing {
     factors: [u128; 2],
     more: u128,
@@ -31,7 +31,7 @@ impl Hashing {
         }
     }
 
-    /// Returns the hash of 128 bits.
+    /// Returns the hash of a 128-bit value.
     #[inline]
     pub(super) fn of(&self, value: u128) -> Hash {
         let words = [value as u64, (value >> 64) as u64].map(u128::from);
@@ -48,8 +48,8 @@ mod tests {
 
     use super::*;
 
-    /// Spreads 2^16 values over 2^8 parts by the uppermost bits of their hashes. Returns the size
-    /// of the fullest part.
+    /// Distributes 2^16 values over 2^8 buckets by the uppermost bits of their hashes. Returns the size of
+    /// the fullest bucket.
     fn fullest(values: impl Iterator<Item = u128>) -> usize {
         // A fixed draw, because a few members of the family do not spread consecutive numbers.
         let drawn = |number| {

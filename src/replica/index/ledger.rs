@@ -1,6 +1,6 @@
-//! The data that keys share: shapes (settings that many keys have in common), holders (a tenant and an
-//! owner), and standings (the status of a holder's owner). Lowering a role changes one entry, which
-//! immediately narrows all keys of the holder.
+//! The attributes that keys share: traits (settings that many keys have in common), key owners (a tenant and
+//! an owner), and owner statuses. Lowering a role changes one entry, which immediately narrows all keys of
+//! that owner.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
@@ -11,194 +11,221 @@ use super::chunks::Chunks;
 use crate::core::owner::{OwnerRecord, OwnerStatus, TenantRecord};
 use crate::core::principal::Owner;
 use crate::core::record::KeyRecord;
-use crate::core::subject::{Holder, Shape, Whose};
+use crate::core::subject::{KeyOwner, KeyTraits, OwnerSource};
 use crate::core::tenant::TenantId;
 use crate::core::text::{PrincipalId, Role};
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 
-/// The readers' side. Entries are added and never removed.
+/// The tables that readers use. Entries are added, and never removed.
 #[derive(Default)]
-pub(crate) struct Shared {
-    shapes: Chunks<OnceLock<Arc<Shape>>>,
-    holders: Chunks<OnceLock<Arc<Holder>>>,
-    /// The number of each holder's current standing. One change narrows all keys of the holder. Stored apart
-    /// from the holders, so that the entries of many holders share a cache line.
-    stands: Chunks<AtomicU32>,
-    standings: Chunks<OnceLock<Arc<Stand>>>,
-    /// The number of holders.
+pub(crate) struct AttributeTables {
+    traits: Chunks<OnceLock<Arc<KeyTraits>>>,
+    key_owners: Chunks<OnceLock<Arc<KeyOwner>>>,
+    /// The index in `statuses` of each key owner's current status. Changing this index narrows all keys of
+    /// the owner. The indices lie next to each other, so that many share a cache line.
+    status_ids: Chunks<AtomicU32>,
+    statuses: Chunks<OnceLock<Arc<InternedStatus>>>,
+    /// The number of key owners.
     count: AtomicU32,
-    /// Rows of descendant tenants. They apply to keys of ancestor tenants that reach down.
-    below: RwLock<Below>,
+    /// Rows of tenants that have a parent. They also limit keys of ancestor tenants that reach into such a
+    /// tenant.
+    descendants: RwLock<DescendantRows>,
 }
 
-/// Rows of descendant tenants. Read only by verifications for a tenant other than the key's own.
+/// Owner and tenant rows of tenants that have a parent. Only verifications for another tenant than the key's
+/// own read these rows.
 #[derive(Default)]
-struct Below {
-    owners: HashMap<Holder, OwnerSays>,
+struct DescendantRows {
+    owners: HashMap<KeyOwner, DescendantOwner>,
     /// Tenants that are closed, or whose row is unreadable.
     tenants: HashMap<TenantId, Tenancy>,
     unfinished: BTreeSet<TenantId>,
 }
 
-/// The row of an owner. The role is `None` if the owner was removed.
+/// An owner's row in a tenant that has a parent. `Known` holds the role (`None` if the owner was removed),
+/// the time of the removal, and the lower roles that the row had earlier.
 #[derive(Clone)]
-enum OwnerSays {
+enum DescendantOwner {
     Unreadable,
-    Stands(Option<Role>, Option<Timestamp>, BTreeSet<Role>),
+    Known(Option<Role>, Option<Timestamp>, BTreeSet<Role>),
 }
 
-/// A standing, for either kind of holder.
+/// An owner status that all key owners with this status share.
 #[derive(Eq, Hash, PartialEq)]
-struct Stand {
-    /// True if the holder is a person. A person's keys reach nothing without a role. A tenant's own keys need
-    /// no role.
+struct InternedStatus {
+    /// Whether the owner is a principal. A principal's keys reach nothing without a role. A tenant's own keys
+    /// need no role.
     persons: bool,
-    standing: OwnerStatus,
+    status: OwnerStatus,
 }
 
 const NONE: u32 = u32::MAX;
 
-/// The numbers of the entries that a key shares with others.
+/// The indices of a key's shared entries in [`AttributeTables`].
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Parts {
-    pub(crate) holder: u32,
-    pub(crate) shape: u32,
+pub(crate) struct AttributeIds {
+    pub(crate) key_owner: u32,
+    pub(crate) traits: u32,
 }
 
-/// The data that a key shares with others, at one instant.
+/// The shared attributes of a key, at one instant.
 #[derive(Clone, Copy)]
-pub(crate) struct Facts<'a> {
-    pub(crate) shape: &'a Shape,
-    pub(crate) holder: HolderAt<'a>,
+pub(crate) struct Attributes<'a> {
+    pub(crate) traits: &'a KeyTraits,
+    pub(crate) key_owner: OwnerRef<'a>,
     pub(crate) persons: bool,
-    pub(crate) standing: &'a OwnerStatus,
-    /// The number of `standing`. A later read finds the same standing by this number. A person and a tenant
-    /// never share a number.
-    pub(crate) standing_id: u32,
+    pub(crate) status: &'a OwnerStatus,
+    /// The index of `status` in its table. A later read finds the same status by this index. A principal and
+    /// a tenant never share a status entry.
+    pub(crate) status_id: u32,
 }
 
-/// A holder, either at hand or looked up when needed. Holders lie outside the memory that every
-/// verification reads.
+/// A key owner, either as a reference or as an index to look up when needed. Most verifications do not need
+/// the owner, and skip reading its memory.
 #[derive(Clone, Copy)]
-pub(crate) enum HolderAt<'a> {
-    Here(&'a Holder),
-    Shared(&'a Shared, u32),
+pub(crate) enum OwnerRef<'a> {
+    Direct(&'a KeyOwner),
+    Numbered(&'a AttributeTables, u32),
 }
 
-impl<'a> HolderAt<'a> {
-    pub(crate) fn get(self) -> &'a Holder {
+impl<'a> OwnerRef<'a> {
+    pub(crate) fn get(self) -> &'a KeyOwner {
         match self {
-            Self::Here(holder) => holder,
-            Self::Shared(shared, number) => {
-                let holder = shared.holders.get(number).and_then(OnceLock::get);
-                holder.expect("a key is published after its holder, and holders are never removed")
+            Self::Direct(key_owner) => key_owner,
+            Self::Numbered(tables, number) => {
+                let key_owner = tables.key_owners.get(number).and_then(OnceLock::get);
+                key_owner.expect(
+                    "a key is published after its owner entry, and owner entries are never removed",
+                )
             }
         }
     }
 }
 
-impl Whose for HolderAt<'_> {
-    fn holder(&self) -> &Holder {
+impl OwnerSource for OwnerRef<'_> {
+    fn key_owner(&self) -> &KeyOwner {
         self.get()
     }
 }
 
-impl Shared {
-    /// Picks the parts of an arbitrary key. Equal numbers pick equal parts.
-    pub(super) fn any(&self, number: u32) -> Parts {
-        let holder = number % self.count.load(Ordering::Relaxed).max(1);
-        Parts { holder, shape: 0 }
+impl AttributeTables {
+    /// Returns the attribute ids of an arbitrary key. Equal numbers select equal ids.
+    pub(super) fn any(&self, number: u32) -> AttributeIds {
+        let key_owner = number % self.count.load(Ordering::Relaxed).max(1);
+        AttributeIds {
+            key_owner,
+            traits: 0,
+        }
     }
 
-    pub(super) fn standing_in(&self, facts: &Facts<'_>, tenant: &TenantId) -> Option<OwnerStatus> {
-        let home = facts.holder.get();
+    pub(super) fn status_in(
+        &self,
+        attributes: &Attributes<'_>,
+        tenant: &TenantId,
+    ) -> Option<OwnerStatus> {
+        let home = attributes.key_owner.get();
         if home.tenant == *tenant || !home.tenant.contains(tenant) {
             return None;
         }
-        let below = self.below.read().unwrap_or_else(PoisonError::into_inner);
+        let descendants = self
+            .descendants
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         let (mut rows, mut closed, mut unreadable) = (Vec::new(), false, false);
         let mut raised = Vec::new();
         for path in tenant.lineage().take_while(|path| *path != home.tenant) {
-            match below.tenants.get(&path) {
+            match descendants.tenants.get(&path) {
                 Some(Tenancy::Closed) => closed = true,
                 Some(Tenancy::Unreadable) => unreadable = true,
                 Some(Tenancy::Open) | None => {}
             }
             let owner = home.owner.clone();
-            let holder = Holder {
+            let key_owner = KeyOwner {
                 tenant: path,
                 owner,
             };
-            match below.owners.get(&holder) {
-                Some(OwnerSays::Unreadable) => unreadable = true,
-                Some(OwnerSays::Stands(role, removed_at, raised_from)) => {
+            match descendants.owners.get(&key_owner) {
+                Some(DescendantOwner::Unreadable) => unreadable = true,
+                Some(DescendantOwner::Known(role, removed_at, raised_from)) => {
                     rows.push((role.as_ref(), *removed_at));
                     raised.extend(raised_from.iter().cloned());
                 }
                 None => {}
             }
         }
-        let mut further = OwnerStatus {
+        let mut lower = OwnerStatus {
             unreadable,
             ..OwnerStatus::of(rows, closed)
         };
-        if !facts.shape.bound.is_empty() {
-            further.roles.extend(raised);
+        if !attributes.traits.bound.is_empty() {
+            lower.roles.extend(raised);
         }
-        facts.standing.and_further(&further)
+        attributes.status.and_further(&lower)
     }
 
     pub(super) fn unfinished(&self) -> Vec<TenantId> {
-        let below = self.below.read().unwrap_or_else(PoisonError::into_inner);
-        below.unfinished.iter().cloned().collect()
+        let descendants = self
+            .descendants
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        descendants.unfinished.iter().cloned().collect()
     }
 
-    fn below(&self) -> RwLockWriteGuard<'_, Below> {
-        self.below.write().unwrap_or_else(PoisonError::into_inner)
+    fn write_descendants(&self) -> RwLockWriteGuard<'_, DescendantRows> {
+        self.descendants
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the current facts of these parts.
+    /// Returns the current attributes for these ids.
     #[inline]
-    pub(super) fn facts(&self, parts: Parts) -> Option<Facts<'_>> {
-        let standing = self.stands.get(parts.holder)?.load(Ordering::Acquire);
-        self.facts_with(parts, standing)
+    pub(super) fn attributes(&self, attribute_ids: AttributeIds) -> Option<Attributes<'_>> {
+        let status = self
+            .status_ids
+            .get(attribute_ids.key_owner)?
+            .load(Ordering::Acquire);
+        self.attributes_with(attribute_ids, status)
     }
 
-    /// Returns the facts of these parts with the standing that an earlier read returned.
+    /// Returns the attributes for these ids, with the owner status that an earlier read returned.
     #[inline]
-    pub(super) fn facts_with(&self, parts: Parts, standing_id: u32) -> Option<Facts<'_>> {
-        let stand = self.standings.get(standing_id)?.get()?;
-        Some(Facts {
-            shape: self.shapes.get(parts.shape)?.get()?,
-            holder: HolderAt::Shared(self, parts.holder),
-            persons: stand.persons,
-            standing: &stand.standing,
-            standing_id,
+    pub(super) fn attributes_with(
+        &self,
+        attribute_ids: AttributeIds,
+        status_id: u32,
+    ) -> Option<Attributes<'_>> {
+        let interned = self.statuses.get(status_id)?.get()?;
+        Some(Attributes {
+            traits: self.traits.get(attribute_ids.traits)?.get()?,
+            key_owner: OwnerRef::Numbered(self, attribute_ids.key_owner),
+            persons: interned.persons,
+            status: &interned.status,
+            status_id,
         })
     }
 }
 
-/// The writer's side: the number of each entry, and the rows that standings are derived from.
+/// The writer's state: the index of each entry, and the rows from which owner statuses are derived.
 #[derive(Default)]
-pub(super) struct Ledger {
-    shapes: HashMap<Arc<Shape>, u32>,
-    last_shape: u32,
-    holders: HashMap<Arc<Holder>, u32>,
-    standings: HashMap<Arc<Stand>, u32>,
+pub(super) struct AttributeWriter {
+    traits: HashMap<Arc<KeyTraits>, u32>,
+    last_traits: u32,
+    key_owners: HashMap<Arc<KeyOwner>, u32>,
+    statuses: HashMap<Arc<InternedStatus>, u32>,
     roles: Vec<Role>,
-    /// Indexed by the holder's number.
-    own: Vec<Own>,
+    /// Indexed by the same numbers as [`AttributeTables::key_owners`].
+    owner_states: Vec<KeyOwnerState>,
     tenants: HashMap<TenantId, (Revision, Tenancy)>,
 }
 
-/// The writer's notes on one holder.
-struct Own {
-    /// Whether the holder has keys, and therefore a standing.
+/// The writer's state for one key owner.
+struct KeyOwnerState {
+    /// Whether the owner has keys, and therefore a status.
     linked: bool,
-    /// The next of the same owner's holders in a linked list, or [`NONE`] at its end. The list
-    /// starts at the holder in the topmost tenant of the path.
-    below: u32,
+    /// The next entry in a linked list, or [`NONE`] at its end. The list connects one principal's entries in
+    /// all tenants below a root tenant. It starts at the principal's entry in the root tenant.
+    next: u32,
     row: Option<OwnerRow>,
 }
 
@@ -206,12 +233,12 @@ struct Own {
 #[derive(Clone, Copy)]
 struct OwnerRow {
     revision: Revision,
-    role: OwnRole,
+    role: OwnerRole,
     removed_at: Option<Timestamp>,
 }
 
 #[derive(Clone, Copy)]
-enum OwnRole {
+enum OwnerRole {
     Unreadable,
     Removed,
     Role(u32),
@@ -224,40 +251,40 @@ enum Tenancy {
     Unreadable,
 }
 
-impl Ledger {
-    /// Returns the parts of a key, and adds those that are new.
-    pub(super) fn parts(&mut self, shared: &Shared, record: &KeyRecord) -> Parts {
-        let shape = self.shape(shared, record);
-        let holder = self.holder(shared, Holder::of(record));
-        self.link(shared, holder);
-        Parts { holder, shape }
+impl AttributeWriter {
+    /// Returns the attribute ids of a key. Adds entries that are missing.
+    pub(super) fn ids_of(&mut self, tables: &AttributeTables, record: &KeyRecord) -> AttributeIds {
+        let traits = self.traits(tables, record);
+        let key_owner = self.key_owner(tables, KeyOwner::of(record));
+        self.link(tables, key_owner);
+        AttributeIds { key_owner, traits }
     }
 
-    fn shape(&mut self, shared: &Shared, record: &KeyRecord) -> u32 {
-        let last = shared.shapes.get(self.last_shape).and_then(OnceLock::get);
+    fn traits(&mut self, tables: &AttributeTables, record: &KeyRecord) -> u32 {
+        let last = tables.traits.get(self.last_traits).and_then(OnceLock::get);
         if last.is_none_or(|last| !last.is_of(record)) {
-            let new = number(self.shapes.len());
-            self.last_shape = intern(&mut self.shapes, Shape::of(record), |shape| {
-                shared.shapes.at(new).get_or_init(|| shape);
+            let new = number(self.traits.len());
+            self.last_traits = intern(&mut self.traits, KeyTraits::of(record), |traits| {
+                tables.traits.at(new).get_or_init(|| traits);
             });
         }
-        self.last_shape
+        self.last_traits
     }
 
     /// Applies the row of an owner; `None` if the row is unreadable.
-    pub(super) fn take_owner(
+    pub(super) fn apply_owner(
         &mut self,
-        shared: &Shared,
+        tables: &AttributeTables,
         revision: Revision,
         (tenant, owner): (TenantId, PrincipalId),
         row: Option<&OwnerRecord>,
     ) {
-        let holder = Holder {
+        let key_owner = KeyOwner {
             tenant: tenant.clone(),
             owner: Owner::Principal(owner.clone()),
         };
-        let holder = self.holder(shared, holder);
-        if self.own[holder as usize]
+        let key_owner = self.key_owner(tables, key_owner);
+        if self.owner_states[key_owner as usize]
             .row
             .is_some_and(|own| own.revision >= revision)
         {
@@ -265,40 +292,40 @@ impl Ledger {
         }
         if !is_top(&tenant) {
             let owner = Owner::Principal(owner.clone());
-            let place = Holder {
+            let place = KeyOwner {
                 tenant: tenant.clone(),
                 owner,
             };
-            let says = row.map_or(OwnerSays::Unreadable, |row| {
-                OwnerSays::Stands(row.role.clone(), row.removed_at, row.raised_from.clone())
+            let descendant = row.map_or(DescendantOwner::Unreadable, |row| {
+                DescendantOwner::Known(row.role.clone(), row.removed_at, row.raised_from.clone())
             });
-            shared.below().owners.insert(place, says);
+            tables.write_descendants().owners.insert(place, descendant);
         }
         let role = match row {
-            None => OwnRole::Unreadable,
+            None => OwnerRole::Unreadable,
             Some(row) => match &row.role {
-                None => OwnRole::Removed,
-                Some(role) => OwnRole::Role(self.role(role)),
+                None => OwnerRole::Removed,
+                Some(role) => OwnerRole::Role(self.role(role)),
             },
         };
-        self.own[holder as usize].row = Some(OwnerRow {
+        self.owner_states[key_owner as usize].row = Some(OwnerRow {
             revision,
             role,
             removed_at: row.and_then(|row| row.removed_at),
         });
-        self.renew(shared, holder, &tenant);
-        let top = self.top(shared, &tenant, owner);
-        let mut below = self.own[top as usize].below;
-        while below != NONE {
-            self.renew(shared, below, &tenant);
-            below = self.own[below as usize].below;
+        self.recompute_status(tables, key_owner, &tenant);
+        let top = self.top(tables, &tenant, owner);
+        let mut next = self.owner_states[top as usize].next;
+        while next != NONE {
+            self.recompute_status(tables, next, &tenant);
+            next = self.owner_states[next as usize].next;
         }
     }
 
     /// Applies the row of a tenant; `None` if the row is unreadable.
-    pub(super) fn take_tenant(
+    pub(super) fn apply_tenant(
         &mut self,
-        shared: &Shared,
+        tables: &AttributeTables,
         revision: Revision,
         tenant: &TenantId,
         row: Option<&TenantRecord>,
@@ -315,71 +342,75 @@ impl Ledger {
         };
         self.tenants.insert(tenant.clone(), (revision, tenancy));
         let unfinished = row.is_some_and(|row| !row.sweeps.is_empty());
-        let mut below = shared.below();
+        let mut descendants = tables.write_descendants();
         if unfinished {
-            below.unfinished.insert(tenant.clone());
+            descendants.unfinished.insert(tenant.clone());
         } else {
-            below.unfinished.remove(tenant);
+            descendants.unfinished.remove(tenant);
         }
         if tenancy != Tenancy::Open && !is_top(tenant) {
-            below.tenants.insert(tenant.clone(), tenancy);
+            descendants.tenants.insert(tenant.clone(), tenancy);
         } else {
-            below.tenants.remove(tenant);
+            descendants.tenants.remove(tenant);
         }
-        drop(below);
+        drop(descendants);
         if before != tenancy {
-            for holder in 0..number(self.own.len()) {
-                self.renew(shared, holder, tenant);
+            for key_owner in 0..number(self.owner_states.len()) {
+                self.recompute_status(tables, key_owner, tenant);
             }
         }
     }
 
-    fn holder(&mut self, shared: &Shared, holder: Holder) -> u32 {
-        if let Some(known) = self.holders.get(&holder) {
+    fn key_owner(&mut self, tables: &AttributeTables, key_owner: KeyOwner) -> u32 {
+        if let Some(known) = self.key_owners.get(&key_owner) {
             return *known;
         }
-        let holder = Holder {
-            tenant: shared_key(&self.tenants, holder.tenant),
-            owner: holder.owner,
+        let key_owner = KeyOwner {
+            tenant: stored_copy(&self.tenants, key_owner.tenant),
+            owner: key_owner.owner,
         };
-        let new = number(self.holders.len());
-        self.own.push(Own {
+        let new = number(self.key_owners.len());
+        self.owner_states.push(KeyOwnerState {
             linked: false,
-            below: NONE,
+            next: NONE,
             row: None,
         });
-        shared.count.store(new.saturating_add(1), Ordering::Relaxed);
-        intern(&mut self.holders, holder, |holder| {
-            shared.holders.at(new).get_or_init(|| holder);
+        tables.count.store(new.saturating_add(1), Ordering::Relaxed);
+        intern(&mut self.key_owners, key_owner, |key_owner| {
+            tables.key_owners.at(new).get_or_init(|| key_owner);
         })
     }
 
-    /// Makes a holder with keys follow the rows of its owner. A change of an owner's row then skips the
-    /// holders without keys. An owner with many tenants has many holders without keys.
-    fn link(&mut self, shared: &Shared, number: u32) {
-        if self.own[number as usize].linked {
+    /// Adds a key owner that has keys to its principal's linked list. A change of an owner's row visits only
+    /// this list, and so skips entries without keys. A principal in many tenants has many such entries.
+    fn link(&mut self, tables: &AttributeTables, number: u32) {
+        if self.owner_states[number as usize].linked {
             return;
         }
-        let Some(holder) = shared.holders.at(number).get() else {
+        let Some(key_owner) = tables.key_owners.at(number).get() else {
             return;
         };
-        if let Owner::Principal(owner) = &holder.owner
-            && !is_top(&holder.tenant)
+        if let Owner::Principal(owner) = &key_owner.owner
+            && !is_top(&key_owner.tenant)
         {
-            let top = self.top(shared, &holder.tenant, owner.clone()) as usize;
-            self.own[number as usize].below = std::mem::replace(&mut self.own[top].below, number);
+            let top = self.top(tables, &key_owner.tenant, owner.clone()) as usize;
+            self.owner_states[number as usize].next =
+                std::mem::replace(&mut self.owner_states[top].next, number);
         }
-        self.own[number as usize].linked = true;
-        let standing = self.standing(shared, holder);
-        shared.stands.at(number).store(standing, Ordering::Release);
+        self.owner_states[number as usize].linked = true;
+        let status = self.status(tables, key_owner);
+        tables
+            .status_ids
+            .at(number)
+            .store(status, Ordering::Release);
     }
 
-    /// Returns the same owner's holder in the topmost tenant of the path. The list of that owner's
-    /// other holders starts there, so applying an owner's row visits no other customer.
-    fn top(&mut self, shared: &Shared, tenant: &TenantId, owner: PrincipalId) -> u32 {
+    /// Returns the principal's entry in the root tenant, where the linked list starts. Each root tenant has
+    /// its own list, so applying an owner's row visits no entry of another root tenant.
+    fn top(&mut self, tables: &AttributeTables, tenant: &TenantId, owner: PrincipalId) -> u32 {
         let tenant = tenant.ancestors().last().unwrap_or_else(|| tenant.clone());
         let owner = Owner::Principal(owner);
-        self.holder(shared, Holder { tenant, owner })
+        self.key_owner(tables, KeyOwner { tenant, owner })
     }
 
     fn role(&mut self, role: &Role) -> u32 {
@@ -390,53 +421,56 @@ impl Ledger {
         }))
     }
 
-    /// Recomputes a holder's standing, if the holder's tenant is `above` or a descendant of `above`.
-    fn renew(&mut self, shared: &Shared, holder: u32, above: &TenantId) {
-        let linked = self.own[holder as usize].linked;
-        if let Some(place) = shared.holders.at(holder).get().filter(|_| linked)
+    /// Recomputes the status of a key owner, if its tenant is `above` or a descendant of `above`.
+    fn recompute_status(&mut self, tables: &AttributeTables, key_owner: u32, above: &TenantId) {
+        let linked = self.owner_states[key_owner as usize].linked;
+        if let Some(place) = tables.key_owners.at(key_owner).get().filter(|_| linked)
             && above.contains(&place.tenant)
         {
-            let standing = self.standing(shared, place);
-            shared.stands.at(holder).store(standing, Ordering::Release);
+            let status = self.status(tables, place);
+            tables
+                .status_ids
+                .at(key_owner)
+                .store(status, Ordering::Release);
         }
     }
 
-    /// Returns the holder's standing, derived from the known rows.
-    fn standing(&mut self, shared: &Shared, holder: &Holder) -> u32 {
-        let stand = Stand {
-            persons: holder.is_person(),
-            standing: self.resolve(holder),
+    /// Returns the index of the owner's status, derived from the known rows.
+    fn status(&mut self, tables: &AttributeTables, key_owner: &KeyOwner) -> u32 {
+        let interned = InternedStatus {
+            persons: key_owner.is_person(),
+            status: self.resolve(key_owner),
         };
-        let new = number(self.standings.len());
-        intern(&mut self.standings, stand, |stand| {
-            shared.standings.at(new).get_or_init(|| stand);
+        let new = number(self.statuses.len());
+        intern(&mut self.statuses, interned, |interned| {
+            tables.statuses.at(new).get_or_init(|| interned);
         })
     }
 
-    fn resolve(&self, holder: &Holder) -> OwnerStatus {
+    fn resolve(&self, key_owner: &KeyOwner) -> OwnerStatus {
         let mut unreadable = false;
         let mut rows = Vec::new();
-        for tenant in holder
+        for tenant in key_owner
             .tenant
             .lineage()
-            .filter(|_| holder.owner.principal().is_some())
+            .filter(|_| key_owner.owner.principal().is_some())
         {
-            let owner = holder.owner.clone();
-            let number = self.holders.get(&Holder { tenant, owner });
-            let row = number.and_then(|number| self.own.get(*number as usize)?.row);
+            let owner = key_owner.owner.clone();
+            let number = self.key_owners.get(&KeyOwner { tenant, owner });
+            let row = number.and_then(|number| self.owner_states.get(*number as usize)?.row);
             let Some(row) = row else { continue };
             let role = match row.role {
-                OwnRole::Unreadable => {
+                OwnerRole::Unreadable => {
                     unreadable = true;
                     continue;
                 }
-                OwnRole::Removed => None,
-                OwnRole::Role(role) => self.roles.get(role as usize),
+                OwnerRole::Removed => None,
+                OwnerRole::Role(role) => self.roles.get(role as usize),
             };
             rows.push((role, row.removed_at));
         }
         let tenancy = |tenancy| {
-            let mut above = holder.tenant.paths();
+            let mut above = key_owner.tenant.paths();
             above.any(|path| self.tenants.get(path).is_some_and(|own| own.1 == tenancy))
         };
         OwnerStatus {
@@ -446,18 +480,18 @@ impl Ledger {
     }
 }
 
-/// Returns the number of `item`. Calls `show` first if the item is new, so that readers find the item before
-/// anything refers to the item's number.
+/// Returns the index of `item`. Calls `publish` first if the item is new, so that readers find the item
+/// before any reader sees its index.
 fn intern<T: Eq + Hash>(
     numbers: &mut HashMap<Arc<T>, u32>,
     item: T,
-    show: impl FnOnce(Arc<T>),
+    publish: impl FnOnce(Arc<T>),
 ) -> u32 {
     if let Some(known) = numbers.get(&item) {
         return *known;
     }
     let (item, new) = (Arc::new(item), number(numbers.len()));
-    show(item.clone());
+    publish(item.clone());
     numbers.insert(item, new);
     new
 }
@@ -466,15 +500,15 @@ fn is_top(tenant: &TenantId) -> bool {
     tenant.ancestors().next().is_none()
 }
 
-/// Returns the map's own copy of `key` if it has one, so that its text is stored once.
-fn shared_key<K: Clone + Eq + Hash, V>(map: &HashMap<K, V>, key: K) -> K {
+/// Returns the map's own copy of `key` if there is one, so that its text is stored once.
+fn stored_copy<K: Clone + Eq + Hash, V>(map: &HashMap<K, V>, key: K) -> K {
     match map.get_key_value(&key) {
         Some((own, _)) => own.clone(),
         None => key,
     }
 }
 
-/// Converts a count to a number of 32 bits. Memory runs out long before these numbers do.
+/// Converts an index to 32 bits. Memory runs out long before 2³² entries exist.
 fn number(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(NONE)
 }

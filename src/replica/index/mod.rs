@@ -1,12 +1,12 @@
-//! The index that verification reads: keys by id and by imported digest, and the data that keys
-//! share.
+//! The index that verification reads. It finds keys by id or by imported digest, and stores the attributes
+//! that keys share.
 //!
-//! Readers take no lock and never wait for the writer to finish a batch; one writer at a time
-//! applies changes. A key consists of three parts:
+//! A lookup takes no lock, and never waits for the writer to finish a batch. One writer at a time applies
+//! changes. A key consists of three parts:
 //!
-//! - a slot of 32 bytes, by which it is found and compared;
-//! - a row, read only if the key is not simply valid;
-//! - an entry that it shares with all keys of its holder and shape.
+//! - a table slot of 32 bytes, by which the key is found and its digest compared;
+//! - a row, read only if the slot does not prove the key valid;
+//! - shared entries for its owner and its traits, which other keys use too.
 //!
 //! `docs/verify.md` documents the alternatives that were tried.
 
@@ -29,79 +29,81 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use self::chunks::Chunks;
 use self::floors::Floors;
 use self::hashing::Hashing;
-pub(crate) use self::ledger::{Facts, HolderAt, Parts};
-use self::ledger::{Ledger, Shared};
-pub(crate) use self::rows::Kept;
-use self::rows::{Content, Row};
-pub(crate) use self::table::Half;
-use self::table::{Directory, Found, Hash, Search, SlotValue, Table};
+pub(crate) use self::ledger::{AttributeIds, Attributes, OwnerRef};
+use self::ledger::{AttributeTables, AttributeWriter};
+pub(crate) use self::rows::RowState;
+use self::rows::{Content, IndexRow};
+pub(crate) use self::table::DigestPrefix;
+use self::table::{Directory, FoundSlot, Hash, Search, SlotValue, Table};
 use self::tally::Tally;
-use self::uses::{Counted, Usage};
+use self::uses::{Counted, UseCounters};
 use crate::core::id::KeyId;
 use crate::core::owner::{OwnerStatus, TenantRecord};
 use crate::core::record::{Credential, KeyRecord};
 use crate::core::secret::Digest;
-use crate::core::subject::{Course, Life};
+use crate::core::subject::{Lifecycle, LifecyclePhase};
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::store::{Change, Row as StoreRow, RowKey};
 
-/// Keys, the data they share, and the writer's own notes.
+/// All keys of a store, the attributes they share, and the writer's private state.
 #[derive(Default)]
 pub(crate) struct Index {
-    /// Drawn at random for each index, so that nobody can choose ids that collide.
+    /// The hash function, drawn at random for each index. Without knowing the draw, nobody can choose ids
+    /// that collide.
     hashing: Hashing,
-    rows: Chunks<Row>,
+    rows: Chunks<IndexRow>,
     /// The use count of each row.
     tallies: Chunks<Tally>,
-    shared: Shared,
-    uses: Usage,
+    attribute_tables: AttributeTables,
+    uses: UseCounters,
     /// The number of rows.
     count: AtomicU32,
     imported: AtomicUsize,
-    /// True if a successor may have been used whose first use is not recorded.
+    /// True if some rotation successor may have been used without a recorded first use.
     first_used: AtomicBool,
     floors: Floors,
-    /// The store's revision when the scan that filled this index began.
+    /// The store's revision at the start of the scan that filled this index.
     base: AtomicU64,
-    writer: Mutex<Writer>,
+    writer: Mutex<WriterState>,
 }
 
 #[derive(Default)]
-struct Writer {
+struct WriterState {
     table: Table,
-    ledger: Ledger,
+    attributes: AttributeWriter,
     rows: u32,
-    /// The rows of successors whose first use is not recorded.
+    /// The row numbers of rotation successors whose first use is not recorded.
     unused: BTreeSet<u32>,
 }
 
-/// An index, with the directory through which its table is read.
+/// An index, with a directory: a snapshot of its table's segments, through which readers find slots.
 #[derive(Clone)]
 pub(crate) struct View {
     index: Arc<Index>,
     directory: Directory,
 }
 
-/// The key whose secret was presented.
+/// A key that was found, and whose secret matched.
 #[derive(Clone, Copy)]
 pub(crate) struct Hit {
     pub(crate) id: KeyId,
     row: u32,
-    pub(crate) parts: Parts,
-    course: Course,
-    /// Whether `course` is complete. If not, it only says that the key is valid until its end.
+    pub(crate) attribute_ids: AttributeIds,
+    lifecycle: Lifecycle,
+    /// Whether `lifecycle` is complete. If false, `lifecycle` only proves that the key is valid until
+    /// `expires_at`.
     exact: bool,
 }
 
-/// The index's answer to a presented key.
-pub(crate) enum Answer {
+/// The result of looking up a presented key.
+pub(crate) enum IndexLookup {
     Hit(Hit),
-    /// The presented secret is not the key's. Holds the parts that the key shares with others. With
-    /// a probability of number of keys / 2³², the id is unknown and the parts belong to another key
-    /// with the same hash; [`View::known`] compares the id.
-    WrongSecret(Parts),
+    /// The presented secret does not match. Holds the key's attribute ids. With probability (number of keys)
+    /// / 2³², the id is unknown and another key with the same hash has these attributes. [`View::row_kind`]
+    /// compares the id.
+    WrongSecret(AttributeIds),
     /// The key's record is unreadable.
     Corrupt(KeyId),
     /// The key was removed.
@@ -109,17 +111,17 @@ pub(crate) enum Answer {
     Unknown,
 }
 
-/// The state of a row, independent of any presented secret.
+/// The kind of a row, independent of any presented secret.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Known {
+pub(crate) enum RowKind {
     Key,
     Removed,
     Corrupt,
 }
 
-/// A search by id that has begun: the memory it needs is being prefetched.
+/// The hash of an id whose slot is being prefetched.
 #[derive(Clone, Copy)]
-pub(crate) struct Sought(Hash);
+pub(crate) struct Prefetched(Hash);
 
 impl fmt::Debug for Index {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -146,67 +148,73 @@ impl View {
         &self.index
     }
 
-    /// Begins a search. Prefetches the slot, so that the memory arrives while the caller computes
-    /// the digest.
+    /// Hashes an id and prefetches its slot, so that the memory arrives while the caller computes the digest.
     #[inline]
-    pub(crate) fn begin(&self, id: KeyId) -> Sought {
+    pub(crate) fn prefetch(&self, id: KeyId) -> Prefetched {
         let hash = self.index.hash_of_id(id);
-        self.directory.probe(hash).approach();
-        Sought(hash)
+        self.directory.probe(hash).prefetch();
+        Prefetched(hash)
     }
 
-    /// Ends a search: returns the key of this id, if its digest has this half.
+    /// Returns the key with this id, if its digest starts with `digest_prefix`.
     #[inline]
-    pub(crate) fn end(&self, id: KeyId, Sought(hash): Sought, half: Half) -> Answer {
-        match self.directory.probe(hash).search(half) {
+    pub(crate) fn lookup(
+        &self,
+        id: KeyId,
+        Prefetched(hash): Prefetched,
+        digest_prefix: DigestPrefix,
+    ) -> IndexLookup {
+        match self.directory.probe(hash).search(digest_prefix) {
             Search::Match(found) => self.hit(found, Some(id)),
-            Search::NoMatch(Found { value, .. }) if value != SlotValue::ROW => {
-                Answer::WrongSecret(value.parts)
+            Search::NoMatch(FoundSlot { value, .. }) if value != SlotValue::ROW => {
+                IndexLookup::WrongSecret(value.attribute_ids)
             }
             Search::NoMatch(_) => match self.content(id) {
-                Some(Content { key, parts, .. }) => match key {
-                    Kept::Known(_) => Answer::WrongSecret(parts),
-                    Kept::Corrupt => Answer::Corrupt(id),
-                    Kept::Removed => Answer::Removed,
+                Some(Content {
+                    key, attribute_ids, ..
+                }) => match key {
+                    RowState::Key(_) => IndexLookup::WrongSecret(attribute_ids),
+                    RowState::Corrupt => IndexLookup::Corrupt(id),
+                    RowState::Removed => IndexLookup::Removed,
                 },
-                None => Answer::Unknown,
+                None => IndexLookup::Unknown,
             },
             Search::Nothing => {
-                self.index.look_at_any_facts(id);
-                Answer::Unknown
+                self.index.touch_any_attributes(id);
+                IndexLookup::Unknown
             }
         }
     }
 
     /// Returns the key that was imported with this digest.
-    pub(crate) fn imported(&self, digest: &Digest) -> Answer {
-        let half = half_of_import(digest);
+    pub(crate) fn imported(&self, digest: &Digest) -> IndexLookup {
+        let digest_prefix = import_prefix(digest);
         match self
             .directory
-            .probe(self.index.hash_of_half(half))
-            .search(half)
+            .probe(self.index.hash_of_prefix(digest_prefix))
+            .search(digest_prefix)
         {
             Search::Match(found) => self.hit(found, None),
-            Search::NoMatch(_) | Search::Nothing => Answer::Unknown,
+            Search::NoMatch(_) | Search::Nothing => IndexLookup::Unknown,
         }
     }
 
-    /// Returns the state of an id's row. Compares no secret.
-    pub(crate) fn known(&self, id: KeyId) -> Option<Known> {
+    /// Returns the kind of the row with this id; `None` if the id is unknown. Compares no secret.
+    pub(crate) fn row_kind(&self, id: KeyId) -> Option<RowKind> {
         Some(match self.content(id)?.key {
-            Kept::Known(_) => Known::Key,
-            Kept::Removed => Known::Removed,
-            Kept::Corrupt => Known::Corrupt,
+            RowState::Key(_) => RowKind::Key,
+            RowState::Removed => RowKind::Removed,
+            RowState::Corrupt => RowKind::Corrupt,
         })
     }
 
-    /// Returns the state of the row of a key that was imported with this digest.
-    pub(crate) fn known_import(&self, digest: &Digest) -> Option<Known> {
+    /// Returns the kind of the row of a key that was imported with this digest.
+    pub(crate) fn row_kind_of_import(&self, digest: &Digest) -> Option<RowKind> {
         Some(match self.imported(digest) {
-            Answer::Hit(_) => Known::Key,
-            Answer::Corrupt(_) => Known::Corrupt,
-            Answer::Removed => Known::Removed,
-            Answer::WrongSecret(_) | Answer::Unknown => return None,
+            IndexLookup::Hit(_) => RowKind::Key,
+            IndexLookup::Corrupt(_) => RowKind::Corrupt,
+            IndexLookup::Removed => RowKind::Removed,
+            IndexLookup::WrongSecret(_) | IndexLookup::Unknown => return None,
         })
     }
 
@@ -215,81 +223,92 @@ impl View {
     }
 
     fn row_of(&self, id: KeyId) -> Option<u32> {
-        let mut named = self.directory.probe(self.index.hash_of_id(id)).named();
-        let own = |found: &Found| {
+        let mut candidates = self.directory.probe(self.index.hash_of_id(id)).candidates();
+        let own = |found: &FoundSlot| {
             let row = self.index.rows.get(found.row);
             row.is_some_and(|row| row.id() == id)
         };
-        named.find(own).map(|found| found.row)
+        candidates.find(own).map(|found| found.row)
     }
 
-    /// Returns the data that the key of this id shares with others.
-    pub(crate) fn facts_of(&self, id: KeyId) -> Option<Facts<'_>> {
+    /// Returns the shared attributes of the key with this id.
+    pub(crate) fn attributes_of(&self, id: KeyId) -> Option<Attributes<'_>> {
         let content = self.content(id)?;
         match content.key {
-            Kept::Known(_) => self.index.shared.facts(content.parts),
-            Kept::Removed | Kept::Corrupt => None,
+            RowState::Key(_) => self
+                .index
+                .attribute_tables
+                .attributes(content.attribute_ids),
+            RowState::Removed | RowState::Corrupt => None,
         }
     }
 
-    /// Returns the current data that a key shares with others.
+    /// Returns the current shared attributes for these ids.
     #[inline]
-    pub(crate) fn facts(&self, parts: Parts) -> Option<Facts<'_>> {
-        self.index.shared.facts(parts)
+    pub(crate) fn attributes(&self, attribute_ids: AttributeIds) -> Option<Attributes<'_>> {
+        self.index.attribute_tables.attributes(attribute_ids)
     }
 
-    /// Returns the status of these facts' owner in `tenant`. `None` unless `tenant` is a descendant
-    /// of the holder's tenant and rows there change the status. Blocks only while such a row is
-    /// being written.
-    pub(crate) fn standing_in(
+    /// Returns the owner's status in `tenant`. `None` unless `tenant` is a descendant of the owner's tenant,
+    /// and rows there change the status. Blocks only while the writer changes such a row.
+    pub(crate) fn status_in(
         &self,
-        facts: &Facts<'_>,
+        attributes: &Attributes<'_>,
         tenant: &TenantId,
     ) -> Option<Box<OwnerStatus>> {
-        self.index.shared.standing_in(facts, tenant).map(Box::new)
+        self.index
+            .attribute_tables
+            .status_in(attributes, tenant)
+            .map(Box::new)
     }
 
-    /// Returns the tenants whose rows name bulk commands that have not finished.
+    /// Returns the tenants that have unfinished bulk commands, according to their rows.
     pub(crate) fn unfinished(&self) -> Vec<TenantId> {
-        self.index.shared.unfinished()
+        self.index.attribute_tables.unfinished()
     }
 
-    /// Returns the facts of these parts with the standing that an earlier read returned.
-    pub(crate) fn facts_with(&self, parts: Parts, standing_id: u32) -> Option<Facts<'_>> {
-        self.index.shared.facts_with(parts, standing_id)
+    /// Returns the shared attributes for these ids, with the owner status that an earlier read returned.
+    pub(crate) fn attributes_with(
+        &self,
+        attribute_ids: AttributeIds,
+        status_id: u32,
+    ) -> Option<Attributes<'_>> {
+        self.index
+            .attribute_tables
+            .attributes_with(attribute_ids, status_id)
     }
 
-    /// Returns the data that decides whether the key works at `now`. Returns `Removed` or `Corrupt`
-    /// if the key was removed or became unreadable.
+    /// Returns the lifecycle that decides whether the key works at `now`. Reads the row only if `hit` does
+    /// not suffice, and then reports a key that was removed or became unreadable since.
     #[inline]
-    pub(crate) fn course(&self, hit: &Hit, standing: &OwnerStatus, now: Timestamp) -> Kept {
-        let good = hit.course.expires_at.is_none_or(|end| now < end);
-        if hit.exact || (good && standing.removed_at.is_none()) {
-            return Kept::Known(hit.course);
+    pub(crate) fn state_for(&self, hit: &Hit, status: &OwnerStatus, now: Timestamp) -> RowState {
+        let good = hit.lifecycle.expires_at.is_none_or(|end| now < end);
+        if hit.exact || (good && status.removed_at.is_none()) {
+            return RowState::Key(hit.lifecycle);
         }
-        self.kept(hit.row)
+        self.row_state(hit.row)
     }
 
-    /// Returns the current state of a key that was found before.
-    pub(crate) fn kept(&self, row: u32) -> Kept {
+    /// Returns the current state of a row.
+    pub(crate) fn row_state(&self, row: u32) -> RowState {
         let row = self.index.rows.get(row);
-        row.map_or(Kept::Removed, |row| row.read().key)
+        row.map_or(RowState::Removed, |row| row.read().key)
     }
 
     #[inline]
     pub(crate) fn count(&self, hit: &Hit, now: Timestamp) {
         if let Some(displaced) = self.index.uses.count(hit.row, second_of(now)) {
-            // Prefetch this key's tally: its own count is added there once another key displaces
-            // it.
+            // Prefetch this key's tally. The tally receives this key's count once another key displaces the
+            // count.
             let own = self.index.tallies.get(hit.row);
-            own.into_iter().for_each(Tally::approach);
+            own.into_iter().for_each(Tally::prefetch);
             self.index.add_uses(displaced);
         }
     }
 
-    /// Notes that a successor was used whose first use is not recorded. Call it after counting the
-    /// use. The Release store pairs with the swap in [`Index::unrecorded`], so a maintenance run
-    /// that takes the note sees the count.
+    /// Sets a flag: a rotation successor was used, and its first use is not recorded. Call this after
+    /// [`count`](Self::count). The Release store pairs with the Acquire swap in [`Index::unrecorded`], so a
+    /// maintenance run that takes the flag also sees the count.
     #[inline]
     pub(crate) fn note_first_use(&self) {
         self.index.first_used.store(true, Ordering::Release);
@@ -303,14 +322,14 @@ impl View {
         }
     }
 
-    /// Returns how often a key was used, as far as this index knows, and the second of the last
-    /// use.
+    /// Returns the number of uses of a key that this index counted, and the Unix time of the last use in
+    /// seconds.
     pub(crate) fn uses(&self, id: KeyId) -> Option<(u64, u32)> {
         self.index.settle_uses();
         Some(self.index.tallies.get(self.row_of(id)?)?.uses())
     }
 
-    /// Returns the keys among `keys` that were used, as far as this index knows.
+    /// Returns the keys among `keys` with at least one use that this index counted.
     pub(crate) fn used_of(&self, keys: &[KeyId]) -> BTreeSet<KeyId> {
         self.index.settle_uses();
         let used = |key: &KeyId| {
@@ -322,15 +341,15 @@ impl View {
         keys.iter().copied().filter(used).collect()
     }
 
-    /// Returns the successors that were used and whose first use is not recorded. Takes one key of
-    /// each tenant in turn, so that no tenant waits for all keys of another.
+    /// Returns the rotation successors that were used and whose first use is not recorded. Takes the tenants
+    /// in turn, so that no tenant waits for all keys of another tenant.
     pub(crate) fn first_uses(&self) -> Vec<(TenantId, KeyId)> {
         let mut used = BTreeMap::<_, Vec<_>>::new();
         for (row, ..) in self.index.unrecorded() {
-            let id = self.index.rows.get(row).map(Row::id);
-            let facts = id.and_then(|id| Some((id, self.facts_of(id)?)));
-            if let Some((id, facts)) = facts {
-                let tenant = facts.holder.get().tenant.clone();
+            let id = self.index.rows.get(row).map(IndexRow::id);
+            let attributes = id.and_then(|id| Some((id, self.attributes_of(id)?)));
+            if let Some((id, attributes)) = attributes {
+                let tenant = attributes.key_owner.get().tenant.clone();
                 used.entry(tenant).or_default().push(id);
             }
         }
@@ -344,7 +363,8 @@ impl View {
         turns.map(|(_, tenant, key)| (tenant, key)).collect()
     }
 
-    /// Adds the first uses that another index counted after its uses were inherited.
+    /// Copies the first uses that a replaced index counted after [`inherit_uses`](Self::inherit_uses) had
+    /// copied its counts.
     pub(super) fn inherit_first_uses(&self, of: &Index) {
         for (row, uses, last) in of.unrecorded() {
             let own = of.rows.get(row).and_then(|row| self.row_of(row.id()));
@@ -356,7 +376,7 @@ impl View {
         }
     }
 
-    /// Adds the uses that another index counted.
+    /// Copies the use counts of the index that this one replaces.
     pub(super) fn inherit_uses(&self, of: &Index) {
         self.note_first_use();
         of.settle_uses();
@@ -372,18 +392,18 @@ impl View {
         }
     }
 
-    /// Returns the key that a slot leads to. `id` is set if the slot was found by id.
+    /// Returns the key of a matching slot. `id` is `None` if the slot was found by an imported digest.
     #[inline]
-    fn hit(&self, found: Found, id: Option<KeyId>) -> Answer {
-        let Found { row, value } = found;
+    fn hit(&self, found: FoundSlot, id: Option<KeyId>) -> IndexLookup {
+        let FoundSlot { row, value } = found;
         if let Some(id) = id.filter(|_| value.until != SlotValue::ASK) {
-            return Answer::Hit(Hit {
+            return IndexLookup::Hit(Hit {
                 id,
                 row,
-                parts: value.parts,
-                course: Course {
-                    life: Life::Enabled,
-                    // A caller that needs the time of creation reads the row.
+                attribute_ids: value.attribute_ids,
+                lifecycle: Lifecycle {
+                    phase: LifecyclePhase::Enabled,
+                    // The slot does not hold the creation time. A caller that needs this time reads the row.
                     created_at: Timestamp::MAX,
                     expires_at: value.end(),
                     awaits_first_use: false,
@@ -391,33 +411,35 @@ impl View {
                 exact: false,
             });
         }
-        let Some(stands) = self.index.rows.get(row) else {
-            return Answer::Unknown;
+        let Some(entry) = self.index.rows.get(row) else {
+            return IndexLookup::Unknown;
         };
-        let Content { key, parts, .. } = stands.read();
-        let id = stands.id();
+        let Content {
+            key, attribute_ids, ..
+        } = entry.read();
+        let id = entry.id();
         match key {
-            Kept::Known(course) => Answer::Hit(Hit {
+            RowState::Key(lifecycle) => IndexLookup::Hit(Hit {
                 id,
                 row,
-                parts,
-                course,
+                attribute_ids,
+                lifecycle,
                 exact: true,
             }),
-            Kept::Removed => Answer::Removed,
-            Kept::Corrupt => Answer::Corrupt(id),
+            RowState::Removed => IndexLookup::Removed,
+            RowState::Corrupt => IndexLookup::Corrupt(id),
         }
     }
 }
 
-/// Returns the half by which an imported key is found: half of a digest *of* its digest. An
-/// importer may choose any digest, also one that shares a half with another key's. Nobody can
-/// choose the digest of a digest.
-fn half_of_import(digest: &Digest) -> Half {
-    Half::of(Digest::sha256(digest.as_bytes()).as_bytes())
+/// Returns the prefix by which an imported key is found: the prefix of the SHA-256 *of* its digest. An
+/// importer can choose a digest that shares a prefix with another key's digest. Nobody can choose the digest
+/// of a digest.
+fn import_prefix(digest: &Digest) -> DigestPrefix {
+    DigestPrefix::of(Digest::sha256(digest.as_bytes()).as_bytes())
 }
 
-/// Returns the second since the epoch, capped at `u32::MAX`.
+/// Returns the Unix time in seconds, or `u32::MAX` if the time does not fit.
 fn second_of(at: Timestamp) -> u32 {
     u32::try_from(at.as_micros() / 1_000_000).unwrap_or(u32::MAX)
 }
@@ -429,20 +451,24 @@ impl Hit {
 }
 
 impl SlotValue {
-    /// Returns the slot's value for a key with this course.
-    fn of(course: &Course, imported: bool, parts: Parts) -> Self {
-        let plain = course.life == Life::Enabled && !course.awaits_first_use && !imported;
-        let until = match course.expires_at {
+    /// Returns the slot's value for a key with this lifecycle.
+    fn of(lifecycle: &Lifecycle, imported: bool, attribute_ids: AttributeIds) -> Self {
+        let plain =
+            lifecycle.phase == LifecyclePhase::Enabled && !lifecycle.awaits_first_use && !imported;
+        let until = match lifecycle.expires_at {
             _ if !plain => Self::ASK,
             None => Self::NEVER,
-            // The row decides in the hour in which the key ends, and after the last hour that fits
-            // in the word.
+            // From the hour in which the key expires, the row decides. A later hour than fits in the word
+            // becomes the last one that fits.
             Some(end) => {
                 let hour = end.as_micros() / (Self::HOUR * 1_000_000);
                 u32::try_from(hour).map_or(Self::NEVER - 1, |hour| hour.min(Self::NEVER - 1))
             }
         };
-        Self { until, parts }
+        Self {
+            until,
+            attribute_ids,
+        }
     }
 
     fn end(self) -> Option<Timestamp> {
@@ -453,35 +479,35 @@ impl SlotValue {
 }
 
 impl Index {
-    /// Returns the number of keys that have a row, removed ones included.
+    /// Returns the number of rows, including those of removed keys.
     pub(super) fn keys(&self) -> u32 {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Returns whether any key was imported, so that a string that is not one of our tokens may
-    /// still be a key.
+    /// Returns whether this index has an imported key. If so, a string that is not a keyward token may still
+    /// be a key.
     pub(crate) fn has_imported(&self) -> bool {
         self.imported.load(Ordering::Acquire) > 0
     }
 
-    /// Returns the newest instant of any tenant, as far as this index knows.
+    /// Returns the newest commit time of any tenant, as far as this index knows.
     #[inline]
     pub(crate) fn newest(&self) -> Timestamp {
         self.floors.newest()
     }
 
-    /// Returns the newest instant of one tenant, as far as this index knows.
+    /// Returns the newest commit time of one tenant, as far as this index knows.
     #[cold]
     pub(crate) fn floor(&self, tenant: &TenantId) -> Option<Timestamp> {
         self.floors.at(tenant)
     }
 
-    /// Returns the tenants whose newest instant is later than `than`.
+    /// Returns the tenants with a newest commit time later than `than`.
     pub(crate) fn later(&self, than: Timestamp) -> Vec<(TenantId, Timestamp)> {
         self.floors.later(than)
     }
 
-    /// Records when a row was written, and the time repair of a tenant's row.
+    /// Records the commit time of a row, and the time repair in a tenant's row.
     fn note_instant(&self, revision: Revision, row: &StoreRow) {
         let Some((tenant, at)) = row.written_at() else {
             return;
@@ -491,90 +517,104 @@ impl Index {
             ..
         }) = row
         {
-            self.floors.repaired(tenant, *repair, (at, revision));
+            self.floors.record_repair(tenant, *repair, (at, revision));
         }
-        self.floors.saw(tenant, at, revision);
+        self.floors.record(tenant, at, revision);
     }
 
-    /// Notes that every row with a revision up to `base` has been applied.
-    pub(super) fn filled(&self, base: Revision) {
+    /// Records that the scan has applied every row with a revision up to `base`.
+    pub(super) fn set_scan_base(&self, base: Revision) {
         self.base.store(base.0, Ordering::Release);
     }
 
-    /// Returns whether a new directory should be published, because many segments were replaced.
-    /// Until it is published, the old and the new segments are both kept.
-    pub(super) fn wants_view(&self) -> bool {
+    /// Returns whether a new view should be published, because many segments were replaced. Until then, the
+    /// current view keeps the replaced segments in memory.
+    pub(super) fn needs_new_view(&self) -> bool {
         let writer = self.writer();
         writer.table.replaced() > 8 + writer.table.segments() / 8
     }
 
-    /// Applies rows that are newer than the known rows. One writer at a time.
+    /// Applies each row whose revision is newer than that of the known row. One writer at a time.
     pub(super) fn apply(&self, changes: impl IntoIterator<Item = Change>) {
         let mut writer = self.writer();
         let writer = &mut *writer;
         let base = Revision(self.base.load(Ordering::Acquire));
         for Change { revision, row } in changes {
             self.note_instant(revision, &row);
-            let ledger = &mut writer.ledger;
+            let attributes = &mut writer.attributes;
             match row {
                 StoreRow::Tenant(row) => {
-                    ledger.take_tenant(&self.shared, revision, &row.tenant, Some(&row));
+                    attributes.apply_tenant(
+                        &self.attribute_tables,
+                        revision,
+                        &row.tenant,
+                        Some(&row),
+                    );
                 }
                 StoreRow::Owner(row) => {
                     let place = (row.tenant.clone(), row.owner.clone());
-                    ledger.take_owner(&self.shared, revision, place, Some(&row));
+                    attributes.apply_owner(&self.attribute_tables, revision, place, Some(&row));
                 }
                 StoreRow::Corrupt(RowKey::Tenant(tenant)) => {
-                    ledger.take_tenant(&self.shared, revision, &tenant, None);
+                    attributes.apply_tenant(&self.attribute_tables, revision, &tenant, None);
                 }
                 StoreRow::Corrupt(RowKey::Owner(tenant, owner)) => {
-                    ledger.take_owner(&self.shared, revision, (tenant, owner), None);
+                    attributes.apply_owner(&self.attribute_tables, revision, (tenant, owner), None);
                 }
                 StoreRow::Key(record) => self.put(writer, revision, base, &record),
                 StoreRow::Removed { key, .. } => {
-                    self.withdraw(writer, revision, base, key, Kept::Removed);
+                    self.withdraw(writer, revision, base, key, RowState::Removed);
                 }
                 StoreRow::Corrupt(RowKey::Key(key)) => {
-                    self.withdraw(writer, revision, base, key, Kept::Corrupt);
+                    self.withdraw(writer, revision, base, key, RowState::Corrupt);
                 }
             }
         }
     }
 
-    fn put(&self, writer: &mut Writer, revision: Revision, base: Revision, record: &KeyRecord) {
-        let (id, course) = (record.id, Course::of(record));
+    fn put(
+        &self,
+        writer: &mut WriterState,
+        revision: Revision,
+        base: Revision,
+        record: &KeyRecord,
+    ) {
+        let (id, lifecycle) = (record.id, Lifecycle::of(record));
         let hash = self.hash_of_id(id);
         let known = self.row_of(&writer.table, hash, id);
         if self.is_stale(known, revision, base) {
             return;
         }
-        let (half, imported) = match &record.credential {
-            Credential::Peppered { digest, .. } => (Half::of(digest.as_bytes()), None),
-            Credential::Imported { digest, .. } => (Half::NONE, Some(*digest)),
+        let (digest_prefix, imported) = match &record.credential {
+            Credential::Peppered { digest, .. } => (DigestPrefix::of(digest.as_bytes()), None),
+            Credential::Imported { digest, .. } => (DigestPrefix::NONE, Some(*digest)),
         };
-        let parts = writer.ledger.parts(&self.shared, record);
-        let value = SlotValue::of(&course, imported.is_some(), parts);
+        let attribute_ids = writer.attributes.ids_of(&self.attribute_tables, record);
+        let value = SlotValue::of(&lifecycle, imported.is_some(), attribute_ids);
         let content = Content {
             revision,
-            key: Kept::Known(course),
-            parts,
+            key: RowState::Key(lifecycle),
+            attribute_ids,
         };
-        let awaits = course.awaits_first_use;
+        let awaits = lifecycle.awaits_first_use;
         let row = match known {
             Some(row) => {
                 let place = self.rows.at(row);
-                if writer.table.has(hash, row, half) {
+                if writer.table.has(hash, row, digest_prefix) {
                     place.write(content);
                     writer.table.set_value(hash, row, value);
                 } else {
-                    // The row is written after the new slot exists: a reader that finds the new
-                    // pepper in the row finds the key under it.
+                    // Write the row after inserting the new slot. A reader that reads the new pepper from the
+                    // row then finds the slot with the new digest. In the other order, that reader would
+                    // reject a valid key.
                     let publish = || place.write(content);
-                    writer.table.replace(hash, row, half, value, publish);
+                    writer
+                        .table
+                        .replace(hash, row, digest_prefix, value, publish);
                 }
                 row
             }
-            None => self.add(writer, hash, id, content, (half, value)),
+            None => self.add(writer, hash, id, content, (digest_prefix, value)),
         };
         if awaits {
             writer.unused.insert(row);
@@ -582,29 +622,29 @@ impl Index {
             writer.unused.remove(&row);
         }
         if let Some(digest) = imported {
-            let half = half_of_import(&digest);
-            let hash = self.hash_of_half(half);
-            if !writer.table.has(hash, row, half) {
-                writer.table.insert(hash, row, half, value);
+            let digest_prefix = import_prefix(&digest);
+            let hash = self.hash_of_prefix(digest_prefix);
+            if !writer.table.has(hash, row, digest_prefix) {
+                writer.table.insert(hash, row, digest_prefix, value);
                 self.imported.fetch_add(1, Ordering::AcqRel);
             }
         }
     }
 
-    /// Makes the index reject a key from now on, known or not.
+    /// Marks a key as removed or unreadable, so that lookups reject it. Adds a row if the key is unknown.
     fn withdraw(
         &self,
-        writer: &mut Writer,
+        writer: &mut WriterState,
         revision: Revision,
         base: Revision,
         id: KeyId,
-        key: Kept,
+        key: RowState,
     ) {
         let hash = self.hash_of_id(id);
         let known = self.row_of(&writer.table, hash, id);
-        // A removal is final, so a removal from before the scan is recorded too, even though the
-        // scan did not return the key.
-        let is_news = known.is_none() && key == Kept::Removed;
+        // A removal is final. So an unknown key's removal is recorded even if it is older than the scan,
+        // which did not return the key.
+        let is_news = known.is_none() && key == RowState::Removed;
         if !is_news && self.is_stale(known, revision, base) {
             return;
         }
@@ -612,7 +652,7 @@ impl Index {
         let content = Content {
             revision,
             key,
-            parts: value.parts,
+            attribute_ids: value.attribute_ids,
         };
         match known {
             Some(row) => {
@@ -621,55 +661,60 @@ impl Index {
                 writer.unused.remove(&row);
             }
             None => {
-                self.add(writer, hash, id, content, (Half::NONE, value));
+                self.add(writer, hash, id, content, (DigestPrefix::NONE, value));
             }
         }
     }
 
     fn add(
         &self,
-        writer: &mut Writer,
+        writer: &mut WriterState,
         hash: Hash,
         id: KeyId,
         content: Content,
-        (half, value): (Half, SlotValue),
+        (digest_prefix, value): (DigestPrefix, SlotValue),
     ) -> u32 {
-        // Numbers start at 1: row 0 means no row.
+        // Row numbers start at 1: row 0 means no row.
         writer.rows += 1;
         self.count.store(writer.rows, Ordering::Relaxed);
         self.tallies.at(writer.rows);
         let row = self.rows.at(writer.rows);
-        row.name(id);
+        row.set_id(id);
         row.write(content);
-        writer.table.insert(hash, writer.rows, half, value);
+        writer.table.insert(hash, writer.rows, digest_prefix, value);
         writer.rows
     }
 
     fn is_stale(&self, known: Option<u32>, revision: Revision, base: Revision) -> bool {
         match known {
             Some(row) => self.rows.at(row).read().revision >= revision,
-            // The scan did not return this key: the key had been removed, and its tombstone
-            // compacted. A change read before the scan must not bring it back.
+            // The scan did not return this key, so the key was removed and its tombstone compacted. A change
+            // from before the scan must not bring the key back.
             None => revision <= base,
         }
     }
 
     fn row_of(&self, table: &Table, hash: Hash, id: KeyId) -> Option<u32> {
-        let own = |found: &Found| self.rows.at(found.row).id() == id;
-        table.named(hash).find(own).map(|found| found.row)
+        let own = |found: &FoundSlot| self.rows.at(found.row).id() == id;
+        table.candidates(hash).find(own).map(|found| found.row)
     }
 
-    /// Does the same work for an unknown id as for a known id, so that timing does not reveal
-    /// whether the id is known (trap 6).
-    fn look_at_any_facts(&self, id: KeyId) {
-        let any = self.shared.any(id.to_u128() as u32);
-        std::hint::black_box(self.shared.facts(any).map(|facts| facts.standing_id));
+    /// Reads some attributes for an unknown id, as a lookup of a known id does. So timing does not reveal
+    /// whether an id is known (trap 6).
+    fn touch_any_attributes(&self, id: KeyId) {
+        let any = self.attribute_tables.any(id.to_u128() as u32);
+        std::hint::black_box(
+            self.attribute_tables
+                .attributes(any)
+                .map(|attributes| attributes.status_id),
+        );
     }
 
-    /// Returns the rows of successors that were used and whose first use is not recorded, each with
-    /// its number of uses and the second of the last use.
+    /// Returns the rows of rotation successors that were used and whose first use is not recorded. Each comes
+    /// with its number of uses, and the Unix time of the last use in seconds.
     fn unrecorded(&self) -> Vec<(u32, u64, u32)> {
-        // Many successors may be unused; they are visited only after some successor was used.
+        // There may be many unused successors. Search them only if some successor was used since the last
+        // search.
         if !self.first_used.swap(false, Ordering::AcqRel) {
             return Vec::new();
         }
@@ -679,7 +724,7 @@ impl Index {
             (uses > 0).then_some((*row, uses, last))
         };
         let found: Vec<_> = self.writer().unused.iter().filter_map(uses).collect();
-        // The note stays until a commit has recorded the uses.
+        // Set the flag again: it stays set until commits have recorded all these first uses.
         if !found.is_empty() {
             self.first_used.store(true, Ordering::Release);
         }
@@ -701,11 +746,11 @@ impl Index {
         self.hashing.of(id.to_u128())
     }
 
-    fn hash_of_half(&self, half: Half) -> Hash {
-        self.hashing.of(half.to_u128())
+    fn hash_of_prefix(&self, digest_prefix: DigestPrefix) -> Hash {
+        self.hashing.of(digest_prefix.to_u128())
     }
 
-    fn writer(&self) -> MutexGuard<'_, Writer> {
+    fn writer(&self) -> MutexGuard<'_, WriterState> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,8 +1,8 @@
-//! The only `unsafe` in this crate: a hint to the processor.
+//! The only `unsafe` in this crate: a prefetch hint to the processor.
 
 /// Prefetches the memory of `item`. Has no effect that a program can observe.
 ///
-/// With a million keys, a search waits for memory longer than it computes. A prefetch before the
+/// With a million keys, a search spends more time waiting for memory than computing. A prefetch before the
 /// digest is computed hides that wait. `docs/verify.md` has the measurements.
 #[inline]
 #[allow(
@@ -13,8 +13,8 @@ pub(super) fn prefetch<T>(item: &T) {
     #[cfg(target_arch = "x86_64")]
     {
         use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: the instruction has no visible effect and raises no fault for any address; this
-        // address is valid anyway.
+        // SAFETY: the instruction has no visible effect, and raises no fault for any address. This address is
+        // valid anyway.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(item).cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]

@@ -1,41 +1,43 @@
-//! The rows of keys: the data beyond what a slot holds. Read only if a key is not simply valid.
+//! The rows of keys: the data that does not fit in a slot. Read only if the slot does not prove the key
+//! valid.
 
-use super::ledger::Parts;
+use super::ledger::AttributeIds;
 use super::sync::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence, pause};
 use crate::core::id::KeyId;
 use crate::core::record::Reason;
-use crate::core::subject::{Course, Life};
+use crate::core::subject::{Lifecycle, LifecyclePhase};
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 
-/// One key's row: a seqlock. The writer changes the row in place. A reader that overlaps with a
+/// One key's row, protected by a seqlock. The writer changes the row in place. A reader that overlaps with a
 /// change retries.
 #[derive(Default)]
-pub(super) struct Row {
+pub(super) struct IndexRow {
     id: [AtomicU64; 2],
-    /// The revision, or [`CHANGING`]. Each change has a revision of its own.
+    /// The row's revision, or [`CHANGING`] during a change. Every change has another revision, so equal
+    /// revisions before and after a read prove that no change overlapped.
     revision: AtomicU64,
-    /// The state in the low bits. Above it, in microseconds, the time of revocation if the key was
-    /// revoked, and otherwise the time of creation.
+    /// The state in the low bits, and a time in microseconds above them. The time is that of the revocation
+    /// for a revoked key, and that of the creation otherwise.
     state: AtomicI64,
     /// The expiry in microseconds, or [`NEVER`].
     ends: AtomicI64,
-    holder: AtomicU32,
-    shape: AtomicU32,
+    key_owner: AtomicU32,
+    traits: AtomicU32,
 }
 
 /// The contents of a row at one instant.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Content {
     pub(super) revision: Revision,
-    pub(super) key: Kept,
-    pub(super) parts: Parts,
+    pub(super) key: RowState,
+    pub(super) attribute_ids: AttributeIds,
 }
 
-/// A key's entry in its row.
+/// The state of a key according to its row.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Kept {
-    Known(Course),
+pub(crate) enum RowState {
+    Key(Lifecycle),
     Removed,
     Corrupt,
 }
@@ -43,7 +45,7 @@ pub(crate) enum Kept {
 const NEVER: i64 = i64::MAX;
 const CHANGING: u64 = u64::MAX;
 
-/// 5 bits of state, which leaves room for any instant of four-digit years.
+/// 5 bits of state. The other bits have room for every time up to the year 9999.
 const STATE_BITS: u32 = 5;
 const STATES: i64 = (1 << STATE_BITS) - 1;
 const REMOVED: i64 = 0;
@@ -52,102 +54,109 @@ const ENABLED: i64 = 2;
 const DISABLED: i64 = 3;
 const AWAITS_FIRST_USE: i64 = 1 << 4;
 
-impl Row {
+impl IndexRow {
     pub(super) fn id(&self) -> KeyId {
-        let [high, low] = [&self.id[0], &self.id[1]].map(|half| half.load(Ordering::Relaxed));
+        let [high, low] = [&self.id[0], &self.id[1]].map(|word| word.load(Ordering::Relaxed));
         KeyId::from_u128(u128::from(high) << 64 | u128::from(low))
     }
 
-    /// Sets the id of a row that no slot leads to yet.
-    pub(super) fn name(&self, id: KeyId) {
+    /// Sets the id. Call this before a slot refers to the row: the Release store of the slot's tag then
+    /// publishes the id to readers.
+    pub(super) fn set_id(&self, id: KeyId) {
         let id = id.to_u128();
         self.id[0].store((id >> 64) as u64, Ordering::Relaxed);
         self.id[1].store(id as u64, Ordering::Relaxed);
     }
 
+    /// Returns a consistent copy of the row. The Acquire fence orders the field loads before the second load of
+    /// `revision`. Without the fence, a reader could miss a concurrent change and return a half-written row.
     pub(super) fn read(&self) -> Content {
         let mut spins = 0_u32;
         loop {
             let revision = self.revision.load(Ordering::Acquire);
             let state = self.state.load(Ordering::Relaxed);
             let ends = self.ends.load(Ordering::Relaxed);
-            let holder = self.holder.load(Ordering::Relaxed);
-            let shape = self.shape.load(Ordering::Relaxed);
+            let key_owner = self.key_owner.load(Ordering::Relaxed);
+            let traits = self.traits.load(Ordering::Relaxed);
             fence(Ordering::Acquire);
             if revision != CHANGING && self.revision.load(Ordering::Relaxed) == revision {
                 return Content {
                     revision: Revision(revision),
-                    key: kept(state, ends),
-                    parts: Parts { holder, shape },
+                    key: row_state(state, ends),
+                    attribute_ids: AttributeIds { key_owner, traits },
                 };
             }
-            // The writer is between two stores of this row. That takes nanoseconds, unless the
-            // writer's thread was preempted there.
+            // The writer is in the middle of a change. A change takes nanoseconds, unless the writer's thread
+            // is preempted.
             spins = spins.wrapping_add(1);
             pause(spins);
         }
     }
 
-    /// Writes the row; only the writer may call this. The Release fence orders [`CHANGING`] before
-    /// the fields. So a reader that loads a new field and then passes its own Acquire fence sees
-    /// that the revision has changed, and retries. Without the fence it could return a half-written
-    /// row.
+    /// Writes the row. Only the writer may call this.
+    ///
+    /// The Release fence orders the store of [`CHANGING`] before the field stores. So a reader that loads a
+    /// new field sees another revision after its own Acquire fence, and retries. Without the Release fence,
+    /// that reader could return a half-written row.
     pub(super) fn write(&self, content: Content) {
-        let (state, ends) = words(content.key);
+        let (state, ends) = words_of(content.key);
         self.revision.store(CHANGING, Ordering::Relaxed);
         fence(Ordering::Release);
         self.state.store(state, Ordering::Relaxed);
         self.ends.store(ends, Ordering::Relaxed);
-        self.holder.store(content.parts.holder, Ordering::Relaxed);
-        self.shape.store(content.parts.shape, Ordering::Relaxed);
+        self.key_owner
+            .store(content.attribute_ids.key_owner, Ordering::Relaxed);
+        self.traits
+            .store(content.attribute_ids.traits, Ordering::Relaxed);
+        // Release: a reader that loads this revision sees all new fields.
         self.revision.store(content.revision.0, Ordering::Release);
     }
 }
 
-fn words(key: Kept) -> (i64, i64) {
-    let course = match key {
-        Kept::Removed => return (REMOVED, 0),
-        Kept::Corrupt => return (CORRUPT, 0),
-        Kept::Known(course) => course,
+fn words_of(key: RowState) -> (i64, i64) {
+    let lifecycle = match key {
+        RowState::Removed => return (REMOVED, 0),
+        RowState::Corrupt => return (CORRUPT, 0),
+        RowState::Key(lifecycle) => lifecycle,
     };
-    let (state, at) = match course.life {
-        Life::Enabled => (ENABLED, course.created_at),
-        Life::Disabled => (DISABLED, course.created_at),
-        Life::Revoked { at, reason } => (state_of(reason), at),
+    let (state, at) = match lifecycle.phase {
+        LifecyclePhase::Enabled => (ENABLED, lifecycle.created_at),
+        LifecyclePhase::Disabled => (DISABLED, lifecycle.created_at),
+        LifecyclePhase::Revoked { at, reason } => (state_of(reason), at),
     };
-    let awaits = if course.awaits_first_use {
+    let awaits = if lifecycle.awaits_first_use {
         AWAITS_FIRST_USE
     } else {
         0
     };
-    let ends = course.expires_at.map_or(NEVER, |end| end.as_micros());
+    let ends = lifecycle.expires_at.map_or(NEVER, |end| end.as_micros());
     (at.as_micros() << STATE_BITS | state | awaits, ends)
 }
 
-fn kept(state: i64, ends: i64) -> Kept {
+fn row_state(state: i64, ends: i64) -> RowState {
     let instant = |micros| Timestamp::from_micros(micros).unwrap_or(Timestamp::MAX);
     let at = instant(state >> STATE_BITS);
     let awaits_first_use = state & AWAITS_FIRST_USE != 0;
-    let life = match state & STATES & !AWAITS_FIRST_USE {
-        REMOVED => return Kept::Removed,
-        ENABLED => Life::Enabled,
-        DISABLED => Life::Disabled,
+    let phase = match state & STATES & !AWAITS_FIRST_USE {
+        REMOVED => return RowState::Removed,
+        ENABLED => LifecyclePhase::Enabled,
+        DISABLED => LifecyclePhase::Disabled,
         revoked => match reason_of(revoked) {
-            Some(reason) => Life::Revoked { at, reason },
-            None => return Kept::Corrupt,
+            Some(reason) => LifecyclePhase::Revoked { at, reason },
+            None => return RowState::Corrupt,
         },
     };
-    Kept::Known(Course {
-        life,
-        // For a revoked key this is not the time of creation. Nobody reads it: verification rejects
-        // the key before it needs that time.
+    RowState::Key(Lifecycle {
+        phase,
+        // For a revoked key this is the time of the revocation. Verification rejects such a key before it
+        // needs the creation time.
         created_at: at,
         expires_at: (ends != NEVER).then(|| instant(ends)),
         awaits_first_use,
     })
 }
 
-/// Returns the state of keys revoked for this reason.
+/// Returns the state number of a key that was revoked for this reason.
 const fn state_of(reason: Reason) -> i64 {
     match reason {
         Reason::Lost => 4,
@@ -189,20 +198,22 @@ mod tests {
     fn a_row_returns_what_was_written_for_any_key() {
         let instants = [Timestamp::UNIX_EPOCH, Timestamp::MAX].map(Some);
         let revoked = (0..32).filter_map(reason_of).flat_map(|reason| {
-            let at = move |at: Option<Timestamp>| Some(Life::Revoked { at: at?, reason });
+            let at = move |at: Option<Timestamp>| Some(LifecyclePhase::Revoked { at: at?, reason });
             instants.into_iter().filter_map(at)
         });
-        let lives: Vec<_> = revoked.chain([Life::Enabled, Life::Disabled]).collect();
-        assert_eq!(lives.len(), 2 * 9 + 2);
-        let row = Row::default();
-        for (revision, life) in (1..).zip(lives) {
+        let phases: Vec<_> = revoked
+            .chain([LifecyclePhase::Enabled, LifecyclePhase::Disabled])
+            .collect();
+        assert_eq!(phases.len(), 2 * 9 + 2);
+        let row = IndexRow::default();
+        for (revision, phase) in (1..).zip(phases) {
             for expires_at in instants.into_iter().chain([None]) {
-                let created_at = match life {
-                    Life::Revoked { at, .. } => at,
-                    Life::Enabled | Life::Disabled => Timestamp::MAX,
+                let created_at = match phase {
+                    LifecyclePhase::Revoked { at, .. } => at,
+                    LifecyclePhase::Enabled | LifecyclePhase::Disabled => Timestamp::MAX,
                 };
-                let key = Kept::Known(Course {
-                    life,
+                let key = RowState::Key(Lifecycle {
+                    phase,
                     created_at,
                     expires_at,
                     awaits_first_use: expires_at.is_none(),
@@ -210,9 +221,9 @@ mod tests {
                 let content = Content {
                     revision: Revision(u64::MAX - revision),
                     key,
-                    parts: Parts {
-                        holder: 7,
-                        shape: 9,
+                    attribute_ids: AttributeIds {
+                        key_owner: 7,
+                        traits: 9,
                     },
                 };
                 row.write(content);

@@ -1,5 +1,5 @@
-//! The atomics that the index's writer and readers share: the standard library's, or loom's. Loom
-//! runs a test in every order that the memory model allows.
+//! The atomic types of the index: the standard library's, or loom's in loom tests. Loom runs a test in every
+//! interleaving that the memory model allows.
 
 #[cfg(not(all(test, keyward_loom)))]
 pub(super) use self::real::*;
@@ -14,10 +14,10 @@ mod real {
         AtomicI64, AtomicU32, AtomicU64, Ordering, fence,
     };
 
-    /// 64 attempts before the thread yields to others.
+    /// 64 waits before the thread yields to others.
     const SPINS: u32 = 64;
 
-    /// Waits briefly for another thread, for the `spins`th time.
+    /// Waits briefly for another thread. `spins` is the number of waits so far; every 64th wait yields.
     pub(in super::super) fn pause(spins: u32) {
         if spins.is_multiple_of(SPINS) {
             std::thread::yield_now();
@@ -34,13 +34,13 @@ mod model {
         AtomicI64, AtomicU32, AtomicU64, Ordering, fence,
     };
 
-    /// Yields to the other threads: loom schedules nobody else while a thread only spins.
+    /// Yields to the other threads. Loom schedules no other thread while a thread only spins.
     pub(in super::super) fn pause(_: u32) {
         loom::hint::spin_loop();
     }
 
-    /// Replaces `std::sync::OnceLock`, which loom does not model. A standard one stores the item,
-    /// and a loom atomic decides whether a thread may see it yet.
+    /// A replacement for `std::sync::OnceLock`, which loom does not model. A standard `OnceLock` stores the
+    /// item, and a loom atomic decides whether a thread sees the item.
     pub(in super::super) struct OnceLock<T> {
         item: std::sync::OnceLock<T>,
         is_set: AtomicBool,

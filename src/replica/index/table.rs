@@ -1,78 +1,79 @@
-//! The table that finds a presented key: 32-byte slots of plain atomics, two per cache line.
+//! A hash table that finds the row of an id or of an imported digest. A slot is 32 bytes of plain atomics,
+//! two slots per cache line.
 //!
 //! One writer, any number of readers, no lock. Invariants:
 //!
-//! - A visible slot keeps its hash, row and digest half until it is marked [`GONE`]. Its value is
-//!   one word, so no reader sees half a change.
-//! - A segment that has a successor is never written again, and readers follow the successor. A
-//!   reader that is already inside the old segment sees its final state, which is later than the
-//!   start of its search.
-//! - A new slot goes behind all others of its run, and no slot becomes free again. So a reader that
-//!   passes a slot marked [`GONE`] finds its replacement further on. If slots were reused, the
-//!   replacement could appear behind the reader, and a valid key would be missed.
+//! - A visible slot keeps its hash, row and digest prefix until it is marked [`GONE`]. Its value is one
+//!   atomic word, so no reader sees a partial change.
+//! - The writer fills a segment's successor before it links the successor, and then never writes to the old
+//!   segment again. Readers follow the link. A reader that is still in the old segment misses only changes
+//!   made after its search began.
+//! - A new slot is placed behind all others of its probe sequence, and no slot becomes free again. So a
+//!   reader that passes a slot marked [`GONE`] finds the replacement further on. If slots were reused, the
+//!   replacement could appear behind the reader, which would then miss a valid key.
 
 use std::sync::Arc;
 
 use subtle::ConstantTimeEq;
 
-use super::ledger::Parts;
+use super::ledger::AttributeIds;
 use super::prefetch::prefetch;
 use super::sync::{AtomicU32, AtomicU64, OnceLock, Ordering};
 
-/// 64 slots in the first segment; 4 under loom, which explores every order.
+/// 64 slots in the first segment; 4 under loom, which explores every interleaving.
 const FIRST: usize = if cfg!(keyward_loom) { 4 } else { 64 };
-/// At most 4096 slots per segment; a full one is split. A judgement: the writer then copies 128 KiB
-/// in one go.
+/// At most 4096 slots per segment; a full segment is split. A split copies at most 128 KiB.
 const LARGEST: usize = if cfg!(keyward_loom) { 8 } else { 4096 };
-/// 20 splits: 2²⁰ segments, 2³² keys.
+/// 20 splits at most: 2²⁰ segments, 2³² slots.
 const DEEPEST: u32 = 20;
 
-/// The name of a slot that never held a key.
+/// The tag of a slot that never held a key.
 const EMPTY: u64 = 0;
-/// The name of a slot whose key is now in another slot. No row has this name: rows are numbered from 1.
+/// The tag of a slot whose key is now in another slot. No row has this tag, because row numbers start at 1.
 const GONE: u64 = 1;
 
-/// Returns how many of a segment's slots may be taken. A judgement: more would save memory, but
-/// lengthen the search for an unknown id, which ends at a free slot.
+/// Returns the number of slots that may be taken before a segment is replaced: three quarters. A higher limit
+/// would save memory, but lengthen the search for an unknown id, which ends at a free slot.
 const fn limit(slots: usize) -> usize {
     slots / 4 * 3
 }
 
-/// The keyed hash of a key's id or imported digest. The slot stores all of it, so a segment can be
-/// rebuilt from its slots alone. Two keys with the same hash cost one more comparison.
+/// The keyed hash of a key's id or imported digest. A slot stores the whole hash, so the writer can rebuild a
+/// segment from its slots alone. Two keys with the same hash cost one more comparison.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Hash(pub(super) u32);
 
 impl Hash {
-    /// Returns the segment at `depth` that this hash belongs to.
+    /// Returns the index of the segment at `depth` that this hash belongs to.
     const fn segment(self, depth: u32) -> usize {
         // Widened to 64 bits, so that a shift by 32 is defined.
         (self.0 as u64 >> (32 - depth)) as usize
     }
 
-    /// Returns the first slot of the search, chosen by the bits that did not choose the segment.
+    /// Returns the index of the slot at which a search begins, chosen by the hash bits that did not choose
+    /// the segment.
     const fn home(self, depth: u32, slots: usize) -> usize {
         let rest = (self.0 << depth) as u64;
         ((rest * slots as u64) >> 32) as usize
     }
 
-    const fn name(self, row: u32) -> u64 {
+    const fn tag(self, row: u32) -> u64 {
         (row as u64) << 32 | self.0 as u64
     }
 
-    const fn of_name(name: u64) -> Self {
-        Self(name as u32)
+    const fn of_tag(tag: u64) -> Self {
+        Self(tag as u32)
     }
 }
 
-/// Half of a digest: the part that is compared. 128 bits of an HMAC are as good as its key (RFC
-/// 2104, section 5).
+/// The first 128 bits of a digest: the part that the index stores and compares. RFC 2104, section 5, permits
+/// an HMAC of half its length.
 #[derive(Clone, Copy)]
-pub(crate) struct Half([u64; 2]);
+pub(crate) struct DigestPrefix([u64; 2]);
 
-impl Half {
-    /// The half in a slot that is found by id and compares no digest. The key of such a slot is
-    /// imported, removed or unreadable.
+impl DigestPrefix {
+    /// The placeholder in a slot that is found by id, and whose digest is not compared. The key of such a
+    /// slot is imported, removed or unreadable.
     pub(super) const NONE: Self = Self([0; 2]);
 
     pub(crate) fn of(digest: &[u8; 32]) -> Self {
@@ -88,8 +89,7 @@ impl Half {
         (self.0[1] as u128) << 64 | self.0[0] as u128
     }
 
-    /// Returns the difference, folded into one word: zero if the halves are equal. Takes constant
-    /// time.
+    /// Returns zero if the prefixes are equal. Takes constant time.
     const fn difference(self, other: Self) -> u64 {
         (self.0[0] ^ other.0[0]) | (self.0[1] ^ other.0[1])
     }
@@ -97,115 +97,116 @@ impl Half {
 
 #[derive(Default)]
 #[repr(align(32))]
-struct Slot {
-    /// The row's number and the hash in one word, or [`EMPTY`], or [`GONE`].
-    name: AtomicU64,
-    half: [AtomicU64; 2],
+struct TableSlot {
+    /// The row number and the hash in one word, or [`EMPTY`], or [`GONE`].
+    tag: AtomicU64,
+    digest_prefix: [AtomicU64; 2],
     value: AtomicU64,
 }
 
-/// The layout of a value: 67 million holders, 262,144 shapes, and hours until the year 2106.
+/// The bit widths in a slot's value: 67 million owners, 262,144 traits, and hours until the year 2106.
 const UNTIL_BITS: u32 = 20;
-const HOLDER_BITS: u32 = 26;
-const SHAPE_BITS: u32 = 18;
+const OWNER_BITS: u32 = 26;
+const TRAITS_BITS: u32 = 18;
 
-/// The value of a slot: the hour until which the row need not be read, and the parts that
-/// the key shares.
+/// The value of a slot: the hour until which the key is valid without reading its row, and the key's
+/// attribute ids.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct SlotValue {
-    /// The hour until which the key works without a look at the row. Hours count from the epoch, and
-    /// each lasts 4096 seconds. A key with such an hour is enabled, does not await its first use, and
-    /// does not expire before that hour. [`ASK`](Self::ASK) and [`NEVER`](Self::NEVER) are not hours.
+    /// The hour until which the key is valid without reading its row. Until then the key is enabled, does not
+    /// await its first use, and does not expire. Hours last 4096 seconds, and count from the Unix epoch.
+    /// [`ASK`](Self::ASK) and [`NEVER`](Self::NEVER) are special values.
     pub(super) until: u32,
-    pub(super) parts: Parts,
+    pub(super) attribute_ids: AttributeIds,
 }
 
 impl SlotValue {
-    /// Only the row decides whether the key works.
+    /// Special hour: only the row decides whether the key is valid.
     pub(super) const ASK: u32 = 0;
-    /// The key works until it is changed.
+    /// Special hour: the key never expires.
     pub(super) const NEVER: u32 = (1 << UNTIL_BITS) - 1;
-    /// Only the row describes the key.
+    /// The value without attributes: only the row describes the key.
     pub(super) const ROW: Self = Self {
         until: Self::ASK,
-        parts: Parts {
-            holder: 0,
-            shape: 0,
+        attribute_ids: AttributeIds {
+            key_owner: 0,
+            traits: 0,
         },
     };
 
     /// The length of an hour: 4096 seconds, a power of two.
     pub(super) const HOUR: i64 = 4096;
 
-    /// Packs the value into a word. If the numbers of the parts do not fit, the row is read instead.
+    /// Packs the value into one word. If the attribute ids do not fit, returns the word of
+    /// [`ROW`](Self::ROW), so that lookups read the row.
     const fn to_word(self) -> u64 {
-        let Parts { holder, shape } = self.parts;
-        if holder >> HOLDER_BITS != 0 || shape >> SHAPE_BITS != 0 {
+        let AttributeIds { key_owner, traits } = self.attribute_ids;
+        if key_owner >> OWNER_BITS != 0 || traits >> TRAITS_BITS != 0 {
             return 0;
         }
-        let until = (self.until as u64) << (HOLDER_BITS + SHAPE_BITS);
-        until | (holder as u64) << SHAPE_BITS | shape as u64
+        let until = (self.until as u64) << (OWNER_BITS + TRAITS_BITS);
+        until | (key_owner as u64) << TRAITS_BITS | traits as u64
     }
 
     fn from_word(word: u64) -> Self {
         let part = |from: u32, bits: u32| (word >> from) as u32 & ((1 << bits) - 1);
         Self {
-            until: part(HOLDER_BITS + SHAPE_BITS, UNTIL_BITS),
-            parts: Parts {
-                holder: part(SHAPE_BITS, HOLDER_BITS),
-                shape: part(0, SHAPE_BITS),
+            until: part(OWNER_BITS + TRAITS_BITS, UNTIL_BITS),
+            attribute_ids: AttributeIds {
+                key_owner: part(TRAITS_BITS, OWNER_BITS),
+                traits: part(0, TRAITS_BITS),
             },
         }
     }
 }
 
-struct Segment {
+struct TableSegment {
     /// The number of leading bits of the hash that choose this segment.
     depth: u32,
-    slots: Box<[Slot]>,
-    /// The number of slots that are not empty. Only the writer uses it.
+    slots: Box<[TableSlot]>,
+    /// The number of slots that are not empty. Only the writer uses this number.
     taken: AtomicU32,
-    next: OnceLock<Next>,
+    next: OnceLock<Successor>,
 }
 
-/// The successor of a segment.
-enum Next {
-    Larger(Arc<Segment>),
-    Split([Arc<Segment>; 2]),
+/// The replacement of a full segment.
+enum Successor {
+    Larger(Arc<TableSegment>),
+    Split([Arc<TableSegment>; 2]),
 }
 
-/// The segments at one instant. Readers follow successors from them.
+/// A snapshot of the table's segments. Readers begin at these segments and follow their successors.
 #[derive(Clone)]
 pub(crate) struct Directory {
     depth: u32,
-    segments: Arc<[Arc<Segment>]>,
+    segments: Arc<[Arc<TableSegment>]>,
 }
 
-/// A slot that was found.
+/// The row number and the value of a slot that a search found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Found {
+pub(super) struct FoundSlot {
     pub(super) row: u32,
     pub(super) value: SlotValue,
 }
 
 /// The outcome of a search.
 pub(super) enum Search {
-    /// The key with the presented half.
-    Match(Found),
-    /// Keys of this hash exist, but none has the presented half. Holds the first of them.
-    NoMatch(Found),
+    /// A key with the presented digest prefix.
+    Match(FoundSlot),
+    /// Keys of this hash exist, but none has the presented digest prefix. Holds the first of these keys.
+    NoMatch(FoundSlot),
     /// No key has this hash.
     Nothing,
 }
 
-/// A search in progress.
+/// A hash, and the segment in which to search for it.
 pub(crate) struct Probe<'a> {
-    segment: &'a Segment,
+    segment: &'a TableSegment,
     hash: Hash,
 }
 
 impl Directory {
-    /// Begins a search.
+    /// Finds the segment in which to search for `hash`.
     #[inline]
     pub(super) fn probe(&self, hash: Hash) -> Probe<'_> {
         let segment = self.segments[hash.segment(self.depth)].newest(hash);
@@ -213,130 +214,133 @@ impl Directory {
     }
 }
 
-impl Segment {
+impl TableSegment {
     fn new(depth: u32, slots: usize) -> Self {
         Self {
             depth,
-            slots: (0..slots).map(|_| Slot::default()).collect(),
+            slots: (0..slots).map(|_| TableSlot::default()).collect(),
             taken: AtomicU32::new(0),
             next: OnceLock::new(),
         }
     }
 
-    /// Returns the newest successor of this segment for `hash`, or the segment itself. The load
-    /// inside `get` is Acquire: a reader that sees a successor sees it completely filled.
+    /// Returns the newest successor of this segment for `hash`, or the segment itself. The writer fills a
+    /// segment before it calls `set`, and `get` loads with Acquire. So a reader that sees a successor sees
+    /// all of its slots.
     #[inline]
     fn newest(&self, hash: Hash) -> &Self {
         let mut newest = self;
         while let Some(next) = newest.next.get() {
             newest = match next {
-                Next::Larger(larger) => larger,
-                Next::Split(halves) => &halves[hash.segment(newest.depth + 1) & 1],
+                Successor::Larger(larger) => larger,
+                Successor::Split(halves) => &halves[hash.segment(newest.depth + 1) & 1],
             };
         }
         newest
     }
 
-    /// Returns the slots that may hold `hash`, in the order in which they are taken.
+    /// Returns the slots that may hold `hash`, in the order in which the writer takes them.
     #[inline]
-    fn run(&self, hash: Hash) -> impl Iterator<Item = (&Slot, u64)> {
+    fn run(&self, hash: Hash) -> impl Iterator<Item = (&TableSlot, u64)> {
         let home = hash.home(self.depth, self.slots.len());
         let (before, from) = self.slots.split_at(home);
         let all = from.iter().chain(before);
-        let named = all.map(|slot| (slot, slot.name.load(Ordering::Acquire)));
-        named.take_while(|(_, name)| *name != EMPTY)
+        let candidates = all.map(|slot| (slot, slot.tag.load(Ordering::Acquire)));
+        candidates.take_while(|(_, tag)| *tag != EMPTY)
     }
 
-    fn named(&self, hash: Hash) -> impl Iterator<Item = Found> {
-        let own = move |(_, name): &(&Slot, u64)| *name != GONE && Hash::of_name(*name) == hash;
+    fn candidates(&self, hash: Hash) -> impl Iterator<Item = FoundSlot> {
+        let own = move |(_, tag): &(&TableSlot, u64)| *tag != GONE && Hash::of_tag(*tag) == hash;
         self.run(hash)
             .filter(own)
-            .map(|(slot, name)| slot.found(name))
+            .map(|(slot, tag)| slot.found(tag))
     }
 
-    /// Takes a free slot. One always exists: the writer makes room before it inserts.
-    fn insert(&self, name: u64, half: Half, value: u64) {
-        let hash = Hash::of_name(name);
+    /// Fills the first free slot. One always exists, because the writer replaces a full segment before it
+    /// inserts.
+    fn insert(&self, tag: u64, digest_prefix: DigestPrefix, value: u64) {
+        let hash = Hash::of_tag(tag);
         let home = hash.home(self.depth, self.slots.len());
         let (before, from) = self.slots.split_at(home);
         let mut all = from.iter().chain(before);
-        let free = all.find(|slot| slot.name.load(Ordering::Relaxed) == EMPTY);
+        let free = all.find(|slot| slot.tag.load(Ordering::Relaxed) == EMPTY);
         if let Some(slot) = free {
-            slot.half[0].store(half.0[0], Ordering::Relaxed);
-            slot.half[1].store(half.0[1], Ordering::Relaxed);
+            slot.digest_prefix[0].store(digest_prefix.0[0], Ordering::Relaxed);
+            slot.digest_prefix[1].store(digest_prefix.0[1], Ordering::Relaxed);
             slot.value.store(value, Ordering::Relaxed);
-            // The name is stored last, with Release. It pairs with the Acquire load in `run`: a
-            // reader that sees the name sees the whole slot.
-            slot.name.store(name, Ordering::Release);
+            // Store the tag last, with Release. This store pairs with the Acquire load in `run`: a reader
+            // that sees the tag sees the whole slot. With the tag stored first, a reader could compare an
+            // unset digest.
+            slot.tag.store(tag, Ordering::Release);
             self.taken.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-impl Slot {
-    fn half(&self) -> Half {
-        Half([
-            self.half[0].load(Ordering::Relaxed),
-            self.half[1].load(Ordering::Relaxed),
+impl TableSlot {
+    fn digest_prefix(&self) -> DigestPrefix {
+        DigestPrefix([
+            self.digest_prefix[0].load(Ordering::Relaxed),
+            self.digest_prefix[1].load(Ordering::Relaxed),
         ])
     }
 
-    fn found(&self, name: u64) -> Found {
-        Found {
-            row: row_of(name),
+    fn found(&self, tag: u64) -> FoundSlot {
+        FoundSlot {
+            row: row_of(tag),
             value: SlotValue::from_word(self.value.load(Ordering::Acquire)),
         }
     }
 }
 
-const fn row_of(name: u64) -> u32 {
-    (name >> 32) as u32
+const fn row_of(tag: u64) -> u32 {
+    (tag >> 32) as u32
 }
 
 impl<'a> Probe<'a> {
     /// Prefetches the slot at which the search begins.
     #[inline]
-    pub(super) fn approach(&self) {
+    pub(super) fn prefetch(&self) {
         let slots = &self.segment.slots;
         let home = self.hash.home(self.segment.depth, slots.len());
         slots.get(home).into_iter().for_each(prefetch);
     }
 
-    /// Returns the slots of this hash, whatever their halves.
-    pub(super) fn named(self) -> impl Iterator<Item = Found> + 'a {
-        self.segment.named(self.hash)
+    /// Returns the slots with this hash, whatever their digest prefixes.
+    pub(super) fn candidates(self) -> impl Iterator<Item = FoundSlot> + 'a {
+        self.segment.candidates(self.hash)
     }
 
-    /// Ends the search: looks for a key of this hash that has `half`.
+    /// Searches for a key with this hash and this digest prefix.
     #[inline]
-    pub(super) fn search(self, half: Half) -> Search {
+    pub(super) fn search(self, digest_prefix: DigestPrefix) -> Search {
         let Self { segment, hash } = self;
         let mut other = None;
-        for (slot, name) in segment.run(hash) {
-            if Hash::of_name(name) != hash || name == GONE {
+        for (slot, tag) in segment.run(hash) {
+            if Hash::of_tag(tag) != hash || tag == GONE {
                 continue;
             }
-            // One word, which reveals nothing except whether it is zero (trap 6).
-            if bool::from(slot.half().difference(half).ct_eq(&0)) {
-                return Search::Match(slot.found(name));
+            // Compares one word in constant time. Timing reveals only whether the prefixes are equal (trap
+            // 6).
+            if bool::from(slot.digest_prefix().difference(digest_prefix).ct_eq(&0)) {
+                return Search::Match(slot.found(tag));
             }
-            other = other.or(Some((slot, name)));
+            other = other.or(Some((slot, tag)));
         }
         match other {
-            Some((slot, name)) => Search::NoMatch(slot.found(name)),
+            Some((slot, tag)) => Search::NoMatch(slot.found(tag)),
             None => Search::Nothing,
         }
     }
 }
 
-/// The writer's side: the newest segment for each leading part of a hash.
+/// The writer's table: the newest segment for each prefix of hash bits.
 pub(super) struct Table {
     depth: u32,
-    segments: Vec<Arc<Segment>>,
-    /// Whether a directory was handed out, so that its readers must be led on from replaced
-    /// segments.
-    handed_out: bool,
-    /// The number of segments replaced since a directory was last handed out.
+    segments: Vec<Arc<TableSegment>>,
+    /// Whether readers have a directory. A replaced segment then needs a link to its successor.
+    published: bool,
+    /// The number of segments replaced since the last call of `directory`.
     replaced: usize,
 }
 
@@ -344,17 +348,17 @@ impl Default for Table {
     fn default() -> Self {
         Self {
             depth: 0,
-            segments: vec![Arc::new(Segment::new(0, FIRST))],
-            handed_out: false,
+            segments: vec![Arc::new(TableSegment::new(0, FIRST))],
+            published: false,
             replaced: 0,
         }
     }
 }
 
 impl Table {
-    /// Returns the segments as they are now. Readers follow later successors from them.
+    /// Returns a snapshot of the current segments. Readers reach later segments through successors.
     pub(super) fn directory(&mut self) -> Directory {
-        self.handed_out = true;
+        self.published = true;
         self.replaced = 0;
         Directory {
             depth: self.depth,
@@ -362,8 +366,8 @@ impl Table {
         }
     }
 
-    /// Returns how many segments were replaced since the directory was last handed out. The
-    /// replaced ones are kept for as long as that directory is in use.
+    /// Returns the number of segments replaced since the last call of [`directory`](Self::directory). The
+    /// replaced segments stay in memory for as long as that directory is in use.
     pub(super) const fn replaced(&self) -> usize {
         self.replaced
     }
@@ -372,82 +376,89 @@ impl Table {
         self.segments.len()
     }
 
-    /// Returns the slots of this hash.
-    pub(super) fn named(&self, hash: Hash) -> impl Iterator<Item = Found> {
-        self.segment(hash).named(hash)
+    /// Returns the slots with this hash.
+    pub(super) fn candidates(&self, hash: Hash) -> impl Iterator<Item = FoundSlot> {
+        self.segment(hash).candidates(hash)
     }
 
-    /// Returns whether a slot of this hash and row has `half`.
-    pub(super) fn has(&self, hash: Hash, row: u32, half: Half) -> bool {
-        let own = |(slot, name): (&Slot, u64)| {
-            name == hash.name(row) && slot.half().difference(half) == 0
+    /// Returns whether a slot with this hash and row has `digest_prefix`.
+    pub(super) fn has(&self, hash: Hash, row: u32, digest_prefix: DigestPrefix) -> bool {
+        let own = |(slot, tag): (&TableSlot, u64)| {
+            tag == hash.tag(row) && slot.digest_prefix().difference(digest_prefix) == 0
         };
         self.segment(hash).run(hash).any(own)
     }
 
-    /// Changes the value of the slot of this hash and row.
+    /// Sets the value of the slot with this hash and row.
     pub(super) fn set_value(&self, hash: Hash, row: u32, value: SlotValue) {
         if let Some(slot) = self.slot(hash, row) {
             slot.value.store(value.to_word(), Ordering::Release);
         }
     }
 
-    /// Adds a slot.
-    pub(super) fn insert(&mut self, hash: Hash, row: u32, half: Half, value: SlotValue) {
+    /// Adds a slot. Replaces its segment first if the segment is full.
+    pub(super) fn insert(
+        &mut self,
+        hash: Hash,
+        row: u32,
+        digest_prefix: DigestPrefix,
+        value: SlotValue,
+    ) {
         while self.segment(hash).is_full() {
             self.make_room(hash);
         }
         let segment = self.segment(hash);
-        segment.insert(hash.name(row), half, value.to_word());
+        segment.insert(hash.tag(row), digest_prefix, value.to_word());
     }
 
-    /// Makes `half` the half of this hash and row. Calls `publish` while the old and the new slot both exist:
-    /// a reader that sees the effect of `publish` finds the new slot.
+    /// Replaces the digest prefix of this hash and row. Calls `publish` while the old and the new slot both
+    /// exist, so a reader that sees the effect of `publish` finds the new slot.
     pub(super) fn replace(
         &mut self,
         hash: Hash,
         row: u32,
-        half: Half,
+        digest_prefix: DigestPrefix,
         value: SlotValue,
         publish: impl FnOnce(),
     ) {
-        let old = self.slot(hash, row).map(Slot::half);
-        // The new slot comes first. In the other order, a reader between the two steps would find
-        // neither, and reject a key that keeps its secret.
-        self.insert(hash, row, half, value);
+        let old = self.slot(hash, row).map(TableSlot::digest_prefix);
+        // Insert the new slot before marking the old one. In the other order, a reader between the two steps
+        // would find neither slot, and reject a valid key.
+        self.insert(hash, row, digest_prefix, value);
         publish();
         let Some(old) = old else { return };
         let segment = self.segment(hash);
-        let own = |(slot, name): &(&Slot, u64)| {
-            *name == hash.name(row) && slot.half().difference(old) == 0
+        let own = |(slot, tag): &(&TableSlot, u64)| {
+            *tag == hash.tag(row) && slot.digest_prefix().difference(old) == 0
         };
         if let Some((slot, _)) = segment.run(hash).find(own) {
-            slot.name.store(GONE, Ordering::Release);
+            // Release: a reader that sees `GONE` also sees the new slot.
+            slot.tag.store(GONE, Ordering::Release);
         }
     }
 
-    fn segment(&self, hash: Hash) -> &Segment {
+    fn segment(&self, hash: Hash) -> &TableSegment {
         &self.segments[hash.segment(self.depth)]
     }
 
-    fn slot(&self, hash: Hash, row: u32) -> Option<&Slot> {
+    fn slot(&self, hash: Hash, row: u32) -> Option<&TableSlot> {
         let mut run = self.segment(hash).run(hash);
-        let found = run.find(|(_, name)| *name == hash.name(row));
+        let found = run.find(|(_, tag)| *tag == hash.tag(row));
         found.map(|(slot, _)| slot)
     }
 
-    /// Replaces the segment of `hash` by a larger one, or by two.
+    /// Replaces the full segment of `hash` by a larger one, or splits it in two.
     fn make_room(&mut self, hash: Hash) {
         let full = self.segments[hash.segment(self.depth)].clone();
         let (depth, slots) = (full.depth, full.slots.len());
         let next = if slots < LARGEST || depth == DEEPEST {
-            Next::Larger(full.copy(depth, |_| true))
+            Successor::Larger(full.copy(depth, |_| true))
         } else {
-            let half = |bit| full.copy(depth + 1, move |hash| hash.segment(depth + 1) & 1 == bit);
-            Next::Split([half(0), half(1)])
+            let split = |bit| full.copy(depth + 1, move |hash| hash.segment(depth + 1) & 1 == bit);
+            Successor::Split([split(0), split(1)])
         };
-        if full.depth == self.depth && matches!(next, Next::Split(_)) {
-            let twice = |segment: &Arc<Segment>| [segment.clone(), segment.clone()];
+        if full.depth == self.depth && matches!(next, Successor::Split(_)) {
+            let twice = |segment: &Arc<TableSegment>| [segment.clone(), segment.clone()];
             self.segments = self.segments.iter().flat_map(twice).collect();
             self.depth += 1;
         }
@@ -455,36 +466,40 @@ impl Table {
         let first = hash.segment(depth) * share;
         for (at, place) in self.segments[first..first + share].iter_mut().enumerate() {
             *place = match &next {
-                Next::Larger(larger) => larger.clone(),
-                Next::Split(halves) => halves[at * 2 / share].clone(),
+                Successor::Larger(larger) => larger.clone(),
+                Successor::Split(halves) => halves[at * 2 / share].clone(),
             };
         }
-        if self.handed_out {
+        if self.published {
             self.replaced += 1;
-            // Only the writer sets `next`, so the call cannot fail.
+            // Only the writer sets `next`, so this call cannot fail.
             let _ = full.next.set(next);
         }
     }
 }
 
-impl Segment {
+impl TableSegment {
     fn is_full(&self) -> bool {
         let taken = self.taken.load(Ordering::Relaxed) as usize;
         taken >= limit(self.slots.len())
     }
 
-    /// Returns a segment with copies of the slots for whose hash `belongs` is true. It has room for a quarter
-    /// more keys.
+    /// Returns a new segment with copies of the slots whose hash satisfies `belongs`. It has room for a
+    /// quarter more keys.
     fn copy(&self, depth: u32, belongs: impl Fn(Hash) -> bool) -> Arc<Self> {
-        let name = |slot: &Slot| slot.name.load(Ordering::Relaxed);
-        let moves = |slot: &&Slot| {
-            let name = name(slot);
-            name != EMPTY && name != GONE && belongs(Hash::of_name(name))
+        let tag = |slot: &TableSlot| slot.tag.load(Ordering::Relaxed);
+        let moves = |slot: &&TableSlot| {
+            let tag = tag(slot);
+            tag != EMPTY && tag != GONE && belongs(Hash::of_tag(tag))
         };
         let count = self.slots.iter().filter(moves).count();
         let copy = Self::new(depth, (count * 5 / 3).next_multiple_of(4).max(FIRST));
         for slot in self.slots.iter().filter(moves) {
-            copy.insert(name(slot), slot.half(), slot.value.load(Ordering::Relaxed));
+            copy.insert(
+                tag(slot),
+                slot.digest_prefix(),
+                slot.value.load(Ordering::Relaxed),
+            );
         }
         Arc::new(copy)
     }

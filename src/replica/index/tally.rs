@@ -1,5 +1,5 @@
-//! Use counts: how often each key was used, and when last. One word per key, stored apart from all
-//! other data, so that many counts share a cache line.
+//! Use counts: the number of uses of each key, and the time of the last use. One word per key, stored
+//! separately, so that many counts share a cache line.
 
 use super::prefetch::prefetch;
 use super::sync::{AtomicU64, Ordering};
@@ -8,9 +8,10 @@ use super::sync::{AtomicU64, Ordering};
 #[derive(Default)]
 pub(super) struct Tally(AtomicU64);
 
-/// 64 seconds per minute.
+/// 64 seconds: the unit in which times are stored.
 const MINUTE: u32 = 64;
-/// 1 January 2020, in seconds since the epoch. 24 bits of 64-second minutes reach from that day to 2054.
+/// 1 January 2020 as Unix time, at which stored times begin. 24 bits of 64-second units reach to the year
+/// 2054.
 const FIRST_MINUTE: u32 = 1_577_836_800;
 const MINUTE_BITS: u32 = 24;
 const MINUTES: u64 = (1 << MINUTE_BITS) - 1;
@@ -18,12 +19,12 @@ const MOST_USES: u64 = (1 << 40) - 1;
 
 impl Tally {
     /// Prefetches the count.
-    pub(super) fn approach(&self) {
+    pub(super) fn prefetch(&self) {
         prefetch(&self.0);
     }
 
-    /// Adds uses, the last of them at `second` since the epoch. One word holds 40 bits of count and
-    /// 24 bits of time, in minutes of 64 seconds.
+    /// Adds `uses`, the last of them at Unix time `second`. One word holds 40 bits of count, and 24 bits of
+    /// time in units of 64 seconds.
     pub(super) fn count(&self, uses: u64, second: u32) {
         let minute = u64::from(second.saturating_sub(FIRST_MINUTE) / MINUTE).min(MINUTES);
         let more = |word: u64| {
@@ -39,7 +40,7 @@ impl Tally {
         }
     }
 
-    /// Returns how often the key was used, and the second of the last use since the epoch.
+    /// Returns the number of uses, and the Unix time of the last use in seconds.
     pub(super) fn uses(&self) -> (u64, u32) {
         let word = self.0.load(Ordering::Relaxed);
         let last = (word & MINUTES) as u32 * MINUTE + FIRST_MINUTE;

@@ -1,4 +1,4 @@
-//! The index compared with a naive model: a map that is searched from end to end.
+//! The index compared with a naive model: a map that is searched linearly.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -10,12 +10,12 @@ use crate::core::metadata::Metadata;
 use crate::core::owner::{OwnerRecord, OwnerStatus, TenantRecord};
 use crate::core::principal::{Author, Owner};
 use crate::core::record::{
-    KeyFacts, KeyState, LastAction, Lineage, Predecessor, Reason, Resource, Visibility,
+    KeyFacts, KeyState, KeyType, LastAction, Lineage, Predecessor, Reason, Resource,
 };
 use crate::core::scope::ScopeSet;
 use crate::core::secret::Fingerprint;
 use crate::core::stamp::Stamp;
-use crate::core::subject::{Holder, Shape};
+use crate::core::subject::{KeyOwner, KeyTraits};
 use crate::core::tenant::TenantId;
 use crate::core::text::{PepperId, PrincipalId, Role};
 
@@ -42,7 +42,7 @@ fn digest(number: u8) -> Digest {
     Digest::sha256([number])
 }
 
-/// A key that differs from others in everything the index stores.
+/// Returns a key whose fields in the index depend on the arguments.
 fn record(id: u16, [whose, what, when]: [u8; 3]) -> KeyRecord {
     let credential = if what & 1 == 1 {
         let scheme = crate::core::record::ImportScheme::Sha256;
@@ -76,7 +76,7 @@ fn record(id: u16, [whose, what, when]: [u8; 3]) -> KeyRecord {
             id: KeyId::from_u128(id.into()),
             tenant: tenant(whose >> 2),
             class: "secret".parse().unwrap(),
-            visibility: Visibility::Secret,
+            key_type: KeyType::Secret,
             environment: "live".parse().unwrap(),
             name: "key".parse().unwrap(),
             description: None,
@@ -151,9 +151,9 @@ fn a_row() -> impl Strategy<Value = StoreRow> {
 
 /// The newest version of each row, in a plain map.
 #[derive(Default)]
-struct Model(HashMap<RowKey, (Revision, StoreRow)>);
+struct NaiveIndex(HashMap<RowKey, (Revision, StoreRow)>);
 
-impl Model {
+impl NaiveIndex {
     fn apply(&mut self, change: &Change, base: Revision) {
         let key = change.row.key();
         let is_key = matches!(key, RowKey::Key(_));
@@ -167,7 +167,7 @@ impl Model {
         }
     }
 
-    fn standing(&self, of: &KeyRecord) -> OwnerStatus {
+    fn status(&self, of: &KeyRecord) -> OwnerStatus {
         let rows = || self.0.values().map(|(_, row)| row);
         // Visits the tenants in the order of the path, as the index does.
         let path: Vec<_> = of.tenant.lineage().collect();
@@ -200,39 +200,40 @@ impl Model {
     }
 }
 
-/// Returns the index's answer for an id and a presented `half`, as far as the model can predict it.
-fn answer_to(view: &View, id: KeyId, half: Half) -> String {
-    describe(view, view.end(id, view.begin(id), half))
+/// Describes the result of a lookup, as far as the model can predict it.
+fn answer_to(view: &View, id: KeyId, digest_prefix: DigestPrefix) -> String {
+    describe(view, view.lookup(id, view.prefetch(id), digest_prefix))
 }
 
-fn describe(view: &View, answer: Answer) -> String {
+fn describe(view: &View, answer: IndexLookup) -> String {
     match answer {
-        Answer::Hit(hit) => {
-            let facts = view.facts(hit.parts).unwrap();
-            // Asks for the latest instant, so that the index must return the exact course.
-            let Kept::Known(course) = view.course(&hit, facts.standing, Timestamp::MAX) else {
+        IndexLookup::Hit(hit) => {
+            let attributes = view.attributes(hit.attribute_ids).unwrap();
+            // Pass the latest instant, so that the index must return the exact lifecycle.
+            let RowState::Key(lifecycle) = view.state_for(&hit, attributes.status, Timestamp::MAX)
+            else {
                 return "gone".to_owned();
             };
-            let Facts {
-                shape,
-                holder,
-                standing,
+            let Attributes {
+                traits,
+                key_owner,
+                status,
                 ..
-            } = facts;
+            } = attributes;
             format!(
-                "{} {course:?} {shape:?} {:?} {standing:?}",
+                "{} {lifecycle:?} {traits:?} {:?} {status:?}",
                 hit.id,
-                holder.get()
+                key_owner.get()
             )
         }
-        Answer::WrongSecret(_) => "wrong secret".to_owned(),
-        Answer::Corrupt(id) => format!("corrupt {id}"),
-        Answer::Removed => "removed".to_owned(),
-        Answer::Unknown => "unknown".to_owned(),
+        IndexLookup::WrongSecret(_) => "wrong secret".to_owned(),
+        IndexLookup::Corrupt(id) => format!("corrupt {id}"),
+        IndexLookup::Removed => "removed".to_owned(),
+        IndexLookup::Unknown => "unknown".to_owned(),
     }
 }
 
-fn expected(model: &Model, id: KeyId, half: Option<&Digest>) -> String {
+fn expected(model: &NaiveIndex, id: KeyId, digest_prefix: Option<&Digest>) -> String {
     match model.0.get(&RowKey::Key(id)).map(|(_, row)| row) {
         None => "unknown".to_owned(),
         Some(StoreRow::Removed { .. }) => "removed".to_owned(),
@@ -240,32 +241,32 @@ fn expected(model: &Model, id: KeyId, half: Option<&Digest>) -> String {
             let (Credential::Peppered { digest, .. } | Credential::Imported { digest, .. }) =
                 &record.credential;
             let by_id = record.credential.imported().is_none();
-            if half.is_some_and(|half| half != digest || !by_id) {
+            if digest_prefix.is_some_and(|digest_prefix| digest_prefix != digest || !by_id) {
                 return "wrong secret".to_owned();
             }
-            let mut course = Course::of(record);
-            // For a key without an end, the index does not read the row, which alone holds the
-            // exact course.
-            let standing = model.standing(record);
-            let exact = course.expires_at.is_some()
-                || course.life != Life::Enabled
-                || course.awaits_first_use
+            let mut lifecycle = Lifecycle::of(record);
+            // For a key that never expires, the index may skip the row, which alone holds the exact
+            // lifecycle.
+            let status = model.status(record);
+            let exact = lifecycle.expires_at.is_some()
+                || lifecycle.phase != LifecyclePhase::Enabled
+                || lifecycle.awaits_first_use
                 || !by_id
-                || standing.removed_at.is_some();
+                || status.removed_at.is_some();
             if !exact {
-                course.created_at = Timestamp::MAX;
+                lifecycle.created_at = Timestamp::MAX;
             }
-            if let Life::Revoked { at, .. } = course.life {
-                course.created_at = at;
+            if let LifecyclePhase::Revoked { at, .. } = lifecycle.phase {
+                lifecycle.created_at = at;
             }
-            let (shape, holder) = (Shape::of(record), Holder::of(record));
-            format!("{id} {course:?} {shape:?} {holder:?} {standing:?}")
+            let (traits, key_owner) = (KeyTraits::of(record), KeyOwner::of(record));
+            format!("{id} {lifecycle:?} {traits:?} {key_owner:?} {status:?}")
         }
         Some(_) => format!("corrupt {id}"),
     }
 }
 
-fn check(index: &Arc<Index>, view: &View, model: &Model) -> Result<(), TestCaseError> {
+fn check(index: &Arc<Index>, view: &View, model: &NaiveIndex) -> Result<(), TestCaseError> {
     let keys: BTreeMap<_, _> = model
         .0
         .iter()
@@ -288,9 +289,9 @@ fn check(index: &Arc<Index>, view: &View, model: &Model) -> Result<(), TestCaseE
             _ => digest(1),
         };
         for digest in [digest, Digest::sha256("another")] {
-            let half = Half::of(digest.as_bytes());
+            let digest_prefix = DigestPrefix::of(digest.as_bytes());
             prop_assert_eq!(
-                answer_to(view, id, half),
+                answer_to(view, id, digest_prefix),
                 expected(model, id, Some(&digest))
             );
         }
@@ -309,7 +310,7 @@ proptest! {
     ///
     /// - an older row overwrites a newer one;
     /// - a slot is lost when a segment grows or is split;
-    /// - a lowered role persists in one shape of an owner's keys.
+    /// - a lowered role does not reach all keys of an owner.
     #[test]
     fn the_index_agrees_with_a_naive_map(
         rows in prop::collection::vec((a_row(), 1_u64..40), 0..400),
@@ -318,8 +319,8 @@ proptest! {
     ) {
         let index = Arc::new(Index::default());
         let mut view = View::of(index.clone());
-        let mut model = Model::default();
-        index.filled(Revision(base));
+        let mut model = NaiveIndex::default();
+        index.set_scan_base(Revision(base));
         for (number, (row, revision)) in rows.into_iter().enumerate() {
             let change = Change { revision: Revision(revision), row };
             model.apply(&change, Revision(base));
@@ -336,7 +337,7 @@ proptest! {
 
 /// Replacing one digest many times does not make the table grow.
 #[test]
-fn slots_left_behind_are_cleared_away() {
+fn slots_of_replaced_digests_are_removed() {
     let index = Arc::new(Index::default());
     for revision in 1..10_000 {
         let mut row = record(7, [1, 0, 1]);
@@ -348,15 +349,15 @@ fn slots_left_behind_are_cleared_away() {
     }
     assert_eq!(index.writer().table.segments(), 1);
     let view = View::of(index);
-    let half = |of: &str| Half::of(Digest::sha256(of).as_bytes());
+    let digest_prefix = |of: &str| DigestPrefix::of(Digest::sha256(of).as_bytes());
     let id = KeyId::from_u128(7);
     assert!(matches!(
-        view.end(id, view.begin(id), half("9999")),
-        Answer::Hit(_)
+        view.lookup(id, view.prefetch(id), digest_prefix("9999")),
+        IndexLookup::Hit(_)
     ));
     assert!(matches!(
-        view.end(id, view.begin(id), half("9998")),
-        Answer::WrongSecret(_)
+        view.lookup(id, view.prefetch(id), digest_prefix("9998")),
+        IndexLookup::WrongSecret(_)
     ));
 }
 
@@ -367,7 +368,7 @@ fn keys_are_found_while_the_table_grows() {
     let index = Arc::new(Index::default());
     let first = View::of(index.clone());
     let count = 40_000_u16;
-    let half = |id: u16| Half::of(Digest::sha256(id.to_le_bytes()).as_bytes());
+    let digest_prefix = |id: u16| DigestPrefix::of(Digest::sha256(id.to_le_bytes()).as_bytes());
     for id in 0..count {
         let mut row = record(id, [1, 0, 0]);
         if let Credential::Peppered { digest, .. } = &mut row.credential {
@@ -379,14 +380,14 @@ fn keys_are_found_while_the_table_grows() {
             row,
         }]);
     }
-    assert!(index.wants_view() && index.writer().table.segments() > 8);
+    assert!(index.needs_new_view() && index.writer().table.segments() > 8);
     let last = View::of(index.clone());
-    assert!(!index.wants_view());
+    assert!(!index.needs_new_view());
     for view in [&first, &last] {
         for id in (0..count).chain([u16::MAX]) {
             let key = KeyId::from_u128(id.into());
-            let answer = view.end(key, view.begin(key), half(id));
-            assert_eq!(matches!(answer, Answer::Hit(_)), id < count, "{id}");
+            let answer = view.lookup(key, view.prefetch(key), digest_prefix(id));
+            assert_eq!(matches!(answer, IndexLookup::Hit(_)), id < count, "{id}");
         }
     }
 }
@@ -416,28 +417,28 @@ fn keys_with_equal_hashes_are_kept_apart() {
     let view = View::of(index);
     for record in &records {
         let id = record.id;
-        let half = Half::of(secret(id.to_u128() as u16).as_bytes());
-        let answer = view.end(id, view.begin(id), half);
-        assert!(matches!(answer, Answer::Hit(hit) if hit.id == id));
-        let facts = view.facts_of(id).unwrap();
-        assert_eq!(facts.holder.get().owner, record.owner);
-        assert_eq!(facts.holder.get().tenant, record.tenant);
-        assert_eq!(view.known(id), Some(Known::Key));
+        let digest_prefix = DigestPrefix::of(secret(id.to_u128() as u16).as_bytes());
+        let answer = view.lookup(id, view.prefetch(id), digest_prefix);
+        assert!(matches!(answer, IndexLookup::Hit(hit) if hit.id == id));
+        let attributes = view.attributes_of(id).unwrap();
+        assert_eq!(attributes.key_owner.get().owner, record.owner);
+        assert_eq!(attributes.key_owner.get().tenant, record.tenant);
+        assert_eq!(view.row_kind(id), Some(RowKind::Key));
     }
     let stranger = KeyId::from_u128(u128::from(count));
-    assert_eq!(view.known(stranger), None);
-    assert!(view.facts_of(stranger).is_none());
-    let half = Half::of(secret(count).as_bytes());
-    let answer = view.end(stranger, view.begin(stranger), half);
-    assert!(!matches!(answer, Answer::Hit(_)));
+    assert_eq!(view.row_kind(stranger), None);
+    assert!(view.attributes_of(stranger).is_none());
+    let digest_prefix = DigestPrefix::of(secret(count).as_bytes());
+    let answer = view.lookup(stranger, view.prefetch(stranger), digest_prefix);
+    assert!(!matches!(answer, IndexLookup::Hit(_)));
 }
 
 #[test]
-fn a_key_that_differs_in_one_thing_has_another_shape_than_the_one_before() {
+fn a_key_that_differs_in_one_thing_has_other_traits_than_the_key_before() {
     let base = record(1, [0, 0, 0]);
     let change: [fn(&mut KeyRecord); 9] = [
         |record| record.class = "other".parse().unwrap(),
-        |record| record.visibility = Visibility::Publishable,
+        |record| record.key_type = KeyType::Publishable,
         |record| record.environment = "test".parse().unwrap(),
         |record| record.prefix = Some("sk_".try_into().unwrap()),
         |record| record.bound = BTreeSet::from([Role::ADMIN]),
@@ -457,8 +458,8 @@ fn a_key_that_differs_in_one_thing_has_another_shape_than_the_one_before() {
     for (number, change) in change.into_iter().enumerate() {
         let mut other = base.clone();
         change(&mut other);
-        assert!(Shape::of(&base).is_of(&base), "{number}");
-        assert!(!Shape::of(&base).is_of(&other), "{number}");
-        assert!(Shape::of(&other).is_of(&other), "{number}");
+        assert!(KeyTraits::of(&base).is_of(&base), "{number}");
+        assert!(!KeyTraits::of(&base).is_of(&other), "{number}");
+        assert!(KeyTraits::of(&other).is_of(&other), "{number}");
     }
 }

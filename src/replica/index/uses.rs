@@ -1,7 +1,8 @@
-//! Counts uses in memory, without two processors writing to the same cache line.
+//! Counts uses in memory, so that two processors rarely write to the same cache line.
 //!
-//! Each thread counts in a small table of its own. A count that is displaced from the table goes to
-//! the key's tally. A key in constant use thus costs one uncontended store.
+//! Each thread counts in a small table of its own. If another key needs the same counter, the displaced count
+//! is added to the first key's tally. So a key in constant use costs one uncontended atomic operation per
+//! use.
 
 use std::array;
 use std::cell::Cell;
@@ -9,18 +10,19 @@ use std::sync::atomic::AtomicUsize;
 
 use super::sync::{AtomicU32, AtomicU64, Ordering};
 
-/// 32 tables; threads beyond that share one. 1 under loom, which explores every order.
-const SHARES: usize = if cfg!(keyward_loom) { 1 } else { 32 };
-/// 64 keys that a thread counts at a time; 1 under loom.
-const PLACES: usize = if cfg!(keyward_loom) { 1 } else { 64 };
+/// 32 shards; additional threads share them. 1 under loom, which explores every interleaving.
+const SHARDS: usize = if cfg!(keyward_loom) { 1 } else { 32 };
+/// 64 counters per shard; 1 under loom.
+const COUNTERS: usize = if cfg!(keyward_loom) { 1 } else { 64 };
 
-/// The counts of one thread.
+/// The counters of one thread.
 #[repr(align(128))]
-struct Share {
-    /// The row's number and its count, for each place. Row 0 means none.
-    counts: [AtomicU64; PLACES],
-    /// The second of each place's last use, since the epoch.
-    seen: [AtomicU32; PLACES],
+struct CounterShard {
+    /// The row number and the number of uses in one word, for each counter. Row 0 means that the counter is
+    /// free.
+    counts: [AtomicU64; COUNTERS],
+    /// The Unix time of the last use in seconds, for each counter.
+    seen: [AtomicU32; COUNTERS],
 }
 
 /// The count of one row.
@@ -31,15 +33,15 @@ pub(super) struct Counted {
     pub(super) last: u32,
 }
 
-pub(super) struct Usage(Box<[Share]>);
+pub(super) struct UseCounters(Box<[CounterShard]>);
 
-impl Default for Usage {
+impl Default for UseCounters {
     fn default() -> Self {
-        Self((0..SHARES).map(|_| Share::default()).collect())
+        Self((0..SHARDS).map(|_| CounterShard::default()).collect())
     }
 }
 
-impl Default for Share {
+impl Default for CounterShard {
     fn default() -> Self {
         Self {
             counts: array::from_fn(|_| AtomicU64::new(0)),
@@ -54,30 +56,29 @@ thread_local! {
     static OWN: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-/// Returns the share of this thread.
-fn own() -> usize {
+/// Returns the shard number of this thread.
+fn shard_number() -> usize {
     OWN.with(|own| {
         own.get().unwrap_or_else(|| {
-            let next = THREADS.fetch_add(1, Ordering::Relaxed) % SHARES;
+            let next = THREADS.fetch_add(1, Ordering::Relaxed) % SHARDS;
             own.set(Some(next));
             next
         })
     })
 }
 
-impl Usage {
-    /// Counts one use of `row` at `second`. If the count of another key is displaced, returns that
-    /// count.
+impl UseCounters {
+    /// Counts one use of `row` at `second`. Returns the count that this use displaced, if any.
     #[inline]
     pub(super) fn count(&self, row: u32, second: u32) -> Option<Counted> {
-        self.0[own()].count(row, second)
+        self.0[shard_number()].count(row, second)
     }
 
-    /// Takes all counts that are still in the threads' tables.
+    /// Takes all counts that are still in the shards.
     pub(super) fn take(&self) -> impl Iterator<Item = Counted> {
-        self.0.iter().flat_map(|share| {
-            let places = share.counts.iter().zip(&share.seen);
-            places.filter_map(|(count, seen)| {
+        self.0.iter().flat_map(|shard| {
+            let counters = shard.counts.iter().zip(&shard.seen);
+            counters.filter_map(|(count, seen)| {
                 let last = seen.load(Ordering::Relaxed);
                 counted(count.swap(0, Ordering::Relaxed), last)
             })
@@ -85,11 +86,11 @@ impl Usage {
     }
 }
 
-impl Share {
+impl CounterShard {
     #[inline]
     fn count(&self, row: u32, second: u32) -> Option<Counted> {
-        let place = row as usize % PLACES;
-        let (count, seen) = (&self.counts[place], &self.seen[place]);
+        let at = row as usize % COUNTERS;
+        let (count, seen) = (&self.counts[at], &self.seen[at]);
         let last = seen.load(Ordering::Relaxed);
         if last != second {
             seen.store(second, Ordering::Relaxed);
@@ -103,7 +104,8 @@ impl Share {
         {
             return None;
         }
-        // The place counts another key, or another thread changed it first.
+        // The counter belongs to another key, or another thread changed it first. The swap takes the old
+        // count exactly once, so concurrent threads neither lose nor repeat a use.
         counted(count.swap(u64::from(row) << 32 | 1, order), last)
     }
 }
@@ -132,7 +134,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_use_is_lost_or_counted_twice(rows in prop::collection::vec(1_u32..200, 0..500)) {
-            let uses = Usage::default();
+            let uses = UseCounters::default();
             let (mut expected, mut found) = (HashMap::new(), HashMap::new());
             let mut note = |counted: Counted| *found.entry(counted.row).or_default() += counted.uses;
             for (second, row) in (1..).zip(rows) {
@@ -146,23 +148,23 @@ mod tests {
     }
 
     #[test]
-    fn threads_that_share_a_place_lose_nothing() {
-        let share = Share::default();
+    fn threads_that_share_a_counter_lose_nothing() {
+        let shard = CounterShard::default();
         let total = AtomicU64::new(0);
         let add = |counted: Counted| total.fetch_add(counted.uses.into(), Ordering::Relaxed);
         std::thread::scope(|scope| {
             for thread in 0..4 {
-                let (share, add) = (&share, &add);
+                let (shard, add) = (&shard, &add);
                 scope.spawn(move || {
                     for use_ in 0..10_000_u32 {
-                        // Two rows that share a place take turns.
+                        // Two rows that share a counter alternate.
                         let row = 1 + (use_ / 3 + thread) % 2 * 64;
-                        share.count(row, 1).map(add);
+                        shard.count(row, 1).map(add);
                     }
                 });
             }
         });
-        share
+        shard
             .counts
             .iter()
             .filter_map(|count| counted(count.load(Ordering::Relaxed), 1))
@@ -174,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_displaced_count_carries_its_last_use() {
-        let uses = Usage::default();
+        let uses = UseCounters::default();
         assert_eq!(uses.count(7, 100), None);
         assert_eq!(uses.count(7, 105), None);
         let counted = Counted {

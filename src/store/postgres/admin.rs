@@ -1,35 +1,35 @@
-//! Operations of an administrator: integrity check, statistics, dropping tombstones, recovery.
+//! Administrative operations: integrity check, statistics, compaction and recovery.
 
-use super::fault::Fault;
+use super::fault::PostgresFault;
 use super::session::Session;
 use super::setup::{RANDOM, bits};
 use super::{head, nodes};
 use crate::core::view::Revision;
-use crate::store::sql::{self, COUNTS, Cells, Check, StoreRow, first_after, signed};
+use crate::store::sql::{self, COUNTS, Cells, IntegrityPass, StoreRow, first_after, signed};
 use crate::store::{Epoch, IntegrityReport, Stats};
 
-/// 2,048 rows per fetch of the integrity check. A judgement.
-const SOME: usize = 2048;
+/// 2,048 rows per fetch of the integrity check, to bound the memory in use. An estimate.
+const FETCHED: usize = 2048;
 
-/// Reads all tables, and reports what is broken.
-pub(super) async fn check(session: &Session) -> Result<IntegrityReport, Fault> {
+/// Reads all tables, and reports the damage found.
+pub(super) async fn check(session: &Session) -> Result<IntegrityReport, PostgresFault> {
     let mut report = IntegrityReport::default();
     match head::read(session).await {
         Ok(_) => {}
-        Err(Fault::Corrupt(damage)) => report.add(damage),
+        Err(PostgresFault::Corrupt(damage)) => report.add(damage),
         Err(fault) => return Err(fault),
     }
-    for check in Check::ALL {
+    for check in IntegrityPass::ALL {
         let look = |row: &tokio_postgres::Row| {
             report.look(check, row);
             Ok(true)
         };
-        session.each(&check.sql(), &[], SOME, look).await?;
+        session.each(&check.sql(), &[], FETCHED, look).await?;
     }
     Ok(report)
 }
 
-pub(super) async fn stats(session: &Session) -> Result<Stats, Fault> {
+pub(super) async fn stats(session: &Session) -> Result<Stats, PostgresFault> {
     let head = head::read(session).await?.cursor();
     let size = "SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint, \
                 split_part(current_setting('server_version'), ' ', 1) \
@@ -39,16 +39,16 @@ pub(super) async fn stats(session: &Session) -> Result<Stats, Fault> {
     let size = session.query(size, &[&session.schema().name()]).await?;
     let counts = session.query(COUNTS, &[]).await?;
     let (Some(size), Some(counts)) = (size.first(), counts.first()) else {
-        return Err(Fault::Refused("nothing was counted"));
+        return Err(PostgresFault::Refused("the server returned no row counts"));
     };
     let bytes = size.number(0, "the size of the tables")?.unsigned_abs();
     let engine = format!("PostgreSQL {}", size.text(1, "the version of the server")?);
     Ok(sql::stats(counts, head, bytes, engine)?)
 }
 
-/// Drops the tombstones of commits at or below `upto`, and returns their number. The ids stay taken.
-/// The caller commits the session.
-pub(super) async fn compact(session: &Session, upto: Revision) -> Result<u64, Fault> {
+/// Drops the tombstones of commits at or below `upto`, and returns the number of dropped tombstones. The ids
+/// stay taken. The caller commits the session.
+pub(super) async fn compact(session: &Session, upto: Revision) -> Result<u64, PostgresFault> {
     let head = head::lock(session).await?;
     let floor = upto.min(head.last.revision).max(head.store.floor);
     let end = first_after(floor);
@@ -57,7 +57,7 @@ pub(super) async fn compact(session: &Session, upto: Revision) -> Result<u64, Fa
     session.execute(keep, &[&end]).await?;
     let drop = "DELETE FROM $s.rows WHERE kind = 3 AND place < $1";
     let dropped = session.execute(drop, &[&end]).await?;
-    // No cursor that is still served needs these commits.
+    // A cursor below the floor gets `Compacted`, so no follower needs these commits.
     let sql = "DELETE FROM $s.commits WHERE revision < $1";
     session.execute(sql, &[&signed(floor.0)?]).await?;
     let store = StoreRow {
@@ -68,9 +68,9 @@ pub(super) async fn compact(session: &Session, upto: Revision) -> Result<u64, Fa
     Ok(dropped)
 }
 
-/// Gives restored tables a new epoch, so that every follower of the lost history starts over, whatever
-/// the follower's revision. The caller commits the session.
-pub(super) async fn start_epoch(session: &Session) -> Result<(), Fault> {
+/// Gives restored tables a new epoch, so that every follower of the lost history starts over. The caller
+/// commits the session.
+pub(super) async fn start_epoch(session: &Session) -> Result<(), PostgresFault> {
     let head = head::lock(session).await?;
     let store = StoreRow {
         epoch: Epoch(random(session).await?),
@@ -83,7 +83,7 @@ pub(super) async fn start_epoch(session: &Session) -> Result<(), Fault> {
 }
 
 /// Marks restored tables as recovered. The caller commits the session.
-pub(super) async fn finish_recovery(session: &Session) -> Result<(), Fault> {
+pub(super) async fn finish_recovery(session: &Session) -> Result<(), PostgresFault> {
     let head = head::lock(session).await?;
     let store = StoreRow {
         unrecovered: false,
@@ -92,8 +92,11 @@ pub(super) async fn finish_recovery(session: &Session) -> Result<(), Fault> {
     head::write_store(session, &store).await
 }
 
-pub(super) async fn random(session: &Session) -> Result<u128, Fault> {
+/// Returns a number with 122 random bits, drawn by the server.
+pub(super) async fn random(session: &Session) -> Result<u128, PostgresFault> {
     let drawn = session.query(RANDOM, &[]).await?;
     let drawn = drawn.first();
-    bits(drawn.ok_or(Fault::Refused("the server drew no random number"))?)
+    bits(drawn.ok_or(PostgresFault::Refused(
+        "the server returned no random number",
+    ))?)
 }

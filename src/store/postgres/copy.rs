@@ -1,32 +1,32 @@
-//! The database as the source of a copy, and as its target.
+//! Copies a store out of the database, or into the database.
 
 use std::num::NonZeroUsize;
 
 use async_trait::async_trait;
 use futures_util::future::{BoxFuture, FutureExt};
 
-use super::fault::Fault;
-use super::session::{Bundle, Mode, Session, Takes};
-use super::write::Written;
+use super::fault::PostgresFault;
+use super::session::{Bundle, Session, SessionMode, TimeLimit};
+use super::write::NewRows;
 use super::{PostgresStore, admin, head, nodes};
 use crate::store::sql::{
     AuditColumns, CommitRow, ORIGIN, RowColumns, StoreRow, TenantHead, counts_of, item,
     items_after, origin_of, place_of,
 };
 use crate::store::transfer::{
-    CopyError, Counts, Export, Import, Importing, Item, Origin, Page, Part,
+    CopyError, CopyPage, CopySource, CopyTarget, CopyTransaction, Counts, Item, Origin, Part,
 };
 use crate::store::{Cursor, Epoch, StoreError};
 
 const EXPORTING: &str = "reading a store to copy it";
 const IMPORTING: &str = "copying into a database";
 
-const COUNTED: Fault = Fault::Refused("nothing was counted");
+const NOTHING_COUNTED: PostgresFault = PostgresFault::Refused("the server returned no row counts");
 
-async fn origin(session: &Session) -> Result<Origin, Fault> {
+async fn origin(session: &Session) -> Result<Origin, PostgresFault> {
     let head = head::read(session).await?;
     let found = session.query(ORIGIN, &[]).await?;
-    Ok(origin_of(found.first().ok_or(COUNTED)?, &head)?)
+    Ok(origin_of(found.first().ok_or(NOTHING_COUNTED)?, &head)?)
 }
 
 async fn page(
@@ -34,9 +34,9 @@ async fn page(
     part: Part,
     after: Option<&Item>,
     limit: NonZeroUsize,
-) -> Result<Page, Fault> {
+) -> Result<CopyPage, PostgresFault> {
     let head = head::read(session).await?;
-    Ok(Page {
+    Ok(CopyPage {
         head: head.cursor(),
         floor: head.store.floor,
         items: items(session, part, after, limit).await?,
@@ -48,17 +48,17 @@ async fn items(
     part: Part,
     after: Option<&Item>,
     limit: NonZeroUsize,
-) -> Result<Vec<Item>, Fault> {
+) -> Result<Vec<Item>, PostgresFault> {
     let sql = items_after(part, after, limit.get())?;
     let found = session.query_of(&sql).await?;
     found.iter().map(|row| Ok(item(part, row)?)).collect()
 }
 
 #[async_trait]
-impl Export for PostgresStore {
+impl CopySource for PostgresStore {
     async fn origin(&self) -> Result<Origin, StoreError> {
-        let takes = Takes::AsLongAsItNeeds;
-        self.within(Mode::Read, takes, EXPORTING, |session| {
+        let limit = TimeLimit::Day;
+        self.within(SessionMode::Read, limit, EXPORTING, |session| {
             origin(session).boxed()
         })
         .await
@@ -69,39 +69,42 @@ impl Export for PostgresStore {
         part: Part,
         after: Option<&Item>,
         limit: NonZeroUsize,
-    ) -> Result<Page, StoreError> {
+    ) -> Result<CopyPage, StoreError> {
         let after = after.cloned();
-        self.within(Mode::Read, Takes::While, EXPORTING, move |session| {
-            async move { page(session, part, after.as_ref(), limit).await }.boxed()
-        })
+        self.within(
+            SessionMode::Read,
+            TimeLimit::Long,
+            EXPORTING,
+            move |session| async move { page(session, part, after.as_ref(), limit).await }.boxed(),
+        )
         .await
     }
 }
 
 #[async_trait]
-impl Import for PostgresStore {
-    async fn begin(&self, origin: &Origin) -> Result<Box<dyn Importing>, CopyError> {
+impl CopyTarget for PostgresStore {
+    async fn begin(&self, origin: &Origin) -> Result<Box<dyn CopyTransaction>, CopyError> {
         let source = origin.head.epoch;
-        let database = self.shared.database.clone();
+        let database = self.inner.database.clone();
         let begin = async move {
-            let session = Session::begin(&database, Mode::Write).await?;
-            session.be_patient().await?;
-            // The head stays locked until the transaction ends, so that no one else commits.
+            let session = Session::begin(&database, SessionMode::Write).await?;
+            session.extend_timeouts().await?;
+            // The head stays locked until the transaction ends, so no other node can commit.
             let head = head::lock(&session).await?;
             if head.store.epoch == source {
                 return Ok(Err(CopyError::SameStore));
             }
             let found = session.query(ORIGIN, &[]).await?;
-            match counts_of(found.first().ok_or(COUNTED)?)? == Counts::default() {
+            match counts_of(found.first().ok_or(NOTHING_COUNTED)?)? == Counts::default() {
                 true => Ok(Ok(session)),
                 false => Ok(Err(CopyError::NotEmpty)),
             }
         };
         let begun = self
-            .work(IMPORTING, Takes::While, Fault::Late, begin)
+            .work(IMPORTING, TimeLimit::Long, PostgresFault::Late, begin)
             .await?;
-        begun.map(|session| -> Box<dyn Importing> {
-            Box::new(Copy {
+        begun.map(|session| -> Box<dyn CopyTransaction> {
+            Box::new(PostgresImport {
                 store: self.clone(),
                 session: Some(session),
             })
@@ -109,45 +112,48 @@ impl Import for PostgresStore {
     }
 }
 
-/// A copy in progress.
-struct Copy {
+/// A copy into the database, in progress.
+struct PostgresImport {
     store: PostgresStore,
-    /// The transaction. `None` while a step runs, and after a failed step.
+    /// The transaction. `None` while a step runs and after a step has failed.
     session: Option<Session>,
 }
 
-impl std::fmt::Debug for Copy {
+impl std::fmt::Debug for PostgresImport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Copy").finish_non_exhaustive()
+        f.debug_struct("PostgresImport").finish_non_exhaustive()
     }
 }
 
-impl Copy {
-    /// Runs a step of the transaction.
+impl PostgresImport {
+    /// Runs a step of the copy in the open transaction. A failed step ends the copy.
     async fn step<T, F>(&mut self, step: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: for<'s> FnOnce(&'s Session) -> BoxFuture<'s, Result<T, Fault>> + Send + 'static,
+        F: for<'s> FnOnce(&'s Session) -> BoxFuture<'s, Result<T, PostgresFault>> + Send + 'static,
     {
         let session = self.taken()?;
         let step = async move {
             let done = step(&session).await?;
             Ok((session, done))
         };
-        let done = self.store.work(IMPORTING, Takes::While, Fault::Late, step);
+        let done = self
+            .store
+            .work(IMPORTING, TimeLimit::Long, PostgresFault::Late, step);
         let (session, done) = done.await?;
         self.session = Some(session);
         Ok(done)
     }
 
     fn taken(&mut self) -> Result<Session, StoreError> {
-        let failed = || Fault::Refused("the copy has failed before").into_error(IMPORTING);
+        let failed =
+            || PostgresFault::Refused("an earlier step of the copy failed").into_error(IMPORTING);
         self.session.take().ok_or_else(failed)
     }
 }
 
 #[async_trait]
-impl Importing for Copy {
+impl CopyTransaction for PostgresImport {
     async fn write(&mut self, items: Vec<Item>) -> Result<(), StoreError> {
         self.step(move |session| async move { write(session, &items).await }.boxed())
             .await
@@ -174,13 +180,15 @@ impl Importing for Copy {
             session.commit().await?;
             Ok(head)
         };
-        let late = Fault::Unknown(Box::new(Fault::Late));
-        self.store.work(IMPORTING, Takes::While, late, finish).await
+        let late = PostgresFault::Unknown(Box::new(PostgresFault::Late));
+        self.store
+            .work(IMPORTING, TimeLimit::Long, late, finish)
+            .await
     }
 }
 
-async fn write(session: &Session, items: &[Item]) -> Result<(), Fault> {
-    let mut written = Written::default();
+async fn write(session: &Session, items: &[Item]) -> Result<(), PostgresFault> {
+    let mut written = NewRows::default();
     for item in items {
         match item {
             Item::Commit { revision, tag } => {
@@ -218,7 +226,7 @@ async fn write(session: &Session, items: &[Item]) -> Result<(), Fault> {
     session.run(&bundle).await.map(drop)
 }
 
-async fn finish(session: &Session, origin: &Origin) -> Result<(), Fault> {
+async fn finish(session: &Session, origin: &Origin) -> Result<(), PostgresFault> {
     let store = StoreRow {
         epoch: Epoch(admin::random(session).await?),
         floor: origin.floor,

@@ -1,4 +1,4 @@
-//! The faults of the database, and the public errors that they become.
+//! The errors of database operations, and their conversion to public errors.
 
 use deadpool_postgres::{PoolError, TimeoutType};
 use tokio_postgres::error::SqlState;
@@ -6,13 +6,14 @@ use tokio_postgres::error::SqlState;
 use crate::store::sql::RowFault;
 use crate::store::{StoreError, StoreErrorKind};
 
-/// A fault in the course of one transaction.
+/// The error of one transaction, before it is converted to a [`StoreError`] or a [`ConnectError`].
 #[derive(Clone, Debug, thiserror::Error)]
-pub(super) enum Fault {
-    /// The server refused a statement. The server's details are left out, since they may quote rows.
+pub(super) enum PostgresFault {
+    /// The server rejected a statement. The detail field of the server's error is left out, because it may
+    /// quote rows.
     #[error("{message} ({})", code.code())]
     Server { code: SqlState, message: String },
-    /// The connection failed, or an answer could not be decoded.
+    /// The connection failed, or a response could not be decoded.
     #[error("connection failed: {0}")]
     Lost(String),
     #[error(transparent)]
@@ -21,14 +22,14 @@ pub(super) enum Fault {
     Late,
     /// A commit was sent, and its outcome is unknown.
     #[error("{0}")]
-    Unknown(Box<Fault>),
+    Unknown(Box<PostgresFault>),
     #[error("{0}; check the tables, then restore a backup")]
     Corrupt(String),
     #[error("{0}")]
     Refused(&'static str),
-    #[error("the schema has version {found}, this build knows version {supported}")]
+    #[error("the schema has version {found}, but this build supports version {supported}")]
     Version { found: i32, supported: i32 },
-    #[error("there are no tables")]
+    #[error("the schema contains no tables")]
     Missing,
     #[error("the server is a standby: reads must go to the primary")]
     Standby,
@@ -40,7 +41,7 @@ pub(super) enum Fault {
     Elsewhere,
 }
 
-impl From<tokio_postgres::Error> for Fault {
+impl From<tokio_postgres::Error> for PostgresFault {
     fn from(error: tokio_postgres::Error) -> Self {
         if let Some(refused) = error.as_db_error() {
             return Self::Server {
@@ -58,7 +59,7 @@ impl From<tokio_postgres::Error> for Fault {
     }
 }
 
-impl From<PoolError> for Fault {
+impl From<PoolError> for PostgresFault {
     fn from(error: PoolError) -> Self {
         match error {
             PoolError::Backend(error) => error.into(),
@@ -71,7 +72,7 @@ impl From<PoolError> for Fault {
     }
 }
 
-impl From<RowFault> for Fault {
+impl From<RowFault> for PostgresFault {
     fn from(fault: RowFault) -> Self {
         match fault {
             RowFault::Corrupt(what) => Self::Corrupt(what),
@@ -80,12 +81,12 @@ impl From<RowFault> for Fault {
     }
 }
 
-impl Fault {
+impl PostgresFault {
     pub(super) fn corrupt(what: impl Into<String>) -> Self {
         Self::Corrupt(what.into())
     }
 
-    /// Returns the fault of a schema whose version is not the `supported` one.
+    /// Returns the fault for tables whose version is not `supported`.
     pub(super) const fn version(found: i32, supported: i32) -> Self {
         Self::Version { found, supported }
     }
@@ -97,7 +98,7 @@ impl Fault {
         }
     }
 
-    /// Returns whether the server rolled back this transaction because of another transaction: a retry
+    /// Returns `true` if the server rolled the transaction back because of a concurrent transaction. A retry
     /// may succeed.
     pub(super) fn is_contention(&self) -> bool {
         let contention = [
@@ -107,18 +108,19 @@ impl Fault {
         self.code().is_some_and(|code| contention.contains(code))
     }
 
-    /// Returns whether a transaction was certainly rolled back if its `COMMIT` failed with this fault.
-    /// After any other fault the transaction may be committed: the server may have waited for a disk or
-    /// for a standby.
+    /// Returns `true` if a transaction whose `COMMIT` failed with this fault was certainly rolled back.
+    ///
+    /// After any other fault the transaction may be committed. For example, the server may have written the
+    /// commit, and failed while it waited for a standby.
     fn certainly_rolled_back(&self) -> bool {
-        // "40003": statement completion unknown.
+        // Classes 40 and 23 are rollbacks, except for 40003, `statement_completion_unknown`.
         let known = |code: &SqlState| code.code() != "40003";
         self.code().is_some_and(|code| {
             known(code) && (code.code().starts_with("40") || code.code().starts_with("23"))
         })
     }
 
-    /// Converts the fault of a `COMMIT` to `Fault::Unknown`, unless the transaction was certainly
+    /// Converts the fault of a `COMMIT` to [`Unknown`](Self::Unknown), unless the transaction was certainly
     /// rolled back.
     pub(super) fn of_commit(self) -> Self {
         match self.certainly_rolled_back() {
@@ -127,8 +129,8 @@ impl Fault {
         }
     }
 
-    /// Returns whether a single commit caused the fault. The other commits of its group may succeed
-    /// alone.
+    /// Returns `true` if one commit of a group may have caused the fault. The other commits may succeed when
+    /// they are retried one by one.
     pub(super) fn is_of_one_commit(&self) -> bool {
         match self {
             Self::Corrupt(_) | Self::Refused(_) => true,
@@ -160,80 +162,86 @@ impl Fault {
     }
 }
 
-/// All connections stayed in use until the connection timeout: the pool is too small, or a caller holds
-/// a connection. The source of a [`StoreError`] that is `Unavailable`; nothing was written.
+/// The error that no pooled connection became free within the connection timeout.
+///
+/// The pool is too small, or another user of the pool holds its connections. This error is the source of an
+/// `Unavailable` [`StoreError`]. Nothing was written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("no connection became free in time")]
 #[non_exhaustive]
 pub struct PoolExhausted;
 
-/// The reason why a database could not be used as a store. Never holds the URL or a password.
+/// The error of connecting to a store. Never contains the URL or a password.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The URL or connection string cannot be parsed. The part at fault is left out, since it may be a
-    /// password.
-    #[error("the connection URL cannot be read")]
+    /// The URL or connection string cannot be parsed. The error does not quote the URL, because the invalid
+    /// part may be a password.
+    #[error("cannot parse the connection URL")]
     Url,
-    /// The connection must be encrypted, and there is no encryption over a socket file.
-    #[error("the connection would not be encrypted: there is no TLS over a socket file")]
+    /// The options require encryption, but a host is a Unix socket, which does not support TLS.
+    #[error("encryption is required, but a Unix socket does not support TLS")]
     Unencrypted,
-    /// The trusted certificates or the client certificate cannot be used. For example, a file cannot be
-    /// read, or the system trusts no authority.
-    #[error("the certificates to connect with cannot be used")]
+    /// The root certificates or the client certificate cannot be used. For example, a file cannot be read, or
+    /// the system has no root certificates.
+    #[error("cannot use the TLS certificates")]
     Certificates(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The name of the schema is not 1 to 48 lower-case letters, digits and underscores, or starts with
-    /// a digit.
-    #[error("a schema is named by 1 to 48 lower-case letters, digits and underscores")]
+    /// The schema name is invalid. A valid name has 1 to 48 lower-case letters, digits and underscores, and
+    /// does not start with a digit.
+    #[error(
+        "a schema name must have 1 to 48 lower-case letters, digits and underscores, and not start with a digit"
+    )]
     Schema,
-    /// The caller is not in a tokio runtime.
+    /// The caller did not run inside a tokio runtime.
     #[error("a PostgreSQL store needs a tokio runtime: connect within one")]
     NoRuntime,
-    /// Another version of this crate created the tables. The tables are left unchanged.
+    /// The tables have a version that this build does not support. The tables were not changed.
     #[error(
-        "the schema has version {found}, this build knows version {supported}: use a build that knows it"
+        "the schema has version {found}, but this build supports version {supported}: use a matching build"
     )]
     SchemaVersion {
         /// The version of the tables.
         found: i32,
-        /// The version that this build knows.
+        /// The version that this build supports.
         supported: i32,
     },
-    /// The server is a standby. Reads must go to the primary, since a standby may return old rows.
+    /// The server is a standby. Reads must go to the primary, because a standby may return outdated rows.
     #[error("the server is a standby: connect to the primary")]
     Standby,
-    /// The tables were restored from a backup and not recovered yet: keys that were revoked after the
+    /// The tables were restored from a backup and are not recovered yet. Keys that were revoked after the
     /// backup would work again.
     #[error(
         "the store was restored from a backup: connect with `allow_unrecovered`, recover it, then call \
          `finish_recovery`"
     )]
     Unrecovered,
-    /// Strict mode needs a synchronous standby, and the server has none.
+    /// Strict mode needs a synchronous standby, but the server has none.
     #[error("strict mode needs a synchronous standby: `synchronous_standby_names` is empty")]
     NoStandby,
-    /// The synchronous standby did not answer in time: it may be down, or have become the primary.
+    /// The synchronous standby did not acknowledge a heartbeat in time. The standby may be down, or may have
+    /// become the primary.
     #[error("the synchronous standby did not acknowledge a heartbeat")]
     Unacknowledged,
-    /// Strict mode needs a URL: connections of a host's pool hide the server's warnings.
+    /// Strict mode needs a URL, because the connections of a host's pool hide the server's warnings.
     #[error("strict mode needs a URL, not a pool")]
     StrictPool,
-    /// The schema holds no store, and creating one was not allowed.
-    #[error("the schema holds no store")]
+    /// The schema contains no store, and [`create(false)`](super::PostgresOptions::create) forbids creating
+    /// a store.
+    #[error("the schema contains no store")]
     NotFound,
-    /// The database could not be reached, or refused a statement.
+    /// The database could not be reached, or rejected a statement.
     #[error("cannot use the database")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-impl From<Fault> for ConnectError {
-    fn from(fault: Fault) -> Self {
+impl From<PostgresFault> for ConnectError {
+    fn from(fault: PostgresFault) -> Self {
         match fault {
-            Fault::Version { found, supported } => Self::SchemaVersion { found, supported },
-            Fault::Standby => Self::Standby,
-            Fault::NoStandby => Self::NoStandby,
-            Fault::Unacknowledged => Self::Unacknowledged,
-            Fault::Missing => Self::NotFound,
+            PostgresFault::Version { found, supported } => Self::SchemaVersion { found, supported },
+            PostgresFault::Standby => Self::Standby,
+            PostgresFault::NoStandby => Self::NoStandby,
+            PostgresFault::Unacknowledged => Self::Unacknowledged,
+            PostgresFault::Missing => Self::NotFound,
             fault => Self::Database(fault.into()),
         }
     }

@@ -1,34 +1,33 @@
-//! The head of the store, and the heads of its tenants.
+//! The head row of the store, and the head rows of its tenants.
 
 use tokio_postgres::Row;
 
-use super::fault::Fault;
+use super::fault::PostgresFault;
 use super::session::Session;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::store::CommitTag;
 use crate::store::sql::{Cells, CommitRow, Head, StoreRow, signed};
 
-/// Selects the head and the time of the server's clock.
+/// Selects the store's head row, and the time of the server's clock.
 pub(super) const HEAD: &str = "SELECT epoch, floor, unrecovered, store_seal, revision, tag, commit_seal, \
      (extract(epoch FROM clock_timestamp()) * 1000000)::bigint FROM $s.head WHERE one = 1";
 
-/// Selects the heads of the tenants in the array `$1`. The columns are `TENANT_COLUMNS`.
+/// Selects the head rows of the tenants in the array `$1`.
 pub(super) const TENANTS: &str = "SELECT tenant, revision, decided_at, sequence, hash, seal \
      FROM $s.tenants WHERE tenant = ANY($1)";
 
-pub(super) async fn read(session: &Session) -> Result<Head, Fault> {
+pub(super) async fn read(session: &Session) -> Result<Head, PostgresFault> {
     of(&session.query(HEAD, &[]).await?)
 }
 
-/// Reads the head, and locks the head until the end of the transaction: no one else commits before
-/// that.
-pub(super) async fn lock(session: &Session) -> Result<Head, Fault> {
+/// Reads the head and locks it. No other node can commit until this transaction ends.
+pub(super) async fn lock(session: &Session) -> Result<Head, PostgresFault> {
     of(&session.query(&format!("{HEAD} FOR UPDATE"), &[]).await?)
 }
 
-/// Decodes the head that [`HEAD`] found.
-pub(super) fn of(found: &[Row]) -> Result<Head, Fault> {
+/// Decodes the row that [`HEAD`] selects.
+pub(super) fn of(found: &[Row]) -> Result<Head, PostgresFault> {
     let row = found.first().ok_or_else(StoreRow::missing)?;
     Ok(Head {
         store: StoreRow::read(row, 0)?,
@@ -37,7 +36,7 @@ pub(super) fn of(found: &[Row]) -> Result<Head, Fault> {
     })
 }
 
-pub(super) async fn write_store(session: &Session, store: &StoreRow) -> Result<(), Fault> {
+pub(super) async fn write_store(session: &Session, store: &StoreRow) -> Result<(), PostgresFault> {
     let sql = "UPDATE $s.head SET epoch = $1, floor = $2, unrecovered = $3, store_seal = $4 \
                WHERE one = 1";
     let (epoch, floor, unrecovered, seal) = store.columns()?;
@@ -47,12 +46,12 @@ pub(super) async fn write_store(session: &Session, store: &StoreRow) -> Result<(
         .map(drop)
 }
 
-/// Reads the tag that the table `commits` has for a revision.
+/// Reads the tag of the commit at a revision. `None` if the table `commits` has no such commit.
 pub(super) async fn stored_tag(
     session: &Session,
     revision: Revision,
-) -> Result<Option<CommitTag>, Fault> {
-    // A revision too large for the column has no commit. `i64::MAX` finds no row either.
+) -> Result<Option<CommitTag>, PostgresFault> {
+    // A revision above `i64::MAX` has no commit. `i64::MAX` has no commit either.
     let revision = signed(revision.0).unwrap_or(i64::MAX);
     let sql = "SELECT revision, tag, seal FROM $s.commits WHERE revision = $1";
     let found = session.query(sql, &[&revision]).await?;

@@ -1,15 +1,18 @@
-//! Strict mode: heartbeats that commit only after the synchronous standby has them.
+//! Strict mode: heartbeats, which are small commits that a synchronous standby must acknowledge.
 //!
-//! A former primary still answers reads after its standby was promoted, because it cannot know of the
-//! promotion. But no standby acknowledges its commits. So the result of a read or write is returned only
-//! after a heartbeat on the same server was acknowledged. That heartbeat must have begun after the read
-//! or write.
+//! After a failover a former primary may not notice the promotion, and may still answer reads. But no standby
+//! acknowledges its commits. So a call returns only after the standby acknowledged a heartbeat on the same
+//! server. That heartbeat must begin after the call's own reads and writes.
 //!
-//! Invariants: a heartbeat counts only if this task received the answer to the heartbeat's `COMMIT`
-//! without a warning. A synchronous standby must have been set before and after. A commit that other
-//! sessions can see proves nothing: a cancelled wait or a restarted server makes a commit visible too.
-//! Hence a heartbeat writes nothing visible. Each caller is served by a heartbeat that began after the
-//! call. See `docs/propagation.md`.
+//! Invariants:
+//!
+//! - A heartbeat counts only if this task received the response to its `COMMIT`, without a warning.
+//! - `synchronous_standby_names` must be set before and after the heartbeat.
+//! - A caller is never served by a heartbeat that began before the call.
+//! - A heartbeat writes no row. A visible row would prove nothing: a cancelled wait or a restart of the
+//!   server also makes a row visible, without an acknowledgement.
+//!
+//! `docs/propagation.md` shows why these rules suffice.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -24,88 +27,93 @@ use tokio::task::JoinHandle;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{AsyncMessage, CancelToken, Client, Config, SimpleQueryMessage, Socket};
 
-use super::fault::Fault;
+use super::fault::PostgresFault;
 
-/// Selects the start time of the server, which distinguishes this run of the server from any other
-/// server, copies included.
-pub(super) const SERVER: &str = "SELECT extract(epoch FROM pg_postmaster_start_time())::text";
+/// Selects the start time of the server, which identifies one run of one server. A copy of the server has
+/// another start time.
+pub(super) const SERVER_ID: &str = "SELECT extract(epoch FROM pg_postmaster_start_time())::text";
 
-/// The channel of a caller that waits for a heartbeat.
-type Call = oneshot::Sender<Result<Server, Fault>>;
+/// The reply channel of a caller that waits for a heartbeat.
+type HeartbeatWaiter = oneshot::Sender<Result<ServerId, PostgresFault>>;
 
-/// The start time that [`SERVER`] finds.
-pub(super) type Server = Arc<str>;
+/// The start time of a server, as [`SERVER_ID`] selects it.
+pub(super) type ServerId = Arc<str>;
 
-/// The handle of the task that makes heartbeats, which ends when the handle is dropped.
+/// The handle of the heartbeat task. Dropping the handle ends the task.
 pub(super) struct Heartbeats {
-    calls: mpsc::UnboundedSender<Call>,
+    waiters: mpsc::UnboundedSender<HeartbeatWaiter>,
 }
 
 impl Heartbeats {
-    pub(super) fn start(reach: Arc<dyn Reach>, limit: Duration, runtime: &Handle) -> Self {
-        let (calls, waiting) = mpsc::unbounded_channel();
-        let heart = Heart {
-            reach,
+    pub(super) fn start(
+        connector: Arc<dyn HeartbeatConnector>,
+        limit: Duration,
+        runtime: &Handle,
+    ) -> Self {
+        let (waiters, waiting) = mpsc::unbounded_channel();
+        let task = HeartbeatTask {
+            connector,
             limit,
             connection: None,
         };
-        drop(runtime.spawn(heart.serve(waiting)));
-        Self { calls }
+        drop(runtime.spawn(task.serve(waiting)));
+        Self { waiters }
     }
 
-    /// Waits for a heartbeat on `server` that begins after this call. That heartbeat proves earlier
-    /// reads and writes on `server`. A heartbeat already in flight does not count.
-    pub(super) async fn prove(&self, server: &str) -> Result<(), Fault> {
+    /// Waits for a heartbeat on `server` that begins after this call. A heartbeat in flight does not count.
+    ///
+    /// `Ok` confirms all transactions that ended on `server` before this call.
+    pub(super) async fn prove(&self, server: &str) -> Result<(), PostgresFault> {
         match &*self.next().await? == server {
             true => Ok(()),
-            false => Err(Fault::Elsewhere),
+            false => Err(PostgresFault::Elsewhere),
         }
     }
 
-    /// Waits until the standby acknowledges a heartbeat that begins after this call. Returns the server
-    /// of that heartbeat.
-    async fn next(&self) -> Result<Server, Fault> {
-        const ENDED: Fault = Fault::Refused("the task that makes heartbeats has ended");
+    /// Waits until the standby acknowledges a heartbeat that begins after this call. Returns the server on
+    /// which that heartbeat ran.
+    async fn next(&self) -> Result<ServerId, PostgresFault> {
+        const ENDED: PostgresFault = PostgresFault::Refused("the heartbeat task has ended");
         let (answer, answered) = oneshot::channel();
-        self.calls.send(answer).map_err(|_| ENDED)?;
+        self.waiters.send(answer).map_err(|_| ENDED)?;
         answered.await.unwrap_or(Err(ENDED))
     }
 }
 
-/// The state of the task that makes heartbeats.
-struct Heart {
-    reach: Arc<dyn Reach>,
-    /// The time limit of one heartbeat, a new connection included.
+/// The state of the heartbeat task.
+struct HeartbeatTask {
+    connector: Arc<dyn HeartbeatConnector>,
+    /// The time limit of one heartbeat, including the time to open a connection.
     limit: Duration,
     connection: Option<HeartbeatConnection>,
 }
 
-impl Heart {
-    async fn serve(mut self, mut waiting: mpsc::UnboundedReceiver<Call>) {
+impl HeartbeatTask {
+    async fn serve(mut self, mut waiting: mpsc::UnboundedReceiver<HeartbeatWaiter>) {
         while let Some(first) = waiting.recv().await {
-            let mut calls = vec![first];
-            while let Ok(call) = waiting.try_recv() {
-                calls.push(call);
+            let mut waiters = vec![first];
+            while let Ok(waiter) = waiting.try_recv() {
+                waiters.push(waiter);
             }
-            calls.retain(|call| !call.is_closed());
-            if calls.is_empty() {
+            waiters.retain(|waiter| !waiter.is_closed());
+            if waiters.is_empty() {
                 continue;
             }
             let beat = self.beat().await;
             if let Err(fault) = &beat {
-                tracing::debug!(%fault, "no heartbeat");
+                tracing::debug!(%fault, "heartbeat failed");
             }
-            for call in calls {
-                drop(call.send(beat.clone()));
+            for waiter in waiters {
+                drop(waiter.send(beat.clone()));
             }
         }
     }
 
-    async fn beat(&mut self) -> Result<Server, Fault> {
+    async fn beat(&mut self) -> Result<ServerId, PostgresFault> {
         let made = tokio::time::timeout(self.limit, self.try_beat()).await;
         let late = || match self.connection {
-            Some(_) => Fault::Unacknowledged,
-            None => Fault::Late,
+            Some(_) => PostgresFault::Unacknowledged,
+            None => PostgresFault::Late,
         };
         let made = made.unwrap_or_else(|_| Err(late()));
         if made.is_err() {
@@ -114,65 +122,67 @@ impl Heart {
         made
     }
 
-    async fn try_beat(&mut self) -> Result<Server, Fault> {
+    async fn try_beat(&mut self) -> Result<ServerId, PostgresFault> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
             None => {
-                let connected = self.reach.connect().await?;
-                // The connection is stored first, so that a heartbeat that hangs can be cancelled.
+                let connected = self.connector.connect().await?;
+                // The connection is stored before the heartbeat starts, so that `give_up` can cancel a
+                // heartbeat that hangs.
                 self.connection.insert(connected)
             }
         };
         connection.beat().await
     }
 
-    /// Drops the connection after a failure, and cancels its statement: the server could wait for the
-    /// standby without end.
+    /// Drops the connection after a failure, and cancels the connection's statement. Otherwise the server
+    /// could wait for the standby indefinitely.
     fn give_up(&mut self) {
         if let Some(connection) = self.connection.take() {
             let token = connection.client.cancel_token();
-            let (reach, limit) = (self.reach.clone(), self.limit);
-            // The cancellation is not awaited, and has no effect if the server cannot be reached.
+            let (connector, limit) = (self.connector.clone(), self.limit);
+            // Best effort: the cancellation is not awaited, and its failure is ignored.
             drop(tokio::spawn(async move {
-                let _ = tokio::time::timeout(limit, reach.cancel(token)).await;
+                let _ = tokio::time::timeout(limit, connector.cancel(token)).await;
             }));
         }
     }
 }
 
-/// A way to reach the server.
+/// Opens heartbeat connections and cancels their statements. Hides the type of the TLS connector.
 #[async_trait]
-pub(super) trait Reach: Send + Sync {
-    async fn connect(&self) -> Result<HeartbeatConnection, Fault>;
+pub(super) trait HeartbeatConnector: Send + Sync {
+    async fn connect(&self) -> Result<HeartbeatConnection, PostgresFault>;
 
-    /// Cancels the statement of a connection.
+    /// Cancels the statement that runs on a connection.
     async fn cancel(&self, token: CancelToken);
 }
 
-/// A way to the server without a pool. The server's warnings on each connection are counted.
-pub(super) struct Direct<T> {
+/// Connects to the server without a pool, because a pool hides the server's warnings.
+pub(super) struct DirectConnector<T> {
     pub(super) config: Config,
     pub(super) tls: T,
 }
 
 #[async_trait]
-impl<T> Reach for Direct<T>
+impl<T> HeartbeatConnector for DirectConnector<T>
 where
     T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
     T::TlsConnect: Send,
     T::Stream: Send,
     <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
 {
-    async fn connect(&self) -> Result<HeartbeatConnection, Fault> {
+    async fn connect(&self) -> Result<HeartbeatConnection, PostgresFault> {
         let (client, mut connection) = self.config.connect(self.tls.clone()).await?;
         let warnings = Arc::new(AtomicU64::new(0));
         let counted = warnings.clone();
-        // A warning is counted before the answer that follows the warning is passed on.
+        // The driver counts a warning before it passes on the response that follows the warning. So the
+        // count happens-before `simple_query` returns.
         let driver = tokio::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await
             {
                 if let AsyncMessage::Notice(notice) = message {
-                    tracing::debug!(code = notice.code().code(), "the server warns");
+                    tracing::debug!(code = notice.code().code(), "the server sent a warning");
                     counted.fetch_add(1, Ordering::Release);
                 }
             }
@@ -181,26 +191,26 @@ where
             client,
             driver,
             warnings,
-            standing: None,
+            settings: None,
         })
     }
 
     async fn cancel(&self, token: CancelToken) {
         if let Err(error) = token.cancel_query(self.tls.clone()).await {
-            let fault = Fault::from(error);
-            tracing::debug!(%fault, "a heartbeat could not be cancelled");
+            let fault = PostgresFault::from(error);
+            tracing::debug!(%fault, "cannot cancel a heartbeat");
         }
     }
 }
 
-/// A connection for heartbeats alone.
+/// A connection that is used only for heartbeats.
 pub(super) struct HeartbeatConnection {
     client: Client,
     driver: JoinHandle<()>,
-    /// The number of warnings so far.
+    /// The number of warnings that the server sent on this connection.
     warnings: Arc<AtomicU64>,
-    /// The settings after the last heartbeat; `None` before the first.
-    standing: Option<Standing>,
+    /// The settings that were read after the last heartbeat. `None` before the first heartbeat.
+    settings: Option<StandbySettings>,
 }
 
 impl Drop for HeartbeatConnection {
@@ -211,58 +221,64 @@ impl Drop for HeartbeatConnection {
 
 /// The settings that decide whether a commit waits for a standby, and the identity of the server.
 #[derive(Clone, Debug, Eq, PartialEq)]
-struct Standing {
-    /// `synchronous_standby_names`; empty if no commit waits.
+struct StandbySettings {
+    /// The value of `synchronous_standby_names`. Commits wait for no standby if it is empty.
     standbys: String,
-    /// The time at which the server last read its settings. A change of the settings ends all waits.
+    /// The time at which the server last loaded its settings. Emptying `synchronous_standby_names` releases
+    /// all waiting commits, and changes this time.
     read_at: String,
-    server: Server,
+    server: ServerId,
 }
 
-/// Selects the fields of a [`Standing`].
-const STANDING: &str = "SELECT current_setting('synchronous_standby_names'), \
+/// Selects the fields of [`StandbySettings`].
+const STANDBY_SETTINGS: &str = "SELECT current_setting('synchronous_standby_names'), \
      pg_conf_load_time()::text, extract(epoch FROM pg_postmaster_start_time())::text";
 
-/// A transaction that writes to the write-ahead log and to no table. The transaction overrides the
-/// role's settings, which may hide warnings, or let commits return without waiting.
+/// A transaction that writes to the write-ahead log, but to no table.
+///
+/// The role's settings may hide warnings, or may let commits return without waiting. The transaction
+/// overrides both settings.
 const BEAT: &str = "BEGIN; SET LOCAL client_min_messages = warning; \
      SET LOCAL synchronous_commit = on; \
      SELECT pg_logical_emit_message(true, 'keyward', ''); COMMIT";
 
 impl HeartbeatConnection {
-    async fn beat(&mut self) -> Result<Server, Fault> {
-        let before = match self.standing.take() {
-            Some(standing) => standing,
-            None => self.standing().await?,
+    async fn beat(&mut self) -> Result<ServerId, PostgresFault> {
+        let before = match self.settings.take() {
+            Some(settings) => settings,
+            None => self.read_settings().await?,
         };
-        // Without a standby a commit returns immediately, and proves nothing.
+        // Without a standby a commit returns immediately and proves nothing.
         before.check()?;
         let warnings = self.warnings.load(Ordering::Acquire);
-        // Two messages, so that the second reads the settings that changed during the first.
-        let (_, after) = try_join(self.ask(BEAT), self.standing()).await?;
+        // Two messages: the server loads changed settings only between messages. So the second message sees a
+        // change that came during the first.
+        let (_, after) = try_join(self.ask(BEAT), self.read_settings()).await?;
         let warned = self.warnings.load(Ordering::Acquire) != warnings;
         acknowledged(&before, &after, warned)?;
         let server = after.server.clone();
-        self.standing = Some(after);
+        self.settings = Some(after);
         Ok(server)
     }
 
-    async fn standing(&self) -> Result<Standing, Fault> {
-        let found = self.ask(STANDING).await?;
+    async fn read_settings(&self) -> Result<StandbySettings, PostgresFault> {
+        let found = self.ask(STANDBY_SETTINGS).await?;
         let row = found.into_iter().next().map(Vec::into_iter);
         let mut row = row.into_iter().flatten().flatten();
         match (row.next(), row.next(), row.next()) {
-            (Some(standbys), Some(read_at), Some(server)) => Ok(Standing {
+            (Some(standbys), Some(read_at), Some(server)) => Ok(StandbySettings {
                 standbys,
                 read_at,
                 server: server.into(),
             }),
-            _ => Err(Fault::Refused("the server does not report its settings")),
+            _ => Err(PostgresFault::Refused(
+                "the server does not report its settings",
+            )),
         }
     }
 
-    /// Runs statements that are sent as one message. Returns the rows they found, as text.
-    async fn ask(&self, sql: &str) -> Result<Vec<Vec<Option<String>>>, Fault> {
+    /// Sends statements as one message, and returns the selected rows as text.
+    async fn ask(&self, sql: &str) -> Result<Vec<Vec<Option<String>>>, PostgresFault> {
         let mut found = Vec::new();
         for message in self.client.simple_query(sql).await? {
             if let SimpleQueryMessage::Row(row) = message {
@@ -274,22 +290,28 @@ impl HeartbeatConnection {
     }
 }
 
-impl Standing {
-    fn check(&self) -> Result<(), Fault> {
+impl StandbySettings {
+    fn check(&self) -> Result<(), PostgresFault> {
         match self.standbys.trim().is_empty() {
-            true => Err(Fault::NoStandby),
+            true => Err(PostgresFault::NoStandby),
             false => Ok(()),
         }
     }
 }
 
-/// Checks that the standby acknowledged a commit that returned between two reads of the settings.
-/// `warned` is true if the server sent a warning in between. The server sends one when it ends a wait.
-fn acknowledged(before: &Standing, after: &Standing, warned: bool) -> Result<(), Fault> {
+/// Checks that the standby acknowledged a commit, from the settings read before and after the commit.
+///
+/// `warned` is true if the server sent a warning in between. The server sends a warning when it stops waiting
+/// for the standby early.
+fn acknowledged(
+    before: &StandbySettings,
+    after: &StandbySettings,
+    warned: bool,
+) -> Result<(), PostgresFault> {
     before.check()?;
     after.check()?;
     match warned || before != after {
-        true => Err(Fault::Unacknowledged),
+        true => Err(PostgresFault::Unacknowledged),
         false => Ok(()),
     }
 }
@@ -298,8 +320,8 @@ fn acknowledged(before: &Standing, after: &Standing, warned: bool) -> Result<(),
 mod tests {
     use super::*;
 
-    fn standing(standbys: &str, read_at: &str) -> Standing {
-        Standing {
+    fn settings(standbys: &str, read_at: &str) -> StandbySettings {
+        StandbySettings {
             standbys: standbys.to_owned(),
             read_at: read_at.to_owned(),
             server: "since 9:00".into(),
@@ -307,27 +329,30 @@ mod tests {
     }
 
     #[test]
-    fn what_was_waited_for_without_a_warning_and_under_the_same_settings_counts() {
-        let same = standing("b", "10:00");
+    fn a_commit_counts_if_the_server_sent_no_warning_and_kept_its_settings() {
+        let same = settings("b", "10:00");
         acknowledged(&same, &same, false).unwrap();
     }
 
     #[test]
-    fn nothing_counts_that_may_not_have_been_waited_for() {
-        let (set, later) = (standing("b", "10:00"), standing("b", "10:01"));
-        let none = standing(" ", "10:00");
+    fn a_commit_that_may_not_have_waited_for_a_standby_does_not_count() {
+        let (set, later) = (settings("b", "10:00"), settings("b", "10:01"));
+        let none = settings(" ", "10:00");
         for (before, after, warned) in [
             (&set, &set, true),
-            // The settings were read again: `standbys` may have been empty in between.
+            // The server loaded its settings again: `standbys` may have been empty in between.
             (&set, &later, false),
-            (&set, &standing("a", "10:00"), false),
+            (&set, &settings("a", "10:00"), false),
         ] {
             let refused = acknowledged(before, after, warned).unwrap_err();
-            assert!(matches!(refused, Fault::Unacknowledged), "{refused:?}");
+            assert!(
+                matches!(refused, PostgresFault::Unacknowledged),
+                "{refused:?}"
+            );
         }
         for (before, after) in [(&none, &none), (&set, &none), (&none, &set)] {
             let refused = acknowledged(before, after, false).unwrap_err();
-            assert!(matches!(refused, Fault::NoStandby), "{refused:?}");
+            assert!(matches!(refused, PostgresFault::NoStandby), "{refused:?}");
         }
     }
 }

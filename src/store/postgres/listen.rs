@@ -1,6 +1,6 @@
-//! Notifies other nodes of commits, and listens for their commits on a separate connection.
-//! Notifications are only hints: a connection can be silent for many reasons, so followers poll as
-//! well.
+//! Sends `NOTIFY` to other nodes after commits, and listens for their notifications on a separate connection.
+//!
+//! Notifications are only hints. They can be lost without an error, so followers also poll.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -13,22 +13,24 @@ use tokio::sync::mpsc;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{AsyncMessage, Config, Socket};
 
-use super::fault::Fault;
+use super::fault::PostgresFault;
 use super::session::Database;
 
-/// 1 second before a lost connection is opened again. A judgement.
+/// 1 second before a lost connection is opened again, so that a server that is down is not flooded.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// 5 seconds for an answer, if the configuration has no connect timeout. A judgement.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// 5 seconds to wait for a response of the server, if the configuration has no connect timeout.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A listening task that has not started. The task takes two events, and ends when the last handle of
-/// the first event is dropped.
-pub(super) type Later = Box<dyn FnOnce(Weak<Event>, Arc<Event>) -> BoxFuture<'static, ()> + Send>;
+/// A listening task that has not started. The arguments are the event to notify, and the event that stops the
+/// task. See [`listener`].
+pub(super) type PendingListener =
+    Box<dyn FnOnce(Weak<Event>, Arc<Event>) -> BoxFuture<'static, ()> + Send>;
 
-/// Returns a task that listens on `channel`. For each message, the task notifies its first event. The
-/// task ends when its second event is notified.
-pub(super) fn later<T>(config: Config, tls: T, channel: String) -> Later
+/// Returns a task that listens on `channel` and notifies its first event for each message.
+///
+/// The task ends when its second event is notified, or when every `Arc` of the first event is gone.
+pub(super) fn listener<T>(config: Config, tls: T, channel: String) -> PendingListener
 where
     T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
     T::TlsConnect: Send,
@@ -36,17 +38,17 @@ where
     <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
 {
     Box::new(move |moved, stop| {
-        let listening = async move {
+        let task = async move {
             loop {
                 let stopped = stop.listen();
                 if moved.strong_count() == 0 {
                     return;
                 }
-                let hear = pin!(hear(&config, tls.clone(), &channel, &moved));
-                match select(hear, stopped).await {
+                let receive = pin!(receive(&config, tls.clone(), &channel, &moved));
+                match select(receive, stopped).await {
                     Either::Left((Ok(()), _)) => {}
                     Either::Left((Err(fault), _)) => {
-                        tracing::debug!(%fault, "lost the connection that listens for other nodes' commits; opening it again");
+                        tracing::debug!(%fault, "lost the LISTEN connection, reconnecting");
                     }
                     Either::Right(_) => return,
                 }
@@ -54,7 +56,7 @@ where
                 tokio::time::sleep(PAUSE).await;
             }
         };
-        listening.boxed()
+        task.boxed()
     })
 }
 
@@ -64,17 +66,26 @@ fn notify(moved: &Weak<Event>) {
     }
 }
 
-/// Notifies `moved` for each message, until the connection ends.
-async fn hear<T>(config: &Config, tls: T, channel: &str, moved: &Weak<Event>) -> Result<(), Fault>
+/// Connects and listens on `channel`. Notifies `moved` for each message, until the connection ends.
+async fn receive<T>(
+    config: &Config,
+    tls: T,
+    channel: &str,
+    moved: &Weak<Event>,
+) -> Result<(), PostgresFault>
 where
     T: MakeTlsConnect<Socket>,
 {
-    let patience = config.get_connect_timeout().copied().unwrap_or(PATIENCE);
-    // The configured timeout is for one address, and does not cover the handshake.
+    let timeout = config
+        .get_connect_timeout()
+        .copied()
+        .unwrap_or(DEFAULT_TIMEOUT);
+    // The driver applies the connect timeout to each address, and only to the TCP connection. The factor 4
+    // leaves time for several addresses per host and for the handshakes.
     let hosts = u32::try_from(config.get_hosts().len()).unwrap_or(u32::MAX);
-    let longest = patience.saturating_mul(hosts.max(1).saturating_mul(4));
+    let longest = timeout.saturating_mul(hosts.max(1).saturating_mul(4));
     let connect = tokio::time::timeout(longest, config.connect(tls));
-    let (client, mut connection) = connect.await.map_err(|_| Fault::Late)??;
+    let (client, mut connection) = connect.await.map_err(|_| PostgresFault::Late)??;
     let messages = async {
         while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
             if let AsyncMessage::Notification(_) = message? {
@@ -85,13 +96,14 @@ where
     };
     let listen = async {
         client.batch_execute(&format!("LISTEN {channel}")).await?;
-        // No message came for commits before `LISTEN`, so the waiters must read the head again.
+        // Commits before `LISTEN` sent no message to this connection. So the waiters must read the head
+        // again.
         notify(moved);
         loop {
-            tokio::time::sleep(patience).await;
-            // A connection that was lost silently looks like an idle one.
-            let alive = tokio::time::timeout(patience, client.batch_execute("")).await;
-            alive.map_err(|_| Fault::Late)??;
+            tokio::time::sleep(timeout).await;
+            // An empty statement detects a lost connection, which otherwise looks like an idle connection.
+            let alive = tokio::time::timeout(timeout, client.batch_execute("")).await;
+            alive.map_err(|_| PostgresFault::Late)??;
         }
     };
     match select(pin!(messages), pin!(listen)).await {
@@ -99,8 +111,8 @@ where
     }
 }
 
-/// Starts a task that notifies other nodes once for each message on the returned channel. The task ends
-/// when the last sender is dropped.
+/// Starts a task that sends one `NOTIFY` for each message on the returned channel. The task ends when the
+/// last sender is dropped.
 pub(super) fn hints(database: Arc<Database>, runtime: &tokio::runtime::Handle) -> mpsc::Sender<()> {
     let (sender, mut hints) = mpsc::channel(1);
     let task = async move {
@@ -112,11 +124,11 @@ pub(super) fn hints(database: Arc<Database>, runtime: &tokio::runtime::Handle) -
     sender
 }
 
-/// Notifies other nodes of a commit. A hint: nothing depends on its arrival.
+/// Sends a `NOTIFY` to the other nodes. Best effort: correctness does not depend on its delivery.
 async fn hint(database: &Database) {
     let notify = async {
         let mut conn = database.connection().await?;
-        // A hint need not be on disk.
+        // A lost hint is harmless, so this commit need not wait for the disk.
         let channel = database.schema.channel();
         let sql = format!(
             "BEGIN; {} SET LOCAL synchronous_commit = off; NOTIFY {channel}; COMMIT",
@@ -124,11 +136,11 @@ async fn hint(database: &Database) {
         );
         conn.object()?.batch_execute(&sql).await?;
         conn.give_back();
-        Ok::<_, Fault>(())
+        Ok::<_, PostgresFault>(())
     };
     match tokio::time::timeout(database.timeouts.request, notify).await {
         Ok(Ok(())) => {}
-        Ok(Err(fault)) => tracing::debug!(%fault, "could not wake the other nodes after a commit"),
-        Err(_) => tracing::debug!("could not wake the other nodes after a commit in time"),
+        Ok(Err(fault)) => tracing::debug!(%fault, "could not notify the other nodes of a commit"),
+        Err(_) => tracing::debug!("timed out while notifying the other nodes of a commit"),
     }
 }

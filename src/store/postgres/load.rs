@@ -5,20 +5,20 @@ use std::collections::{BTreeSet, HashMap};
 use futures_util::future::{try_join, try_join5};
 use tokio_postgres::Row;
 
-use super::fault::Fault;
+use super::fault::PostgresFault;
 use super::head::{self, TENANTS};
-use super::rows::Bound;
+use super::rows::SqlParam;
 use super::session::Session;
 use crate::core::tenant::TenantId;
 use crate::core::view::{LoadRequest, TenantView};
 use crate::store::sql::{
-    AUDIT_COLUMNS, COLUMNS, Cells, Found, OWNER, RowFault, TENANT, TenantHead, change, entry,
+    AUDIT_COLUMNS, COLUMNS, Cells, LoadedRows, OWNER, RowFault, TENANT, TenantHead, change, entry,
     id_bytes, id_of,
 };
 
 /// The tenants to load, each with the rows found so far, or with an error if a row is damaged.
 struct Loaded<'a> {
-    tenants: Vec<(&'a TenantId, &'a LoadRequest, Result<Found, RowFault>)>,
+    tenants: Vec<(&'a TenantId, &'a LoadRequest, Result<LoadedRows, RowFault>)>,
     places: HashMap<&'a str, usize>,
 }
 
@@ -27,7 +27,7 @@ impl<'a> Loaded<'a> {
         let places = asked.iter().enumerate();
         let places = places.map(|(place, (tenant, _))| (tenant.as_str(), place));
         let tenants = asked.iter();
-        let tenants = tenants.map(|(tenant, select)| (tenant, select, Ok(Found::new(None))));
+        let tenants = tenants.map(|(tenant, select)| (tenant, select, Ok(LoadedRows::new(None))));
         Self {
             tenants: tenants.collect(),
             places: places.collect(),
@@ -39,7 +39,7 @@ impl<'a> Loaded<'a> {
         &mut self,
         row: &Row,
         column: usize,
-        take: impl FnOnce(&mut Found, &'a TenantId) -> Result<(), RowFault>,
+        take: impl FnOnce(&mut LoadedRows, &'a TenantId) -> Result<(), RowFault>,
     ) {
         let name = row.text(column, "the name of a tenant");
         let place = name.ok().and_then(|name| self.places.get(name));
@@ -51,8 +51,8 @@ impl<'a> Loaded<'a> {
 
 /// Hands a row to a tenant, which fails as a whole if the row is damaged.
 fn give(
-    tenant: &mut Result<Found, RowFault>,
-    take: impl FnOnce(&mut Found) -> Result<(), RowFault>,
+    tenant: &mut Result<LoadedRows, RowFault>,
+    take: impl FnOnce(&mut LoadedRows) -> Result<(), RowFault>,
 ) {
     if let Ok(found) = tenant
         && let Err(fault) = take(found)
@@ -65,7 +65,7 @@ fn give(
 pub(super) async fn load(
     session: &Session,
     asked: &[(TenantId, LoadRequest)],
-) -> Result<Vec<Result<TenantView, Fault>>, Fault> {
+) -> Result<Vec<Result<TenantView, PostgresFault>>, PostgresFault> {
     let names: Vec<&str> = asked.iter().map(|(tenant, _)| tenant.as_str()).collect();
     let ids = asked.iter().flat_map(|(_, select)| &select.keys);
     let ids: Vec<[u8; 16]> = ids.map(|id| id_bytes(*id)).collect();
@@ -83,7 +83,7 @@ pub(super) async fn load(
     });
     let (commands_of, commands): (Vec<&str>, Vec<&str>) = commands.unzip();
 
-    let of_all: [Bound<'_>; 1] = [&names];
+    let of_all: [SqlParam<'_>; 1] = [&names];
     let heads = try_join(head::read(session), session.query(TENANTS, &of_all));
     let own = async {
         let sql = format!(
@@ -162,7 +162,7 @@ pub(super) async fn load(
 }
 
 /// Loads the rows of the requested owners, and of the owners of the keys found.
-async fn load_owners(session: &Session, loaded: &mut Loaded<'_>) -> Result<(), Fault> {
+async fn load_owners(session: &Session, loaded: &mut Loaded<'_>) -> Result<(), PostgresFault> {
     let mut wanted = BTreeSet::new();
     for (tenant, select, found) in &loaded.tenants {
         if let Ok(found) = found
@@ -192,8 +192,8 @@ async fn unless(
     nothing: bool,
     session: &Session,
     sql: &str,
-    with: &[Bound<'_>],
-) -> Result<Vec<Row>, Fault> {
+    with: &[SqlParam<'_>],
+) -> Result<Vec<Row>, PostgresFault> {
     match nothing {
         true => Ok(Vec::new()),
         false => session.query(sql, with).await,

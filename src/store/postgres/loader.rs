@@ -9,33 +9,33 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
-use super::fault::Fault;
+use super::fault::PostgresFault;
 use super::load;
-use super::session::{Database, Mode, Takes, within};
+use super::session::{Database, SessionMode, TimeLimit, within};
 use crate::core::tenant::TenantId;
 use crate::core::view::{LoadRequest, TenantView};
 use crate::store::{StoreError, StoreErrorKind};
 
-/// 64 tenants in one transaction at most. A judgement: the rows of all tenants stay in memory until the
+/// At most 64 tenants in one transaction, because the rows of all tenants stay in memory until the
 /// last row arrives.
-const MOST: usize = 64;
+const MAX_GROUP: usize = 64;
 
-/// 2 concurrent transactions, so that a tenant of many keys does not block all others. A judgement: with
-/// more transactions, fewer loads share each.
-const AT_ONCE: usize = 2;
+/// 2 concurrent transactions, so that a tenant with many keys does not block all others. With more
+/// transactions, fewer loads would share each.
+const MAX_TASKS: usize = 2;
 
 const DOING: &str = "loading a tenant";
 
 /// A load in flight, whose caller may have stopped waiting.
-struct Order {
+struct QueuedLoad {
     asked: (TenantId, LoadRequest),
     until: Instant,
     answer: oneshot::Sender<Result<TenantView, StoreError>>,
 }
 
 #[derive(Default)]
-struct Orders {
-    waiting: VecDeque<Order>,
+struct LoadQueue {
+    waiting: VecDeque<QueuedLoad>,
     /// The number of tasks that serve the queue.
     tasks: usize,
 }
@@ -44,13 +44,13 @@ struct Orders {
 #[derive(Clone)]
 pub(super) struct Loader {
     database: Arc<Database>,
-    orders: Arc<Mutex<Orders>>,
+    queue: Arc<Mutex<LoadQueue>>,
 }
 
 impl Loader {
     pub(super) fn new(database: Arc<Database>) -> Self {
-        let orders = Arc::default();
-        Self { database, orders }
+        let queue = Arc::default();
+        Self { database, queue }
     }
 
     /// Loads a tenant. The view reflects every commit that returned before this call.
@@ -60,59 +60,59 @@ impl Loader {
         asked: (TenantId, LoadRequest),
     ) -> Result<TenantView, StoreError> {
         let (answer, answered) = oneshot::channel();
-        let order = Order {
+        let queued = QueuedLoad {
             asked,
-            until: Instant::now() + self.database.limit(Takes::Moment),
+            until: Instant::now() + self.database.limit(TimeLimit::Short),
             answer,
         };
-        if let Some(task) = self.enter(order) {
+        if let Some(task) = self.enter(queued) {
             drop(runtime.spawn(task.run()));
         }
-        // Each order gets its answer, unless the runtime ends before.
+        // Every load gets an answer, unless the runtime ends first.
         let gone = |_| Err(StoreError::new(StoreErrorKind::Unavailable, DOING));
         answered.await.unwrap_or_else(gone)
     }
 
-    /// Queues an order. Returns a task to start, if fewer than [`AT_ONCE`] are running.
-    fn enter(&self, order: Order) -> Option<Task> {
-        let mut orders = self.orders();
-        orders.waiting.push_back(order);
-        let start = orders.tasks < AT_ONCE;
-        orders.tasks += usize::from(start);
-        start.then(|| Task {
+    /// Queues a load. Returns a task to start, if fewer than [`MAX_TASKS`] are running.
+    fn enter(&self, queued: QueuedLoad) -> Option<LoadTask> {
+        let mut queue = self.queue();
+        queue.waiting.push_back(queued);
+        let start = queue.tasks < MAX_TASKS;
+        queue.tasks += usize::from(start);
+        start.then(|| LoadTask {
             loader: self.clone(),
             counted: true,
         })
     }
 
-    fn orders(&self) -> MutexGuard<'_, Orders> {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    fn queue(&self) -> MutexGuard<'_, LoadQueue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Serves the queue until it is empty.
-struct Task {
+struct LoadTask {
     loader: Loader,
     counted: bool,
 }
 
-impl Task {
+impl LoadTask {
     async fn run(mut self) {
         while let Some(group) = self.next() {
             let left = settle(&self.loader.database, group).await;
-            let mut orders = self.loader.orders();
+            let mut queue = self.loader.queue();
             left.into_iter()
                 .rev()
-                .for_each(|order| orders.waiting.push_front(order));
+                .for_each(|queued| queue.waiting.push_front(queued));
         }
     }
 
-    /// Takes the next group from the queue. If the queue is empty, the next order starts another task.
-    fn next(&mut self) -> Option<Vec<Order>> {
-        let mut orders = self.loader.orders();
-        let group = next_group(&mut orders.waiting);
+    /// Takes the next group from the queue. If the queue is empty, the next load starts another task.
+    fn next(&mut self) -> Option<Vec<QueuedLoad>> {
+        let mut queue = self.loader.queue();
+        let group = next_group(&mut queue.waiting);
         if group.is_empty() {
-            orders.tasks -= 1;
+            queue.tasks -= 1;
             self.counted = false;
             return None;
         }
@@ -120,95 +120,95 @@ impl Task {
     }
 }
 
-impl Drop for Task {
+impl Drop for LoadTask {
     fn drop(&mut self) {
         if !self.counted {
             return;
         }
         // The runtime ended. If no task is left, clearing the queue fails the waiting calls.
-        let mut orders = self.loader.orders();
-        orders.tasks -= 1;
-        if orders.tasks == 0 {
-            orders.waiting.clear();
+        let mut queue = self.loader.queue();
+        queue.tasks -= 1;
+        if queue.tasks == 0 {
+            queue.waiting.clear();
         }
     }
 }
 
-/// Takes the orders that can share a transaction: one per tenant, so that each order gets the rows it
-/// selected. The other orders stay queued in sequence. The result is empty if no order waits.
-fn next_group(waiting: &mut VecDeque<Order>) -> Vec<Order> {
+/// Takes the loads that can share a transaction: one per tenant, so that each load gets the rows that it
+/// selected. The other loads stay queued, in order. The result is empty if no load waits.
+fn next_group(waiting: &mut VecDeque<QueuedLoad>) -> Vec<QueuedLoad> {
     let (mut group, mut tenants) = (Vec::new(), HashSet::new());
-    for order in std::mem::take(waiting) {
+    for queued in std::mem::take(waiting) {
         // The caller stopped waiting.
-        if order.answer.is_closed() {
+        if queued.answer.is_closed() {
             continue;
         }
-        let tenant = &order.asked.0;
-        match group.len() < MOST && tenants.insert(tenant.clone()) {
-            true => group.push(order),
-            false => waiting.push_back(order),
+        let tenant = &queued.asked.0;
+        match group.len() < MAX_GROUP && tenants.insert(tenant.clone()) {
+            true => group.push(queued),
+            false => waiting.push_back(queued),
         }
     }
     group
 }
 
-/// Answers each order. If the time of one order runs out, returns the orders with time left instead.
-async fn settle(database: &Arc<Database>, group: Vec<Order>) -> Vec<Order> {
+/// Answers every load of a group. If the deadline of one load passes first, returns the loads with time left.
+async fn settle(database: &Arc<Database>, group: Vec<QueuedLoad>) -> Vec<QueuedLoad> {
     match load_all(database, &group).await {
         Some(Ok(views)) => {
-            for (order, view) in group.into_iter().zip(views) {
-                answer(order, view);
+            for (queued, view) in group.into_iter().zip(views) {
+                answer(queued, view);
             }
         }
         // A tenant that cannot be loaded must not fail the others of its group.
-        Some(Err(Fault::Server { .. })) if group.len() > 1 => {
-            for order in group {
-                let alone = load_all(database, std::slice::from_ref(&order)).await;
-                let view = alone.unwrap_or(Err(Fault::Late));
+        Some(Err(PostgresFault::Server { .. })) if group.len() > 1 => {
+            for queued in group {
+                let alone = load_all(database, std::slice::from_ref(&queued)).await;
+                let view = alone.unwrap_or(Err(PostgresFault::Late));
                 let view = view.and_then(|mut views| views.pop().unwrap_or(Err(MISSING)));
-                answer(order, view);
+                answer(queued, view);
             }
         }
         Some(Err(fault)) => {
             let error = fault.into_error(DOING);
-            for order in group {
-                drop(order.answer.send(Err(error.clone())));
+            for queued in group {
+                drop(queued.answer.send(Err(error.clone())));
             }
         }
         None => {
             let (left, late) = still_in_time(group, Instant::now());
             late.into_iter()
-                .for_each(|order| answer(order, Err(Fault::Late)));
+                .for_each(|queued| answer(queued, Err(PostgresFault::Late)));
             return left;
         }
     }
     Vec::new()
 }
 
-/// Splits the orders into those with time left, and the others.
-fn still_in_time(group: Vec<Order>, now: Instant) -> (Vec<Order>, Vec<Order>) {
-    group.into_iter().partition(|order| order.until > now)
+/// Splits the loads into those with time left, and those whose deadline has passed.
+fn still_in_time(group: Vec<QueuedLoad>, now: Instant) -> (Vec<QueuedLoad>, Vec<QueuedLoad>) {
+    group.into_iter().partition(|queued| queued.until > now)
 }
 
-const MISSING: Fault = Fault::Refused("a tenant was not answered");
+const MISSING: PostgresFault = PostgresFault::Refused("a tenant was not answered");
 
-fn answer(order: Order, view: Result<TenantView, Fault>) {
+fn answer(queued: QueuedLoad, view: Result<TenantView, PostgresFault>) {
     // The caller may have stopped waiting.
     drop(
-        order
+        queued
             .answer
             .send(view.map_err(|fault| fault.into_error(DOING))),
     );
 }
 
-/// Loads a group of tenants in one transaction. `None` if the time of one order runs out first.
+/// Loads a group of tenants in one transaction. `None` if the deadline of one load passes first.
 async fn load_all(
     database: &Arc<Database>,
-    group: &[Order],
-) -> Option<Result<Vec<Result<TenantView, Fault>>, Fault>> {
-    let until = group.iter().map(|order| order.until).min()?;
-    let asked: Vec<_> = group.iter().map(|order| order.asked.clone()).collect();
-    let run = within(database, Mode::Read, Takes::Moment, |session| {
+    group: &[QueuedLoad],
+) -> Option<Result<Vec<Result<TenantView, PostgresFault>>, PostgresFault>> {
+    let until = group.iter().map(|queued| queued.until).min()?;
+    let asked: Vec<_> = group.iter().map(|queued| queued.asked.clone()).collect();
+    let run = within(database, SessionMode::Read, TimeLimit::Short, |session| {
         async move { load::load(session, &asked).await }.boxed()
     });
     timeout_at(until, run).await.ok()
@@ -218,24 +218,29 @@ async fn load_all(
 mod tests {
     use super::*;
 
-    fn order(tenant: &str) -> (Order, oneshot::Receiver<Result<TenantView, StoreError>>) {
+    fn queued(
+        tenant: &str,
+    ) -> (
+        QueuedLoad,
+        oneshot::Receiver<Result<TenantView, StoreError>>,
+    ) {
         let (answer, answered) = oneshot::channel();
-        let order = Order {
+        let queued = QueuedLoad {
             asked: (TenantId::new(tenant).unwrap(), LoadRequest::none()),
             until: Instant::now(),
             answer,
         };
-        (order, answered)
+        (queued, answered)
     }
 
-    fn names<'a>(orders: impl IntoIterator<Item = &'a Order>) -> Vec<&'a str> {
-        let name = |order: &'a Order| order.asked.0.as_str();
-        orders.into_iter().map(name).collect()
+    fn names<'a>(queue: impl IntoIterator<Item = &'a QueuedLoad>) -> Vec<&'a str> {
+        let name = |queued: &'a QueuedLoad| queued.asked.0.as_str();
+        queue.into_iter().map(name).collect()
     }
 
     #[test]
     fn each_tenant_is_in_a_group_once_and_what_stays_keeps_its_order() {
-        let waiting = ["a", "b", "a", "c", "b", "a"].map(order);
+        let waiting = ["a", "b", "a", "c", "b", "a"].map(queued);
         let (waiting, mut answered): (VecDeque<_>, Vec<_>) = waiting.into_iter().unzip();
         let mut waiting = waiting;
         // The caller of "c" stopped waiting.
@@ -251,11 +256,11 @@ mod tests {
     #[test]
     fn those_who_came_later_are_not_late_with_the_first() {
         let start = Instant::now();
-        let orders = ["a", "b", "c"].map(order).into_iter().zip(0..);
-        let (group, _answered): (Vec<_>, Vec<_>) = orders
-            .map(|((mut order, answered), second)| {
-                order.until = start + std::time::Duration::from_secs(second);
-                (order, answered)
+        let queue = ["a", "b", "c"].map(queued).into_iter().zip(0..);
+        let (group, _answered): (Vec<_>, Vec<_>) = queue
+            .map(|((mut queued, answered), second)| {
+                queued.until = start + std::time::Duration::from_secs(second);
+                (queued, answered)
             })
             .unzip();
         let now = start + std::time::Duration::from_secs(1);
@@ -266,9 +271,9 @@ mod tests {
     #[test]
     fn a_group_has_so_many_tenants_and_no_more() {
         let name = |number: usize| format!("t{number}");
-        let orders = (0..=MOST).map(|number| order(&name(number)));
-        let (mut waiting, _answered): (VecDeque<_>, Vec<_>) = orders.unzip();
-        assert_eq!(next_group(&mut waiting).len(), MOST);
-        assert_eq!(names(&waiting), [name(MOST)]);
+        let queue = (0..=MAX_GROUP).map(|number| queued(&name(number)));
+        let (mut waiting, _answered): (VecDeque<_>, Vec<_>) = queue.unzip();
+        assert_eq!(next_group(&mut waiting).len(), MAX_GROUP);
+        assert_eq!(names(&waiting), [name(MAX_GROUP)]);
     }
 }

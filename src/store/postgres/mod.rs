@@ -1,4 +1,4 @@
-//! The database store: one schema of a PostgreSQL database that any number of nodes share.
+//! The PostgreSQL store. Any number of nodes can share one store, which is one schema of a database.
 
 mod admin;
 mod copy;
@@ -34,12 +34,12 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::unconstrained;
 
-use self::fault::Fault;
+use self::fault::PostgresFault;
 pub use self::fault::{ConnectError, PoolExhausted};
 use self::loader::Loader;
 pub use self::options::PostgresOptions;
-use self::session::{Database, Mode, Session, Takes, within};
-use self::writer::Writer;
+use self::session::{Database, Session, SessionMode, TimeLimit, within};
+use self::writer::PostgresWriter;
 use super::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey,
     IntegrityReport, KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, NodeId, NodeRegistry,
@@ -48,234 +48,244 @@ use super::{
 };
 use crate::core::tenant::TenantId;
 
-/// Keys in a schema of a PostgreSQL database that any number of nodes share. Clones share the
+/// A store in a schema of a PostgreSQL database. Any number of nodes can share the store. Clones share the
 /// connections.
 ///
-/// - **Durability.** A commit returns when the server reports it on disk, and on the synchronous
-///   standbys that the server waits for. Commits turn `synchronous_commit` on where the database has it
-///   off. Commits of one node that wait concurrently share one transaction.
-/// - **Order.** Every commit locks one row, the head, after all others, and keeps that lock until the
-///   commit ends. So the order of revisions is the order of commits. No sequence, notification or
-///   advisory lock decides anything.
-/// - **Freshness.** Reads go to the primary, each in a snapshot of its own; a standby is refused. A
-///   former primary that was cut off and not fenced looks like the real primary. So failover must fence
-///   the former primary, or the store must be [`strict`](PostgresOptions::strict).
-/// - **Checksums.** Every row is sealed. A row whose seal does not fit is reported as corrupt, and
-///   affects no other row.
-/// - **Feed.** State-based, with tombstones until [`compact`](Self::compact).
+/// - **Durability.** A commit returns after the server has flushed it to disk and the synchronous standbys
+///   have acknowledged it. Commits override a database default of `synchronous_commit = off`. Concurrent
+///   commits of one node share one transaction.
+/// - **Order.** Every commit locks the head row as its last lock, and keeps the lock until the transaction
+///   ends. So revisions are assigned in commit order. The order does not depend on sequences, notifications
+///   or advisory locks.
+/// - **Freshness.** Every read goes to the primary, and uses one snapshot. Calls to a standby fail. An
+///   isolated former primary looks like the primary. So failover must fence the former primary, or the store
+///   must be [`strict`](PostgresOptions::strict).
+/// - **Checksums.** Every row has a checksum. A row whose checksum does not match is reported as corrupt, and
+///   does not affect other rows.
+/// - **Feed.** The feed is state-based, and keeps tombstones until [`compact`](Self::compact) drops them.
 ///
-/// Calls may come from any executor. Each call runs on the tokio runtime in which the store was
-/// connected. That runtime must stay running.
+/// Methods can be called from any executor. Each call runs on the tokio runtime in which the store was
+/// connected, so that runtime must keep running.
 #[derive(Clone)]
 pub struct PostgresStore {
-    shared: Arc<Shared>,
+    inner: Arc<PostgresInner>,
 }
 
-struct Shared {
+struct PostgresInner {
     database: Arc<Database>,
     runtime: Handle,
     loader: Loader,
-    writer: Writer,
+    writer: PostgresWriter,
     moved: Arc<Event>,
-    /// The task that listens for other nodes' commits. `None` once the task was started.
-    listen: Mutex<Option<listen::Later>>,
-    /// The event that ends the listening task.
-    gone: Arc<Event>,
+    /// The task that listens for other nodes' commits, until the task is started. `None` afterwards, and for
+    /// a pool of the host.
+    listen: Mutex<Option<listen::PendingListener>>,
+    /// Notified when the store is dropped, to stop the listening task.
+    dropped: Arc<Event>,
 }
 
-impl Drop for Shared {
+impl Drop for PostgresInner {
     fn drop(&mut self) {
-        self.gone.notify(usize::MAX);
+        self.dropped.notify(usize::MAX);
     }
 }
 
 impl fmt::Debug for PostgresStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresStore")
-            .field("schema", &self.shared.database.schema.name())
+            .field("schema", &self.inner.database.schema.name())
             .finish_non_exhaustive()
     }
 }
 
 impl PostgresStore {
-    /// Connects to the database at `url`, `postgres://user:password@host:port/database`, with the
-    /// defaults, and creates missing tables. Connections to another machine are encrypted and
-    /// authenticated: see [`PostgresOptions::connect`].
+    /// Connects with the default options, and creates missing tables.
+    ///
+    /// `url` has the form `postgres://user:password@host:port/database`. Connections to another machine are
+    /// encrypted, and the server is authenticated; see [`PostgresOptions::connect`].
     ///
     /// # Errors
     ///
-    /// [`ConnectError`] names the reason, and never holds the URL.
+    /// [`ConnectError`], which never contains the URL.
     pub async fn connect(url: impl Into<String>) -> Result<Self, ConnectError> {
         Self::options(url).connect().await
     }
 
-    /// Returns the default options: a schema named `keyward`.
+    /// Returns the default options for the database at `url`.
     pub fn options(url: impl Into<String>) -> PostgresOptions {
         PostgresOptions::url(url.into())
     }
 
-    /// Returns options for a pool that the host provides. The pool's connections must reach the primary,
-    /// and keep one server session for the length of a transaction. A store on a host's pool detects
-    /// other nodes' commits by polling alone.
+    /// Returns the default options for a connection pool that the host provides.
+    ///
+    /// The pool's connections must reach the primary. A pooler in between must keep one server connection for
+    /// the whole of a transaction. With such a pool the store cannot listen for other nodes' commits, so
+    /// followers only poll.
     pub fn from_pool(pool: Pool) -> PostgresOptions {
         PostgresOptions::pool(pool)
     }
 
     fn start(
         (database, writing): (Arc<Database>, Arc<Database>),
-        listen: Option<listen::Later>,
+        listen: Option<listen::PendingListener>,
         runtime: Handle,
     ) -> Self {
         let moved = Arc::new(Event::new());
         let hints = listen::hints(database.clone(), &runtime);
         let loader = Loader::new(database.clone());
-        let writer = Writer::start(writing, &runtime, moved.clone(), hints);
+        let writer = PostgresWriter::start(writing, &runtime, moved.clone(), hints);
         Self {
-            shared: Arc::new(Shared {
+            inner: Arc::new(PostgresInner {
                 database,
                 runtime,
                 loader,
                 writer,
                 moved,
                 listen: Mutex::new(listen),
-                gone: Arc::new(Event::new()),
+                dropped: Arc::new(Event::new()),
             }),
         }
     }
 
-    /// Returns the name of the schema that holds the store's tables.
+    /// Returns the name of the schema that contains the store's tables.
     #[must_use]
     pub fn schema(&self) -> &str {
-        self.shared.database.schema.name()
+        self.inner.database.schema.name()
     }
 
-    /// Returns the SQL that creates a schema of this name and the tables of a store in it, for
-    /// deployments with migrations of their own. A store that connects to these tables creates no
-    /// tables, and begins its history.
+    /// Returns an SQL script that creates `schema` and the tables of a store, for deployments that run their
+    /// own migrations. The first store that connects to the new tables inserts the head row.
     ///
     /// # Errors
     ///
-    /// [`ConnectError::Schema`] for a name that no schema may have.
+    /// [`ConnectError::Schema`] if the name is invalid.
     pub fn schema_sql(schema: &str) -> Result<String, ConnectError> {
         Ok(schema::Schema::new(schema)?.script())
     }
 
-    /// Reads all tables in one snapshot, and names what is broken in them. The store stays in use.
+    /// Reads all tables in one snapshot, and reports the damage found. Other calls continue concurrently.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] if the tables cannot be read at all.
+    /// [`StoreError`] if the tables cannot be read. Damage that was found is not an error.
     pub async fn check_integrity(&self) -> Result<IntegrityReport, StoreError> {
         self.within(
-            Mode::Read,
-            Takes::AsLongAsItNeeds,
+            SessionMode::Read,
+            TimeLimit::Day,
             "checking integrity",
             |session| admin::check(session).boxed(),
         )
         .await
     }
 
-    /// Returns the size of the store and its engine. Counts all rows, which takes a moment in a large
-    /// store.
+    /// Returns the size of the store, and the version of the database server. Counts all rows, so the call is
+    /// slow on a large store.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
     pub async fn stats(&self) -> Result<Stats, StoreError> {
         self.within(
-            Mode::Read,
-            Takes::AsLongAsItNeeds,
+            SessionMode::Read,
+            TimeLimit::Day,
             "counting rows",
             |session| admin::stats(session).boxed(),
         )
         .await
     }
 
-    /// Drops the tombstones of keys removed at `upto` or before, and returns their number. Followers
-    /// that have not reached `upto` read everything again. The ids and digests of the keys stay taken.
+    /// Drops the tombstones of keys that were removed at or before `upto`, and returns the number of dropped
+    /// tombstones.
+    ///
+    /// A follower that has not reached `upto` gets [`ChangesError::Compacted`] and must scan again. The ids
+    /// and digests of removed keys stay taken.
     ///
     /// # Errors
     ///
     /// [`StoreError`]. After `Indeterminate` the tombstones may or may not have been dropped.
     pub async fn compact(&self, upto: Revision) -> Result<u64, StoreError> {
         self.within(
-            Mode::Write,
-            Takes::Moment,
-            "forgetting tombstones",
+            SessionMode::Write,
+            TimeLimit::Short,
+            "dropping tombstones",
             move |session| admin::compact(session, upto).boxed(),
         )
         .await
     }
 
-    /// Begins a new history in tables that were restored from a backup, so that followers of the lost
-    /// history start over. Call this method before any node uses the tables. Afterwards the store opens
-    /// only for recovery, since keys that were revoked after the backup would work again; see
-    /// [`allow_unrecovered`](PostgresOptions::allow_unrecovered) and
-    /// [`finish_recovery`](Self::finish_recovery).
+    /// Starts a new epoch in tables that were restored from a backup, so that followers of the lost history
+    /// start over. Call this method before any node uses the restored tables.
+    ///
+    /// The backup may contain keys that were revoked later. So the store then opens only with
+    /// [`allow_unrecovered`](PostgresOptions::allow_unrecovered), until
+    /// [`finish_recovery`](Self::finish_recovery) is called.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]. After `Indeterminate` the new history may or may not have begun.
+    /// [`StoreError`]. After `Indeterminate` the new epoch may or may not have started.
     pub async fn start_new_epoch(&self) -> Result<(), StoreError> {
         self.within(
-            Mode::Write,
-            Takes::Moment,
-            "beginning a history anew",
+            SessionMode::Write,
+            TimeLimit::Short,
+            "starting a new epoch",
             |session| admin::start_epoch(session).boxed(),
         )
         .await
     }
 
-    /// Marks a restored store as recovered, so that it opens like any other store.
+    /// Marks a restored store as recovered, so that nodes can connect without `allow_unrecovered`.
     ///
     /// # Errors
     ///
     /// [`StoreError`]. After `Indeterminate` the mark may or may not have been written.
     pub async fn finish_recovery(&self) -> Result<(), StoreError> {
         self.within(
-            Mode::Write,
-            Takes::Moment,
+            SessionMode::Write,
+            TimeLimit::Short,
             "finishing a recovery",
             |session| admin::finish_recovery(session).boxed(),
         )
         .await
     }
 
-    /// Runs steps in a transaction, and returns their result after the transaction has ended.
+    /// Runs `steps` in a transaction on the store's runtime. Returns their result after the transaction has
+    /// ended.
     async fn within<T, F>(
         &self,
-        mode: Mode,
-        takes: Takes,
+        mode: SessionMode,
+        time_limit: TimeLimit,
         doing: &'static str,
         steps: F,
     ) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: for<'s> FnOnce(&'s Session) -> BoxFuture<'s, Result<T, Fault>> + Send + 'static,
+        F: for<'s> FnOnce(&'s Session) -> BoxFuture<'s, Result<T, PostgresFault>> + Send + 'static,
     {
-        let database = self.shared.database.clone();
-        let run = async move { within(&database, mode, takes, steps).await };
+        let database = self.inner.database.clone();
+        let run = async move { within(&database, mode, time_limit, steps).await };
         let late = match mode.writes() {
-            true => Fault::Unknown(Box::new(Fault::Late)),
-            false => Fault::Late,
+            true => PostgresFault::Unknown(Box::new(PostgresFault::Late)),
+            false => PostgresFault::Late,
         };
-        self.work(doing, takes, late, run).await
+        self.work(doing, time_limit, late, run).await
     }
 
-    /// Runs work on the store's own runtime. So a call does not need the caller's runtime, and does not
-    /// stop half way when the caller stops waiting. Fails as `late` if the work takes too long.
+    /// Runs `work` as a task on the store's runtime, and fails with `late` if the time limit is exceeded.
+    ///
+    /// As a task, the work needs no runtime of the caller, and runs to its end even if the caller drops the
+    /// future.
     async fn work<T: Send + 'static>(
         &self,
         doing: &'static str,
-        takes: Takes,
-        late: Fault,
-        work: impl Future<Output = Result<T, Fault>> + Send + 'static,
+        time_limit: TimeLimit,
+        late: PostgresFault,
+        work: impl Future<Output = Result<T, PostgresFault>> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let limit = self.shared.database.limit(takes);
+        let limit = self.inner.database.limit(time_limit);
         let task = async move { tokio::time::timeout(limit, work).await };
-        let done = match self.shared.runtime.spawn(task).await {
+        let done = match self.inner.runtime.spawn(task).await {
             Ok(Ok(done)) => done,
-            // The work took too long, it panicked, or the runtime is gone.
+            // The work exceeded the limit, the work panicked, or the runtime has shut down.
             Ok(Err(_)) | Err(_) => Err(late),
         };
         done.map_err(|fault| fault.into_error(doing))
@@ -283,16 +293,16 @@ impl PostgresStore {
 
     /// Starts the task that listens for other nodes' commits, unless it was started before.
     fn listen(&self) {
-        let Shared {
+        let PostgresInner {
             runtime,
             moved,
             listen,
-            gone,
+            dropped,
             ..
-        } = &*self.shared;
-        let later = listen.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(later) = later {
-            drop(runtime.spawn(later(Arc::downgrade(moved), gone.clone())));
+        } = &*self.inner;
+        let listener = listen.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(listener) = listener {
+            drop(runtime.spawn(listener(Arc::downgrade(moved), dropped.clone())));
         }
     }
 }
@@ -305,33 +315,36 @@ impl KeyStore for PostgresStore {
         select: &LoadRequest,
     ) -> Result<TenantView, StoreError> {
         let asked = (tenant.clone(), select.clone());
-        let Shared {
+        let PostgresInner {
             loader, runtime, ..
-        } = &*self.shared;
+        } = &*self.inner;
         let mut view = loader.load(runtime, asked).await?;
         view.server_time = view
             .server_time
-            .filter(|_| self.shared.database.server_clock);
+            .filter(|_| self.inner.database.server_clock);
         Ok(view)
     }
 
     async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
         let locator = *locator;
-        self.within(Mode::Read, Takes::Moment, "reading a key", move |session| {
-            async move { read::find(session, &locator).await }.boxed()
-        })
+        self.within(
+            SessionMode::Read,
+            TimeLimit::Short,
+            "reading a key",
+            move |session| async move { read::find(session, &locator).await }.boxed(),
+        )
         .await
     }
 
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
-        self.shared.writer.commit(commit).await
+        self.inner.writer.commit(commit).await
     }
 
     async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
         let page = self
             .within(
-                Mode::Read,
-                Takes::Moment,
+                SessionMode::Read,
+                TimeLimit::Short,
                 "reading changes",
                 move |session| async move { read::changes(session, after, limit).await }.boxed(),
             )
@@ -339,7 +352,7 @@ impl KeyStore for PostgresStore {
         let mut page = page?;
         page.server_time = page
             .server_time
-            .filter(|_| self.shared.database.server_clock);
+            .filter(|_| self.inner.database.server_clock);
         Ok(page)
     }
 
@@ -348,26 +361,29 @@ impl KeyStore for PostgresStore {
         after: Option<RowKey>,
         limit: NonZeroUsize,
     ) -> Result<ScanPage, StoreError> {
-        self.within(Mode::Read, Takes::Moment, "scanning rows", move |session| {
-            async move { read::scan(session, after.as_ref(), limit).await }.boxed()
-        })
+        self.within(
+            SessionMode::Read,
+            TimeLimit::Short,
+            "scanning rows",
+            move |session| async move { read::scan(session, after.as_ref(), limit).await }.boxed(),
+        )
         .await
     }
 
     async fn scan_all(&self, limit: NonZeroUsize, take: TakePage<'_>) -> Result<(), StoreError> {
         let doing = "reading all rows";
         let gone = || StoreError::new(StoreErrorKind::Unavailable, doing);
-        let (pages, mut coming) = mpsc::channel(stream::AHEAD);
-        let database = self.shared.database.clone();
+        let (pages, mut coming) = mpsc::channel(stream::PAGES_AHEAD);
+        let database = self.inner.database.clone();
         let stream = async move { stream::everything(&database, limit, &pages).await };
-        // The task reads further rows while `take` handles earlier ones.
-        let stream = self.shared.runtime.spawn(stream);
-        // Unconstrained: a caller that blocks within one tokio task would otherwise use up that task's
-        // budget and never continue.
+        // A task of its own, so that the next pages are read while `take` handles a page.
+        let stream = self.inner.runtime.spawn(stream);
+        // A caller may block on this future inside one tokio task. That task would run out of tokio's
+        // cooperative budget, and `recv` would then return `Pending` without end. So `recv` is unconstrained.
         while let Some(page) = unconstrained(coming.recv()).await {
             let page = unconstrained(page).await.map_err(|_| gone())?;
             take(page.map_err(|fault| fault.into_error(doing))?)?;
-            stream::let_others_run().await;
+            stream::yield_now().await;
         }
         let ended = unconstrained(stream).await.map_err(|_| gone())?;
         ended.map_err(|fault| fault.into_error(doing))
@@ -375,16 +391,19 @@ impl KeyStore for PostgresStore {
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
         let query = query.clone();
-        self.within(Mode::Read, Takes::While, "listing keys", move |session| {
-            async move { read::list(session, &query).await }.boxed()
-        })
+        self.within(
+            SessionMode::Read,
+            TimeLimit::Long,
+            "listing keys",
+            move |session| async move { read::list(session, &query).await }.boxed(),
+        )
         .await
     }
 
     async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
         let query = query.clone();
         let doing = "reading the audit trail";
-        self.within(Mode::Read, Takes::While, doing, move |session| {
+        self.within(SessionMode::Read, TimeLimit::Long, doing, move |session| {
             async move { read::audit(session, &query).await }.boxed()
         })
         .await
@@ -393,10 +412,13 @@ impl KeyStore for PostgresStore {
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
         self.listen();
         loop {
-            let moved = self.shared.moved.listen();
-            let head = self.within(Mode::Hint, Takes::Moment, "reading the head", |session| {
-                head::read(session).boxed()
-            });
+            let moved = self.inner.moved.listen();
+            let head = self.within(
+                SessionMode::Hint,
+                TimeLimit::Short,
+                "reading the head",
+                |session| head::read(session).boxed(),
+            );
             if head.await?.cursor() != after {
                 return Ok(());
             }
@@ -405,31 +427,33 @@ impl KeyStore for PostgresStore {
     }
 }
 
-/// A report is as durable as a commit when the call returns.
 #[async_trait]
 impl NodeRegistry for PostgresStore {
     async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {
         self.within(
-            Mode::Write,
-            Takes::Moment,
-            "noting a node's report",
+            SessionMode::Write,
+            TimeLimit::Short,
+            "writing a node's report",
             move |session| async move { nodes::report(session, &report).await }.boxed(),
         )
         .await
     }
 
     async fn nodes(&self) -> Result<Vec<NodeReport>, StoreError> {
-        self.within(Mode::Read, Takes::Moment, "reading nodes", |session| {
-            nodes::all(session).boxed()
-        })
+        self.within(
+            SessionMode::Read,
+            TimeLimit::Short,
+            "reading nodes",
+            |session| nodes::all(session).boxed(),
+        )
         .await
     }
 
     async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError> {
         self.within(
-            Mode::Write,
-            Takes::Moment,
-            "forgetting a node",
+            SessionMode::Write,
+            TimeLimit::Short,
+            "removing a node's report",
             move |session| async move { nodes::forget(session, node, upto).await }.boxed(),
         )
         .await

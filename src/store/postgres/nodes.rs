@@ -1,16 +1,16 @@
-//! The registry of nodes in the database.
+//! The node registry, stored in the table `nodes`.
 
 use std::time::Duration;
 
-use super::fault::Fault;
-use super::rows::Bound;
+use super::fault::PostgresFault;
+use super::rows::SqlParam;
 use super::session::Session;
 use crate::store::sql::{LONGEST_LEASE, NODE_COLUMNS as COLUMNS, NodeRow, lease};
 use crate::store::{NodeId, NodeReport};
 
-/// Returns the last beat of the node, and locks the node's row. `None` if the row is missing or
-/// damaged: a new report replaces a damaged row.
-async fn beat(session: &Session, node: NodeId) -> Result<Option<i64>, Fault> {
+/// Locks the node's row, and returns the node's last beat. Returns `None` if the row is missing or damaged,
+/// so that a new report replaces a damaged row.
+async fn beat(session: &Session, node: NodeId) -> Result<Option<i64>, PostgresFault> {
     let node = node.to_u128().to_be_bytes();
     let sql = format!("SELECT {COLUMNS} FROM $s.nodes WHERE node = $1 FOR UPDATE");
     let found = session.query(&sql, &[&&node[..]]).await?;
@@ -18,9 +18,9 @@ async fn beat(session: &Session, node: NodeId) -> Result<Option<i64>, Fault> {
     Ok(row.map(|row| row.beat))
 }
 
-/// Writes a report, unless the registry has a report of the node with the same or a later beat. The
-/// caller commits the session.
-pub(super) async fn report(session: &Session, report: &NodeReport) -> Result<bool, Fault> {
+/// Writes a report and returns `true`. Returns `false` if the registry has a report of the node with the same
+/// or a later beat. The caller commits the session.
+pub(super) async fn report(session: &Session, report: &NodeReport) -> Result<bool, PostgresFault> {
     let row = NodeRow::of(report)?;
     let (epoch, revision, tag) = match &row.applied {
         Some((epoch, revision, tag)) => (Some(&epoch[..]), Some(*revision), Some(&tag[..])),
@@ -28,12 +28,13 @@ pub(super) async fn report(session: &Session, report: &NodeReport) -> Result<boo
     };
     let seal = row.seal();
     let node = &row.node[..];
-    // Before the first report there is no row to lock: the first transaction to insert one wins.
+    // Before the first report there is no row to lock. The unique index lets one of two concurrent inserts
+    // succeed.
     let sql = format!(
         "INSERT INTO $s.nodes ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
          ON CONFLICT (node) DO NOTHING"
     );
-    let with: [Bound<'_>; 9] = [
+    let with: [SqlParam<'_>; 9] = [
         &node, &row.beat, &row.lease, &row.label, &epoch, &revision, &tag, &row.clock, &seal,
     ];
     if session.execute(&sql, &with).await? == 1 {
@@ -46,13 +47,15 @@ pub(super) async fn report(session: &Session, report: &NodeReport) -> Result<boo
     let sql = "UPDATE $s.nodes SET beat = $2, lease = $3, label = $4, epoch = $5, revision = $6, \
                tag = $7, clock = $8, seal = $9 WHERE node = $1";
     if session.execute(sql, &with).await? == 0 {
-        return Err(Fault::Refused("the node was forgotten at the same time"));
+        return Err(PostgresFault::Refused(
+            "the node's report was removed concurrently",
+        ));
     }
     Ok(true)
 }
 
-/// Reads all reports. A damaged report is an error: without its report a node would count as gone.
-pub(super) async fn all(session: &Session) -> Result<Vec<NodeReport>, Fault> {
+/// Reads all reports. Fails on a damaged report, because a node without a report would count as gone.
+pub(super) async fn all(session: &Session) -> Result<Vec<NodeReport>, PostgresFault> {
     let sql = format!("SELECT {COLUMNS} FROM $s.nodes");
     let found = session.query(&sql, &[]).await?;
     let report = |row| Ok(NodeRow::read(row)?.report()?);
@@ -60,7 +63,11 @@ pub(super) async fn all(session: &Session) -> Result<Vec<NodeReport>, Fault> {
 }
 
 /// Removes a node's report, unless its beat is above `upto`. The caller commits the session.
-pub(super) async fn forget(session: &Session, node: NodeId, upto: u64) -> Result<(), Fault> {
+pub(super) async fn forget(
+    session: &Session,
+    node: NodeId,
+    upto: u64,
+) -> Result<(), PostgresFault> {
     let upto = i64::try_from(upto).unwrap_or(i64::MAX);
     let before = beat(session, node).await?;
     if before.is_none_or(|before| before <= upto) {
@@ -71,19 +78,19 @@ pub(super) async fn forget(session: &Session, node: NodeId, upto: u64) -> Result
     Ok(())
 }
 
-pub(super) async fn longest_lease(session: &Session) -> Result<Duration, Fault> {
+pub(super) async fn longest_lease(session: &Session) -> Result<Duration, PostgresFault> {
     let found = session.query(LONGEST_LEASE, &[]).await?;
     let longest = found.first().map(|row| lease(row, 0)).transpose()?;
     Ok(longest.unwrap_or_default())
 }
 
-/// Replaces all reports by one entry for the nodes of a history that ended here; see
+/// Replaces all reports by one report that stands for all nodes of the former history. See
 /// [`NodeRow::former`]. The caller commits the session.
 pub(super) async fn end_history(
     session: &Session,
     node: u128,
     longest: Duration,
-) -> Result<(), Fault> {
+) -> Result<(), PostgresFault> {
     session.execute("DELETE FROM $s.nodes", &[]).await?;
     let former = NodeRow::former(node, longest)?;
     report(session, &former.report()?).await.map(drop)

@@ -1,4 +1,4 @@
-//! The options for connecting to a database.
+//! The options of the PostgreSQL store, and how the store connects.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -12,41 +12,42 @@ use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{Config, NoTls, Socket};
 
 use super::PostgresStore;
-use super::fault::{ConnectError, Fault};
-use super::heartbeat::{Direct, Heartbeats, Reach};
+use super::fault::{ConnectError, PostgresFault};
+use super::heartbeat::{DirectConnector, HeartbeatConnector, Heartbeats};
 use super::schema::Schema;
-use super::session::{Database, Mode, Patience, Takes, Timeouts, within};
+use super::session::{Database, SessionMode, TimeLimit, Timeouts, WaitLimit, within};
 use super::setup::set_up;
 use super::tls::Certificates;
 use super::url::{Encryption, Url};
 use super::{head, listen};
 
-/// 60 seconds to set up the tables: another node may be creating them.
+/// 60 seconds for each statement that sets up the tables, because another node may be creating the tables at
+/// the same time.
 const SET_UP: Duration = Duration::from_secs(60);
 
-/// The options for connecting to a database. See [`PostgresStore::options`].
+/// The options of a [`PostgresStore`]. Created by [`PostgresStore::options`].
 #[derive(Clone)]
 #[must_use = "options connect to nothing by themselves"]
 pub struct PostgresOptions {
-    source: Source,
+    source: ConnectionSource,
     certificates: Certificates,
     schema: String,
     connections: usize,
     unrecovered: bool,
-    must_exist: bool,
+    create: bool,
     timeouts: Timeouts,
     strict: bool,
     server_clock: bool,
 }
 
-/// The source of connections.
+/// The source of the store's connections.
 #[derive(Clone)]
-enum Source {
+enum ConnectionSource {
     Url(String),
     Pool(Pool),
 }
 
-/// Omits the URL and all its parts, since a part may be a password.
+/// Omits the URL and every part of the URL, because a part may be a password.
 impl fmt::Debug for PostgresOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresOptions")
@@ -59,17 +60,17 @@ impl fmt::Debug for PostgresOptions {
 }
 
 impl PostgresOptions {
-    /// 8 connections for reads at most. A judgement: a server has about a hundred for all clients.
+    /// 8 connections for reads. A server accepts 100 connections by default, shared by all clients.
     pub const DEFAULT_CONNECTIONS: usize = 8;
 
-    fn new(source: Source) -> Self {
+    fn new(source: ConnectionSource) -> Self {
         Self {
             source,
             certificates: Certificates::default(),
             schema: "keyward".to_owned(),
             connections: Self::DEFAULT_CONNECTIONS,
             unrecovered: false,
-            must_exist: false,
+            create: true,
             timeouts: Timeouts {
                 statement: Duration::from_secs(5),
                 lock: Duration::from_secs(5),
@@ -83,132 +84,149 @@ impl PostgresOptions {
     }
 
     pub(super) fn url(url: String) -> Self {
-        Self::new(Source::Url(url))
+        Self::new(ConnectionSource::Url(url))
     }
 
     pub(super) fn pool(pool: Pool) -> Self {
-        Self::new(Source::Pool(pool))
+        Self::new(ConnectionSource::Pool(pool))
     }
 
-    /// Sets the schema that holds the store's tables. A missing schema is created if the user may create
-    /// schemas. Defaults to `keyward`; 1 to 48 lower-case letters, digits and underscores.
+    /// Sets the schema that contains the store's tables. Defaults to `keyward`.
+    ///
+    /// A name has 1 to 48 lower-case letters, digits and underscores, and does not start with a digit. A
+    /// missing schema is created if the database user has that privilege.
     pub fn schema(mut self, name: impl Into<String>) -> Self {
         self.schema = name.into();
         self
     }
 
-    /// Accepts a store that was restored from a backup and not recovered yet, in order to recover it.
-    /// See [`PostgresStore::start_new_epoch`].
+    /// Allows connecting to a store that was restored from a backup and is not recovered yet. Use this option
+    /// only to recover the store; see [`PostgresStore::start_new_epoch`].
     pub const fn allow_unrecovered(mut self) -> Self {
         self.unrecovered = true;
         self
     }
 
-    /// Refuses to create tables.
-    pub const fn must_exist(mut self) -> Self {
-        self.must_exist = true;
+    /// Sets whether missing tables are created. Defaults to `true`. With `false`, [`connect`](Self::connect)
+    /// fails with [`ConnectError::NotFound`] if the tables do not exist.
+    pub const fn create(mut self, create: bool) -> Self {
+        self.create = create;
         self
     }
 
-    /// Trusts the authorities whose certificates are in `pem`, and no others, instead of those of the
-    /// system and of the URL's `sslrootcert`. Connections are encrypted then, unless the URL says
-    /// `sslmode=disable`.
+    /// Sets the trusted certificate authorities, as PEM. They replace the authorities of the system and of
+    /// the URL's `sslrootcert`.
+    ///
+    /// With this option connections are encrypted, unless the URL says `sslmode=disable`.
     pub fn root_certificates(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.certificates.trust(pem.into());
         self
     }
 
-    /// Sets the certificate that the server is shown, instead of that of the URL's `sslcert` and `sslkey`.
-    /// `pem` holds the certificate and those up to its authority, `key` the private key, both as PEM.
-    /// Connections are encrypted then, unless the URL says `sslmode=disable`.
+    /// Sets the client certificate. It replaces the URL's `sslcert` and `sslkey`.
+    ///
+    /// `pem` contains the certificate chain, and `key` contains the private key, both as PEM. With this
+    /// option connections are encrypted, unless the URL says `sslmode=disable`.
     pub fn client_certificate(mut self, pem: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         self.certificates.show(pem.into(), key.into());
         self
     }
 
-    /// Sets the number of connections for reads. There are two more: one for commits, which never wait
-    /// for a read, and one that listens for other nodes' commits. No effect on a host's pool, which
-    /// commits share with reads. Defaults to [`DEFAULT_CONNECTIONS`](Self::DEFAULT_CONNECTIONS).
+    /// Sets the maximum number of connections for reads. Defaults to
+    /// [`DEFAULT_CONNECTIONS`](Self::DEFAULT_CONNECTIONS).
+    ///
+    /// The store opens one more connection for commits, so that commits never wait for reads. Another one
+    /// listens for other nodes' commits. This option has no effect on a host's pool, which reads and commits
+    /// share.
     pub const fn max_connections(mut self, connections: NonZeroUsize) -> Self {
         self.connections = connections.get();
         self
     }
 
-    /// Sets the time after which the server gives up on a statement, at least a millisecond. Defaults to
-    /// five seconds.
+    /// Sets the server's `statement_timeout`, at least one millisecond. Defaults to five seconds.
     pub const fn statement_timeout(mut self, timeout: Duration) -> Self {
         self.timeouts.statement = timeout;
         self
     }
 
-    /// Sets the time after which the server gives up on a lock, at least a millisecond. Defaults to five
-    /// seconds.
+    /// Sets the server's `lock_timeout`, at least one millisecond. Defaults to five seconds.
     pub const fn lock_timeout(mut self, timeout: Duration) -> Self {
         self.timeouts.lock = timeout;
         self
     }
 
-    /// Sets the time for which the server keeps the transaction and the locks of a silent node, at least
-    /// a millisecond. Defaults to ten seconds.
+    /// Sets the server's `idle_in_transaction_session_timeout`, at least one millisecond. Defaults to ten
+    /// seconds.
+    ///
+    /// If a node hangs during a transaction, the server releases the node's locks after this time.
     pub const fn idle_in_transaction_timeout(mut self, timeout: Duration) -> Self {
         self.timeouts.idle = timeout;
         self
     }
 
-    /// Sets the time limit of a call as a whole. The answer to a commit may take the same time again, and
-    /// listings may take six times as long. At most a day. Defaults to ten seconds.
+    /// Sets the time limit of a call, at most one day. Defaults to ten seconds.
+    ///
+    /// Waiting for the response to a `COMMIT` may take the same time again. Listings may take six times as
+    /// long.
     pub const fn request_timeout(mut self, timeout: Duration) -> Self {
         self.timeouts.request = timeout;
         self
     }
 
-    /// Sets the time that a call waits for a free connection before the call fails as unavailable. Opening a
-    /// new connection may take the same time again. If no connection became free,
-    /// [`PoolExhausted`](super::PoolExhausted) is the error's source. Defaults to five seconds.
+    /// Sets the time that a call waits for a free connection. Defaults to five seconds.
+    ///
+    /// If no connection becomes free, the call fails as unavailable, with
+    /// [`PoolExhausted`](super::PoolExhausted) as the source. Opening a new connection may take the same time
+    /// again.
     pub const fn connection_timeout(mut self, timeout: Duration) -> Self {
         self.timeouts.connection = timeout;
         self
     }
 
-    /// Sets whether a node's clock is compared with the server's. A node whose clock differs by more than the
-    /// [allowance](crate::KeywardBuilder::clock_allowance) issues nothing. On by default. Turn it off for a
-    /// server whose clock is known to be wrong, and for tests that move a clock of their own.
+    /// Sets whether nodes compare their clock with the server's clock. On by default.
+    ///
+    /// A node neither issues nor prolongs keys if its clock differs by more than the
+    /// [allowance](crate::KeywardBuilder::clock_allowance). Turn the comparison off if the server's clock is
+    /// known to be wrong, or in tests that use a manual clock.
     pub const fn server_clock(mut self, counts: bool) -> Self {
         self.server_clock = counts;
         self
     }
 
-    /// Returns the result of a read or write only after the synchronous standby has acknowledged a heartbeat
-    /// that began afterwards. Off by default.
+    /// Turns strict mode on: a call returns only after a synchronous standby has confirmed that the server is
+    /// still the primary. Off by default.
     ///
-    /// Strict mode is for clusters whose failover does not stop the former primary. If a former primary is
-    /// cut off from the others, it still answers reads, and revoked keys would be accepted. In strict mode a
-    /// former primary is unavailable, and its verifiers fail closed at their staleness bound.
+    /// Strict mode is for clusters whose failover does not fence the former primary. After a network
+    /// partition such a server still answers reads, so revoked keys would be accepted. In strict mode all
+    /// calls to a former primary fail, and its verifiers fail closed at their staleness bound.
+    ///
+    /// After its own statements, each call waits until the standby acknowledges a heartbeat, which is a small
+    /// commit. Concurrent calls share a heartbeat.
     ///
     /// - `synchronous_standby_names` must name every server that may become the primary, and commits must
-    ///   wait for all of them. Then no commit of a former primary is acknowledged after another server took
-    ///   its place. While one of these standbys does not answer, no call returns, and no verifier stays
-    ///   fresh.
-    /// - Each call waits for a small commit after it, and concurrent calls share that commit. The commit uses
-    ///   one more connection, which must reach the server itself.
-    /// - Strict mode does not work with a host's pool.
+    ///   wait for all of these servers. Then a former primary gets no acknowledgement after a promotion.
+    /// - While one of these standbys does not respond, all calls fail, and verifiers become stale.
+    /// - Heartbeats use one more connection, which must reach the server directly and not through a pooler.
+    /// - Strict mode needs a URL: with a host's pool, `connect` fails with [`ConnectError::StrictPool`].
     ///
-    /// `docs/propagation.md` states what strict mode proves and what it assumes.
+    /// `docs/propagation.md` states the guarantee and the assumptions of strict mode.
     pub const fn strict(mut self) -> Self {
         self.strict = true;
         self
     }
 
-    /// Connects, and creates the tables if there are none.
+    /// Connects, and creates missing tables.
     ///
-    /// A connection is encrypted, with two exceptions: the URL says `sslmode=disable`, or the server is on
-    /// this machine and nothing asks for encryption. Given certificates ask for encryption, and so does every
-    /// other `sslmode` except `allow` and `prefer`.
+    /// Connections are encrypted, with two exceptions:
     ///
-    /// On an encrypted connection the server must show a certificate in the host's name from a trusted
-    /// authority: `sslmode=require` and `verify-ca` mean the same as `verify-full`. The trusted authorities
-    /// are those of [`root_certificates`](Self::root_certificates), or else those in the URL's `sslrootcert`,
-    /// or else those of the system.
+    /// - The URL says `sslmode=disable`.
+    /// - The server is on this machine, the options contain no certificates, and the URL's `sslmode` is
+    ///   missing, `allow` or `prefer`.
+    ///
+    /// The server must present a certificate for its host name from a trusted authority: `sslmode=require`
+    /// and `verify-ca` mean `verify-full`. The trusted authorities are those of
+    /// [`root_certificates`](Self::root_certificates), or else those in the URL's `sslrootcert`, or else
+    /// those of the system.
     ///
     /// # Errors
     ///
@@ -216,8 +234,10 @@ impl PostgresOptions {
     pub async fn connect(self) -> Result<PostgresStore, ConnectError> {
         let runtime = runtime()?;
         let url = match &self.source {
-            Source::Pool(pool) => return self.clone().start(pool.clone().into(), runtime).await,
-            Source::Url(url) => url,
+            ConnectionSource::Pool(pool) => {
+                return self.clone().start(pool.clone().into(), runtime).await;
+            }
+            ConnectionSource::Url(url) => url,
         };
         let mut url = Url::read(url)?;
         let certificates = self
@@ -225,23 +245,26 @@ impl PostgresOptions {
             .clone()
             .or(std::mem::take(&mut url.files))?;
         if !url.is_encrypted(certificates.are_given()) {
-            return self.reach(url, None::<NoTls>, runtime).await;
+            return self.connect_url(url, None::<NoTls>, runtime).await;
         }
         // Reading certificate files may block.
         let tls = runtime.spawn_blocking(move || certificates.connector());
         let tls = tls
             .await
             .map_err(|gone| ConnectError::Database(gone.into()))??;
-        self.reach(url, Some(tls), runtime).await
+        self.connect_url(url, Some(tls), runtime).await
     }
 
-    /// Connects like [`connect`](Self::connect), encrypted by `tls`, which decides what a server must show.
-    /// Connections are always encrypted then, unless the URL says `sslmode=disable`. `tls` has no effect on a
-    /// host's pool.
+    /// Connects like [`connect`](Self::connect), but with the host's own TLS connector, which decides which
+    /// servers to trust.
+    ///
+    /// Connections are encrypted, unless the URL says `sslmode=disable`. `tls` has no effect on a host's
+    /// pool.
     ///
     /// # Errors
     ///
-    /// [`ConnectError`] names the reason. Certificates that were given by other means are an error, too.
+    /// [`ConnectError`]. [`Certificates`](ConnectError::Certificates) if the URL or the options also name
+    /// certificates.
     pub async fn connect_tls<T>(self, tls: T) -> Result<PostgresStore, ConnectError>
     where
         T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
@@ -251,8 +274,10 @@ impl PostgresOptions {
     {
         let runtime = runtime()?;
         let url = match &self.source {
-            Source::Pool(pool) => return self.clone().start(pool.clone().into(), runtime).await,
-            Source::Url(url) => url,
+            ConnectionSource::Pool(pool) => {
+                return self.clone().start(pool.clone().into(), runtime).await;
+            }
+            ConnectionSource::Url(url) => url,
         };
         let mut url = Url::read(url)?;
         let certificates = self
@@ -260,15 +285,15 @@ impl PostgresOptions {
             .clone()
             .or(std::mem::take(&mut url.files))?;
         if certificates.are_given() {
-            let why = "they are given twice: to the store, and with TLS of the host's own";
+            let why = "set certificates either in the options or in the TLS connector, not in both";
             return Err(ConnectError::Certificates(why.into()));
         }
-        let tls = Some(tls).filter(|_| url.encryption != Encryption::Off);
-        self.reach(url, tls, runtime).await
+        let tls = Some(tls).filter(|_| url.encryption != Encryption::Disabled);
+        self.connect_url(url, tls, runtime).await
     }
 
-    /// Connects with pools that the store creates for itself.
-    async fn reach<T>(
+    /// Connects to `url`, with pools of the store's own. Encrypts the connections if `tls` is given.
+    async fn connect_url<T>(
         self,
         url: Url,
         tls: Option<T>,
@@ -281,14 +306,14 @@ impl PostgresOptions {
         <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
     {
         let config = url.config(tls.is_some(), self.timeouts.connection)?;
-        let ways = match tls {
-            Some(tls) => self.ways(config, tls)?,
-            None => self.ways(config, NoTls)?,
+        let connectors = match tls {
+            Some(tls) => self.connectors(config, tls)?,
+            None => self.connectors(config, NoTls)?,
         };
-        self.start(ways, runtime).await
+        self.start(connectors, runtime).await
     }
 
-    fn ways<T>(&self, config: Config, tls: T) -> Result<Ways, ConnectError>
+    fn connectors<T>(&self, config: Config, tls: T) -> Result<Connectors, ConnectError>
     where
         T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
         T::TlsConnect: Send + Sync,
@@ -297,23 +322,27 @@ impl PostgresOptions {
     {
         let wait = self.timeouts.connection;
         let channel = Schema::new(&self.schema)?.channel();
-        Ok(Ways {
+        Ok(Connectors {
             reading: own_pool(config.clone(), tls.clone(), self.connections, wait)?,
             writing: own_pool(config.clone(), tls.clone(), 1, wait)?,
-            patience: Patience::OfPool,
-            listen: Some(listen::later(config.clone(), tls.clone(), channel)),
-            direct: Some(Arc::new(Direct { config, tls })),
+            wait_limit: WaitLimit::Pool,
+            listen: Some(listen::listener(config.clone(), tls.clone(), channel)),
+            direct: Some(Arc::new(DirectConnector { config, tls })),
         })
     }
 
-    async fn start(self, ways: Ways, runtime: Handle) -> Result<PostgresStore, ConnectError> {
-        let Ways {
+    async fn start(
+        self,
+        connectors: Connectors,
+        runtime: Handle,
+    ) -> Result<PostgresStore, ConnectError> {
+        let Connectors {
             reading,
             writing,
-            patience,
+            wait_limit,
             listen,
             direct,
-        } = ways;
+        } = connectors;
         if self.strict && direct.is_none() {
             return Err(ConnectError::StrictPool);
         }
@@ -321,13 +350,13 @@ impl PostgresOptions {
         let timeouts = self.timeouts;
         let mut database = Database {
             pool: reading,
-            patience,
+            wait_limit,
             schema: Schema::new(&self.schema)?,
             timeouts,
             heartbeats: None,
             server_clock: self.server_clock,
         };
-        let patient = Database {
+        let set_up_database = Database {
             timeouts: Timeouts {
                 statement: SET_UP,
                 lock: SET_UP,
@@ -335,12 +364,12 @@ impl PostgresOptions {
             },
             ..database.clone()
         };
-        let set_up = set_up(&patient, self.must_exist);
+        let set_up = set_up(&set_up_database, self.create);
         let ready = tokio::time::timeout(SET_UP * 2, set_up).await;
-        ready.unwrap_or(Err(Fault::Late))?;
+        ready.unwrap_or(Err(PostgresFault::Late))?;
         if let Some(direct) = direct {
-            // Three quarters of a call's time limit, so that the call can report the failure of its
-            // heartbeat.
+            // Three quarters of the request timeout, so that a heartbeat fails before its call times out. The
+            // call then returns the heartbeat's error.
             let limit = timeouts.request / 4 * 3;
             let heartbeats = Heartbeats::start(direct, limit, &runtime);
             database.heartbeats = Some(Arc::new(heartbeats));
@@ -350,11 +379,11 @@ impl PostgresOptions {
             ..database.clone()
         });
         let database = Arc::new(database);
-        let head = within(&database, Mode::Read, Takes::Moment, |session| {
+        let head = within(&database, SessionMode::Read, TimeLimit::Short, |session| {
             head::read(session).boxed()
         });
         let head = tokio::time::timeout(timeouts.request, head).await;
-        if head.unwrap_or(Err(Fault::Late))?.store.unrecovered && !self.unrecovered {
+        if head.unwrap_or(Err(PostgresFault::Late))?.store.unrecovered && !self.unrecovered {
             return Err(ConnectError::Unrecovered);
         }
         tracing::info!(schema = database.schema.name(), "connected");
@@ -362,22 +391,22 @@ impl PostgresOptions {
     }
 }
 
-/// The pools and connectors of a database.
-struct Ways {
+/// The connection pools of a store, and the connectors of its other connections.
+struct Connectors {
     reading: Pool,
     writing: Pool,
-    patience: Patience,
-    listen: Option<listen::Later>,
-    /// The connector for heartbeats.
-    direct: Option<Arc<dyn Reach>>,
+    wait_limit: WaitLimit,
+    listen: Option<listen::PendingListener>,
+    /// The connector for heartbeats. `None` if the host provides the pool.
+    direct: Option<Arc<dyn HeartbeatConnector>>,
 }
 
-impl From<Pool> for Ways {
+impl From<Pool> for Connectors {
     fn from(pool: Pool) -> Self {
         Self {
             reading: pool.clone(),
             writing: pool,
-            patience: Patience::OfStore,
+            wait_limit: WaitLimit::Store,
             listen: None,
             direct: None,
         }

@@ -1,12 +1,12 @@
-//! Reads of followers and listings, each within one snapshot.
+//! Reads for followers, and listings. Each read uses one snapshot.
 
 use std::num::NonZeroUsize;
 
 use futures_util::future::{try_join, try_join3};
 
-use super::fault::Fault;
+use super::fault::PostgresFault;
 use super::head::{self, stored_tag};
-use super::rows::{Bound, bound};
+use super::rows::{SqlParam, params};
 use super::session::Session;
 use crate::core::id::KeyId;
 use crate::core::query::{AuditQuery, KeyQuery};
@@ -19,13 +19,16 @@ use crate::store::{
     AuditPage, Changes, ChangesError, Cursor, FoundKey, KeyPage, Locator, RowKey, ScanPage,
 };
 
-/// 512 rows per fetch, if the number of needed rows is unknown. A judgement.
-const SOME: usize = 512;
+/// 512 rows per fetch of a listing, which may need more rows than it returns. An estimate.
+const FETCHED: usize = 512;
 
-/// 512 changes in a page at most. A judgement.
-const PAGE: usize = 512;
+/// 512 rows at most in one query of the feed. A larger page takes several queries. An estimate.
+const QUERIED: usize = 512;
 
-pub(super) async fn find(session: &Session, locator: &Locator) -> Result<Option<FoundKey>, Fault> {
+pub(super) async fn find(
+    session: &Session,
+    locator: &Locator,
+) -> Result<Option<FoundKey>, PostgresFault> {
     let id = async {
         match locator {
             Locator::Id(id) => Ok(Some(*id)),
@@ -36,15 +39,15 @@ pub(super) async fn find(session: &Session, locator: &Locator) -> Result<Option<
         let Some(id) = id.await? else { return Ok(None) };
         let sql = format!("SELECT {COLUMNS} FROM $s.rows WHERE id = $1");
         let found = session.query(&sql, &[&&id_bytes(id)[..]]).await?;
-        Ok::<_, Fault>(found.first().map(change).transpose()?)
+        Ok::<_, PostgresFault>(found.first().map(change).transpose()?)
     };
     let (head, change) = try_join(head::read(session), row).await?;
     let head = head.cursor();
     Ok(change.map(|change| FoundKey { change, head }))
 }
 
-/// Returns the key that has this imported digest, or had it.
-async fn holder(session: &Session, digest: &Digest) -> Result<Option<KeyId>, Fault> {
+/// Returns the key that has or had this imported digest.
+async fn holder(session: &Session, digest: &Digest) -> Result<Option<KeyId>, PostgresFault> {
     let sql = format!("SELECT {DIGEST_COLUMNS} FROM $s.digests WHERE digest = $1");
     let found = session.query(&sql, &[&&digest.as_bytes()[..]]).await?;
     let holder = found.first().map(read_digest).transpose()?;
@@ -55,12 +58,13 @@ pub(super) async fn changes(
     session: &Session,
     after: Cursor,
     limit: NonZeroUsize,
-) -> Result<Result<Changes, ChangesError>, Fault> {
+) -> Result<Result<Changes, ChangesError>, PostgresFault> {
     let sql = format!("{} LIMIT $2", FeedPage::sql());
-    let some = limit.get().saturating_add(1).min(PAGE);
+    let some = limit.get().saturating_add(1).min(QUERIED);
     let most = i64::try_from(some).unwrap_or(i64::MAX);
-    let with: [Bound<'_>; 2] = [&FeedPage::from(after), &most];
-    // All three run concurrently. The rows are wasted only if the follower has to start over.
+    let with: [SqlParam<'_>; 2] = [&FeedPage::from(after), &most];
+    // The rows are queried before the cursor is checked, which saves a round trip. They are discarded if the
+    // follower must start over.
     let (head, tag, mut found) = try_join3(
         head::read(session),
         stored_tag(session, after.revision),
@@ -94,7 +98,7 @@ pub(super) async fn scan(
     session: &Session,
     after: Option<&RowKey>,
     limit: NonZeroUsize,
-) -> Result<ScanPage, Fault> {
+) -> Result<ScanPage, PostgresFault> {
     let head = head::read(session).await?;
     let mut scan = Scan::new(after, limit);
     while let Some(sql) = scan.next() {
@@ -105,22 +109,25 @@ pub(super) async fn scan(
     Ok(scan.end(&head))
 }
 
-pub(super) async fn list(session: &Session, query: &KeyQuery) -> Result<KeyPage, Fault> {
+pub(super) async fn list(session: &Session, query: &KeyQuery) -> Result<KeyPage, PostgresFault> {
     let (sql, ordered) = key_candidates(query);
     let mut listing = KeyListing::new(query, ordered);
     let look = |row: &tokio_postgres::Row| Ok(!listing.add(change(row)?));
     session
-        .each(&sql.text, &bound(&sql.with), SOME, look)
+        .each(&sql.text, &params(&sql.with), FETCHED, look)
         .await?;
     Ok(listing.end())
 }
 
-pub(super) async fn audit(session: &Session, query: &AuditQuery) -> Result<AuditPage, Fault> {
+pub(super) async fn audit(
+    session: &Session,
+    query: &AuditQuery,
+) -> Result<AuditPage, PostgresFault> {
     let sql = audit_entries(query);
     let mut listing = AuditListing::new(query);
     let look = |row: &tokio_postgres::Row| Ok(!listing.add(entry(row)?));
     session
-        .each(&sql.text, &bound(&sql.with), SOME, look)
+        .each(&sql.text, &params(&sql.with), FETCHED, look)
         .await?;
     Ok(listing.page)
 }

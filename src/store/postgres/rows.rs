@@ -1,16 +1,16 @@
-//! The cells of rows as the server sends them, and the parameters of statements.
+//! Conversion of PostgreSQL values: cells of received rows, and statement parameters.
 
 use std::error::Error;
 
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, ToSql, Type};
 
-use super::fault::Fault;
+use super::fault::PostgresFault;
 use crate::store::Change;
 use crate::store::sql::{Cell, Cells, Value, change};
 
 /// A parameter of a statement.
-pub(super) type Bound<'a> = &'a (dyn ToSql + Sync);
+pub(super) type SqlParam<'a> = &'a (dyn ToSql + Sync);
 
 impl<'a> FromSql<'a> for Cell<'a> {
     fn from_sql(ty: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
@@ -40,12 +40,12 @@ impl Cells for Row {
     }
 }
 
-pub(super) fn changes(rows: &[Row]) -> Result<Vec<Change>, Fault> {
+pub(super) fn changes(rows: &[Row]) -> Result<Vec<Change>, PostgresFault> {
     rows.iter().map(|row| Ok(change(row)?)).collect()
 }
 
-pub(super) fn bound(values: &[Value]) -> Vec<Bound<'_>> {
-    fn one(value: &Value) -> Bound<'_> {
+pub(super) fn params(values: &[Value]) -> Vec<SqlParam<'_>> {
+    fn one(value: &Value) -> SqlParam<'_> {
         match value {
             Value::Number(number) => number,
             Value::Text(text) => text,

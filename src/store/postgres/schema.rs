@@ -1,13 +1,13 @@
-//! The schema of a store: its name, the version of its tables, and the SQL that creates them.
+//! The schema of a store: the schema's name, the version of the tables, and the SQL that creates the tables.
 
 use super::fault::ConnectError;
 
-/// The version of the tables that this build reads and writes, in `schema_version`.
+/// The version of the tables that this build supports. Stored in the table `schema_version`.
 pub(super) const VERSION: i32 = 1;
 
 const TABLES: &str = include_str!("schema.sql");
 
-/// The schema that holds the tables of one store.
+/// The schema that contains the tables of one store.
 #[derive(Clone, Debug)]
 pub(super) struct Schema {
     prefix: String,
@@ -28,17 +28,17 @@ impl Schema {
         })
     }
 
-    /// Returns the prefix of a table's name in SQL: the quoted schema and a dot.
+    /// Returns the prefix of table names in SQL: the quoted schema name and a dot.
     pub(super) fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// Returns the name, made of lower-case letters, digits and underscores.
+    /// Returns the name without quotes.
     pub(super) fn name(&self) -> &str {
         self.prefix.trim_end_matches('.').trim_matches('"')
     }
 
-    /// Returns the channel on which nodes notify each other of commits.
+    /// Returns the quoted name of the `NOTIFY` channel for commits.
     pub(super) fn channel(&self) -> String {
         format!("\"keyward_{}\"", self.name())
     }
@@ -47,7 +47,8 @@ impl Schema {
         format!("CREATE SCHEMA IF NOT EXISTS \"{}\";", self.name())
     }
 
-    /// Returns the statements that create the tables in an existing schema, within a transaction.
+    /// Returns the statements that create the tables in an existing schema. They must run in a transaction,
+    /// because they set `search_path` with `SET LOCAL`.
     pub(super) fn create_tables(&self) -> String {
         format!(
             "SET LOCAL search_path TO \"{}\";\n\n{TABLES}\n\
@@ -56,7 +57,7 @@ impl Schema {
         )
     }
 
-    /// Returns a script that creates the schema and its tables.
+    /// Returns an SQL script that creates the schema and its tables.
     pub(super) fn script(&self) -> String {
         format!(
             "-- The tables of a keyward store, version {VERSION}. The user that the service connects as \

@@ -4,46 +4,46 @@ CREATE TABLE schema_version (
   version integer  NOT NULL
 );
 
--- The head: one row, changed by every commit and locked until it is done, so that the order of
--- revisions is the order of commits. With what is known of the store as a whole.
+-- The head: one row. Every commit locks and updates this row, and keeps the lock until the transaction
+-- ends. So revisions are assigned in commit order. The row also holds the state of the store as a whole.
 CREATE TABLE head (
   one         smallint PRIMARY KEY CHECK (one = 1),
-  epoch       bytea    NOT NULL,          -- 16 random bytes: which history this is
+  epoch       bytea    NOT NULL,          -- 16 random bytes that identify the history
   floor       bigint   NOT NULL,          -- tombstones at or below this revision were dropped
-  unrecovered boolean  NOT NULL,          -- true from a restore until it is recovered
-  store_seal  bigint   NOT NULL,          -- CRC-32 of the columns above, as everywhere
-  revision    bigint   NOT NULL,          -- the last commit; zero if there was none
-  tag         bytea    NOT NULL,          -- 16 random bytes, the committer's own
+  unrecovered boolean  NOT NULL,          -- true after a restore, until the recovery ends
+  store_seal  bigint   NOT NULL,          -- CRC-32 of the columns above, like every seal
+  revision    bigint   NOT NULL,          -- of the last commit; zero before the first
+  tag         bytea    NOT NULL,          -- of the last commit: 16 random bytes
   commit_seal bigint   NOT NULL
 );
 
--- One row a commit.
+-- One row per commit.
 CREATE TABLE commits (
   revision bigint PRIMARY KEY,
   tag      bytea  NOT NULL,
   seal     bigint NOT NULL
 );
 
--- Where each tenant stands.
+-- The head of each tenant.
 CREATE TABLE tenants (
   tenant     text COLLATE "C" PRIMARY KEY,
-  revision   bigint NOT NULL,             -- its last commit
-  decided_at bigint NOT NULL,             -- the latest instant decided, in microseconds
-  sequence   bigint NOT NULL,             -- its newest audit entry
+  revision   bigint NOT NULL,             -- of the tenant's last commit
+  decided_at bigint NOT NULL,             -- the time of the latest decision, in microseconds
+  sequence   bigint NOT NULL,             -- of the tenant's newest audit entry
   hash       bytea  NOT NULL,
   seal       bigint NOT NULL
 );
 
--- The rows of the feed: each once, at the place of its newest commit.
+-- The rows of the feed: the newest version of each tenant, owner, key and tombstone.
 CREATE TABLE rows (
-  place       bigint   PRIMARY KEY,       -- revision * 2^20 + number within the commit
+  place       bigint   PRIMARY KEY,       -- revision * 2^20 + index of the row in the commit
   kind        smallint NOT NULL,          -- 0 tenant, 1 owner, 2 key, 3 removed key
   tenant      text COLLATE "C" NOT NULL,
-  name        text COLLATE "C",           -- of owners (the principal) and tenants (empty)
-  id          bytea,                      -- of keys, 16 bytes, big endian
-  ends        bigint,                     -- of keys not revoked: their end in microseconds, or 2^63-1
-  legacy      smallint,                   -- 1, of legacy keys
-  fingerprint text COLLATE "C",           -- of keys
+  name        text COLLATE "C",           -- the principal of an owner; empty for a tenant
+  id          bytea,                      -- 16 bytes, big endian; for keys and removed keys
+  ends        bigint,                     -- expiry of a key in microseconds, or 2^63-1; null if revoked
+  legacy      smallint,                   -- 1 for legacy keys
+  fingerprint text COLLATE "C",           -- only for keys
   body        bytea    NOT NULL,
   seal        bigint   NOT NULL
 );
@@ -55,7 +55,7 @@ CREATE INDEX rows_by_end_of_all ON rows (ends, id) WHERE ends IS NOT NULL;
 CREATE INDEX rows_legacy ON rows (tenant) WHERE legacy IS NOT NULL;
 CREATE INDEX rows_by_fingerprint ON rows (fingerprint) WHERE fingerprint IS NOT NULL;
 
--- Imported digests, and ids whose tombstones were dropped: taken for ever.
+-- Imported digests, and ids of removed keys whose tombstones were dropped. Neither can be used again.
 CREATE TABLE digests (
   digest bytea  PRIMARY KEY,
   id     bytea  NOT NULL,
@@ -77,15 +77,15 @@ CREATE UNIQUE INDEX audit_of_tenant ON audit (tenant, sequence);
 CREATE INDEX audit_by_command ON audit (command, tenant);
 CREATE INDEX audit_by_key ON audit (key) WHERE key IS NOT NULL;
 
--- The reports of nodes: no part of the history.
+-- The reports of nodes. Reports are not commits, and do not appear in the feed.
 CREATE TABLE nodes (
   node     bytea  PRIMARY KEY,            -- 16 random bytes
-  beat     bigint NOT NULL,               -- grows with every report
+  beat     bigint NOT NULL,               -- increases with every report
   lease    bigint NOT NULL,               -- in microseconds, or 2^63-1
   label    text,
-  epoch    bytea,                         -- what it has applied: all three or none
+  epoch    bytea,                         -- the applied position: all three columns or none
   revision bigint,
   tag      bytea,
-  clock    bigint NOT NULL,               -- its own time, in microseconds
+  clock    bigint NOT NULL,               -- the time of the node's clock, in microseconds
   seal     bigint NOT NULL
 );

@@ -1,11 +1,13 @@
-//! Sessions. Each is one transaction on a connection of its own.
+//! Sessions: one transaction on one pooled connection.
 //!
-//! A statement is sent when it is first polled, after the `BEGIN` of its transaction. So a call makes
-//! one round trip, however many statements the call runs concurrently.
+//! The driver sends a statement when its future is first polled, after the `BEGIN` of its transaction.
+//! Statements that are polled concurrently are pipelined and share one round trip.
 //!
-//! Invariants: an answer is returned only if the transaction began well. A connection goes back to the
-//! pool only after its transaction ended well. Any other connection is closed, and the server rolls
-//! back.
+//! Invariants:
+//!
+//! - A session returns rows only if its `BEGIN` and the checks sent with it succeeded.
+//! - A connection returns to the pool only after its transaction ended. Any other connection is closed, and
+//!   the server rolls its transaction back.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -20,19 +22,19 @@ use futures_util::future::{
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Row, RowStream, Statement};
 
-use super::fault::{Fault, PoolExhausted};
-use super::heartbeat::{Heartbeats, SERVER, Server};
-use super::rows::{Bound, bound};
+use super::fault::{PoolExhausted, PostgresFault};
+use super::heartbeat::{Heartbeats, SERVER_ID, ServerId};
+use super::rows::{SqlParam, params};
 use super::schema::{Schema, VERSION};
 use crate::store::sql::Sql;
 
-/// 24 hours, the limit of a call that reads everything: an operator waits for the call and can cancel
-/// it.
+/// 24 hours, the time limit of a call that reads the whole store. An operator runs such a call and can
+/// cancel it.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The settings of a copy: no statement timeout, and ten minutes between two steps, since the source is
-/// read in between. A judgement.
-const PATIENCE: &str = "SET LOCAL statement_timeout = 0; \
+/// The timeouts of a transaction that reads or copies the whole store. A statement may take any time. The
+/// transaction may be idle for ten minutes, because a copy reads the source store between two statements.
+const LONG_TIMEOUTS: &str = "SET LOCAL statement_timeout = 0; \
      SET LOCAL idle_in_transaction_session_timeout = '10min'";
 
 /// The timeouts of one store.
@@ -41,52 +43,54 @@ pub(super) struct Timeouts {
     pub(super) statement: Duration,
     pub(super) lock: Duration,
     pub(super) idle: Duration,
-    /// The limit of one call as a whole, and again of the wait for its commit.
+    /// The time limit of one call. Waiting for the `COMMIT` may take the same time again.
     pub(super) request: Duration,
-    /// The limit of the wait for a free connection, and of opening a new one.
+    /// The time limit of waiting for a free connection, and again of opening a new one.
     pub(super) connection: Duration,
 }
 
-/// The time that a call may take.
+/// The time limit of a call.
 #[derive(Clone, Copy, Eq, PartialEq)]
-pub(super) enum Takes {
-    /// At most the request timeout.
-    Moment,
-    /// Six times the request timeout: a listing may read many rows to find few.
-    While,
-    /// A day: the call reads everything, for an operator.
-    AsLongAsItNeeds,
+pub(super) enum TimeLimit {
+    /// The request timeout.
+    Short,
+    /// Six times the request timeout. For example, a listing may read many rows to find a few.
+    Long,
+    /// 24 hours, without a statement timeout: an operator's call that reads the whole store.
+    Day,
 }
 
-/// The side that limits the wait for a connection.
+/// The component that limits the wait for a connection.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Patience {
-    /// The store's own pool limits the wait, and distinguishes a busy connection from a failed one.
-    OfPool,
-    /// The store limits the wait, since a host's pool may wait without a limit.
-    OfStore,
+pub(super) enum WaitLimit {
+    /// The pool, because the store created it with timeouts. A pool with timeouts reports busy connections
+    /// and failed connections as different errors.
+    Pool,
+    /// The store, because a pool from the host may have no timeouts.
+    Store,
 }
 
-/// The pool and the settings for one database.
+/// A connection pool with the settings of its store.
 #[derive(Clone)]
 pub(super) struct Database {
     pub(super) pool: Pool,
-    pub(super) patience: Patience,
+    pub(super) wait_limit: WaitLimit,
     pub(super) schema: Schema,
     pub(super) timeouts: Timeouts,
-    /// The handle of the heartbeat task; `None` unless in strict mode.
+    /// The handle of the heartbeat task. `Some` only in strict mode.
     pub(super) heartbeats: Option<Arc<Heartbeats>>,
-    /// Whether reads return the server's clock.
+    /// Whether the store's reads include the time of the server's clock.
     pub(super) server_clock: bool,
 }
 
 impl Database {
-    pub(super) async fn connection(&self) -> Result<Conn, Fault> {
-        let object = match self.patience {
-            Patience::OfPool => self.pool.get().await?,
-            Patience::OfStore => {
+    pub(super) async fn connection(&self) -> Result<Conn, PostgresFault> {
+        let object = match self.wait_limit {
+            WaitLimit::Pool => self.pool.get().await?,
+            WaitLimit::Store => {
                 let wait = tokio::time::timeout(self.timeouts.connection, self.pool.get());
-                wait.await.map_err(|_| Fault::Exhausted(PoolExhausted))??
+                wait.await
+                    .map_err(|_| PostgresFault::Exhausted(PoolExhausted))??
             }
         };
         Ok(Conn {
@@ -94,18 +98,18 @@ impl Database {
         })
     }
 
-    pub(super) fn limit(&self, takes: Takes) -> Duration {
-        let limit = match takes {
-            Takes::Moment => self.timeouts.request,
-            Takes::While => self.timeouts.request.saturating_mul(6),
-            Takes::AsLongAsItNeeds => LONGEST,
+    pub(super) fn limit(&self, time_limit: TimeLimit) -> Duration {
+        let limit = match time_limit {
+            TimeLimit::Short => self.timeouts.request,
+            TimeLimit::Long => self.timeouts.request.saturating_mul(6),
+            TimeLimit::Day => LONGEST,
         };
-        // A more distant `Instant` might not be representable.
+        // `Instant::now() + limit` could overflow with a larger limit.
         limit.min(LONGEST)
     }
 
-    /// Returns the statements that set the timeouts of one transaction. The settings end with the
-    /// transaction, since the host may use the connection as well.
+    /// Returns the statements that set the timeouts of the current transaction. The host may share the
+    /// pool, so the settings must not outlive the transaction.
     pub(super) fn settings(&self) -> String {
         let Timeouts {
             statement,
@@ -113,7 +117,7 @@ impl Database {
             idle,
             ..
         } = self.timeouts;
-        // Zero would be no timeout at all.
+        // PostgreSQL reads 0 as "no timeout".
         let millis = |timeout: Duration| timeout.as_millis().clamp(1, i32::MAX as u128);
         format!(
             "SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; \
@@ -124,10 +128,11 @@ impl Database {
         )
     }
 
-    /// Waits until the caller may report what was read or written on `server`. In strict mode, that is
-    /// after the synchronous standby has acknowledged a heartbeat that began after this call. Otherwise
-    /// returns immediately.
-    async fn prove(&self, server: Option<Server>) -> Result<(), Fault> {
+    /// In strict mode, waits until the synchronous standby acknowledges a heartbeat on `server` that began
+    /// after this call. Until then a transaction on `server` must not be reported as successful.
+    ///
+    /// Outside strict mode, returns immediately.
+    async fn prove(&self, server: Option<ServerId>) -> Result<(), PostgresFault> {
         match (&self.heartbeats, server) {
             (Some(heartbeats), Some(server)) => heartbeats.prove(&server).await,
             _ => Ok(()),
@@ -135,7 +140,7 @@ impl Database {
     }
 }
 
-/// A connection of the pool. A connection that is dropped without `give_back` is closed.
+/// A pooled connection. Dropping it without [`give_back`](Self::give_back) closes the connection.
 pub(super) struct Conn {
     object: Option<Object>,
 }
@@ -146,16 +151,17 @@ impl Conn {
         drop(self.object.take());
     }
 
-    pub(super) fn object(&mut self) -> Result<&mut Object, Fault> {
+    pub(super) fn object(&mut self) -> Result<&mut Object, PostgresFault> {
         self.object.as_mut().ok_or(GIVEN_BACK)
     }
 
-    fn client(&self) -> Result<&ClientWrapper, Fault> {
+    fn client(&self) -> Result<&ClientWrapper, PostgresFault> {
         self.object.as_deref().ok_or(GIVEN_BACK)
     }
 }
 
-const GIVEN_BACK: Fault = Fault::Refused("the connection was given back");
+const GIVEN_BACK: PostgresFault =
+    PostgresFault::Refused("the connection was already returned to the pool");
 
 impl Drop for Conn {
     fn drop(&mut self) {
@@ -167,18 +173,18 @@ impl Drop for Conn {
 
 /// The kind of a session's transaction.
 #[derive(Clone, Copy, Eq, PartialEq)]
-pub(super) enum Mode {
-    /// Reads one snapshot, taken after the session began.
+pub(super) enum SessionMode {
+    /// Reads one snapshot, which is taken after the session began.
     Read,
-    /// Reads one snapshot whose result is only a hint, so that strict mode needs no heartbeat.
+    /// Reads one snapshot. The result is only a hint, so strict mode skips the heartbeat.
     Hint,
-    /// Writes. Each statement sees what was committed before that statement.
+    /// Writes. Each statement sees all transactions that were committed before the statement began.
     Write,
-    /// Writes. The steps themselves check the version of the tables, under a lock; see [`VERSIONED`].
+    /// Writes, like `Write`. The caller itself must run [`VERSIONED`] under a lock and check the result.
     Commit,
 }
 
-impl Mode {
+impl SessionMode {
     pub(super) const fn writes(self) -> bool {
         matches!(self, Self::Write | Self::Commit)
     }
@@ -194,52 +200,56 @@ impl Mode {
     }
 }
 
-/// Makes the server wait for the disk before it reports a commit, whatever the database's default.
+/// Raises `synchronous_commit` to `on` if the default is `off` or `local`. `COMMIT` then waits for the fsync
+/// and for the synchronous standbys.
 const DURABLE: &str = "SELECT set_config('synchronous_commit', 'on', true) \
      WHERE current_setting('synchronous_commit') IN ('off', 'local');";
 
-/// Finds the version of the tables, and whether the server is a standby.
+/// Selects the version of the tables, and whether the server is a standby.
 pub(super) const VERSIONED: &str =
     "SELECT version, pg_is_in_recovery() FROM $s.schema_version WHERE one = 1";
 
-/// Checks the answer to [`VERSIONED`]: the server must be a primary, and the tables must have this
-/// build's version.
-pub(super) fn check_version(found: &[Row]) -> Result<(), Fault> {
+/// Checks the row that [`VERSIONED`] selects. The server must be the primary, and the tables must have the
+/// version that this build supports.
+pub(super) fn check_version(found: &[Row]) -> Result<(), PostgresFault> {
     let found = found.first();
-    let found = found.ok_or_else(|| Fault::corrupt("the schema's version is missing"))?;
+    let found = found.ok_or_else(|| PostgresFault::corrupt("the schema's version is missing"))?;
     if found.try_get(1)? {
-        return Err(Fault::Standby);
+        return Err(PostgresFault::Standby);
     }
     match found.try_get(0)? {
         VERSION => Ok(()),
-        found => Err(Fault::version(found, VERSION)),
+        found => Err(PostgresFault::version(found, VERSION)),
     }
 }
 
-/// A parameter that lives as long as its statement is in flight.
-pub(super) type Column = Box<dyn ToSql + Sync + Send>;
+/// A statement parameter that owns its value.
+pub(super) type OwnedParam = Box<dyn ToSql + Sync + Send>;
 
-/// Collects one column of the rows into an array, for a statement that takes arrays.
-pub(super) fn array<T>(column: impl Iterator<Item = T>) -> Column
+/// Collects values into one array parameter, for statements that read rows with `unnest`.
+pub(super) fn array<T>(column: impl Iterator<Item = T>) -> OwnedParam
 where
     Vec<T>: ToSql + Sync + Send + 'static,
 {
     Box::new(column.collect::<Vec<T>>())
 }
 
-/// Statements that are sent together and run in their order. `$s.` stands for the schema.
+/// Statements that are pipelined: sent together, and run by the server in this order. In the SQL text, `$s.`
+/// is a placeholder for the schema.
 #[derive(Default)]
-pub(super) struct Bundle(Vec<(String, Vec<Column>)>);
+pub(super) struct Bundle(Vec<(String, Vec<OwnedParam>)>);
 
 impl Bundle {
     /// Adds a statement and returns its index.
-    pub(super) fn add(&mut self, sql: impl Into<String>, with: Vec<Column>) -> usize {
+    pub(super) fn add(&mut self, sql: impl Into<String>, with: Vec<OwnedParam>) -> usize {
         self.0.push((sql.into(), with));
         self.0.len() - 1
     }
 
-    /// Returns a future for each statement, which sends the statement when first polled. There are so
-    /// few futures that they are first polled in their order.
+    /// Returns one future per statement, in order. A future sends its statement when first polled.
+    ///
+    /// The caller joins the futures with `try_join_all`. For up to 30 futures, `try_join_all` polls them in
+    /// order. A bundle has fewer statements than that.
     fn sent<'a>(
         &'a self,
         ready: &'a [Statement],
@@ -247,9 +257,9 @@ impl Bundle {
     ) -> impl Iterator<Item = BoxFuture<'a, Result<Vec<Row>, tokio_postgres::Error>>> {
         self.0.iter().zip(ready).map(move |((_, with), statement)| {
             let run = async move {
-                let with: Vec<Bound<'_>> = with
+                let with: Vec<SqlParam<'_>> = with
                     .iter()
-                    .map(|column| -> Bound<'_> { &**column })
+                    .map(|column| -> SqlParam<'_> { &**column })
                     .collect();
                 client.query(statement, &with).await
             };
@@ -258,39 +268,42 @@ impl Bundle {
     }
 }
 
-/// The pending start of a transaction. Returns the server of the transaction, in strict mode.
-type Begun = Shared<BoxFuture<'static, Result<Option<Server>, Fault>>>;
+/// The pending `BEGIN` of a transaction. In strict mode, resolves to the server that began the transaction.
+type PendingBegin = Shared<BoxFuture<'static, Result<Option<ServerId>, PostgresFault>>>;
 
 /// One transaction. If a session is dropped without [`end`](Self::end) or [`commit`](Self::commit), its
 /// connection is closed, and the server rolls back.
 pub(super) struct Session {
     database: Arc<Database>,
     conn: Arc<Conn>,
-    begun: Begun,
+    begun: PendingBegin,
 }
 
 impl Session {
-    /// Sends the beginning of a transaction. The answer is awaited together with that of the first
-    /// statement.
-    pub(super) async fn begin(database: &Arc<Database>, mode: Mode) -> Result<Self, Fault> {
+    /// Sends the `BEGIN` of a transaction. The response is awaited together with the response to the first
+    /// statement, which saves a round trip.
+    pub(super) async fn begin(
+        database: &Arc<Database>,
+        mode: SessionMode,
+    ) -> Result<Self, PostgresFault> {
         let conn = Arc::new(database.connection().await?);
         let client = conn.client()?;
         let version = match mode {
-            Mode::Commit => None,
+            SessionMode::Commit => None,
             _ => {
                 let sql = VERSIONED.replace("$s.", database.schema.prefix());
                 Some(client.prepare_cached(&sql).await?)
             }
         };
         let server = match database.heartbeats {
-            Some(_) if mode != Mode::Hint => Some(client.prepare_cached(SERVER).await?),
+            Some(_) if mode != SessionMode::Hint => Some(client.prepare_cached(SERVER_ID).await?),
             _ => None,
         };
         let durable = if mode.writes() { DURABLE } else { "" };
         let begin = format!("{}{}{durable}", mode.begin(), database.settings());
         let begun = begin_on(conn.clone(), begin, version, server);
         let begun = begun.boxed().shared();
-        // The first poll sends the statements.
+        // The first poll sends `BEGIN` and the checks. The response is awaited later.
         drop(begun.clone().now_or_never());
         Ok(Self {
             database: database.clone(),
@@ -303,37 +316,45 @@ impl Session {
         &self.database.schema
     }
 
-    /// Prepares a statement, in which `$s.` stands for the schema.
-    async fn prepare(&self, sql: &str) -> Result<Statement, Fault> {
+    /// Prepares a statement. In `sql`, `$s.` is a placeholder for the schema.
+    async fn prepare(&self, sql: &str) -> Result<Statement, PostgresFault> {
         let sql = sql.replace("$s.", self.database.schema.prefix());
         Ok(self.conn.client()?.prepare_cached(&sql).await?)
     }
 
-    pub(super) async fn query(&self, sql: &str, with: &[Bound<'_>]) -> Result<Vec<Row>, Fault> {
+    pub(super) async fn query(
+        &self,
+        sql: &str,
+        with: &[SqlParam<'_>],
+    ) -> Result<Vec<Row>, PostgresFault> {
         let statement = self.prepare(sql).await?;
         self.after_begin(self.conn.client()?.query(&statement, with))
             .await
     }
 
-    /// Like [`query`](Self::query), for a statement that both SQL stores share.
-    pub(super) async fn query_of(&self, sql: &Sql) -> Result<Vec<Row>, Fault> {
-        self.query(&sql.text, &bound(&sql.with)).await
+    /// Runs a statement that is shared with the SQLite store. See [`query`](Self::query).
+    pub(super) async fn query_of(&self, sql: &Sql) -> Result<Vec<Row>, PostgresFault> {
+        self.query(&sql.text, &params(&sql.with)).await
     }
 
-    pub(super) async fn execute(&self, sql: &str, with: &[Bound<'_>]) -> Result<u64, Fault> {
+    pub(super) async fn execute(
+        &self,
+        sql: &str,
+        with: &[SqlParam<'_>],
+    ) -> Result<u64, PostgresFault> {
         let statement = self.prepare(sql).await?;
         self.after_begin(self.conn.client()?.execute(&statement, with))
             .await
     }
 
-    /// Runs the statements of a bundle, and returns the rows that each of them found.
-    pub(super) async fn run(&self, bundle: &Bundle) -> Result<Vec<Vec<Row>>, Fault> {
+    /// Runs the statements of a bundle, and returns one list of rows per statement.
+    pub(super) async fn run(&self, bundle: &Bundle) -> Result<Vec<Vec<Row>>, PostgresFault> {
         let ready = self.prepare_all(bundle).await?;
         let sent = try_join_all(bundle.sent(&ready, self.conn.client()?));
         self.after_begin(sent).await
     }
 
-    async fn prepare_all(&self, bundle: &Bundle) -> Result<Vec<Statement>, Fault> {
+    async fn prepare_all(&self, bundle: &Bundle) -> Result<Vec<Statement>, PostgresFault> {
         let mut ready = Vec::new();
         for (sql, _) in &bundle.0 {
             ready.push(self.prepare(sql).await?);
@@ -341,44 +362,44 @@ impl Session {
         Ok(ready)
     }
 
-    /// Sends a statement, and returns its answer if the transaction began well.
+    /// Sends a statement, and returns the statement's result if the `BEGIN` succeeded.
     async fn after_begin<T>(
         &self,
         asked: impl Future<Output = Result<T, tokio_postgres::Error>>,
-    ) -> Result<T, Fault> {
-        // In this order: the statement must be sent even while the beginning of the transaction is
-        // awaited.
+    ) -> Result<T, PostgresFault> {
+        // `join` polls both futures, so the statement is sent without waiting for the response to `BEGIN`.
         let (answer, begun) = join(asked, self.begun.clone()).await;
         begun?;
         Ok(answer?)
     }
 
-    /// Opens the session's only cursor, on the rows that a statement finds.
-    pub(super) async fn open(&self, sql: &str, with: &[Bound<'_>]) -> Result<(), Fault> {
+    /// Opens a cursor on the rows that `sql` selects. A session has at most one cursor.
+    pub(super) async fn open(&self, sql: &str, with: &[SqlParam<'_>]) -> Result<(), PostgresFault> {
         self.execute(&declare(sql), with).await.map(drop)
     }
 
-    /// Asks for the next rows of the cursor.
-    pub(super) async fn fetch(&self, some: usize) -> Result<RowStream, Fault> {
+    /// Fetches up to `some` more rows from the cursor.
+    pub(super) async fn fetch(&self, some: usize) -> Result<RowStream, PostgresFault> {
         let nothing: [(i32, Type); 0] = [];
-        // The statement is not prepared, because its columns depend on the cursor.
+        // A cached prepared statement would be wrong: the columns of `FETCH` depend on the open cursor.
         let fetch = fetch(some);
         let fetched = self.conn.client()?.query_typed_raw(&fetch, nothing);
         self.after_begin(fetched).await
     }
 
-    /// Hands the rows that a statement finds to `look`, `some` at a time, until `look` returns `false`.
+    /// Calls `look` with each row that `sql` selects, until `look` returns `false`. Rows are fetched in
+    /// batches of `some`.
     pub(super) async fn each(
         &self,
         sql: &str,
-        with: &[Bound<'_>],
+        with: &[SqlParam<'_>],
         some: usize,
-        mut look: impl FnMut(&Row) -> Result<bool, Fault>,
-    ) -> Result<(), Fault> {
+        mut look: impl FnMut(&Row) -> Result<bool, PostgresFault>,
+    ) -> Result<(), PostgresFault> {
         let client = self.conn.client()?;
         let declare = self.prepare(&declare(sql)).await?;
         let fetch = fetch(some);
-        // In this order: the server must open the cursor before it reads the first rows.
+        // `DECLARE` comes first: `try_join` polls, and so sends, its futures in order.
         let (_, mut rows) = try_join(
             self.after_begin(client.execute(&declare, with)),
             self.after_begin(client.query_typed(&fetch, &[])),
@@ -397,75 +418,85 @@ impl Session {
         }
     }
 
-    /// Sends the `CLOSE` of the cursor without awaiting the answer. If it fails, the next statement
-    /// fails too.
-    fn close(&self) -> Result<(), Fault> {
+    /// Sends `CLOSE` for the cursor without awaiting the response. A failed `CLOSE` aborts the transaction,
+    /// so the next statement reports the failure.
+    fn close(&self) -> Result<(), PostgresFault> {
         let close = self.conn.client()?.batch_execute("CLOSE found");
         drop(close.now_or_never());
         Ok(())
     }
 
-    /// Lets each statement take as long as it needs.
-    pub(super) async fn be_patient(&self) -> Result<(), Fault> {
-        self.after_begin(self.conn.client()?.batch_execute(PATIENCE))
+    /// Replaces the transaction's timeouts by [`LONG_TIMEOUTS`].
+    pub(super) async fn extend_timeouts(&self) -> Result<(), PostgresFault> {
+        self.after_begin(self.conn.client()?.batch_execute(LONG_TIMEOUTS))
             .await
     }
 
-    /// Ends the session with nothing written. In strict mode this call also waits until a heartbeat was
-    /// acknowledged. Only after that may the caller report what was read.
-    pub(super) async fn end(self) -> Result<(), Fault> {
+    /// Rolls the transaction back. In strict mode, also waits for a heartbeat that confirms the reads.
+    ///
+    /// The caller must discard the rows if this method fails.
+    pub(super) async fn end(self) -> Result<(), PostgresFault> {
         let server = self.begun.clone().await?;
-        // The first poll sends the `ROLLBACK`. Nothing was written, so the answer is not awaited.
+        // The first poll sends the `ROLLBACK`. The response is not awaited, because nothing was written.
         drop(self.conn.client()?.batch_execute("ROLLBACK").now_or_never());
         self.database.prove(server).await?;
         self.give_back();
         Ok(())
     }
 
-    /// Commits the transaction durably. Fails with [`Fault::Unknown`] if the commit may or may not have
-    /// taken effect. In strict mode a cancelled wait for the standby is that fault too, since the
-    /// standby may not have the commit.
-    pub(super) async fn commit(self) -> Result<(), Fault> {
+    /// Commits the transaction durably.
+    ///
+    /// Fails with [`PostgresFault::Unknown`] if the commit may or may not have taken effect. In strict mode,
+    /// also fails with `Unknown` if no heartbeat confirms the commit, since the standby may not have it.
+    pub(super) async fn commit(self) -> Result<(), PostgresFault> {
         self.commit_bundle(Bundle::default()).await
     }
 
-    /// Sends the last statements of a transaction together with its `COMMIT`. See
+    /// Sends the last statements of a transaction and its `COMMIT` in one round trip. Fails like
     /// [`commit`](Self::commit).
-    pub(super) async fn commit_bundle(self, bundle: Bundle) -> Result<(), Fault> {
+    pub(super) async fn commit_bundle(self, bundle: Bundle) -> Result<(), PostgresFault> {
         let server = self.begun.clone().await?;
         let ready = self.prepare_all(&bundle).await?;
         self.send_and_commit(&bundle, &ready).await?;
         let proven = self.database.prove(server).await;
-        proven.map_err(|fault| Fault::Unknown(Box::new(fault)))?;
+        proven.map_err(|fault| PostgresFault::Unknown(Box::new(fault)))?;
         self.give_back();
         Ok(())
     }
 
-    async fn send_and_commit(&self, bundle: &Bundle, ready: &[Statement]) -> Result<(), Fault> {
+    async fn send_and_commit(
+        &self,
+        bundle: &Bundle,
+        ready: &[Statement],
+    ) -> Result<(), PostgresFault> {
         let client = self.conn.client()?;
         let mut written = pin!(maybe_done(try_join_all(bundle.sent(ready, client))));
         let _sent = poll_fn(|cx| Poll::Ready(written.as_mut().poll(cx))).await;
-        // A statement that cannot be encoded fails here. Without this check the others would be
-        // committed without it.
+        // A statement whose parameters cannot be encoded fails here, before `COMMIT` is sent. Otherwise
+        // the transaction would be committed without that statement.
         if let Some(Err(_)) = written.as_mut().output_mut() {
             let unsent = written.take_output().and_then(Result::err);
-            return Err(unsent.map_or(Fault::Refused("a statement was not sent"), Fault::from));
+            return Err(unsent.map_or(
+                PostgresFault::Refused("a statement was not sent"),
+                PostgresFault::from,
+            ));
         }
         let ((), committed) = join(written.as_mut(), client.batch_execute("COMMIT")).await;
         let written = written.take_output().unwrap_or_else(|| Ok(Vec::new()));
-        match written.map_err(Fault::from) {
-            Ok(_) => committed.map_err(|error| Fault::from(error).of_commit()),
-            // The COMMIT of a transaction with a failed statement rolls it back.
-            Err(refused @ Fault::Server { .. }) => Err(refused),
-            Err(lost) => Err(Fault::Unknown(Box::new(lost))),
+        match written.map_err(PostgresFault::from) {
+            Ok(_) => committed.map_err(|error| PostgresFault::from(error).of_commit()),
+            // A statement failed on the server. PostgreSQL turns the `COMMIT` of an aborted transaction
+            // into a rollback.
+            Err(refused @ PostgresFault::Server { .. }) => Err(refused),
+            Err(lost) => Err(PostgresFault::Unknown(Box::new(lost))),
         }
     }
 
-    /// Returns the connection to the pool. After a failed proof the connection is closed instead, since
-    /// a new one may reach another server.
+    /// Returns the connection to the pool. Not called after a failed heartbeat: the connection is closed
+    /// then, because a new connection may reach the current primary.
     fn give_back(self) {
         let Self { conn, begun, .. } = self;
-        // The future is complete, and no longer holds the connection.
+        // The completed future no longer holds an `Arc` of the connection.
         drop(begun);
         if let Some(conn) = Arc::into_inner(conn) {
             conn.give_back();
@@ -486,7 +517,7 @@ async fn begin_on(
     begin: String,
     version: Option<Statement>,
     server: Option<Statement>,
-) -> Result<Option<Server>, Fault> {
+) -> Result<Option<ServerId>, PostgresFault> {
     let client = conn.client()?;
     let begin = client.batch_execute(&begin);
     let (begun, version, server) = join3(begin, ask(client, version), ask(client, server)).await;
@@ -498,7 +529,7 @@ async fn begin_on(
         return Ok(None);
     };
     let server: Option<&str> = found.first().map(|row| row.try_get(0)).transpose()?;
-    let unnamed = Fault::Refused("the server does not report when it started");
+    let unnamed = PostgresFault::Refused("the server did not report its start time");
     Ok(Some(server.ok_or(unnamed)?.into()))
 }
 
@@ -512,20 +543,20 @@ async fn ask(
     }
 }
 
-/// Runs steps in a transaction, and ends the transaction. If the steps fail, they are dropped with their
-/// session.
+/// Runs `steps` in a transaction, then commits or ends the transaction. If `steps` fail, the session is
+/// dropped, and the server rolls back.
 pub(super) async fn within<T, F>(
     database: &Arc<Database>,
-    mode: Mode,
-    takes: Takes,
+    mode: SessionMode,
+    time_limit: TimeLimit,
     steps: F,
-) -> Result<T, Fault>
+) -> Result<T, PostgresFault>
 where
-    F: for<'s> FnOnce(&'s Session) -> BoxFuture<'s, Result<T, Fault>>,
+    F: for<'s> FnOnce(&'s Session) -> BoxFuture<'s, Result<T, PostgresFault>>,
 {
     let session = Session::begin(database, mode).await?;
-    if takes == Takes::AsLongAsItNeeds {
-        session.be_patient().await?;
+    if time_limit == TimeLimit::Day {
+        session.extend_timeouts().await?;
     }
     let done = steps(&session).await?;
     match mode.writes() {

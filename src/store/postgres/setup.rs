@@ -1,51 +1,53 @@
-//! Setting up the tables of a store, at every connect.
+//! Sets up the tables of a store. Runs at every connect.
 
 use deadpool_postgres::GenericClient;
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
-use super::fault::Fault;
+use super::fault::PostgresFault;
 use super::schema::VERSION;
 use super::session::Database;
 use crate::core::view::Revision;
 use crate::store::Epoch;
 use crate::store::sql::{CommitRow, StoreRow};
 
-/// 20 attempts: nodes that create the same tables concurrently roll each other back. A judgement.
+/// 20 attempts, because nodes that create the same tables concurrently roll each other back. An estimate.
 const ATTEMPTS: usize = 20;
 
-/// Creates missing tables, and begins a missing history. Refuses tables of another version, and
-/// leaves them unchanged. With `must_exist`, missing tables are an error.
-pub(super) async fn set_up(database: &Database, must_exist: bool) -> Result<(), Fault> {
-    let mut last = Fault::Refused("the tables could not be set up");
+/// Creates the tables and their head row if these are missing. Without `create`, missing tables are an
+/// error.
+///
+/// Fails on tables of another version, and leaves those tables unchanged.
+pub(super) async fn set_up(database: &Database, create: bool) -> Result<(), PostgresFault> {
+    let mut last = PostgresFault::Refused("the tables could not be set up");
     for _ in 0..ATTEMPTS {
-        match attempt(database, must_exist).await {
-            Err(fault) if met_others(&fault) => last = fault,
+        match attempt(database, create).await {
+            Err(fault) if is_concurrent_set_up(&fault) => last = fault,
             done => return done,
         }
     }
     Err(last)
 }
 
-/// Returns whether another node set up the same tables concurrently.
-fn met_others(fault: &Fault) -> bool {
+/// Returns `true` if another node may have set up the same tables concurrently. A retry may succeed.
+fn is_concurrent_set_up(fault: &PostgresFault) -> bool {
     let met = [
         SqlState::UNIQUE_VIOLATION,
         SqlState::DUPLICATE_SCHEMA,
         SqlState::DUPLICATE_TABLE,
         SqlState::DUPLICATE_OBJECT,
-        // "tuple concurrently updated"
+        // The code of "tuple concurrently updated".
         SqlState::INTERNAL_ERROR,
     ];
     fault.is_contention() || fault.code().is_some_and(|code| met.contains(code))
 }
 
-async fn attempt(database: &Database, must_exist: bool) -> Result<(), Fault> {
+async fn attempt(database: &Database, create: bool) -> Result<(), PostgresFault> {
     let mut conn = database.connection().await?;
     let client = conn.object()?;
     let standby = client.query_one("SELECT pg_is_in_recovery()", &[]).await?;
     if standby.try_get(0)? {
-        return Err(Fault::Standby);
+        return Err(PostgresFault::Standby);
     }
     let (name, prefix) = (database.schema.name(), database.schema.prefix());
     let tx = client.transaction().await?;
@@ -53,11 +55,11 @@ async fn attempt(database: &Database, must_exist: bool) -> Result<(), Fault> {
     let versioned = "SELECT 1 FROM pg_catalog.pg_tables \
                      WHERE schemaname = $1 AND tablename = 'schema_version'";
     if tx.query_opt(versioned, &[&name]).await?.is_none() {
-        if must_exist {
-            return Err(Fault::Missing);
+        if !create {
+            return Err(PostgresFault::Missing);
         }
         let there = "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = $1";
-        // A user without the right to create schemas may use a schema that someone else created.
+        // `CREATE SCHEMA IF NOT EXISTS` needs the privilege to create schemas even if the schema exists.
         if tx.query_opt(there, &[&name]).await?.is_none() {
             tx.batch_execute(&database.schema.create()).await?;
         }
@@ -65,14 +67,14 @@ async fn attempt(database: &Database, must_exist: bool) -> Result<(), Fault> {
     }
     let version = format!("SELECT version FROM {prefix}schema_version WHERE one = 1");
     let found = tx.query_opt(&version, &[]).await?;
-    let found = found.ok_or_else(|| Fault::corrupt("the schema's version is missing"))?;
+    let found = found.ok_or_else(|| PostgresFault::corrupt("the schema's version is missing"))?;
     match found.try_get(0)? {
         VERSION => {}
-        found => return Err(Fault::version(found, VERSION)),
+        found => return Err(PostgresFault::version(found, VERSION)),
     }
     if !has_head(&tx, prefix).await? {
-        // The row stays locked until the transaction ends: another node waits here, and then finds
-        // the head.
+        // The row lock lasts until the transaction ends. A concurrent node waits here, then finds the head
+        // that this node inserted.
         tx.query(&format!("{version} FOR UPDATE"), &[]).await?;
         if !has_head(&tx, prefix).await? {
             begin_history(&tx, prefix).await?;
@@ -83,18 +85,23 @@ async fn attempt(database: &Database, must_exist: bool) -> Result<(), Fault> {
     Ok(())
 }
 
-async fn has_head(client: &impl GenericClient, prefix: &str) -> Result<bool, Fault> {
+async fn has_head(client: &impl GenericClient, prefix: &str) -> Result<bool, PostgresFault> {
     let sql = format!("SELECT 1 FROM {prefix}head WHERE one = 1");
     Ok(client.query_opt(&sql, &[]).await?.is_some())
 }
 
-/// Writes the head of a new store, which begins a new history. Refuses tables that are not empty,
-/// because they have lost their head.
-async fn begin_history(tx: &deadpool_postgres::Transaction<'_>, prefix: &str) -> Result<(), Fault> {
+/// Inserts the head row of a new store. Fails if a table is not empty, because such a store has lost its head
+/// row.
+async fn begin_history(
+    tx: &deadpool_postgres::Transaction<'_>,
+    prefix: &str,
+) -> Result<(), PostgresFault> {
     for table in ["commits", "tenants", "rows", "digests", "gone", "audit"] {
         let any = format!("SELECT 1 FROM {prefix}{table} LIMIT 1");
         if tx.query_opt(&any, &[]).await?.is_some() {
-            return Err(Fault::corrupt("the store's own row is missing"));
+            return Err(PostgresFault::corrupt(
+                "the head row of the store is missing",
+            ));
         }
     }
     let store = StoreRow {
@@ -125,12 +132,13 @@ async fn begin_history(tx: &deadpool_postgres::Transaction<'_>, prefix: &str) ->
     Ok(())
 }
 
-/// Has the server draw 122 random bits.
+/// Selects a random UUID, which has 122 random bits.
 pub(super) const RANDOM: &str = "SELECT gen_random_uuid()::text";
 
-/// Returns the number that [`RANDOM`] found.
-pub(super) fn bits(row: &Row) -> Result<u128, Fault> {
+/// Converts the UUID that [`RANDOM`] selects to a number.
+pub(super) fn bits(row: &Row) -> Result<u128, PostgresFault> {
     let uuid: &str = row.try_get(0)?;
     let digits: String = uuid.chars().filter(|c| *c != '-').collect();
-    u128::from_str_radix(&digits, 16).map_err(|_| Fault::Refused("the server drew no random uuid"))
+    u128::from_str_radix(&digits, 16)
+        .map_err(|_| PostgresFault::Refused("the server returned no valid random UUID"))
 }

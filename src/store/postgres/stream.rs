@@ -1,4 +1,4 @@
-//! All rows in one stream, for a node that starts: one snapshot, decoded while it arrives.
+//! Streams all rows of one snapshot to a node that starts. Rows are decoded while later rows arrive.
 
 use std::future::poll_fn;
 use std::num::NonZeroUsize;
@@ -13,26 +13,26 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::{Row, RowStream};
 
-use super::fault::Fault;
+use super::fault::PostgresFault;
 use super::head;
 use super::rows::changes;
-use super::session::{Database, Mode, Session};
+use super::session::{Database, Session, SessionMode};
 use crate::store::ScanPage;
 use crate::store::sql::{COLUMNS, Head, REMOVED};
 
-/// 256 rows are decoded at a time. A judgement: records have many parts, and the next batch reuses
-/// memory that is still in the cache.
-const BATCH: usize = 256;
+/// 256 rows per page, so that the memory of a page is still in the CPU cache when a later page reuses it.
+/// An estimate.
+const PAGE_ROWS: usize = 256;
 
-/// 16 batches may be read ahead. A judgement: enough that neither side waits for the other.
-pub(super) const AHEAD: usize = 16;
+/// 16 pages may be read ahead, so that reading and consuming rarely block each other. An estimate.
+pub(super) const PAGES_AHEAD: usize = 16;
 
-/// A batch that is being decoded.
-pub(super) type Page = JoinHandle<Result<ScanPage, Fault>>;
+/// The task that decodes a page.
+pub(super) type PendingPage = JoinHandle<Result<ScanPage, PostgresFault>>;
 
-/// Decodes rows in a separate task, while other rows are read and taken: decoding is most of the work.
-/// `head` was read before the rows.
-fn page(head: Head, rows: Vec<Row>) -> Page {
+/// Starts decoding a page in a task of its own. Decoding takes most of the time of a scan, so pages are
+/// decoded concurrently. `head` must have been read before the rows.
+fn decode(head: Head, rows: Vec<Row>) -> PendingPage {
     tokio::spawn(async move {
         Ok(ScanPage {
             head: head.cursor(),
@@ -42,43 +42,46 @@ fn page(head: Head, rows: Vec<Row>) -> Page {
     })
 }
 
-/// Sends all rows in the order of the table. Ends early if the receiver is dropped.
+/// Sends all rows to `pages`, in the order in which the server reads the table. Returns early if the receiver
+/// is dropped.
 ///
-/// The server reads `limit` rows per statement, so that the statement timeout suffices for any number of
-/// rows. If the rows are not taken, the server waits between statements until its idle timeout.
+/// One `FETCH` reads `limit` rows, so the statement timeout does not depend on the size of the store. If the
+/// receiver stops reading, the server ends the transaction after the idle timeout.
 pub(super) async fn everything(
     database: &Arc<Database>,
     limit: NonZeroUsize,
-    pages: &mpsc::Sender<Page>,
-) -> Result<(), Fault> {
-    let patience = database.timeouts.request;
+    pages: &mpsc::Sender<PendingPage>,
+) -> Result<(), PostgresFault> {
+    let time_limit = database.timeouts.request;
     let begin = async {
-        let session = Session::begin(database, Mode::Read).await?;
+        let session = Session::begin(database, SessionMode::Read).await?;
         let sql = format!("SELECT {COLUMNS} FROM $s.rows WHERE kind <> {REMOVED}");
         let (head, ()) = try_join(head::read(&session), session.open(&sql, &[])).await?;
         let first = session.fetch(limit.get()).await?;
-        Ok::<_, Fault>((session, head, first))
+        Ok::<_, PostgresFault>((session, head, first))
     };
-    let begun = timeout(patience, begin).await.map_err(|_| Fault::Late)?;
+    let begun = timeout(time_limit, begin)
+        .await
+        .map_err(|_| PostgresFault::Late)?;
     let (session, head, mut coming) = begun?;
     let mut sent_any = false;
     loop {
-        // The next `FETCH` is sent before the current rows are read, so that the server never waits for
-        // a request.
+        // Polling sends the next `FETCH` before the current rows are read, so the server does not wait for
+        // this node.
         let mut following = session.fetch(limit.get()).boxed();
         let early = poll_immediate(&mut following).await;
         let mut came = 0;
         let mut stream = pin!(coming);
         loop {
-            let most = limit.get().min(BATCH);
-            let rows = timeout(patience, some(stream.as_mut(), most)).await;
-            let rows = rows.map_err(|_| Fault::Late)??;
+            let most = limit.get().min(PAGE_ROWS);
+            let rows = timeout(time_limit, next_rows(stream.as_mut(), most)).await;
+            let rows = rows.map_err(|_| PostgresFault::Late)??;
             came += rows.len();
             let done = rows.len() < most;
-            // An empty store sends one empty page.
+            // The receiver needs the head, so an empty store sends one empty page.
             if !rows.is_empty() || !sent_any {
                 sent_any = true;
-                if pages.send(page(head, rows)).await.is_err() {
+                if pages.send(decode(head, rows)).await.is_err() {
                     return Ok(());
                 }
             }
@@ -95,15 +98,18 @@ pub(super) async fn everything(
                 None => following.await,
             }
         };
-        let following = timeout(patience, following).await;
-        coming = following.map_err(|_| Fault::Late)??;
+        let following = timeout(time_limit, following).await;
+        coming = following.map_err(|_| PostgresFault::Late)??;
     }
-    // The receiver must conclude nothing from the rows before this call succeeds.
+    // In strict mode this call can fail. The caller must then discard all pages.
     session.end().await
 }
 
-/// Returns the next rows, fewer than `most` only at the end.
-async fn some(mut stream: Pin<&mut RowStream>, most: usize) -> Result<Vec<Row>, Fault> {
+/// Returns the next `most` rows, or fewer at the end of the stream.
+async fn next_rows(
+    mut stream: Pin<&mut RowStream>,
+    most: usize,
+) -> Result<Vec<Row>, PostgresFault> {
     let mut rows = Vec::with_capacity(most);
     while rows.len() < most
         && let Some(row) = stream.try_next().await?
@@ -113,11 +119,11 @@ async fn some(mut stream: Pin<&mut RowStream>, most: usize) -> Result<Vec<Row>, 
     Ok(rows)
 }
 
-/// Yields once to other tasks of whatever executor runs this one.
-pub(super) async fn let_others_run() {
-    let mut gave_way = false;
+/// Yields once to the executor. Unlike `tokio::task::yield_now`, works on any executor.
+pub(super) async fn yield_now() {
+    let mut yielded = false;
     poll_fn(|cx| {
-        if std::mem::replace(&mut gave_way, true) {
+        if std::mem::replace(&mut yielded, true) {
             return Poll::Ready(());
         }
         cx.waker().wake_by_ref();

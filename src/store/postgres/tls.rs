@@ -1,5 +1,7 @@
-//! The certificates of encrypted connections. The server must show a certificate in its own name, from
-//! a trusted authority. No setting weakens this requirement.
+//! The certificates of encrypted connections.
+//!
+//! The server must present a certificate for its host name, issued by a trusted authority. No setting weakens
+//! this requirement.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,20 +14,20 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use zeroize::Zeroizing;
 
 use super::fault::ConnectError;
-use super::url::Files;
+use super::url::CertificateFiles;
 
-/// The value of `sslrootcert` for the authorities that the system trusts.
+/// The value of `sslrootcert` that selects the system's trusted authorities.
 const SYSTEM: &str = "system";
 
-/// The certificates of a connection. By default a connection trusts the system's authorities, and shows
-/// no certificate.
+/// The root and client certificates of a connection. By default a connection trusts the system's authorities
+/// and presents no client certificate.
 #[derive(Clone, Default)]
 pub(super) struct Certificates {
     roots: Option<Pem>,
     client: Option<(Pem, Pem)>,
 }
 
-/// Certificates or a key, as text or as the path of a file.
+/// Certificates or a private key in PEM format, as text or as the path of a file.
 #[derive(Clone)]
 enum Pem {
     Text(Arc<Zeroizing<Vec<u8>>>),
@@ -41,9 +43,9 @@ impl Certificates {
         self.client = Some((Pem::new(certificate), Pem::new(key)));
     }
 
-    /// Adds the certificate files that a URL names, unless certificates were given by other means.
-    pub(super) fn or(self, files: Files) -> Result<Self, ConnectError> {
-        let Files {
+    /// Fills in the certificate files that a URL names. Certificates from the options take precedence.
+    pub(super) fn or(self, files: CertificateFiles) -> Result<Self, ConnectError> {
+        let CertificateFiles {
             roots,
             certificate,
             key,
@@ -53,7 +55,7 @@ impl Certificates {
             (None, None) => None,
             _ => {
                 return Err(unusable(
-                    "a certificate to show needs its key, and a key needs it",
+                    "a client certificate needs its private key, and a key needs its certificate",
                 ));
             }
         };
@@ -63,12 +65,12 @@ impl Certificates {
         })
     }
 
-    /// Returns whether any certificate was given. Only an encrypted connection can use certificates.
+    /// Returns `true` if the options or the URL name certificates, which ask for encryption.
     pub(super) const fn are_given(&self) -> bool {
         self.roots.is_some() || self.client.is_some()
     }
 
-    /// Reads the files, and returns a connector.
+    /// Reads the files, and returns a TLS connector.
     pub(super) fn connector(&self) -> Result<MakeRustlsConnect, ConnectError> {
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
@@ -80,7 +82,7 @@ impl Certificates {
                 .with_client_auth_cert(certificates(certificate)?, private_key(key)?)
                 .map_err(unusable)?,
         };
-        // Servers that know the protocol's name require it for direct TLS.
+        // For direct TLS (`sslnegotiation=direct`) servers require the ALPN protocol `postgresql`.
         config.alpn_protocols = vec![b"postgresql".to_vec()];
         Ok(MakeRustlsConnect::new(config))
     }
@@ -97,17 +99,17 @@ impl Certificates {
             }
         }
         match trusted.is_empty() {
-            true => Err(unusable("there is no authority to trust")),
+            true => Err(unusable("there is no trusted authority")),
             false => Ok(trusted),
         }
     }
 }
 
-/// Adds the authorities that the system trusts, except those that cannot be read.
+/// Adds the system's trusted authorities. Logs the certificates that cannot be read, and skips them.
 fn add_system(trusted: &mut RootCertStore) {
     let found = rustls_native_certs::load_native_certs();
     for error in found.errors {
-        tracing::warn!(%error, "certificates of the system cannot be read");
+        tracing::warn!(%error, "cannot read some of the system's certificates");
     }
     trusted.add_parsable_certificates(found.certs);
 }
@@ -131,18 +133,18 @@ impl Pem {
 fn certificates(pem: &Pem) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
     let text = pem.text()?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    // The cause is left out, since it may quote a part of the key.
+    // The parse error is left out, because it may quote a private key in the same text.
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
         _ => Err(unusable(
-            "there is no certificate that can be read in what was given as one",
+            "the PEM text or file contains no readable certificate",
         )),
     }
 }
 
 fn private_key(pem: &Pem) -> Result<PrivateKeyDer<'static>, ConnectError> {
     let key = PrivateKeyDer::from_pem_slice(&pem.text()?);
-    key.map_err(|_| unusable("there is no private key that can be read in what was given as one"))
+    key.map_err(|_| unusable("the PEM text or file contains no readable private key"))
 }
 
 fn unusable(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ConnectError {

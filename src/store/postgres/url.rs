@@ -1,4 +1,4 @@
-//! Connection URLs, including the options that the driver does not read: encryption and certificates.
+//! Connection URLs, including the `ssl…` options that the driver does not support.
 
 use std::borrow::Cow;
 use std::iter::Peekable;
@@ -14,15 +14,16 @@ use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 use super::fault::ConnectError;
 
-/// The encryption that a URL asks for in `sslmode`.
+/// The encryption that a URL requests in `sslmode`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Encryption {
     /// `disable`: no encryption.
-    Off,
-    /// No `sslmode`, or `allow` or `prefer`, which an attacker on the network can downgrade.
-    Unsaid,
-    /// `require`, `verify-ca` or `verify-full`. All mean `verify-full`.
-    Demanded,
+    Disabled,
+    /// No `sslmode`, or `allow` or `prefer`. The last two are treated as unspecified, because an attacker on
+    /// the network could downgrade them.
+    Unspecified,
+    /// `require`, `verify-ca` or `verify-full`. All three mean `verify-full`.
+    Required,
 }
 
 /// A parsed URL.
@@ -30,13 +31,13 @@ pub(super) enum Encryption {
 pub(super) struct Url {
     pub(super) config: Config,
     pub(super) encryption: Encryption,
-    pub(super) files: Files,
+    pub(super) files: CertificateFiles,
 }
 
-/// The files that a URL names. An empty name means no file.
+/// The certificate files that a URL names. An empty name in the URL means no file.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(super) struct Files {
-    /// `sslrootcert`: the authorities to trust. `system` means those of the system.
+pub(super) struct CertificateFiles {
+    /// `sslrootcert`: the trusted authorities. `system` means the system's authorities.
     pub(super) roots: Option<PathBuf>,
     /// `sslcert`: the client certificate.
     pub(super) certificate: Option<PathBuf>,
@@ -45,17 +46,17 @@ pub(super) struct Files {
 }
 
 impl Url {
-    /// Parses `postgres://…`, or words like `host=… user=…`. Unknown options are refused.
+    /// Parses a `postgres://…` URL, or a `host=… user=…` string. Fails on unknown options.
     pub(super) fn read(url: &str) -> Result<Self, ConnectError> {
-        let mut encryption = Encryption::Unsaid;
-        let mut files = Files::default();
+        let mut encryption = Encryption::Unspecified;
+        let mut files = CertificateFiles::default();
         let mut take = |option: &str, value: &str| {
             let path = || Some(PathBuf::from(value)).filter(|_| !value.is_empty());
             match (option, value) {
-                ("sslmode", "disable") => encryption = Encryption::Off,
-                ("sslmode", "" | "allow" | "prefer") => encryption = Encryption::Unsaid,
+                ("sslmode", "disable") => encryption = Encryption::Disabled,
+                ("sslmode", "" | "allow" | "prefer") => encryption = Encryption::Unspecified,
                 ("sslmode", "require" | "verify-ca" | "verify-full") => {
-                    encryption = Encryption::Demanded;
+                    encryption = Encryption::Required;
                 }
                 ("sslmode", _) => return Err(ConnectError::Url),
                 ("sslrootcert", _) => files.roots = path(),
@@ -77,13 +78,13 @@ impl Url {
         })
     }
 
-    /// Returns whether connections are encrypted. If certificates are given, only `sslmode=disable`
+    /// Returns `true` if connections must be encrypted. If certificates are given, only `sslmode=disable`
     /// turns encryption off.
     pub(super) fn is_encrypted(&self, certificates_given: bool) -> bool {
         match self.encryption {
-            Encryption::Off => false,
-            Encryption::Demanded => true,
-            Encryption::Unsaid => certificates_given || !self.stays_on_this_machine(),
+            Encryption::Disabled => false,
+            Encryption::Required => true,
+            Encryption::Unspecified => certificates_given || !self.stays_on_this_machine(),
         }
     }
 
@@ -94,15 +95,15 @@ impl Url {
             }
             Host::Unix(_) => true,
         };
-        // If the URL has `hostaddr`, the driver connects to those addresses, and the hosts are names
-        // only.
+        // If the URL has `hostaddr`, the driver connects to these addresses. The hosts are then only the
+        // names that certificates must match.
         match self.config.get_hostaddrs() {
             [] => self.config.get_hosts().iter().all(here),
             addresses => addresses.iter().all(IpAddr::is_loopback),
         }
     }
 
-    /// Returns the driver's configuration, with `limit` as the connect timeout unless the URL sets one.
+    /// Returns the driver's configuration. `limit` is the connect timeout if the URL sets none.
     pub(super) fn config(self, encrypted: bool, limit: Duration) -> Result<Config, ConnectError> {
         let mut config = self.config;
         let file = |host: &Host| matches!(host, Host::Unix(_));
@@ -124,11 +125,11 @@ impl Url {
     }
 }
 
-/// A callback that takes an option. Returns `false` if the driver must read the option instead.
-type Take<'t> = &'t mut dyn FnMut(&str, &str) -> Result<bool, ConnectError>;
+/// A callback that handles an option of the URL. Returns `false` to leave the option to the driver.
+type OptionHandler<'t> = &'t mut dyn FnMut(&str, &str) -> Result<bool, ConnectError>;
 
-/// Returns the position where the driver finds a URL's parameters, or the end of the URL if it has none.
-/// `None` if the text is no URL.
+/// Returns the index of the `?` at which the driver splits the parameters from a URL. Without parameters,
+/// returns the length of the URL. Returns `None` if the text is not a URL.
 fn query(url: &str) -> Option<usize> {
     let schemes = ["postgres://", "postgresql://"];
     let scheme = schemes.iter().find(|scheme| url.starts_with(**scheme))?;
@@ -136,7 +137,11 @@ fn query(url: &str) -> Option<usize> {
     Some(url[host..].find('?').map_or(url.len(), |mark| host + mark))
 }
 
-fn without_parameters(url: &str, start: usize, take: Take<'_>) -> Result<String, ConnectError> {
+fn without_parameters(
+    url: &str,
+    start: usize,
+    take: OptionHandler<'_>,
+) -> Result<String, ConnectError> {
     let (mut rest, mut left) = (url[..start].to_owned(), url.get(start + 1..).unwrap_or(""));
     let mut mark = '?';
     while !left.is_empty() {
@@ -157,13 +162,13 @@ fn decoded(text: &str) -> Result<Cow<'_, str>, ConnectError> {
     decoded.map_err(|_| ConnectError::Url)
 }
 
-fn without_words(words: &str, take: Take<'_>) -> Result<String, ConnectError> {
+fn without_words(words: &str, take: OptionHandler<'_>) -> Result<String, ConnectError> {
     let mut rest = String::new();
-    let mut reader = Words {
+    let mut parser = KeyValueParser {
         words,
         next: words.char_indices().peekable(),
     };
-    while let Some((at, option, value)) = reader.word()? {
+    while let Some((at, option, value)) = parser.next_pair()? {
         if !take(option, &value)? {
             rest += &words[at];
             rest.push(' ');
@@ -172,18 +177,18 @@ fn without_words(words: &str, take: Take<'_>) -> Result<String, ConnectError> {
     Ok(rest)
 }
 
-/// Parses `option = value` and `option='value'`. A backslash escapes the next character.
-struct Words<'w> {
+/// A parser for strings like `option = value option='value'`. A backslash escapes the next character.
+struct KeyValueParser<'w> {
     words: &'w str,
     next: Peekable<CharIndices<'w>>,
 }
 
-/// An option, its range in the text, and its value.
-type Word<'w> = (Range<usize>, &'w str, String);
+/// The range of an option and its value in the text, the option's name, and the unescaped value.
+type KeyValue<'w> = (Range<usize>, &'w str, String);
 
-impl<'w> Words<'w> {
-    /// Returns the next option.
-    fn word(&mut self) -> Result<Option<Word<'w>>, ConnectError> {
+impl<'w> KeyValueParser<'w> {
+    /// Returns the next option, or `None` at the end of the text.
+    fn next_pair(&mut self) -> Result<Option<KeyValue<'w>>, ConnectError> {
         self.skip_space();
         let start = self.at();
         while (self.next.next_if(|(_, c)| !c.is_whitespace() && *c != '=')).is_some() {}
@@ -234,9 +239,9 @@ mod tests {
 
     use super::*;
 
-    fn files(roots: &str, certificate: &str, key: &str) -> Files {
+    fn files(roots: &str, certificate: &str, key: &str) -> CertificateFiles {
         let path = |name: &str| Some(PathBuf::from(name)).filter(|_| !name.is_empty());
-        Files {
+        CertificateFiles {
             roots: path(roots),
             certificate: path(certificate),
             key: path(key),
@@ -244,43 +249,43 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_of_encryption_is_read_and_the_rest_is_left_to_the_driver() {
-        use Encryption::{Demanded, Off, Unsaid};
+    fn ssl_options_are_parsed_and_all_other_options_are_left_to_the_driver() {
+        use Encryption::{Disabled, Required, Unspecified};
         let all = files("/a b/ca.pem", "/c.pem", "/k'.pem");
         for (url, plain, encryption, read) in [
             (
                 "postgres://alice:p%40ss@db.example:5/app?sslmode=verify-full&connect_timeout=3\
                  &sslrootcert=%2Fa%20b%2Fca.pem&sslcert=/c.pem&application_name=x&sslkey=/k'.pem",
                 "postgres://alice:p%40ss@db.example:5/app?connect_timeout=3&application_name=x",
-                Demanded,
+                Required,
                 all.clone(),
             ),
             (
                 "user=alice sslmode = verify-ca password='p w\\'d' sslrootcert='/a b/ca.pem' \
                  sslcert=/c.pem host=db.example sslkey=/k\\'.pem",
                 "user=alice password='p w\\'d' host=db.example",
-                Demanded,
+                Required,
                 all,
             ),
             (
                 "postgresql://a:x?sslmode=disable@db.example/app?ssl%6dode=require",
                 "postgresql://a:x?sslmode=disable@db.example/app",
-                Demanded,
-                Files::default(),
+                Required,
+                CertificateFiles::default(),
             ),
             (
                 "host=db.example sslmode=disable sslrootcert=''",
                 "host=db.example",
-                Off,
-                Files::default(),
+                Disabled,
+                CertificateFiles::default(),
             ),
             (
                 "postgres://db.example?sslmode=require&sslmode=prefer&sslrootcert=",
                 "postgres://db.example",
-                Unsaid,
-                Files::default(),
+                Unspecified,
+                CertificateFiles::default(),
             ),
-            ("", "", Unsaid, Files::default()),
+            ("", "", Unspecified, CertificateFiles::default()),
         ] {
             let found = Url::read(url).unwrap();
             assert_eq!(found.config, Config::from_str(plain).unwrap(), "{url}");
@@ -289,8 +294,8 @@ mod tests {
     }
 
     #[test]
-    fn only_what_stays_on_this_machine_is_not_encrypted_by_itself() {
-        for (url, by_itself) in [
+    fn only_connections_within_this_machine_are_unencrypted_by_default() {
+        for (url, by_default) in [
             ("host=/tmp", false),
             ("host=localhost,127.0.0.1,::1,/tmp", false),
             ("postgres://[::1]/db?sslmode=prefer", false),
@@ -301,7 +306,7 @@ mod tests {
             ("host=0.0.0.0 sslmode=allow", true),
         ] {
             let read = |url: &str| Url::read(url).unwrap();
-            assert_eq!(read(url).is_encrypted(false), by_itself, "{url}");
+            assert_eq!(read(url).is_encrypted(false), by_default, "{url}");
             assert!(read(url).is_encrypted(true), "{url}");
             if !url.contains("://") {
                 assert!(!read(&format!("{url} sslmode=disable")).is_encrypted(true));
@@ -311,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_refused() {
+    fn invalid_urls_are_refused() {
         for url in [
             "host=h sslmode=verify-most",
             "postgres://h?sslmode=requires",
@@ -330,8 +335,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_the_driver_reads_without_it_is_read_the_same(url in ".*", mark in "[ ?&]") {
-            // The URL has none of the options that this module reads, so the driver alone decides.
+        fn urls_without_ssl_options_are_parsed_as_the_driver_parses_them(url in ".*", mark in "[ ?&]") {
+            // Such a URL has none of the `ssl…` options, so the driver alone decides.
             prop_assume!(!url.contains("ssl") && !url.contains('%'));
             let expected = Config::from_str(&url);
             let found = Url::read(&url);
@@ -343,7 +348,7 @@ mod tests {
         }
 
         #[test]
-        fn words_are_taken_out_whole(
+        fn ssl_options_are_removed_whole_from_key_value_strings(
             before in "[a-z ]{0,9}", value in "[a-z '\\\\=]{0,9}", password in "\\PC{0,9}"
         ) {
             let quoted = |text: &str| text.replace('\\', "\\\\").replace('\'', "\\'");

@@ -1,14 +1,14 @@
-//! Applies commits within one transaction. Each commit is checked against the rows that the transaction
-//! sees. If it passes, it is written at the next revision.
+//! Applies a group of commits in one transaction. Each commit is checked against the rows that the
+//! transaction sees. A commit that passes is written at the next revision.
 //!
-//! Locks are taken in one order: the rows of tenants by name, then the head. From the lock of the head
-//! to the end of the transaction no other node commits, so that the checks stay true.
+//! Every writer takes its locks in one order, which prevents deadlocks: the rows of tenants by name, then the
+//! head. No other node commits while the head is locked, so the checks stay valid until `COMMIT`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use super::fault::Fault;
+use super::fault::PostgresFault;
 use super::head::{self, HEAD, TENANTS};
-use super::session::{Bundle, Column, Session, VERSIONED, array, check_version};
+use super::session::{Bundle, OwnedParam, Session, VERSIONED, array, check_version};
 use crate::core::id::KeyId;
 use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
@@ -20,37 +20,38 @@ use crate::store::sql::{
 };
 use crate::store::{Commit, CommitError, Row, RowKey};
 
-/// The revision of a commit, or the reason why it was refused, with nothing written.
-pub(super) type Verdict = Result<Revision, CommitError>;
+/// The revision of an accepted commit, or the error of a refused commit. A refused commit writes nothing.
+pub(super) type CommitResult = Result<Revision, CommitError>;
 
-/// The holder of a key's id.
-enum Holder {
+/// The existing claim on a key's id.
+enum IdClaim {
+    /// A key of this tenant, which the same tenant may replace.
     Tenant(String),
-    /// A removed key, or a row that is no key.
-    Gone,
+    /// A removed key, or a row of another kind. No key may use the id again.
+    Removed,
 }
 
-/// The commits of one transaction: the rows that the transaction sees, and those that it will write.
-pub(super) struct Batch {
+/// The commits of one transaction: the rows they are checked against, and the rows they will write.
+pub(super) struct CommitBatch {
     head: Head,
     tenants: HashMap<TenantId, TenantHead>,
-    /// The keys of these commits that had a row before.
-    standing: HashSet<KeyId>,
-    holders: HashMap<KeyId, Holder>,
+    /// The ids of the commits' keys that the tables contained before the transaction.
+    existing: HashSet<KeyId>,
+    claims: HashMap<KeyId, IdClaim>,
     digests: HashMap<Digest, KeyId>,
-    /// The revisions of guarded rows. A row without a revision does not exist.
+    /// The revision of each guarded row. A guarded row that does not exist has no entry.
     guarded: HashMap<RowKey, Revision>,
-    written: Written,
+    new_rows: NewRows,
 }
 
-/// The rows that guard commits.
-struct Guards<'a> {
-    /// Rows of tenants and owners: kind, tenant and name.
+/// The rows that the commits' guards name.
+struct GuardedRows<'a> {
+    /// Rows of tenants and owners, as kind, tenant and name.
     named: BTreeSet<(i16, &'a TenantId, &'a str)>,
     keys: BTreeSet<KeyId>,
 }
 
-impl<'a> Guards<'a> {
+impl<'a> GuardedRows<'a> {
     fn of(commits: &[&'a Commit]) -> Self {
         let (mut named, mut keys) = (BTreeSet::new(), BTreeSet::new());
         for guard in commits.iter().flat_map(|commit| &commit.guards) {
@@ -70,19 +71,20 @@ type OwnedRow = RowColumns<String, Vec<u8>>;
 
 /// The rows to insert into the tables.
 #[derive(Default)]
-pub(super) struct Written {
+pub(super) struct NewRows {
     pub(super) commits: Vec<CommitRow>,
     pub(super) tenants: BTreeMap<TenantId, TenantHead>,
     pub(super) rows: BTreeMap<RowKey, (i64, OwnedRow)>,
     pub(super) audit: Vec<(i64, AuditColumns<String, Vec<u8>>)>,
     pub(super) digests: Vec<(Digest, KeyId)>,
-    /// Ids that stay taken without a tombstone. Only a copy writes these.
+    /// Ids of removed keys whose tombstones were dropped. Only a copy of a whole store inserts such ids.
     pub(super) gone: Vec<KeyId>,
 }
 
-/// Returns a statement that locks tenants, and a statement that locks the head. The second locks nothing
-/// if each of these tenants has a newer revision. Then all commits are outdated, since a locked tenant
-/// does not change.
+/// Returns the statement that locks the tenants, and the statement that locks the head.
+///
+/// The head statement locks nothing if every commit expects an outdated revision. Those commits are conflicts
+/// in any case, because their tenants are locked and cannot change.
 fn locks() -> (String, String) {
     let tenants = format!("{TENANTS} ORDER BY tenant FOR UPDATE");
     let head = format!(
@@ -93,19 +95,24 @@ fn locks() -> (String, String) {
     (tenants, head)
 }
 
-impl Batch {
-    /// Locks the rows that the commits change, then reads the rows that they may collide with. `None` if
-    /// all commits are outdated.
+impl CommitBatch {
+    /// Locks the tenants and the head, then reads every row that the checks need. Returns `None` if all
+    /// commits expect outdated revisions.
     pub(super) async fn begin(
         session: &Session,
         commits: &[&Commit],
-    ) -> Result<Option<Self>, Fault> {
-        let names: BTreeSet<&str> = commits.iter().map(|one| one.tenant.as_str()).collect();
-        let fresh = commits.iter().filter(|one| one.expected == Revision::ZERO);
-        let fresh: BTreeSet<&str> = fresh.map(|one| one.tenant.as_str()).collect();
+    ) -> Result<Option<Self>, PostgresFault> {
+        let names: BTreeSet<&str> = commits
+            .iter()
+            .map(|commit| commit.tenant.as_str())
+            .collect();
+        let fresh = commits
+            .iter()
+            .filter(|commit| commit.expected == Revision::ZERO);
+        let fresh: BTreeSet<&str> = fresh.map(|commit| commit.tenant.as_str()).collect();
         let mut expected = Vec::new();
         for commit in commits {
-            // A revision too large for the table matches no tenant, and neither does -1.
+            // A revision above `i64::MAX` matches no tenant. -1 matches no tenant either.
             let at = signed(commit.expected.0).unwrap_or(-1);
             expected.push((commit.tenant.to_string(), at));
         }
@@ -117,8 +124,8 @@ impl Batch {
             .collect();
         let texts = |names: &BTreeSet<&str>| array(names.iter().map(|name| (*name).to_owned()));
         let (lock_tenants, lock_head) = locks();
-        // In this order: all statements but the first see every commit that returned before the head was
-        // locked.
+        // The locks come first. Under READ COMMITTED, each statement after the head lock sees every commit of
+        // the transactions that held the lock before.
         let mut bundle = Bundle::default();
         let locked = bundle.add(lock_tenants, vec![texts(&names)]);
         let both = vec![
@@ -127,9 +134,10 @@ impl Batch {
         ];
         let head = bundle.add(lock_head, both);
         let version = bundle.add(VERSIONED, Vec::new());
-        // A tenant that had no row when tenants were locked may have one now.
+        // Another transaction may have created a tenant between the tenant lock, which found no row, and the
+        // head lock.
         let missing = (!fresh.is_empty()).then(|| bundle.add(TENANTS, vec![texts(&fresh)]));
-        let standing = (!ids.is_empty()).then(|| {
+        let id_rows = (!ids.is_empty()).then(|| {
             let sql = "SELECT id, kind, tenant FROM $s.rows WHERE id = ANY($1) \
                        UNION ALL SELECT id, NULL, NULL FROM $s.gone WHERE id = ANY($1)";
             bundle.add(sql, vec![array(ids.into_iter())])
@@ -139,7 +147,7 @@ impl Batch {
             let digests = imported.iter().map(|digest| digest.as_bytes().to_vec());
             bundle.add(sql, vec![array(digests)])
         });
-        let guards = Guards::of(commits);
+        let guards = GuardedRows::of(commits);
         let named = (!guards.named.is_empty()).then(|| {
             let sql = "SELECT r.kind, r.tenant, r.name, r.place \
                        FROM unnest($1::smallint[], $2::text[], $3::text[]) AS g (of_kind, of_tenant, who) \
@@ -156,15 +164,15 @@ impl Batch {
             bundle.add(sql, vec![array(ids)])
         });
         let found = session.run(&bundle).await?;
-        let answer = |place: Option<usize>| {
+        let rows_of = |place: Option<usize>| {
             let rows = place.and_then(|place| found.get(place));
             rows.map(Vec::as_slice).unwrap_or_default()
         };
-        // Checked under the lock of the head: a migration takes the same lock, and may just have
-        // committed.
-        check_version(answer(Some(version)))?;
+        // A migration also locks the head, and may have committed just before this transaction got the lock.
+        // So the version is checked under the lock.
+        check_version(rows_of(Some(version)))?;
         let mut tenants = HashMap::new();
-        for row in answer(Some(locked)).iter().chain(answer(missing)) {
+        for row in rows_of(Some(locked)).iter().chain(rows_of(missing)) {
             let (tenant, head) = TenantHead::read(row)?;
             tenants.insert(tenant, head);
         }
@@ -172,29 +180,29 @@ impl Batch {
             let head = tenants.get(&commit.tenant);
             head.is_some_and(|head| head.revision != commit.expected)
         };
-        let head = answer(Some(head));
+        let head = rows_of(Some(head));
         if head.is_empty() && commits.iter().all(outdated) {
             return Ok(None);
         }
-        let mut holders = HashMap::new();
-        for row in answer(standing) {
+        let mut claims = HashMap::new();
+        for row in rows_of(id_rows) {
             let (kind, tenant): (Option<i16>, Option<String>) = (row.try_get(1)?, row.try_get(2)?);
             let holder = match (kind.map(i64::from), tenant) {
-                (Some(KEY), Some(tenant)) => Holder::Tenant(tenant),
-                _ => Holder::Gone,
+                (Some(KEY), Some(tenant)) => IdClaim::Tenant(tenant),
+                _ => IdClaim::Removed,
             };
-            holders.extend(id_of(row.try_get(0)?).map(|id| (id, holder)));
+            claims.extend(id_of(row.try_get(0)?).map(|id| (id, holder)));
         }
         let mut digests = HashMap::new();
-        for row in answer(taken) {
+        for row in rows_of(taken) {
             let (digest, holder) = read_digest(row)?;
             digests.insert(digest, holder);
         }
         let mut guarded = HashMap::new();
-        for row in answer(named) {
+        for row in rows_of(named) {
             let (kind, tenant, name): (i16, &str, &str) =
                 (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            // A row with a malformed name guards nothing: no commit can name it.
+            // A row with a malformed name cannot be guarded, because no commit can name the row.
             let key = TenantId::new(tenant)
                 .ok()
                 .and_then(|tenant| match i64::from(kind) {
@@ -203,34 +211,33 @@ impl Batch {
                 });
             guarded.extend(key.zip(Some(revision_of(row.try_get(3)?))));
         }
-        for row in answer(acting) {
+        for row in rows_of(acting) {
             let key = id_of(row.try_get(0)?).map(RowKey::Key);
             guarded.extend(key.zip(Some(revision_of(row.try_get(1)?))));
         }
         Ok(Some(Self {
             head: head::of(head)?,
             tenants,
-            standing: holders.keys().copied().collect(),
-            holders,
+            existing: claims.keys().copied().collect(),
+            claims,
             digests,
             guarded,
-            written: Written::default(),
+            new_rows: NewRows::default(),
         }))
     }
 
-    /// Adds a commit, unless it is refused.
-    pub(super) fn add(&mut self, commit: &Commit) -> Result<Verdict, Fault> {
+    /// Checks a commit, and adds the commit to the batch if the checks pass.
+    pub(super) fn add(&mut self, commit: &Commit) -> Result<CommitResult, PostgresFault> {
         let before = self.tenants.get(&commit.tenant).copied();
         let at = before.map_or(Revision::ZERO, |head| head.revision);
-        let writable = |record: &crate::core::record::KeyRecord| match self.holders.get(&record.id)
-        {
+        let writable = |record: &crate::core::record::KeyRecord| match self.claims.get(&record.id) {
             None => true,
-            Some(Holder::Tenant(tenant)) => tenant == record.tenant.as_str(),
-            Some(Holder::Gone) => false,
+            Some(IdClaim::Tenant(tenant)) => tenant == record.tenant.as_str(),
+            Some(IdClaim::Removed) => false,
         };
         let holder = |digest: &Digest| self.digests.get(digest).copied();
-        // An earlier commit of the same transaction may have written the row.
-        let row_at = |row: &RowKey| match self.written.rows.get(row) {
+        // An earlier commit of this batch may change the row, so the batch's own rows come first.
+        let row_at = |row: &RowKey| match self.new_rows.rows.get(row) {
             Some((place, _)) => revision_of(*place),
             None => self.guarded.get(row).copied().unwrap_or_default(),
         };
@@ -246,39 +253,39 @@ impl Batch {
         for (number, entry) in commit.effects.audit.iter().enumerate() {
             entries.push((place(next, number)?, AuditColumns::of(entry)?));
         }
-        // From here on nothing fails, so that a commit is never added in part.
+        // Nothing below can fail, so a commit is never added in part.
         let row = self.head.advance(commit.tag);
         let revision = row.revision;
-        self.written.commits.push(row);
-        self.written.audit.extend(entries);
+        self.new_rows.commits.push(row);
+        self.new_rows.audit.extend(entries);
         for (place, fields, row) in numbered {
             let holder = match &row {
-                Row::Key(record) => Some((record.id, Holder::Tenant(record.tenant.to_string()))),
-                Row::Removed { key, .. } => Some((*key, Holder::Gone)),
+                Row::Key(record) => Some((record.id, IdClaim::Tenant(record.tenant.to_string()))),
+                Row::Removed { key, .. } => Some((*key, IdClaim::Removed)),
                 _ => None,
             };
-            self.holders.extend(holder);
-            self.written.rows.insert(row.key(), (place, fields));
+            self.claims.extend(holder);
+            self.new_rows.rows.insert(row.key(), (place, fields));
         }
         for (digest, key) in commit.imported() {
             if self.digests.insert(digest, key).is_none() {
-                self.written.digests.push((digest, key));
+                self.new_rows.digests.push((digest, key));
             }
         }
         let after = TenantHead::after(before, commit, revision);
         self.tenants.insert(commit.tenant.clone(), after);
-        self.written.tenants.insert(commit.tenant.clone(), after);
+        self.new_rows.tenants.insert(commit.tenant.clone(), after);
         Ok(Ok(revision))
     }
 
-    /// Writes the accepted commits, and makes them durable. See [`Session::commit_bundle`].
-    pub(super) async fn write(self, session: Session) -> Result<(), Fault> {
-        let last = self.written.commits.last().copied();
-        let rows = &self.written.rows;
+    /// Writes the accepted commits durably. Fails like [`Session::commit_bundle`].
+    pub(super) async fn write(self, session: Session) -> Result<(), PostgresFault> {
+        let last = self.new_rows.commits.last().copied();
+        let rows = &self.new_rows.rows;
         let mut bundle = Bundle::default();
-        // A removed key may or may not have a row, so the deletion always includes its id.
+        // A tombstone's id is always deleted, because the batch did not read whether that key has a row.
         let replaced = |(key, (_, fields)): (&RowKey, &(i64, OwnedRow))| match key {
-            RowKey::Key(id) if fields.kind != KEY || self.standing.contains(id) => {
+            RowKey::Key(id) if fields.kind != KEY || self.existing.contains(id) => {
                 Some(id_bytes(*id).to_vec())
             }
             _ => None,
@@ -303,15 +310,19 @@ impl Batch {
                 ],
             );
         }
-        self.written.insert(&mut bundle, last)?;
+        self.new_rows.insert(&mut bundle, last)?;
         session.commit_bundle(bundle).await
     }
 }
 
-impl Written {
-    /// Adds the statements that insert these rows, and that move the head if there is a new head. The
-    /// tables must not contain the rows yet.
-    pub(super) fn insert(&self, bundle: &mut Bundle, head: Option<CommitRow>) -> Result<(), Fault> {
+impl NewRows {
+    /// Adds the statements that insert these rows to `bundle`. If `head` is given, the head moves to that
+    /// commit. The tables must not contain the rows yet.
+    pub(super) fn insert(
+        &self,
+        bundle: &mut Bundle,
+        head: Option<CommitRow>,
+    ) -> Result<(), PostgresFault> {
         let Self {
             commits,
             tenants,
@@ -379,7 +390,7 @@ impl Written {
         match head {
             Some(last) => {
                 let (revision, tag, seal) = last.columns()?;
-                let moves: [Column; 3] =
+                let moves: [OwnedParam; 3] =
                     [Box::new(revision), Box::new(tag.to_vec()), Box::new(seal)];
                 with.extend(moves);
                 bundle.add(format!("{INSERT} {MOVE_HEAD}"), with);
@@ -392,7 +403,7 @@ impl Written {
     }
 }
 
-/// Inserts everything in one statement: that costs the server less than one statement per table.
+/// Inserts into all tables with one statement, which costs the server less than one statement per table.
 const INSERT: &str = "WITH r AS (INSERT INTO $s.rows \
      (place, kind, tenant, name, id, ends, legacy, fingerprint, body, seal) \
      SELECT * FROM unnest($1::bigint[], $2::smallint[], $3::text[], $4::text[], $5::bytea[], \
@@ -408,11 +419,11 @@ const INSERT: &str = "WITH r AS (INSERT INTO $s.rows \
      c AS (INSERT INTO $s.commits (revision, tag, seal) \
      SELECT * FROM unnest($24::bigint[], $25::bytea[], $26::bigint[]))";
 
-/// Moves the head to the last of the commits.
+/// Moves the head to the last commit.
 const MOVE_HEAD: &str =
     "UPDATE $s.head SET revision = $27, tag = $28, commit_seal = $29 WHERE one = 1";
 
 fn small(number: i64) -> i16 {
-    // Kinds and flags are single digits.
+    // All callers pass kinds and flags, which are single digits.
     i16::try_from(number).unwrap_or(-1)
 }

@@ -6,31 +6,31 @@ use std::sync::Arc;
 use event_listener::Event;
 use tokio::sync::{mpsc, oneshot};
 
-use super::fault::Fault;
-use super::session::{Database, Mode, Session};
-use super::write::{Batch, Verdict};
+use super::fault::PostgresFault;
+use super::session::{Database, Session, SessionMode};
+use super::write::{CommitBatch, CommitResult};
 use crate::store::{Commit, CommitError, StoreError, StoreErrorKind};
 
-/// 4,096 rows in one transaction, unless one commit alone has more. A judgement.
+/// 4,096 rows in one transaction, unless one commit alone has more: enough to amortise the fsync, and a few megabytes at most.
 const MAX_ROWS: usize = 4096;
 
-/// 8 attempts at commits that the server rolled back because of other transactions. A judgement.
+/// 8 attempts at commits that the server rolled back because of other transactions. Each attempt starts after the conflicting transaction has ended.
 const ATTEMPTS: usize = 8;
 
 const DOING: &str = "committing to the database";
 
 /// A commit in flight, and the channel of its caller, who may have stopped waiting.
-struct Order {
+struct QueuedCommit {
     commit: Commit,
-    answer: oneshot::Sender<Verdict>,
+    answer: oneshot::Sender<CommitResult>,
 }
 
-/// The handle of the task, which ends when the handle is dropped and all orders are answered.
-pub(super) struct Writer {
-    orders: mpsc::UnboundedSender<Order>,
+/// The handle of the task, which ends when the handle is dropped and every queued commit has its answer.
+pub(super) struct PostgresWriter {
+    queue: mpsc::UnboundedSender<QueuedCommit>,
 }
 
-impl Writer {
+impl PostgresWriter {
     /// Starts the task. The task notifies `landed` and sends a hint after every durable group.
     pub(super) fn start(
         database: Arc<Database>,
@@ -38,7 +38,7 @@ impl Writer {
         landed: Arc<Event>,
         hints: mpsc::Sender<()>,
     ) -> Self {
-        let (orders, mut waiting) = mpsc::unbounded_channel();
+        let (queue, mut waiting) = mpsc::unbounded_channel();
         let task = async move {
             while let Some(group) = next_group(&mut waiting).await {
                 if settle(&database, group).await {
@@ -51,45 +51,49 @@ impl Writer {
             }
         };
         drop(runtime.spawn(task));
-        Self { orders }
+        Self { queue }
     }
 
-    pub(super) async fn commit(&self, commit: Commit) -> Verdict {
+    pub(super) async fn commit(&self, commit: Commit) -> CommitResult {
         let (answer, answered) = oneshot::channel();
         let gone = |kind| StoreError::new(kind, DOING);
-        self.orders
-            .send(Order { commit, answer })
+        self.queue
+            .send(QueuedCommit { commit, answer })
             .map_err(|_| gone(StoreErrorKind::Unavailable))?;
-        // The writer answers each order, unless its task ends before.
+        // The writer answers every commit, unless its task ends first.
         let answer = answered.await;
         answer.unwrap_or_else(|_| Err(gone(StoreErrorKind::Indeterminate).into()))
     }
 }
 
-/// Takes the waiting orders, as many as fit into one transaction. `None` if the handle was dropped and
-/// no order waits.
-async fn next_group(waiting: &mut mpsc::UnboundedReceiver<Order>) -> Option<Vec<Order>> {
-    let size = |order: &Order| order.commit.effects.puts.len() + order.commit.effects.audit.len();
+/// Takes the waiting commits, as many as fit into one transaction. `None` if the handle was dropped and no
+/// commit waits.
+async fn next_group(
+    waiting: &mut mpsc::UnboundedReceiver<QueuedCommit>,
+) -> Option<Vec<QueuedCommit>> {
+    let size = |queued: &QueuedCommit| {
+        queued.commit.effects.puts.len() + queued.commit.effects.audit.len()
+    };
     let first = waiting.recv().await?;
     let mut rows = size(&first);
     let mut group = vec![first];
     while rows < MAX_ROWS
-        && let Ok(order) = waiting.try_recv()
+        && let Ok(queued) = waiting.try_recv()
     {
-        rows += size(&order) + 1;
-        group.push(order);
+        rows += size(&queued) + 1;
+        group.push(queued);
     }
-    // Drops orders whose callers stopped waiting. No work on these orders has started.
-    group.retain(|order| !order.answer.is_closed());
+    // Drops commits whose callers stopped waiting. No work on these commits has started.
+    group.retain(|queued| !queued.answer.is_closed());
     Some(group)
 }
 
-/// The verdicts of a durable group, or the fault that rolled the group back. After [`Fault::Unknown`]
+/// The verdicts of a durable group, or the fault that rolled the group back. After [`PostgresFault::Unknown`]
 /// the group may or may not have been written.
-type Outcome = Result<Vec<Verdict>, Fault>;
+type Outcome = Result<Vec<CommitResult>, PostgresFault>;
 
-/// Writes a group and answers its orders. Returns whether anything may have been written.
-async fn settle(database: &Arc<Database>, group: Vec<Order>) -> bool {
+/// Writes a group and answers its commits. Returns whether anything may have been written.
+async fn settle(database: &Arc<Database>, group: Vec<QueuedCommit>) -> bool {
     if group.is_empty() {
         return false;
     }
@@ -97,8 +101,8 @@ async fn settle(database: &Arc<Database>, group: Vec<Order>) -> bool {
         // A commit that cannot be written must not fail the others of its group.
         Err(fault) if fault.is_of_one_commit() && group.len() > 1 => {
             let mut landed = false;
-            for order in group {
-                let alone = [order];
+            for queued in group {
+                let alone = [queued];
                 let outcome = persist(database, &alone).await;
                 landed |= answer(alone.into(), outcome);
             }
@@ -108,8 +112,8 @@ async fn settle(database: &Arc<Database>, group: Vec<Order>) -> bool {
     }
 }
 
-fn answer(group: Vec<Order>, outcome: Outcome) -> bool {
-    let mut landed = matches!(outcome, Err(Fault::Unknown(_)));
+fn answer(group: Vec<QueuedCommit>, outcome: Outcome) -> bool {
+    let mut landed = matches!(outcome, Err(PostgresFault::Unknown(_)));
     let verdicts = outcome.unwrap_or_else(|fault| {
         let refused = match fault.is_contention() {
             true => CommitError::Conflict,
@@ -120,17 +124,17 @@ fn answer(group: Vec<Order>, outcome: Outcome) -> bool {
         }
         vec![Err(refused); group.len()]
     });
-    for (order, verdict) in group.into_iter().zip(verdicts) {
+    for (queued, verdict) in group.into_iter().zip(verdicts) {
         landed |= verdict.is_ok();
         // The caller may have stopped waiting.
-        drop(order.answer.send(verdict));
+        drop(queued.answer.send(verdict));
     }
     landed
 }
 
 /// Writes a group, and retries if the server rolled it back because of other transactions.
-async fn persist(database: &Arc<Database>, group: &[Order]) -> Outcome {
-    let commits: Vec<&Commit> = group.iter().map(|order| &order.commit).collect();
+async fn persist(database: &Arc<Database>, group: &[QueuedCommit]) -> Outcome {
+    let commits: Vec<&Commit> = group.iter().map(|queued| &queued.commit).collect();
     let mut outcome = once(database, &commits).await;
     for _ in 1..ATTEMPTS {
         match outcome {
@@ -147,27 +151,27 @@ async fn persist(database: &Arc<Database>, group: &[Order]) -> Outcome {
 async fn once(database: &Arc<Database>, commits: &[&Commit]) -> Outcome {
     let limit = database.timeouts.request;
     let judge = async {
-        let session = Session::begin(database, Mode::Commit).await?;
-        let Some(mut batch) = Batch::begin(&session, commits).await? else {
+        let session = Session::begin(database, SessionMode::Commit).await?;
+        let Some(mut batch) = CommitBatch::begin(&session, commits).await? else {
             session.end().await?;
             let outdated = |_: &&Commit| Err(CommitError::Conflict);
             return Ok((commits.iter().map(outdated).collect(), None));
         };
-        let verdicts: Result<Vec<Verdict>, Fault> =
+        let verdicts: Result<Vec<CommitResult>, PostgresFault> =
             commits.iter().map(|one| batch.add(one)).collect();
         let verdicts = verdicts?;
         if verdicts.iter().all(Result::is_err) {
             session.end().await?;
             return Ok((verdicts, None));
         }
-        Ok::<_, Fault>((verdicts, Some((session, batch))))
+        Ok::<_, PostgresFault>((verdicts, Some((session, batch))))
     };
     // Judging writes nothing durable. So after a timeout here nothing was written.
     let judged = tokio::time::timeout(limit, judge).await;
-    let (verdicts, accepted) = judged.unwrap_or(Err(Fault::Late))?;
+    let (verdicts, accepted) = judged.unwrap_or(Err(PostgresFault::Late))?;
     if let Some((session, batch)) = accepted {
         let written = tokio::time::timeout(limit, batch.write(session)).await;
-        written.unwrap_or_else(|_| Err(Fault::Late.of_commit()))?;
+        written.unwrap_or_else(|_| Err(PostgresFault::Late.of_commit()))?;
     }
     Ok(verdicts)
 }

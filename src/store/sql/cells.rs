@@ -1,8 +1,8 @@
-//! One row of an answer, independent of the database.
+//! The cells of a result row, independent of the database driver.
 
 use super::RowFault;
 
-/// The value in one cell.
+/// The value of one cell.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(in crate::store) enum Cell<'a> {
     Null,
@@ -15,7 +15,7 @@ pub(in crate::store) enum Cell<'a> {
 }
 
 impl<'a> Cell<'a> {
-    /// Returns the number; `None` for null. A value of another type clears `typed`.
+    /// Returns the number, or `None` for null. Sets `typed` to false for a value of another type.
     pub(super) const fn number(self, typed: &mut bool) -> Option<i64> {
         match self {
             Self::Number(number) => Some(number),
@@ -27,7 +27,7 @@ impl<'a> Cell<'a> {
         }
     }
 
-    /// Returns the text; `None` for null. A value of another type clears `typed`.
+    /// Returns the text, or `None` for null. Sets `typed` to false for a value of another type.
     pub(super) const fn text(self, typed: &mut bool) -> Option<&'a str> {
         match self {
             Self::Text(text) => Some(text),
@@ -39,7 +39,7 @@ impl<'a> Cell<'a> {
         }
     }
 
-    /// Returns the bytes; `None` for null. A value of another type clears `typed`.
+    /// Returns the bytes, or `None` for null. Sets `typed` to false for a value of another type.
     pub(super) const fn bytes(self, typed: &mut bool) -> Option<&'a [u8]> {
         match self {
             Self::Bytes(bytes) => Some(bytes),
@@ -52,10 +52,10 @@ impl<'a> Cell<'a> {
     }
 }
 
-/// The cells of one row, by their column.
+/// The cells of one result row, by column index.
 ///
-/// The getters are for columns that are never null. The errors of the getters say that `what` is
-/// damaged.
+/// The typed getters fail for null and for a value of another type. Their error message is "`what` is
+/// damaged".
 pub(in crate::store) trait Cells {
     /// Returns the cell of a column; [`Cell::Other`] if the column does not exist.
     fn cell(&self, column: usize) -> Cell<'_>;

@@ -1,4 +1,4 @@
-//! The columns of `rows`: tenants, owners, keys and tombstones.
+//! The table `rows`, which holds tenants, owners, keys and tombstones: its columns and their decoding.
 
 use super::cells::Cells;
 use super::seal::Seal;
@@ -9,7 +9,7 @@ use crate::core::tenant::TenantId;
 use crate::core::text::PrincipalId;
 use crate::store::{Change, Row, RowKey};
 
-/// The columns of `rows`: the place, the fields of [`RowColumns`] in their order, the seal.
+/// The columns of the table `rows`: the place, then the fields of [`RowColumns`] in order, then the seal.
 pub(in crate::store) const COLUMNS: &str =
     "place, kind, tenant, name, id, ends, legacy, fingerprint, body, seal";
 
@@ -65,8 +65,8 @@ fn ends(record: &KeyRecord) -> Option<i64> {
     }
 }
 
-/// Decodes a row of [`COLUMNS`]. Returns [`Row::Corrupt`] if the seal does not fit, or if a cell has
-/// the wrong type.
+/// Decodes a row of [`COLUMNS`]. Returns [`Row::Corrupt`] for a damaged row, and fails if even the key of a
+/// damaged row cannot be read.
 pub(in crate::store) fn change(row: &impl Cells) -> Result<Change, RowFault> {
     let place = row.number(0, "the place of a row")?;
     let mut typed = true;
@@ -119,8 +119,8 @@ impl<T: AsRef<str>, B: AsRef<[u8]>> RowColumns<T, B> {
         }
     }
 
-    /// Returns the key of a damaged row, if that key can be read. The record is read first, since it
-    /// has a checksum of its own.
+    /// Returns the key of a damaged row, if the key can be read. Tries the record in the body first, because
+    /// the record has its own checksum.
     fn row_key(&self) -> Option<RowKey> {
         if let Some(row) = self.decode() {
             return Some(row.key());
@@ -150,7 +150,7 @@ impl<T: AsRef<str>, B: AsRef<[u8]>> RowColumns<T, B> {
         let seal = seal.bytes(tenant.as_ref());
         let seal = seal.maybe(name.as_ref().map(AsRef::as_ref));
         let seal = seal.maybe(id.as_ref());
-        // No instant equals the number for a missing instant: years have four digits.
+        // `i64::MIN` stands for a missing number. No instant has this value, because years have four digits.
         let seal = seal.number(ends.unwrap_or(i64::MIN));
         let seal = seal.number(legacy.unwrap_or(i64::MIN));
         let seal = seal.maybe(fingerprint.as_ref().map(AsRef::as_ref));

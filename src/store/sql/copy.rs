@@ -1,4 +1,4 @@
-//! The tables as the parts of a copy, and their rows as its items.
+//! The mapping from tables to the parts of a copy, and from rows to items.
 
 use super::cells::{Cells, is_damaged};
 use super::{
@@ -22,14 +22,14 @@ pub(in crate::store) const fn table(part: Part) -> (&'static str, &'static str, 
     }
 }
 
-/// Counts the items of each part, in the order of the parts, and selects the longest lease of any
+/// Selects the number of items of each part, in the order of [`Part::ALL`], and then the longest lease of any
 /// node.
 pub(in crate::store) const ORIGIN: &str = "SELECT (SELECT count(*) FROM $s.commits), \
      (SELECT count(*) FROM $s.tenants), (SELECT count(*) FROM $s.digests), \
      (SELECT count(*) FROM $s.gone), (SELECT count(*) FROM $s.audit), \
      (SELECT count(*) FROM $s.rows), (SELECT coalesce(max(lease), 0) FROM $s.nodes)";
 
-/// Returns the counts in the row that [`ORIGIN`] found.
+/// Decodes the item counts from a row of [`ORIGIN`].
 pub(in crate::store) fn counts_of(row: &impl Cells) -> Result<Counts, RowFault> {
     let mut counts = Counts::default();
     for (column, part) in Part::ALL.into_iter().enumerate() {
@@ -38,7 +38,7 @@ pub(in crate::store) fn counts_of(row: &impl Cells) -> Result<Counts, RowFault> 
     Ok(counts)
 }
 
-/// Returns the state of a store from the row that [`ORIGIN`] found.
+/// Builds the [`Origin`] of a copy from a row of [`ORIGIN`] and the head of the store.
 pub(in crate::store) fn origin_of(row: &impl Cells, head: &Head) -> Result<Origin, RowFault> {
     Ok(Origin {
         head: head.cursor(),
@@ -86,7 +86,7 @@ fn number_of(place: i64) -> u32 {
     u32::try_from(place.unsigned_abs() & ((1 << PLACE_BITS) - 1)).unwrap_or(u32::MAX)
 }
 
-/// Decodes a row of a part. A damaged row is an error: damage is never copied.
+/// Decodes a row of a part's table. Fails for a damaged row, so that no damage is copied.
 pub(in crate::store) fn item(part: Part, row: &impl Cells) -> Result<Item, RowFault> {
     Ok(match part {
         Part::Commits => {

@@ -1,4 +1,4 @@
-//! The columns of `audit`.
+//! The table `audit`: its columns and their decoding.
 
 use super::cells::Cells;
 use super::seal::Seal;
@@ -6,7 +6,7 @@ use super::{RowFault, id_bytes, revision_of, signed};
 use crate::core::audit::AuditEntry;
 use crate::core::query::{AuditPosition, AuditRow};
 
-/// The columns of `audit`: the place, the fields of [`AuditColumns`] in their order, the seal.
+/// The columns of the table `audit`: the place, then the fields of [`AuditColumns`] in order, then the seal.
 pub(in crate::store) const AUDIT_COLUMNS: &str =
     "place, tenant, sequence, command, key, body, seal";
 
@@ -46,8 +46,8 @@ impl<T: AsRef<str>, B: AsRef<[u8]>> AuditColumns<T, B> {
     }
 }
 
-/// Decodes an entry of [`AUDIT_COLUMNS`]. Returns the position of the entry if the seal does not fit,
-/// or if a cell has the wrong type.
+/// Decodes a row of [`AUDIT_COLUMNS`]. The inner error is the position of a damaged entry. The outer error
+/// means that even the position cannot be read.
 pub(in crate::store) fn entry(
     row: &impl Cells,
 ) -> Result<Result<AuditRow, AuditPosition>, RowFault> {

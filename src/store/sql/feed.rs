@@ -1,4 +1,4 @@
-//! Pages of changes and of a scan, assembled from rows.
+//! Builders for two kinds of pages: changes after a cursor, and scans of all rows.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -8,7 +8,7 @@ use super::{COLUMNS, KEY, OWNER, RowFault, Sql, TENANT, first_after, id_bytes};
 use crate::core::view::Revision;
 use crate::store::{Change, Changes, Cursor, RowKey, ScanPage};
 
-/// A page of changes under construction. A page never ends within the changes of one revision.
+/// Builds a page of changes. All changes of one revision are in the same page.
 pub(in crate::store) struct FeedPage {
     limit: NonZeroUsize,
     changes: Vec<Change>,
@@ -24,17 +24,18 @@ impl FeedPage {
         }
     }
 
-    /// Returns the statement that selects the rows from a place on.
+    /// Returns the statement that selects all rows from the place `$1` on, in order.
     pub(in crate::store) fn sql() -> String {
         format!("SELECT {COLUMNS} FROM $s.rows WHERE place >= $1 ORDER BY place")
     }
 
-    /// Returns the first place of a page after a cursor, for [`sql`](Self::sql).
+    /// Returns the parameter of [`sql`](Self::sql): the first place after a cursor.
     pub(in crate::store) fn from(after: Cursor) -> i64 {
         first_after(after.revision)
     }
 
-    /// Takes a row. Returns the revision that the page ends with, if the page ends before that row.
+    /// Adds a row. If the page is complete without the row, drops the row and returns the last revision of
+    /// the page.
     pub(in crate::store) fn add(&mut self, change: Change) -> Option<Revision> {
         self.end = self.changes.last().and_then(|last| {
             let full = self.changes.len() >= self.limit.get();
@@ -46,7 +47,7 @@ impl FeedPage {
         self.end
     }
 
-    /// Ends the page. `stored` is the tag that `commits` has for the last revision of the page.
+    /// Builds the page. `stored` is the tag that the table `commits` has for the page's last revision.
     pub(in crate::store) fn end(
         self,
         head: &Head,
@@ -68,7 +69,7 @@ impl FeedPage {
     }
 }
 
-/// A page of a scan under construction: tenants, then owners, then keys.
+/// Builds a page of a scan, which lists tenants, then owners, then keys.
 pub(in crate::store) struct Scan {
     limit: NonZeroUsize,
     rows: Vec<Change>,
@@ -96,7 +97,7 @@ impl Scan {
             // The empty byte string sorts before every id.
             _ => Vec::new(),
         };
-        // The unary plus keeps the database from using the index by name.
+        // The unary plus keeps the planner from using the index `rows_by_name`.
         let mut sql = Sql::select(COLUMNS, "rows", &format!("+kind = {KEY}"));
         sql.and("id >", last);
         sql.text += " ORDER BY id";
@@ -108,8 +109,8 @@ impl Scan {
         }
     }
 
-    /// Returns the next statement, whose rows are to be [added](Self::add). `None` once the page has
-    /// all its rows.
+    /// Returns the next statement to run; the caller must [add](Self::add) its rows. `None` once the page is
+    /// complete.
     pub(in crate::store) fn next(&mut self) -> Option<Sql> {
         let wanted = self.limit.get().saturating_add(1) - self.rows.len();
         let mut sql = self.statements.pop_front().filter(|_| wanted > 0)?;
@@ -121,7 +122,7 @@ impl Scan {
         self.rows.push(change);
     }
 
-    /// Ends the page. `head` was read before the rows.
+    /// Builds the page. The caller must have read `head` before the rows.
     pub(in crate::store) fn end(self, head: &Head) -> ScanPage {
         let Self {
             limit, mut rows, ..

@@ -1,4 +1,4 @@
-//! The head of the store, the heads of its tenants, and the holders of imported digests.
+//! The tables `store`, `commits`, `tenants` and `digests`: their columns and their decoding.
 
 use super::cells::{Cells, is_damaged};
 use super::seal::Seal;
@@ -13,11 +13,12 @@ use crate::store::{Commit, CommitTag, Cursor, Epoch};
 
 const STORE: &str = "the store's own row";
 
-/// The row about the store as a whole: epoch, floor, unrecovered, seal.
+/// The only row of the table `store`, without its seal.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::store) struct StoreRow {
     pub(in crate::store) epoch: Epoch,
-    /// Changes at or below this revision may be incomplete: their tombstones were dropped.
+    /// The revision up to which tombstones were dropped. The feed cannot continue from a cursor below the
+    /// floor.
     pub(in crate::store) floor: Revision,
     /// Whether the store was restored from a backup and not recovered yet.
     pub(in crate::store) unrecovered: bool,
@@ -29,7 +30,7 @@ impl StoreRow {
         RowFault::corrupt("the store's own row is missing")
     }
 
-    /// Decodes the columns from `first` on.
+    /// Decodes the columns that start at index `first`.
     pub(in crate::store) fn read(row: &impl Cells, first: usize) -> Result<Self, RowFault> {
         let store = Self {
             epoch: Epoch(u128::from_be_bytes(row.exactly(first, STORE)?)),
@@ -43,7 +44,7 @@ impl StoreRow {
         }
     }
 
-    /// Returns the columns as they are written, the seal last.
+    /// Returns the columns to write, with the seal last.
     pub(in crate::store) fn columns(&self) -> Result<([u8; 16], i64, bool, i64), RowFault> {
         let (epoch, floor) = (self.epoch.0.to_be_bytes(), signed(self.floor.0)?);
         let seal = Seal::default().bytes(epoch).number(floor);
@@ -52,7 +53,7 @@ impl StoreRow {
     }
 }
 
-/// A commit: revision, tag, seal.
+/// A row of the table `commits`, without its seal.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::store) struct CommitRow {
     pub(in crate::store) revision: Revision,
@@ -60,13 +61,13 @@ pub(in crate::store) struct CommitRow {
 }
 
 impl CommitRow {
-    /// The last commit of a store without commits.
+    /// The last commit of an empty store.
     pub(in crate::store) const NONE: Self = Self {
         revision: Revision::ZERO,
         tag: CommitTag(0),
     };
 
-    /// Decodes the columns from `first` on.
+    /// Decodes the columns that start at index `first`.
     pub(in crate::store) fn read(row: &impl Cells, first: usize) -> Result<Self, RowFault> {
         let number = row.number(first, "the revision of a commit")?;
         let what = format!("commit {number}");
@@ -81,7 +82,7 @@ impl CommitRow {
         }
     }
 
-    /// Returns the columns as they are written, the seal last.
+    /// Returns the columns to write, with the seal last.
     pub(in crate::store) fn columns(&self) -> Result<(i64, [u8; 16], i64), RowFault> {
         let (revision, tag) = (signed(self.revision.0)?, self.tag.0.to_be_bytes());
         let seal = Seal::default().number(revision).bytes(tag).end();
@@ -89,7 +90,7 @@ impl CommitRow {
     }
 }
 
-/// The head of the store.
+/// The head of the store: its own row and its last commit.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::store) struct Head {
     pub(in crate::store) store: StoreRow,
@@ -108,15 +109,15 @@ impl Head {
         }
     }
 
-    /// Makes the next commit the head, in memory only.
+    /// Makes a commit with `tag` the new head, in memory only, and returns the commit.
     pub(in crate::store) const fn advance(&mut self, tag: CommitTag) -> CommitRow {
         let revision = Revision(self.last.revision.0 + 1);
         self.last = CommitRow { revision, tag };
         self.last
     }
 
-    /// Returns whether the feed can continue after a cursor. `stored` is the tag in the table `commits` for
-    /// the cursor's revision. `stored` is `None` if the table has no row for that revision.
+    /// Returns whether the feed can continue after a cursor. `stored` is the tag that the table `commits` has
+    /// for the cursor's revision, if any.
     pub(in crate::store) fn continues(&self, after: Cursor, stored: Option<CommitTag>) -> bool {
         after.epoch == self.store.epoch
             && after.revision <= self.last.revision
@@ -124,8 +125,8 @@ impl Head {
             && self.tag_at(after.revision, stored) == Some(after.tag)
     }
 
-    /// Returns the tag of the commit at `revision`. `stored` is the tag in `commits`. `None` if the
-    /// commit does not exist, or its row was dropped.
+    /// Returns the tag of the commit at `revision`. `stored` is the tag that the table `commits` has for this
+    /// revision, if any. The head and revision zero need no row.
     pub(super) fn tag_at(
         &self,
         revision: Revision,
@@ -139,7 +140,7 @@ impl Head {
     }
 }
 
-/// The columns of a tenant's head, as [`TenantHead::read`] decodes them.
+/// The columns of the table `tenants`, in the order that [`TenantHead::read`] expects.
 pub(in crate::store) const TENANT_COLUMNS: &str =
     "tenant, revision, decided_at, sequence, hash, seal";
 
@@ -186,7 +187,7 @@ impl TenantHead {
         }
     }
 
-    /// Returns the columns after the tenant's name as they are written, the seal last.
+    /// Returns the columns to write after the tenant's name, with the seal last.
     pub(in crate::store) fn columns(
         &self,
         tenant: &TenantId,
@@ -199,16 +200,16 @@ impl TenantHead {
     }
 }
 
-/// The columns of an imported digest, as [`read_digest`] decodes them.
+/// The columns of the table `digests`, in the order that [`read_digest`] expects.
 pub(in crate::store) const DIGEST_COLUMNS: &str = "digest, id, seal";
 
-/// Seals the row that maps an imported digest to the key that has or had it.
+/// Returns the seal of a row of the table `digests`.
 pub(in crate::store) fn digest_seal(digest: &Digest, key: KeyId) -> i64 {
     let seal = Seal::default().bytes(digest.as_bytes());
     seal.bytes(id_bytes(key)).end()
 }
 
-/// Decodes a row of [`DIGEST_COLUMNS`]: the digest, and the key that has or had it.
+/// Decodes a row of [`DIGEST_COLUMNS`]: an imported digest, and the key that has or had the digest.
 pub(in crate::store) fn read_digest(row: &impl Cells) -> Result<(Digest, KeyId), RowFault> {
     let what = "an imported digest";
     let digest = Digest::from_bytes(row.exactly(0, what)?);

@@ -1,4 +1,4 @@
-//! The integrity and the size of a store.
+//! The integrity check and the statistics of a store.
 
 use super::cells::{Cell, Cells};
 use super::{
@@ -7,7 +7,7 @@ use super::{
 };
 use crate::store::{AuditPosition, Cursor, Row, RowKey};
 
-/// 1,000 faults in a report at most: a damaged store can have millions.
+/// 1,000 faults at most in a report, because a damaged store can have millions.
 const MAX_FAULTS: usize = 1000;
 
 /// The result of an integrity check.
@@ -18,11 +18,11 @@ pub struct IntegrityReport {
     pub rows: u64,
     /// The number of audit entries that were read.
     pub audit: u64,
-    /// The faults, 1,000 at most. Each one names its row. Empty if the store is sound.
+    /// The faults, 1,000 at most. Each fault names its row. Empty if the store is sound.
     pub faults: Vec<String>,
 }
 
-/// The size of a store, and its engine.
+/// The size of a store, and its database engine.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -38,22 +38,22 @@ pub struct Stats {
     pub tenants: u64,
     /// The number of audit entries.
     pub audit: u64,
-    /// The size on disk in bytes. A file is counted without its log, and a database with its indexes.
+    /// The size in bytes: of the SQLite file without its log, or of the PostgreSQL tables with their indexes.
     pub bytes: u64,
     /// The engine and its version: `SQLite 3.51.3, wal` or `PostgreSQL 15.18`.
     pub engine: String,
 }
 
-/// One pass of the integrity check. A pass runs one statement and checks each row that it finds.
+/// One pass of the integrity check. Each pass runs one statement and checks every row of the result.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::store) enum Check {
+pub(in crate::store) enum IntegrityPass {
     /// Checks the rows of tenants, owners and keys.
     Rows,
     /// Checks the audit entries.
     Audit,
     /// Compares the head of each tenant with the tenant's audit trail.
     Trails,
-    /// Finds tenants without a head. A store would treat such a tenant as unknown, whatever keys it has.
+    /// Finds tenants that have rows but no head. The store would treat such a tenant as empty.
     Headless,
     /// Checks the imported digests.
     Digests,
@@ -61,7 +61,7 @@ pub(in crate::store) enum Check {
     Nodes,
 }
 
-impl Check {
+impl IntegrityPass {
     pub(in crate::store) const ALL: [Self; 6] = [
         Self::Rows,
         Self::Audit,
@@ -105,14 +105,14 @@ impl IntegrityReport {
         }
     }
 
-    /// Checks one row of a pass.
-    pub(in crate::store) fn look(&mut self, check: Check, row: &impl Cells) {
+    /// Checks one row that the statement of a pass found.
+    pub(in crate::store) fn look(&mut self, check: IntegrityPass, row: &impl Cells) {
         let done = match check {
-            Check::Rows => self.row(row),
-            Check::Audit => self.entry(row),
-            Check::Trails => self.trail(row),
-            Check::Headless => {
-                // A name that is not text is reported as damage of the row that contains it.
+            IntegrityPass::Rows => self.row(row),
+            IntegrityPass::Audit => self.entry(row),
+            IntegrityPass::Trails => self.trail(row),
+            IntegrityPass::Headless => {
+                // If the name is not text, another pass reports the damaged row that contains the name.
                 if let Cell::Text(tenant) = row.cell(0) {
                     self.add(format!(
                         "tenant {tenant:?}: has rows or audit entries, and no head"
@@ -120,8 +120,8 @@ impl IntegrityReport {
                 }
                 Ok(())
             }
-            Check::Digests => read_digest(row).map(drop),
-            Check::Nodes => {
+            IntegrityPass::Digests => read_digest(row).map(drop),
+            IntegrityPass::Nodes => {
                 if NodeRow::read(row).and_then(NodeRow::report).is_err() {
                     self.add(format!("node {}: its row is damaged", NodeRow::id(row)));
                 }
@@ -160,8 +160,8 @@ impl IntegrityReport {
         Ok(())
     }
 
-    /// Compares a tenant's head with its trail: the head must be that of the newest entry, and no
-    /// entry may be missing.
+    /// Compares a tenant's head with its audit trail. The number of entries and the newest entry's number
+    /// must both equal the number in the head.
     fn trail(&mut self, row: &impl Cells) -> Result<(), RowFault> {
         let (tenant, head) = TenantHead::read(row)?;
         let count = row.number(6, "the number of audit entries")?.unsigned_abs();
@@ -176,12 +176,12 @@ impl IntegrityReport {
     }
 }
 
-/// Counts the rows of a store, for [`stats`].
+/// Selects the row counts of a store, for [`stats`].
 pub(in crate::store) const COUNTS: &str = "SELECT count(*) FILTER (WHERE kind = 2), \
      count(*) FILTER (WHERE kind = 3), count(*) FILTER (WHERE kind = 1), \
      count(*) FILTER (WHERE kind = 0), (SELECT count(*) FROM $s.audit) FROM $s.rows";
 
-/// Returns the size of a store from the row that [`COUNTS`] found.
+/// Builds the statistics of a store from a row of [`COUNTS`].
 pub(in crate::store) fn stats(
     counts: &impl Cells,
     head: Cursor,

@@ -1,4 +1,5 @@
-//! Listings for people. A statement narrows the rows where an index fits; the query decides on each row.
+//! Listings of keys and audit entries. A statement selects candidate rows by index, and the query then
+//! filters each row.
 
 use super::{AUDIT_COLUMNS, COLUMNS, KEY, Sql, ends_at, id_bytes, place};
 use crate::core::query::{
@@ -7,7 +8,8 @@ use crate::core::query::{
 use crate::core::record::{KeyRecord, Status};
 use crate::store::{Change, Row, RowKey};
 
-/// Returns a statement that finds all rows that may match, and whether they come in the query's order.
+/// Returns a statement that selects all rows that may match the query. Also returns whether the statement
+/// sorts the rows in the query's order.
 pub(in crate::store) fn key_candidates(query: &KeyQuery) -> (Sql, bool) {
     let keys = format!("kind = {KEY} AND id IS NOT NULL");
     let mut sql = Sql::select(COLUMNS, "rows", &keys);
@@ -24,14 +26,14 @@ pub(in crate::store) fn key_candidates(query: &KeyQuery) -> (Sql, bool) {
         KeySort::Expiry if query.tenant.is_none() && leaves_out_revoked(query) => {
             return (by_end(sql, query), true);
         }
-        // No index has these orders: every match is read, and the best are kept.
+        // No index has these orders, so all candidates are read and sorted in memory.
         KeySort::Name | KeySort::Expiry => return (sql, false),
     };
     if let Some(after) = &query.after {
         sql.and(beyond, id_bytes(after.id).to_vec());
     }
-    // Only two indexes have the order: the one within a tenant, and the one of all ids. A query that
-    // includes descendants uses neither, so it would need a sort.
+    // The indexes `rows_of_tenant` and `rows_by_id` have this order. A query with descendants can use neither
+    // index, so the database would have to sort.
     let ordered = query.tenant.is_none() || !query.below;
     if ordered {
         sql.text += order;
@@ -39,20 +41,20 @@ pub(in crate::store) fn key_candidates(query: &KeyQuery) -> (Sql, bool) {
     (sql, ordered)
 }
 
-/// Returns whether the query excludes revoked keys. No index by end contains revoked keys.
+/// Returns whether the query excludes revoked keys. The indexes by expiry contain no revoked keys.
 fn leaves_out_revoked(query: &KeyQuery) -> bool {
     !query.statuses.is_empty() && !query.statuses.contains(&Status::Revoked)
 }
 
-/// Selects the keys of the whole store that end between the query's two instants. Orders them by their end.
+/// Selects the keys of all tenants that expire within the query's range, in the order of their expiry.
 fn by_end(mut sql: Sql, query: &KeyQuery) -> Sql {
     sql.text += " AND ends IS NOT NULL";
     let from = query.expires_from.map(|from| ends_at(Some(from)));
     let after = query.after.as_ref();
     let after = after.map(|place| (ends_at(place.expires_at), place.id));
     match after {
-        // Compares end and id in one condition. So the scan begins where the last page ended, however many
-        // keys share that end.
+        // One condition compares expiry and id. So the index scan starts where the last page ended, even if
+        // many keys have the same expiry.
         Some((ends, id)) if from.is_none_or(|from| from <= ends) => {
             let (ends, id) = (sql.bind(ends), sql.bind(id_bytes(id).to_vec()));
             sql.text += &format!(" AND (ends, id) > ({ends}, {id})");
@@ -66,7 +68,8 @@ fn by_end(mut sql: Sql, query: &KeyQuery) -> Sql {
     sql
 }
 
-/// A page of keys under construction. Holds the best rows so far, up to one more than the page's limit.
+/// Builds a page of keys. Keeps the first rows in the query's order, and one more that shows whether another
+/// page follows.
 pub(in crate::store) struct KeyListing<'q> {
     query: &'q KeyQuery,
     ordered: bool,
@@ -87,7 +90,7 @@ impl<'q> KeyListing<'q> {
         }
     }
 
-    /// Takes a row. Returns whether the page is complete.
+    /// Adds a row if the row matches the query. Returns whether the page is complete.
     pub(in crate::store) fn add(&mut self, change: Change) -> bool {
         match change.row {
             Row::Key(record) => {
@@ -99,7 +102,8 @@ impl<'q> KeyListing<'q> {
             Row::Corrupt(RowKey::Key(id)) => self.page.corrupt.push(id),
             _ => {}
         }
-        // Sorting from time to time bounds the memory at a small cost per row.
+        // Sorts only when twice the limit is reached. This bounds the memory and amortizes the cost of
+        // sorting.
         if self.found.len() > self.limit.saturating_mul(2).max(1024) {
             self.trim();
         }
@@ -129,7 +133,7 @@ impl<'q> KeyListing<'q> {
     }
 }
 
-/// Returns a statement that finds all entries that may match, in the order of the trail.
+/// Returns a statement that selects all entries that may match the query, in commit order.
 pub(in crate::store) fn audit_entries(query: &AuditQuery) -> Sql {
     let mut sql = Sql::select(AUDIT_COLUMNS, "audit", "1 = 1");
     if let Some(key) = query.key {
@@ -150,14 +154,15 @@ pub(in crate::store) fn audit_entries(query: &AuditQuery) -> Sql {
         }
     }
     if query.tenant.is_some() && query.key.is_none() && query.command.is_none() {
-        // Within a tenant, the sequence gives the same order, and the tenant's index has that order.
+        // Within a tenant, the sequence has the same order, and the index `audit_of_tenant` provides this
+        // order.
         order = "sequence";
     }
     sql.text += &format!(" ORDER BY {order}");
     sql
 }
 
-/// A page of the trail under construction.
+/// Builds a page of audit entries.
 pub(in crate::store) struct AuditListing<'q> {
     query: &'q AuditQuery,
     pub(in crate::store) page: AuditPage,
@@ -171,7 +176,7 @@ impl<'q> AuditListing<'q> {
         }
     }
 
-    /// Takes an entry. Returns whether the page is complete.
+    /// Adds an entry if the entry matches the query. Returns whether the page is complete.
     pub(in crate::store) fn add(&mut self, entry: Result<AuditRow, AuditPosition>) -> bool {
         let page = &mut self.page;
         match entry {

@@ -1,4 +1,4 @@
-//! The part of a tenant that a decision needs, assembled from rows.
+//! Builds the view of a tenant that a decision needs, from the loaded rows.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,10 +14,10 @@ use crate::core::time::Timestamp;
 use crate::core::view::{LoadRequest, Revision, TenantView};
 use crate::store::{Change, Epoch, Row, RowKey};
 
-/// The rows found so far. A damaged row of the tenant or of an owner is an error: no decision can be
-/// taken without it.
+/// The rows of a tenant that are loaded so far. A damaged tenant row or owner row is an error, because no
+/// decision is possible without the row.
 #[derive(Default)]
-pub(in crate::store) struct Found {
+pub(in crate::store) struct LoadedRows {
     pub(in crate::store) head: Option<TenantHead>,
     own: Option<(Revision, TenantRecord)>,
     keys: BTreeMap<KeyId, (Revision, KeyRecord)>,
@@ -26,7 +26,7 @@ pub(in crate::store) struct Found {
     trail: Vec<AuditEntry>,
 }
 
-impl Found {
+impl LoadedRows {
     /// Starts with the head of the tenant, if there is one.
     pub(in crate::store) fn new(head: Option<TenantHead>) -> Self {
         Self {
@@ -35,7 +35,7 @@ impl Found {
         }
     }
 
-    /// Takes the row of the tenant.
+    /// Adds the row of the tenant.
     pub(in crate::store) fn take_tenant(&mut self, change: Change) -> Result<(), RowFault> {
         match change.row {
             Row::Tenant(row) => self.own = Some((change.revision, row)),
@@ -44,7 +44,7 @@ impl Found {
         Ok(())
     }
 
-    /// Takes the row of an owner.
+    /// Adds the row of an owner.
     pub(in crate::store) fn take_owner(&mut self, change: Change) -> Result<(), RowFault> {
         match change.row {
             Row::Owner(row) => {
@@ -56,14 +56,14 @@ impl Found {
         Ok(())
     }
 
-    /// Takes a key that was found by its id, unless the key belongs to another tenant.
+    /// Adds a key that was loaded by its id. Ignores a key of another tenant.
     pub(in crate::store) fn take_named(&mut self, tenant: &TenantId, change: Change) {
         if !matches!(&change.row, Row::Key(record) if record.tenant != *tenant) {
             self.take_key(change);
         }
     }
 
-    /// Takes a key of the tenant.
+    /// Adds a key of the tenant.
     pub(in crate::store) fn take_key(&mut self, change: Change) {
         match change.row {
             Row::Key(record) => {
@@ -74,7 +74,7 @@ impl Found {
         }
     }
 
-    /// Takes an audit entry of a requested command.
+    /// Adds an audit entry of a requested command.
     pub(in crate::store) fn take_entry(
         &mut self,
         found: Result<AuditRow, AuditPosition>,
@@ -90,8 +90,7 @@ impl Found {
         Ok(())
     }
 
-    /// Returns the owners whose rows are needed: the requested owners, and the owners of the keys
-    /// found.
+    /// Returns the owners whose rows must be loaded: the requested owners, and the owners of the loaded keys.
     pub(in crate::store) fn owners<'a>(
         &'a self,
         select: &'a LoadRequest,
@@ -101,7 +100,8 @@ impl Found {
         select.owners.iter().chain(of_keys)
     }
 
-    /// Returns the view of the tenant. Without a head the tenant is unknown, and the view empty.
+    /// Builds the view of the tenant. The view is empty if the tenant has no head, because such a tenant
+    /// never had a commit.
     pub(in crate::store) fn view(
         self,
         tenant: &TenantId,

@@ -1,10 +1,10 @@
-//! The tables that both SQL stores share: columns and their order, seals, statements, and the pure
-//! half of every read.
+//! The code that both SQL stores share: columns, seals, statements, and the decoding of rows.
 //!
-//! Pure: the stores run the statements and hand in the rows. Each statement is written once, in
-//! PostgreSQL's dialect with `$s.` for the schema; [`Sql`] holds a statement with its parameters.
+//! Pure: the stores run the statements and pass the resulting rows to this module. Statements are in
+//! PostgreSQL's dialect, with the placeholder `$s.` for the schema. [`Sql`] holds a statement with its
+//! parameters.
 //!
-//! Invariant: a row is decoded only if its seal fits. Every other row is reported as corrupt.
+//! Invariant: a row is decoded only if its seal matches. Every other row is reported as corrupt.
 
 mod cells;
 mod columns;
@@ -29,10 +29,10 @@ pub(in crate::store) use self::feed::{FeedPage, Scan};
 pub(in crate::store) use self::heads::{
     CommitRow, DIGEST_COLUMNS, Head, StoreRow, TENANT_COLUMNS, TenantHead, digest_seal, read_digest,
 };
-pub(in crate::store) use self::integrity::{COUNTS, Check, stats};
+pub(in crate::store) use self::integrity::{COUNTS, IntegrityPass, stats};
 pub use self::integrity::{IntegrityReport, Stats};
 pub(in crate::store) use self::listing::{AuditListing, KeyListing, audit_entries, key_candidates};
-pub(in crate::store) use self::load::Found;
+pub(in crate::store) use self::load::LoadedRows;
 pub(in crate::store) use self::node::{LONGEST_LEASE, NODE_COLUMNS, NodeRow, lease};
 pub(in crate::store) use self::statement::{Sql, Value};
 use crate::core::id::KeyId;
@@ -44,20 +44,20 @@ pub(in crate::store) const OWNER: i64 = 1;
 pub(in crate::store) const KEY: i64 = 2;
 pub(in crate::store) const REMOVED: i64 = 3;
 
-/// The value of `ends` of a key that never ends: the largest number.
+/// The value of `ends` for a key that never expires: the largest number.
 const NEVER: i64 = i64::MAX;
 
-/// 20 bits for the number of a row within its commit. The place of a row is `revision * 2^20 + number`,
-/// so that a follower reads one range.
+/// 20 bits of a place hold the row's number within its commit. The place is `revision * 2^20 + number`, so
+/// all rows after a revision are one range.
 const PLACE_BITS: u32 = 20;
 
-/// The fault of a row that cannot be read or written.
+/// The error of a row that cannot be read or written.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(in crate::store) enum RowFault {
     /// The stored bytes are not those that were written.
     #[error("{0}")]
     Corrupt(String),
-    /// No table can hold the row.
+    /// The row cannot be written, for example because a number is out of range.
     #[error("{0}")]
     Refused(&'static str),
 }
@@ -79,7 +79,7 @@ pub(in crate::store) fn place(revision: Revision, number: usize) -> Result<i64, 
         .map_err(|_| RowFault::Refused("the revision is out of range"))
 }
 
-/// Returns the lowest place of any row of a commit after `revision`.
+/// Returns the first place after all rows of `revision`.
 pub(in crate::store) fn first_after(revision: Revision) -> i64 {
     place(Revision(revision.0.saturating_add(1)), 0).unwrap_or(i64::MAX)
 }
@@ -97,7 +97,7 @@ pub(in crate::store) fn id_of(bytes: &[u8]) -> Option<KeyId> {
     Some(KeyId::from_u128(u128::from_be_bytes(bytes)))
 }
 
-/// Returns the value of `ends` of a key that is not revoked.
+/// Returns the value of `ends` for a key that is not revoked.
 pub(in crate::store) fn ends_at(expires_at: Option<Timestamp>) -> i64 {
     expires_at.map_or(NEVER, Timestamp::as_micros)
 }

@@ -1,4 +1,4 @@
-//! The columns of `nodes`.
+//! The table `nodes`: its columns and their decoding.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use crate::store::{CommitTag, Cursor, Epoch, NodeId, NodeReport};
 pub(in crate::store) const NODE_COLUMNS: &str =
     "node, beat, lease, label, epoch, revision, tag, clock, seal";
 
-/// One hour, the shortest lease assumed for nodes of a history that a restore ended. A judgement:
-/// staleness bounds are shorter.
+/// One hour: the shortest lease assumed for the nodes of a history that was replaced. Usual staleness bounds
+/// are shorter.
 const FORMER_LEASE: Duration = Duration::from_secs(60 * 60);
 
 /// The row of a node, without its seal.
@@ -24,9 +24,9 @@ pub(in crate::store) struct NodeRow {
     pub(in crate::store) beat: i64,
     pub(in crate::store) lease: i64,
     pub(in crate::store) label: Option<String>,
-    /// The epoch, the revision and the tag that the node has applied.
+    /// The epoch, revision and tag of the last commit that the node has applied.
     pub(in crate::store) applied: Option<([u8; 16], i64, [u8; 16])>,
-    /// The node's own time, in microseconds.
+    /// The node's clock at the time of the report, in microseconds.
     pub(in crate::store) clock: i64,
 }
 
@@ -121,9 +121,8 @@ impl NodeRow {
         })
     }
 
-    /// Returns one entry for all nodes of a history that ended here. Those nodes may accept keys for a
-    /// while, and most of them are not in a backup. The entry itself never reports. `longest` is the
-    /// longest lease on record.
+    /// Returns one entry that stands for all nodes of a replaced history. Those nodes may accept keys until
+    /// their leases end, and a backup does not list all of them. `longest` is the longest known lease.
     pub(in crate::store) fn former(node: u128, longest: Duration) -> Result<Self, RowFault> {
         Self::of(&NodeReport {
             node: NodeId::from_u128(node),
@@ -136,10 +135,10 @@ impl NodeRow {
     }
 }
 
-/// Finds the longest lease of any node.
+/// Selects the longest lease of any node.
 pub(in crate::store) const LONGEST_LEASE: &str = "SELECT coalesce(max(lease), 0) FROM $s.nodes";
 
-/// Decodes the lease that [`LONGEST_LEASE`] found.
+/// Decodes the longest lease from a column, in microseconds.
 pub(in crate::store) fn lease(row: &impl Cells, column: usize) -> Result<Duration, RowFault> {
     let micros = row.number(column, "the lease of a node")?;
     Ok(Duration::from_micros(micros.unsigned_abs()))

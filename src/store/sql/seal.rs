@@ -1,15 +1,16 @@
-//! The seal of a row.
+//! The seal of a row: a checksum that detects flipped bits.
 
-/// CRC-32 over the fields of a row. Each field is summed with its length, so that no two rows of fields have
-/// the same bytes.
+/// A CRC-32 over the fields of a row. The length of each text or blob is included, so that different fields
+/// never give the same input bytes.
 pub(in crate::store) struct Seal {
     summed: crc32fast::Hasher,
-    /// Short fields that are not summed yet: many short sums cost several times one long sum.
+    /// A buffer for short fields, because hashing many short slices costs several times as much as hashing
+    /// one long slice.
     waiting: [u8; WAITING],
     len: usize,
 }
 
-/// 256 bytes, enough for the fields of most rows without their bodies.
+/// 256 bytes: enough for all fields of most rows except the body.
 const WAITING: usize = 256;
 
 impl Default for Seal {

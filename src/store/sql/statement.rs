@@ -28,7 +28,7 @@ impl From<Vec<u8>> for Value {
     }
 }
 
-/// A statement in PostgreSQL's dialect, with `$s.` for the schema, and its parameters.
+/// A statement in PostgreSQL's dialect, with the placeholder `$s.` for the schema, and its parameters.
 #[derive(Clone, Debug)]
 pub(in crate::store) struct Sql {
     pub(in crate::store) text: String,
@@ -36,7 +36,7 @@ pub(in crate::store) struct Sql {
 }
 
 impl Sql {
-    /// Selects from a table where `condition` holds.
+    /// Creates a `SELECT` from a table, with a first `WHERE` condition.
     pub(super) fn select(columns: &str, table: &str, condition: &str) -> Self {
         Self {
             text: format!("SELECT {columns} FROM $s.{table} WHERE {condition}"),
@@ -44,7 +44,7 @@ impl Sql {
         }
     }
 
-    /// Adds a parameter and returns its name.
+    /// Adds a parameter, and returns its placeholder, such as `$1`.
     pub(super) fn bind(&mut self, value: impl Into<Value>) -> String {
         self.with.push(value.into());
         format!("${}", self.with.len())
@@ -55,8 +55,11 @@ impl Sql {
         self.text += &format!(" AND {condition} {bound}");
     }
 
-    /// Narrows to a tenant, and with `below` to its descendants too. A descendant's path begins
-    /// with the tenant's path and a slash. In byte order, "0" follows the slash.
+    /// Restricts the rows to a tenant, or with `below` to a range that contains the tenant and its
+    /// descendants. The range may also contain siblings such as `acme-two`, so the query must check each row.
+    ///
+    /// The path of a descendant begins with the tenant's path and a slash. In byte order, "0" follows the
+    /// slash.
     pub(super) fn and_tenants(&mut self, tenant: &TenantId, below: bool) {
         let path = tenant.as_str();
         if below {

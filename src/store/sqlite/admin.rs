@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
-use super::fault::{Fault, OpenError};
-use super::file::{Draft, Place, refuse_leftovers};
+use super::fault::{OpenError, SqliteFault};
+use super::file::{DraftStore, StoreFile, refuse_leftovers};
 use super::rows::{dialect, each, one};
 use super::{head, nodes, read, schema, session};
 use crate::core::view::Revision;
-use crate::store::sql::{self, COUNTS, Check, StoreRow, first_after, signed};
+use crate::store::sql::{self, COUNTS, IntegrityPass, StoreRow, first_after, signed};
 use crate::store::{Cursor, Epoch, IntegrityReport, Stats};
 
-pub(super) fn check(conn: &Connection) -> Result<IntegrityReport, Fault> {
+pub(super) fn check(conn: &Connection) -> Result<IntegrityReport, SqliteFault> {
     let mut report = IntegrityReport::default();
     each(conn, "PRAGMA integrity_check(100)", [], |row| {
         let line: String = row.get(0)?;
@@ -24,7 +24,7 @@ pub(super) fn check(conn: &Connection) -> Result<IntegrityReport, Fault> {
     if let Err(fault) = head::read(conn) {
         report.add(fault);
     }
-    for check in Check::ALL {
+    for check in IntegrityPass::ALL {
         each(conn, &dialect(&check.sql()), [], |row| {
             report.look(check, row);
             Ok(true)
@@ -33,8 +33,8 @@ pub(super) fn check(conn: &Connection) -> Result<IntegrityReport, Fault> {
     Ok(report)
 }
 
-pub(super) fn stats(conn: &Connection, journal: &'static str) -> Result<Stats, Fault> {
-    let pragma = |name: &str| -> Result<u64, Fault> {
+pub(super) fn stats(conn: &Connection, journal: &'static str) -> Result<Stats, SqliteFault> {
+    let pragma = |name: &str| -> Result<u64, SqliteFault> {
         let value: i64 = conn.pragma_query_value(None, name, |row| row.get(0))?;
         Ok(value.unsigned_abs())
     };
@@ -44,17 +44,17 @@ pub(super) fn stats(conn: &Connection, journal: &'static str) -> Result<Stats, F
     let stats = one(conn, &dialect(COUNTS), [], |row| {
         Ok(sql::stats(row, head, bytes, engine)?)
     })?;
-    stats.ok_or(Fault::Refused("nothing was counted"))
+    stats.ok_or(SqliteFault::Refused("nothing was counted"))
 }
 
-/// Writes a copy of the file from one snapshot, while the store is in use. The copy is marked as
-/// unrecovered, so that it opens only for recovery.
-pub(super) fn backup(from: &Place, to: &Path) -> Result<Cursor, OpenError> {
+/// Writes a copy of the file from one snapshot, while the store is in use. The copy is marked as unrecovered,
+/// so the copy opens only for recovery.
+pub(super) fn backup(from: &StoreFile, to: &Path) -> Result<Cursor, OpenError> {
     let copy = copy(from, to)?;
-    let fail = |fault: Fault| OpenError::of(&from.path, fault);
-    let conn = copy.place.open()?;
+    let fail = |fault: SqliteFault| OpenError::of(&from.path, fault);
+    let conn = copy.file.open()?;
     let head = read::cursor(&conn).map_err(fail)?;
-    let mark = || -> Result<(), Fault> {
+    let mark = || -> Result<(), SqliteFault> {
         let store = StoreRow {
             unrecovered: true,
             ..head::store(&conn)?
@@ -67,9 +67,9 @@ pub(super) fn backup(from: &Place, to: &Path) -> Result<Cursor, OpenError> {
     Ok(head)
 }
 
-/// Restores a backup to a new path, and begins a new history there.
-pub(super) fn restore(backup: &Place, to: &Path) -> Result<(), OpenError> {
-    if backup.look()?.is_none() {
+/// Restores a backup to a new path. The restored store has a new epoch, and is marked as unrecovered.
+pub(super) fn restore(backup: &StoreFile, to: &Path) -> Result<(), OpenError> {
+    if backup.identity()?.is_none() {
         return Err(OpenError::NotFound {
             path: backup.path.clone(),
         });
@@ -77,8 +77,8 @@ pub(super) fn restore(backup: &Place, to: &Path) -> Result<(), OpenError> {
     refuse_existing(to)?;
     refuse_leftovers(to)?;
     let copy = copy(backup, to)?;
-    let fail = |fault: Fault| OpenError::of(&backup.path, fault);
-    let conn = copy.place.open()?;
+    let fail = |fault: SqliteFault| OpenError::of(&backup.path, fault);
+    let conn = copy.file.open()?;
     let report = check(&conn).map_err(fail)?;
     if let Some(first) = report.faults.first() {
         return Err(OpenError::Corrupt {
@@ -86,8 +86,8 @@ pub(super) fn restore(backup: &Place, to: &Path) -> Result<(), OpenError> {
             what: format!("{} faults, the first: {first}", report.faults.len()),
         });
     }
-    // With a new epoch, followers of the lost history start over, whatever their revisions.
-    let start_epoch = || -> Result<(), Fault> {
+    // The new epoch makes all followers start over, even a follower whose revision exists in the backup.
+    let start_epoch = || -> Result<(), SqliteFault> {
         let store = StoreRow {
             epoch: Epoch(schema::random(&conn)?),
             floor: head::read(&conn)?.last.revision,
@@ -102,14 +102,14 @@ pub(super) fn restore(backup: &Place, to: &Path) -> Result<(), OpenError> {
 }
 
 /// A copy of the file that is not published yet.
-struct Copy {
-    draft: Draft,
-    place: Place,
+struct DraftCopy {
+    draft: DraftStore,
+    file: StoreFile,
 }
 
-fn copy(from: &Place, to: &Path) -> Result<Copy, OpenError> {
+fn copy(from: &StoreFile, to: &Path) -> Result<DraftCopy, OpenError> {
     refuse_existing(to)?;
-    let draft = Draft::beside(to)?;
+    let draft = DraftStore::beside(to)?;
     let unfit = || std::io::Error::from(std::io::ErrorKind::InvalidFilename);
     let target = draft
         .path
@@ -118,11 +118,11 @@ fn copy(from: &Place, to: &Path) -> Result<Copy, OpenError> {
     from.open()?
         .execute("VACUUM INTO ?1", [target])
         .map_err(|error| OpenError::of(&from.path, error.into()))?;
-    let place = Place {
+    let file = StoreFile {
         path: draft.path.clone(),
         ..from.clone()
     };
-    Ok(Copy { draft, place })
+    Ok(DraftCopy { draft, file })
 }
 
 fn refuse_existing(path: &Path) -> Result<(), OpenError> {
@@ -134,8 +134,8 @@ fn refuse_existing(path: &Path) -> Result<(), OpenError> {
     }
 }
 
-pub(super) fn finish_recovery(place: &Place) -> Result<(), Fault> {
-    session::write(place, |conn| {
+pub(super) fn finish_recovery(file: &StoreFile) -> Result<(), SqliteFault> {
+    session::write(file, |conn| {
         let store = StoreRow {
             unrecovered: false,
             ..head::store(conn)?
@@ -144,9 +144,10 @@ pub(super) fn finish_recovery(place: &Place) -> Result<(), Fault> {
     })
 }
 
-/// Drops the tombstones of commits at or below `upto`, and returns their number. The ids stay taken.
-pub(super) fn compact(place: &Place, upto: Revision) -> Result<u64, Fault> {
-    session::write(place, |conn| {
+/// Drops the tombstones of commits at or below `upto`, and returns their number. The ids move to `gone`, so
+/// that no new key can use them.
+pub(super) fn compact(file: &StoreFile, upto: Revision) -> Result<u64, SqliteFault> {
+    session::write(file, |conn| {
         let head = head::read(conn)?;
         let floor = upto.min(head.last.revision).max(head.store.floor);
         let end = first_after(floor);
@@ -155,7 +156,8 @@ pub(super) fn compact(place: &Place, upto: Revision) -> Result<u64, Fault> {
             [end],
         )?;
         let dropped = conn.execute("DELETE FROM rows WHERE kind = 3 AND place < ?1", [end])?;
-        // The row of the last commit stays. No cursor that is still served needs the deleted rows.
+        // Cursors below the floor are refused, so their tags are not needed. The last commit is never below
+        // the floor.
         let sql = "DELETE FROM commits WHERE revision < ?1";
         conn.execute(sql, [signed(floor.0)?])?;
         head::write_store(

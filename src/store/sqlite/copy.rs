@@ -1,17 +1,17 @@
-//! The file as the source of a copy, and as its target.
+//! Copying a store out of the file, and into the file.
 
 use std::num::NonZeroUsize;
 
 use async_trait::async_trait;
 use rusqlite::Connection;
 
-use super::fault::Fault;
-use super::file::{Place, check_journal};
+use super::fault::SqliteFault;
+use super::file::{StoreFile, check_journal};
 use super::rows::{dialect, one};
 use super::{SqliteStore, head, nodes, read, schema, write};
 use crate::store::sql::{CommitRow, ORIGIN, StoreRow, TenantHead, counts_of, id_bytes, place_of};
 use crate::store::transfer::{
-    CopyError, Counts, Export, Import, Importing, Item, Origin, Page, Part,
+    CopyError, CopyPage, CopySource, CopyTarget, CopyTransaction, Counts, Item, Origin, Part,
 };
 use crate::store::{Cursor, Epoch, StoreError};
 
@@ -19,7 +19,7 @@ const EXPORTING: &str = "reading a store to copy it";
 const IMPORTING: &str = "copying into a file";
 
 #[async_trait]
-impl Export for SqliteStore {
+impl CopySource for SqliteStore {
     async fn origin(&self) -> Result<Origin, StoreError> {
         self.read(EXPORTING, read::origin).await
     }
@@ -29,7 +29,7 @@ impl Export for SqliteStore {
         part: Part,
         after: Option<&Item>,
         limit: NonZeroUsize,
-    ) -> Result<Page, StoreError> {
+    ) -> Result<CopyPage, StoreError> {
         let after = after.cloned();
         let page = move |conn: &Connection| read::page(conn, part, after.as_ref(), limit);
         self.read(EXPORTING, page).await
@@ -37,19 +37,20 @@ impl Export for SqliteStore {
 }
 
 #[async_trait]
-impl Import for SqliteStore {
-    async fn begin(&self, origin: &Origin) -> Result<Box<dyn Importing>, CopyError> {
-        let (place, source) = (self.place(), origin.head.epoch);
-        let begun = blocking::unblock(move || begin(&place, source)).await;
+impl CopyTarget for SqliteStore {
+    async fn begin(&self, origin: &Origin) -> Result<Box<dyn CopyTransaction>, CopyError> {
+        let (file, source) = (self.file(), origin.head.epoch);
+        let begun = blocking::unblock(move || begin(&file, source)).await;
         let begun = begun.map_err(|fault| fault.into_error(IMPORTING))?;
-        begun.map(|conn| -> Box<dyn Importing> { Box::new(Copy { conn: Some(conn) }) })
+        begun.map(|conn| -> Box<dyn CopyTransaction> { Box::new(SqliteCopy { conn: Some(conn) }) })
     }
 }
 
-/// Begins the transaction of a copy, on a connection of its own. Closing the connection rolls back.
-fn begin(place: &Place, source: Epoch) -> Result<Result<Connection, CopyError>, Fault> {
-    let conn = place.open()?;
-    place.make_durable(&conn)?;
+/// Begins the transaction of a copy on a new connection, if the file is empty and is not the source. Closing
+/// the connection rolls back.
+fn begin(file: &StoreFile, source: Epoch) -> Result<Result<Connection, CopyError>, SqliteFault> {
+    let conn = file.open()?;
+    file.make_durable(&conn)?;
     conn.execute_batch("BEGIN IMMEDIATE")?;
     check_journal(&conn)?;
     schema::check_version(&conn)?;
@@ -63,26 +64,26 @@ fn begin(place: &Place, source: Epoch) -> Result<Result<Connection, CopyError>, 
     }
 }
 
-/// A copy in progress.
+/// The open transaction of a copy into the file.
 #[derive(Debug)]
-struct Copy {
+struct SqliteCopy {
     /// The connection with the transaction. `None` while a step runs, and after a failed step.
     conn: Option<Connection>,
 }
 
-impl Copy {
-    /// Runs a step of the transaction. After a failure nothing is assumed of the connection.
+impl SqliteCopy {
+    /// Runs a step of the transaction. A failed step drops the connection, which rolls the transaction back.
     async fn step<T: Send + 'static>(
         &mut self,
-        step: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+        step: impl FnOnce(&Connection) -> Result<T, SqliteFault> + Send + 'static,
     ) -> Result<T, StoreError> {
         let conn = self.conn.take();
         let step = move || {
-            let conn = conn.ok_or(Fault::Refused("the copy has failed before"))?;
+            let conn = conn.ok_or(SqliteFault::Refused("the copy has failed before"))?;
             let done = step(&conn)?;
             Ok((conn, done))
         };
-        let done: Result<_, Fault> = blocking::unblock(step).await;
+        let done: Result<_, SqliteFault> = blocking::unblock(step).await;
         let (conn, done) = done.map_err(|fault| fault.into_error(IMPORTING))?;
         self.conn = Some(conn);
         Ok(done)
@@ -90,7 +91,7 @@ impl Copy {
 }
 
 #[async_trait]
-impl Importing for Copy {
+impl CopyTransaction for SqliteCopy {
     async fn write(&mut self, items: Vec<Item>) -> Result<(), StoreError> {
         self.step(move |conn| items.iter().try_for_each(|item| put(conn, item)))
             .await
@@ -119,14 +120,14 @@ impl Importing for Copy {
             nodes::end_history(conn, origin.lease)?;
             let head = read::cursor(conn)?;
             let committed = conn.execute_batch("COMMIT");
-            committed.map_err(Fault::of_commit)?;
+            committed.map_err(SqliteFault::of_commit)?;
             Ok(head)
         };
         self.step(finish).await
     }
 }
 
-fn put(conn: &Connection, item: &Item) -> Result<(), Fault> {
+fn put(conn: &Connection, item: &Item) -> Result<(), SqliteFault> {
     match item {
         Item::Commit { revision, tag } => {
             let (revision, tag) = (*revision, *tag);
@@ -145,14 +146,14 @@ fn put(conn: &Connection, item: &Item) -> Result<(), Fault> {
             };
             head::write_tenant(conn, tenant, &head)
         }
-        Item::Digest { digest, key } => write::keep_digest(conn, digest, *key),
+        Item::Digest { digest, key } => write::insert_digest(conn, digest, *key),
         Item::Gone { key } => {
             conn.prepare_cached("INSERT INTO gone (id) VALUES (?1)")?
                 .execute([id_bytes(*key)])?;
             Ok(())
         }
         Item::Audit { row, number } => {
-            write::note(conn, place_of(row.revision, *number)?, &row.entry)
+            write::insert_audit_entry(conn, place_of(row.revision, *number)?, &row.entry)
         }
         Item::Row { change, number } => {
             let place = place_of(change.revision, *number)?;

@@ -1,4 +1,4 @@
-//! The faults of the file, and the public errors that they become.
+//! The internal error of the SQLite store, and its conversion into the public errors.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,14 +8,14 @@ use rusqlite::ErrorCode;
 use crate::store::sql::RowFault;
 use crate::store::{StoreError, StoreErrorKind};
 
-/// A fault in the course of one transaction.
+/// The error of one operation on the file.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum SqliteFault {
     #[error(transparent)]
     Sql(#[from] rusqlite::Error),
     /// A commit failed, and may or may not be on disk.
     #[error("{0}")]
-    Unknown(Box<Fault>),
+    Unknown(Box<SqliteFault>),
     #[error("{0}; run the integrity check, then restore a backup")]
     Corrupt(String),
     #[error("the file's schema has version {found}, this build knows version {supported}")]
@@ -28,13 +28,13 @@ pub(super) enum Fault {
     Open(#[from] Box<OpenError>),
 }
 
-impl From<OpenError> for Fault {
+impl From<OpenError> for SqliteFault {
     fn from(error: OpenError) -> Self {
         Self::Open(Box::new(error))
     }
 }
 
-impl From<RowFault> for Fault {
+impl From<RowFault> for SqliteFault {
     fn from(fault: RowFault) -> Self {
         match fault {
             RowFault::Corrupt(what) => Self::Corrupt(what),
@@ -43,8 +43,8 @@ impl From<RowFault> for Fault {
     }
 }
 
-impl Fault {
-    /// Returns the fault of a schema whose version is not the `supported` one.
+impl SqliteFault {
+    /// Returns the fault of a file whose schema version is `found`.
     pub(super) const fn version(found: i32, supported: i32) -> Self {
         Self::Version { found, supported }
     }
@@ -77,9 +77,9 @@ impl Fault {
         self.code() == Some(ErrorCode::NotADatabase)
     }
 
-    /// Returns the fault of a failed `COMMIT`. Some errors mean that the transaction was certainly rolled
-    /// back. After any other error the log may hold the whole transaction, without a completed fsync. Only
-    /// recovery after a crash decides.
+    /// Classifies the error of a failed `COMMIT`. After an error in `certain`, the transaction is rolled
+    /// back. After any other error the outcome is unknown: the log may hold the whole transaction without a
+    /// completed fsync.
     pub(super) fn of_commit(error: rusqlite::Error) -> Self {
         let fault = Self::from(error);
         let certain = [
@@ -119,15 +119,15 @@ pub enum OpenError {
         /// The path of the file.
         path: PathBuf,
     },
-    /// The path is a directory, a symbolic link or a device.
+    /// The path is not a regular file, but a directory, a symbolic link or a device.
     #[error("{} is {what}, not a file: name the file itself", path.display())]
     NotAFile {
         /// The path.
         path: PathBuf,
-        /// The thing at the path, in words.
+        /// The kind of object at the path, such as `a directory`.
         what: &'static str,
     },
-    /// Others may read or change the file.
+    /// Users other than the owner may read or change the file.
     #[error(
         "{} may be read or changed by others (mode {mode:03o}): `chmod 600` it, or allow its group when opening",
         path.display()
@@ -138,7 +138,7 @@ pub enum OpenError {
         /// The permission bits of the file.
         mode: u32,
     },
-    /// There is a journal at the path, but no file: SQLite would apply the journal to the new file.
+    /// A journal exists next to the path, but no file does. SQLite would apply the journal to a new file.
     #[error("{} is left from another store: move it away, or put its store back", path.display())]
     Leftover {
         /// The path of the journal.
@@ -149,7 +149,7 @@ pub enum OpenError {
     Foreign {
         /// The path of the file.
         path: PathBuf,
-        /// The reason, in words.
+        /// The reason.
         what: &'static str,
     },
     /// The file is damaged.
@@ -157,10 +157,10 @@ pub enum OpenError {
     Corrupt {
         /// The path of the file.
         path: PathBuf,
-        /// The damage that was found, in words.
+        /// The damage that was found.
         what: String,
     },
-    /// Another version of this crate created the file. The file is left as it is.
+    /// Another version of this crate created the file. The file is unchanged.
     #[error(
         "{} has schema version {found}, this build knows version {supported}: use a build that knows it",
         path.display()
@@ -173,7 +173,7 @@ pub enum OpenError {
         /// The version that this build knows.
         supported: i32,
     },
-    /// The linked SQLite must not share a file in WAL mode, and another process has the file open.
+    /// The file is in WAL mode and in use by another process, and the linked SQLite is not safe in that mode.
     #[error(
         "{} is in WAL mode and in use, and SQLite {linked} can corrupt such a file (fixed in 3.51.3): \
          close the other process, or link a newer SQLite",
@@ -185,8 +185,8 @@ pub enum OpenError {
         /// The version of the linked SQLite.
         linked: &'static str,
     },
-    /// The file is a backup, or was restored from one: keys that were revoked after the backup would work
-    /// again.
+    /// The file is a backup, or was restored and is not recovered yet. Keys that were revoked after the
+    /// backup would work again.
     #[error(
         "{} is a backup, or restored from one and not recovered yet: restore it, open it with \
          `allow_unrecovered`, recover it, then call `finish_recovery`",
@@ -196,7 +196,7 @@ pub enum OpenError {
         /// The path of the file.
         path: PathBuf,
     },
-    /// Another process held a lock for too long.
+    /// Another process held a lock for longer than the [busy timeout](super::SqliteOptions::busy_timeout).
     #[error("{} is locked by another process", path.display())]
     Locked {
         /// The path of the file.
@@ -223,11 +223,11 @@ impl OpenError {
         }
     }
 
-    pub(super) fn of(path: impl Into<PathBuf>, fault: Fault) -> Self {
+    pub(super) fn of(path: impl Into<PathBuf>, fault: SqliteFault) -> Self {
         let path = path.into();
         match fault {
-            Fault::Open(error) => *error,
-            Fault::Version { found, supported } => Self::SchemaVersion {
+            SqliteFault::Open(error) => *error,
+            SqliteFault::Version { found, supported } => Self::SchemaVersion {
                 path,
                 found,
                 supported,
@@ -236,7 +236,7 @@ impl OpenError {
                 path,
                 what: fault.to_string(),
             },
-            Fault::Sql(error)
+            SqliteFault::Sql(error)
                 if matches!(
                     error.sqlite_error_code(),
                     Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)

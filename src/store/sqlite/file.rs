@@ -8,28 +8,28 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
-use super::fault::{Fault, OpenError};
+use super::fault::{OpenError, SqliteFault};
 use super::{head, schema};
 
-/// SQLite 3.51.3, the first version without the bug that could corrupt a file in WAL mode with several
-/// connections (3.7.0 to 3.51.2).
+/// 3.51.3: the first SQLite without the bug that can corrupt a WAL file shared by several connections.
+/// Versions 3.7.0 to 3.51.2 have the bug.
 const SAFE_WAL: i32 = 3_051_003;
 
-/// 64 MiB of the write-ahead log stay on disk between bursts.
+/// 64 MiB: the `journal_size_limit`. SQLite truncates a longer journal to this size.
 const WAL_KEPT: i64 = 64 << 20;
 
-/// The way in which commits reach the disk. Both modes wait for the disk, and survive a power cut.
+/// The journal mode of the file. In both modes a commit waits for the disk, so commits survive a power cut.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum JournalMode {
     /// A write-ahead log with `synchronous=FULL`: readers and the writer do not block each other.
     Wal,
-    /// A rollback journal with `synchronous=EXTRA`, if the linked SQLite is too old for WAL mode.
+    /// A rollback journal with `synchronous=EXTRA`, used if WAL mode is not safe or not available.
     Truncate,
 }
 
 impl JournalMode {
-    /// Returns the mode's name in SQLite.
+    /// Returns the name that SQLite uses for the mode.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -39,23 +39,25 @@ impl JournalMode {
     }
 }
 
-/// The path of a store, and the options for connecting to it.
+/// The path of a store file, and the options for its connections.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(super) struct StoreFile {
     pub(super) path: PathBuf,
     pub(super) group_access: bool,
-    /// Whether a restored file may be used before it was recovered.
+    /// Whether a restored file may be opened before its recovery is finished.
     pub(super) unrecovered: bool,
     pub(super) busy: Duration,
 }
 
-/// The identity of the file at a path, which reveals that the file was replaced.
+/// The device and inode of the file at a path, which change when the file is replaced. Always zero on systems
+/// other than Unix.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Identity(u64, u64);
+pub(super) struct FileIdentity(u64, u64);
 
-impl Place {
-    /// Returns the identity of the file, if there is one and it may be opened.
-    pub(super) fn look(&self) -> Result<Option<Identity>, OpenError> {
+impl StoreFile {
+    /// Returns the identity of the file, or `None` if nothing exists at the path. Refuses a path that is not
+    /// a regular file, and a file with permissions that are too open.
+    pub(super) fn identity(&self) -> Result<Option<FileIdentity>, OpenError> {
         let path = &self.path;
         let meta = match fs::symlink_metadata(path) {
             Ok(meta) => meta,
@@ -68,7 +70,7 @@ impl Place {
         } else if kind.is_dir() {
             "a directory"
         } else if kind.is_file() {
-            return self.admit(&meta).map(Some);
+            return self.check_permissions(&meta).map(Some);
         } else {
             "a device, a pipe or a socket"
         };
@@ -79,7 +81,7 @@ impl Place {
     }
 
     #[cfg(unix)]
-    fn admit(&self, meta: &fs::Metadata) -> Result<Identity, OpenError> {
+    fn check_permissions(&self, meta: &fs::Metadata) -> Result<FileIdentity, OpenError> {
         use std::os::unix::fs::MetadataExt;
 
         let mode = meta.mode() & 0o777;
@@ -90,22 +92,22 @@ impl Place {
                 mode,
             });
         }
-        Ok(Identity(meta.dev(), meta.ino()))
+        Ok(FileIdentity(meta.dev(), meta.ino()))
     }
 
     #[cfg(not(unix))]
-    fn admit(&self, _meta: &fs::Metadata) -> Result<Identity, OpenError> {
-        Ok(Identity(0, 0))
+    fn check_permissions(&self, _meta: &fs::Metadata) -> Result<FileIdentity, OpenError> {
+        Ok(FileIdentity(0, 0))
     }
 
-    /// Connects to the file, if the file is a store of a version that this build knows. Does not change
-    /// the file.
+    /// Connects to the file without changing the file. Refuses a file that is not a store, or has an unknown
+    /// schema version.
     ///
-    /// Only SQLite opens the file: if this process closed another descriptor of the file, all SQLite
-    /// connections of the process would lose their locks.
+    /// Opens the file only through SQLite. If this process opened and closed the file itself, POSIX would
+    /// drop the locks of all its SQLite connections to the file.
     pub(super) fn open(&self) -> Result<Connection, OpenError> {
         let path = &self.path;
-        let fail = |fault: Fault| OpenError::of(path, fault);
+        let fail = |fault: SqliteFault| OpenError::of(path, fault);
         let len = fs::metadata(path)
             .map_err(|error| OpenError::io(path, error))?
             .len();
@@ -137,8 +139,8 @@ impl Place {
         Ok(conn)
     }
 
-    /// Connects to the file that is now at the path, to read and write keys. Refuses an unrecovered
-    /// file: a restored backup may have replaced the file that was opened.
+    /// Connects to the file that is currently at the path, and refuses an unrecovered file. A restored backup
+    /// may have replaced the file since the store was opened.
     pub(super) fn serve(&self) -> Result<Connection, OpenError> {
         let conn = self.open()?;
         self.check_recovered(&conn)?;
@@ -157,14 +159,14 @@ impl Place {
 
     /// Connects to any SQLite file, with settings that do not change the file.
     fn connect(&self) -> Result<Connection, OpenError> {
-        let fail = |fault: Fault| OpenError::of(&self.path, fault);
+        let fail = |fault: SqliteFault| OpenError::of(&self.path, fault);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let conn = Connection::open_with_flags(&self.path, flags)
-            .map_err(|error| fail(Fault::from(error)))?;
-        let set_up = || -> Result<(), Fault> {
+            .map_err(|error| fail(SqliteFault::from(error)))?;
+        let set_up = || -> Result<(), SqliteFault> {
             conn.busy_timeout(self.busy)?;
             conn.set_prepared_statement_cache_capacity(64);
-            // Otherwise SQLite would parse some statements again for each new parameter.
+            // Without this option, SQLite prepares some statements again for each new parameter value.
             conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
             conn.pragma_update(None, "trusted_schema", false)?;
             conn.pragma_update(None, "cell_size_check", true)?;
@@ -176,15 +178,16 @@ impl Place {
         Ok(conn)
     }
 
-    /// Makes commits of this connection durable, in the best journal mode that the linked SQLite can use
-    /// safely.
+    /// Makes commits of this connection durable. Selects WAL mode if the linked SQLite is safe in that mode,
+    /// and a rollback journal otherwise.
     pub(super) fn make_durable(&self, conn: &Connection) -> Result<JournalMode, OpenError> {
-        let fail = |fault: Fault| OpenError::of(&self.path, fault);
+        let fail = |fault: SqliteFault| OpenError::of(&self.path, fault);
         let now = journal(conn).map_err(fail)?;
         let wal_is_safe = rusqlite::version_number() >= SAFE_WAL;
         let mode = match (wal_is_safe, now.as_str()) {
             (true, "wal") => JournalMode::Wal,
-            // If another process has the file open, the file keeps its mode, which is safe as well.
+            // SQLite cannot change the mode while another process has the file open. The rollback journal is
+            // safe too.
             (true, _) => match set_journal(conn, "WAL") {
                 Ok(mode) if mode == "wal" => JournalMode::Wal,
                 _ => self.truncate(conn)?,
@@ -204,7 +207,7 @@ impl Place {
         match set_journal(conn, "TRUNCATE") {
             Ok(mode) if mode == "truncate" => Ok(JournalMode::Truncate),
             Ok(_) => Err(self.unsafe_wal()),
-            Err(Fault::Sql(error))
+            Err(SqliteFault::Sql(error))
                 if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) =>
             {
                 Err(self.unsafe_wal())
@@ -220,11 +223,12 @@ impl Place {
         }
     }
 
-    /// Creates the store, complete and durable, unless something exists at the path.
+    /// Creates the store durably, and fails if something exists at the path. Other processes never see an
+    /// incomplete file.
     pub(super) fn create(&self) -> Result<(), OpenError> {
         let path = &self.path;
         refuse_leftovers(path)?;
-        let draft = Draft::beside(path)?;
+        let draft = DraftStore::beside(path)?;
         let new = Self {
             path: draft.path.clone(),
             ..self.clone()
@@ -233,31 +237,32 @@ impl Place {
         schema::create(&mut conn).map_err(|fault| OpenError::of(path, fault))?;
         drop(conn);
         draft.link(path)?;
-        // If the fsync fails, the file stays: another process may have opened the file and committed.
+        // If the fsync fails, the file is kept, because another process may already have committed to the
+        // file.
         sync_folder(path).map_err(|error| OpenError::io(path, error))
     }
 }
 
 /// Refuses a file that another process put into WAL mode, if the linked SQLite is not safe in that mode.
-pub(super) fn check_journal(conn: &Connection) -> Result<(), Fault> {
+pub(super) fn check_journal(conn: &Connection) -> Result<(), SqliteFault> {
     if rusqlite::version_number() < SAFE_WAL && journal(conn)? == "wal" {
-        return Err(Fault::Refused(
+        return Err(SqliteFault::Refused(
             "another process put the file into WAL mode, which the linked SQLite is not safe in",
         ));
     }
     Ok(())
 }
 
-fn journal(conn: &Connection) -> Result<String, Fault> {
+fn journal(conn: &Connection) -> Result<String, SqliteFault> {
     Ok(conn.pragma_query_value(None, "journal_mode", |row| row.get(0))?)
 }
 
-fn set_journal(conn: &Connection, mode: &str) -> Result<String, Fault> {
+fn set_journal(conn: &Connection, mode: &str) -> Result<String, SqliteFault> {
     Ok(conn.pragma_update_and_check(None, "journal_mode", mode, |row| row.get(0))?)
 }
 
-/// Refuses a journal at a path without a file: SQLite would apply the journal to the new file. An empty
-/// journal is harmless, since the truncating mode leaves one.
+/// Fails if the journal of a deleted file is at the path, because SQLite would apply that journal to a new
+/// file. An empty journal is harmless: `TRUNCATE` mode leaves an empty journal behind.
 pub(super) fn refuse_leftovers(path: &Path) -> Result<(), OpenError> {
     for end in ["-wal", "-journal"] {
         let journal = with_end(path, end);
@@ -268,25 +273,25 @@ pub(super) fn refuse_leftovers(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// The part of a folder's name that marks a draft. No one would give a backup such a name.
+/// The part of a folder's name that marks the folder of a draft. A user's own folder is unlikely to have such
+/// a name.
 const DRAFT: &str = ".keyward-draft-";
 
 /// The files that the folder of a draft may contain.
 const PARTS: [&str; 4] = ["store", "store-wal", "store-shm", "store-journal"];
 
-/// A file that is not published yet, in a separate folder next to its final path. Dropping the draft
-/// removes the folder. If the process is killed, the next process that opens a store next to the draft
-/// removes the draft.
-pub(super) struct Draft {
+/// A store file that is not published yet, in a temporary folder next to its final path. Dropping the draft
+/// removes the folder. If the process is killed, [`clear_drafts`] removes the folder later.
+pub(super) struct DraftStore {
     pub(super) path: PathBuf,
     folder: PathBuf,
-    /// The lock that marks the draft as in use. The folder is locked, not the file: releasing a lock on
-    /// the file would drop the locks that SQLite holds after the file is published.
+    /// The lock on the folder, which marks the draft as in use. A lock on the file would be unsafe: releasing
+    /// that lock would drop SQLite's locks on the published file.
     _alive: Option<File>,
 }
 
-impl Draft {
-    /// Creates an empty file that only its owner can read.
+impl DraftStore {
+    /// Creates a draft for `path`: an empty file that only its owner can read.
     pub(super) fn beside(path: &Path) -> Result<Self, OpenError> {
         clear_drafts(path);
         let fail = |error: io::Error| OpenError::io(path, error);
@@ -297,11 +302,12 @@ impl Draft {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 Err(error) => return Err(fail(error)),
             }
-            // If folders cannot be locked here, no other process can lock this folder to remove it.
+            // `None` on systems that cannot open folders. There, other processes cannot lock the folder
+            // either, so they never remove the draft.
             let alive = File::open(&folder).ok();
             let taken = alive.as_ref().map(File::try_lock);
             if matches!(taken, Some(Err(TryLockError::WouldBlock))) || !folder.exists() {
-                // Another process removed the folder before it was locked.
+                // Another process removed the folder before this process locked the folder.
                 continue;
             }
             let draft = Self {
@@ -319,11 +325,12 @@ impl Draft {
         Err(fail(io::ErrorKind::AlreadyExists.into()))
     }
 
-    /// Publishes a file that no process has open, durably, unless something exists at the path.
+    /// Publishes the draft durably at `path`, and fails if something exists there. No process may have the
+    /// file open.
     pub(super) fn publish(self, path: &Path) -> Result<(), OpenError> {
         self.link(path)?;
         sync_folder(path).map_err(|error| {
-            // A power cut could remove the file: it must not be reported as published.
+            // Without the fsync, a power cut could remove the file. So a failed fsync undoes the publication.
             drop(fs::remove_file(path));
             OpenError::io(path, error)
         })
@@ -343,7 +350,7 @@ impl Draft {
     }
 }
 
-impl Drop for Draft {
+impl Drop for DraftStore {
     fn drop(&mut self) {
         remove_draft(&self.folder);
     }
@@ -361,7 +368,7 @@ pub(super) fn clear_drafts(path: &Path) {
             continue;
         }
         let path = entry.path();
-        // A living process holds the lock.
+        // A running process holds the lock of its draft.
         let Ok(lock) = File::open(&path) else {
             continue;
         };
@@ -379,7 +386,7 @@ fn is_draft(name: &str) -> bool {
         .is_some_and(|(process, attempt)| number(process) && number(attempt))
 }
 
-/// Removes the files that a draft may contain, and nothing else.
+/// Removes the files of a draft and then its folder. A folder that contains any other file is kept.
 fn remove_draft(folder: &Path) {
     for part in PARTS {
         drop(fs::remove_file(folder.join(part)));

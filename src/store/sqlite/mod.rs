@@ -26,13 +26,13 @@ use async_trait::async_trait;
 use event_listener::Event;
 use rusqlite::Connection;
 
-use self::fault::Fault;
 pub use self::fault::OpenError;
+use self::fault::SqliteFault;
 pub use self::file::JournalMode;
-use self::file::Place;
+use self::file::StoreFile;
 pub use self::options::SqliteOptions;
 use self::session::Pool;
-use self::writer::Writer;
+use self::writer::SqliteWriter;
 use super::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey,
     IntegrityReport, KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, NodeId, NodeRegistry,
@@ -40,34 +40,34 @@ use super::{
 };
 use crate::core::tenant::TenantId;
 
-/// 16 concurrent reads. A judgement: reads are short, and threads and descriptors are not free.
+/// 16 concurrent reads at most. Reads are short, and each one uses a thread and a file descriptor.
 const READERS: usize = 16;
-/// 4 more concurrent reads, reserved for the reads that keep nodes fresh.
+/// 4 more concurrent reads, reserved for the feed and the node registry.
 const FOLLOWERS: usize = 4;
 
-/// 100 keys at most for a read through the writer's connection, which blocks commits. A judgement: a
-/// millisecond or less.
+/// 100 keys at most for a read on the writer's connection. Such a read delays commits by a millisecond or
+/// less.
 const FEW: usize = 100;
 
-/// Keys in one SQLite file that several processes may share, including an operator's command line.
-/// Clones share the connection.
+/// A store in one SQLite file. Several processes may share the file, for example a service and an operator's
+/// command line. Clones share their connections.
 ///
-/// - **Durability.** A commit returns when it is on disk (`synchronous=FULL` or stricter). Commits that
-///   wait concurrently share one fsync. See [`JournalMode`].
+/// - **Durability.** A commit returns when it is on disk (`synchronous=FULL` or stricter). Concurrent commits
+///   share one fsync. See [`JournalMode`].
 /// - **Several processes.** Every call sees all earlier commits of any process.
-///   [`wait_past`](KeyStore::wait_past) detects commits of other processes within the
-///   [poll interval](SqliteOptions::poll_interval). If the file is replaced, for example by a restored
-///   backup, the next call reads the new file, once the new file is recovered.
-/// - **Checksums.** SQLite returns flipped bits without an error; here every row is sealed. A row whose
-///   seal does not fit is reported as corrupt, and affects no other row.
-/// - **Feed.** State-based, with tombstones until [`compact`](Self::compact).
+///   [`wait_past`](KeyStore::wait_past) detects commits of other processes within the [poll
+///   interval](SqliteOptions::poll_interval). If a restored backup replaces the file, the next call uses the
+///   new file. Calls fail until the new file is recovered.
+/// - **Checksums.** SQLite does not detect flipped bits, so every row has a seal, which is a checksum. A row
+///   with a wrong seal is reported as corrupt, and affects no other row.
+/// - **Feed.** Contains the latest version of each row, and tombstones of removed keys until
+///   [`compact`](Self::compact).
 /// - **Limits.** The file system must be local with working locks, not a network share. A process that
 ///   has the store open must not open the file by other means: closing that descriptor would drop
 ///   SQLite's locks.
 ///
-/// Commits run on a thread of their own, which also serves the short reads of decisions while no commit
-/// waits. Other reads run on the [`blocking`](https://docs.rs/blocking) pool. No runtime is needed, and
-/// none is blocked.
+/// Commits run on a dedicated thread. While no commit waits, this thread also serves short reads. Other reads
+/// run on the [`blocking`](https://docs.rs/blocking) pool. The store needs no async runtime and blocks none.
 ///
 /// # Examples
 ///
@@ -85,19 +85,20 @@ const FEW: usize = 100;
 /// ```
 #[derive(Clone)]
 pub struct SqliteStore {
-    shared: Arc<Shared>,
+    shared: Arc<SqliteStoreInner>,
 }
 
-struct Shared {
+struct SqliteStoreInner {
     pool: Arc<Pool>,
     journal: JournalMode,
     poll: Duration,
     reads: async_lock::Semaphore,
-    /// The permits for reads that keep nodes fresh, so that these reads do not queue behind listings.
+    /// The permits for reads of the feed and of the node registry, which must not queue behind listings.
     follows: async_lock::Semaphore,
-    writer: Writer,
-    moved: Arc<Event>,
-    /// The handle that keeps the watching thread running. `None` before the first wait.
+    writer: SqliteWriter,
+    on_commit: Arc<Event>,
+    /// The sender that keeps the watcher thread running. `None` before the first
+    /// [`wait_past`](KeyStore::wait_past).
     watch: Mutex<Option<SyncSender<()>>>,
 }
 
@@ -111,35 +112,35 @@ impl fmt::Debug for SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens the store at `path`, and creates it if the file does not exist.
+    /// Opens the store at `path`, and creates the file if there is none.
     ///
     /// # Errors
     ///
-    /// [`OpenError`] names the reason. The file is unchanged then.
+    /// [`OpenError`] names the reason. The stored keys are unchanged.
     pub async fn open(path: impl Into<PathBuf>) -> Result<Self, OpenError> {
         Self::options(path).open().await
     }
 
-    /// Returns the default options: created if missing, readable by its owner alone.
+    /// Returns the default options: the file is created if missing, and only its owner may read the file.
     pub fn options(path: impl Into<PathBuf>) -> SqliteOptions {
         SqliteOptions::new(path.into())
     }
 
     fn start(pool: Arc<Pool>, journal: JournalMode, poll: Duration) -> std::io::Result<Self> {
-        let moved = Arc::new(Event::new());
-        let landed = moved.clone();
-        let writer = Writer::start(pool.clone(), move || {
-            landed.notify(usize::MAX);
+        let on_commit = Arc::new(Event::new());
+        let committed = on_commit.clone();
+        let writer = SqliteWriter::start(pool.clone(), move || {
+            committed.notify(usize::MAX);
         })?;
         Ok(Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(SqliteStoreInner {
                 pool,
                 journal,
                 poll,
                 reads: async_lock::Semaphore::new(READERS),
                 follows: async_lock::Semaphore::new(FOLLOWERS),
                 writer,
-                moved,
+                on_commit,
                 watch: Mutex::new(None),
             }),
         })
@@ -148,41 +149,42 @@ impl SqliteStore {
     /// Returns the path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.shared.pool.place.path
+        &self.shared.pool.file.path
     }
 
-    /// Returns the way in which commits reach the disk.
+    /// Returns the journal mode of the file.
     #[must_use]
     pub fn journal_mode(&self) -> JournalMode {
         self.shared.journal
     }
 
-    /// Writes a backup to `to`, which must not exist: one file with one snapshot, readable by its owner
-    /// alone. The store stays in use. Returns the head of the backup.
+    /// Writes a backup to `to`, which must not exist, and returns the head of the backup. The backup is one
+    /// file with one snapshot, and only its owner can read the file. The store stays in use.
     ///
     /// # Errors
     ///
-    /// [`OpenError`]. There is no file at `to` then.
+    /// [`OpenError`]. Nothing is created at `to`.
     pub async fn backup(&self, to: impl Into<PathBuf>) -> Result<Cursor, OpenError> {
-        let (place, to) = (self.place(), to.into());
-        blocking::unblock(move || admin::backup(&place, &to)).await
+        let (file, to) = (self.file(), to.into());
+        blocking::unblock(move || admin::backup(&file, &to)).await
     }
 
-    /// Restores a backup to `to`, which must not exist, after an integrity check. The restored store has
-    /// a new history, so that followers of the lost history start over. The restored store opens only
-    /// for recovery, since keys that were revoked after the backup would work again: see
-    /// [`allow_unrecovered`](SqliteOptions::allow_unrecovered) and
+    /// Restores a backup to `to`, which must not exist, after an integrity check. The restored store has a
+    /// new history, so followers of the lost history start over.
+    ///
+    /// Keys that were revoked after the backup would work again. So the restored store opens only for
+    /// recovery: see [`allow_unrecovered`](SqliteOptions::allow_unrecovered) and
     /// [`finish_recovery`](Self::finish_recovery).
     ///
     /// # Errors
     ///
-    /// [`OpenError`]. There is no file at `to` then.
+    /// [`OpenError`]. Nothing is created at `to`.
     pub async fn restore(
         backup: impl Into<PathBuf>,
         to: impl Into<PathBuf>,
     ) -> Result<(), OpenError> {
         let (backup, to) = (Self::options(backup), to.into());
-        blocking::unblock(move || admin::restore(&backup.into_place(), &to)).await
+        blocking::unblock(move || admin::restore(&backup.into_file(), &to)).await
     }
 
     /// Marks a restored store as recovered, so that it opens like any other store.
@@ -191,12 +193,12 @@ impl SqliteStore {
     ///
     /// [`StoreError`].
     pub async fn finish_recovery(&self) -> Result<(), StoreError> {
-        let place = self.place();
-        let done = blocking::unblock(move || admin::finish_recovery(&place)).await;
+        let file = self.file();
+        let done = blocking::unblock(move || admin::finish_recovery(&file)).await;
         done.map_err(|fault| fault.into_error("finishing a recovery"))
     }
 
-    /// Reads the whole file and reports what is broken in the file. The store stays in use.
+    /// Reads the whole file and reports all damage. The store stays in use.
     ///
     /// # Errors
     ///
@@ -205,7 +207,7 @@ impl SqliteStore {
         self.read("checking integrity", admin::check).await
     }
 
-    /// Returns the size of the store and its engine. Counts rows, so that a large file takes a moment.
+    /// Returns the size of the store, and its engine. Counts all rows, so the call is slow for a large file.
     ///
     /// # Errors
     ///
@@ -216,26 +218,27 @@ impl SqliteStore {
             .await
     }
 
-    /// Drops the tombstones of keys removed at `upto` or before, and returns their number. Followers
-    /// that have not reached `upto` read everything again. The ids and digests of the keys stay taken.
+    /// Drops the tombstones of keys removed at `upto` or before, and returns their number. Followers that
+    /// have not reached `upto` read everything again. No new key can use the ids and digests of the removed
+    /// keys.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
     pub async fn compact(&self, upto: Revision) -> Result<u64, StoreError> {
-        let place = self.place();
-        let done = blocking::unblock(move || admin::compact(&place, upto)).await;
+        let file = self.file();
+        let done = blocking::unblock(move || admin::compact(&file, upto)).await;
         done.map_err(|fault| fault.into_error("forgetting tombstones"))
     }
 
-    fn place(&self) -> Place {
-        self.shared.pool.place.clone()
+    fn file(&self) -> StoreFile {
+        self.shared.pool.file.clone()
     }
 
     async fn read<T: Send + 'static>(
         &self,
         doing: &'static str,
-        read: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+        read: impl FnOnce(&Connection) -> Result<T, SqliteFault> + Send + 'static,
     ) -> Result<T, StoreError> {
         self.read_among(&self.shared.reads, doing, read).await
     }
@@ -244,46 +247,49 @@ impl SqliteStore {
     async fn follow<T: Send + 'static>(
         &self,
         doing: &'static str,
-        read: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+        read: impl FnOnce(&Connection) -> Result<T, SqliteFault> + Send + 'static,
     ) -> Result<T, StoreError> {
         self.read_among(&self.shared.follows, doing, read).await
     }
 
     async fn read_among<T: Send + 'static>(
         &self,
-        few: &async_lock::Semaphore,
+        permits: &async_lock::Semaphore,
         doing: &'static str,
-        read: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+        read: impl FnOnce(&Connection) -> Result<T, SqliteFault> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let _one_of_few = few.acquire().await;
+        let _permit = permits.acquire().await;
         let pool = self.shared.pool.clone();
         let answer = blocking::unblock(move || pool.read(read)).await;
         answer.map_err(|fault| fault.into_error(doing))
     }
 
-    /// Reads few rows, through the writer's connection if that connection is idle. The writer's
-    /// connection keeps its pages in memory, while other connections lose their pages with each commit.
-    /// `read` returns `None` if the rows turn out to be many.
+    /// Runs a short read on the writer's connection if that connection is idle, and on a pooled connection
+    /// otherwise. The writer's page cache stays valid, but each commit invalidates the caches of all other
+    /// connections. `read` returns `None` if there are more keys than its limit.
     async fn read_few<T: Send + 'static>(
         &self,
         doing: &'static str,
-        read: impl Fn(&Connection, usize) -> Result<Option<T>, Fault> + Send + Sync + 'static,
+        read: impl Fn(&Connection, usize) -> Result<Option<T>, SqliteFault> + Send + Sync + 'static,
     ) -> Result<T, StoreError> {
         let read = Arc::new(read);
         let few = read.clone();
-        let soon = self.shared.writer.read(move |conn| few(conn, FEW));
-        if let Some(answer) = soon.await {
+        let fast = self.shared.writer.read(move |conn| few(conn, FEW));
+        if let Some(answer) = fast.await {
             return Ok(answer);
         }
         let all = self.read(doing, move |conn| read(conn, usize::MAX));
-        let endless = || Fault::Refused("a tenant has more keys than can be counted");
-        all.await?.ok_or_else(|| endless().into_error(doing))
+        let too_many = || SqliteFault::Refused("a tenant has more keys than can be counted");
+        all.await?.ok_or_else(|| too_many().into_error(doing))
     }
 
-    /// Starts the thread that watches for commits of other processes, unless it was started before.
+    /// Starts the thread that watches for commits of other processes, unless the thread is running already.
     fn watch(&self) -> Result<(), StoreError> {
-        let Shared {
-            pool, moved, poll, ..
+        let SqliteStoreInner {
+            pool,
+            on_commit,
+            poll,
+            ..
         } = &*self.shared;
         let mut watch = self
             .shared
@@ -291,10 +297,10 @@ impl SqliteStore {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if watch.is_none() {
-            let (stays, alive) = sync_channel(0);
-            watch::start(pool, Arc::downgrade(moved), *poll, alive)
-                .map_err(|error| Fault::from(error).into_error("watching the file"))?;
-            *watch = Some(stays);
+            let (keep_alive, alive) = sync_channel(0);
+            watch::start(pool, Arc::downgrade(on_commit), *poll, alive)
+                .map_err(|error| SqliteFault::from(error).into_error("watching the file"))?;
+            *watch = Some(keep_alive);
         }
         Ok(())
     }
@@ -359,16 +365,17 @@ impl KeyStore for SqliteStore {
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
         self.watch()?;
         loop {
-            let moved = self.shared.moved.listen();
+            // Starts to listen before the read, so that a commit after the read still wakes this call.
+            let commit = self.shared.on_commit.listen();
             if self.follow("reading the head", read::cursor).await? != after {
                 return Ok(());
             }
-            moved.await;
+            commit.await;
         }
     }
 }
 
-/// A report is on disk when the call returns, like a commit.
+/// Reports are durable when the call returns, as commits are.
 #[async_trait]
 impl NodeRegistry for SqliteStore {
     async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {

@@ -1,16 +1,16 @@
-//! The registry of nodes in the file.
+//! The table `nodes`, which holds the latest report of each node.
 
 use std::time::Duration;
 
 use rusqlite::{Connection, params};
 
-use super::fault::Fault;
+use super::fault::SqliteFault;
 use super::rows::{dialect, each, one};
 use super::schema;
 use crate::store::sql::{LONGEST_LEASE, NODE_COLUMNS as COLUMNS, NodeRow, lease};
 use crate::store::{NodeId, NodeReport};
 
-fn write(row: &NodeRow, conn: &Connection) -> Result<(), Fault> {
+fn write(row: &NodeRow, conn: &Connection) -> Result<(), SqliteFault> {
     let (epoch, revision, tag) = match row.applied {
         Some((epoch, revision, tag)) => (Some(epoch), Some(revision), Some(tag)),
         None => (None, None, None),
@@ -32,9 +32,9 @@ fn write(row: &NodeRow, conn: &Connection) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Returns the last beat of the node. `None` if the row is missing or damaged: a new report replaces
-/// a damaged row.
-fn beat(conn: &Connection, node: NodeId) -> Result<Option<i64>, Fault> {
+/// Returns the beat (the report number) of the node's stored report. `None` if the row is missing or damaged,
+/// so that any new report replaces a damaged row.
+fn beat(conn: &Connection, node: NodeId) -> Result<Option<i64>, SqliteFault> {
     let sql = format!("SELECT {COLUMNS} FROM nodes WHERE node = ?1");
     let node = node.to_u128().to_be_bytes();
     let beat = one(conn, &sql, [node], |row| {
@@ -43,7 +43,7 @@ fn beat(conn: &Connection, node: NodeId) -> Result<Option<i64>, Fault> {
     Ok(beat.flatten())
 }
 
-pub(super) fn report(conn: &Connection, report: &NodeReport) -> Result<bool, Fault> {
+pub(super) fn report(conn: &Connection, report: &NodeReport) -> Result<bool, SqliteFault> {
     let row = NodeRow::of(report)?;
     if beat(conn, report.node)?.is_some_and(|before| before >= row.beat) {
         return Ok(false);
@@ -52,8 +52,8 @@ pub(super) fn report(conn: &Connection, report: &NodeReport) -> Result<bool, Fau
     Ok(true)
 }
 
-/// Reads all reports. A damaged report is an error: without its report a node would count as gone.
-pub(super) fn all(conn: &Connection) -> Result<Vec<NodeReport>, Fault> {
+/// Reads all reports. Fails if a report is damaged: without the report, its node would be treated as gone.
+pub(super) fn all(conn: &Connection) -> Result<Vec<NodeReport>, SqliteFault> {
     let mut reports = Vec::new();
     each(conn, &format!("SELECT {COLUMNS} FROM nodes"), [], |row| {
         reports.push(NodeRow::read(row)?.report()?);
@@ -62,7 +62,7 @@ pub(super) fn all(conn: &Connection) -> Result<Vec<NodeReport>, Fault> {
     Ok(reports)
 }
 
-pub(super) fn forget(conn: &Connection, node: NodeId, upto: u64) -> Result<(), Fault> {
+pub(super) fn forget(conn: &Connection, node: NodeId, upto: u64) -> Result<(), SqliteFault> {
     let upto = i64::try_from(upto).unwrap_or(i64::MAX);
     if beat(conn, node)?.is_none_or(|before| before <= upto) {
         conn.prepare_cached("DELETE FROM nodes WHERE node = ?1")?
@@ -71,14 +71,13 @@ pub(super) fn forget(conn: &Connection, node: NodeId, upto: u64) -> Result<(), F
     Ok(())
 }
 
-pub(super) fn longest_lease(conn: &Connection) -> Result<Duration, Fault> {
+pub(super) fn longest_lease(conn: &Connection) -> Result<Duration, SqliteFault> {
     let longest = one(conn, &dialect(LONGEST_LEASE), [], |row| Ok(lease(row, 0)?))?;
     Ok(longest.unwrap_or_default())
 }
 
-/// Replaces all reports by one entry for the nodes of a history that ended here; see
-/// [`NodeRow::former`].
-pub(super) fn end_history(conn: &Connection, longest: Duration) -> Result<(), Fault> {
+/// Replaces all reports with one entry for the nodes of the previous history. See [`NodeRow::former`].
+pub(super) fn end_history(conn: &Connection, longest: Duration) -> Result<(), SqliteFault> {
     conn.execute("DELETE FROM nodes", [])?;
     write(&NodeRow::former(schema::random(conn)?, longest)?, conn)
 }

@@ -6,26 +6,27 @@ use std::time::Duration;
 
 use super::SqliteStore;
 use super::fault::OpenError;
-use super::file::{Place, clear_drafts};
+use super::file::{StoreFile, clear_drafts};
 use super::session::Pool;
 
-/// 5 seconds to wait for a lock of another process. A judgement: a checkpoint after a burst takes less.
+/// 5 seconds: the default wait for a lock of another process. A checkpoint after a burst of commits takes
+/// less.
 const BUSY: Duration = Duration::from_secs(5);
 
-/// 100 ms between two checks for commits of other processes, at a microsecond each.
+/// 100 ms: the default interval between checks for commits of other processes. A check takes a microsecond.
 const POLL: Duration = Duration::from_millis(100);
 
 /// The longest wait that SQLite accepts: 2^31 - 1 milliseconds, about 24 days.
 const LONGEST_BUSY: Duration = Duration::from_millis(i32::MAX as u64);
 
-/// 1 ms at least between two checks of the file, or the watching thread would spin.
+/// 1 ms: the shortest interval between checks, so that the watcher thread does not spin.
 const SHORTEST_POLL: Duration = Duration::from_millis(1);
 
 /// The options for opening a file. See [`SqliteStore::options`].
 #[derive(Clone, Debug)]
 #[must_use = "options open nothing by themselves"]
 pub struct SqliteOptions {
-    place: Place,
+    file: StoreFile,
     creation: Creation,
     poll: Duration,
 }
@@ -40,7 +41,7 @@ enum Creation {
 impl SqliteOptions {
     pub(super) fn new(path: PathBuf) -> Self {
         Self {
-            place: Place {
+            file: StoreFile {
                 path,
                 group_access: false,
                 unrecovered: false,
@@ -51,44 +52,53 @@ impl SqliteOptions {
         }
     }
 
-    pub(super) fn into_place(self) -> Place {
-        self.place
+    pub(super) fn into_file(self) -> StoreFile {
+        self.file
     }
 
-    /// Refuses to create the file.
-    pub const fn must_exist(mut self) -> Self {
-        self.creation = Creation::Never;
+    /// Sets whether a missing file is created. Defaults to `true`.
+    pub const fn create(mut self, create: bool) -> Self {
+        self.creation = match create {
+            true => Creation::IfMissing,
+            false => Creation::Never,
+        };
         self
     }
 
-    /// Refuses to open a file that exists.
-    pub const fn must_be_new(mut self) -> Self {
-        self.creation = Creation::Always;
+    /// Sets whether the file must be created, and opening an existing file fails. Defaults to `false`.
+    ///
+    /// The later of the two calls, this one and [`create`](Self::create), decides.
+    pub const fn create_new(mut self, create_new: bool) -> Self {
+        self.creation = match create_new {
+            true => Creation::Always,
+            false => Creation::IfMissing,
+        };
         self
     }
 
-    /// Accepts a file that its group may read or change. A file that others may read or change is refused.
+    /// Accepts a file that its group may read or change. A file that other users may read or change is still
+    /// refused.
     pub const fn allow_group_access(mut self) -> Self {
-        self.place.group_access = true;
+        self.file.group_access = true;
         self
     }
 
-    /// Accepts a file that was restored from a backup and not recovered yet, in order to recover the
-    /// file. See [`SqliteStore::finish_recovery`].
+    /// Accepts a file that was restored from a backup and is not recovered yet. Use this option only to
+    /// recover the file: see [`SqliteStore::finish_recovery`].
     pub const fn allow_unrecovered(mut self) -> Self {
-        self.place.unrecovered = true;
+        self.file.unrecovered = true;
         self
     }
 
-    /// Sets the time that a call waits for a lock of another process before it fails as unavailable.
-    /// Defaults to five seconds; at most about 24 days.
+    /// Sets how long a call waits for a lock of another process. After that time the call fails as
+    /// unavailable. Defaults to 5 seconds, at most about 24 days.
     pub fn busy_timeout(mut self, busy: Duration) -> Self {
-        self.place.busy = busy.min(LONGEST_BUSY);
+        self.file.busy = busy.min(LONGEST_BUSY);
         self
     }
 
-    /// Sets the time between two checks for commits of other processes, while a caller waits for a commit.
-    /// Defaults to 100 milliseconds; at least 1 millisecond.
+    /// Sets the interval between checks for commits of other processes. The checks start with the first call
+    /// of [`wait_past`](crate::store::KeyStore::wait_past). Defaults to 100 ms, at least 1 ms.
     pub fn poll_interval(mut self, every: Duration) -> Self {
         self.poll = every.max(SHORTEST_POLL);
         self
@@ -98,38 +108,39 @@ impl SqliteOptions {
     ///
     /// # Errors
     ///
-    /// [`OpenError`] names the reason. The file is unchanged then.
+    /// [`OpenError`] names the reason. The stored keys are unchanged.
     pub async fn open(self) -> Result<SqliteStore, OpenError> {
         blocking::unblock(move || self.open_now()).await
     }
 
     fn open_now(mut self) -> Result<SqliteStore, OpenError> {
         let io = |path: &PathBuf, error| OpenError::io(path, error);
-        // The path must not depend on a later working directory.
-        let path = self.place.path.clone();
-        self.place.path = std::path::absolute(&path).map_err(|error| io(&path, error))?;
-        let place = &self.place;
-        match (place.look()?, self.creation) {
-            (Some(_), Creation::IfMissing | Creation::Never) => clear_drafts(&place.path),
+        // An absolute path stays valid if the working directory changes later.
+        let path = self.file.path.clone();
+        self.file.path = std::path::absolute(&path).map_err(|error| io(&path, error))?;
+        let file = &self.file;
+        match (file.identity()?, self.creation) {
+            (Some(_), Creation::IfMissing | Creation::Never) => clear_drafts(&file.path),
             (Some(_), Creation::Always) => return Err(OpenError::Exists { path }),
             (None, Creation::Never) => return Err(OpenError::NotFound { path }),
-            (None, Creation::Always) => place.create()?,
-            (None, Creation::IfMissing) => match place.create() {
+            (None, Creation::Always) => file.create()?,
+            (None, Creation::IfMissing) => match file.create() {
                 // Another process created the file first.
                 Err(OpenError::Exists { .. }) => {}
                 created => created?,
             },
         }
-        let conn = place.open()?;
-        let journal = place.make_durable(&conn)?;
-        place.check_recovered(&conn)?;
+        let conn = file.open()?;
+        // First, so that a refused file keeps its journal mode.
+        file.check_recovered(&conn)?;
+        let journal = file.make_durable(&conn)?;
         tracing::info!(
-            path = %place.path.display(),
+            path = %file.path.display(),
             journal = journal.as_str(),
             sqlite = rusqlite::version(),
             "opened"
         );
-        let pool = Arc::new(Pool::new(self.place.clone()));
+        let pool = Arc::new(Pool::new(self.file.clone()));
         SqliteStore::start(pool, journal, self.poll).map_err(|error| io(&path, error))
     }
 }

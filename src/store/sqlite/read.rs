@@ -1,11 +1,11 @@
-//! Reads of decisions, followers, listings and copies, each within one snapshot.
+//! Reads for decisions, followers, listings and copies. Each function reads within the caller's transaction.
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
 
 use rusqlite::{Connection, Params, params};
 
-use super::fault::Fault;
+use super::fault::SqliteFault;
 use super::head;
 use super::rows::{dialect, each, each_of, one};
 use crate::core::id::KeyId;
@@ -14,22 +14,23 @@ use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
 use crate::core::view::{LoadRequest, TenantView};
 use crate::store::sql::{
-    AUDIT_COLUMNS, AuditListing, COLUMNS, DIGEST_COLUMNS, FeedPage, Found, KeyListing, ORIGIN,
+    AUDIT_COLUMNS, AuditListing, COLUMNS, DIGEST_COLUMNS, FeedPage, KeyListing, LoadedRows, ORIGIN,
     OWNER, Scan, TENANT, audit_entries, change, entry, id_bytes, item, items_after, key_candidates,
     origin_of, read_digest,
 };
-use crate::store::transfer::{Item, Origin, Page, Part};
+use crate::store::transfer::{CopyPage, Item, Origin, Part};
 use crate::store::{
     AuditPage, Change, Changes, ChangesError, Cursor, FoundKey, KeyPage, Locator, RowKey, ScanPage,
 };
 
-/// Loads the part of a tenant that `select` names. `None` if the part has more than `most` keys.
+/// Loads the rows of a tenant that `select` requests. Returns `None` if `select` lists more than `most`
+/// items, or if the tenant has more than `most` live keys.
 pub(super) fn load(
     conn: &Connection,
     tenant: &TenantId,
     select: &LoadRequest,
     most: usize,
-) -> Result<Option<TenantView>, Fault> {
+) -> Result<Option<TenantView>, SqliteFault> {
     let named = [
         select.keys.len(),
         select.owners.len(),
@@ -39,7 +40,7 @@ pub(super) fn load(
         return Ok(None);
     }
     let epoch = head::store(conn)?.epoch;
-    let mut found = Found::new(head::tenant(conn, tenant)?);
+    let mut found = LoadedRows::new(head::tenant(conn, tenant)?);
     if found.head.is_none() {
         return Ok(Some(found.view(tenant, select, (epoch, None))));
     }
@@ -86,7 +87,7 @@ pub(super) fn load(
     Ok(Some(found.view(tenant, select, (epoch, None))))
 }
 
-fn key_row(conn: &Connection, id: KeyId) -> Result<Option<Change>, Fault> {
+fn key_row(conn: &Connection, id: KeyId) -> Result<Option<Change>, SqliteFault> {
     let sql = format!("SELECT {COLUMNS} FROM rows WHERE id = ?1");
     one(conn, &sql, [id_bytes(id)], |row| Ok(change(row)?))
 }
@@ -96,13 +97,13 @@ fn named_row(
     kind: i64,
     tenant: &TenantId,
     name: &str,
-) -> Result<Option<Change>, Fault> {
+) -> Result<Option<Change>, SqliteFault> {
     let sql = format!("SELECT {COLUMNS} FROM rows WHERE kind = ?1 AND tenant = ?2 AND name = ?3");
     let with = params![kind, tenant.as_str(), name];
     one(conn, &sql, with, |row| Ok(change(row)?))
 }
 
-fn many(conn: &Connection, sql: &str, with: impl Params) -> Result<Vec<Change>, Fault> {
+fn many(conn: &Connection, sql: &str, with: impl Params) -> Result<Vec<Change>, SqliteFault> {
     let mut changes = Vec::new();
     each(conn, sql, with, |row| {
         changes.push(change(row)?);
@@ -111,7 +112,7 @@ fn many(conn: &Connection, sql: &str, with: impl Params) -> Result<Vec<Change>, 
     Ok(changes)
 }
 
-pub(super) fn find(conn: &Connection, locator: &Locator) -> Result<Option<FoundKey>, Fault> {
+pub(super) fn find(conn: &Connection, locator: &Locator) -> Result<Option<FoundKey>, SqliteFault> {
     let head = head::read(conn)?.cursor();
     let id = match locator {
         Locator::Id(id) => Some(*id),
@@ -124,15 +125,15 @@ pub(super) fn find(conn: &Connection, locator: &Locator) -> Result<Option<FoundK
     Ok(change.map(|change| FoundKey { change, head }))
 }
 
-/// Returns the key that has this imported digest, or had it.
-pub(super) fn holder(conn: &Connection, digest: &Digest) -> Result<Option<KeyId>, Fault> {
+/// Returns the key that has or had this imported digest.
+pub(super) fn holder(conn: &Connection, digest: &Digest) -> Result<Option<KeyId>, SqliteFault> {
     let sql = format!("SELECT {DIGEST_COLUMNS} FROM digests WHERE digest = ?1");
     one(conn, &sql, [digest.as_bytes()], |row| {
         Ok(read_digest(row)?.1)
     })
 }
 
-pub(super) fn cursor(conn: &Connection) -> Result<Cursor, Fault> {
+pub(super) fn cursor(conn: &Connection) -> Result<Cursor, SqliteFault> {
     Ok(head::read(conn)?.cursor())
 }
 
@@ -140,7 +141,7 @@ pub(super) fn changes(
     conn: &Connection,
     after: Cursor,
     limit: NonZeroUsize,
-) -> Result<Result<Changes, ChangesError>, Fault> {
+) -> Result<Result<Changes, ChangesError>, SqliteFault> {
     let head = head::read(conn)?;
     if !head.continues(after, head::stored_tag(conn, after.revision)?) {
         return Ok(Err(ChangesError::Compacted));
@@ -163,7 +164,7 @@ pub(super) fn scan(
     conn: &Connection,
     after: Option<&RowKey>,
     limit: NonZeroUsize,
-) -> Result<ScanPage, Fault> {
+) -> Result<ScanPage, SqliteFault> {
     let head = head::read(conn)?;
     let mut scan = Scan::new(after, limit);
     while let Some(sql) = scan.next() {
@@ -175,14 +176,14 @@ pub(super) fn scan(
     Ok(scan.end(&head))
 }
 
-pub(super) fn list(conn: &Connection, query: &KeyQuery) -> Result<KeyPage, Fault> {
+pub(super) fn list(conn: &Connection, query: &KeyQuery) -> Result<KeyPage, SqliteFault> {
     let (sql, ordered) = key_candidates(query);
     let mut listing = KeyListing::new(query, ordered);
     each_of(conn, &sql, |row| Ok(!listing.add(change(row)?)))?;
     Ok(listing.end())
 }
 
-pub(super) fn audit(conn: &Connection, query: &AuditQuery) -> Result<AuditPage, Fault> {
+pub(super) fn audit(conn: &Connection, query: &AuditQuery) -> Result<AuditPage, SqliteFault> {
     let mut listing = AuditListing::new(query);
     each_of(conn, &audit_entries(query), |row| {
         Ok(!listing.add(entry(row)?))
@@ -190,22 +191,22 @@ pub(super) fn audit(conn: &Connection, query: &AuditQuery) -> Result<AuditPage, 
     Ok(listing.page)
 }
 
-/// Reads the state of the store as the source of a copy.
-pub(super) fn origin(conn: &Connection) -> Result<Origin, Fault> {
+/// Reads the head, the floor and the item counts of the store, for a copy of the store.
+pub(super) fn origin(conn: &Connection) -> Result<Origin, SqliteFault> {
     let head = head::read(conn)?;
     let origin = one(conn, &dialect(ORIGIN), [], |row| Ok(origin_of(row, &head)?))?;
-    origin.ok_or(Fault::Refused("nothing was counted"))
+    origin.ok_or(SqliteFault::Refused("nothing was counted"))
 }
 
-/// Reads a page of a part, as the source of a copy.
+/// Reads one page of a part, with the head and the floor of the same snapshot.
 pub(super) fn page(
     conn: &Connection,
     part: Part,
     after: Option<&Item>,
     limit: NonZeroUsize,
-) -> Result<Page, Fault> {
+) -> Result<CopyPage, SqliteFault> {
     let head = head::read(conn)?;
-    Ok(Page {
+    Ok(CopyPage {
         head: head.cursor(),
         floor: head.store.floor,
         items: items(conn, part, after, limit)?,
@@ -218,7 +219,7 @@ pub(super) fn items(
     part: Part,
     after: Option<&Item>,
     limit: NonZeroUsize,
-) -> Result<Vec<Item>, Fault> {
+) -> Result<Vec<Item>, SqliteFault> {
     let mut items = Vec::new();
     each_of(conn, &items_after(part, after, limit.get())?, |row| {
         items.push(item(part, row)?);

@@ -1,10 +1,10 @@
-//! Statements on the file, and the cells of their rows. SQLite returns flipped bits without an error:
-//! the seals of [`sql`](crate::store::sql) detect them.
+//! Runs statements and reads the cells of their rows. SQLite does not detect flipped bits; the seals of
+//! [`sql`](crate::store::sql) do.
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Params, Row, ToSql, params_from_iter};
 
-use super::fault::Fault;
+use super::fault::SqliteFault;
 use crate::store::sql::{Cell, Cells, Sql, Value};
 
 impl Cells for Row<'_> {
@@ -29,19 +29,19 @@ impl ToSql for Value {
     }
 }
 
-/// Translates a shared statement into SQLite's dialect. Statements contain a dollar only in `$s.` and
-/// in parameters.
+/// Translates a shared statement into SQLite's dialect: removes `$s.`, and replaces `$1` by `?1`. Statements
+/// contain no other dollar sign.
 pub(super) fn dialect(sql: &str) -> String {
     sql.replace("$s.", "").replace('$', "?")
 }
 
-/// Hands rows to `look` as they are found, until `look` returns `false`.
+/// Calls `look` with each row that a statement finds, until `look` returns `false`.
 pub(super) fn each(
     conn: &Connection,
     sql: &str,
     with: impl Params,
-    mut look: impl FnMut(&Row<'_>) -> Result<bool, Fault>,
-) -> Result<(), Fault> {
+    mut look: impl FnMut(&Row<'_>) -> Result<bool, SqliteFault>,
+) -> Result<(), SqliteFault> {
     let mut statement = conn.prepare_cached(sql)?;
     let mut found = statement.query(with)?;
     while let Some(row) = found.next()? {
@@ -56,19 +56,19 @@ pub(super) fn each(
 pub(super) fn each_of(
     conn: &Connection,
     sql: &Sql,
-    look: impl FnMut(&Row<'_>) -> Result<bool, Fault>,
-) -> Result<(), Fault> {
+    look: impl FnMut(&Row<'_>) -> Result<bool, SqliteFault>,
+) -> Result<(), SqliteFault> {
     let with = params_from_iter(&sql.with);
     each(conn, &dialect(&sql.text), with, look)
 }
 
-/// Reads the first row that a statement finds.
+/// Returns the first row that a statement finds, decoded by `read`.
 pub(super) fn one<T>(
     conn: &Connection,
     sql: &str,
     with: impl Params,
-    read: impl FnOnce(&Row<'_>) -> Result<T, Fault>,
-) -> Result<Option<T>, Fault> {
+    read: impl FnOnce(&Row<'_>) -> Result<T, SqliteFault>,
+) -> Result<Option<T>, SqliteFault> {
     let mut statement = conn.prepare_cached(sql)?;
     let mut found = statement.query(with)?;
     found.next()?.map(read).transpose()

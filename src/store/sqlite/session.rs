@@ -1,103 +1,106 @@
-//! Connections and their transactions, and the check that the file is still the one that was opened.
+//! Connections to the file that is currently at the path, and their transactions.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Connection;
 
-use super::fault::{Fault, OpenError};
-use super::file::{Identity, Place};
+use super::fault::{OpenError, SqliteFault};
+use super::file::{FileIdentity, StoreFile};
 use super::schema;
 
-/// 8 idle connections are kept. A judgement: more concurrent readers are rare.
+/// 8 idle connections are kept at most, because more concurrent reads are rare.
 const IDLE: usize = 8;
 
 #[derive(Debug)]
 pub(super) struct Pool {
-    pub(super) place: Place,
-    idle: Mutex<Vec<Reader>>,
+    pub(super) file: StoreFile,
+    idle: Mutex<Vec<PooledConnection>>,
 }
 
 #[derive(Debug)]
-struct Reader {
+struct PooledConnection {
     conn: Connection,
-    file: Identity,
+    identity: FileIdentity,
 }
 
 impl Pool {
-    pub(super) const fn new(place: Place) -> Self {
+    pub(super) const fn new(file: StoreFile) -> Self {
         Self {
-            place,
+            file,
             idle: Mutex::new(Vec::new()),
         }
     }
 
-    /// Reads within one snapshot of the file that is at the path now, which may have replaced the one
-    /// that was opened.
+    /// Runs `read` within one snapshot of the file that is currently at the path. A restored backup may have
+    /// replaced the file since the store was opened.
     pub(super) fn read<T>(
         &self,
-        read: impl FnOnce(&Connection) -> Result<T, Fault>,
-    ) -> Result<T, Fault> {
-        let file = self.current()?;
-        let idle = self.idle().pop().filter(|reader| reader.file == file);
-        let reader = match idle {
-            Some(reader) => reader,
-            None => self.open(file)?,
+        read: impl FnOnce(&Connection) -> Result<T, SqliteFault>,
+    ) -> Result<T, SqliteFault> {
+        let identity = self.current()?;
+        let idle = self
+            .idle()
+            .pop()
+            .filter(|connection| connection.identity == identity);
+        let connection = match idle {
+            Some(connection) => connection,
+            None => self.open(identity)?,
         };
-        // After a failure the connection is closed: nothing is assumed of its state.
-        let read = snapshot(&reader.conn, read)?;
+        // After a failure the connection is dropped, not reused, because its state is unknown.
+        let read = snapshot(&connection.conn, read)?;
         let mut idle = self.idle();
         if idle.len() < IDLE {
-            idle.push(reader);
+            idle.push(connection);
         }
         Ok(read)
     }
 
     /// Returns the identity of the file at the path.
-    pub(super) fn current(&self) -> Result<Identity, Fault> {
+    pub(super) fn current(&self) -> Result<FileIdentity, SqliteFault> {
         let missing = || OpenError::NotFound {
-            path: self.place.path.clone(),
+            path: self.file.path.clone(),
         };
-        Ok(self.place.look()?.ok_or_else(missing)?)
+        Ok(self.file.identity()?.ok_or_else(missing)?)
     }
 
-    fn open(&self, file: Identity) -> Result<Reader, Fault> {
-        let conn = self.place.serve()?;
+    fn open(&self, identity: FileIdentity) -> Result<PooledConnection, SqliteFault> {
+        let conn = self.file.serve()?;
         conn.pragma_update(None, "query_only", true)?;
-        Ok(Reader { conn, file })
+        Ok(PooledConnection { conn, identity })
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Reader>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<PooledConnection>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A transaction; rolled back when dropped. `BEGIN` and `COMMIT` are cached statements, since SQLite
-/// would otherwise parse them each time.
+/// A transaction, which rolls back when dropped. `BEGIN` and `COMMIT` are cached statements, so that SQLite
+/// parses them only once.
 pub(super) struct Tx<'a> {
     conn: &'a Connection,
 }
 
 impl<'a> Tx<'a> {
     /// Begins a transaction whose snapshot is taken at its first read.
-    fn deferred(conn: &'a Connection) -> Result<Self, Fault> {
+    fn deferred(conn: &'a Connection) -> Result<Self, SqliteFault> {
         conn.prepare_cached("BEGIN")?.execute([])?;
         Ok(Self { conn })
     }
 
     /// Begins a transaction that excludes other writers.
-    pub(super) fn immediate(conn: &'a Connection) -> Result<Self, Fault> {
+    pub(super) fn immediate(conn: &'a Connection) -> Result<Self, SqliteFault> {
         conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         Ok(Self { conn })
     }
 
-    /// Commits the transaction durably. Fails with [`Fault::Unknown`] if the transaction may or may
+    /// Commits the transaction durably. Fails with [`SqliteFault::Unknown`] if the transaction may or may
     /// not be on disk.
-    pub(super) fn commit(self) -> Result<(), Fault> {
+    pub(super) fn commit(self) -> Result<(), SqliteFault> {
         let committed = self.conn.prepare_cached("COMMIT")?.execute([]);
-        committed.map(drop).map_err(Fault::of_commit)
+        committed.map(drop).map_err(SqliteFault::of_commit)
     }
 
-    pub(super) fn rollback(self) -> Result<(), Fault> {
+    pub(super) fn rollback(self) -> Result<(), SqliteFault> {
         self.conn.prepare_cached("ROLLBACK")?.execute([])?;
         Ok(())
     }
@@ -106,32 +109,33 @@ impl<'a> Tx<'a> {
 impl Drop for Tx<'_> {
     fn drop(&mut self) {
         if !self.conn.is_autocommit() {
-            // A connection that cannot roll back is not used again.
+            // If the rollback fails, the next `BEGIN` on this connection fails too, and its user drops the
+            // connection.
             drop(self.conn.execute_batch("ROLLBACK"));
         }
     }
 }
 
-/// Reads within one snapshot of a file whose version this build knows.
+/// Runs `read` within one snapshot, after a check of the schema version.
 pub(super) fn snapshot<T>(
     conn: &Connection,
-    read: impl FnOnce(&Connection) -> Result<T, Fault>,
-) -> Result<T, Fault> {
+    read: impl FnOnce(&Connection) -> Result<T, SqliteFault>,
+) -> Result<T, SqliteFault> {
     let tx = Tx::deferred(conn)?;
     schema::check_version(conn)?;
     let read = read(conn)?;
-    // A read has nothing to commit, so that no failure of it can have an unknown outcome.
+    // Rolls back instead of committing, because a failed `COMMIT` would be reported as an unknown outcome.
     drop(tx);
     Ok(read)
 }
 
-/// Writes in a separate transaction, on a separate connection.
+/// Runs `write` in a transaction on a new connection, and commits durably.
 pub(super) fn write<T>(
-    place: &Place,
-    write: impl FnOnce(&Connection) -> Result<T, Fault>,
-) -> Result<T, Fault> {
-    let conn = place.open()?;
-    place.make_durable(&conn)?;
+    file: &StoreFile,
+    write: impl FnOnce(&Connection) -> Result<T, SqliteFault>,
+) -> Result<T, SqliteFault> {
+    let conn = file.open()?;
+    file.make_durable(&conn)?;
     let tx = Tx::immediate(&conn)?;
     schema::check_version(&conn)?;
     let written = write(&conn)?;

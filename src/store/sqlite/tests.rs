@@ -1,4 +1,4 @@
-//! Tests of the statements that run, and of the way SQLite finds their rows.
+//! Tests that every statement finds its rows through an index, as `EXPLAIN QUERY PLAN` reports it.
 
 use std::cell::RefCell;
 use std::num::NonZeroUsize;
@@ -32,17 +32,17 @@ fn listen(conn: &mut Connection) {
     conn.trace_v2(mask, Some(note)).unwrap();
 }
 
-struct Bench {
+struct PlanRecorder {
     conn: Connection,
     _folder: tempfile::TempDir,
 }
 
-impl Bench {
+impl PlanRecorder {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys.db");
         let store = pollster::block_on(SqliteStore::open(path)).unwrap();
-        let mut conn = store.place().open().unwrap();
+        let mut conn = store.file().open().unwrap();
         listen(&mut conn);
         Self {
             conn,
@@ -50,7 +50,7 @@ impl Bench {
         }
     }
 
-    /// Returns the plans of all statements that `run` runs.
+    /// Returns the query plan of each statement that `run` executes.
     fn plans(&mut self, run: impl FnOnce(&Connection)) -> Vec<String> {
         STATEMENTS.take();
         run(&self.conn);
@@ -111,10 +111,11 @@ fn guards() -> Vec<Guard> {
     rows.into_iter().map(guard).collect()
 }
 
-/// Checks that no statement reads rows that it does not return.
+/// Asserts that every step of the plans searches an index. The head is the only exception: the last row of
+/// `commits`.
 #[track_caller]
-fn each_row_is_found(plans: &[String]) {
-    assert!(!plans.is_empty(), "no statement was seen");
+fn assert_all_search(plans: &[String]) {
+    assert!(!plans.is_empty(), "no statement was recorded");
     for step in plans {
         let head = step.contains("SCAN commits");
         assert!(step.starts_with("SEARCH ") || head, "{step}: {plans:#?}");
@@ -123,23 +124,23 @@ fn each_row_is_found(plans: &[String]) {
 
 #[test]
 fn changing_one_key_searches_and_never_scans() {
-    let mut bench = Bench::new();
-    let plans = bench.plans(|conn| {
+    let mut recorder = PlanRecorder::new();
+    let plans = recorder.plans(|conn| {
         let mut head = head::read(conn).unwrap();
         write::apply(conn, &mut head, &commit()).unwrap().unwrap();
     });
-    each_row_is_found(&plans);
+    assert_all_search(&plans);
 }
 
 #[test]
 fn loading_what_a_decision_needs_searches_and_never_scans() {
-    let mut bench = Bench::new();
-    let mut head = head::read(&bench.conn).unwrap();
-    write::apply(&bench.conn, &mut head, &commit())
+    let mut recorder = PlanRecorder::new();
+    let mut head = head::read(&recorder.conn).unwrap();
+    write::apply(&recorder.conn, &mut head, &commit())
         .unwrap()
         .unwrap();
     let record = record();
-    let plans = bench.plans(|conn| {
+    let plans = recorder.plans(|conn| {
         let select = LoadRequest {
             keys: vec![record.id],
             live_at: Some(Timestamp::UNIX_EPOCH),
@@ -152,11 +153,11 @@ fn loading_what_a_decision_needs_searches_and_never_scans() {
             .unwrap();
         assert_eq!((view.records.len(), view.owners.len()), (1, 1));
         let none = read::load(conn, &record.tenant, &select, 0).unwrap();
-        assert_eq!(none, None, "more than asked for at most");
+        assert_eq!(none, None, "the tenant has more live keys than the limit");
         assert_eq!((view.applied.len(), view.tenant.is_some()), (1, true));
         read::find(conn, &Locator::Id(record.id)).unwrap().unwrap();
     });
-    each_row_is_found(&plans);
+    assert_all_search(&plans);
     let ends = plans
         .iter()
         .any(|step| step.contains("rows_by_end (tenant=? AND ends>?)"));
@@ -165,8 +166,8 @@ fn loading_what_a_decision_needs_searches_and_never_scans() {
 
 #[test]
 fn a_followers_reads_are_ranges() {
-    let mut bench = Bench::new();
-    let plans = bench.plans(|conn| {
+    let mut recorder = PlanRecorder::new();
+    let plans = recorder.plans(|conn| {
         let after = read::cursor(conn).unwrap();
         read::changes(conn, after, NonZeroUsize::MIN)
             .unwrap()
@@ -174,14 +175,14 @@ fn a_followers_reads_are_ranges() {
         let id = RowKey::Key(record().id);
         read::scan(conn, Some(&id), NonZeroUsize::MIN).unwrap();
     });
-    each_row_is_found(&plans);
+    assert_all_search(&plans);
 }
 
 #[test]
 fn listings_by_id_and_fingerprint_and_trails_use_an_index_and_sort_nothing() {
-    let mut bench = Bench::new();
+    let mut recorder = PlanRecorder::new();
     let record = record();
-    let plans = bench.plans(|conn| {
+    let plans = recorder.plans(|conn| {
         let of_tenant = KeyQuery::tenant(record.tenant.clone(), Timestamp::UNIX_EPOCH);
         for sort in [KeySort::Created, KeySort::Newest] {
             let query = KeyQuery {
@@ -198,12 +199,12 @@ fn listings_by_id_and_fingerprint_and_trails_use_an_index_and_sort_nothing() {
         read::audit(conn, &AuditQuery::tenant(record.tenant.clone())).unwrap();
         read::audit(conn, &AuditQuery::all().about(record.id)).unwrap();
     });
-    each_row_is_found(&plans);
+    assert_all_search(&plans);
 }
 
 #[test]
 fn keys_of_all_tenants_by_their_end_are_one_range_and_sort_nothing() {
-    let mut bench = Bench::new();
+    let mut recorder = PlanRecorder::new();
     let page = |after: Option<KeyPosition>| KeyQuery {
         sort: KeySort::Expiry,
         expires_from: Some(Timestamp::UNIX_EPOCH),
@@ -212,7 +213,7 @@ fn keys_of_all_tenants_by_their_end_are_one_range_and_sort_nothing() {
         ..KeyQuery::all(Timestamp::UNIX_EPOCH).live()
     };
     let later = page(Some(KeyPosition::of(&record())));
-    let plans = bench.plans(|conn| {
+    let plans = recorder.plans(|conn| {
         read::list(conn, &page(None)).unwrap();
         read::list(conn, &later).unwrap();
         let after = AuditPosition {
@@ -225,7 +226,7 @@ fn keys_of_all_tenants_by_their_end_are_one_range_and_sort_nothing() {
         };
         read::audit(conn, &query).unwrap();
     });
-    each_row_is_found(&plans);
+    assert_all_search(&plans);
     let first = "rows_by_end_of_all (ends>? AND ends<?)";
     let next = "rows_by_end_of_all ((ends,id)>(?,?) AND ends<?)";
     for range in [first, next] {

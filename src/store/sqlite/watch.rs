@@ -1,5 +1,5 @@
-//! Detects commits of other processes: a thread polls the counter that SQLite moves with every commit.
-//! The result is only a hint; followers poll as well.
+//! Detects commits of other processes: a thread polls SQLite's `data_version`, which changes with each of
+//! their commits. The result is only a hint, because followers poll the store too.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Weak};
@@ -9,29 +9,31 @@ use std::time::Duration;
 use event_listener::Event;
 use rusqlite::Connection;
 
-use super::fault::Fault;
-use super::file::Identity;
+use super::fault::SqliteFault;
+use super::file::FileIdentity;
 use super::schema;
 use super::session::Pool;
 
-/// Starts the thread. The thread ends when the other end of `alive` is dropped.
+/// Starts the thread, which ends when the sender of `alive` is dropped.
 pub(super) fn start(
     pool: &Arc<Pool>,
-    moved: Weak<Event>,
+    on_commit: Weak<Event>,
     every: Duration,
     alive: Receiver<()>,
 ) -> std::io::Result<()> {
-    let mut watch = Watch {
+    let mut watcher = CommitWatcher {
         pool: pool.clone(),
         conn: None,
         seen: None,
     };
     let run = move || {
         while alive.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
-            // A failure wakes the waiters too: their next read reports it.
-            if watch.changed().unwrap_or(true) {
-                let Some(moved) = moved.upgrade() else { return };
-                moved.notify(usize::MAX);
+            // A failed check wakes the waiters too, so that their next read returns the error.
+            if watcher.changed().unwrap_or(true) {
+                let Some(on_commit) = on_commit.upgrade() else {
+                    return;
+                };
+                on_commit.notify(usize::MAX);
             }
         }
     };
@@ -39,20 +41,20 @@ pub(super) fn start(
     thread::Builder::new().name(name).spawn(run).map(drop)
 }
 
-struct Watch {
+struct CommitWatcher {
     pool: Arc<Pool>,
-    conn: Option<(Connection, Identity)>,
+    conn: Option<(Connection, FileIdentity)>,
     seen: Option<i64>,
 }
 
-impl Watch {
-    fn changed(&mut self) -> Result<bool, Fault> {
+impl CommitWatcher {
+    fn changed(&mut self) -> Result<bool, SqliteFault> {
         let file = self.pool.current()?;
         let (conn, file) = match self.conn.take().filter(|(_, own)| *own == file) {
             Some(ready) => ready,
             None => {
                 self.seen = None;
-                (self.pool.place.open()?, file)
+                (self.pool.file.open()?, file)
             }
         };
         let version = schema::data_version(&conn)?;

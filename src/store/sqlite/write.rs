@@ -1,10 +1,10 @@
-//! A commit, applied within a transaction.
+//! Checks a commit and writes its rows, within the writer's transaction.
 
 use std::collections::{HashMap, HashSet};
 
 use rusqlite::{Connection, params};
 
-use super::fault::Fault;
+use super::fault::SqliteFault;
 use super::head;
 use super::read::holder;
 use super::rows::one;
@@ -19,55 +19,58 @@ use crate::store::sql::{
 };
 use crate::store::{Commit, CommitError, Epoch, Row, RowKey};
 
-/// The revision of a commit, or the reason why it was refused, with nothing written.
-type Verdict = Result<Revision, CommitError>;
-
-/// Checks a commit against what the transaction sees, and writes it at the next revision.
-pub(super) fn apply(conn: &Connection, head: &mut Head, commit: &Commit) -> Result<Verdict, Fault> {
+/// Checks a commit against the current rows, and writes the commit at the next revision.
+///
+/// The inner result is the new revision, or the reason for a refusal. A refused commit writes nothing.
+pub(super) fn apply(
+    conn: &Connection,
+    head: &mut Head,
+    commit: &Commit,
+) -> Result<Result<Revision, CommitError>, SqliteFault> {
     let before = head::tenant(conn, &commit.tenant)?;
-    let standing = match check(conn, commit, (head.store.epoch, before.as_ref()))? {
-        Ok(standing) => standing,
+    let existing = match check(conn, commit, (head.store.epoch, before.as_ref()))? {
+        Ok(existing) => existing,
         Err(refused) => return Ok(Err(refused)),
     };
     let next = head.advance(commit.tag);
     let revision = next.revision;
     head::write_commit(conn, next)?;
     for (number, row) in commit.rows().enumerate() {
-        let new = matches!(&row, Row::Key(record) if !standing.contains(&record.id));
+        let new = matches!(&row, Row::Key(record) if !existing.contains(&record.id));
         put(conn, place(revision, number)?, &row, new)?;
     }
     for (digest, key) in commit.imported() {
-        keep_digest(conn, &digest, key)?;
+        insert_digest(conn, &digest, key)?;
     }
     for (number, entry) in commit.effects.audit.iter().enumerate() {
-        note(conn, place(revision, number)?, entry)?;
+        insert_audit_entry(conn, place(revision, number)?, entry)?;
     }
     let after = TenantHead::after(before, commit, revision);
     head::write_tenant(conn, &commit.tenant, &after)?;
     Ok(Ok(revision))
 }
 
-/// Returns the keys of the commit that have a row, or the reason why the commit is refused.
+/// Returns the keys of the commit that already have a row, or the reason for refusing the commit.
 fn check(
     conn: &Connection,
     commit: &Commit,
     (epoch, before): (Epoch, Option<&TenantHead>),
-) -> Result<Result<HashSet<KeyId>, CommitError>, Fault> {
+) -> Result<Result<HashSet<KeyId>, CommitError>, SqliteFault> {
     let at = before.map_or(Revision::ZERO, |head| head.revision);
-    // The revisions are read here, because the callback of the check cannot fail.
+    // Reads the revisions first, because the closure passed to `Commit::check` cannot return an error.
     let mut guarded = HashMap::new();
     for guard in &commit.guards {
         guarded.insert(&guard.row, row_at(conn, &guard.row)?);
     }
-    let mut standing = HashSet::new();
+    let mut existing = HashSet::new();
     let mut taken = Vec::new();
     let mut holders = Vec::new();
     for record in &commit.effects.puts {
         if at == commit.expected {
-            match holder_of(conn, record)? {
-                Holder::Nobody => {}
-                Holder::Own => drop(standing.insert(record.id)),
-                Holder::Other => taken.push(record.id),
+            match id_status(conn, record)? {
+                IdStatus::Free => {}
+                IdStatus::OwnKey => drop(existing.insert(record.id)),
+                IdStatus::Taken => taken.push(record.id),
             }
         }
     }
@@ -83,13 +86,13 @@ fn check(
     let row_at = |row: &RowKey| guarded.get(row).copied().unwrap_or_default();
     let writable = |record: &KeyRecord| !taken.contains(&record.id);
     let checked = commit.check((epoch, at), row_at, writable, holds);
-    Ok(checked.map(|()| standing))
+    Ok(checked.map(|()| existing))
 }
 
-/// Returns the commit that wrote a row; zero for a row that does not exist.
-fn row_at(conn: &Connection, row: &RowKey) -> Result<Revision, Fault> {
+/// Returns the revision of the commit that last wrote a row. Zero if the row does not exist.
+fn row_at(conn: &Connection, row: &RowKey) -> Result<Revision, SqliteFault> {
     let named = "SELECT place FROM rows WHERE kind = ?1 AND tenant = ?2 AND name = ?3";
-    fn read(row: &rusqlite::Row<'_>) -> Result<i64, Fault> {
+    fn read(row: &rusqlite::Row<'_>) -> Result<i64, SqliteFault> {
         Ok(row.get(0)?)
     }
     let place: Option<i64> = match row {
@@ -106,16 +109,16 @@ fn row_at(conn: &Connection, row: &RowKey) -> Result<Revision, Fault> {
     Ok(place.map_or(Revision::ZERO, revision_of))
 }
 
-/// The holder of a record's id.
-enum Holder {
-    Nobody,
-    /// The tenant's own key.
-    Own,
-    /// Another tenant's key, or a removed one.
-    Other,
+/// The use of a key id in the store, before the commit.
+enum IdStatus {
+    Free,
+    /// A key of the record's tenant has the id.
+    OwnKey,
+    /// A removed key or another tenant's key has the id.
+    Taken,
 }
 
-fn holder_of(conn: &Connection, record: &KeyRecord) -> Result<Holder, Fault> {
+fn id_status(conn: &Connection, record: &KeyRecord) -> Result<IdStatus, SqliteFault> {
     let id = id_bytes(record.id);
     let sql = "SELECT kind, tenant FROM rows WHERE id = ?1";
     let found = one(conn, sql, [id], |row| {
@@ -127,15 +130,19 @@ fn holder_of(conn: &Connection, record: &KeyRecord) -> Result<Holder, Fault> {
             .exists([id])
     };
     Ok(match found {
-        Some(true) => Holder::Own,
-        Some(false) => Holder::Other,
-        None if gone()? => Holder::Other,
-        None => Holder::Nobody,
+        Some(true) => IdStatus::OwnKey,
+        Some(false) => IdStatus::Taken,
+        None if gone()? => IdStatus::Taken,
+        None => IdStatus::Free,
     })
 }
 
-/// Records which key has an imported digest, unless the digest has a row already.
-pub(super) fn keep_digest(conn: &Connection, digest: &Digest, key: KeyId) -> Result<(), Fault> {
+/// Stores the key of an imported digest, unless the digest already has a row.
+pub(super) fn insert_digest(
+    conn: &Connection,
+    digest: &Digest,
+    key: KeyId,
+) -> Result<(), SqliteFault> {
     let sql = "INSERT OR IGNORE INTO digests (digest, id, seal) VALUES (?1, ?2, ?3)";
     let seal = digest_seal(digest, key);
     conn.prepare_cached(sql)?
@@ -143,8 +150,8 @@ pub(super) fn keep_digest(conn: &Connection, digest: &Digest, key: KeyId) -> Res
     Ok(())
 }
 
-/// Moves a row to its new place. A `new` row has no earlier place.
-pub(super) fn put(conn: &Connection, place: i64, row: &Row, new: bool) -> Result<(), Fault> {
+/// Writes a row at `place`, and deletes the row's earlier version. A `new` key has no earlier version.
+pub(super) fn put(conn: &Connection, place: i64, row: &Row, new: bool) -> Result<(), SqliteFault> {
     let columns = RowColumns::of(row)?;
     match row {
         Row::Tenant(row) => {
@@ -191,7 +198,11 @@ pub(super) fn put(conn: &Connection, place: i64, row: &Row, new: bool) -> Result
     Ok(())
 }
 
-pub(super) fn note(conn: &Connection, place: i64, entry: &AuditEntry) -> Result<(), Fault> {
+pub(super) fn insert_audit_entry(
+    conn: &Connection,
+    place: i64,
+    entry: &AuditEntry,
+) -> Result<(), SqliteFault> {
     let entry = AuditColumns::of(entry)?;
     let seal = entry.seal(place);
     let AuditColumns {

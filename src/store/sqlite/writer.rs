@@ -12,8 +12,8 @@ use std::thread;
 
 use rusqlite::Connection;
 
-use super::fault::Fault;
-use super::file::{Identity, check_journal};
+use super::fault::SqliteFault;
+use super::file::{FileIdentity, check_journal};
 use super::session::{Pool, Tx, snapshot};
 use super::{head, schema, write};
 use crate::core::view::Revision;
@@ -28,25 +28,25 @@ const DOING: &str = "committing to the file";
 type Answer = Result<Revision, CommitError>;
 
 /// The handle of the thread, which ends when the handle is dropped and all jobs are done.
-pub(super) struct Writer {
+pub(super) struct SqliteWriter {
     jobs: Sender<Job>,
     /// The number of jobs without an answer.
     open: Arc<AtomicUsize>,
 }
 
 enum Job {
-    Commit(Box<Order>),
+    Commit(Box<SqliteCommit>),
     /// Any other work on the thread's connection.
     Own(Box<dyn FnOnce(&mut Thread) + Send>),
 }
 
 /// A commit in flight, and the channel of its caller, who may have stopped waiting.
-struct Order {
+struct SqliteCommit {
     commit: Commit,
     answer: async_channel::Sender<Answer>,
 }
 
-impl Writer {
+impl SqliteWriter {
     pub(super) fn start(
         pool: Arc<Pool>,
         landed: impl Fn() + Send + 'static,
@@ -69,7 +69,7 @@ impl Writer {
         let gone = |kind| StoreError::new(kind, DOING);
         self.open.fetch_add(1, Ordering::AcqRel);
         self.jobs
-            .send(Job::Commit(Box::new(Order { commit, answer })))
+            .send(Job::Commit(Box::new(SqliteCommit { commit, answer })))
             .map_err(|_| gone(StoreErrorKind::Unavailable))?;
         // The writer answers each job, unless its thread ends before.
         let answer = answered.recv().await;
@@ -81,7 +81,7 @@ impl Writer {
     /// pool then.
     pub(super) async fn read<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&Connection) -> Result<Option<T>, Fault> + Send + 'static,
+        read: impl FnOnce(&Connection) -> Result<Option<T>, SqliteFault> + Send + 'static,
     ) -> Option<T> {
         // A read never queues behind a commit, which may wait for the disk.
         let free = self
@@ -105,7 +105,7 @@ impl Writer {
     pub(super) async fn write<T: Send + 'static>(
         &self,
         doing: &'static str,
-        write: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+        write: impl FnOnce(&Connection) -> Result<T, SqliteFault> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (answer, answered) = async_channel::bounded(1);
         self.open.fetch_add(1, Ordering::AcqRel);
@@ -132,7 +132,7 @@ struct Thread {
 
 struct Ready {
     conn: Connection,
-    file: Identity,
+    file: FileIdentity,
     /// The head after the last commit, with SQLite's data version. While the data version is the same, no
     /// other connection has written to the file.
     last: Option<(i64, Head)>,
@@ -144,7 +144,7 @@ impl Thread {
             let mut group = Vec::new();
             for job in std::iter::once(first).chain(jobs.try_iter().take(MAX_GROUP - 1)) {
                 match job {
-                    Job::Commit(order) => group.push(*order),
+                    Job::Commit(queued) => group.push(*queued),
                     Job::Own(job) => job(&mut self),
                 }
             }
@@ -160,7 +160,10 @@ impl Thread {
         self.open.fetch_sub(1, Ordering::AcqRel);
     }
 
-    fn read<T>(&mut self, read: impl FnOnce(&Connection) -> Result<Option<T>, Fault>) -> Option<T> {
+    fn read<T>(
+        &mut self,
+        read: impl FnOnce(&Connection) -> Result<Option<T>, SqliteFault>,
+    ) -> Option<T> {
         let file = self.pool.current().ok()?;
         // Takes the connection out, so that a failure closes it.
         let ready = self.ready.take().filter(|ready| ready.file == file)?;
@@ -173,8 +176,8 @@ impl Thread {
 
     fn write<T>(
         &mut self,
-        write: impl FnOnce(&Connection) -> Result<T, Fault>,
-    ) -> Result<T, Fault> {
+        write: impl FnOnce(&Connection) -> Result<T, SqliteFault>,
+    ) -> Result<T, SqliteFault> {
         let ready = self.ready()?;
         let (tx, ..) = begin(&ready)?;
         let written = write(&ready.conn)?;
@@ -183,12 +186,14 @@ impl Thread {
         Ok(written)
     }
 
-    fn settle(&mut self, group: Vec<Order>) {
+    fn settle(&mut self, group: Vec<SqliteCommit>) {
         let answers = match self.group(&group) {
             Ok(Ok(answers)) => answers,
             // A commit that cannot be written must not fail the others of its group.
             Ok(Err(_)) if group.len() > 1 => {
-                group.into_iter().for_each(|order| self.settle(vec![order]));
+                group
+                    .into_iter()
+                    .for_each(|queued| self.settle(vec![queued]));
                 return;
             }
             Ok(Err(fault)) | Err(fault) => {
@@ -199,22 +204,25 @@ impl Thread {
                 vec![Err(error.into()); group.len()]
             }
         };
-        for (order, answer) in group.iter().zip(answers) {
+        for (queued, answer) in group.iter().zip(answers) {
             // Counts the commit as answered before the answer is sent, because the caller may read
             // immediately.
             self.close();
             // The caller may have stopped waiting.
-            drop(order.answer.try_send(answer));
+            drop(queued.answer.try_send(answer));
         }
     }
 
     /// Writes a group in one transaction. Returns the fault of one of its commits as the inner error.
     /// Nothing is written in that case.
-    fn group(&mut self, group: &[Order]) -> Result<Result<Vec<Answer>, Fault>, Fault> {
+    fn group(
+        &mut self,
+        group: &[SqliteCommit],
+    ) -> Result<Result<Vec<Answer>, SqliteFault>, SqliteFault> {
         // Takes the connection out, so that a failure closes it.
         let mut ready = self.ready()?;
         let (tx, version, mut head) = begin(&ready)?;
-        let apply = |order: &Order| write::apply(&ready.conn, &mut head, &order.commit);
+        let apply = |queued: &SqliteCommit| write::apply(&ready.conn, &mut head, &queued.commit);
         let answers: Vec<Answer> = match group.iter().map(apply).collect() {
             Ok(answers) => answers,
             Err(fault) => return Ok(Err(fault)),
@@ -230,20 +238,20 @@ impl Thread {
     }
 
     /// Returns the connection to the file that is at the path now.
-    fn ready(&mut self) -> Result<Ready, Fault> {
+    fn ready(&mut self) -> Result<Ready, SqliteFault> {
         let file = self.pool.current()?;
         if let Some(ready) = self.ready.take().filter(|ready| ready.file == file) {
             return Ok(ready);
         }
-        let conn = self.pool.place.serve()?;
-        self.pool.place.make_durable(&conn)?;
+        let conn = self.pool.file.serve()?;
+        self.pool.file.make_durable(&conn)?;
         let last = None;
         Ok(Ready { conn, file, last })
     }
 }
 
 /// Begins a transaction that excludes other writers, and returns the head of the store.
-fn begin(ready: &Ready) -> Result<(Tx<'_>, i64, Head), Fault> {
+fn begin(ready: &Ready) -> Result<(Tx<'_>, i64, Head), SqliteFault> {
     let conn = &ready.conn;
     let tx = Tx::immediate(conn)?;
     let version = schema::data_version(conn)?;

@@ -1,19 +1,22 @@
-//! Copying a store as a whole into another one, usually of another kind: a file into a database, or
-//! back. For operators, while no service uses either store.
+//! Copies a whole store into another one, for example an SQLite file into a PostgreSQL database, or back. For
+//! operators, while no service uses either store.
 //!
 //! A copy is one transaction into an empty target. The copy is compared with its source before the
-//! transaction commits. If the copy fails or is killed, the target stays empty, and the copy can be
-//! started again.
+//! transaction commits. If the copy fails or its process is killed, the target stays empty, and the operator
+//! can start the copy again.
 //!
-//! A copy contains every row at its revision and place, tombstones included, the tag of every commit,
-//! and the audit trail with its chain. A copy also holds everything that stays taken: imported digests,
-//! and ids whose tombstones were dropped. A copy contains no reports of nodes, since they are not part
-//! of the history.
+//! A copy contains:
 //!
-//! The copy has a history and an epoch of its own, since both stores could be written to afterwards.
-//! Followers start over, and nodes of the copy do not confirm a receipt of the source. The audit trail
-//! is the same: [`verify_audit`](crate::Keyward::verify_audit) accepts trail ends noted before the
-//! copy.
+//! - every row with its revision and its number within the commit, tombstones included
+//! - the tag of every commit
+//! - the audit trail with its hash chain
+//! - imported digests, and the ids of removed keys, which no new key may use
+//!
+//! A copy contains no reports of nodes, because these reports are not part of the history.
+//!
+//! The copy has a new epoch, because both stores could be written to afterwards. Followers start over, and
+//! nodes of the copy do not confirm a receipt of the source. The audit trail is unchanged:
+//! [`verify_audit`](crate::Keyward::verify_audit) accepts trail heads that were recorded before the copy.
 //!
 //! # Examples
 //!
@@ -47,7 +50,7 @@ use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 
-/// 2,000 items, the usual size of a page: about a megabyte. A judgement.
+/// 2,000 items: the usual size of a page, about a megabyte.
 pub const PAGE: NonZeroUsize = NonZeroUsize::new(2000).expect("2000 is not zero");
 
 /// The parts of a store, in the order in which they are copied.
@@ -92,8 +95,8 @@ impl fmt::Display for Part {
     }
 }
 
-/// One item of a [`Part`]. Items of a part are ordered by their first field, then by `number` if they
-/// have one.
+/// One item of a [`Part`]. Items of a part are ordered by their first field (entries and rows by their
+/// revision), then by `number`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Item {
     /// A commit.
@@ -189,7 +192,7 @@ impl Counts {
         self.by_part[part as usize]
     }
 
-    /// Returns these counts with another number for one part.
+    /// Returns these counts with `count` as the number of one part.
     #[must_use]
     pub const fn with(mut self, part: Part, count: u64) -> Self {
         self.by_part[part as usize] = count;
@@ -197,44 +200,45 @@ impl Counts {
     }
 }
 
-/// The state of the source of a copy.
+/// The state of the source when a copy begins.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Origin {
     /// The head of the source.
     pub head: Cursor,
     /// The floor of the source: tombstones of commits at or below this revision were dropped.
     pub floor: Revision,
-    /// Whether the source was restored from a backup and not recovered yet. Then the copy is
-    /// unrecovered too.
+    /// Whether the source was restored from a backup and is not recovered yet. The copy is then unrecovered
+    /// too.
     pub unrecovered: bool,
-    /// The longest time for which a node of the source may accept keys without a new report.
+    /// The longest lease of a node of the source: the time for which a node may accept keys without a new
+    /// report.
     pub lease: Duration,
     /// The number of items of each part.
     pub counts: Counts,
 }
 
 impl Origin {
-    /// Returns whether the source is still at this head and floor.
+    /// Returns whether `head` and `floor` are still those of this origin.
     #[must_use]
     pub fn is_where(&self, head: Cursor, floor: Revision) -> bool {
         self.head == head && self.floor == floor
     }
 }
 
-/// Some items of one part, from one snapshot.
+/// A page of items of one part, from one snapshot.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Page {
+pub struct CopyPage {
     /// The head of the store.
     pub head: Cursor,
     /// The floor of the store: tombstones of commits at or below this revision were dropped.
     pub floor: Revision,
-    /// The items in their order. Empty after the last one.
+    /// The items in order. Empty if no items are left.
     pub items: Vec<Item>,
 }
 
-/// A store that can be read as a whole.
+/// A store that can be the source of a copy.
 #[async_trait]
-pub trait Export: fmt::Debug + Send + Sync {
+pub trait CopySource: fmt::Debug + Send + Sync {
     /// Returns the head of the store and the number of its items.
     ///
     /// # Errors
@@ -242,35 +246,36 @@ pub trait Export: fmt::Debug + Send + Sync {
     /// [`StoreError`].
     async fn origin(&self) -> Result<Origin, StoreError>;
 
-    /// Reads the first items of a part after the item `after`, at most `limit`.
+    /// Reads at most `limit` items of a part, starting after the item `after`.
     ///
     /// # Errors
     ///
-    /// [`StoreError`], `Corrupt` if an item is damaged: damage is never copied.
+    /// [`StoreError`]. Its kind is `Corrupt` if an item is damaged, so that no damage is copied.
     async fn page(
         &self,
         part: Part,
         after: Option<&Item>,
         limit: NonZeroUsize,
-    ) -> Result<Page, StoreError>;
+    ) -> Result<CopyPage, StoreError>;
 }
 
 /// A store that can be the target of a copy.
 #[async_trait]
-pub trait Import: fmt::Debug + Send + Sync {
-    /// Begins the transaction of a copy of `origin`. Until the transaction ends, no one else writes to
-    /// the store, and readers see an empty store.
+pub trait CopyTarget: fmt::Debug + Send + Sync {
+    /// Begins the transaction of a copy of `origin`. Until the transaction ends, no other process can write
+    /// to the store, and readers see an empty store.
     ///
     /// # Errors
     ///
-    /// [`CopyError`], with nothing changed. The store must be empty, and not the source.
-    async fn begin(&self, origin: &Origin) -> Result<Box<dyn Importing>, CopyError>;
+    /// [`CopyError`] if the store is not empty, if the store is the source, or if the store fails. Nothing is
+    /// changed.
+    async fn begin(&self, origin: &Origin) -> Result<Box<dyn CopyTransaction>, CopyError>;
 }
 
-/// A copy in progress: one transaction, which rolls back after any error, if it is dropped without
-/// [`commit`](Self::commit), and if the process is killed.
+/// The open transaction of a copy. It rolls back after any error, when dropped without
+/// [`commit`](Self::commit), and when the process is killed.
 #[async_trait]
-pub trait Importing: fmt::Debug + Send {
+pub trait CopyTransaction: fmt::Debug + Send {
     /// Writes the next items of one part.
     ///
     /// # Errors
@@ -278,7 +283,7 @@ pub trait Importing: fmt::Debug + Send {
     /// [`StoreError`].
     async fn write(&mut self, items: Vec<Item>) -> Result<(), StoreError>;
 
-    /// Reads back items within the transaction, as [`Export::page`] does.
+    /// Reads items back within the transaction, like [`CopySource::page`].
     ///
     /// # Errors
     ///
@@ -290,18 +295,17 @@ pub trait Importing: fmt::Debug + Send {
         limit: NonZeroUsize,
     ) -> Result<Vec<Item>, StoreError>;
 
-    /// Gives the copy of `origin` an epoch of its own, and commits the copy. Returns the head of the
-    /// copy.
+    /// Gives the copy of `origin` a new epoch, commits the transaction, and returns the head of the copy.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]. After `Indeterminate` the target holds all of the copy or nothing.
+    /// [`StoreError`]. If its kind is `Indeterminate`, the target holds either the whole copy or nothing.
     async fn commit(self: Box<Self>, origin: &Origin) -> Result<Cursor, StoreError>;
 }
 
 /// A phase of a copy.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Step {
+pub enum CopyPhase {
     /// Items are written.
     Copying,
     /// Both sides are read and compared.
@@ -310,9 +314,9 @@ pub enum Step {
 
 /// The progress of a copy.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Progress {
+pub struct CopyProgress {
     /// The phase.
-    pub step: Step,
+    pub phase: CopyPhase,
     /// The part that is copied or compared.
     pub part: Part,
     /// The number of items of the part that are done.
@@ -321,14 +325,14 @@ pub struct Progress {
     pub total: u64,
 }
 
-impl fmt::Display for Progress {
+impl fmt::Display for CopyProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             part, done, total, ..
         } = self;
-        let doing = match self.step {
-            Step::Copying => "copied",
-            Step::Comparing => "compared",
+        let doing = match self.phase {
+            CopyPhase::Copying => "copied",
+            CopyPhase::Comparing => "compared",
         };
         write!(f, "{doing} {done} of {total} {part}")
     }
@@ -337,15 +341,16 @@ impl fmt::Display for Progress {
 /// A finished copy.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Copied {
-    /// The head of the copy: the revision of its source, in a new history.
+    /// The head of the copy: the revision of the source, with a new epoch.
     pub head: Cursor,
     /// The number of items of each part.
     pub counts: Counts,
-    /// Whether the copy must be recovered before it opens, because its source must be.
+    /// Whether the copy opens only for recovery, because the source was unrecovered.
     pub unrecovered: bool,
 }
 
-/// The reason why a store was not copied. Neither store was changed, except as [`StoreError`] says.
+/// The reason why a store was not copied. Neither store is changed, unless a [`StoreError`] is
+/// `Indeterminate`.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CopyError {
@@ -360,7 +365,7 @@ pub enum CopyError {
         "the source was changed during the copy: stop everything that uses it, then copy again"
     )]
     SourceMoved,
-    /// The items read back from the target are not those of the source.
+    /// The items read back from the target differ from those of the source.
     #[error("the copy differs from its source at {0}, and was rolled back")]
     Differs(String),
     /// One of the stores failed.

@@ -1,31 +1,34 @@
-//! The steps of a copy: write everything, compare everything, check that the source did not move, commit.
+//! Runs a copy: writes all items, compares them, checks that the source is unchanged, and commits.
 
 use std::num::NonZeroUsize;
 
-use super::{Copied, CopyError, Export, Import, Item, Origin, Page, Part, Progress, Step};
+use super::{
+    Copied, CopyError, CopyPage, CopyPhase, CopyProgress, CopySource, CopyTarget, Item, Origin,
+    Part,
+};
 
 /// Copies `from` into `to`, which must be empty. Reads and writes `page` items at a time, and reports
 /// each page to `progress`.
 ///
-/// The copy is one transaction of the target. Before the transaction commits, the copy is compared with
-/// its source item by item. A write to the source during the copy makes the copy fail; a later write is
-/// in the source alone. So stop everything that uses the source first.
+/// The copy is one transaction of the target. Before the transaction commits, the copy is compared with its
+/// source item by item. A write to the source during the copy makes the copy fail, and a later write is
+/// missing from the target. So first stop everything that uses the source.
 ///
 /// # Errors
 ///
-/// [`CopyError`]. The target is empty afterwards, also if the copy is dropped or its process killed.
+/// [`CopyError`]. The transaction rolls back, also if the future is dropped or the process is killed.
 pub async fn copy(
-    from: &dyn Export,
-    to: &dyn Import,
+    from: &dyn CopySource,
+    to: &dyn CopyTarget,
     page: NonZeroUsize,
-    mut progress: impl FnMut(Progress) + Send,
+    mut progress: impl FnMut(CopyProgress) + Send,
 ) -> Result<Copied, CopyError> {
     let origin = from.origin().await?;
     let mut copy = to.begin(&origin).await?;
-    for step in [Step::Copying, Step::Comparing] {
+    for phase in [CopyPhase::Copying, CopyPhase::Comparing] {
         for part in Part::ALL {
-            let mut at = Progress {
-                step,
+            let mut at = CopyProgress {
+                phase,
                 part,
                 done: 0,
                 total: origin.counts.of(part),
@@ -34,14 +37,14 @@ pub async fn copy(
             let mut after = None;
             loop {
                 let read = unmoved(&origin, from.page(part, after.as_ref(), page).await?)?;
-                if step == Step::Comparing {
+                if phase == CopyPhase::Comparing {
                     compare(&read, &copy.written(part, after.as_ref(), page).await?)?;
                 }
                 let Some(last) = read.last().cloned() else {
                     break;
                 };
                 at.done += u64::try_from(read.len()).unwrap_or_default();
-                if step == Step::Copying {
+                if phase == CopyPhase::Copying {
                     copy.write(read).await?;
                 }
                 progress(at);
@@ -60,8 +63,8 @@ pub async fn copy(
     })
 }
 
-/// Returns the items of a page, if the source has not moved.
-fn unmoved(origin: &Origin, page: Page) -> Result<Vec<Item>, CopyError> {
+/// Returns the items of a page. Fails if the source was changed since the copy began.
+fn unmoved(origin: &Origin, page: CopyPage) -> Result<Vec<Item>, CopyError> {
     match origin.is_where(page.head, page.floor) {
         true => Ok(page.items),
         false => Err(CopyError::SourceMoved),

@@ -1,9 +1,13 @@
 //! Shared reads through the store.
 //!
-//! Invariants. For each key at most one read in flight can be joined. A caller knows whether the
-//! read began after its own call. Every waiting caller drives the read, so no caller hangs when
-//! another is dropped or never polled again. A read ends when no caller waits for it. Results of a
-//! finished read never reach later callers.
+//! Invariants:
+//!
+//! - At most one read in flight per key can be joined.
+//! - A caller can compare the start of a read with the start of its own call.
+//! - Every waiting caller polls the read, so a caller that is dropped or stops polling delays no other
+//!   caller.
+//! - A read is dropped when no caller waits for it.
+//! - A finished read serves no later caller.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,104 +17,103 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
 
-use super::gate::{Gate, Permit, ReadThroughLimits};
-use super::read::{Found, read};
+use super::gate::{Gate, ReadPermit, ReadThroughLimits};
+use super::read::{StoreLookup, read};
 use crate::clock::Reading;
 use crate::observe;
 use crate::replica::Replica;
 use crate::store::{KeyStore, Locator, StoreError};
 use crate::timekeeper::Timekeeper;
 
-/// 1 s, the time for which callers may join a read. A judgement: also the default timeout of a
-/// sync. A later caller begins another read, so a store that never answers delays only the callers
-/// of that second.
+/// 1 s, the default timeout of a sync: callers may join a read for this long. A later caller begins another
+/// read, so a store that hangs delays only the callers of that second.
 const JOINED_FOR: Duration = Duration::from_secs(1);
 
 /// A logical timestamp of a call or a read.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) struct Turn(u64);
+pub(super) struct LogicalTime(u64);
 
 /// The result of a read through the store.
 #[derive(Debug)]
 pub(super) struct Fetched {
     /// The logical time at which the read began.
-    pub(super) turn: Turn,
+    pub(super) started: LogicalTime,
     /// The clock reading at which the read began.
     pub(super) sent: Reading,
-    pub(super) found: Result<Found, StoreError>,
+    pub(super) found: Result<StoreLookup, StoreError>,
 }
 
-/// A read that every caller awaiting it drives.
+/// A shared read. Every caller that awaits the read polls it.
 type Read = Shared<BoxFuture<'static, Arc<Fetched>>>;
 
-/// A second read, shared by the callers that the first read did not serve.
-type Next = Arc<Mutex<Option<Read>>>;
+/// A second read, shared by the callers that need a read begun after their calls.
+type SecondRead = Arc<Mutex<Option<Read>>>;
 
 /// A read that a caller joined.
 pub(super) struct Flight {
     read: Read,
-    next: Next,
+    next: SecondRead,
 }
 
 /// All reads in flight.
 #[derive(Debug)]
 pub(crate) struct Flights {
     gate: Gate,
-    turns: AtomicU64,
+    logical_clock: AtomicU64,
     by_key: Arc<ByKey>,
 }
 
-type ByKey = Mutex<HashMap<Locator, OnItsWay>>;
+type ByKey = Mutex<HashMap<Locator, InFlight>>;
 
 #[derive(Debug)]
-struct OnItsWay {
-    turn: Turn,
+struct InFlight {
+    started: LogicalTime,
     sent: Reading,
     read: WeakShared<BoxFuture<'static, Arc<Fetched>>>,
-    next: Next,
+    next: SecondRead,
 }
 
-/// The parts that a read needs.
-pub(super) struct Source<'a> {
+/// The dependencies of a read.
+pub(super) struct ReadContext<'a> {
     pub(super) store: &'a Arc<dyn KeyStore>,
     pub(super) replica: &'a Arc<Replica>,
     pub(super) clock: &'a Arc<Timekeeper>,
 }
 
-/// Unlists a read when it ends or is dropped, and releases its permit.
-struct Listed {
+/// Removes a read from the list and releases its permit, when the read ends or is dropped.
+struct FlightGuard {
     by_key: Arc<ByKey>,
     locator: Locator,
-    turn: Turn,
-    _permit: Option<Permit>,
+    started: LogicalTime,
+    _permit: Option<ReadPermit>,
 }
 
 impl Flights {
     pub(crate) fn new(bounds: ReadThroughLimits) -> Self {
         Self {
             gate: Gate::new(bounds),
-            turns: AtomicU64::new(0),
+            logical_clock: AtomicU64::new(0),
             by_key: Arc::default(),
         }
     }
 
-    /// Returns the next logical timestamp. For `a < b`, one caller's steps before it draws `a`
-    /// happen-before the other caller's steps after it draws `b`.
-    pub(super) fn turn(&self) -> Turn {
-        Turn(self.turns.fetch_add(1, Ordering::AcqRel))
+    /// Returns the next logical timestamp. If `a < b`, everything that one caller did before drawing `a`
+    /// happens-before everything that another caller does after drawing `b`.
+    pub(super) fn tick(&self) -> LogicalTime {
+        LogicalTime(self.logical_clock.fetch_add(1, Ordering::AcqRel))
     }
 
-    /// Joins the read of this key that is in flight, or begins one; `None` beyond the limits. No
-    /// limit applies to the holder of a known key.
+    /// Joins the read of this key that is in flight, or begins a read. Returns `None` if the limits are
+    /// exceeded. No limit applies if `holds_key` is true: the caller presented the secret of a known key.
     pub(super) fn join(
         &self,
         locator: Locator,
-        source: &Source<'_>,
-        holder: bool,
+        context: &ReadContext<'_>,
+        holds_key: bool,
     ) -> Option<Flight> {
         let mut by_key = lock(&self.by_key);
-        // Read under the lock: of two callers, the later one reads no earlier instant.
-        let now = source.clock.raw();
+        // Read the clock under the lock, so that a later caller never reads an earlier time.
+        let now = context.clock.raw();
         let own = by_key.get(&locator);
         let young = own.filter(|own| now.since(own.sent) <= JOINED_FOR);
         if let Some((read, next)) = young.and_then(|own| Some((own.read.upgrade()?, &own.next))) {
@@ -118,23 +121,23 @@ impl Flights {
             let next = next.clone();
             return Some(Flight { read, next });
         }
-        let permit = if holder {
+        let permit = if holds_key {
             None
         } else {
             Some(self.gate.admit(now.monotonic)?)
         };
-        let listed = Listed {
+        let guard = FlightGuard {
             by_key: self.by_key.clone(),
             locator,
-            turn: self.turn(),
+            started: self.tick(),
             _permit: permit,
         };
-        let turn = listed.turn;
-        let read = fetch(source, listed, now).boxed().shared();
-        let next = Next::default();
+        let started = guard.started;
+        let read = fetch(context, guard, now).boxed().shared();
+        let next = SecondRead::default();
         let replaced = read.downgrade().and_then(|weak| {
-            let own = OnItsWay {
-                turn,
+            let own = InFlight {
+                started,
                 sent: now,
                 read: weak,
                 next: next.clone(),
@@ -142,7 +145,8 @@ impl Flights {
             by_key.insert(locator, own)
         });
         drop(by_key);
-        // Dropped after the lock: a dropped read takes the lock to unlist itself.
+        // Drop the replaced read after releasing the lock: dropping a read takes the lock to remove the read
+        // from the list.
         drop(replaced);
         Some(Flight { read, next })
     }
@@ -154,8 +158,8 @@ impl Flight {
         self.read.clone().await
     }
 
-    /// Returns the result of the next read, which begins after all calls that joined this one. The
-    /// first caller begins or joins that read with `begin`.
+    /// Returns the result of a second read, which begins after all calls that joined this read. The first
+    /// caller starts the second read with `begin`, and later callers share it.
     pub(super) async fn next(&self, begin: impl FnOnce() -> Option<Self>) -> Option<Arc<Fetched>> {
         let read = {
             let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
@@ -171,38 +175,43 @@ impl Flight {
     }
 }
 
-/// Reads a key, and unlists the read as soon as it has ended.
+/// Reads a key, and removes the read from the list as soon as it has ended.
 fn fetch(
-    source: &Source<'_>,
-    listed: Listed,
+    context: &ReadContext<'_>,
+    guard: FlightGuard,
     sent: Reading,
 ) -> impl Future<Output = Arc<Fetched>> + Send + use<> {
-    let (store, replica) = (source.store.clone(), source.replica.clone());
+    let (store, replica) = (context.store.clone(), context.replica.clone());
     async move {
-        let found = read(&*store, &replica, listed.locator).await;
+        let found = read(&*store, &replica, guard.locator).await;
         observe::read_through(match &found {
-            Ok(Found::Key(..)) => "found",
-            Ok(Found::Nothing) => "missing",
-            Ok(Found::Corrupt(_)) => "corrupt",
+            Ok(StoreLookup::Key(..)) => "found",
+            Ok(StoreLookup::Nothing) => "missing",
+            Ok(StoreLookup::Corrupt(_)) => "corrupt",
             Err(_) => "failed",
         });
-        let turn = listed.turn;
-        drop(listed);
-        Arc::new(Fetched { turn, sent, found })
+        let started = guard.started;
+        drop(guard);
+        Arc::new(Fetched {
+            started,
+            sent,
+            found,
+        })
     }
 }
 
-impl Drop for Listed {
+impl Drop for FlightGuard {
     fn drop(&mut self) {
         let mut by_key = lock(&self.by_key);
-        // A newer read may have replaced this read in the list, once this read was too old to join.
-        let own = by_key.get(&self.locator).map(|own| own.turn) == Some(self.turn);
+        // Remove only this read. Once this read was too old to join, a newer read may have replaced it in the
+        // list.
+        let own = by_key.get(&self.locator).map(|own| own.started) == Some(self.started);
         let removed = own.then(|| by_key.remove(&self.locator));
         drop(by_key);
         drop(removed);
     }
 }
 
-fn lock(by_key: &ByKey) -> MutexGuard<'_, HashMap<Locator, OnItsWay>> {
+fn lock(by_key: &ByKey) -> MutexGuard<'_, HashMap<Locator, InFlight>> {
     by_key.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,8 @@
 //! Limits on reads through the store: how many are in flight, and how many begin in a second, over
 //! all keys.
 //!
-//! [`next`] is pure; the gate holds its state in one word, and reads the injected clock.
+//! [`next`] is pure. The gate keeps the state of the rate limit in one atomic word, and takes the time as an
+//! argument.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -14,18 +15,17 @@ use async_lock::{Semaphore, SemaphoreGuardArc};
 /// become a flood of reads. Beyond these limits a key is refused as
 /// [`StoreUnavailable`](crate::VerifyError::StoreUnavailable), never as a bad key.
 ///
-/// Reads for the holder of a known key do not count. A flood therefore never locks out holders of
-/// keys whose class is always verified against the store.
+/// Reads for a caller who presents the secret of a known key do not count. A flood therefore never locks out
+/// the holders of keys that are always verified against the store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct ReadThroughLimits {
-    /// The largest number of reads in flight. Defaults to 16, a judgement.
+    /// The largest number of reads in flight. Defaults to 16.
     pub max_in_flight: NonZeroU32,
-    /// The largest number of reads that begin per second, in the long run. Defaults to 1000, a
-    /// judgement: many times what the creation of keys needs, and a fraction of a store's capacity.
+    /// The largest number of reads that begin per second, in the long run. Defaults to 1000: many times what
+    /// the creation of keys needs, and a fraction of a store's capacity.
     pub per_second: NonZeroU32,
-    /// The largest number of reads that may begin together after a quiet time. Defaults to 100, a
-    /// judgement.
+    /// The largest number of reads that may begin together after a quiet time. Defaults to 100.
     pub burst: NonZeroU32,
 }
 
@@ -63,8 +63,8 @@ pub(super) struct Gate {
     full_at: AtomicU64,
 }
 
-/// A permit to read. Dropping the permit makes room for another read.
-pub(super) type Permit = SemaphoreGuardArc;
+/// A permit for one read. Dropping the permit makes room for another read.
+pub(super) type ReadPermit = SemaphoreGuardArc;
 
 impl Gate {
     pub(super) fn new(bounds: ReadThroughLimits) -> Self {
@@ -84,9 +84,8 @@ impl Gate {
     }
 
     /// Returns a permit for one read, if the limits allow one now.
-    pub(super) fn admit(&self, now: Duration) -> Option<Permit> {
-        // The permit is acquired first, so that a read that cannot begin uses up nothing of the
-        // rate.
+    pub(super) fn admit(&self, now: Duration) -> Option<ReadPermit> {
+        // Acquire the permit first, so that a read refused for too many in flight does not use up the rate.
         let permit = self.max_in_flight.try_acquire_arc()?;
         let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         let spend = |full_at| next(full_at, now, self.interval, self.ahead);

@@ -1,10 +1,12 @@
-//! Verification against the store, for three kinds of keys. These are keys that must be checked against the
-//! latest state, keys that this node does not know, and, if the deployment chose so, keys past their
-//! staleness bound.
+//! Verification against the store, for three kinds of keys:
 //!
-//! Concurrent callers with the same key share a read. A grant may come from a read that began
-//! before the call, if it is within the staleness bound of the key's class. A refusal may not: the
-//! key may have been created in between. No refusal is cached.
+//! - keys that must be checked against the latest state;
+//! - keys that this node does not know;
+//! - keys past their staleness bound, with [`OnStale::ReadThrough`].
+//!
+//! Concurrent callers with the same key share a read. A read that began before the call may grant a key, if
+//! the read is within the staleness bound of the key's class. Such a read may not refuse a key, because the
+//! key may have been created since. No refusal is cached.
 
 mod flights;
 mod gate;
@@ -15,10 +17,10 @@ use std::hint::black_box;
 use subtle::{Choice, ConstantTimeEq};
 
 pub(super) use self::flights::Flights;
-use self::flights::{Fetched, Source};
+use self::flights::{Fetched, ReadContext};
 pub use self::gate::ReadThroughLimits;
-use self::read::Found;
-use super::grant::Taken;
+use self::read::StoreLookup;
+use super::grant::RecordAttributes;
 use super::{
     Claim, Confirmation, Credentials, Grant, Verifier, check_fresh, check_pair, publishable_half,
 };
@@ -28,30 +30,30 @@ use crate::core::owner::OwnerStatus;
 use crate::core::record::{Credential, KeyRecord};
 use crate::core::rejection::VerifyError;
 use crate::core::secret::Digest;
-use crate::core::subject::{Course, Holder, Shape, Subject};
+use crate::core::subject::{KeyOwner, KeyToVerify, KeyTraits, Lifecycle};
 use crate::core::time::Timestamp;
 use crate::core::token::Token;
 use crate::observe;
-use crate::replica::{Answer, Known};
+use crate::replica::{IndexLookup, RowKind};
 use crate::store::Locator;
 
-/// The way [`verify_or_fetch`](crate::Keyward::verify_or_fetch) treats a known key once the staleness bound
-/// of its class is passed. `verify` always refuses such a key.
+/// The handling of a known key past the staleness bound of its class, by
+/// [`verify_or_fetch`](crate::Keyward::verify_or_fetch). `verify` always refuses such a key.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum OnStale {
     /// Refuses the key as [`Stale`](VerifyError::Stale).
     #[default]
     Reject,
-    /// Reads the key through the store, within the limits of [`ReadThroughLimits`], for a store whose
-    /// keys can be read while its feed cannot. A busy service needs a rate that covers all of its
+    /// Reads the key through the store, within the limits of [`ReadThroughLimits`]. Useful if the store can
+    /// still read keys while its change feed fails. A busy service needs a rate that covers all of its
     /// verifications.
     ReadThrough,
 }
 
 /// The reads that may grant a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Sight {
+enum RequiredFreshness {
     /// Reads within the staleness bound, including reads that began before the call.
     WithinBound,
     /// Only reads that began after the call.
@@ -59,33 +61,35 @@ enum Sight {
 }
 
 /// The result of a verification without the store.
-enum Here {
-    Settled(Result<Grant, VerifyError>),
-    /// The store has to be read. Holds the reads that may answer, and true if the caller holds a known key.
-    Ask(Sight, bool),
+enum LocalVerdict {
+    Final(Result<Grant, VerifyError>),
+    /// The store must be read. Holds the required freshness, and whether the caller presented the secret of a
+    /// known key.
+    NeedsStore(RequiredFreshness, bool),
 }
 
 impl Verifier {
-    /// Verifies against the store's latest state. Every command that returned before this call
-    /// began is seen. Concurrent callers with the same key share a read that began after all of
-    /// their calls.
+    /// Verifies against the store's latest state: sees every command that returned before this call.
+    /// Concurrent callers with the same key share a read that began after all of their calls.
     ///
     /// # Errors
     ///
-    /// [`VerifyError`]; [`StoreUnavailable`](VerifyError::StoreUnavailable) if the store did not answer, or
-    /// if the caller holds no known key and [`ReadThroughLimits`] are exceeded.
+    /// [`VerifyError`]; [`StoreUnavailable`](VerifyError::StoreUnavailable) if the store did not answer. Also
+    /// if [`ReadThroughLimits`] are exceeded and the caller holds no known key.
     pub async fn verify_fresh<'a>(
         &self,
         credentials: impl Into<Credentials<'a>> + Send,
         need: &Need,
     ) -> Result<Grant, VerifyError> {
-        let here = |key: &[u8], _: &Need| Here::Ask(Sight::AfterCall, self.is_held(key));
-        self.verify_through(credentials.into(), need, here).await
+        let local = |key: &[u8], _: &Need| {
+            LocalVerdict::NeedsStore(RequiredFreshness::AfterCall, self.is_held(key))
+        };
+        self.verify_through(credentials.into(), need, local).await
     }
 
     /// Verifies a key, and reads the store if the replica cannot decide. The replica cannot decide about a
-    /// key that it does not know yet (rule A1-25). Nor can the replica decide about a key whose class must
-    /// see the latest state. Past the staleness bound, [`OnStale`] decides whether the store is read.
+    /// key that it does not know yet (rule A1-25), or whose class requires the latest state. Past the
+    /// staleness bound, [`OnStale`] decides whether the store is read.
     ///
     /// Two changes become visible only with the next sync. One is the first imported key, on a node that
     /// knows no imported key yet. The other is a new secret that replaced a lost secret under the same key
@@ -100,8 +104,8 @@ impl Verifier {
         credentials: impl Into<Credentials<'a>> + Send,
         need: &Need,
     ) -> Result<Grant, VerifyError> {
-        let here = |key: &[u8], need: &Need| self.verify_here(key, need);
-        self.verify_through(credentials.into(), need, here).await
+        let local = |key: &[u8], need: &Need| self.verify_locally(key, need);
+        self.verify_through(credentials.into(), need, local).await
     }
 
     /// Returns the verdict of [`verify_or_fetch`](Self::verify_or_fetch) without reading the store. `None` if
@@ -113,24 +117,26 @@ impl Verifier {
         need: &Need,
     ) -> Option<Result<Grant, VerifyError>> {
         let verdict = super::verify_halves(credentials, need, |key, need| {
-            match self.verify_here(key, need) {
-                Here::Settled(verdict) => verdict.map_err(Some),
-                Here::Ask(..) => Err(None),
+            match self.verify_locally(key, need) {
+                LocalVerdict::Final(verdict) => verdict.map_err(Some),
+                LocalVerdict::NeedsStore(..) => Err(None),
             }
         });
         verdict.map_or_else(|refused| refused.map(Err), |grant| Some(Ok(grant)))
     }
 
-    /// Verifies each half with `here`, and reads the store if `here` cannot decide.
+    /// Verifies each half with `local`, and reads the store if `local` cannot decide.
     async fn verify_through(
         &self,
         credentials: Credentials<'_>,
         need: &Need,
-        here: impl Fn(&[u8], &Need) -> Here + Send + Sync,
+        local: impl Fn(&[u8], &Need) -> LocalVerdict + Send + Sync,
     ) -> Result<Grant, VerifyError> {
-        let verify = async |key: &[u8], need: &Need| match here(key, need) {
-            Here::Settled(verdict) => verdict,
-            Here::Ask(sight, holder) => self.read_through(key, need, sight, holder).await,
+        let verify = async |key: &[u8], need: &Need| match local(key, need) {
+            LocalVerdict::Final(verdict) => verdict,
+            LocalVerdict::NeedsStore(required, holds_key) => {
+                self.read_through(key, need, required, holds_key).await
+            }
         };
         let (key, public) = credentials.halves();
         let grant = verify(key, need).await?;
@@ -141,26 +147,28 @@ impl Verifier {
         Ok(grant)
     }
 
-    /// Verifies without the store, or returns how the store has to be read.
-    fn verify_here(&self, presented: &[u8], need: &Need) -> Here {
+    /// Verifies without the store, or returns how the store must be read.
+    fn verify_locally(&self, presented: &[u8], need: &Need) -> LocalVerdict {
         match self.verify(presented, need) {
-            // A removed key never comes back, so a read is pointless.
-            Err(VerifyError::Unknown) if self.known(presented) == Some(Known::Removed) => {
-                Here::Settled(Err(VerifyError::Unknown))
+            // A removed key never comes back, so do not read the store.
+            Err(VerifyError::Unknown) if self.row_kind(presented) == Some(RowKind::Removed) => {
+                LocalVerdict::Final(Err(VerifyError::Unknown))
             }
-            // The index identifies a key by 32 bits of a hash until a secret matches, so the id
-            // itself is checked here.
-            Err(VerifyError::WrongSecret) if self.known(presented).is_some() => {
-                Here::Settled(Err(VerifyError::WrongSecret))
+            // Without a matching secret, the index has compared only a 32-bit hash of the id. So look up the
+            // id itself.
+            Err(VerifyError::WrongSecret) if self.row_kind(presented).is_some() => {
+                LocalVerdict::Final(Err(VerifyError::WrongSecret))
             }
             Err(VerifyError::Unknown | VerifyError::WrongSecret) => {
-                Here::Ask(Sight::WithinBound, false)
+                LocalVerdict::NeedsStore(RequiredFreshness::WithinBound, false)
             }
-            Err(VerifyError::NeedsFresh) => Here::Ask(Sight::AfterCall, self.is_held(presented)),
-            Err(VerifyError::Stale { .. }) if self.past_bound == OnStale::ReadThrough => {
-                Here::Ask(Sight::AfterCall, false)
+            Err(VerifyError::NeedsFresh) => {
+                LocalVerdict::NeedsStore(RequiredFreshness::AfterCall, self.is_held(presented))
             }
-            verdict => Here::Settled(verdict),
+            Err(VerifyError::Stale { .. }) if self.on_stale == OnStale::ReadThrough => {
+                LocalVerdict::NeedsStore(RequiredFreshness::AfterCall, false)
+            }
+            verdict => LocalVerdict::Final(verdict),
         }
     }
 
@@ -168,35 +176,41 @@ impl Verifier {
         &self,
         presented: &[u8],
         need: &Need,
-        sight: Sight,
-        holder: bool,
+        required: RequiredFreshness,
+        holds_key: bool,
     ) -> Result<Grant, VerifyError> {
-        let began = self.flights.turn();
-        // The store may hold imported keys that this node does not know.
+        let called = self.flights.tick();
+        // The text may be an imported key even if this node knows no imported key: the store may hold some.
         let claim = Claim::of(presented)?;
         let locator = match &claim {
             Claim::Token(token) => Locator::Id(token.id()),
             Claim::Foreign(digest, _) => Locator::Imported(*digest),
         };
-        let source = Source {
+        let context = ReadContext {
             store: &self.store,
             replica: &self.replica,
             clock: &self.clock,
         };
-        let join = || self.flights.join(locator, &source, holder);
+        let join = || self.flights.join(locator, &context, holds_key);
         let flight = join().ok_or_else(too_many)?;
         let fetched = flight.end().await;
-        if fetched.turn > began {
-            return self.judge(&claim, need, &fetched, Sight::AfterCall).await;
+        if fetched.started > called {
+            return self
+                .judge(&claim, need, &fetched, RequiredFreshness::AfterCall)
+                .await;
         }
-        if sight == Sight::WithinBound
-            && let Ok(grant) = self.judge(&claim, need, &fetched, sight).await
+        if required == RequiredFreshness::WithinBound
+            && let Ok(grant) = self.judge(&claim, need, &fetched, required).await
         {
             return Ok(grant);
         }
         let fetched = flight.next(join).await.ok_or_else(too_many)?;
-        debug_assert!(fetched.turn > began, "a read that began after this call");
-        self.judge(&claim, need, &fetched, Sight::AfterCall).await
+        debug_assert!(
+            fetched.started > called,
+            "a read that began after this call"
+        );
+        self.judge(&claim, need, &fetched, RequiredFreshness::AfterCall)
+            .await
     }
 
     async fn judge(
@@ -204,85 +218,85 @@ impl Verifier {
         claim: &Claim<'_>,
         need: &Need,
         fetched: &Fetched,
-        sight: Sight,
+        required: RequiredFreshness,
     ) -> Result<Grant, VerifyError> {
         match &fetched.found {
-            Ok(Found::Key(record, standing, floor)) => {
+            Ok(StoreLookup::Key(record, status, floor)) => {
                 let confirmed = Confirmation::Sent(Some(fetched.sent));
                 let same = self.compare(claim, &record.credential)?;
-                // Only a holder of the secret causes this second read.
+                // Read the other tenant's rows only for a caller who presented the right secret.
                 let reached = match need.tenant() {
                     Some(tenant) if bool::from(same) => {
-                        read::standing_in(&*self.store, record, standing, tenant).await
+                        read::status_in(&*self.store, record, status, tenant).await
                     }
                     _ => Ok(None),
                 };
                 let reached = reached.map_err(|_| VerifyError::StoreUnavailable)?;
-                let standing = reached.as_ref().unwrap_or(standing);
+                let status = reached.as_ref().unwrap_or(status);
                 let record = KeyRecord::clone(record);
-                let known = (standing, *floor);
-                self.judge_record(claim, (record, same), known, need, (confirmed, sight))
+                let known = (status, *floor);
+                self.judge_record(claim, (record, same), known, need, (confirmed, required))
             }
-            Ok(Found::Corrupt(key)) => Err(VerifyError::Corrupt { key: *key }),
-            Ok(Found::Nothing) => Err(self.unknown(claim)),
+            Ok(StoreLookup::Corrupt(key)) => Err(VerifyError::Corrupt { key: *key }),
+            Ok(StoreLookup::Nothing) => Err(self.unknown(claim)),
             Err(_) => Err(VerifyError::StoreUnavailable),
         }
     }
 
-    /// Judges a key by its stored record.
+    /// Decides about a key by its stored record.
     fn judge_record(
         &self,
         claim: &Claim<'_>,
         (record, same): (KeyRecord, Choice),
-        (standing, floor): (&OwnerStatus, Option<Timestamp>),
+        (status, floor): (&OwnerStatus, Option<Timestamp>),
         need: &Need,
-        (confirmed, sight): (Confirmation, Sight),
+        (confirmed, required): (Confirmation, RequiredFreshness),
     ) -> Result<Grant, VerifyError> {
-        let (id, course) = (record.id, Course::of(&record));
-        let (shape, holder) = (Shape::of(&record), Holder::of(&record));
+        let (id, lifecycle) = (record.id, Lifecycle::of(&record));
+        let (traits, key_owner) = (KeyTraits::of(&record), KeyOwner::of(&record));
         let snapshot = self.snapshot();
-        let policy = snapshot.policies.of(&holder.tenant);
+        let policy = snapshot.policies.of(&key_owner.tenant);
         let (reading, now) = self.clock.judged();
         let newest = snapshot.view.index().newest().max(floor.unwrap_or(now));
-        // The answer counts as old as the start of its read, however long the read took.
-        match check_fresh(policy, &shape, confirmed, reading) {
-            Err(VerifyError::NeedsFresh) if sight == Sight::AfterCall => {}
+        // The record's age counts from the start of its read, however long the read took.
+        match check_fresh(policy, &traits, confirmed, reading) {
+            Err(VerifyError::NeedsFresh) if required == RequiredFreshness::AfterCall => {}
             verdict => verdict?,
         }
-        let subject = Subject {
+        let subject = KeyToVerify {
             id,
-            whose: &holder,
-            persons: holder.is_person(),
-            shape: &shape,
-            course,
+            owner_source: &key_owner,
+            persons: key_owner.is_person(),
+            traits: &traits,
+            lifecycle,
         };
         let presented = (same, claim.token().map(Token::prefix_bytes));
         let mut judged = Ok(now);
-        if course
+        if lifecycle
             .expires_at
             .is_some_and(|end| now < end && end <= newest)
         {
-            let known = snapshot.view.index().floor(&holder.tenant).max(floor);
-            judged = self.judge_end((id, &course), known, (now, reading));
+            let known = snapshot.view.index().floor(&key_owner.tenant).max(floor);
+            judged = self.judge_end((id, &lifecycle), known, (now, reading));
         }
         let at = *judged.as_ref().unwrap_or(&now);
-        check::check_subject(subject, presented, policy, (standing, None), need, at)?;
+        check::check_subject(subject, presented, policy, (status, None), need, at)?;
         judged?;
         if let Some(token) = claim.token() {
             self.notice_pepper(token, subject);
         }
         snapshot.view.count_id(id, now);
-        if course.awaits_first_use {
+        if lifecycle.awaits_first_use {
             snapshot.view.note_first_use();
         }
-        let taken = Taken {
-            shape,
-            holder,
-            course,
-            standing: standing.clone(),
+        let record = RecordAttributes {
+            traits,
+            key_owner,
+            lifecycle,
+            status: status.clone(),
             policies: snapshot.policies.clone(),
         };
-        Ok(Grant::of_record(id, taken, now, need.address()))
+        Ok(Grant::of_record(id, record, now, need.address()))
     }
 
     /// Digests the claim by the method of `credential`, and compares the digests.
@@ -321,27 +335,27 @@ impl Verifier {
         }
     }
 
-    /// Returns the index's state of the presented key. Compares no secret.
-    fn known(&self, presented: &[u8]) -> Option<Known> {
+    /// Returns the kind of the presented key's row in the index. Compares no secret.
+    fn row_kind(&self, presented: &[u8]) -> Option<RowKind> {
         let view = &self.snapshot().view;
         match Claim::of(presented).ok()? {
-            Claim::Token(token) => view.known(token.id()),
-            Claim::Foreign(digest, _) => view.known_import(&digest),
+            Claim::Token(token) => view.row_kind(token.id()),
+            Claim::Foreign(digest, _) => view.row_kind_of_import(&digest),
         }
     }
 
-    /// Returns whether the presented secret belongs to a known key, in whatever state that key is.
+    /// Returns whether the presented secret belongs to a known key, in any state of that key.
     fn is_held(&self, presented: &[u8]) -> bool {
         let view = &self.snapshot().view;
         let answer = match Claim::of(presented) {
             Ok(Claim::Token(token)) => {
-                let begun = view.begin(token.id());
-                self.look_up(view, &token, begun).0
+                let prefetched = view.prefetch(token.id());
+                self.look_up(view, &token, prefetched).0
             }
             Ok(Claim::Foreign(digest, _)) => view.imported(&digest),
             Err(_) => return false,
         };
-        matches!(answer, Answer::Hit(_))
+        matches!(answer, IndexLookup::Hit(_))
     }
 }
 

@@ -1,4 +1,4 @@
-//! One read of one key through the store, with the rows that its judgement needs.
+//! Reads one key through the store, with the rows that decide about it.
 
 use crate::core::id::KeyId;
 use crate::core::owner::{self, OwnerStatus};
@@ -11,22 +11,22 @@ use crate::store::{Change, KeyStore, Locator, Row, RowKey, StoreError};
 
 /// The store's answer about a key.
 #[derive(Debug)]
-pub(super) enum Found {
+pub(super) enum StoreLookup {
     /// No key, or a removed key.
     Nothing,
     /// A record that cannot be decoded.
     Corrupt(KeyId),
-    /// A key, the status of its owner, and the newest instant of its tenant. The status comes from
-    /// the rows along the key's path.
+    /// A key, the status of its owner, and the newest commit time of its tenant. The status is derived from
+    /// the rows of the key's tenant and its ancestors.
     Key(Box<KeyRecord>, OwnerStatus, Option<Timestamp>),
 }
 
-/// Reads a key, and gives the rows to the replica.
+/// Reads a key, and applies the rows that were read to the replica.
 pub(super) async fn read(
     store: &dyn KeyStore,
     replica: &Replica,
     locator: Locator,
-) -> Result<Found, StoreError> {
+) -> Result<StoreLookup, StoreError> {
     let read = find(store, replica, &locator).await;
     if let Err(error) = &read {
         tracing::warn!(%error, "cannot verify against the store");
@@ -38,25 +38,25 @@ async fn find(
     store: &dyn KeyStore,
     replica: &Replica,
     locator: &Locator,
-) -> Result<Found, StoreError> {
+) -> Result<StoreLookup, StoreError> {
     let Some(found) = store.find(locator).await? else {
-        return Ok(Found::Nothing);
+        return Ok(StoreLookup::Nothing);
     };
     let Row::Key(record) = &found.change.row else {
         replica.apply_fetched(&found, &[]);
         return Ok(match found.change.row {
-            Row::Corrupt(RowKey::Key(key)) => Found::Corrupt(key),
-            _ => Found::Nothing,
+            Row::Corrupt(RowKey::Key(key)) => StoreLookup::Corrupt(key),
+            _ => StoreLookup::Nothing,
         });
     };
-    let (standing, floor, rows) = standing(store, record).await?;
+    let (status, floor, rows) = status_of(store, record).await?;
     replica.apply_fetched(&found, &rows);
-    Ok(Found::Key(record.clone(), standing, floor))
+    Ok(StoreLookup::Key(record.clone(), status, floor))
 }
 
 /// Returns the status of the owner of `record` in `tenant`. `None` unless `tenant` is a descendant
 /// of the record's tenant and the status there differs from `own`.
-pub(super) async fn standing_in(
+pub(super) async fn status_in(
     store: &dyn KeyStore,
     record: &KeyRecord,
     own: &OwnerStatus,
@@ -75,18 +75,18 @@ pub(super) async fn standing_in(
         owners.extend(view.owners);
         tenants.extend(view.tenant);
     }
-    let mut further = OwnerStatus::resolve(tenant, &record.owner, &owners, &tenants);
+    let mut lower = OwnerStatus::resolve(tenant, &record.owner, &owners, &tenants);
     if !record.bound.is_empty() {
         let path = (&record.tenant, tenant);
         let raised_from = owner::raised_from(&owners, &record.owner, path);
-        further.roles.extend(raised_from);
+        lower.roles.extend(raised_from);
     }
-    Ok(own.and_further(&further))
+    Ok(own.and_further(&lower))
 }
 
-/// Reads the rows along a key's path. Returns the owner's status, the newest instant of the key's
-/// tenant, and the rows.
-async fn standing(
+/// Reads the owner's and the tenants' rows of the key's tenant and its ancestors. Returns the owner's status,
+/// the newest commit time of the key's tenant, and the rows.
+async fn status_of(
     store: &dyn KeyStore,
     record: &KeyRecord,
 ) -> Result<(OwnerStatus, Option<Timestamp>, Vec<Change>), StoreError> {
@@ -110,6 +110,6 @@ async fn standing(
         owners.extend(view.owners);
         tenants.extend(view.tenant);
     }
-    let standing = OwnerStatus::resolve(&record.tenant, &record.owner, &owners, &tenants);
-    Ok((standing, floor, rows))
+    let status = OwnerStatus::resolve(&record.tenant, &record.owner, &owners, &tenants);
+    Ok((status, floor, rows))
 }

@@ -1,4 +1,4 @@
-//! The parts of the tests that child processes run.
+//! The code that child processes run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,24 +16,25 @@ use support::process::{report, wait_for_parent};
 use support::raw::next;
 use support::*;
 
-/// The cap of each tenant that the writers share: 5, small enough for the writers to reach.
+/// The cap on active keys in each shared tenant: 5, small enough for the writers to reach.
 pub const CAP: u32 = 5;
 
 /// A cap above the number of keys that any child creates.
 const NO_CAP: u32 = 1_000_000;
 
-/// The number of writers in each process.
+/// Writers per process.
 pub const TASKS: usize = 4;
 
-/// The number of tenants that each writer has to itself and commits to concurrently.
+/// Tenants that belong to one writer, which commits to all of them concurrently.
 pub const STREAMS: usize = 8;
 
-/// The number of tenants that the writers share. `HOT` is one more, which all writers use all the time.
+/// Tenants that all writers share. `HOT` is one more shared tenant, which each writer uses in every step.
 pub const TENANTS: usize = 64;
 pub const HOT: &str = "hot";
 
 pub fn run(part: &str) {
-    // A panic in any thread ends the process, so that nothing waits for the dead thread.
+    // A panic in any thread ends the process. Otherwise the parent would wait forever for the panicked
+    // thread.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panicked| {
         hook(panicked);
@@ -44,7 +45,7 @@ pub fn run(part: &str) {
         "numbers" => numbers(),
         "goes_on" => goes_on(),
         "verifies" => crate::postgres::spread::verifies(),
-        other => panic!("no part is called {other}"),
+        other => panic!("unknown part {other}"),
     }
 }
 
@@ -56,7 +57,7 @@ pub fn number(name: &str) -> usize {
     text(name).parse().unwrap()
 }
 
-/// Returns the options to connect to the parent's schema.
+/// Returns options that connect to the parent's schema.
 pub fn options() -> PostgresOptions {
     PostgresStore::options(text("CHILD_PATH"))
         .schema(text("CHILD_SCHEMA"))
@@ -69,7 +70,7 @@ fn service(store: PostgresStore) -> Keyward {
     node(store, &clock, Policy::new(capped(CAP)).unwrap())
 }
 
-/// Runs all writers of a process once the parent sends a line.
+/// Waits for a line from the parent, then runs all writers of this process concurrently.
 fn at_once(writer: impl Fn(usize) + Sync) {
     report("ready");
     assert!(wait_for_parent());
@@ -85,8 +86,8 @@ fn together(writer: impl Fn(usize) + Sync) {
     });
 }
 
-/// Fills shared tenants up to their cap and empties them again. Each writer also commits to tenants that no
-/// other writer uses.
+/// Creates keys in shared tenants up to the cap, and revokes them again. Each writer also commits to tenants
+/// of its own.
 fn writes() {
     let store = open(options()).unwrap();
     let keys = service(store.clone());
@@ -125,7 +126,7 @@ fn report_change(revision: Revision, what: &str, key: KeyId, tenant: &str) {
     ));
 }
 
-/// Creates one key in each tenant that has room, then revokes all of them.
+/// Creates one key in each tenant that is below its cap, then revokes all of these keys.
 async fn churn(keys: &Keyward, name: &str) {
     let mut mine = Vec::new();
     for number in 0..TENANTS {
@@ -154,7 +155,7 @@ async fn churn(keys: &Keyward, name: &str) {
     }
 }
 
-/// Writes a broken feed, ordered by sequence numbers that are drawn before the commit.
+/// Writes to a broken feed, which is ordered by sequence numbers drawn before the commit.
 fn numbers() {
     let (url, table, rounds) = (
         text("CHILD_PATH"),
@@ -181,12 +182,13 @@ fn numbers() {
     });
 }
 
-/// Commits until the parent closes the pipe, regardless of failures, and reports the answer to each commit.
+/// Commits until the parent closes the pipe, and reports the answer to each commit. Failed commits do not end
+/// the process.
 fn goes_on() {
     let me = number("CHILD_NUMBER");
     let short = Duration::from_millis(500);
     let options = options().request_timeout(short).connection_timeout(short);
-    // On a busy machine, connecting in time may take several tries.
+    // Retries, because connecting may time out on a busy machine.
     let store = loop {
         if let Ok(store) = open(options.clone()) {
             break store;
@@ -211,7 +213,7 @@ fn goes_on() {
     });
 }
 
-/// Pauses, so that an unavailable server is not polled in a busy loop.
+/// Pauses between tries, so that no busy loop polls an unavailable server.
 async fn pause() {
     let pause = async { tokio::time::sleep(Duration::from_millis(10)).await };
     runtime().spawn(pause).await.unwrap();
@@ -240,7 +242,7 @@ async fn commits(
                 StoreErrorKind::Indeterminate => answer("Indeterminate"),
                 other => panic!("{other:?}"),
             },
-            // A retry found that an earlier commit of unknown outcome had succeeded.
+            // An earlier commit, which was reported with unknown outcome, has succeeded.
             Err(CommitError::Conflict) => answer("Conflict"),
             Err(other) => panic!("{other:?}"),
         }
@@ -254,8 +256,8 @@ async fn commits(
     }
 }
 
-/// Creates one key after the other, and repeats each creation until the outcome is known. Only the last
-/// outcome may stay unknown.
+/// Creates keys one after another. Each creation is repeated until its outcome is known; only the last one
+/// may stay unknown.
 async fn creations(keys: &Keyward, me: usize, task: usize, going: &impl Fn() -> bool) {
     let tenant = format!("made-{me}-{task}");
     let admin = actor(&tenant, "alice", Role::ADMIN);

@@ -1,5 +1,5 @@
-//! Connections that are cut or fall silent in the middle of a commit. Every answer is true, and a retry with
-//! the same command id returns the outcome.
+//! Connections that are cut or go silent in the middle of a commit. Every answer must be true, and a retry
+//! with the same command id must return the outcome.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,12 +17,12 @@ use keyward::store::{
 use keyward::{CommandError, Denial, KeyId, Keyward, ManualClock, Role};
 
 use crate::postgres::proxy::{Fate, Point, Proxy, Side, lengths};
-use support::postgres::{Place, Server, on_runtime, open, pool};
+use support::postgres::{Server, TestSchema, on_runtime, open, pool};
 use support::process::rounds;
 use support::raw::{beginning, next};
 use support::*;
 
-/// The answer to a commit, and whether the commit was written.
+/// The answer to a commit, combined with whether the commit was written.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Outcome {
     Done,
@@ -32,7 +32,7 @@ enum Outcome {
 }
 
 impl Outcome {
-    /// Checks that the answer is true: `there` is whether the commit was written.
+    /// Checks that the answer is true. `there` is whether the store has the commit.
     #[track_caller]
     fn of(answer: Result<(), StoreError>, there: bool, when: &str) -> Self {
         let kind = answer.as_ref().map_err(StoreError::kind);
@@ -46,19 +46,19 @@ impl Outcome {
     }
 }
 
-/// A schema on a server, reached directly and through a proxy.
+/// A schema on a server, with a direct connection and a proxy.
 struct Ground {
     proxy: Proxy,
-    place: Place,
+    place: TestSchema,
     direct: PostgresStore,
 }
 
 impl Ground {
     fn new() -> Self {
-        // Always starts a server, because the proxy must know the path of the server's socket.
+        // Always starts its own server, because the proxy must know the path of the server's socket.
         static SHARED: OnceLock<Server> = OnceLock::new();
         let server = SHARED.get_or_init(|| Server::start("fsync = off"));
-        let place = Place::at(server.url());
+        let place = TestSchema::at(server.url());
         Self {
             proxy: Proxy::before(server.folder()),
             direct: place.connect(),
@@ -74,7 +74,7 @@ impl Ground {
             .server_clock(false)
     }
 
-    /// Returns whether the tenant has a commit. First waits until no commit is in progress.
+    /// Returns whether the tenant has a commit, after all commits in progress have ended.
     fn is_there(&self, name: &str) -> bool {
         self.place.until_free();
         let view = wait(self.direct.load(&tenant(name), &LoadRequest::none())).unwrap();
@@ -88,11 +88,12 @@ impl Ground {
     }
 }
 
-/// Commits once, so that the connection for commits is the newest one, which the proxy disturbs.
+/// Commits once, which makes the connection for commits the newest one. The proxy disturbs the newest
+/// connection.
 fn warm(store: &PostgresStore) {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    // On a busy machine, connecting in time may take several tries.
+    // Retries, because connecting may time out on a busy machine.
     for again in 0.. {
         if raw(store, &format!("warm-{number}-{again}")).is_ok() {
             return;
@@ -119,8 +120,10 @@ fn create(keys: &Keyward, name: &str) -> Result<Created, CommandError> {
     wait(keys.create(&by, reader("key")))
 }
 
-/// Returns every `every`th point of a recorded conversation, and all points in its last messages. If `every`
-/// is 1, each byte is a point; otherwise the start and the middle of each message are points.
+/// Returns the points of a recorded conversation at which a test cuts the connection: every `every`th one,
+/// and all in the last messages.
+///
+/// If `every` is 1, each byte is a point. Otherwise the start and the middle of each message are points.
 fn points(said: &(Vec<u8>, Vec<u8>), every: usize) -> Vec<(Side, Point)> {
     let of = |side, bytes: &[u8]| {
         let lengths = lengths(bytes).into_iter().enumerate();
@@ -205,7 +208,7 @@ fn the_outcome_of_a_cut_creation_is_found_by_its_command_id() {
         let there = ground.is_there(&name);
         let outcome = Outcome::of(answer, there, &when);
         *outcomes.entry(outcome).or_insert(0) += 1;
-        // The first tries may fail because a lost connection is detected only when a call fails on it.
+        // The first tries may fail, because a lost connection is detected only when a call on it fails.
         let again = loop {
             match create(&keys, &name) {
                 Err(CommandError::Store(error)) if error.kind() == StoreErrorKind::Unavailable => {}
@@ -223,7 +226,7 @@ fn the_outcome_of_a_cut_creation_is_found_by_its_command_id() {
     }
     print("creations", &outcomes);
     assert!(outcomes.contains_key(&Outcome::NotDone), "{outcomes:?}");
-    // One of the two unknown outcomes may be missing, depending on how the conversation splits into messages.
+    // One of the two unknown outcomes may not occur, depending on how the conversation splits into messages.
     // Both occur if the connection is cut at each byte.
     let unknown = [Outcome::UnknownAndThere, Outcome::UnknownAndNotThere];
     let seen = unknown.iter().filter(|one| outcomes.contains_key(one));
@@ -241,7 +244,7 @@ fn a_commit_on_a_silent_connection_times_out_with_a_true_answer() {
         let (name, when) = (format!("t{number}"), format!("{side:?} {point:?}"));
         let short = Duration::from_millis(150);
         let options = ground.options().connection_timeout(short);
-        // On a busy machine, connecting in time may take several tries.
+        // Retries, because connecting may time out on a busy machine.
         let store = loop {
             if let Ok(store) = open(options.clone().request_timeout(short)) {
                 break store;
@@ -283,11 +286,12 @@ fn a_node_silent_within_a_commit_blocks_others_only_until_its_timeout() {
         if ground.proxy.is_over() {
             break silent;
         }
-        // On a busy machine, the server ends the idle transaction before `COMMIT`. Then the test tries again.
+        // On a busy machine, the server may end the idle transaction before `COMMIT` arrives. Then the test
+        // tries again.
         silent.join().unwrap().unwrap_err();
     };
     raw(&other, "other").unwrap();
-    assert!(!silent.is_finished(), "it has not given up yet");
+    assert!(!silent.is_finished(), "the silent commit is still waiting");
     ground.proxy.heal();
     let answer = silent.join().unwrap();
     let outcome = Outcome::of(answer, ground.is_there("silent"), "silent");
@@ -312,16 +316,16 @@ fn a_listener_on_a_silent_connection_moves_to_another_one() {
     let before = ground.place.ask(listening).join(", ");
     let another = format!("{listening} AND pid NOT IN ({before})");
     let found = (0..3000).any(|_| !ground.place.ask(&another).is_empty());
-    assert!(found, "it has been deaf for thousands of questions");
+    assert!(found, "the store still listens on the silenced connection");
 }
 
 #[test]
 fn commits_end_with_an_answer_while_readers_hold_every_connection() {
     const CONNECTIONS: usize = 4;
-    let place = Place::new();
+    let place = TestSchema::new();
     let long = Duration::from_secs(60);
     let pool = pool(&place.url, CONNECTIONS);
-    // All connections are opened beforehand, so that opening them does not time out.
+    // Opens all connections first, so that the measured calls do not time out while they connect.
     on_runtime({
         let pool = pool.clone();
         async move {

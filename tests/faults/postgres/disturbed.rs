@@ -1,5 +1,5 @@
-//! A server that is killed or stopped under load. Acknowledged commits are there, commits reported as failed
-//! are not, and unknown outcomes are reported as unknown.
+//! A server that is killed or stopped under load. Afterwards the store has every acknowledged commit and no
+//! commit that was reported as failed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,17 +14,17 @@ use keyward::{CommandError, Denial, KeyId, Keyward, ManualClock, Need, Reason, V
 
 use crate::postgres::child::TASKS;
 use crate::postgres::feed::page;
-use support::postgres::{Place, Server, on_runtime, open};
-use support::process::{Dice, Part, rounds};
+use support::postgres::{Server, TestSchema, on_runtime, open};
+use support::process::{ChildProcess, SeededRandom, rounds};
 use support::raw::{ALL, beginning};
 use support::*;
 
 const PROCESSES: usize = 2;
 
-/// The line that a child's reader thread sends once the child has ended.
+/// The line that marks the end of a child's reports.
 const ENDED: &str = "Ended";
 
-/// The children's reports as they arrive.
+/// The reports of the child processes, in order of arrival.
 struct Load {
     lines: Receiver<String>,
     all: Vec<String>,
@@ -41,7 +41,7 @@ impl Load {
         self.all.last().unwrap()
     }
 
-    /// Waits for this many acknowledged commits.
+    /// Waits for `count` more acknowledged commits.
     fn acknowledged(&mut self, count: usize) {
         for _ in 0..count {
             while !self.next().starts_with("Done") {}
@@ -61,8 +61,8 @@ impl Load {
     }
 }
 
-/// Runs two processes that commit continuously, disturbs their server repeatedly, and compares the reports
-/// with the store at the end.
+/// Runs two processes that commit continuously, while `disturb` disturbs their server several times. Then
+/// compares their reports with the store.
 fn disturbed(
     what: &str,
     settings: &str,
@@ -70,14 +70,14 @@ fn disturbed(
     mut disturb: impl FnMut(&Server, &mut Load),
 ) {
     let server = Server::start(settings);
-    let place = Place::at(server.url());
+    let place = TestSchema::at(server.url());
     let start = beginning(&place.connect());
     let begin = |me: usize| {
         let env = [
             ("CHILD_NUMBER", me.to_string()),
             ("CHILD_SCHEMA", place.schema.clone()),
         ];
-        Part::start("postgres:goes_on", &place.url, &env)
+        ChildProcess::start("postgres:goes_on", &place.url, &env)
     };
     let mut parts: Vec<_> = (0..PROCESSES).map(begin).collect();
     let leashes: Vec<_> = parts
@@ -85,7 +85,7 @@ fn disturbed(
         .map(|part| {
             part.expect("ready");
             part.go_on();
-            part.leash()
+            part.take_stdin()
         })
         .collect();
     let (sender, lines) = channel();
@@ -93,13 +93,13 @@ fn disturbed(
         lines,
         all: Vec::new(),
     };
-    let mut dice = Dice(0x6b65_7977_6172_6406);
+    let mut random = SeededRandom(0x6b65_7977_6172_6406);
     let reports = thread::scope(|scope| {
         for mut part in parts {
             let sender = sender.clone();
             scope.spawn(move || {
                 while let Some(line) = part.next() {
-                    // The receiver is gone if the test has failed.
+                    // The receiver is gone if the test has already failed.
                     drop(sender.send(line));
                 }
                 drop(sender.send(ENDED.to_owned()));
@@ -108,9 +108,9 @@ fn disturbed(
         }
         drop(sender);
         for _ in 0..cycles {
-            load.acknowledged(100 + dice.below(400));
-            // A random pause, so that the disturbance does not coincide with the end of a commit.
-            let while_they_work = Duration::from_millis(dice.below(50) as u64);
+            load.acknowledged(100 + random.below(400));
+            // Pauses for a random time, so that the disturbance hits any point of a commit.
+            let while_they_work = Duration::from_millis(random.below(50) as u64);
             on_runtime(async move { tokio::time::sleep(while_they_work).await });
             disturb(&server, &mut load);
         }
@@ -123,8 +123,8 @@ fn disturbed(
     compare(what, &place, start, &reports);
 }
 
-/// Compares the reports with the store's contents.
-fn compare(what: &str, place: &Place, start: keyward::store::Cursor, reports: &[String]) {
+/// Compares the reports with the contents of the store.
+fn compare(what: &str, place: &TestSchema, start: keyward::store::Cursor, reports: &[String]) {
     let store = place.connect();
     let mut commits: BTreeMap<&str, BTreeSet<u128>> = BTreeMap::new();
     let mut created: BTreeMap<&str, BTreeSet<KeyId>> = BTreeMap::new();
@@ -149,7 +149,7 @@ fn compare(what: &str, place: &Place, start: keyward::store::Cursor, reports: &[
             _ => panic!("{line}"),
         }
     }
-    // Waits for transactions in the middle of a commit, which hold the head.
+    // Waits until commits in progress release the lock on the head row.
     place.until_free();
     let (kept, _) = page(&store, start, ALL.get());
     let kept: BTreeSet<_> = kept.into_iter().map(|(_, key)| key).collect();
@@ -165,12 +165,12 @@ fn compare(what: &str, place: &Place, start: keyward::store::Cursor, reports: &[
         created.values().map(BTreeSet::len).sum::<usize>()
     );
     let lost: Vec<_> = done.difference(&kept).collect();
-    assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+    assert!(lost.is_empty(), "acknowledged but lost: {lost:?}");
     for failed in [not_done, conflicts] {
         let there: Vec<_> = failed.intersection(&kept).collect();
         assert!(
             there.is_empty(),
-            "reported as not written, and there: {there:?}"
+            "reported as not written, but in the store: {there:?}"
         );
     }
     let known: BTreeSet<_> = (created.values().flatten())
@@ -180,16 +180,16 @@ fn compare(what: &str, place: &Place, start: keyward::store::Cursor, reports: &[
     let strange = kept.difference(&known).count();
     assert!(
         strange <= open.len(),
-        "{strange} are there, and nobody knows"
+        "{strange} commits are in the store, and no child reported them"
     );
-    // Each creation was repeated until it was answered, and created exactly one key.
+    // Each creation was repeated until its outcome was known, and created exactly one key.
     assert_eq!(created.len(), PROCESSES * TASKS);
     for (name, known) in created {
         let mut query = KeyQuery::tenant(tenant(name), at(START));
         query.limit = ALL;
         let page = wait(store.list(&query)).unwrap();
         let there: BTreeSet<_> = page.keys.iter().map(|key| key.id).collect();
-        assert!(known.is_subset(&there), "{name}: created and lost");
+        assert!(known.is_subset(&there), "{name}: created but lost");
         let more = there.len() - known.len();
         assert!(
             more <= usize::from(open.contains(name)),
@@ -200,7 +200,7 @@ fn compare(what: &str, place: &Place, start: keyward::store::Cursor, reports: &[
 
 #[test]
 fn a_server_killed_under_load_loses_nothing_and_every_answer_is_true() {
-    // These settings delay each commit before its fsync, so that most kills hit a commit at that point.
+    // These settings delay each commit just before its fsync, so that most kills hit that point.
     let slow = "fsync = on\ncommit_delay = 10000\ncommit_siblings = 0";
     disturbed("killed", slow, rounds(4, 40), |server, _| {
         server.kill();
@@ -218,11 +218,11 @@ fn a_server_stopped_under_load_loses_nothing_and_every_answer_is_true() {
     });
 }
 
-fn service(place: &Place, clock: &Arc<ManualClock>) -> Keyward {
+fn service(place: &TestSchema, clock: &Arc<ManualClock>) -> Keyward {
     let short = Duration::from_millis(200);
     let options = place.options().request_timeout(short);
     let options = options.connection_timeout(short);
-    // On a busy machine, connecting in time may take several tries.
+    // Retries, because connecting may time out on a busy machine.
     let store = loop {
         if let Ok(store) = open(options.clone()) {
             break store;
@@ -234,7 +234,7 @@ fn service(place: &Place, clock: &Arc<ManualClock>) -> Keyward {
 #[test]
 fn verifiers_refuse_while_the_server_is_stopped_past_the_bound_and_recover_after() {
     let server = Server::start("fsync = off");
-    let place = Place::at(server.url());
+    let place = TestSchema::at(server.url());
     let clock = Arc::new(ManualClock::at(at(START)));
     let (verifier, operator) = (service(&place, &clock), service(&place, &clock));
     let pace = Duration::from_millis(50);
@@ -253,7 +253,7 @@ fn verifiers_refuse_while_the_server_is_stopped_past_the_bound_and_recover_after
     let by = admin();
     let tried = |result: &dyn Fn() -> Result<KeyId, CommandError>| loop {
         match result() {
-            // Each dead connection is detected when a call fails on it.
+            // A dead connection is detected only when a call on it fails.
             Err(CommandError::Store(error)) if error.kind() == StoreErrorKind::Unavailable => {}
             result => break result,
         }
@@ -269,12 +269,12 @@ fn verifiers_refuse_while_the_server_is_stopped_past_the_bound_and_recover_after
     until(&|| verify(&kept.secret).is_ok() && verify(&lost.secret).is_ok());
 
     let paused = server.pause();
-    // An answer counts from the instant its request was sent, which is before the pause.
+    // An answer confirms the state at the time its request was sent, which was before the pause.
     clock.advance(Duration::from_secs(60));
     let stale = |secret| matches!(verify(secret), Err(VerifyError::Stale { .. }));
     assert!(stale(&kept.secret) && stale(&lost.secret));
     until(&|| follower.status().failures > 1 || !stale(&kept.secret));
-    assert!(stale(&kept.secret), "what fails confirms nothing");
+    assert!(stale(&kept.secret), "a failed sync confirms nothing");
     let revoke = || {
         let by = by.with_command_id(command("revoke"));
         wait(operator.revoke(&by, lost.id, Reason::Lost)).map(|_| lost.id)
@@ -290,7 +290,7 @@ fn verifiers_refuse_while_the_server_is_stopped_past_the_bound_and_recover_after
         assert_eq!(
             error.kind(),
             StoreErrorKind::Unavailable,
-            "nothing can have been sent"
+            "no request can have been sent"
         );
     }
     drop(paused);

@@ -1,5 +1,5 @@
-//! Faults of a feed as seen by a poller: changes missed, repeated or out of order. The tests look for these
-//! faults in the store's feed and in a broken feed.
+//! Faults of a change feed: changes that a poller missed, got twice or got out of order. Tests look for these
+//! faults in the store's feed, and must find them in a broken feed.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -8,23 +8,23 @@ use keyward::store::{Cursor, KeyStore, PostgresStore, Row};
 
 use support::wait;
 
-/// A revision, and the key or row that it changed.
+/// A change: its revision, and the number of the changed key or row.
 pub type Event = (u64, u128);
 
-/// The faults in a poller's view of a feed.
+/// The faults found in a poller's view of a feed.
 #[derive(Debug, Default)]
 pub struct Faults {
-    /// Changes that were written but not seen.
+    /// Changes that were written but never seen.
     pub missed: Vec<Event>,
-    /// Changes that were seen but not written.
+    /// Changes that were seen but never written.
     pub strange: Vec<Event>,
-    /// Changes that were seen after a later revision, or seen twice.
+    /// Changes that were seen twice, or after a change with a later revision.
     pub late: Vec<Event>,
 }
 
 impl Faults {
     /// Finds the faults in `seen`, which must hold all of `last` and may hold older changes from `written`. A
-    /// feed need only send the last change of a row.
+    /// feed may omit all but the last change of a row.
     pub fn of(seen: &[Event], last: &BTreeSet<Event>, written: &BTreeSet<Event>) -> Self {
         let mut faults = Self::default();
         let (mut known, mut at) = (BTreeSet::new(), 0);
@@ -53,7 +53,7 @@ impl Faults {
     }
 }
 
-/// Returns the changes of keys on one page of the store's feed.
+/// Reads a page of the store's feed. Returns the changes of keys, and the next cursor.
 pub fn page(store: &PostgresStore, after: Cursor, limit: usize) -> (Vec<Event>, Cursor) {
     let limit = NonZeroUsize::new(limit).unwrap();
     let page = wait(store.changes(after, limit)).unwrap();
@@ -68,8 +68,8 @@ pub fn page(store: &PostgresStore, after: Cursor, limit: usize) -> (Vec<Event>, 
     (events.collect(), page.upto)
 }
 
-/// Polls until a poll that began after `over` returned true finds nothing. `poll` takes the revision after
-/// which it continues. Returns the events seen and the number of polls.
+/// Polls until a poll that began after `over` returned true finds nothing. Each poll continues after the
+/// given revision. Returns all events and the number of polls.
 pub fn watch(
     mut over: impl FnMut() -> bool,
     mut poll: impl FnMut(u64) -> (Vec<Event>, u64),

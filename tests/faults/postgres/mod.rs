@@ -1,7 +1,7 @@
-//! Faults the database store must survive: many concurrent processes, a killed or stopped server, connections
-//! that are cut or fall silent.
+//! Faults that the PostgreSQL store must survive: many concurrent processes, a killed or stopped server, and
+//! connections that are cut or go silent.
 //!
-//! Children are this test binary, started again. `KEYWARD_LONG=1` runs many more rounds.
+//! Child processes are this test binary, started again. `KEYWARD_LONG=1` runs many more rounds.
 #![allow(
     unreachable_pub,
     reason = "the modules of one test program share items"

@@ -1,5 +1,5 @@
-//! A proxy in front of a server's socket. The proxy cuts connections or swallows their bytes after a given
-//! part of a conversation.
+//! A proxy in front of a server's socket. The proxy cuts or silences a connection at a given point of the
+//! conversation.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -19,34 +19,36 @@ pub enum Side {
     Server,
 }
 
-/// The fate of a connection: the disturbance that the proxy causes.
+/// The disturbance of a connection that the proxy causes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Fate {
-    /// The connection is closed at both ends. Later connections work.
+    /// Closes the connection at both ends. Later connections work.
     Cut,
-    /// The connection and every later one are closed.
+    /// Closes the connection and every later one.
     Down,
-    /// No bytes pass in either direction, not even the end of the stream. Later connections get no answer.
+    /// Forwards no more bytes in either direction, not even the end of the stream. Later connections get no
+    /// answer either.
     Silent,
 }
 
-/// The bytes of one side that pass: a number of whole messages, and a number of bytes of the next message.
+/// A point in one side's bytes: a number of whole messages, and a number of bytes of the next message.
 pub type Point = (usize, usize);
 
-/// The moment at which the fate begins.
+/// The moment at which the disturbance begins.
 #[derive(Clone, Copy, Debug)]
 enum When {
     At(Side, Point),
-    /// Just before this query of the client. The query must arrive in one piece.
+    /// Just before this query of the client, which must arrive in a single read.
     Before(&'static str),
 }
 
-/// Counts protocol messages. A message is a type byte, four length bytes that count themselves, and the body.
+/// Splits bytes into messages of the PostgreSQL protocol. A message is a type byte, four length bytes that
+/// count themselves, and the body.
 #[derive(Debug, Default)]
 struct Messages {
     header: Vec<u8>,
     left: usize,
-    /// The position after the bytes received so far.
+    /// The position after the last byte received.
     at: Point,
 }
 
@@ -87,23 +89,24 @@ pub fn lengths(bytes: &[u8]) -> Vec<usize> {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The planned moment and fate, and the number of the affected connection.
+    /// The planned disturbance: its moment, its kind, and the number of the affected connection.
     plan: Option<(When, Fate, usize)>,
-    /// The number of connections made so far.
+    /// The number of connections accepted so far.
     made: usize,
     came: Messages,
     /// The bytes of the client and of the server since recording began.
     recorded: Option<(Vec<u8>, Vec<u8>)>,
-    /// The fate that has occurred, if it also applies to later connections.
+    /// A disturbance that has happened and also applies to later connections.
     fate: Option<Fate>,
-    /// The number of connections, counted from the first, that `silence` has silenced.
+    /// The number of connections, counted from the first one, that `silence` has silenced.
     silent: usize,
-    /// Both ends of all connections.
+    /// Both ends of every connection.
     ends: Vec<UnixStream>,
 }
 
 impl State {
-    /// Returns the number of bytes of `said` that pass before the fate begins. `None` if all of them pass.
+    /// Returns the number of bytes of `said` that pass before the disturbance begins. `None` if all of them
+    /// pass.
     fn comes_through(&mut self, who: Side, said: &[u8], when: When) -> Option<usize> {
         match when {
             When::At(side, point) if side == who => said.iter().position(|byte| {
@@ -114,7 +117,7 @@ impl State {
                 over
             }),
             When::Before(query) if who == Side::Client => {
-                // A type byte and the length precede the query, and a zero byte follows it.
+                // A type byte and four length bytes precede the query, and a zero byte follows it.
                 let query = [query.as_bytes(), b"\0"].concat();
                 let found = said.windows(query.len()).position(|part| part == query);
                 found.map(|at| at - 5)
@@ -124,7 +127,7 @@ impl State {
     }
 }
 
-/// A proxy. Dropping the proxy closes all its connections.
+/// A running proxy. Dropping it closes all of its connections.
 #[derive(Debug)]
 pub struct Proxy {
     folder: TempDir,
@@ -132,7 +135,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts a proxy for a server whose socket is in the folder `server`.
+    /// Starts a proxy for the server with a socket in the folder `server`.
     pub fn before(server: &Path) -> Self {
         let folder = TempDir::new().unwrap();
         let listener = UnixListener::bind(folder.path().join(SOCKET)).unwrap();
@@ -156,13 +159,13 @@ impl Proxy {
         )
     }
 
-    /// Passes the bytes of `side` on the newest connection up to `point`, counted from now on. The next byte
-    /// triggers `fate`.
+    /// Forwards the bytes of `side` on the newest connection up to `point`, counted from now on. The next
+    /// byte triggers `fate`.
     pub fn arm(&self, side: Side, point: Point, fate: Fate) {
         self.plan(When::At(side, point), fate);
     }
 
-    /// Passes everything on the newest connection up to `query`. The query triggers `fate`.
+    /// Forwards everything on the newest connection until the client sends `query`, which triggers `fate`.
     pub fn arm_before(&self, query: &'static str, fate: Fate) {
         self.plan(When::Before(query), fate);
     }
@@ -173,12 +176,12 @@ impl Proxy {
         state.plan = Some((when, fate, state.made));
     }
 
-    /// Returns whether the plan has been carried out.
+    /// Returns whether the planned disturbance has happened.
     pub fn is_over(&self) -> bool {
         self.state.lock().unwrap().plan.is_none()
     }
 
-    /// Cancels the plan, accepts connections again, and closes all existing connections.
+    /// Cancels the plan, closes all existing connections, and accepts new connections again.
     pub fn heal(&self) {
         let mut state = self.state.lock().unwrap();
         state.plan = None;
@@ -195,7 +198,7 @@ impl Proxy {
         state.silent = state.made;
     }
 
-    /// Records both sides' bytes on the newest connection during `conversation`.
+    /// Runs `conversation` and records both sides' bytes on the newest connection.
     pub fn record<T>(&self, conversation: impl FnOnce() -> T) -> (Vec<u8>, Vec<u8>) {
         self.state.lock().unwrap().recorded = Some(Default::default());
         conversation();
@@ -237,7 +240,7 @@ fn connect(state: &Arc<Mutex<State>>, client: UnixStream, server: &PathBuf) {
     }
 }
 
-/// Forwards the bytes of one side until its end.
+/// Forwards one direction of a connection until its end.
 fn pass(
     state: &Mutex<State>,
     (number, side): (usize, Side),
@@ -272,12 +275,12 @@ fn pass(
             held.plan = None;
             held.fate = fate.filter(|fate| *fate != Fate::Cut);
         }
-        // The write holds the lock, so a later event on this connection happens after the write.
+        // The lock is held during the write, so the write happens-before any later event on this connection.
         let written = to.write_all(&said[..through]);
         let over = read == 0 || written.is_err() || fate.is_some_and(|fate| fate != Fate::Silent);
         drop(held);
         if over {
-            // `shutdown` still delivers the bytes written before.
+            // `shutdown` still delivers the bytes that were written before it.
             drop(to.shutdown(Shutdown::Both));
             drop(from.shutdown(Shutdown::Both));
             return;

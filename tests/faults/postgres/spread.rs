@@ -1,8 +1,8 @@
-//! The time until a revocation takes effect in other processes. Three processes verify all the time, and a
-//! fourth one revokes while the server or a verifier is killed or stopped.
+//! Measures how long other processes accept a revoked key. Three processes verify continuously. A fourth one
+//! revokes, while the server or a verifier is killed or stopped.
 //!
-//! The tests assert the promise: no verification that began past the bound accepted the key. `KEYWARD_LONG=1`
-//! repeats the measurement many times and prints the figures of docs/propagation.md.
+//! The tests assert the guarantee: no verification that begins after the bound accepts the key.
+//! `KEYWARD_LONG=1` repeats the measurement many times and prints the figures of docs/propagation.md.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::postgres::child::{number, options, text};
-use support::postgres::{Place, Server, on_runtime, open, pool};
-use support::process::{Dice, Part, report, rounds};
+use support::postgres::{Server, TestSchema, on_runtime, open, pool};
+use support::process::{ChildProcess, SeededRandom, report, rounds};
 use support::*;
 
 const VERIFIERS: usize = 3;
@@ -35,7 +35,7 @@ enum Disturbed {
     VerifierStopped,
 }
 
-/// Reads a clock that all processes of a machine share and that includes suspended time.
+/// Returns the time since boot, including suspended time. All processes of a machine share this clock.
 fn now() -> Duration {
     let at = clock_gettime(ClockId::Boottime);
     Duration::new(at.tv_sec.unsigned_abs(), u32::try_from(at.tv_nsec).unwrap())
@@ -48,8 +48,8 @@ fn service(store: impl KeyStore, bound: Duration) -> Keyward {
     wait(builder.build()).unwrap()
 }
 
-/// Verifies the last key from the parent every millisecond. Reports the first acceptance and the first
-/// refusal as revoked. Reports the last acceptance when the next key comes.
+/// Verifies the newest key of the parent every millisecond. Reports the first acceptance, and the first
+/// refusal as revoked. When the next key arrives, reports the last acceptance of the previous key.
 pub fn verifies() {
     let bound = Duration::from_millis(number("CHILD_BOUND") as u64);
     let options = match text("CHILD_HEARS").as_str() {
@@ -104,7 +104,7 @@ pub fn verifies() {
     }
 }
 
-/// A revocation: when it returned, its bound, and each verifier's last acceptance of the key.
+/// A measured revocation: the time of its return, its bound, and each verifier's last acceptance of the key.
 struct Revocation {
     disturbed: Disturbed,
     returned: Duration,
@@ -112,14 +112,14 @@ struct Revocation {
     accepted: Vec<Duration>,
 }
 
-/// Sleeps in real time, which is what this test measures.
+/// Sleeps in real time, because this test measures real time.
 fn pause(pause: Duration) {
     on_runtime(async move { tokio::time::sleep(pause).await });
 }
 
 /// Reads a child's reports up to the first one that starts with `word`. Returns the rest of that report.
 #[track_caller]
-fn until(part: &mut Part, word: &str) -> String {
+fn until(part: &mut ChildProcess, word: &str) -> String {
     loop {
         let line = part
             .next()
@@ -130,7 +130,7 @@ fn until(part: &mut Part, word: &str) -> String {
     }
 }
 
-fn stopped(part: &Part, signal: Signal) {
+fn stopped(part: &ChildProcess, signal: Signal) {
     kill_process(
         Pid::from_raw(part.id().try_into().unwrap()).unwrap(),
         signal,
@@ -138,10 +138,10 @@ fn stopped(part: &Part, signal: Signal) {
     .unwrap();
 }
 
-/// Revokes keys while the processes are disturbed according to `plan`.
+/// Revokes one key after another, while `plan` disturbs the processes.
 fn revocations(hears: Hears, bound: Duration, plan: &[Disturbed]) -> Vec<Revocation> {
     let server = Server::start("fsync = off");
-    let place = Place::at(server.url());
+    let place = TestSchema::at(server.url());
     let options = place.options().request_timeout(bound);
     let keys = service(open(options.connection_timeout(bound)).unwrap(), bound);
     let env = [
@@ -149,14 +149,14 @@ fn revocations(hears: Hears, bound: Duration, plan: &[Disturbed]) -> Vec<Revocat
         ("CHILD_HEARS", format!("{hears:?}")),
         ("CHILD_BOUND", bound.as_millis().to_string()),
     ];
-    let start = |_| Part::start("postgres:verifies", &place.url, &env);
+    let start = |_| ChildProcess::start("postgres:verifies", &place.url, &env);
     let mut parts: Vec<_> = (0..VERIFIERS).map(start).collect();
     parts.iter_mut().for_each(|part| part.expect("ready"));
-    let mut dice = Dice(0x6b65_7977_6172_6407);
+    let mut random = SeededRandom(0x6b65_7977_6172_6407);
     let mut measured: Vec<Revocation> = Vec::new();
     let by = admin();
     for disturbed in plan {
-        // After a fault, the first tries may fail on connections that are lost but not yet detected.
+        // After a fault, the first tries may fail on lost connections that are not detected yet.
         let made = loop {
             match wait(keys.create(&by, reader("key"))) {
                 Ok(made) => break made,
@@ -165,7 +165,7 @@ fn revocations(hears: Hears, bound: Duration, plan: &[Disturbed]) -> Vec<Revocat
             }
         };
         for (number, part) in parts.iter_mut().enumerate() {
-            part.hand(made.secret.expose());
+            part.send_line(made.secret.expose());
             if let Some(before) = measured.last_mut() {
                 let nanos = until(part, "last ").parse().unwrap();
                 before.accepted.push(Duration::from_nanos(nanos));
@@ -175,12 +175,12 @@ fn revocations(hears: Hears, bound: Duration, plan: &[Disturbed]) -> Vec<Revocat
         parts
             .iter_mut()
             .for_each(|part| drop(until(part, "accepted")));
-        // A random pause, so that the revocation is out of step with the verifiers' polls.
-        pause(Duration::from_millis(dice.below(300) as u64));
+        // Pauses for a random time, so that the revocation is out of step with the verifiers' polls.
+        pause(Duration::from_millis(random.below(300) as u64));
         let longer = bound.mul_f64(1.5);
         let revoke = || {
             let by = by.with_command_id(command(&made.id.to_string()));
-            // Retries until it succeeds, as a caller would.
+            // Retries until the revocation succeeds, as a caller would.
             loop {
                 match wait(keys.revoke(&by, made.id, Reason::Lost)) {
                     Ok(receipt) => return (now(), receipt.bound()),
@@ -194,7 +194,7 @@ fn revocations(hears: Hears, bound: Duration, plan: &[Disturbed]) -> Vec<Revocat
             Disturbed::ServerKilled => {
                 let revoked = revoke();
                 server.kill();
-                pause(bound + Duration::from_millis(dice.below(500) as u64));
+                pause(bound + Duration::from_millis(random.below(500) as u64));
                 server.resume();
                 revoked
             }
@@ -206,7 +206,7 @@ fn revocations(hears: Hears, bound: Duration, plan: &[Disturbed]) -> Vec<Revocat
                 revoked
             }
             Disturbed::VerifierStopped => {
-                let which = dice.below(VERIFIERS);
+                let which = random.below(VERIFIERS);
                 stopped(&parts[which], Signal::STOP);
                 let revoked = revoke();
                 pause(longer);

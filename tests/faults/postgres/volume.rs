@@ -1,5 +1,5 @@
-//! Sixteen writers in four processes: caps hold, and a poller misses nothing. Another test catches the faults
-//! of a feed that is ordered by sequence numbers.
+//! Sixteen writers in four processes. No tenant exceeds its cap, and a poller misses no change. Another test
+//! shows that the same checks find the faults of a broken feed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
@@ -9,17 +9,17 @@ use keyward::store::{KeyStore, PostgresStore, Revision};
 
 use crate::postgres::child::{CAP, HOT, STREAMS, TASKS, TENANTS};
 use crate::postgres::feed::{Event, Faults, page, watch};
-use support::postgres::{Place, on_runtime, open};
-use support::process::{Part, rounds};
+use support::postgres::{TestSchema, on_runtime, open};
+use support::process::{ChildProcess, rounds};
 use support::raw::{beginning, next};
 use support::*;
 
 const PROCESSES: usize = 4;
 
-/// Runs writers in four processes and polls while they write. Returns the polled events, the number of polls,
-/// and the writers' reports.
+/// Runs writers in four processes and polls the feed while they write. Returns the polled events, the number
+/// of polls, and the writers' reports.
 fn watched(
-    place: &Place,
+    place: &TestSchema,
     part: &str,
     env: &[(&str, String)],
     poll: impl FnMut(u64) -> (Vec<Event>, u64),
@@ -28,11 +28,11 @@ fn watched(
         let mut all = vec![("CHILD_NUMBER", number.to_string())];
         all.push(("CHILD_SCHEMA", place.schema.clone()));
         all.extend(env.iter().cloned());
-        Part::start(&format!("postgres:{part}"), &place.url, &all)
+        ChildProcess::start(&format!("postgres:{part}"), &place.url, &all)
     };
     let mut parts: Vec<_> = (0..PROCESSES).map(start).collect();
     parts.iter_mut().for_each(|part| part.expect("ready"));
-    parts.iter_mut().for_each(Part::go_on);
+    parts.iter_mut().for_each(ChildProcess::go_on);
     thread::scope(|scope| {
         let ends: Vec<_> = parts
             .into_iter()
@@ -46,7 +46,7 @@ fn watched(
 
 #[test]
 fn caps_hold_under_16_writers_in_4_processes_and_a_poller_misses_nothing() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let reader = place.connect();
     let each = rounds(80, 850);
     let env = [
@@ -80,7 +80,7 @@ fn caps_hold_under_16_writers_in_4_processes_and_a_poller_misses_nothing() {
     );
     assert!(
         written.keys().copied().eq(1..=head.revision.0),
-        "every commit was acknowledged, and every acknowledged one is there"
+        "the acknowledged revisions are all revisions of the store"
     );
     assert!(written.len() >= PROCESSES * TASKS * STREAMS * each);
     let all: BTreeSet<Event> = (written.iter())
@@ -89,7 +89,7 @@ fn caps_hold_under_16_writers_in_4_processes_and_a_poller_misses_nothing() {
     let last = last.into_iter().map(|(key, at)| (at, key)).collect();
     Faults::of(&seen, &last, &all).assert_none();
 
-    // Replays the acknowledged commits in order, counting the live keys of each tenant.
+    // Replays the acknowledged commits in order and counts each tenant's live keys.
     let mut live: BTreeMap<&str, u32> = BTreeMap::new();
     let mut most: BTreeMap<&str, u32> = BTreeMap::new();
     for (at, events) in &written {
@@ -109,13 +109,13 @@ fn caps_hold_under_16_writers_in_4_processes_and_a_poller_misses_nothing() {
     }
     let shared = (0..TENANTS).map(|number| format!("t{number}"));
     for tenant in shared.chain([HOT.to_owned()]) {
-        assert_eq!(most[&*tenant], CAP, "{tenant} never was at its cap");
+        assert_eq!(most[&*tenant], CAP, "{tenant} never reached its cap");
     }
 }
 
 #[test]
 fn a_feed_by_sequence_numbers_is_caught_missing_changes() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let table = &place.schema;
     place.run(&format!("CREATE TABLE {table} (id bigserial PRIMARY KEY)"));
     let (url, sql) = (
@@ -153,7 +153,7 @@ fn a_feed_by_sequence_numbers_is_caught_missing_changes() {
 
 #[test]
 fn a_slow_commit_is_not_overtaken() {
-    let place = Place::new();
+    let place = TestSchema::new();
     let long = Duration::from_secs(60);
     let patient = || {
         let options = place.options().lock_timeout(long).statement_timeout(long);
@@ -182,12 +182,16 @@ fn a_slow_commit_is_not_overtaken() {
     let first = commit(&slow, "slow");
     place.until_found(&waiting("gate"));
     let second = commit(&fast, "fast");
-    // Waits until the second commit waits for the head, or is done.
+    // Waits until the second commit waits for the lock on the head row, or has committed.
     let over = "SELECT 'over' FROM $s.commits UNION ALL SELECT 'waits' FROM pg_stat_activity \
                 WHERE wait_event_type = 'Lock' AND query LIKE '%$s%FOR UPDATE%'";
     place.until_found(over);
     let (events, upto) = page(&reader, start, 10);
-    assert_eq!((events.len(), upto), (0, start), "nothing may be seen yet");
+    assert_eq!(
+        (events.len(), upto),
+        (0, start),
+        "no commit may be visible yet"
+    );
     assert!(!first.is_finished() && !second.is_finished());
     drop(gate);
     let first = first.join().unwrap().unwrap();
@@ -200,7 +204,7 @@ fn a_slow_commit_is_not_overtaken() {
 
 #[test]
 fn a_sequence_number_of_a_slow_commit_is_overtaken() {
-    let place = Place::new();
+    let place = TestSchema::new();
     place.run("CREATE SCHEMA $s; CREATE TABLE $s.twin (id bigserial PRIMARY KEY)");
     let slow = place.hold("INSERT INTO $s.twin DEFAULT VALUES");
     place.run("INSERT INTO $s.twin DEFAULT VALUES");

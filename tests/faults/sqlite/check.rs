@@ -1,4 +1,4 @@
-//! The invariants of a file after any fault.
+//! Invariants that a database file keeps after any fault.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -12,16 +12,16 @@ use keyward::{Actor, KeyId, TenantId};
 use crate::sqlite::child::{NO_CAP, open, service};
 use support::wait;
 
-/// The contents of a sound file.
+/// The contents of an intact file.
 pub struct Held {
     pub store: SqliteStore,
     pub revision: u64,
     pub keys: BTreeMap<KeyId, KeyRecord>,
-    /// The keys that the audit trail names, by revision.
+    /// The keys that the audit trail names, each with the revision of its entry.
     pub named: BTreeSet<(u64, KeyId)>,
 }
 
-/// Opens the file and checks its integrity.
+/// Opens a file, checks its integrity, and reads its contents.
 #[track_caller]
 pub fn examine(path: &Path) -> Held {
     let store = open(path);
@@ -75,7 +75,8 @@ impl Held {
         matches!(self.keys[&key].state, KeyState::Revoked { .. })
     }
 
-    /// Checks that a change acknowledged to a child is there. `line` is a report written by `done`.
+    /// Checks that the file has a change that was acknowledged to a child. `line` is a report written by
+    /// `done`.
     #[track_caller]
     pub fn has(&self, line: &str) {
         let words: Vec<_> = line.split(' ').collect();

@@ -1,4 +1,4 @@
-//! The parts of the tests that child processes run.
+//! The code that child processes run.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ pub const NO_CAP: u32 = 1_000_000;
 /// The cap of the tenant that all processes share: 5, small enough for the processes to reach.
 pub const CAP: u32 = 5;
 
-/// The number of commits of a child under faults or recording: 8, few enough to fail each call in turn.
+/// Commits of a child under faults or recording: 8, so few that the tests can fail each call in turn.
 pub const STEPS: usize = 8;
 
 pub fn run(part: &str) {
@@ -39,7 +39,7 @@ pub fn run(part: &str) {
         "locks" => locks(&path),
         "reads" => reads(&path),
         "creates" => creates(&path),
-        other => panic!("no part is called {other}"),
+        other => panic!("unknown part {other}"),
     }
 }
 
@@ -66,7 +66,7 @@ fn done(revision: Revision, what: &str, key: KeyId) {
     report(format_args!("done {} {what} {key}", revision.0));
 }
 
-/// Creates and revokes keys in a shared tenant and in a tenant that no other process uses.
+/// Creates and revokes keys in a shared tenant, and in a tenant of its own.
 fn races(path: &Path) {
     let own = format!("own-{}", number("CHILD_NUMBER"));
     let keys = service(open(path), CAP);
@@ -116,7 +116,7 @@ fn works(path: &Path) {
     }
 }
 
-/// Commits once, and once more for each line from the parent.
+/// Commits once, and again for each line from the parent.
 fn stays(path: &Path) {
     let store = open(path);
     let keys = service(store, NO_CAP);
@@ -184,7 +184,8 @@ impl KeyStore for Reporting {
     }
 }
 
-/// Commits while calls fail, and once more after the faults have ended, unless the parent kills the process.
+/// Commits while calls fail, and once more after the faults have ended. The parent may kill the process
+/// before the last commit.
 fn steps(path: &Path) {
     let store = match wait(SqliteStore::open(path)) {
         Ok(store) => store,
@@ -220,23 +221,24 @@ fn steps(path: &Path) {
     assert!(wait(store.check_integrity()).unwrap().is_sound());
 }
 
-/// Moves the write-ahead log into the file, as SQLite does every thousand pages.
+/// Checkpoints the write-ahead log into the file, as SQLite does every thousand pages.
 fn checkpoint(path: &Path) {
     let Ok(conn) = rusqlite::Connection::open(path) else {
         return;
     };
-    // The checkpoint fails if the disk fails.
+    // The checkpoint may fail, because the disk fails.
     drop(conn.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(())));
-    // Closing the connection makes another call that may fail.
+    // Closing the connection is another call that may fail.
     drop(conn);
 }
 
-/// Ends the faults: the shim fails no call once this file exists.
+/// Ends the faults by creating a file: once the file exists, the shim fails no more calls.
 fn lift() {
     std::fs::write(std::env::var_os("SHIM_LIFT").unwrap(), "").unwrap();
 }
 
-/// A file of marks, which the shim records between the writes. Each mark names an acknowledged commit.
+/// A file for marks. The shim records each mark in order with the database's writes. A mark names an
+/// acknowledged commit.
 struct Marker(std::fs::File);
 
 impl Marker {
@@ -250,7 +252,7 @@ impl Marker {
     }
 }
 
-/// Commits, and writes a mark into the recording after each commit has returned.
+/// Commits, and writes a mark after each acknowledged commit.
 fn recorded(path: &Path) {
     let keys = service(open(path), NO_CAP);
     let mut marker = Marker::beside(path);
@@ -265,7 +267,7 @@ fn recorded(path: &Path) {
     }
 }
 
-/// Commits rows without waiting for the disk, and marks each commit as `recorded` does.
+/// Commits rows without waiting for fsync, and writes a mark after each commit.
 fn rows(path: &Path) {
     let conn = rusqlite::Connection::open(path).unwrap();
     conn.pragma_update(None, "synchronous", "NORMAL").unwrap();
@@ -292,11 +294,11 @@ fn locks(path: &Path) {
     wait_for_parent();
 }
 
-/// Creates a store, or opens one that another process created first, and reports its epoch.
+/// Creates a store, or opens it if another process created it first. Reports the store's epoch.
 fn creates(path: &Path) {
     let mut options = SqliteStore::options(path);
     if std::env::var_os("CHILD_NEW").is_some() {
-        options = options.must_be_new();
+        options = options.create_new(true);
     }
     match wait(options.open()) {
         Ok(store) => report(format_args!(
@@ -307,7 +309,7 @@ fn creates(path: &Path) {
     }
 }
 
-/// Commits and reads before, while and after the file system is read-only.
+/// Commits and reads while the file system is writable, then read-only, then writable again.
 fn reads(path: &Path) {
     let store = open(path);
     let keys = service(Reporting(store.clone()), NO_CAP);

@@ -1,4 +1,5 @@
-//! Power cuts: files rebuilt from a recording, with any part of the unsynced writes left out.
+//! Simulated power cuts. Files are rebuilt from recorded writes, and any part of the unsynced writes is left
+//! out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,7 +10,7 @@ use tempfile::tempdir;
 
 use crate::sqlite::check::examine;
 use crate::sqlite::shim::shim;
-use support::process::{Dice, Part, rounds};
+use support::process::{ChildProcess, SeededRandom, rounds};
 
 /// One recorded call: a write, truncation, sync or unlink.
 #[derive(Debug)]
@@ -46,13 +47,13 @@ fn steps(log: &Path) -> Vec<Step> {
     steps
 }
 
-/// Returns the number of recorded calls that could have failed.
+/// Returns the number of recorded calls that a test can make fail.
 pub fn count(log: &Path) -> usize {
     let steps = steps(log);
     steps.iter().filter(|step| step.kind != b'u').count()
 }
 
-/// A file: its synced bytes, and the edits since, which a power cut may partly undo.
+/// A file: its synced bytes, and the later edits, which a power cut may partly undo.
 #[derive(Clone, Default)]
 struct File {
     safe: Vec<u8>,
@@ -78,18 +79,19 @@ impl Edit {
     }
 }
 
-/// A folder of files. A deleted file may come back until the folder is synced.
+/// A folder of files. Until the folder is synced, a power cut may bring back a deleted file.
 #[derive(Clone, Default)]
 struct Disk {
     files: BTreeMap<String, File>,
     deleted: BTreeMap<String, File>,
-    /// The marks of the commits acknowledged so far.
+    /// The marks of the commits that were acknowledged so far.
     marks: Vec<String>,
 }
 
 impl Disk {
     fn of(folder: &Path) -> Self {
-        // The threads of a dropped store close its connections. The last of these threads removes the log.
+        // A dropped store closes its connections on its own threads. The last of these threads removes the
+        // log.
         let log = |end: &str| folder.join(format!("keys.db{end}")).exists();
         while log("-wal") || log("-shm") {
             std::thread::yield_now();
@@ -150,15 +152,15 @@ impl Disk {
         }
     }
 
-    /// Writes one of the many states a power cut may leave. Each unsynced sector or page is kept or lost,
-    /// independently of the others.
-    fn cut(&self, dice: &mut Dice, to: &Path) {
-        let grain = [512, 4096][dice.below(2)];
-        // The number of unsynced parts out of eight that are kept on average: from none to all.
-        let kept = dice.below(9);
+    /// Writes one of the many states that a power cut may leave. Each unsynced sector or page is kept or lost
+    /// independently.
+    fn cut(&self, random: &mut SeededRandom, to: &Path) {
+        let grain = [512, 4096][random.below(2)];
+        // The number of unsynced parts, out of eight, that are kept on average: from none to all.
+        let kept = random.below(9);
         let mut files = self.files.clone();
         for (name, file) in &self.deleted {
-            if dice.below(2) == 0 {
+            if random.below(2) == 0 {
                 files.insert(name.clone(), file.clone());
             }
         }
@@ -170,14 +172,14 @@ impl Disk {
                         let mut at = 0;
                         while at < bytes.len() {
                             let end = bytes.len().min(at + grain - (offset + at) % grain);
-                            if dice.below(8) < kept {
+                            if random.below(8) < kept {
                                 Edit::Write(offset + at, bytes[at..end].to_vec()).apply(&mut left);
                             }
                             at = end;
                         }
                     }
                     truncate @ Edit::Truncate(_) => {
-                        if dice.below(8) < kept {
+                        if random.below(8) < kept {
                             truncate.apply(&mut left);
                         }
                     }
@@ -196,8 +198,8 @@ fn owner_only(path: &Path) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
 }
 
-/// Records a child's writes to the file in `folder`. Passes states that a power cut may leave to `check`,
-/// with the marks acknowledged before the cut.
+/// Runs a child, records its writes to the file in `folder`, and simulates power cuts. Passes each resulting
+/// file to `check`, with the marks acknowledged before the cut.
 fn cut(
     part: &str,
     folder: &Path,
@@ -218,7 +220,7 @@ fn cut(
         ("SHIM_LOG", log.to_str().unwrap().to_owned()),
         ("CHILD_ROUNDS", work.to_string()),
     ];
-    Part::start(&format!("sqlite:{part}"), &folder.join("keys.db"), &env).finish();
+    ChildProcess::start(&format!("sqlite:{part}"), &folder.join("keys.db"), &env).finish();
     let steps = steps(&log);
     let last_mark = steps
         .iter()
@@ -226,8 +228,8 @@ fn cut(
     let busy = &steps[..last_mark.unwrap()];
     let moved = |step: &Step| step.kind == b'w' && step.name == "keys.db";
     assert!(busy.iter().any(moved), "no checkpoint is in the recording");
-    let mut dice = Dice(seed);
-    let mut cuts: Vec<_> = (0..images).map(|_| dice.below(steps.len())).collect();
+    let mut random = SeededRandom(seed);
+    let mut cuts: Vec<_> = (0..images).map(|_| random.below(steps.len())).collect();
     cuts.sort_unstable();
     let mut played = 0;
     for cut in cuts {
@@ -236,7 +238,7 @@ fn cut(
             played += 1;
         }
         let image = tempdir().unwrap();
-        disk.cut(&mut dice, image.path());
+        disk.cut(&mut random, image.path());
         check(&image.path().join("keys.db"), &disk.marks);
     }
 }
@@ -265,7 +267,7 @@ fn a_power_cut_loses_no_acknowledged_commit() {
         }
         assert!(
             held.keys.len() <= there.len() + 1,
-            "at most one was on its way"
+            "at most one commit was in flight"
         );
         done += 1;
         if done % 100 == 0 {
@@ -285,7 +287,7 @@ fn a_power_cut_loses_no_acknowledged_commit() {
     );
 }
 
-/// The search for losses works: it finds lost rows of a program that does not wait for fsync.
+/// Proves that these tests find losses: a program that does not wait for fsync loses rows.
 #[test]
 fn a_power_cut_is_seen_to_lose_commits_without_fsync() {
     let folder = tempdir().unwrap();

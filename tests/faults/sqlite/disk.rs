@@ -7,7 +7,7 @@ use tempfile::{TempDir, tempdir};
 
 use crate::sqlite::check::examine;
 use crate::sqlite::shim::shim;
-use support::process::{Dice, Part, rounds};
+use support::process::{ChildProcess, SeededRandom, rounds};
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
@@ -52,7 +52,7 @@ impl Disk {
         ("SHIM_ARM", path.to_str().unwrap().to_owned())
     }
 
-    /// Checks that the file agrees with the reported outcome of each commit.
+    /// Checks that the file agrees with each reported outcome.
     #[track_caller]
     fn settle(&self, reports: &[String], run: &str) -> BTreeMap<String, usize> {
         let held = examine(&self.path());
@@ -74,7 +74,10 @@ impl Disk {
                     assert_eq!(at.as_deref(), Some(revision), "{run}: {line}");
                 }
                 ["Unavailable" | "Conflict", tag] => {
-                    assert!(!tags.contains_key(tag), "{run}: {line}, and it is there");
+                    assert!(
+                        !tags.contains_key(tag),
+                        "{run}: {line}, but the commit is in the file"
+                    );
                 }
                 ["Indeterminate", tag] => drop(tags.remove(tag)),
                 ["done", ..] => held.has(line),
@@ -82,7 +85,10 @@ impl Disk {
                 _ => panic!("{run}: {line}"),
             }
         }
-        assert!(tags.is_empty(), "{run}: nobody asked for {tags:?}");
+        assert!(
+            tags.is_empty(),
+            "{run}: no report mentions the commits {tags:?}"
+        );
         kinds
     }
 }
@@ -93,19 +99,20 @@ fn every_answer_is_true_whichever_call_fails() {
     let shim = shim(built.path());
     let whole = Disk::new();
     let log = ("SHIM_LOG", whole.log().to_str().unwrap().to_owned());
-    let reports = Part::start("sqlite:steps", &whole.path(), &whole.env(&shim, &[log])).finish();
+    let reports =
+        ChildProcess::start("sqlite:steps", &whole.path(), &whole.env(&shim, &[log])).finish();
     whole.settle(&reports, "no fault");
     let calls = super::cut::count(&whole.log());
-    assert!(calls > 100, "the shim stands between: {calls} calls");
+    assert!(calls > 100, "the shim saw only {calls} calls");
 
-    let mut dice = Dice(0x6b65_7977_6172_6402);
+    let mut random = SeededRandom(0x6b65_7977_6172_6402);
     let every = rounds(7, 1);
     let mut all: BTreeMap<String, usize> = BTreeMap::new();
     let mut runs = 0;
     for (error, name) in [(ENOSPC, "ENOSPC"), (EIO, "EIO")] {
         for on in [false, true] {
-            // A random offset, so that repeated runs soon cover all calls.
-            for at in (1 + dice.below(every)..=calls).step_by(every) {
+            // Starts at a random call, so that repeated runs cover all calls.
+            for at in (1 + random.below(every)..=calls).step_by(every) {
                 let disk = Disk::new();
                 let run = format!("{name} at {at}, {}", if on { "lasting" } else { "once" });
                 let fault = [
@@ -114,11 +121,11 @@ fn every_answer_is_true_whichever_call_fails() {
                     ("SHIM_ON", u8::from(on).to_string()),
                 ];
                 let mut env = disk.env(&shim, &fault);
-                // Every other child is killed during the faults: reported outcomes must also hold after
+                // Every other child is killed during the faults. The reported outcomes must also hold after
                 // recovery.
                 let dies = (at / every).is_multiple_of(2);
                 env.extend(dies.then(|| ("CHILD_DIES", "1".to_owned())));
-                let mut part = Part::start("sqlite:steps", &disk.path(), &env);
+                let mut part = ChildProcess::start("sqlite:steps", &disk.path(), &env);
                 let reports = if dies {
                     let reports: Vec<_> = std::iter::from_fn(|| part.next())
                         .take_while(|line| line != "dying")
@@ -128,7 +135,10 @@ fn every_answer_is_true_whichever_call_fails() {
                 } else {
                     let reports = part.finish();
                     let last = reports.last().unwrap();
-                    assert!(last.starts_with("done"), "{run}: it goes on after");
+                    assert!(
+                        last.starts_with("done"),
+                        "{run}: the child continues after the faults"
+                    );
                     reports
                 };
                 for (kind, times) in disk.settle(&reports, &run) {
@@ -140,7 +150,7 @@ fn every_answer_is_true_whichever_call_fails() {
     }
     eprintln!("{runs} faults in {calls} calls: {all:?}");
     for kind in ["Durable", "Unavailable", "Indeterminate", "refused"] {
-        assert!(all.contains_key(kind), "{kind} never came of it: {all:?}");
+        assert!(all.contains_key(kind), "no fault led to {kind}: {all:?}");
     }
 }
 
@@ -156,7 +166,8 @@ fn a_store_that_becomes_read_only_can_still_be_read() {
         ("SHIM_ON", "1".to_owned()),
         disk.arm(),
     ];
-    let mut reports = Part::start("sqlite:reads", &disk.path(), &disk.env(&shim, &fault)).finish();
+    let mut reports =
+        ChildProcess::start("sqlite:reads", &disk.path(), &disk.env(&shim, &fault)).finish();
     eprintln!("{reports:?}");
     let kinds: Vec<_> = reports
         .iter()

@@ -1,4 +1,5 @@
-//! Drafts: files left by a killed creation, and their removal.
+//! Drafts: temporary files of a store's creation. A killed creation leaves its draft behind, and the next
+//! open removes it.
 
 use std::fs;
 use std::path::Path;
@@ -10,12 +11,12 @@ use tempfile::tempdir;
 use crate::sqlite::check::examine;
 use crate::sqlite::child::{NO_CAP, open, service};
 use crate::sqlite::shim::shim;
-use support::process::Part;
+use support::process::ChildProcess;
 use support::{actor, reader, wait};
 
 const EIO: i32 = 5;
 
-/// Returns the drafts next to the stores in `folder`.
+/// Returns the names of the drafts in `folder`.
 fn drafts(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -26,14 +27,14 @@ fn epoch(path: &Path) -> u128 {
     wait(open(path).stats()).unwrap().head.epoch.0
 }
 
-/// Starts a child that creates a store and is disturbed at call `at`.
+/// Starts a child that creates a store. The shim disturbs the call with the number `at`.
 fn creates(
     shim: &Path,
     path: &Path,
     at: usize,
     what: &str,
     more: &[(&'static str, String)],
-) -> Part {
+) -> ChildProcess {
     let mut env = vec![
         ("LD_PRELOAD", shim.to_str().unwrap().to_owned()),
         (
@@ -44,7 +45,7 @@ fn creates(
         ("SHIM_DO", what.to_owned()),
     ];
     env.extend_from_slice(more);
-    Part::start("sqlite:creates", path, &env)
+    ChildProcess::start("sqlite:creates", path, &env)
 }
 
 #[test]
@@ -66,11 +67,15 @@ fn drafts_of_a_killed_creation_are_removed_by_the_next_open() {
         stands += usize::from(path.exists());
         let first = epoch(&path);
         assert_eq!(drafts(folder.path()), [""; 0], "killed at call {at}");
-        assert_eq!(epoch(&path), first, "killed at call {at}: it is a store");
+        assert_eq!(
+            epoch(&path),
+            first,
+            "killed at call {at}: the file is a complete store"
+        );
     }
     eprintln!("killed at each of {killed} calls: {left} drafts, {stands} stores");
-    assert!(left > 10, "most of the calls are made on a draft: {left}");
-    assert!(stands > 0, "a store whose draft was left is opened, too");
+    assert!(left > 10, "most kills leave a draft: {left}");
+    assert!(stands > 0, "some kills come after the store exists");
 }
 
 #[test]
@@ -84,8 +89,8 @@ fn a_creation_in_progress_keeps_its_draft() {
         slow.expect("held");
         let before = drafts(folder.path());
         assert_eq!(before.len(), 1, "held at call {at}");
-        // While the child process is held in its creation of the store, this process creates the same
-        // store, opens it, and backs it up.
+        // The child is held in the middle of creating the store. This process creates, opens and backs up the
+        // same store.
         let made = epoch(&path);
         assert_eq!(epoch(&path), made);
         wait(open(&path).backup(folder.path().join("copy.db"))).unwrap();
@@ -106,7 +111,7 @@ fn of_two_creations_of_a_new_store_one_succeeds() {
     let new = [("CHILD_NEW", "1".to_owned())];
     let mut slow = creates(&shim, &path, 1, "hold", &new);
     slow.expect("held");
-    wait(SqliteStore::options(&path).must_be_new().open()).unwrap();
+    wait(SqliteStore::options(&path).create_new(true).open()).unwrap();
     slow.go_on();
     let report = slow.next().unwrap();
     assert!(
@@ -130,7 +135,7 @@ fn a_creation_that_fails_late_removes_no_store_that_others_use() {
             drop(slow.kill());
             continue;
         }
-        // The store exists, and its directory entry is about to be synced.
+        // The store exists now, and the child is about to sync its directory entry.
         let keys = service(open(&path), NO_CAP);
         let made = wait(keys.create(&actor("acme", "alice", Role::ADMIN), reader("key"))).unwrap();
         slow.go_on();
@@ -161,5 +166,5 @@ fn files_and_folders_that_only_look_like_drafts_stay() {
     assert!(named.join("notes").exists() && full.join("notes").exists());
     let mut left = drafts(folder.path());
     left.sort_unstable();
-    assert_eq!(left.len(), 3, "the empty one is gone: {left:?}");
+    assert_eq!(left.len(), 3, "the empty draft folder is removed: {left:?}");
 }

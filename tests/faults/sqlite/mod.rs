@@ -1,6 +1,6 @@
-//! Faults the file store must survive: other processes, kill -9, a failing disk, a power cut.
+//! Faults that the SQLite store must survive: other processes, kill -9, a failing disk, a power cut.
 //!
-//! Children are this test binary, started again. `KEYWARD_LONG=1` runs many more rounds.
+//! Child processes are this test binary, started again. `KEYWARD_LONG=1` runs many more rounds.
 
 #![allow(
     unreachable_pub,
@@ -23,17 +23,18 @@ use tempfile::tempdir;
 
 use crate::sqlite::check::examine;
 use crate::sqlite::child::{CAP, NO_CAP, open, service};
-use support::process::{Dice, Part, rounds};
+use support::process::{ChildProcess, SeededRandom, rounds};
 use support::{actor, reader, wait};
 
 #[test]
 fn a_process_that_opens_and_closes_the_file_removes_no_log() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("keys.db");
-    let mut stays = Part::start("sqlite:stays", &path, &[]);
+    let mut stays = ChildProcess::start("sqlite:stays", &path, &[]);
     let mut reports = vec![stays.next().unwrap()];
     for _ in 0..3 {
-        // The last connection to close a file removes its log; this one is not the last.
+        // SQLite removes the log when the last connection to the file closes. This connection is not the last
+        // one.
         drop(examine(&path));
         stays.go_on();
         reports.push(stays.next().unwrap());
@@ -46,7 +47,7 @@ fn a_process_that_opens_and_closes_the_file_removes_no_log() {
     assert_eq!(held.revision, reports.len() as u64);
 }
 
-/// SQLite since 3.51 also detects by other means that a file is in use. An older SQLite, such as that of an
+/// SQLite since 3.51 also has other ways to detect that a file is in use. An older SQLite, such as that of an
 /// operator's tool, relies on this lock alone and would remove the log.
 #[cfg(target_os = "linux")]
 #[test]
@@ -55,7 +56,7 @@ fn a_process_keeps_its_lock_while_it_opens_more_connections() {
 
     let folder = tempdir().unwrap();
     let path = folder.path().join("keys.db");
-    let mut stays = Part::start("sqlite:stays", &path, &[]);
+    let mut stays = ChildProcess::start("sqlite:stays", &path, &[]);
     stays.next().unwrap();
     let inode = std::fs::metadata(&path).unwrap().ino();
     let locks = std::fs::read_to_string("/proc/locks").unwrap();
@@ -66,8 +67,8 @@ fn a_process_keeps_its_lock_while_it_opens_more_connections() {
             .is_some_and(|file| file.ends_with(&format!(":{inode}")));
         of_file && words.get(4) == Some(&stays.id().to_string().as_str())
     });
-    // Outside of transactions, a connection holds a lock only in WAL mode, which the store uses from SQLite
-    // 3.51.3 on.
+    // Outside of a transaction, a connection holds a lock only in WAL mode. The store uses WAL mode from
+    // SQLite 3.51.3 on.
     let wal = rusqlite::version_number() >= 3_051_003;
     assert_eq!(held, wal, "locks on {inode}:\n{locks}");
     stays.finish();
@@ -85,13 +86,13 @@ fn three_processes_keep_a_cap_and_lose_nothing() {
                 ("CHILD_NUMBER", number.to_string()),
                 ("CHILD_ROUNDS", work.clone()),
             ];
-            Part::start("sqlite:races", &path, &env)
+            ChildProcess::start("sqlite:races", &path, &env)
         })
         .collect();
     for part in &mut parts {
         part.expect("ready");
     }
-    parts.iter_mut().for_each(Part::go_on);
+    parts.iter_mut().for_each(ChildProcess::go_on);
     let mut reports = Vec::new();
     while let Some(line) = parts[0].next() {
         // The follower syncs while all writers work.
@@ -108,7 +109,7 @@ fn three_processes_keep_a_cap_and_lose_nothing() {
     for line in &reports {
         assert!(
             revisions.insert(line.split(' ').nth(1).unwrap()),
-            "{line}: one commit, one revision"
+            "{line}: each commit has its own revision"
         );
     }
     assert_eq!(
@@ -116,7 +117,7 @@ fn three_processes_keep_a_cap_and_lose_nothing() {
         held.revision,
         "each commit was acknowledged"
     );
-    // Replays the trail: the shared tenant never had more keys than its cap.
+    // Replays the trail to check that the shared tenant never exceeded its cap.
     let mut live = BTreeSet::new();
     let by_revision = reports.iter().map(|line| {
         let words: Vec<_> = line.split(' ').collect();
@@ -151,11 +152,11 @@ fn a_killed_process_loses_no_acknowledged_commit() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("keys.db");
     let cycles = rounds(40, 300);
-    let mut dice = Dice(0x6b65_7977_6172_6401);
+    let mut random = SeededRandom(0x6b65_7977_6172_6401);
     let mut reports: Vec<String> = Vec::new();
     for cycle in 1..=cycles {
-        let mut works = Part::start("sqlite:works", &path, &[]);
-        for _ in 0..=dice.below(40) {
+        let mut works = ChildProcess::start("sqlite:works", &path, &[]);
+        for _ in 0..=random.below(40) {
             reports.push(works.next().expect("a worker reports until it is killed"));
         }
         reports.extend(works.kill());
@@ -178,7 +179,7 @@ fn a_lock_held_too_long_stops_writers_and_not_readers() {
     let keys = service(wait(options.open()).unwrap(), NO_CAP);
     let admin = actor("acme", "alice", Role::ADMIN);
     let made = wait(keys.create(&admin, reader("before"))).unwrap();
-    let mut locks = Part::start("sqlite:locks", &path, &[]);
+    let mut locks = ChildProcess::start("sqlite:locks", &path, &[]);
     locks.expect("locked");
     match wait(keys.create(&admin, reader("meanwhile"))).unwrap_err() {
         CommandError::Store(error) => {
@@ -197,7 +198,7 @@ fn a_lock_held_too_long_stops_writers_and_not_readers() {
     assert_eq!(
         after.receipt.revision().0,
         2,
-        "what was refused was not written"
+        "the refused command was not written"
     );
     locks.finish();
     assert_eq!(examine(&path).revision, 2);

@@ -1,4 +1,4 @@
-//! The failing disk: a library between a child and the operating system.
+//! The shim that makes a disk fail: a library preloaded into the child process.
 
 use std::path::{Path, PathBuf};
 

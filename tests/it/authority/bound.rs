@@ -1,4 +1,4 @@
-//! The bound of a key: the roles of the person who received its secret limit the key. Promoting the owner
+//! The bound of a key: the role of the person who received its secret limits the key. Promoting the owner
 //! does not widen a key whose secret another person received.
 
 use keyward::command::Created;
@@ -12,12 +12,12 @@ fn bob(role: Role) -> keyward::Actor {
     actor("acme", "bob", role)
 }
 
-fn role_of(world: &World, owner: &str, role: Role) {
+fn role_of(world: &TestService, owner: &str, role: Role) {
     let changed = set_role(world, &host(), ("acme", owner), role);
     changed.unwrap();
 }
 
-fn reach(world: &World, key: &Created) -> ScopeSet {
+fn reach(world: &TestService, key: &Created) -> ScopeSet {
     grant(world, key).scopes()
 }
 
@@ -25,12 +25,12 @@ fn reads() -> ScopeSet {
     ScopeSet::parse(["*:read"]).unwrap()
 }
 
-fn manages(grant: &Grant, world: &World) -> bool {
+fn manages(grant: &Grant, world: &TestService) -> bool {
     wait(world.keys.close_tenant(&grant.actor(), &tenant("acme"))).is_ok()
 }
 
-/// Attack: mallory creates a key owned by bob, and bob is promoted. The key that mallory holds must not gain
-/// an administrator's rights.
+/// Attack: mallory creates a key for bob and keeps the secret. Bob's later promotion must not give the key an
+/// administrator's rights.
 #[test]
 fn trap_27_promoting_bob_does_not_widen_a_key_that_mallory_made_for_him() {
     let world = world();
@@ -40,7 +40,11 @@ fn trap_27_promoting_bob_does_not_widen_a_key_that_mallory_made_for_him() {
     role_of(&world, "bob", Role::MEMBER);
     let draft = whole("secret").owned_by(who("bob"), Role::MEMBER);
     let by_mallory = world.create(&admin(), draft).unwrap();
-    assert_eq!(by_mallory.reach, reads(), "the answer says what it reaches");
+    assert_eq!(
+        by_mallory.reach,
+        reads(),
+        "the answer contains the key's reach"
+    );
     role_of(&world, "bob", Role::ADMIN);
     assert_eq!(reach(&world, &by_mallory), reads());
     assert!(!manages(&grant(&world, &by_mallory), &world));
@@ -104,11 +108,15 @@ fn a_narrow_key_cannot_change_other_keys_of_its_owner() {
         );
     }
     let own = wait(world.keys.key(&narrow, wide.id));
-    assert_eq!(denied(own), Denial::NotFound, "nor does it look at them");
+    assert_eq!(
+        denied(own),
+        Denial::NotFound,
+        "a narrow key cannot read other keys either"
+    );
 }
 
-/// A key narrower than its owner's role manages nothing, even after a demotion to a role no wider than the
-/// key.
+/// A key narrower than its owner's role manages nothing. A later demotion to a role no wider than the key
+/// does not change that.
 #[test]
 fn a_demotion_does_not_let_a_narrow_key_manage() {
     let world = world();
@@ -128,7 +136,7 @@ fn a_demotion_does_not_let_a_narrow_key_manage() {
     assert!(matches!(denied, Denial::Forbidden { .. }), "{denied:?}");
 }
 
-/// A key without scopes has no access, even where a role's ceiling is empty.
+/// A key without scopes manages nothing, even if its owner's role allows no scopes either.
 #[test]
 fn a_key_without_scopes_manages_nothing() {
     let mut spec = super::policy();
@@ -137,7 +145,7 @@ fn a_key_without_scopes_manages_nothing() {
     for class in spec.classes.values_mut() {
         class.revoke.roles.insert(auditor.clone());
     }
-    let world = World::with_policy(spec);
+    let world = TestService::with_policy(spec);
     let victim = world.some_key();
     let empty = CreateKey::new("empty").owned_by(who("sam"), auditor);
     let created = world.create(&host(), empty).unwrap();
@@ -177,7 +185,7 @@ fn rotation_by_the_owner_keeps_the_bound_of_the_old_key() {
     assert_eq!(rotated.reach, reads());
 }
 
-/// An actor who widens a key may hold the key's secret, so the actor's role bounds the key.
+/// An actor who widens a key may hold its secret, so the actor's role bounds the key.
 #[test]
 fn promoting_bob_does_not_widen_a_key_that_mallory_widened() {
     let world = world();
@@ -211,7 +219,7 @@ fn the_application_names_the_recipient_of_a_secret() {
     assert!(matches!(refused, Denial::HostOnly { .. }));
 }
 
-/// Attack: a key gets the stored role although the application states a lower one.
+/// Attack: the application states a role below the stored one, and the key acts with the stored role.
 #[test]
 fn a_stored_role_above_the_stated_one_is_ignored() {
     let world = world();
@@ -245,7 +253,7 @@ fn a_stated_role_above_the_stored_one_issues_and_widens_nothing_until_it_is_sync
     let place = tenant("acme");
     let raised = set_role(&world, &by, (place.as_str(), "eve"), Role::MEMBER);
     assert_eq!(denied(raised), drift);
-    // A command that only narrows is checked against the stated role.
+    // Disabling a key only narrows it, so this command is checked against the stated role.
     wait(world.keys.disable(&by, key.id)).unwrap();
 
     let synced = world.keys.sync_role(&by, &place, who("bob"), Role::ADMIN);
@@ -285,7 +293,7 @@ fn a_role_sync_updates_rows_above_and_below_and_restores_no_removed_owner() {
     assert_eq!(refused, Denial::OwnerRemoved { owner: who("bob") });
 }
 
-/// A role stored for another person narrows and widens what that person can do.
+/// A person's stored role limits that person's rights, so only administrators may set it.
 #[test]
 fn only_administrators_set_the_role_of_others() {
     let world = world();
@@ -302,11 +310,12 @@ fn only_administrators_set_the_role_of_others() {
     let draft = reader("dora's").owned_by(who("dora"), Role::DEVELOPER);
     assert!(
         world.create(&developer(), draft).is_ok(),
-        "her own is hers to state"
+        "a developer may state her own role"
     );
 }
 
-/// The role that a person's session states is stored, not the role that the person names for its own key.
+/// The stored role of a person comes from the person's session. A role that the person names for its own key
+/// is not stored.
 #[test]
 fn a_role_named_for_ones_own_key_is_not_stored() {
     let world = world();
@@ -373,7 +382,7 @@ fn trap_32_a_login_named_system_or_like_a_key_is_an_ordinary_person() {
     );
 }
 
-/// A role with no rights in one tenant may have rights in a tenant below, which has other rules.
+/// A role without rights in one tenant may have rights in a descendant tenant with other rules.
 #[test]
 fn roles_are_also_compared_under_the_rules_of_tenants_below() {
     let root = Role::new("root").unwrap();
@@ -383,7 +392,7 @@ fn roles_are_also_compared_under_the_rules_of_tenants_below() {
     let policy = |spec| keyward::policy::Policy::new(spec).unwrap();
     let policies = keyward::policy::Policies::new(policy(super::policy()))
         .with_tenant(tenant("acme/web"), policy(below));
-    let world = World::with_policies(policies);
+    let world = TestService::with_policies(policies);
     world.some_key();
     let raised = set_role(&world, &admin(), ("acme", "alice"), root);
     match denied(raised) {
@@ -392,11 +401,11 @@ fn roles_are_also_compared_under_the_rules_of_tenants_below() {
     }
 }
 
-// Owner rows in tenants below.
+// Tests of owner rows in descendant tenants.
 
 /// Makes bob a developer in acme and a member in acme/web. Returns a key of bob whose secret another person
 /// holds.
-fn held_by_another(world: &World, delivered: bool) -> keyward::command::Created {
+fn held_by_another(world: &TestService, delivered: bool) -> keyward::command::Created {
     set_role(world, &host(), ("acme", "bob"), Role::DEVELOPER).unwrap();
     set_role(world, &host(), ("acme/web", "bob"), Role::MEMBER).unwrap();
     let key = whole("wide").owned_by(who("bob"), Role::DEVELOPER);
@@ -426,12 +435,12 @@ fn a_promotion_below_does_not_widen_secrets_received_by_others() {
         for role in [Role::DEVELOPER, Role::MEMBER, Role::ADMIN] {
             set_role(&world, &host(), ("acme/web", "bob"), role).unwrap();
             assert!(!writes(&world.keys) && !acts());
-            // The key is also refused when it is verified against the store's rows.
+            // Verifying against the store's rows refuses the key too.
             let fresh = world.keys.verify_fresh(key.secret.expose(), &there);
             assert!(wait(fresh).is_err());
             assert!(!writes(&world.another_node(rules())));
         }
-        // In acme itself nothing changed.
+        // In acme itself, the key still works.
         let here = Need::scope("reports:write").unwrap();
         assert!(world.keys.verify(key.secret.expose(), &here).is_ok());
     }
@@ -455,8 +464,8 @@ fn a_promotion_below_widens_a_secret_received_by_the_owner() {
     assert!(!writes());
 }
 
-/// A key from before its owner's removal stays refused in the tenant of the removal, and works elsewhere.
-/// Later keys of the owner are not limited by the state before the removal.
+/// A key from before its owner's removal stays refused in the tenant of the removal, and works elsewhere. The
+/// removal does not limit the owner's later keys.
 #[test]
 fn an_owner_restored_below_gets_no_old_key_back_there() {
     let world = super::world();

@@ -1,4 +1,4 @@
-//! Authority at commit time: an actor made from a key is checked against the current state of the key and of
+//! Authority at commit time. An actor made from a key is checked against the current state of the key and of
 //! its owner.
 
 use keyward::command::{BulkFilter, DeleteKey, Expiry};
@@ -17,7 +17,7 @@ fn refused(denied: Denial) -> VerifyError {
 }
 
 /// Changes a stolen key while a request made with the key is in flight.
-fn after(what: impl FnOnce(&World, keyward::KeyId)) -> (World, Actor) {
+fn after(what: impl FnOnce(&TestService, keyward::KeyId)) -> (TestService, Actor) {
     let world = world();
     let (created, key) = acting(&world, &admin(), whole("wide"));
     what(&world, created.id);
@@ -26,7 +26,7 @@ fn after(what: impl FnOnce(&World, keyward::KeyId)) -> (World, Actor) {
 
 #[test]
 fn trap_25_a_key_revoked_disabled_or_deleted_in_flight_changes_nothing_in_any_tenant() {
-    type Narrowing = fn(&World, keyward::KeyId);
+    type Narrowing = fn(&TestService, keyward::KeyId);
     type Expected = fn(&VerifyError) -> bool;
     let narrowings: [(Narrowing, Expected); 3] = [
         (
@@ -143,8 +143,8 @@ fn a_key_whose_owner_is_demoted_in_flight_grants_only_what_the_role_allows() {
     }
 }
 
-/// A committed command stays committed. The actor who chose its command id gets the same ids and outcomes
-/// again.
+/// A committed command stays committed. If its actor repeats the command id, the ids and outcomes are the
+/// same.
 #[test]
 fn a_repeated_command_returns_its_result_even_to_a_key_revoked_since() {
     let world = world();
@@ -162,8 +162,8 @@ fn a_repeated_command_returns_its_result_even_to_a_key_revoked_since() {
     assert_eq!(denied(wait(again)), Denial::AlreadyCreated { id: made });
 }
 
-/// The record of a command names the principal, not the key. Another key of the principal can repeat the
-/// command.
+/// A command is recorded under its principal, not under its key. Therefore another key of the principal can
+/// repeat the command.
 #[test]
 fn another_key_of_the_same_owner_can_repeat_a_command() {
     let world = world();
@@ -215,11 +215,11 @@ fn trail_and_record_name_the_acting_key_and_its_owner() {
     assert_eq!(
         successor.created_by_key,
         Some(created.id),
-        "through rotations, the chain's"
+        "the maker is kept through rotations"
     );
 }
 
-/// All descendants of a stolen key are found, through keys that have since been rotated and deleted.
+/// All descendants of a stolen key are found, even if keys between them were rotated or deleted.
 #[test]
 fn all_descendants_of_a_key_are_found() {
     let world = world();
@@ -270,7 +270,7 @@ fn a_key_has_at_most_eight_makers() {
     assert_eq!(ninth, Denial::TooManyMakers { limit: 8 });
 }
 
-/// A command of a deleted key must not block the commands batched with it.
+/// The command of a deleted key fails without failing the other commands of its batch.
 #[test]
 fn a_deleted_key_does_not_block_other_commands_below() {
     let world = world();

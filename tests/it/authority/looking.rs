@@ -1,4 +1,4 @@
-//! Reading needs authority too.
+//! Authority to read keys and the audit trail.
 
 use keyward::store::AuditQuery;
 use keyward::{CreateKey, Denial, Role};
@@ -18,7 +18,7 @@ fn an_unknown_role_reads_nothing() {
         role: by.role().cloned(),
     };
     let looked = wait(world.keys.list(&by, &query));
-    // An unknown role may read its own keys, and eve has none.
+    // An unknown role may list its own keys, and eve has none.
     assert!(looked.unwrap().keys.is_empty());
     assert_eq!(denied(wait(world.keys.key(&by, key.id))), Denial::NotFound);
     assert_eq!(
@@ -36,7 +36,7 @@ fn a_role_without_rights_is_refused_where_owners_may_not_look() {
     spec.classes
         .values_mut()
         .for_each(|class| class.look.owner = false);
-    let world = World::with_policy(spec);
+    let world = TestService::with_policy(spec);
     world.some_key();
     let by = actor("acme", "eve", Role::MEMBER);
     let looked = wait(world.keys.list(&by, &world.keys.query(&tenant("acme"))));
@@ -49,10 +49,10 @@ fn a_list_omits_keys_its_reader_may_not_see_and_no_others() {
     let mut spec = super::policy();
     let hidden = spec.classes.get_mut("plain").unwrap();
     hidden.look.roles.remove(&Role::DEVELOPER);
-    let world = World::with_policy(spec);
+    let world = TestService::with_policy(spec);
     let (mut seen, mut own) = (Vec::new(), Vec::new());
     for number in 0..9 {
-        // Keys sort by the millisecond of their creation.
+        // Keys sort by the millisecond of their creation, so each key gets another millisecond.
         world.clock.advance(std::time::Duration::from_millis(1));
         let name = format!("key {number}");
         if number % 3 == 0 {
@@ -92,7 +92,7 @@ fn auditors_and_administrators_read_the_trail() {
     let mut spec = super::policy();
     let auditor = Role::new("auditor").unwrap();
     spec.auditors.insert(auditor.clone());
-    let world = World::with_policy(spec);
+    let world = TestService::with_policy(spec);
     world.some_key();
     let query = AuditQuery::tenant(tenant("acme"));
     for by in [admin(), actor("acme", "audrey", auditor)] {

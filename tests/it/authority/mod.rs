@@ -1,5 +1,5 @@
-//! Authority over keys: no actor gains rights. `docs/authority.md` states the rules; these tests show each
-//! rule on the commands and dimensions it applies to.
+//! Authority over keys: no actor gains rights. `docs/authority.md` states the rules. These tests check each
+//! rule on every command and dimension to which it applies.
 
 mod bound;
 mod commit;
@@ -22,7 +22,7 @@ use keyward::{
 
 use support::*;
 
-/// Returns a policy with classes of every kind. Admins and developers reach everything; only admins
+/// Returns a policy with classes of every kind. Admins and developers have all scopes, and only admins
 /// administer.
 fn policy() -> PolicySpec {
     let mut spec = profiles::standard();
@@ -61,8 +61,8 @@ fn policy() -> PolicySpec {
     spec
 }
 
-fn world() -> World {
-    let world = World::with_policy(policy());
+fn world() -> TestService {
+    let world = TestService::with_policy(policy());
     for path in ["acme", "acme/web", "other"] {
         let host = Actor::application(tenant(path));
         wait(world.keys.provision_tenant(&host, &tenant(path))).unwrap();
@@ -70,25 +70,25 @@ fn world() -> World {
     world
 }
 
-/// Returns a draft that reaches everything. A key that an admin creates from the draft keeps this reach.
+/// Returns a draft with all scopes. A key that an admin creates from the draft keeps all scopes.
 fn whole(class: &str) -> CreateKey {
     CreateKey::new("whole").class(class).scope("*:*")
 }
 
-fn grant(world: &World, key: &Created) -> Grant {
+fn grant(world: &TestService, key: &Created) -> Grant {
     let need = Need::any().or_publishable();
     world.keys.verify(key.secret.expose(), &need).unwrap()
 }
 
-/// Creates a key as `by`. Returns the key and its actor.
-fn acting(world: &World, by: &Actor, key: CreateKey) -> (Created, Actor) {
+/// Creates a key as `by`. Returns the key, and an actor that acts with the key.
+fn acting(world: &TestService, by: &Actor, key: CreateKey) -> (Created, Actor) {
     let created = world.create(by, key).unwrap();
     let actor = grant(world, &created).actor();
     (created, actor)
 }
 
 fn set_role(
-    world: &World,
+    world: &TestService,
     by: &Actor,
     (path, owner): (&str, &str),
     role: Role,

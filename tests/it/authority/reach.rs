@@ -1,4 +1,4 @@
-//! The order of reach, tested command by command: an actor grants no more than the actor's own reach.
+//! Limits of reach, command by command: no actor grants more than its own reach.
 
 use keyward::command::{Expiry, ImportKey};
 use keyward::key::{Digest, Dimension, Resource, ResourceId, ResourceKind};
@@ -14,7 +14,7 @@ fn exceeds(denied: Denial) -> Dimension {
     }
 }
 
-/// Attack: a developer widens an admin's key that was given to her.
+/// Attack: an admin gave a key to a developer, and she tries to widen it.
 #[test]
 fn a_developer_cannot_widen_an_admins_key_that_was_given_to_her() {
     let world = world();
@@ -26,7 +26,7 @@ fn a_developer_cannot_widen_an_admins_key_that_was_given_to_her() {
     assert_eq!(
         exceeds(update(change)),
         Dimension::Role,
-        "though it is within her own scopes"
+        "refused although she has these scopes"
     );
     let rotated = wait(
         world
@@ -55,7 +55,7 @@ fn a_developer_cannot_enable_extend_or_unbind_an_admins_key() {
     );
 }
 
-/// A command that only narrows a key is never refused for lack of reach, for any owner of the key.
+/// A command that only narrows a key is never refused for lack of reach, no matter who owns the key.
 #[test]
 fn a_developer_can_narrow_disable_and_revoke_an_admins_key() {
     let world = world();
@@ -72,13 +72,13 @@ fn a_developer_can_narrow_disable_and_revoke_an_admins_key() {
     wait(world.keys.revoke(&by, key.id, keyward::Reason::Lost)).unwrap();
 }
 
-/// Attack: a key limited to its own tenant makes a key that reaches all tenants below.
+/// Attack: a key limited to its own tenant creates a key that reaches all descendant tenants.
 #[test]
 fn a_key_of_its_own_tenant_makes_no_key_that_reaches_below() {
     let mut spec = policy();
     let plain = spec.classes.get_mut("plain").unwrap();
     plain.issues.insert(class("wide"));
-    let world = World::with_policy(spec);
+    let world = TestService::with_policy(spec);
     let (_, key) = acting(&world, &admin(), whole("plain"));
     let refused = denied(world.create(&key, whole("wide")));
     assert_eq!(exceeds(refused), Dimension::Tenants);
@@ -118,7 +118,7 @@ fn trap_26_a_test_key_cannot_create_import_rotate_enable_or_widen_live_keys() {
     );
 }
 
-/// Attack: a key bound to a network creates an unbound key, and removes its own address list.
+/// Attack: a key restricted to a network creates an unrestricted key, and removes its own restriction.
 #[test]
 fn a_key_bound_to_a_network_unbinds_neither_another_key_nor_itself() {
     let world = world();
@@ -149,7 +149,7 @@ fn a_key_bound_to_a_network_unbinds_neither_another_key_nor_itself() {
     assert!(world.create(&key, narrower).is_ok());
 }
 
-/// The client address from the verification is checked against the key's address list at commit time.
+/// At commit time, the client address of the verification is checked against the key's current address list.
 #[test]
 fn a_key_acts_only_from_the_networks_of_its_current_list() {
     let world = world();
@@ -173,7 +173,7 @@ fn a_key_acts_only_from_the_networks_of_its_current_list() {
     }
 }
 
-/// Attack: anyone who reads an admin's publishable key acts as an admin.
+/// Attack: anyone who reads an admin's publishable key acts as the admin.
 #[test]
 fn a_publishable_key_manages_nothing_not_even_itself() {
     let world = world();
@@ -208,7 +208,7 @@ fn a_secret_key_makes_publishable_keys_if_its_class_issues_them() {
     let mut spec = policy();
     let plain = spec.classes.get_mut("plain").unwrap();
     plain.issues.insert(class("publishable"));
-    let world = World::with_policy(spec);
+    let world = TestService::with_policy(spec);
     let (_, key) = acting(&world, &admin(), whole("plain"));
     let public = whole("publishable").environment("live");
     assert!(world.create(&key, public).is_ok());
@@ -231,13 +231,13 @@ fn a_key_issues_its_own_class_and_the_classes_its_class_lists() {
     );
 }
 
-/// Otherwise a chain of classes would reach a class that the first class does not issue.
+/// Without this rule, a chain of keys would reach a class that the first key's class does not issue.
 #[test]
 fn a_key_issues_no_class_that_issues_more_than_its_own_class() {
     let mut spec = policy();
     let within = spec.classes.get_mut("within").unwrap();
     within.issues.insert(class("issuing"));
-    let world = World::with_policy(spec);
+    let world = TestService::with_policy(spec);
     let (_, key) = acting(&world, &admin(), whole("within"));
     assert_eq!(
         exceeds(denied(world.create(&key, whole("issuing")))),
@@ -250,7 +250,7 @@ fn a_key_makes_no_key_with_a_longer_staleness_bound() {
     let mut spec = policy();
     let plain = spec.classes.get_mut("plain").unwrap();
     plain.issues.insert(class("slow"));
-    let world = World::with_policy(spec);
+    let world = TestService::with_policy(spec);
     let (_, key) = acting(&world, &admin(), whole("plain"));
     assert_eq!(
         exceeds(denied(world.create(&key, whole("slow")))),
@@ -300,7 +300,7 @@ fn no_key_outlives_the_key_that_made_or_extended_it() {
     assert_eq!(exceeds(denied(prolonged)), Dimension::Lifetime);
 }
 
-/// A role has no expiry, class, environment or network that could be compared with a key's.
+/// A role has no expiry, class, environment or network, so a key's limits cannot be compared with a role.
 #[test]
 fn a_key_cannot_raise_a_role_and_can_lower_one_like_an_admin() {
     let world = world();
@@ -316,7 +316,7 @@ fn a_key_cannot_raise_a_role_and_can_lower_one_like_an_admin() {
     assert!(change(Role::MEMBER).is_ok());
 }
 
-/// Roles are compared by what they may manage, not only by their ceilings.
+/// Roles are compared by the keys they may manage, not only by their scopes.
 #[test]
 fn nobody_grants_a_role_that_manages_more_than_their_own() {
     let mut spec = policy();
@@ -327,7 +327,7 @@ fn nobody_grants_a_role_that_manages_more_than_their_own() {
         .revoke
         .roles
         .remove(&Role::DEVELOPER);
-    let world = World::with_policy(spec);
+    let world = TestService::with_policy(spec);
     world.some_key();
     let raised = set_role(&world, &developer(), ("acme", "eve"), Role::ADMIN);
     assert_eq!(exceeds(denied(raised)), Dimension::Role);
@@ -338,8 +338,8 @@ fn nobody_grants_a_role_that_manages_more_than_their_own() {
     );
 }
 
-/// An owner's role may narrow a key today and allow more tomorrow. A session with few scopes grants no more
-/// than those scopes.
+/// A later change of the owner's role may widen a narrow key. Therefore a session with few scopes grants no
+/// key with more scopes.
 #[test]
 fn a_session_with_few_scopes_grants_no_key_with_more() {
     let world = super::world();
@@ -373,6 +373,6 @@ fn a_session_with_few_scopes_grants_no_key_with_more() {
             other => panic!("{other:?}"),
         }
     }
-    // A session with all scopes is compared with the key's current reach.
+    // A session with all scopes is compared only with the key's current reach.
     wait(world.keys.rotate(&bob(Role::MEMBER), key.id, how)).unwrap();
 }

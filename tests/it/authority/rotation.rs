@@ -1,4 +1,4 @@
-//! Self-rotation: the only command whose result may outlive its actor.
+//! Self-rotation, the only command whose result may outlive the key that issued it.
 
 use keyward::command::{Expiry, LeakSource};
 use keyward::key::Dimension;
@@ -48,7 +48,7 @@ fn a_rotation_within_its_life_keeps_the_keys_end() {
     assert_eq!(
         info.bound,
         [Role::ADMIN].into(),
-        "it does not follow a promotion"
+        "the bound does not follow a promotion"
     );
 }
 
@@ -65,7 +65,7 @@ fn a_key_renews_itself_until_its_chain_reaches_the_maximum_age() {
         assert_eq!(
             rotated.expires_at,
             Some(last),
-            "the class names no lifetime"
+            "the class has no lifetime of its own"
         );
         id = rotated.id;
         let need = keyward::Need::any();
@@ -79,7 +79,7 @@ fn a_key_renews_itself_until_its_chain_reaches_the_maximum_age() {
     assert!(wait(world.keys.rotate(&key, id, grace())).is_err());
 }
 
-/// A key made by a self-renewing key does not start a new age: the maximum age counts from the first key.
+/// A self-renewing key that creates a key does not reset the age. The maximum age counts from the first key.
 #[test]
 fn the_maximum_age_counts_from_the_first_key_through_keys_that_make_keys() {
     let world = world();
@@ -115,7 +115,7 @@ fn no_retiring_or_leaked_key_rotates_itself_and_no_key_does_so_without_grace() {
     within
         .prefixes
         .retain(|environment, _| environment.as_str() == "live");
-    let world = World::with_policy(spec);
+    let world = TestService::with_policy(spec);
     let provisioned = wait(world.keys.provision_tenant(&host(), &tenant("acme"))).unwrap();
     let legacy = &provisioned[0];
     let secret = legacy.token.as_ref().unwrap().expose();
@@ -132,7 +132,7 @@ fn no_retiring_or_leaked_key_rotates_itself_and_no_key_does_so_without_grace() {
     assert_eq!(reason(denied(refused)), "it was found in the open");
 }
 
-/// A lost answer costs no access: the key asks again for its successor's secret.
+/// A lost answer costs no access: the old key can ask again for its successor's secret.
 #[test]
 fn a_key_that_lost_the_answer_to_its_rotation_asks_again() {
     let world = world();
@@ -161,8 +161,7 @@ fn the_trail_records_that_a_key_rotated_itself() {
     assert_eq!(rotated, Some(Some(created.id)));
 }
 
-// A key that lost the answer to its rotation asks again. The key gets no more than its rights at that moment
-// allow.
+// Tests of asking again after a lost answer. The key gets no more than its current rights allow.
 
 fn lost() -> RotateKey {
     RotateKey::on_first_use(hours(1))
@@ -191,7 +190,7 @@ fn a_narrowed_key_gets_no_wider_successor_by_asking_again() {
         };
         let stale = act();
         let new = wait(world.keys.rotate(&stale, old.id, lost())).unwrap();
-        // The old key has not been narrowed yet, so it may ask for its successor's secret.
+        // The old key is not narrowed yet, so it may ask for its successor's secret.
         wait(world.keys.replace_lost(&stale, new.id)).unwrap();
         wait(world.keys.update(&admin(), old.id, narrowing)).unwrap();
         for by in [stale, act()] {

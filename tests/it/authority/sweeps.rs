@@ -1,4 +1,5 @@
-//! Commands that take several commits: the first commit is authorized, and the later ones only narrow.
+//! Commands that take several commits. The first commit is authorized, and the later commits only narrow
+//! keys.
 
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
@@ -12,7 +13,7 @@ use keyward::store::{
     KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, RowKey, ScanPage, StoreError,
     StoreErrorKind, TenantView, async_trait,
 };
-use keyward::{Keyward, Need, Reason, Role, RotateKey, TenantId, UpdateKey, hours};
+use keyward::{Clock, Keyward, Need, Reason, Role, RotateKey, TenantId, UpdateKey, hours};
 
 use super::{acting, set_role, whole};
 use support::*;
@@ -73,8 +74,8 @@ impl KeyStore for Stops {
     }
 }
 
-/// Returns a node over the world's store. Commits of the node fail after the first `left`.
-fn stopping(world: &World, left: usize) -> Keyward {
+/// Returns another node over the same store. Its commits fail after the first `left`.
+fn stopping(world: &TestService, left: usize) -> Keyward {
     let store = Stops {
         inner: world.store.clone(),
         left: AtomicUsize::new(left),
@@ -87,7 +88,7 @@ fn stopping(world: &World, left: usize) -> Keyward {
 }
 
 fn trail(
-    world: &World,
+    world: &TestService,
     path: &str,
 ) -> Vec<(Action, keyward::key::Author, keyward::command::CommandId)> {
     let query = AuditQuery::tenant(tenant(path));
@@ -101,6 +102,46 @@ fn trail(
         .collect()
 }
 
+/// The filter of an interrupted command still decides which keys maintenance revokes.
+#[test]
+fn maintenance_revokes_no_key_that_the_filter_of_the_command_excludes() {
+    for by_maker in [false, true] {
+        let world = super::world();
+        let (maker, key) = acting(&world, &admin(), whole("wide"));
+        let below = || whole("wide").in_tenant(tenant("acme/web"));
+        let old = [
+            world.create(&key, whole("wide")),
+            world.create(&key, below()),
+        ];
+        world.clock.advance(Duration::from_secs(60));
+        let limit = world.clock.now();
+        let young = [
+            world.create(&key, whole("wide")),
+            world.create(&key, below()),
+        ];
+        world.clock.advance(Duration::from_secs(60));
+        wait(world.keys.sync()).unwrap();
+        let half = stopping(&world, 1);
+        let filter = match by_maker {
+            false => BulkFilter::all(),
+            true => BulkFilter::all().made_by(maker.id),
+        };
+        let filter = filter.created_before(limit);
+        let by = admin();
+        let by = by.with_command_id(command("sweep"));
+        assert!(wait(half.revoke_many(by, &tenant("acme"), filter, Reason::Unused)).is_err());
+        world.clock.advance(Duration::from_secs(61));
+        wait(world.keys.sync()).unwrap();
+        assert_eq!(wait(world.keys.run_maintenance()).unwrap(), 1);
+        let works = |created: &keyward::command::Created| {
+            let verdict = world.keys.verify(created.secret.expose(), &Need::any());
+            verdict.is_ok()
+        };
+        let [old, young] = [old, young].map(|keys| keys.map(|key| works(&key.unwrap())));
+        assert_eq!((old, young), ([false, !by_maker], [true; 2]));
+    }
+}
+
 #[test]
 fn a_bulk_revocation_continues_after_its_callers_key_is_revoked() {
     let world = super::world();
@@ -112,8 +153,8 @@ fn a_bulk_revocation_continues_after_its_callers_key_is_revoked() {
     let place = tenant("acme");
     assert!(wait(node.revoke_many(&by, &place, filter(), Reason::Unused)).is_err());
     wait(world.keys.revoke(&admin(), created.id, Reason::Lost)).unwrap();
-    // The repeated call continues the bulk revocation. The revoked key that started the bulk revocation has
-    // no authority for anything else.
+    // The repeated call continues the bulk revocation, although the key that started it is revoked. That key
+    // has no authority for anything else.
     let swept = wait(
         world
             .keys
@@ -144,7 +185,7 @@ fn maintenance_finishes_a_command_whose_caller_is_gone() {
     assert_eq!(
         wait(world.keys.run_maintenance()).unwrap(),
         0,
-        "its caller may still be there"
+        "the caller may still be running"
     );
     world.clock.advance(Duration::from_secs(61));
     wait(world.keys.sync()).unwrap();
@@ -172,7 +213,7 @@ fn maintenance_finishes_a_command_whose_caller_is_gone() {
     assert_eq!(
         wait(world.keys.run_maintenance()).unwrap(),
         0,
-        "nothing is left"
+        "no key is left to revoke"
     );
 }
 
@@ -191,8 +232,8 @@ fn maintenance_finishes_removals_and_closings_below() {
     assert_eq!(info.status, keyward::key::Status::Revoked);
 }
 
-/// A key limited to its own tenant ends no keys below. Maintenance that finishes the key's command ends none
-/// either.
+/// A key limited to its own tenant revokes no keys in descendant tenants. Maintenance that finishes the key's
+/// command revokes none either.
 #[test]
 fn maintenance_reaches_no_further_than_the_caller() {
     let world = super::world();
@@ -214,7 +255,7 @@ fn maintenance_reaches_no_further_than_the_caller() {
     );
 }
 
-/// A repetition of a finished command is not a new command.
+/// Repeating a finished command does not run it again.
 #[test]
 fn a_repeated_removal_ends_no_key_created_since() {
     let world = super::world();
@@ -235,7 +276,7 @@ fn a_repeated_removal_ends_no_key_created_since() {
     assert!(world.keys.verify(new.secret.expose(), &Need::any()).is_ok());
 }
 
-/// A key without authority gains nothing by repeating a finished command. Keys that began to match the filter
+/// A key without authority repeats a finished command and gains nothing. Keys that began to match the filter
 /// later stay untouched.
 #[test]
 fn a_key_without_authority_revokes_nothing_by_repeating_a_finished_command() {
@@ -252,7 +293,7 @@ fn a_key_without_authority_revokes_nothing_by_repeating_a_finished_command() {
     };
     let repeated = || key.with_command_id(command("sweep"));
     assert_eq!(sweep(repeated()).unwrap().ended, 0);
-    // From here on the key counts as a maker of the victim.
+    // From here on, the key counts as a maker of the victim, because it widened the victim.
     let widened = UpdateKey::new().scopes(["reports:*"]);
     wait(world.keys.update(&key, victim.id, widened)).unwrap();
     let made = wait(world.keys.made_by(&admin(), &place, created.id)).unwrap();
@@ -267,16 +308,16 @@ fn a_key_without_authority_revokes_nothing_by_repeating_a_finished_command() {
     assert!(verified(victim.secret.expose()).is_err());
 }
 
-// A key's descendants include every key it has contributed to.
+// Tests of descendants. A key's descendants are all keys that it helped to make.
 
-fn made_by(world: &World, key: keyward::KeyId) -> Vec<keyward::KeyId> {
+fn made_by(world: &TestService, key: keyward::KeyId) -> Vec<keyward::KeyId> {
     let made = wait(world.keys.made_by(&admin(), &tenant("acme"), key)).unwrap();
     let mut made: Vec<_> = made.iter().map(|key| key.id).collect();
     made.sort();
     made
 }
 
-fn revoke_made_by(world: &World, key: keyward::KeyId) -> usize {
+fn revoke_made_by(world: &TestService, key: keyward::KeyId) -> usize {
     let filter = BulkFilter::all().made_by(key);
     let (by, place) = (admin(), tenant("acme"));
     let swept = world
@@ -331,10 +372,10 @@ fn keys_made_by_a_deleted_key_of_a_chain_are_found() {
     assert!(verdict.is_err());
 }
 
-// A command continues in a tenant below even if its id was already used there.
+// A command continues in a descendant tenant even if its command id was already used there.
 
 /// Returns the id of a wide key that was stolen and revoked, and the keys that it made in acme and acme/web.
-fn stolen(world: &World) -> (keyward::KeyId, [keyward::command::Created; 2]) {
+fn stolen(world: &TestService) -> (keyward::KeyId, [keyward::command::Created; 2]) {
     let (stolen, key) = acting(world, &admin(), whole("wide"));
     let above = world.create(&key, whole("wide")).unwrap();
     let below = whole("wide").in_tenant(tenant("acme/web"));
@@ -392,7 +433,8 @@ fn a_command_reaches_below_although_its_id_was_used_there_before() {
     assert!(verdict.is_err());
 }
 
-/// Another key of the principal may continue a command. The trail names the key that started it.
+/// Another key of the principal may continue a command. The trail still names the key that started the
+/// command.
 #[test]
 fn continuing_a_command_does_not_change_its_author() {
     let world = super::world();
@@ -412,7 +454,7 @@ fn continuing_a_command_does_not_change_its_author() {
     assert_eq!(info.updated.by, author("alice"));
 }
 
-/// Two commands in a tenant below may have the same id. Finishing one command does not finish the other.
+/// Two commands in a descendant tenant may have the same id. Finishing one of them does not finish the other.
 #[test]
 fn a_command_below_is_not_ended_by_another_command_with_its_id() {
     let world = super::world();

@@ -1,5 +1,5 @@
-//! Descendant tenants. A tenant can restrict a key that reaches it from above. An actor's first command in a
-//! new tenant provisions the tenant only if the actor may provision tenants.
+//! Descendant tenants. A descendant can restrict a key of its ancestor. An actor's first command in a new
+//! tenant creates the tenant only if the actor may provision tenants.
 
 use keyward::key::Dimension;
 use keyward::policy::{Policies, Policy, PolicySpec};
@@ -11,7 +11,7 @@ use support::*;
 /// Attack: a developer of acme creates fifty keys in fifty new projects, past any cap.
 #[test]
 fn a_developer_cannot_create_a_tenant_by_creating_a_key_in_it() {
-    let world = World::with_policy(capped(2));
+    let world = TestService::with_policy(capped(2));
     world.some_key();
     let (_, by_key) = acting(&world, &developer(), CreateKey::new("dora's").scope("*:*"));
     for number in 0..3 {
@@ -31,7 +31,7 @@ fn a_developer_cannot_create_a_tenant_by_creating_a_key_in_it() {
     assert!(world.create(&admin(), by_admin).is_ok());
 }
 
-fn wide(world: &World) -> keyward::command::Created {
+fn wide(world: &TestService) -> keyward::command::Created {
     world.create(&admin(), whole("wide")).unwrap()
 }
 
@@ -41,8 +41,8 @@ fn at(path: &str) -> Need {
         .for_tenant(tenant(path))
 }
 
-/// Verifies against the index, against the store, and on another node.
-fn everywhere(world: &World, secret: &str, need: &Need) -> Vec<Result<(), VerifyError>> {
+/// Verifies against the local index, against the store, and on another node.
+fn everywhere(world: &TestService, secret: &str, need: &Need) -> Vec<Result<(), VerifyError>> {
     let other = world.another_node(keyward::policy::Policy::new(super::policy()).unwrap());
     wait(other.sync()).unwrap();
     vec![
@@ -52,7 +52,7 @@ fn everywhere(world: &World, secret: &str, need: &Need) -> Vec<Result<(), Verify
     ]
 }
 
-/// Attack: a class that reaches below still reaches a closed tenant below.
+/// Attack: a key whose class reaches descendants is used in a closed descendant tenant.
 #[test]
 fn a_closed_tenant_below_is_not_reached() {
     let world = world();
@@ -118,7 +118,7 @@ fn an_owner_removed_or_demoted_below_is_restricted_there() {
     assert!(matches!(denied(made), Denial::ActingKey { .. }));
 }
 
-/// Attack: `GET /projects/acme%2F..%2Fvictim/secrets`.
+/// Attack: a path with dot segments, such as `GET /projects/acme%2F..%2Fvictim/secrets`.
 #[test]
 fn tenant_paths_with_dot_segments_are_refused() {
     for path in ["acme/../victim", "..", ".", "acme/.", "./acme"] {
@@ -127,7 +127,7 @@ fn tenant_paths_with_dot_segments_are_refused() {
     assert!(TenantId::new("acme/..web").is_ok());
 }
 
-/// The importer chooses the secret of an imported key.
+/// The importer knows the secret of an imported key, so only administrators may import.
 #[test]
 fn only_administrators_import_keys() {
     let world = world();
@@ -146,13 +146,13 @@ fn only_administrators_import_keys() {
     assert!(import(&host(), "c").is_ok());
 }
 
-// Rules that differ between tenants.
+// Tests with rules that differ between tenants.
 
-/// Makes a world with one set of rules for acme and another for acme/web.
-fn two_rules(above: PolicySpec, below: PolicySpec) -> World {
+/// Makes a service with one policy for acme and another for acme/web.
+fn two_rules(above: PolicySpec, below: PolicySpec) -> TestService {
     let policies = Policies::new(Policy::new(above).unwrap())
         .with_tenant(tenant("acme/web"), Policy::new(below).unwrap());
-    let world = World::with_policies(policies);
+    let world = TestService::with_policies(policies);
     for path in ["acme", "acme/web"] {
         let host = keyward::Actor::application(tenant(path));
         wait(world.keys.provision_tenant(&host, &tenant(path))).unwrap();
@@ -160,9 +160,9 @@ fn two_rules(above: PolicySpec, below: PolicySpec) -> World {
     world
 }
 
-/// Makes a world where the role `ops` manages keys everywhere and administers only acme/web. Returns a key of
-/// opal, who has that role.
-fn ops() -> (World, keyward::command::Created) {
+/// Makes a service where the role `ops` manages keys everywhere but administers only acme/web. Returns a key
+/// of opal, who has that role.
+fn ops() -> (TestService, keyward::command::Created) {
     let ops = Role::new("ops").unwrap();
     let mut above = super::policy();
     above.roles.insert(ops.clone(), ScopeSet::all());
@@ -211,7 +211,7 @@ fn nobody_cancels_the_rotation_of_a_key_that_manages_more_below_than_they_do() {
     exceeds(refused, Dimension::Role);
 }
 
-/// Keys of acme are verified under acme's rules, where the role allows more.
+/// A key of acme is verified under acme's rules, where its role allows more.
 #[test]
 fn roles_are_also_compared_under_the_rules_of_tenants_above() {
     let role = |name: &str| Role::new(name).unwrap();
@@ -237,7 +237,7 @@ fn roles_are_also_compared_under_the_rules_of_tenants_above() {
     assert!(world.keys.verify(key.secret.expose(), &there).is_err());
 }
 
-/// A new owner row below may not hold a larger role than the row above. The row above must be raised first.
+/// A new owner row in a descendant tenant may not hold a larger role than the row above it.
 #[test]
 fn a_new_row_below_is_no_larger_than_the_row_above() {
     let world = super::world();

@@ -1,4 +1,4 @@
-//! An episode: others and the attacker take turns on several nodes over one store.
+//! An episode of the search: other users and the attacker take turns on several nodes over one store.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -45,7 +45,7 @@ struct Held {
     secret: String,
 }
 
-/// A key that the attacker knows by id, with or without its secret.
+/// A key whose id the attacker knows. The attacker may or may not hold its secret.
 #[derive(Clone, Copy, Debug)]
 struct Known(KeyId);
 
@@ -53,11 +53,11 @@ pub(crate) struct Episode {
     dice: ChaCha12Rng,
     clock: Arc<ManualClock>,
     store: Arc<Paused>,
-    /// Others send commands to the first node, the attacker to the rest.
+    /// Other users send commands to the first node, and the attacker to the other nodes.
     nodes: [Keyward; 3],
     potential: Potential,
     held: Vec<Held>,
-    /// Actors of the attacker's keys. The attacker can keep an actor for any length of time.
+    /// Actors made from the attacker's keys. The attacker may keep an actor for any length of time.
     actors: Vec<Actor>,
     known: Vec<Known>,
     /// The role that the application states for bob.
@@ -75,11 +75,11 @@ fn who(name: &str) -> PrincipalId {
     PrincipalId::new(name).unwrap()
 }
 
-/// An attack: the acting key, if any, the command, and its target.
+/// An attack: the acting key (if any), the command and its target.
 struct Attack {
     by: Option<KeyId>,
     what: String,
-    /// The reason why the attack should have been refused.
+    /// The reason why the attack must be refused. `None` if it may be accepted.
     wrong: Option<String>,
     accepted: bool,
 }
@@ -195,7 +195,7 @@ impl Episode {
 
     /// Takes one step and returns its description.
     pub(crate) fn step(&mut self) -> String {
-        // Each step happens at a different instant.
+        // Each step gets its own instant.
         self.clock.advance(Duration::from_millis(1));
         self.sync();
         let done = match self.dice.random_range(0..100) {
@@ -211,7 +211,7 @@ impl Episode {
         done
     }
 
-    // Actions of others.
+    // Actions of other users.
 
     fn alice(&self) -> Actor {
         Actor::new(tenant(0), who("alice"), role("admin"))
@@ -243,8 +243,8 @@ impl Episode {
         }
     }
 
-    /// Drafts a key with the reach of `record`, varied in at most one dimension and in its class. A key that
-    /// exceeds the actor in several dimensions is refused for the first one, and the others stay untested.
+    /// Drafts a key with the reach of `record`, varied in at most one dimension and in its class. A draft
+    /// that exceeds the actor in several dimensions would only test the first one.
     fn draft_like(&mut self, record: &KeyRecord) -> (usize, CreateKey) {
         let varied = self.dice.random_range(0..8);
         let own = TENANTS
@@ -279,7 +279,7 @@ impl Episode {
         }
     }
 
-    /// Lets others create a key and possibly hand it to the attacker.
+    /// Lets another user create a key, which may be handed to the attacker.
     fn others_create(&mut self) {
         let place = self.dice.random_range(0..2);
         let mut key = self.draft(place);
@@ -317,7 +317,7 @@ impl Episode {
         let points = self.points(&secret);
         let mut roles = record.bound.clone();
         roles.extend(self.live_roles(&record));
-        // A key that was narrow when handed over manages nothing later.
+        // A key that was narrow when handed over can never manage keys.
         if record.owner.principal().is_none() || !record.manages {
             roles.clear();
         }
@@ -409,7 +409,7 @@ impl Episode {
         }
     }
 
-    /// Lets others disable, end or narrow a key.
+    /// Lets another user disable, end or narrow a key.
     fn narrow(&mut self, id: KeyId) -> String {
         let keys = self.nodes[0].clone();
         let host = Actor::application(tenant(0));
@@ -443,7 +443,7 @@ impl Episode {
                 self.actors.push(grant.actor());
             }
         }
-        // Drops the oldest actors, which matter least.
+        // Drops the oldest actors, to limit their number.
         let many = self.actors.len().saturating_sub(24);
         self.actors.drain(..many);
     }
@@ -465,7 +465,7 @@ impl Episode {
         let Some(actor) = self.actor() else {
             return "nothing".to_owned();
         };
-        // Others may act between the decision and the commit.
+        // Lets another user act between the attacker's decision and its commit.
         let narrowed = Arc::new(AtomicBool::new(false));
         if self.chance(30)
             && let Some(acting) = actor.key_id()
@@ -510,7 +510,7 @@ impl Episode {
     /// Returns an error if the acting key no longer worked when its command committed.
     fn dead(&self, acting: Option<&KeyRecord>, what: &str) -> Option<String> {
         let acting = acting?;
-        // A command on the acting key itself may end that key, but only after the command is authorized.
+        // A command on the acting key itself may end that key, but only after it was authorized.
         let itself = what.contains(&acting.id.to_string())
             || what.contains("cancel")
             || what.contains("remove")
@@ -615,7 +615,7 @@ impl Episode {
             }
             _ => {
                 let done = block_on(keys.replace_lost(actor, id));
-                // A key that rotated itself and lost the answer asks again.
+                // A key that rotated itself and lost the answer may ask again.
                 let before = target.predecessor.as_ref().map(|old| old.key);
                 let own = by.is_some() && before == by;
                 let right = own || potential(self, Verb::Create, &class, &owner);
@@ -723,7 +723,7 @@ impl Episode {
                 let lowers = match &before {
                     Some(Some(before)) => policy::no_more(self.policy(), &given, before),
                     Some(None) => false,
-                    // Counts a new row as lower if the tenant above has a role for the owner.
+                    // A new row counts as lower if the owner already has a role in the tenant above.
                     None => place == 1 && matches!(above, Some(Some(_))),
                 };
                 let raises = own.is_some_and(|own| policy::no_more(self.policy(), &given, &own));
@@ -781,7 +781,7 @@ impl Episode {
         });
     }
 
-    // The uses of the attacker's secrets.
+    // Uses of the attacker's secrets.
 
     fn points(&self, secret: &str) -> BTreeSet<Point> {
         let mut points = BTreeSet::new();
@@ -794,7 +794,7 @@ impl Episode {
                         .for_tenant(tenant(t))
                         .in_environment(environment.clone())
                         .from_address(*address);
-                    // All nodes give the same verdict, so only one node is asked per point.
+                    // All nodes must give the same verdict, so each point asks only one node.
                     let grant = self.nodes[(t + a) % 3].verify(secret, &need);
                     let allowed =
                         |grant: &Grant, scope: &str| grant.allows(&Scope::new(scope).unwrap());
@@ -809,7 +809,7 @@ impl Episode {
         points
     }
 
-    /// Checks that all uses of the attacker's secrets lie within its potential.
+    /// Checks that every use of the attacker's secrets lies within its potential.
     pub(crate) fn check(&self) -> Result<(), String> {
         let now = self.now();
         for Held { id, secret } in &self.held {

@@ -1,8 +1,8 @@
-//! The escalation search. An attacker has a role, some secrets, and all actors made from the secrets. The
-//! attacker tries every command, and must never exceed the rights that others granted.
+//! A search for privilege escalation. An attacker has a role, some secrets, and all actors made from them.
+//! The attacker tries every command, and must never exceed the rights that others granted.
 //!
-//! Episodes are random and reproducible by their seed. `KEYWARD_EPISODES` sets their number. With `--cfg
-//! keyward_hole`, as in the long tier, known holes are reopened, and the search must find each hole.
+//! Episodes are random and reproducible by seed. `KEYWARD_EPISODES` sets their number. With `--cfg
+//! keyward_hole`, as in the long test tier, known holes are reopened, and the search must find each hole.
 
 mod episode;
 mod policy;
@@ -11,7 +11,7 @@ mod store;
 
 use episode::Episode;
 
-/// Steps of an episode: 40, enough for a chain of attacks.
+/// Steps per episode: 40, enough for a chain of attacks.
 const STEPS: usize = 40;
 
 fn play(seed: u64) -> Result<(), String> {
@@ -26,7 +26,7 @@ fn play(seed: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// Returns the number of episodes.
+/// Returns the number of episodes to run.
 fn episodes() -> u64 {
     let set = std::env::var("KEYWARD_EPISODES").ok();
     let long = cfg!(keyward_hole) || std::env::var("KEYWARD_LONG").is_ok();
@@ -42,16 +42,19 @@ fn no_attacker_exceeds_what_others_gave_it() {
         play(seed).unwrap_or_else(|wrong| panic!("{wrong}"));
         accepted += episode::accepted();
     }
-    // A search that refuses every attack because there is nothing to attack proves nothing.
+    // A search without accepted attacks would prove nothing.
     assert!(
         accepted as u64 > episodes,
         "{accepted} attacks were accepted"
     );
 }
 
-/// The holes that the search must find. Each hole alone lets an attacker exceed the rights that others
-/// granted. Checks that a second check backs up are not listed. For example, a key's bound also narrows a
-/// request beyond the key's scopes. `tests/it/authority` tests such checks one by one.
+/// The holes that the search must find. Each one alone lets an attacker exceed the rights that others
+/// granted.
+///
+/// Checks that a second check backs up are not listed, because removing them opens no hole. For example, a
+/// key's bound also narrows a request beyond the key's scopes. `tests/it/authority` tests such checks one by
+/// one.
 #[cfg(keyward_hole)]
 const HOLES: &[&str] = &[
     "role",

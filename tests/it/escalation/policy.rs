@@ -1,4 +1,4 @@
-//! Random policies of every kind, and the rights of their roles, stated independently of the library.
+//! Random policies, and the rights of their roles, computed independently of the library.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,7 +36,7 @@ fn set(scopes: &[&'static str]) -> ScopeSet {
     ScopeSet::parse(scopes.iter().copied()).unwrap()
 }
 
-/// Draws a random policy, with equal or different role ceilings and classes of every kind.
+/// Draws a random policy with classes of every kind. Its roles have equal or different scopes.
 pub(crate) fn draw(dice: &mut ChaCha12Rng) -> Policy {
     let chance = |dice: &mut ChaCha12Rng, percent: u32| dice.random_range(0..100) < percent;
     let wide = [chance(dice, 30), chance(dice, 30)];

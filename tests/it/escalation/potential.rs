@@ -1,14 +1,15 @@
-//! The most an attacker can do, derived from the design alone.
+//! The most that an attacker can do, derived from the design alone.
 //!
-//! The *potential* is the union of two things. One is the roles that others gave the attacker. The other is
-//! each secret that others handed over, with the key's reach at that time. For keys that the attacker owns,
-//! only the attacker's current role counts, because a demotion lowers all keys of an owner. For keys that the
-//! attacker made for other owners, every role the attacker ever had counts, because the attacker may have
-//! kept the secret.
+//! The *potential* is the union of two sets. One is the roles that others gave the attacker. The other is
+//! each secret that others handed over, with the key's reach at that time.
+//!
+//! For the attacker's own keys, only the attacker's current role counts, because a demotion lowers all keys
+//! of an owner. For keys that the attacker made for other owners, every role the attacker ever had counts,
+//! because the attacker may have kept the secret.
 
 use std::collections::BTreeSet;
 
-use keyward::key::{ClassName, Environment, KeyFacts, KeyRecord, Owner, Visibility};
+use keyward::key::{ClassName, Environment, KeyFacts, KeyRecord, KeyType, Owner};
 use keyward::policy::{Policy, SelfRotation};
 use keyward::{KeyId, PrincipalId, Role, Scope, TenantId, Timestamp};
 
@@ -26,7 +27,8 @@ pub(crate) const ADDRESSES: [&str; 2] = ["10.1.1.1", "203.0.113.9"];
 pub(crate) struct Handed {
     pub(crate) record: KeyRecord,
     pub(crate) points: BTreeSet<Point>,
-    /// The roles with which the key managed keys when it was handed over. Empty if the key managed nothing.
+    /// The roles with which the key could manage keys when it was handed over. Empty if the key managed
+    /// nothing.
     pub(crate) roles: BTreeSet<Role>,
     /// Whether the owner received the secret in person. If so, the key's reach follows the owner's role.
     pub(crate) follows: bool,
@@ -41,12 +43,12 @@ pub(crate) struct Potential {
     pub(crate) role: Option<Role>,
     pub(crate) ever: BTreeSet<Role>,
     pub(crate) handed: Vec<Handed>,
-    /// The roles that others have given bob so far. An owner who hands on a secret received in person also
-    /// hands on later changes of the role.
+    /// Every role that others have given bob so far. A secret that bob received and handed on follows later
+    /// changes of bob's role.
     pub(crate) bob_ever: BTreeSet<Role>,
     /// Whether others have closed acme/web.
     pub(crate) closed: bool,
-    /// Keys that others have disabled, narrowed or ended, and not enabled again.
+    /// Keys that others have disabled, narrowed or ended, and not enabled since.
     pub(crate) ended_by_others: BTreeSet<KeyId>,
 }
 
@@ -55,8 +57,8 @@ pub(crate) fn tenant(number: usize) -> TenantId {
 }
 
 impl Potential {
-    /// Returns the roles that count for a key. For a key of the attacker these are its current roles: the
-    /// role that the application states, or roles that others stored and have not synced since.
+    /// Returns the roles that count for a key. For a key of the attacker, these are its current roles: the
+    /// role that the application states, and stored roles that were not synced since.
     fn roles_for(&self, key: &Acting) -> BTreeSet<Role> {
         if key.record.owner.principal() != Some(&self.attacker) {
             return self.ever.clone();
@@ -65,7 +67,7 @@ impl Potential {
         self.role.iter().chain(stored).cloned().collect()
     }
 
-    /// Returns whether the attacker may use `key` at `point` and `now`.
+    /// Returns whether the attacker may use `key` at `point` at the time `now`.
     pub(crate) fn covers(&self, key: &Acting, point: Point, scope: &Scope, now: Timestamp) -> bool {
         if self.closed && point.0 == 1 {
             return false;
@@ -107,12 +109,12 @@ impl Potential {
         reached
             && until.is_none_or(|end| now < end)
             && self.issued(&own.class).contains(&record.class)
-            && (own.visibility == Visibility::Secret || record.visibility == own.visibility)
+            && (own.key_type == KeyType::Secret || record.key_type == own.key_type)
             && bound(record) <= bound(own)
             && until.is_none_or(|until| record.expires_at.is_some_and(|end| end <= until))
     }
 
-    /// Returns whether a key received in person may gain this use later.
+    /// Returns whether a key that its owner received in person may gain this use later.
     fn follows(&self, key: &KeyRecord, (t, e, _, a): Point, scope: &Scope) -> bool {
         let class = self.policy.class(&key.class).unwrap();
         let there = match class.tenant_reach {
@@ -133,9 +135,10 @@ impl Potential {
         issues.iter().chain([class]).cloned().collect()
     }
 
-    /// Returns whether `by` may apply `verb` to a key of `class` and `owner`. `by` is the acting key, or
-    /// `None` for the attacker in person. In person, the `stored` roles must also allow `verb`, except for
-    /// updates and revocations.
+    /// Returns whether `by` may apply `verb` to a key of `class` and `owner`.
+    ///
+    /// `by` is the acting key, or `None` if the attacker acts in person. In person, the `stored` roles must
+    /// also allow `verb`, except for updates and revocations.
     pub(crate) fn may(
         &self,
         by: Option<&Acting>,
@@ -165,8 +168,8 @@ impl Potential {
         }
     }
 
-    /// Returns whether `key` may act with a set of roles for which `has` holds. Only a whole key may act with
-    /// the roles that others gave.
+    /// Returns whether `key` may act with some set of roles that satisfies `has`. Only a whole key (see
+    /// `is_whole`) may act with the roles that others gave.
     fn acts_by(&self, key: &Acting, has: impl Fn(&BTreeSet<Role>) -> bool) -> bool {
         let own = self.roles_for(key).into_iter();
         let mut given = own.map(|role| BTreeSet::from([role]));
@@ -181,11 +184,11 @@ impl Potential {
         given && self.is_whole(key)
     }
 
-    /// Returns whether the key's own scopes cover everything its roles allow.
+    /// Returns whether the key's own scopes cover everything that its roles allow.
     fn is_whole(&self, key: &Acting) -> bool {
         let ceilings = key.roles.iter().map(|role| self.policy.role_ceiling(role));
         let all = ceilings.reduce(|all, ceiling| all.intersection(&ceiling));
-        key.record.visibility == Visibility::Secret
+        key.record.key_type == KeyType::Secret
             && all.is_some_and(|all| !all.is_empty() && key.record.scopes.contains(&all))
     }
 }
@@ -194,7 +197,7 @@ impl Potential {
 #[derive(Clone, Debug)]
 pub(crate) struct Acting {
     pub(crate) record: KeyRecord,
-    /// The roles that bound the key, and the roles stored for its owner.
+    /// The roles that limit the key: its bound, and the roles stored for its owner.
     pub(crate) roles: BTreeSet<Role>,
 }
 

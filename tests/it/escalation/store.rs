@@ -1,4 +1,4 @@
-//! An in-memory store that runs another action between a decision and its commit.
+//! An in-memory store that can run another action between a decision and its commit.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -26,7 +26,7 @@ impl fmt::Debug for Paused {
 }
 
 impl Paused {
-    /// Runs `meanwhile` before the next commit.
+    /// Schedules `meanwhile` to run before the next commit.
     pub(crate) fn pause(&self, meanwhile: impl FnOnce() + Send + 'static) {
         *self.meanwhile.lock().unwrap() = Some(Box::new(meanwhile));
     }

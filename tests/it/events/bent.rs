@@ -1,4 +1,4 @@
-//! A store that imitates a broken event stream, and that can run an action in the middle of a read.
+//! A store that gives the event stream a defect, and that can run an action in the middle of a read.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,42 +16,42 @@ use keyward::{KeyId, TenantId, Timestamp};
 
 use support::wait;
 
-/// The behaviour of an event stream: correct, or with one defect.
+/// The behaviour of the event stream: correct, or with one defect.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Bend {
     /// No defect.
     Straight,
-    /// No defect: a store may return fewer entries than requested.
+    /// No defect, but fewer entries than requested, as a store may return.
     GivesLess,
-    /// No defect. The epoch is always the same, as in a store that was copied by hand.
+    /// No defect, but an epoch that never changes, as in a store that was copied by hand.
     HasNoEpoch,
-    /// Advances the cursor before the events are handled.
+    /// Saves the advanced cursor before the events are handled.
     MovesOnFirst,
     /// Advances the cursor past events that were not read.
     MovesOnUnseen,
     /// Returns the newest events first.
     NewestFirst,
-    /// Skips the remaining keys that end at the same instant as the last key of a page.
+    /// Skips the other keys with the same expiry as the last key of a page.
     SkipsTies,
     /// Skips one key between two pages of keys.
     LosesAKeyBetweenPages,
     /// Skips one entry between two pages of entries.
     LosesAnEntryBetweenPages,
-    /// Ignores keys that appeared behind the position of the sweep.
+    /// Ignores keys that appear behind the position of the sweep.
     NeverLooksBehind,
-    /// Keeps using the latest time after the clock was set back.
+    /// Keeps using the latest time even after the clock is set back.
     StaysAhead,
     /// Reports keys in the state in which they were first read.
     ReportsOldState,
     /// Sends notices one hour early.
     IsAhead,
-    /// Omits a key that ends exactly at the current instant.
+    /// Omits a key that ends exactly now.
     LeavesTheLastInstantOut,
     /// Lists the keys before reading the audit entries.
     SweepsFirst,
 }
 
-/// The call during which an action runs.
+/// The store call during which the action runs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum When {
     Audit,
@@ -68,7 +68,7 @@ pub(crate) struct Bent {
     at_scan: Mutex<Vec<KeyRecord>>,
     /// All commits so far, for replay into a backup.
     commits: Mutex<Vec<Commit>>,
-    /// The position of an unreadable entry.
+    /// The position of an entry that cannot be read.
     damaged: Mutex<Option<AuditPosition>>,
 }
 
@@ -91,7 +91,7 @@ impl Bent {
         }
     }
 
-    /// Returns another store with the first commits of this one: a backup from that time.
+    /// Returns a new store with only the first `commits` commits, like a backup from that time.
     pub(crate) fn backup(&self, commits: usize) -> Self {
         let copy = Self::new(MemoryStore::new(), self.bend);
         for commit in self.commits.lock().unwrap().iter().take(commits) {
@@ -112,12 +112,12 @@ impl Bent {
         *self.damaged.lock().unwrap() = Some(entry);
     }
 
-    /// Runs `happens` just before the store answers the next call of kind `when`.
+    /// Schedules `happens` to run just before the store answers the next call of kind `when`.
     pub(crate) fn meanwhile(&self, when: When, happens: impl FnOnce() + Send + 'static) {
         *self.happens.lock().unwrap() = Some((when, Box::new(happens)));
     }
 
-    /// Runs the pending action now, if no call has triggered the action.
+    /// Runs the scheduled action now, if no call has triggered it.
     pub(crate) fn settle(&self) {
         if let Some((_, happens)) = self.happens.lock().unwrap().take() {
             happens();

@@ -1,4 +1,4 @@
-//! The stable form in which receivers see an event.
+//! The stable external form of an event, which receivers depend on.
 
 use keyward::audit::{Action, AuditEntry, AuditHash, FieldChange};
 use keyward::events::{Event, EventCursor, EventId, EventKind};
@@ -280,7 +280,7 @@ fn same(event: &Event, form: &Value) {
 
 #[test]
 fn the_form_of_notices_and_unreadable_entries_is_stable() {
-    let world = World::new();
+    let world = TestService::new();
     let events = world.keys.events(windows());
     let key = world
         .create(&admin(), reader("key").expires_in(days(5)))
@@ -357,7 +357,7 @@ fn malformed_event_ids_are_refused() {
 
 #[test]
 fn no_event_holds_a_secret_or_a_digest() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let next = wait(
         world

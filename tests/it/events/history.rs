@@ -1,4 +1,4 @@
-//! Events of a trail that was restored, damaged or compacted.
+//! Events from a trail that was restored, damaged or compacted.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use support::*;
 
 struct Desk {
     store: Arc<Bent>,
-    /// The reader's view of the store.
+    /// The store as the event stream reads it.
     reader: Arc<Bent>,
     keys: Keyward,
     events: Events,
@@ -51,7 +51,7 @@ fn fresh(bend: Bend) -> Desk {
     desk(Bent::new(MemoryStore::new(), Bend::Straight), bend)
 }
 
-/// Returns the cursor to resume from, as given in the refusal.
+/// Returns the resume cursor from a refusal.
 fn refused(events: &Events, cursor: &EventCursor) -> EventCursor {
     match wait(events.next_batch(cursor, limit(10))) {
         Err(EventsError::HistoryReplaced { resume }) => *resume,
@@ -80,8 +80,12 @@ fn a_backup_older_than_the_cursor_is_detected_even_after_it_overtook_the_cursor(
         let again = drain(&after.events, &mut resume);
         let known: HashSet<_> = ids(&received).into_iter().collect();
         let shared = ids(&again).iter().filter(|id| known.contains(*id)).count();
-        assert_eq!(shared, received.len() - 1, "what both have has one id");
-        assert_eq!(again.len(), received.len() + 1, "what is new has another");
+        assert_eq!(
+            shared,
+            received.len() - 1,
+            "entries in both histories keep their ids"
+        );
+        assert_eq!(again.len(), received.len() + 1, "new entries have new ids");
     }
 }
 
@@ -134,7 +138,7 @@ fn an_unreadable_entry_is_an_event_and_does_not_stop_the_stream() {
     ));
     for (n, row) in rows.unwrap().rows.iter().enumerate() {
         desk.reader.damage(row.position());
-        // The cursor was already at the entry when the entry was damaged.
+        // The cursor was at this entry when the entry was damaged, so nothing follows for this reader.
         assert_eq!(read(&desk.events, &cursor, 5).events, []);
         let mut from = EventCursor::BEGINNING;
         let received = drain(&desk.events, &mut from);

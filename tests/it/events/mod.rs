@@ -1,4 +1,4 @@
-//! Events for the host: every audit entry once and in order, every true notice, and no false notice.
+//! Events for the application: every audit entry once and in order, every true notice, and no false notice.
 
 mod bent;
 mod form;
@@ -13,7 +13,7 @@ use keyward::{Timestamp, days};
 
 use support::*;
 
-/// The windows of these tests in seconds, narrowest first: one day and seven days.
+/// The notice windows of these tests in seconds, narrowest first: one day and seven days.
 pub(crate) const WINDOWS: [u64; 2] = [86_400, 7 * 86_400];
 
 pub(crate) fn windows() -> ExpiryWindows {

@@ -1,5 +1,5 @@
-//! Random changes in random order, with a reader that crashes anywhere. The events are checked against the
-//! audit trail and the records with loops and plain comparisons. Each check must catch a broken stream.
+//! Random changes in random order, with a reader that may crash at any point. Plain loops compare the events
+//! with the audit trail and the records. Each check must also catch a broken stream.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -40,7 +40,7 @@ enum Ask {
     RemoveOwner,
 }
 
-/// The point at which the reader crashes, if it does.
+/// The point at which the reader crashes, if any.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Crash {
     Nowhere,
@@ -52,7 +52,7 @@ enum Crash {
 enum Step {
     Ask(Ask),
     Wait(Duration),
-    /// Waits until a notice about a key is due, or until a microsecond before.
+    /// Waits until a notice about a key is due, or until one microsecond before that.
     WaitForNotice(usize, usize, bool),
     SetBack(Duration),
     Read(usize, Crash, Option<(When, Ask)>),
@@ -127,7 +127,7 @@ fn ask(keys: &Keyward, store: &MemoryStore, ask: Ask) {
         life.map_or(key.clone(), |life| key.expires_in(life))
     };
     let by = &admin();
-    // A refused command is fine.
+    // The result is ignored, because the command may be refused.
     match ask {
         Ask::Create(life) => drop(wait(keys.create(by, key(life)))),
         Ask::CreateTwins(life) => {
@@ -174,7 +174,7 @@ fn ask(keys: &Keyward, store: &MemoryStore, ask: Ask) {
 
 type Notice = (KeyId, Timestamp, u64);
 
-/// Returns the notice that is true of a key at `now`: the key has ended, or is in a window before its end.
+/// Returns the notice that is due for a key at `now`: the key has ended, or one of its windows has begun.
 fn truth(record: &KeyRecord, now: Timestamp) -> Option<Notice> {
     let end = record.expires_at?;
     if matches!(record.state, KeyState::Revoked { .. }) {
@@ -201,25 +201,25 @@ fn place((key, end, window): Notice) -> (i64, u64, KeyId) {
     (end.as_micros() - window as i64 * 1_000_000, window, key)
 }
 
-/// A host that reads events, and its expectations of them.
+/// A simulated application that reads events, with its expectations.
 struct Host {
     keys: Keyward,
     clock: Arc<ManualClock>,
-    /// The clock that the stream reads.
+    /// The clock of the event stream.
     reads_by: Arc<ManualClock>,
     bent: Arc<Bent>,
     events: Events,
     bend: Bend,
     cursor: EventCursor,
-    /// The number of entries sent before the cursor.
+    /// The number of entries sent before the saved cursor.
     kept: usize,
-    /// The sort key of the last notice that a sweep sent before the cursor.
+    /// The sort key of the last notice that a sweep sent before the saved cursor.
     swept: Option<(i64, u64, KeyId)>,
     handled: HashSet<Notice>,
     kept_notices: HashMap<Notice, usize>,
-    /// The latest clock time at which the host read events.
+    /// The latest clock time of any read.
     latest: Timestamp,
-    /// The latest clock time of a read that happened while the clock was behind `latest`.
+    /// The latest clock time of a read while the clock was behind `latest`.
     set_back: Option<Timestamp>,
 }
 
@@ -337,7 +337,7 @@ impl Host {
             for sent in sent {
                 *self.kept_notices.entry(sent).or_default() += 1;
             }
-            // The cursor goes through text, the form in which a host stores it.
+            // Converts the cursor to text and back, because an application stores it as text.
             self.cursor = batch.cursor.to_string().parse().unwrap();
             if !batch.more && undisturbed {
                 self.check_complete()?;
@@ -346,7 +346,7 @@ impl Host {
         Ok(batch.more)
     }
 
-    /// Checks that entries continue where the last saved ones ended, and that notices are true and in order.
+    /// Checks that entries continue after the last saved ones, and that notices are true and in order.
     fn check(
         &self,
         batch: &EventBatch,
@@ -414,7 +414,7 @@ impl Host {
         Ok(())
     }
 
-    /// Checks that a key whose end was set once got each notice once.
+    /// Checks that a key whose expiry was set only once got each notice once.
     fn check_no_repetition(&self) -> Result<(), String> {
         let mut set = HashMap::<KeyId, usize>::new();
         for row in self.trail() {
@@ -466,7 +466,7 @@ fn run(bend: Bend, steps: &[Step]) -> Result<(), String> {
     host.check_no_repetition()
 }
 
-/// The file of failing cases.
+/// The file where proptest saves failing cases.
 const REGRESSIONS: &str = "it/events/model.proptest-regressions";
 
 fn cases() -> u32 {
@@ -499,7 +499,7 @@ fn holds(bend: Bend) {
     held.unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// Checks that the property fails on a stream with the defect `bend`, with a message that starts with `with`.
+/// Checks that a stream with the defect `bend` fails the property, with a message that starts with `with`.
 /// The random seed is fixed.
 fn caught(bend: Bend, with: &str) {
     let config = Config {

@@ -1,4 +1,4 @@
-//! Notices about the end of keys, one scenario per test.
+//! Notices about keys that end, one scenario per test.
 
 use keyward::command::Expiry;
 use keyward::events::{EventCursor, EventKind, Events, ExpiryWindows};
@@ -10,8 +10,8 @@ use crate::events::{limit, read};
 use support::*;
 
 /// Returns a service, its events, and a cursor at their end.
-fn desk() -> (World, Events, EventCursor) {
-    let world = World::new();
+fn desk() -> (TestService, Events, EventCursor) {
+    let world = TestService::new();
     let events = world.keys.events(windows());
     let mut cursor = EventCursor::BEGINNING;
     drain(&events, &mut cursor);
@@ -50,7 +50,7 @@ fn a_key_that_skipped_a_window_gets_the_notice_of_the_narrowest() {
     let (world, events, mut cursor) = desk();
     world.create(&admin(), ends_in("long", 10)).unwrap();
     drain(&events, &mut cursor);
-    // No read for nine days.
+    // The application reads no events for nine days.
     world.clock.advance(days(9));
     world
         .create(&admin(), reader("short").expires_in(hours(2)))
@@ -84,7 +84,11 @@ fn keys_extended_revoked_or_removed_since_get_no_notice() {
     world.clock.advance(days(12));
     let sent = drain(&events, &mut cursor);
     assert_eq!(sent.len(), 1);
-    assert_eq!(sent[0].key, Some(extended), "under its new end");
+    assert_eq!(
+        sent[0].key,
+        Some(extended),
+        "the notice is for the new expiry"
+    );
 }
 
 #[test]
@@ -94,7 +98,7 @@ fn a_replaced_key_gets_a_notice_when_it_ends_and_not_before() {
     let grace = RotateKey::grace(hours(20));
     let successor = wait(world.keys.rotate(&admin(), old.id, grace)).unwrap();
     let sent = drain(&events, &mut cursor);
-    assert_eq!(noticed(&sent), [], "its successor is in somebody's hands");
+    assert_eq!(noticed(&sent), [], "a replaced key gets no early notice");
     world.clock.advance(hours(20));
     let sent = drain(&events, &mut cursor);
     let EventKind::Expired { successor: by, .. } = sent[0].kind else {
@@ -147,7 +151,7 @@ fn after_a_clock_was_ahead_notices_are_sent_again_when_due() {
     drain(&events, &mut cursor);
     world.clock.set_wall(at("2027-01-01T00:00:00Z"));
     let early = drain(&events, &mut cursor);
-    assert_eq!(early.len(), 1, "by that clock it had ended");
+    assert_eq!(early.len(), 1, "the key had ended by the wrong clock");
     world.clock.set_wall(at(START));
     assert_eq!(drain(&events, &mut cursor), []);
     world.clock.advance(days(3));
@@ -173,7 +177,7 @@ fn invalid_windows_are_refused() {
     assert!(ExpiryWindows::new([std::time::Duration::from_millis(1500)]).is_err());
 }
 
-/// Many keys in a file expire at one instant. A page of notices may end between two of the keys.
+/// Many keys in a file expire at the same instant, and a page of notices ends between two of them.
 #[cfg(feature = "sqlite")]
 #[test]
 fn pages_that_end_among_keys_with_one_expiry_lose_no_key_in_a_file() {

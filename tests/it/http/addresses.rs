@@ -1,4 +1,4 @@
-//! The client's address, for keys that are restricted to some addresses.
+//! The client's address, for keys that are restricted to certain addresses.
 
 use std::net::IpAddr;
 
@@ -7,17 +7,17 @@ use keyward::http::{KeywardLayer, TrustedProxies};
 use crate::http::server::Server;
 use support::*;
 
-fn layer(world: &World) -> KeywardLayer {
+fn layer(world: &TestService) -> KeywardLayer {
     KeywardLayer::new(world.keys.clone())
 }
 
-fn key_for(world: &World, networks: &[&str]) -> String {
+fn key_for(world: &TestService, networks: &[&str]) -> String {
     let key = reader("tied").allow_addresses(networks.iter().copied());
     let key = world.create(&admin(), key).unwrap();
     key.secret.expose().to_owned()
 }
 
-/// Returns the status of a request with a key and with headers that a proxy or a forger may have written.
+/// Returns the status of a request with a key and additional headers, such as those of a proxy or a forger.
 fn status(server: &Server, key: &str, headers: &[(&str, &str)]) -> u16 {
     let mut all = vec![("x-api-key", key)];
     all.extend(headers);
@@ -26,7 +26,7 @@ fn status(server: &Server, key: &str, headers: &[(&str, &str)]) -> u16 {
 
 #[test]
 fn the_client_address_is_the_peer_of_the_socket() {
-    let world = World::new();
+    let world = TestService::new();
     let (near, far) = (
         key_for(&world, &["127.0.0.0/8"]),
         key_for(&world, &["203.0.113.0/24"]),
@@ -34,7 +34,7 @@ fn the_client_address_is_the_peer_of_the_socket() {
     let server = Server::with(layer(&world));
     assert_eq!(status(&server, &near, &[]), 200);
     assert_eq!(status(&server, &far, &[]), 403);
-    // The client address comes from `peer_addr` here, not from the socket.
+    // Here `peer_addr` supplies the client address, not the socket.
     let elsewhere = layer(&world).peer_addr(|_| Some(IpAddr::from([203, 0, 113, 9])));
     let server = Server::with(elsewhere);
     assert_eq!(status(&server, &near, &[]), 403);
@@ -45,12 +45,12 @@ fn the_client_address_is_the_peer_of_the_socket() {
 
 #[test]
 fn trap_23_no_header_forges_the_clients_address() {
-    let world = World::new();
+    let world = TestService::new();
     let key = key_for(&world, &["203.0.113.0/24"]);
     let list = |text| ("x-forwarded-for", text);
     let standard = |text| ("forwarded", text);
 
-    // The peer is not trusted: the first layer trusts no proxy, the second one trusts another network.
+    // The peer is not trusted: the first layer trusts no proxy, and the second one trusts another network.
     let others = TrustedProxies::x_forwarded_for(["10.0.0.0/8".parse().unwrap()]);
     for layer in [layer(&world), layer(&world).trusted_proxies(others)] {
         let server = Server::with(layer);

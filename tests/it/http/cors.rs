@@ -1,4 +1,4 @@
-//! Browsers on pages of another origin, with tower-http's CORS layer outside or inside this layer.
+//! CORS: browsers on pages of another origin, with tower-http's CORS layer outside or inside keyward's layer.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use support::*;
 const PAGE: &str = "https://app.example.com";
 const ELSEWHERE: &str = "https://elsewhere.example.com";
 
-/// Allows pages of one origin to send keys and to read the headers of refusals.
+/// Returns a CORS layer that allows pages of one origin to send keys and to read the headers of refusals.
 fn cors() -> CorsLayer {
     let api_key = HeaderName::from_static("x-api-key");
     CorsLayer::new()
@@ -28,7 +28,7 @@ fn cors() -> CorsLayer {
         .expose_headers([WWW_AUTHENTICATE, RETRY_AFTER])
 }
 
-/// Returns a handler for every path and method, with a counter of its calls.
+/// Returns a router that answers every path and method, and a counter of its calls.
 fn handler() -> (Router, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
     let own = count.clone();
@@ -39,7 +39,7 @@ fn handler() -> (Router, Arc<AtomicUsize>) {
     (Router::new().fallback(any(inner)), count)
 }
 
-/// Sends the preflight request that a browser sends before it sends a key.
+/// Sends the preflight request that a browser sends before a request with a key.
 fn preflight(server: &Server, origin: &str) -> Answer {
     let headers = [
         ("origin", origin),
@@ -55,12 +55,12 @@ fn asked(server: &Server, origin: &str, key: &str) -> Answer {
     server.ask(Method::PUT, "/", &headers)
 }
 
-/// Returns whether a browser shows the answer to a page of the origin.
+/// Returns whether a browser shows the answer to a page of `origin`.
 fn readable(answer: &Answer, origin: &str) -> bool {
     answer.header("access-control-allow-origin") == origin
 }
 
-/// Returns all names in all `Vary` headers, checking that each occurs once.
+/// Returns the names in all `Vary` headers. Checks that each name occurs once.
 #[track_caller]
 fn vary(answer: &Answer) -> BTreeSet<String> {
     let lines = answer.headers.get_all("vary").iter();
@@ -75,7 +75,7 @@ fn names(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|&name| name.to_owned()).collect()
 }
 
-/// The names that tower-http's layer lists in `Vary`. `KEYS` are the names that this crate's layer lists.
+/// The names that tower-http's CORS layer lists in `Vary`. `KEYS` are the names that keyward's layer lists.
 const CORS: [&str; 3] = [
     "origin",
     "access-control-request-method",
@@ -85,7 +85,7 @@ const KEYS: [&str; 2] = ["authorization", "x-api-key"];
 
 #[test]
 fn an_outer_cors_layer_answers_preflights_and_lets_browsers_read_refusals() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let text = key.secret.expose();
     let layer = KeywardLayer::new(world.keys.clone());
@@ -94,7 +94,7 @@ fn an_outer_cors_layer_answers_preflights_and_lets_browsers_read_refusals() {
         let keyed = layer.clone();
         let app = match side_by_side {
             false => inner.layer(keyed).layer(cors()),
-            // A tuple of layers, where the CORS layer wraps the key layer directly.
+            // A tuple of layers, in which the CORS layer wraps keyward's layer directly.
             true => inner.layer((cors(), keyed)),
         };
         let server = Server::start(app);
@@ -132,7 +132,7 @@ fn an_outer_cors_layer_answers_preflights_and_lets_browsers_read_refusals() {
 
 #[test]
 fn a_page_can_read_the_retry_headers() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let layer = KeywardLayer::new(world.keys.clone())
         .rate_limit(|_, _| Err(LimitReached::new(Duration::from_secs(7))));
@@ -144,7 +144,7 @@ fn a_page_can_read_the_retry_headers() {
 
 #[test]
 fn an_inner_cors_layer_answers_preflights_that_are_let_through() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let layer = KeywardLayer::new(world.keys.clone());
     let (inner, reached) = handler();
@@ -165,8 +165,8 @@ fn an_inner_cors_layer_answers_preflights_that_are_let_through() {
     assert_eq!(vary(&passed), names(&all));
     assert_eq!(reached.load(Ordering::SeqCst), 1);
 
-    // Browsers hide a refusal from pages if it never reached the CORS layer. Therefore the documentation
-    // recommends the other order.
+    // Browsers hide this refusal from the page, because it did not pass through the CORS layer. Therefore the
+    // documentation recommends the other order.
     let refused = asked(&server, PAGE, "garbage");
     assert_eq!((refused.status, &*refused.code()), (401, "invalid-key"));
     assert!(!readable(&refused, PAGE));

@@ -1,4 +1,4 @@
-//! The extractors of axum handlers.
+//! The extractors for axum handlers.
 
 use axum::Router;
 use axum::routing::get;
@@ -40,7 +40,7 @@ fn routes() -> Router {
 
 #[test]
 fn a_handler_gets_the_grant_from_the_layer() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let id = key.id.to_string();
     let server = Server::start(routes().layer(KeywardLayer::new(world.keys.clone())));
@@ -54,7 +54,7 @@ fn a_handler_gets_the_grant_from_the_layer() {
 
 #[test]
 fn a_scope_in_a_handlers_signature_is_required() {
-    let world = World::new();
+    let world = TestService::new();
     let other = CreateKey::new("other").scope("exports:read");
     let other = world.create(&admin(), other).unwrap();
     let server = Server::start(routes().layer(KeywardLayer::new(world.keys.clone())));
@@ -74,7 +74,7 @@ fn a_scope_in_a_handlers_signature_is_required() {
 
 #[test]
 fn an_optional_layer_accepts_requests_without_a_key_and_refuses_bad_keys() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let layer = KeywardLayer::new(world.keys.clone()).optional();
     let layer = layer.problem_types("x:");
@@ -98,7 +98,7 @@ fn an_optional_layer_accepts_requests_without_a_key_and_refuses_bad_keys() {
 #[test]
 fn an_extractor_without_a_layer_is_a_server_error() {
     let server = Server::start(routes());
-    let key = World::new().some_key();
+    let key = TestService::new().some_key();
     for path in ["/required", "/optional", "/scoped", "/t/acme"] {
         let answer = server.bearer(path, key.secret.expose());
         assert_eq!(
@@ -112,12 +112,12 @@ fn an_extractor_without_a_layer_is_a_server_error() {
 
 #[test]
 fn a_handler_gets_the_tenant_that_was_checked() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let layer = KeywardLayer::new(world.keys.clone());
     let server = Server::start(routes().layer(layer.clone()));
     let fault = server.bearer("/t/acme", key.secret.expose());
-    assert_eq!(fault.code(), "internal", "no layer looked for it");
+    assert_eq!(fault.code(), "internal", "no layer determined the tenant");
     let layer = layer.tenant_in_path("/t/{tenant}".parse().unwrap());
     let server = Server::start(routes().layer(layer));
     let ask = |path: &str| server.bearer(path, key.secret.expose());
@@ -130,7 +130,7 @@ fn a_handler_gets_the_tenant_that_was_checked() {
 
 #[test]
 fn each_route_can_have_its_own_need() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let layer = KeywardLayer::new(world.keys.clone());
     let need = |scope| layer.clone().require(Need::scope(scope).unwrap());

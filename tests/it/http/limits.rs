@@ -1,4 +1,4 @@
-//! A rate limiter that the service supplies and the layer calls.
+//! A rate limiter that the application supplies and the layer calls.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ use crate::http::nodes::Nodes;
 use crate::http::server::{Server, basic};
 use support::*;
 
-/// A limit on requests per minute, shared by all clients. Counts the calls of `check`.
+/// A limit on requests per minute, shared by all clients. The limiter counts the calls of `check`.
 #[derive(Clone)]
 struct Budget {
     clock: Arc<ManualClock>,
@@ -64,7 +64,7 @@ impl Budget {
     }
 }
 
-/// Starts a server with `layer`, and returns a counter of the requests that pass the layer.
+/// Starts a server with `layer`. Returns a counter of the requests that pass the layer.
 fn counting(layer: KeywardLayer) -> (Server, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
     let own = count.clone();
@@ -78,11 +78,11 @@ fn counting(layer: KeywardLayer) -> (Server, Arc<AtomicUsize>) {
 
 #[test]
 fn a_request_beyond_the_limit_gets_a_retry_time_and_is_not_passed_on() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let text = key.secret.expose();
     let budget = Budget::new(&world.clock, 2);
-    // The layer announces this pause for outages, not for reached limits.
+    // The layer sends this `Retry-After` only during outages, not for reached limits.
     let layer = KeywardLayer::new(world.keys.clone()).retry_after(Duration::from_secs(7));
     let (server, reached) = counting(budget.of(layer));
     for _ in 0..2 {
@@ -90,7 +90,7 @@ fn a_request_beyond_the_limit_gets_a_retry_time_and_is_not_passed_on() {
         assert_eq!((passed.status, &*passed.body), (200, "inner"));
         assert_eq!(passed.header("retry-after"), "");
     }
-    // 58.5 seconds are left of the minute.
+    // The minute has 58.5 seconds left.
     world.clock.advance(Duration::from_millis(1500));
     let refused = server.bearer("/", text);
     assert_eq!((refused.status, &*refused.code()), (429, "rate-limited"));
@@ -128,7 +128,7 @@ fn a_request_beyond_the_limit_gets_a_retry_time_and_is_not_passed_on() {
 
 #[test]
 fn a_key_that_the_request_cannot_use_spends_no_budget() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let text = key.secret.expose();
     let by = admin();
@@ -148,7 +148,7 @@ fn a_key_that_the_request_cannot_use_spends_no_budget() {
         .optional();
     let (server, reached) = counting(budget.of(layer));
 
-    let stranger = World::new().some_key();
+    let stranger = TestService::new().some_key();
     for presented in [
         "garbage",
         &with_other_secret(text),
@@ -170,7 +170,7 @@ fn a_key_that_the_request_cannot_use_spends_no_budget() {
     );
     assert_eq!((budget.asked(), reached.load(Ordering::SeqCst)), (0, 0));
 
-    // A request without a key spends nothing of the budget.
+    // A request without a key does not count towards the limit.
     assert_eq!(server.get("/t/acme", &[]).status, 200);
     assert_eq!(budget.asked(), 0);
     assert_eq!(server.bearer("/t/acme", text).status, 200);
@@ -198,7 +198,7 @@ fn each_request_is_counted_once_with_or_without_a_store_read() {
         assert_eq!(budget.asked(), 2 * round);
     }
 
-    // Without the tower service, `authenticate` calls the limiter too.
+    // `authenticate`, which works without tower, calls the limiter too.
     nodes.clock.advance(Budget::MINUTE);
     wait(nodes.here.sync()).unwrap();
     let budget = Budget::new(&nodes.clock, 2);
@@ -228,18 +228,18 @@ fn parts(path: &str, key: &str) -> Parts {
 
 #[test]
 fn a_limiter_gets_the_grant_and_the_request() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let text = key.secret.expose();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let own = seen.clone();
-    // Writes are limited, reads are not.
+    // Limits writes but not reads.
     let check = move |grant: &Grant, request: &Parts| {
         let RequestTenant(tenant) = request.extensions.get().unwrap();
         let tenant = tenant.to_string();
         assert!(request.extensions.get::<PeerAddr>().is_some());
         own.lock().unwrap().push((grant.key_id(), tenant));
-        // The key's header is marked as sensitive, because a limiter may log the request.
+        // The header with the key is marked as sensitive, because a limiter may log the request.
         assert!(request.headers["x-api-key"].is_sensitive());
         match request.method {
             Method::GET => Ok(()),
@@ -263,7 +263,7 @@ fn a_limiter_gets_the_grant_and_the_request() {
         key: key.id,
         retry_after: Duration::ZERO,
     };
-    // A refused request gets no extension.
+    // A refused request gets no extensions.
     assert_eq!(ask(Method::POST), (Err(refusal), None));
     let both: (KeyId, String) = (key.id, "acme".to_owned());
     assert_eq!(*seen.lock().unwrap(), [both.clone(), both]);
@@ -271,7 +271,7 @@ fn a_limiter_gets_the_grant_and_the_request() {
 
 #[test]
 fn clones_of_a_layer_share_its_limiter() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let budget = Budget::new(&world.clock, 2);
     let layer = budget.of(KeywardLayer::new(world.keys.clone()));
@@ -289,7 +289,7 @@ fn clones_of_a_layer_share_its_limiter() {
 
 #[test]
 fn a_service_can_add_details_to_a_limit_refusal() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let layer = KeywardLayer::new(world.keys.clone())
         .require(Need::any())

@@ -1,4 +1,4 @@
-//! The HTTP layer, over a real socket with real clients, and as a tower service by itself.
+//! The HTTP layer, tested over real sockets with real clients, and alone as a tower service.
 
 mod addresses;
 mod cors;

@@ -1,4 +1,4 @@
-//! Nodes that do not know a key yet, or have gone stale.
+//! Nodes that do not know a key yet, and nodes that have become stale.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use keyward::{CreateKey, Keyward, ManualClock, profiles};
 use keyward_conformance::Call;
 
 use crate::http::server::{Server, basic};
-use support::gated::Gated;
+use support::gated::GatedStore;
 use support::*;
 
-/// A node that follows a store, and another process that creates keys.
+/// A node that follows a store, and another node that creates keys.
 pub(crate) struct Nodes {
     pub(crate) clock: Arc<ManualClock>,
-    pub(crate) link: Gated,
+    pub(crate) link: GatedStore,
     pub(crate) here: Keyward,
     pub(crate) there: Keyward,
 }
@@ -26,7 +26,7 @@ impl Nodes {
         let clock = Arc::new(ManualClock::at(at(START)));
         let store = MemoryStore::new();
         let policy = Policy::new(profiles::standard()).unwrap();
-        let link = Gated::new(store.clone());
+        let link = GatedStore::new(store.clone());
         let there = node(store, &clock, policy.clone());
         let here = node(link.clone(), &clock, policy);
         Self {
@@ -48,7 +48,7 @@ fn a_node_accepts_a_new_key_before_it_has_synced() {
     let nodes = Nodes::new();
     let sources = keyward::http::CredentialSources::default().with_basic();
     let server = Server::with(KeywardLayer::new(nodes.here.clone()).sources(sources));
-    let stranger = World::new().some_key();
+    let stranger = TestService::new().some_key();
     assert_eq!(
         server.bearer("/", stranger.secret.expose()).code(),
         "invalid-key"
@@ -57,7 +57,7 @@ fn a_node_accepts_a_new_key_before_it_has_synced() {
     assert_eq!(server.bearer("/", &key).status, 200);
     assert_eq!(nodes.link.asked(Call::Find), 2);
 
-    // The node knows neither of the two keys in this Basic pair.
+    // This Basic pair has two keys, and the node knows neither of them.
     let page = CreateKey::new("page")
         .class("publishable")
         .scope("reports:read");
@@ -75,7 +75,7 @@ fn a_node_accepts_a_new_key_before_it_has_synced() {
     assert_eq!(
         nodes.link.asked(Call::Find),
         before,
-        "known keys ask nobody"
+        "known keys cause no store read"
     );
 }
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::http::server::{Answer, Server, basic};
 use support::*;
 
-/// Checks the parts common to every refusal, and returns the other fields of the problem document.
+/// Checks the parts that every refusal has. Returns the other fields of the problem document.
 #[track_caller]
 fn check(answer: &Answer, status: u16, code: &str, challenge: &str) -> Value {
     assert_eq!(answer.status, status, "{answer:?}");
@@ -36,7 +36,7 @@ fn check(answer: &Answer, status: u16, code: &str, challenge: &str) -> Value {
 
 #[test]
 fn a_request_without_a_key_gets_the_bare_challenge() {
-    let server = Server::with(KeywardLayer::new(World::new().keys));
+    let server = Server::with(KeywardLayer::new(TestService::new().keys));
     for headers in [
         &[][..],
         &[("authorization", "Token abc")],
@@ -45,15 +45,15 @@ fn a_request_without_a_key_gets_the_bare_challenge() {
         let problem = check(&server.get("/", headers), 401, "missing-key", "Bearer");
         assert_eq!(problem, json!({"title": "API key required"}));
     }
-    // By default, the layer ignores a key in the query.
-    let key = World::new().some_key();
+    // By default, the layer ignores a key in the query string.
+    let key = TestService::new().some_key();
     let answer = server.get(&format!("/?api_key={}", key.secret.expose()), &[]);
     check(&answer, 401, "missing-key", "Bearer");
 }
 
 #[test]
 fn a_request_with_ambiguous_keys_is_refused_before_verification() {
-    let world = World::new();
+    let world = TestService::new();
     let (one, other) = (world.some_key(), world.some_key());
     let (one, other) = (one.secret.expose(), other.secret.expose());
     let sources = CredentialSources::default().with_basic();
@@ -102,7 +102,7 @@ fn a_request_with_ambiguous_keys_is_refused_before_verification() {
             json!({"title": "Ambiguous credentials", "detail": detail})
         );
     }
-    // The same key twice counts as one key.
+    // A key that is sent several times counts as one key.
     let twice = [
         ("authorization", &*bearer),
         ("x-api-key", one),
@@ -113,7 +113,7 @@ fn a_request_with_ambiguous_keys_is_refused_before_verification() {
 
 #[test]
 fn all_keys_that_do_not_authenticate_get_the_same_answer() {
-    let world = World::new();
+    let world = TestService::new();
     let text = |key: &keyward::command::Created| key.secret.expose().to_owned();
     let good = text(&world.some_key());
     let mut typo = good.clone();
@@ -145,7 +145,7 @@ fn all_keys_that_do_not_authenticate_get_the_same_answer() {
         good.to_uppercase(),
         typo,
         with_other_secret(&good),
-        text(&World::new().some_key()),
+        text(&TestService::new().some_key()),
         text(&revoked),
         text(&disabled),
         text(&owned),
@@ -172,7 +172,7 @@ fn all_keys_that_do_not_authenticate_get_the_same_answer() {
 
 #[test]
 fn a_refusal_names_the_missing_scope() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let need = Need::scope("reports:read")
         .unwrap()
@@ -200,7 +200,7 @@ fn a_refusal_names_the_missing_scope() {
 
 #[test]
 fn a_refusal_names_the_wrong_kind_or_place_of_a_key() {
-    let world = World::new();
+    let world = TestService::new();
     let publishable = CreateKey::new("page")
         .class("publishable")
         .scope("reports:read");
@@ -259,7 +259,7 @@ fn a_refusal_names_the_wrong_kind_or_place_of_a_key() {
 
 #[test]
 fn a_service_can_replace_the_answer() {
-    let world = World::new();
+    let world = TestService::new();
     let layer = KeywardLayer::new(world.keys.clone())
         .problem_types("https://api.example.com/problems/")
         .realm("Acme")

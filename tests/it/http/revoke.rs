@@ -12,11 +12,10 @@ use support::*;
 
 const CLIENTS: usize = 4;
 const ROUNDS: usize = 10;
-/// The number of refusals after which a client stops: 5, so that an acceptance after a refusal is noticed.
+/// The number of refusals after which a client stops: 5, so that a later acceptance would be noticed.
 const REFUSED: usize = 5;
 
-/// Returns the number of accepted requests, and how many of those were sent after the revocation had
-/// returned.
+/// Returns the number of accepted requests, and the number of those sent after the revocation returned.
 fn ask_until_refused(
     url: &str,
     key: &str,
@@ -30,7 +29,8 @@ fn ask_until_refused(
     let client = client();
     let (mut accepted, mut late, mut refused) = (0, 0, 0);
     while refused < REFUSED {
-        // The flag is read first: if it is set, the request is sent after the revocation returned.
+        // Reads the flag before sending. If the flag is set, the request is sent after the revocation
+        // returned.
         let after = revoked.load(Ordering::SeqCst);
         let got = runtime.block_on(answer(client.get(url).bearer_auth(key)));
         match got.status {
@@ -51,7 +51,7 @@ fn ask_until_refused(
 
 #[test]
 fn no_request_sent_after_a_revocation_returned_is_accepted() {
-    let world = World::new();
+    let world = TestService::new();
     let server = Server::with(KeywardLayer::new(world.keys.clone()));
     let url = server.url("/");
     for _ in 0..ROUNDS {

@@ -1,5 +1,5 @@
-//! The source documents' rules about requests, shown over HTTP. `tests/it/seed_rules` shows the same rules
-//! through the library.
+//! The source documents' rules about HTTP requests. `tests/it/seed_rules` tests the same rules through the
+//! library.
 
 use keyward::command::{Created, IssuedKey};
 use keyward::http::{CredentialSources, KeywardLayer};
@@ -10,29 +10,29 @@ use crate::http::nodes::Nodes;
 use crate::http::server::{Server, basic};
 use support::*;
 
-/// Returns a service and the layer that the YugabyteDB document describes: bearer tokens only.
-fn yugabyte() -> (World, KeywardLayer) {
-    let world = World::with_policy(profiles::yugabytedb());
+/// Returns a service and a layer as in the YugabyteDB document: bearer tokens only.
+fn yugabyte() -> (TestService, KeywardLayer) {
+    let world = TestService::with_policy(profiles::yugabytedb());
     let layer =
         KeywardLayer::new(world.keys.clone()).sources(CredentialSources::none().with_bearer());
     (world, layer)
 }
 
-fn bobs_key(world: &World) -> Created {
+fn bobs_key(world: &TestService) -> Created {
     let bob = actor("acme", "bob", Role::ADMIN);
     world
         .create(&bob, CreateKey::new("bob's").scope("*:*"))
         .unwrap()
 }
 
-fn demote_bob(world: &World) {
+fn demote_bob(world: &TestService) {
     let role = Role::DEVELOPER;
     let (by, acme) = (admin(), tenant("acme"));
     let changed = world.keys.change_owner_role(&by, &acme, who("bob"), role);
     wait(changed).unwrap();
 }
 
-/// Returns the status and the challenge of a request with `key`, if the request requires `scope`.
+/// Sends a request with `key` to a route that requires `scope`. Returns the status and the challenge.
 fn asked(layer: &KeywardLayer, scope: &str, key: &str) -> (u16, String) {
     let server = Server::with(layer.clone().require(Need::scope(scope).unwrap()));
     let answer = server.bearer("/", key);
@@ -92,7 +92,7 @@ fn y_25_the_key_of_a_creator_who_became_a_developer_has_developer_access() {
     assert_eq!(
         asked(&layer, "clusters:write", text).0,
         200,
-        "the same key goes on"
+        "the same key still works"
     );
 }
 
@@ -114,8 +114,8 @@ fn y_26_a_developers_key_reaches_nothing_that_requires_an_admin() {
     }
 }
 
-/// Provisions a project of acme. Returns the API key and the secret key issued with the project.
-fn project(world: &World, path: &str) -> [IssuedKey; 2] {
+/// Provisions a project of acme. Returns the project's API key and its secret key.
+fn project(world: &TestService, path: &str) -> [IssuedKey; 2] {
     let tenant = tenant(path);
     let host = Actor::application(tenant.clone());
     let keys = wait(world.keys.provision_tenant(&host, &tenant)).unwrap();
@@ -126,8 +126,8 @@ fn text(key: &IssuedKey) -> &str {
     key.token.as_ref().unwrap().expose()
 }
 
-fn amplitude() -> (World, KeywardLayer) {
-    let world = World::with_policy(profiles::amplitude_products());
+fn amplitude() -> (TestService, KeywardLayer) {
+    let world = TestService::with_policy(profiles::amplitude_products());
     let layer = KeywardLayer::new(world.keys.clone());
     (world, layer)
 }
@@ -249,7 +249,7 @@ fn a2_30_a_management_key_manages_and_does_nothing_else() {
     }
 }
 
-fn management_key(world: &World) -> Created {
+fn management_key(world: &TestService) -> Created {
     let draft = CreateKey::new("flags")
         .class("management-api-key")
         .scopes(["flags:*", "experiments:*"])
@@ -291,7 +291,7 @@ fn a2_31_management_and_deployment_keys_cannot_replace_each_other() {
 
 #[test]
 fn a1_06_access_through_a_key_can_be_switched_off() {
-    let world = World::with_policy(profiles::standard());
+    let world = TestService::with_policy(profiles::standard());
     let key = world.some_key();
     let server = Server::with(KeywardLayer::new(world.keys.clone()));
     let status = || server.bearer("/", key.secret.expose()).status;
@@ -315,7 +315,7 @@ fn a1_25_a_new_key_works_immediately_on_every_node_even_if_it_was_refused_there(
 
 #[test]
 fn g_22_every_request_with_a_revoked_key_is_refused() {
-    let world = World::with_policy(profiles::standard());
+    let world = TestService::with_policy(profiles::standard());
     let key = world.some_key();
     let text = key.secret.expose();
     wait(world.keys.revoke(&admin(), key.id, Reason::Compromised)).unwrap();
@@ -339,7 +339,7 @@ fn g_22_every_request_with_a_revoked_key_is_refused() {
 
 #[test]
 fn g_36_test_keys_are_refused_in_production_and_live_keys_in_tests() {
-    let world = World::with_policy(profiles::standard());
+    let world = TestService::with_policy(profiles::standard());
     let keys = [Environment::LIVE, Environment::TEST].map(|environment| {
         let key = reader("somewhere").environment(environment);
         world.create(&admin(), key).unwrap()
@@ -358,7 +358,7 @@ fn g_36_test_keys_are_refused_in_production_and_live_keys_in_tests() {
 
 #[test]
 fn i_02_a_key_id_and_its_own_secret_are_a_pair() {
-    let world = World::with_policy(profiles::idenfy());
+    let world = TestService::with_policy(profiles::idenfy());
     let make = || world.create(&admin(), CreateKey::new("pair")).unwrap();
     let (one, other) = (make(), make());
     let layer =

@@ -1,4 +1,4 @@
-//! A server on the loopback interface, and its clients.
+//! An HTTP server on the loopback interface, and its clients.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -32,12 +32,12 @@ pub(crate) struct Answer {
     pub(crate) body: String,
 }
 
-/// Returns the key and tenant of the grant as text.
+/// Returns the grant's key and tenant as text.
 async fn whose(grant: Grant) -> String {
     format!("{} of {}", grant.key_id(), grant.tenant())
 }
 
-/// Returns a router that answers every path and method with `whose`, behind `layer`.
+/// Returns a router that calls `whose` for every path and method, behind `layer`.
 pub(crate) fn everywhere(layer: KeywardLayer) -> Router {
     Router::new().fallback(any(whose)).layer(layer)
 }
@@ -74,7 +74,7 @@ impl Server {
         }
     }
 
-    /// Starts a server with one layer.
+    /// Starts a server with the router of `everywhere`.
     pub(crate) fn with(layer: KeywardLayer) -> Self {
         Self::start(everywhere(layer))
     }
@@ -95,12 +95,12 @@ impl Server {
         self.ask(Method::GET, path, headers)
     }
 
-    /// Sends a request with a key as a bearer token.
+    /// Sends a GET request with a bearer token.
     pub(crate) fn bearer(&self, path: &str, key: &str) -> Answer {
         self.get(path, &[("authorization", &format!("Bearer {key}"))])
     }
 
-    /// Opens a connection.
+    /// Opens a TCP connection with a long read timeout.
     pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
         let patience = Some(Duration::from_secs(60));
@@ -108,7 +108,7 @@ impl Server {
         stream
     }
 
-    /// Sends bytes unchanged, and reads until the server closes the connection.
+    /// Sends raw bytes, and reads until the server closes the connection.
     pub(crate) fn raw(&self, request: &[u8]) -> String {
         let mut stream = self.connect();
         stream.write_all(request).unwrap();
@@ -140,7 +140,7 @@ pub(crate) async fn answer(request: reqwest::RequestBuilder) -> Answer {
 }
 
 impl Answer {
-    /// Returns all values of a header, joined into one text.
+    /// Returns all values of a header as one text, separated by ` | `.
     pub(crate) fn header(&self, name: &str) -> String {
         let values = self.headers.get_all(name).iter();
         let values: Vec<_> = values.map(|value| value.to_str().unwrap()).collect();
@@ -151,7 +151,7 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap()
     }
 
-    /// Returns the last part of the problem's type, such as `invalid-key`.
+    /// Returns the last part of the problem's type URI, such as `invalid-key`.
     pub(crate) fn code(&self) -> String {
         assert_eq!(self.header("content-type"), "application/problem+json");
         let problem = self.json();
@@ -161,7 +161,7 @@ impl Answer {
             .to_owned()
     }
 
-    /// Returns status, headers and body without the date, which differs between answers.
+    /// Returns the status, the headers and the body. Leaves out the date, which differs between answers.
     pub(crate) fn all_but_date(&self) -> String {
         let mut headers = self.headers.clone();
         headers.remove("date");
@@ -173,7 +173,7 @@ impl Answer {
 pub(crate) fn basic(user: &str, password: &str) -> String {
     use std::fmt::Write as _;
 
-    // Encoded by hand, so that the library is not tested against itself.
+    // Encodes by hand, so that the library is not tested against itself.
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let text = format!("{user}:{password}");
     let mut encoded = "Basic ".to_owned();

@@ -1,4 +1,4 @@
-//! The layer as a tower service by itself: readiness, bodies, extensions, clones, logs.
+//! The layer as a tower service: readiness, bodies, extensions, clones, logs.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -16,7 +16,8 @@ use tower::{Layer, Service, ServiceExt};
 use crate::http::nodes::Nodes;
 use support::*;
 
-/// A service that panics if a call comes before `poll_ready`. It counts the places reserved for calls.
+/// A service that panics if it is called before `poll_ready`. Each `poll_ready` reserves a place for one
+/// call, and the service counts the reserved places.
 #[derive(Debug)]
 struct Picky {
     place: Option<Arc<()>>,
@@ -24,7 +25,7 @@ struct Picky {
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
-/// The parts of a request that reached the inner service.
+/// The parts of a request that the inner service got.
 #[derive(Debug)]
 struct Seen {
     headers: HeaderMap,
@@ -46,7 +47,7 @@ impl Picky {
     }
 }
 
-/// A clone is not ready.
+/// A clone has no reserved place, so it is not ready.
 impl Clone for Picky {
     fn clone(&self) -> Self {
         Self {
@@ -57,7 +58,7 @@ impl Clone for Picky {
     }
 }
 
-/// A body that panics when it is read.
+/// A request body that panics when it is read.
 struct Untouched {
     mark: usize,
 }
@@ -80,7 +81,7 @@ impl Service<Request<Untouched>> for Picky {
     type Future = std::future::Ready<Result<Self::Response, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // `places` has one reference in the service, and one more for each place reserved for a call.
+        // The service holds one reference to `places`, and each reserved place holds one more.
         self.place.get_or_insert_with(|| self.places.clone());
         Poll::Ready(Ok(()))
     }
@@ -133,13 +134,13 @@ fn the_ready_service_is_the_one_that_is_called() {
     let inner = Picky::new();
     let mut service = KeywardLayer::new(nodes.here.clone()).layer(inner.clone());
     for round in 0..3 {
-        // The node does not know the new key, so the layer reads the store while the inner service waits.
+        // The node does not know the new key. The layer reads the store, and the inner service stays ready.
         let new = nodes.create(reader("new"));
         for key in [&known, &new, &known] {
             assert_eq!(ask(&mut service, key).status(), 200, "round {round}");
         }
         assert_eq!(ask(&mut service, "garbage").status(), 401);
-        let stranger = World::new().some_key();
+        let stranger = TestService::new().some_key();
         assert_eq!(ask(&mut service, stranger.secret.expose()).status(), 401);
     }
     assert_eq!(inner.seen.lock().unwrap().len(), 9);
@@ -148,7 +149,7 @@ fn the_ready_service_is_the_one_that_is_called() {
 #[test]
 #[should_panic(expected = "poll_ready reserved a place before the call")]
 fn calling_the_layer_before_it_is_ready_panics_in_the_test_service() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let mut service = KeywardLayer::new(world.keys.clone()).layer(Picky::new());
     let _ = wait(service.call(request(key.secret.expose())));
@@ -169,15 +170,15 @@ fn a_refused_or_cancelled_request_reserves_no_place_in_the_inner_service() {
     let mut asking = Box::pin(ready.call(request(&key)));
     let mut context = Context::from_waker(std::task::Waker::noop());
     assert!(asking.as_mut().poll(&mut context).is_pending());
-    assert!(inner.held() - base > own, "it waits for the store");
+    assert!(inner.held() - base > own, "the call waits for the store");
     drop(asking);
-    assert_eq!(inner.held() - base, own, "given up");
+    assert_eq!(inner.held() - base, own, "the reserved place was released");
     gate.open();
 }
 
 #[test]
 fn a_request_passes_unchanged_except_for_its_grant_and_its_sensitive_key() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let text = key.secret.expose();
     let inner = Picky::new();
@@ -203,12 +204,15 @@ fn a_request_passes_unchanged_except_for_its_grant_and_its_sensitive_key() {
             assert_eq!(value.is_sensitive(), name != "cookie", "{name}");
         }
     }
-    assert_eq!(seen[0].headers["x-api-key"], text, "and is still there");
+    assert_eq!(
+        seen[0].headers["x-api-key"], text,
+        "the inner service still gets the key header"
+    );
 }
 
 #[test]
 fn cloning_a_layer_copies_only_a_reference() {
-    let world = World::new();
+    let world = TestService::new();
     let layer = KeywardLayer::new(world.keys.clone())
         .require(reading().and_scope("reports:write").unwrap())
         .sources(CredentialSources::default().with_query("key"))
@@ -224,13 +228,13 @@ fn cloning_a_layer_copies_only_a_reference() {
 
 #[test]
 fn the_vary_header_is_available_to_frameworks_without_tower() {
-    let layer = KeywardLayer::new(World::new().keys);
+    let layer = KeywardLayer::new(TestService::new().keys);
     assert_eq!(layer.vary().unwrap(), "authorization, x-api-key");
     let layer = layer.sources(CredentialSources::none().with_query("key"));
     assert_eq!(layer.vary(), None);
 }
 
-/// A log kept in memory.
+/// A log in memory.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -254,9 +258,9 @@ fn trap_15_the_log_names_key_and_tenant_and_never_the_secret() {
         .with_writer(move || captured.clone())
         .finish();
     // The subscriber is set for all threads. Otherwise a thread without a subscriber could reach a call site
-    // first, which disables the call site for every thread.
+    // first and disable that call site for every thread.
     tracing::subscriber::set_global_default(subscriber).unwrap();
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let text = key.secret.expose();
     let mut service = KeywardLayer::new(world.keys.clone()).layer(Picky::new());
@@ -283,7 +287,7 @@ fn trap_15_the_log_names_key_and_tenant_and_never_the_secret() {
         disabled.is_some_and(|line| line.contains(&id) && line.contains("INFO")),
         "{logged}"
     );
-    // A reached limit is logged at debug level only, because any holder of a key can cause many such lines.
+    // A reached limit is logged only at debug level, because any holder of a key can cause many such lines.
     let limited = logged.lines().find(|line| line.contains("another 3s"));
     assert!(
         limited.is_some_and(|line| line.contains(&id) && line.contains("DEBUG")),

@@ -1,4 +1,5 @@
-//! Corner cases of HTTP: connections, methods, long and odd headers, a client that is not Rust.
+//! Corner cases of HTTP: connections, methods, long and odd headers, and a client that is not written in
+//! Rust.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -12,12 +13,12 @@ use crate::http::server::Server;
 use support::*;
 
 fn service() -> (Server, Created) {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     (Server::with(KeywardLayer::new(world.keys.clone())), key)
 }
 
-/// Reads the head and body of one response from a connection that stays open.
+/// Reads one response from a connection that stays open. Returns its head and body.
 fn read_answer(stream: &mut BufReader<TcpStream>) -> (String, String) {
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
@@ -55,7 +56,7 @@ fn a_connection_stays_usable_after_a_refusal() {
             head.starts_with("HTTP/1.1 200 ") && body.contains("acme"),
             "{head}"
         );
-        // The server does not take the body of a refused request for the next request.
+        // The server does not parse the body of a refused request as the next request.
         let body = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
         let length = body.len();
         let refused =
@@ -81,7 +82,7 @@ fn head_gets_the_headers_of_get_without_the_body() {
     }
     let passed = server.ask(Method::HEAD, "/", &[("x-api-key", key.secret.expose())]);
     assert_eq!(passed.status, 200);
-    // The raw response has no body either: a client would take a body for the start of the next response.
+    // The raw response has no body. A client would take a body for the start of the next response.
     let raw = server.raw(b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     assert!(raw.ends_with("\r\n\r\n") && !raw.contains("title"), "{raw}");
 }
@@ -93,7 +94,7 @@ fn only_preflights_pass_without_a_key_and_only_if_the_service_allows_them() {
         ("access-control-request-method", "GET"),
         ("access-control-request-headers", "authorization"),
     ];
-    let world = World::new();
+    let world = TestService::new();
     let layer = KeywardLayer::new(world.keys.clone());
     let open = axum::Router::new().fallback(axum::routing::any(|| async { "inner" }));
     let closed = Server::start(open.clone().layer(layer.clone()));
@@ -135,12 +136,12 @@ fn trap_16_a_long_key_is_refused_like_a_bad_key_at_no_extra_cost() {
 
 #[test]
 fn no_part_of_a_request_is_repeated_in_the_answer() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let sources = CredentialSources::default().with_basic().with_query("key");
     let server = Server::with(KeywardLayer::new(world.keys.clone()).sources(sources));
     let text = key.secret.expose();
-    // The server's parser ends a header at a line break, so the injected text is a header of its own.
+    // The server's parser ends the header at the line break, so the injected text becomes a separate header.
     let injected = format!(
         "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-API-Key: {text}x\r\nX-Evil: marker\r\n\r\n"
     );
@@ -163,13 +164,13 @@ fn no_part_of_a_request_is_repeated_in_the_answer() {
     let pair = crate::http::server::basic("a\r\nX-Evil: marker", "b\r\n\r\nmarker");
     let answer = server.get("/marker", &[("authorization", &pair)]);
     assert!(!format!("{answer:?}").contains("marker"), "{answer:?}");
-    // The key in this header is not valid UTF-8.
+    // The key in this header has bytes that are not valid UTF-8.
     let mut bytes =
         b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer ".to_vec();
     bytes.extend([0xff, 0xfe, 0x80]);
     bytes.extend(b"\r\n\r\n");
     assert!(server.raw(&bytes).starts_with("HTTP/1.1 401 "));
-    // The server itself refuses a bare line feed or a folded line.
+    // The server itself refuses a bare line feed and a folded line.
     for odd in [
         format!("X-API-Key: {text}\n X"),
         format!("X-API-Key:\r\n {text}"),
@@ -182,7 +183,7 @@ fn no_part_of_a_request_is_repeated_in_the_answer() {
 
 #[test]
 fn curl_can_present_a_key_in_each_documented_way() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let page = CreateKey::new("page")
         .class("publishable")
@@ -212,7 +213,7 @@ fn curl_can_present_a_key_in_each_documented_way() {
             answer.starts_with("HTTP/1.1 200 ") && answer.contains("of acme"),
             "{answer}"
         );
-        // The `Vary` header names the headers on which the answer depends, for shared caches.
+        // For shared caches, the `Vary` header names the headers on which the answer depends.
         assert!(
             answer.contains("vary: authorization, x-api-key\r\n"),
             "{answer}"
@@ -223,7 +224,7 @@ fn curl_can_present_a_key_in_each_documented_way() {
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     assert!(answer.contains("cache-control: private\r\n"), "{answer}");
 
-    let wrong = format!("{}:{text}", World::new().some_key().id);
+    let wrong = format!("{}:{text}", TestService::new().some_key().id);
     let answer = server.curl(&["--user", &wrong], "/");
     assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
     assert!(

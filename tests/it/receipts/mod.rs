@@ -1,4 +1,4 @@
-//! Receipts report which nodes have applied a change, and never overlook a node that has not.
+//! Receipts report which nodes have applied a change. A receipt never overlooks a node that has not.
 
 mod schedules;
 
@@ -18,15 +18,15 @@ use keyward::{Keyward, ManualClock, Reason, Receipt, Role, VerifyError, hours, p
 use keyward_conformance::{Call, Fault, FaultyStore};
 use support::*;
 
-/// 10 s, the default staleness bound.
+/// The default staleness bound: 10 s.
 const BOUND: Duration = Duration::from_secs(10);
-/// 10.03 s, a time past the staleness bound on every clock within the allowed drift.
+/// 10.03 s, just past the staleness bound on every clock within the allowed drift.
 const PAST: Duration = Duration::from_millis(10_030);
-/// The time by which a node's lease exceeds its staleness bound: 60 s.
+/// The time by which a node's lease is longer than its staleness bound: 60 s.
 const SLACK: Duration = Duration::from_secs(60);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A node with separate links to the store and to the registry, each of which can be cut.
+/// A node with one link to the store and one to the registry. Tests can cut each link.
 struct Node {
     keys: Keyward,
     link: FaultyStore<MemoryStore>,
@@ -121,7 +121,11 @@ fn a_receipt_is_complete_once_every_node_has_applied_its_change() {
     let receipt = world.revoke(&key);
     let asked = world.ask(&receipt);
     assert!(!asked.is_complete());
-    assert_eq!(labels(asked.applied()), ["node 0"], "where it was revoked");
+    assert_eq!(
+        labels(asked.applied()),
+        ["node 0"],
+        "only the revoking node has applied the change"
+    );
     let mut waiting = asked.waiting();
     let (_, at_most) = waiting.next().unwrap();
     assert!(at_most >= BOUND && at_most <= PAST, "{at_most:?}");
@@ -173,7 +177,7 @@ fn every_change_has_a_receipt_that_can_be_queried_bulk_changes_included() {
 
 #[test]
 fn without_a_registry_a_receipt_completes_only_with_the_bound() {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let receipt = wait(world.keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
     let asked = wait(world.keys.confirmations(&receipt)).unwrap();
@@ -211,7 +215,7 @@ fn a_dead_node_blocks_no_receipt_longer_than_the_bound() {
         [dead]
     );
 
-    // Once the node's lease has expired, the node no longer blocks any receipt.
+    // A node with an expired lease no longer blocks any receipt.
     world.clock.advance(SLACK + SECOND);
     world.sync();
     let asked = world.ask(&world.revoke(&second));
@@ -223,7 +227,7 @@ fn a_dead_node_blocks_no_receipt_longer_than_the_bound() {
 fn the_silence_of_a_node_counts_from_when_its_report_was_seen() {
     let mut world = Nodes::new(1);
     let key = world.key();
-    // The observer has seen no report of the new node yet. The node's last report may be only a moment old.
+    // The observer has not seen a report of the new node yet. The last report may be very recent.
     world.clock.advance(hours(2));
     world.start();
     wait(world.keys(1).sync()).unwrap();
@@ -239,7 +243,7 @@ fn a_receipt_waits_for_a_node_with_lost_reports_as_long_as_it_may_be_fresh() {
     world.ask(&world.revoke(&first));
     world.nodes[1].roll.partition(true);
     wait(world.keys(1).sync()).unwrap();
-    // The node continues until the very end of its lease.
+    // This sync keeps the node fresh until the very end of its lease.
     world.clock.advance(SLACK);
     wait(world.keys(1).sync()).unwrap();
     world.clock.advance(SECOND);
@@ -247,10 +251,10 @@ fn a_receipt_waits_for_a_node_with_lost_reports_as_long_as_it_may_be_fresh() {
     let asked = world.ask(&receipt);
     assert!(world.accepts(1, &second) && !asked.is_complete());
     let (_, at_most) = asked.waiting().next().unwrap();
-    assert!(at_most < PAST, "no longer than its lease: {at_most:?}");
+    assert!(at_most < PAST, "the wait ends with the lease: {at_most:?}");
     assert!(at_most >= BOUND - SECOND, "{at_most:?}");
 
-    // The node cannot register, so further reads confirm nothing.
+    // The node cannot register, so its reads confirm nothing.
     assert!(wait(world.keys(1).sync()).is_err());
     world.clock.advance(at_most);
     assert!(world.ask(&receipt).is_complete() && !world.accepts(1, &second));
@@ -271,7 +275,7 @@ fn a_receipt_waits_for_a_node_with_lost_reports_as_long_as_it_may_be_fresh() {
 fn a_node_registers_durably_before_the_read_that_confirms_it() {
     let mut world = Nodes::new(1);
     let key = world.key();
-    // One link serves both the store and the registry, so it records the order of all calls.
+    // The store and the registry share one link, which records the order of all calls.
     let link = FaultyStore::new(world.store.clone());
     let start = |link: &FaultyStore<MemoryStore>| {
         let builder = Keyward::builder(link.clone(), peppers()).registry(link.clone());
@@ -282,7 +286,7 @@ fn a_node_registers_durably_before_the_read_that_confirms_it() {
         start(&link).is_err(),
         "a node that cannot register does not start"
     );
-    // Before the node registered, it read the clocks of the other nodes.
+    // Before a node registers, it reads the clocks of the other nodes.
     let looked = (Call::Nodes, Fault::None);
     assert_eq!(link.met(), [looked, (Call::Report, Fault::Unavailable)]);
     drop(start(&link).unwrap());
@@ -294,7 +298,7 @@ fn a_node_registers_durably_before_the_read_that_confirms_it() {
     assert_eq!(calls[2..4], [Call::Nodes, Call::Report]);
     assert!(calls[4..changes].contains(&Call::Scan));
 
-    // A node that registers after a revocation has the revocation, and no receipt waits for it.
+    // A node that registers after a revocation already has it, so no receipt waits for that node.
     wait(world.store.forget(world.registered()[0].node, u64::MAX)).unwrap();
     let receipt = world.revoke(&key);
     world.clock.advance(PAST);
@@ -310,7 +314,7 @@ fn the_entry_of_a_node_lost_at_its_first_report_lapses() {
     link.next(Call::Report, [Fault::ReplyLost]);
     let builder = Keyward::builder(link.clone(), peppers()).registry(link);
     assert!(wait(builder.clock(world.clock.clone()).build()).is_err());
-    // The registry has an entry for the node that failed to start. That entry lapses.
+    // The node that failed to start left an entry in the registry. The entry lapses.
     let key = world.key();
     let receipt = world.revoke(&key);
     assert_eq!(world.ask(&receipt).waiting().count(), 1);
@@ -329,7 +333,10 @@ fn a_report_with_a_lost_reply_is_repeated_under_the_same_node_id() {
         wait(world.keys(1).sync()).unwrap();
         let landed = fault == Fault::ReplyLost;
         assert_eq!(world.ask(&receipt).is_complete(), landed, "{fault:?}");
-        assert!(!world.accepts(1, &key), "it has the change all the same");
+        assert!(
+            !world.accepts(1, &key),
+            "the node has applied the change although its report was lost"
+        );
         wait(world.keys(1).sync()).unwrap();
         assert!(world.ask(&receipt).is_complete());
     }
@@ -350,7 +357,7 @@ fn nodes_that_draw_the_same_id_detect_it_and_draw_another() {
     assert_ne!(one.node(), two.node());
     assert_eq!(wait(store.nodes()).unwrap().len(), 2);
 
-    // Simulates a node that took the id of `two` while the entry of `two` was missing.
+    // Simulates another node that took the id of `two` while the entry of `two` was missing.
     let mut stranger = wait(store.nodes()).unwrap();
     let mut stranger = stranger.remove(usize::from(Some(stranger[0].node) != two.node()));
     stranger.beat = 1000;
@@ -384,7 +391,7 @@ fn a_report_is_sent_after_changes_and_at_intervals_and_moves_no_head() {
         world.clock.advance(SECOND / 2);
         wait(world.keys(1).sync()).unwrap();
     }
-    assert_eq!(reports() - sent, 2, "one in ten seconds");
+    assert_eq!(reports() - sent, 2, "one report in ten seconds");
     assert_eq!(world.report_of(1).beat, beat + 2);
     assert_eq!(head(), before);
     assert_eq!(world.report_of(1).applied, Some(before));
@@ -403,7 +410,7 @@ fn a_node_that_left_blocks_no_receipt_and_is_not_fresh() {
     assert!(matches!(refused.unwrap_err(), VerifyError::Stale { .. }));
     let receipt = world.revoke(&key);
     assert!(world.ask(&receipt).is_complete());
-    // A node that continues after leaving registers again first.
+    // A node that syncs after it left must register again first.
     wait(world.keys(1).sync()).unwrap();
     assert_eq!(world.registered().len(), 2);
     assert!(world.ask(&receipt).is_complete() && !world.accepts(1, &key));
@@ -416,17 +423,17 @@ fn an_entry_silent_for_a_day_is_removed_and_a_reporting_one_is_not() {
     let cut_off = world.nodes.remove(1);
     cut_off.link.partition(true);
     cut_off.roll.partition(true);
-    // The cut-off node was last seen within the first hour, and its lease lasts one minute longer.
+    // The cut-off node was last seen within the first hour. Its lease lasts one minute longer than that.
     for _ in 0..25 {
         world.clock.advance(hours(1));
         world.sync();
     }
-    assert_eq!(world.registered().len(), 3, "not a minute too early");
+    assert_eq!(world.registered().len(), 3, "no entry is removed too early");
     world.clock.advance(hours(1));
     world.sync();
     assert_eq!(world.registered().len(), 2);
 
-    // The node was alive all along, and registers again before it is fresh.
+    // The cut-off node was running all along. It must register again before it is fresh.
     cut_off.link.partition(false);
     assert!(wait(cut_off.keys.sync()).is_err());
     let stale = cut_off.keys.verify(key.secret.expose(), &reading());
@@ -436,7 +443,7 @@ fn an_entry_silent_for_a_day_is_removed_and_a_reporting_one_is_not() {
     assert_eq!(world.registered().len(), 3);
 }
 
-/// A registry where a node reports just before its entry is forgotten.
+/// A registry in which a node reports just before its entry is removed.
 #[derive(Debug)]
 struct JustInTime(MemoryStore);
 
@@ -482,7 +489,7 @@ fn an_entry_that_reports_at_the_last_moment_is_not_removed() {
     assert_eq!(
         beat(&after),
         beat(&before) + 1,
-        "it was about to be forgotten"
+        "the late report advanced the beat"
     );
 }
 
@@ -629,7 +636,7 @@ fn a_query_fails_while_the_store_is_down_until_the_bound_has_passed() {
 fn receipts_of_an_always_fresh_class_are_complete_immediately() {
     let mut spec = profiles::standard();
     spec.propagation = Propagation::IMMEDIATE;
-    let world = World::with_policy(spec);
+    let world = TestService::with_policy(spec);
     let key = world.some_key();
     let receipt = wait(world.keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
     assert!(
@@ -680,26 +687,32 @@ fn reads_of_a_store_in_this_process_confirm_nothing_without_a_registration() {
     let key = world.key();
     world.nodes[0].link.answer_at_once(true);
     world.clock.advance(SLACK);
-    // The node is still registered and may continue with the state it has read.
+    // The node is still registered, so it may continue with the state that it has read.
     assert!(world.accepts(0, &key));
     world.nodes[0].link.answer_at_once(false);
     assert!(world.accepts(0, &key));
 
     world.nodes[0].link.answer_at_once(true);
     world.clock.advance(2 * BOUND);
-    assert!(world.accepts(0, &key), "each use sees what is committed");
+    assert!(
+        world.accepts(0, &key),
+        "each verification reads the committed state"
+    );
     world.nodes[0].link.answer_at_once(false);
-    assert!(!world.accepts(0, &key), "nobody would know that it goes on");
+    assert!(
+        !world.accepts(0, &key),
+        "an unregistered node must not stay fresh"
+    );
 }
 
-/// Fails if the registry counts as complete after an operator restored it together with its store, epoch
-/// included. A restored registry lacks nodes that registered after the copy was made.
+/// An operator restores the registry together with its store, epoch included. That registry lacks nodes that
+/// registered after the copy was made. Fails if it counts as complete.
 #[test]
 fn after_a_lost_history_receipts_wait_out_the_bound_even_under_the_same_epoch() {
     let world = Nodes::new(2);
     let (kept, gone) = (world.key(), world.key());
     wait(world.keys(0).revoke(&admin(), gone.id, Reason::Lost)).unwrap();
-    // The history that the other node follows is removed without that node's knowledge.
+    // The store compacts the history that the other node follows, and that node does not know it.
     wait(world.keys(1).delete(&admin(), gone.id, DeleteKey::plain())).unwrap();
     world.store.compact();
     world.sync();
@@ -717,12 +730,12 @@ fn after_a_lost_history_receipts_wait_out_the_bound_even_under_the_same_epoch() 
     world.sync();
     assert!(
         world.ask(&receipt).is_complete(),
-        "everybody has registered since"
+        "all nodes have registered since"
     );
 }
 
-/// Fails if a receipt uses only the bound of the tenant that the command names, although the command ends
-/// keys below under other policies.
+/// A command may end keys in descendant tenants with other policies. Fails if the receipt uses only the bound
+/// of the tenant that the command names.
 #[test]
 fn a_receipt_for_keys_below_has_the_longest_of_their_bounds() {
     let policy = |bound| {
@@ -731,7 +744,7 @@ fn a_receipt_for_keys_below_has_the_longest_of_their_bounds() {
         Policy::new(spec).unwrap()
     };
     let policies = Policies::new(policy(BOUND)).with_tenant(tenant("acme/web"), policy(hours(6)));
-    let world = World::with_policies(policies);
+    let world = TestService::with_policies(policies);
     let (host, top) = (host(), tenant("acme"));
     let key = world.some_key();
     let alone = wait(world.keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();

@@ -1,7 +1,7 @@
-//! Several nodes in random schedules. Every call to the store or the registry takes two steps with other
-//! operations in between. Clocks drift, links fail, nodes start, crash and are cut off.
+//! Random schedules of several nodes. Every call to the store or the registry takes two steps, and other
+//! operations run in between. Clocks drift, links fail, and nodes start, crash and are cut off.
 //!
-//! Once a receipt was reported complete, no live node accepts the revoked key.
+//! Once a receipt was complete, no running node accepts the revoked key.
 
 use std::collections::BTreeSet;
 use std::future::poll_fn;
@@ -32,17 +32,17 @@ const KEYS: usize = 8;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Twin {
     Sound,
-    /// A report is acknowledged before it is durable: a node is fresh before it is registered.
+    /// A report is acknowledged before it is durable, so a node is fresh before it is registered.
     RegistersLate,
-    /// A node reports the next change before it has applied it.
+    /// A node reports a change as applied before it has applied the change.
     ReportsAhead,
     /// A node registers a shorter lease than it uses.
     ShortLease,
-    /// An entry is removed immediately, without checking its last report.
+    /// The registry removes an entry immediately, without checking its last report.
     ForgetsTheLiving,
 }
 
-/// Suspends the task once, like a call whose request or answer is in flight.
+/// Suspends the task once, as if a request or an answer were in flight.
 async fn step() {
     let mut waited = false;
     poll_fn(|_| {
@@ -175,9 +175,9 @@ enum Op {
     Leave(usize),
     Revoke(usize, usize),
     Ask(usize, usize),
-    /// Polls a node's running operation this many times.
+    /// Polls the running operation of this node, this many times.
     Run(usize, usize),
-    /// Drops a node's running operation midway.
+    /// Drops the running operation of this node.
     GiveUp(usize),
     /// Cuts a node off from the store, the registry or both, or reconnects it.
     Cut(usize, bool, bool),
@@ -204,7 +204,7 @@ impl Schedule {
         let keys = (0..KEYS).map(create).collect();
         let node = |n: u64| {
             let clock = clock();
-            // No two monotonic clocks start from the same instant.
+            // Each node's monotonic clock starts at a different instant.
             clock.advance(Duration::from_secs(n * 1_000));
             Node {
                 clock,
@@ -271,7 +271,7 @@ impl Schedule {
                 self.nodes[n].roll.partition(roll);
             }
             Op::Advance(millis) => {
-                // The first clock is fast and the last one slow, each by one in a thousand.
+                // The first clock runs fast and the last one slow, each by one in a thousand.
                 for (n, node) in self.nodes.iter().enumerate() {
                     let parts = 1_001 - n as u64;
                     node.clock.advance(Duration::from_micros(millis * parts));
@@ -348,7 +348,7 @@ impl Schedule {
     }
 }
 
-/// Runs a schedule. Returns the number of complete receipts.
+/// Runs a schedule. Returns the number of complete receipts, or the violation.
 fn run(twin: Twin, ops: &[Op]) -> Result<usize, String> {
     let mut schedule = Schedule::new(twin);
     for (n, op) in ops.iter().enumerate() {
@@ -360,7 +360,7 @@ fn run(twin: Twin, ops: &[Op]) -> Result<usize, String> {
     Ok(schedule.settled.len())
 }
 
-/// Starts an operation of a node and runs it to the end or part of the way.
+/// Generates an operation of a node, which runs to its end or part of the way.
 fn some(begin: impl Strategy<Value = (usize, Op)>) -> impl Strategy<Value = Vec<Op>> {
     let steps = prop_oneof![2 => Just(40), 1 => 1..9_usize];
     (begin, steps).prop_map(|((n, op), steps)| vec![op, Op::Run(n, steps)])
@@ -405,8 +405,8 @@ proptest! {
     }
 }
 
-/// Runs a fixed number of schedules, the same ones in every run. Returns how many fail and how many receipts
-/// are complete.
+/// Runs `cases` schedules, which are the same in every run. Returns the number of failures and of complete
+/// receipts.
 fn outcomes(twin: Twin, cases: usize) -> (usize, usize) {
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
@@ -422,7 +422,7 @@ fn outcomes(twin: Twin, cases: usize) -> (usize, usize) {
 }
 
 #[test]
-fn schedules_complete_receipts_and_catch_every_broken_twin() {
+fn schedules_complete_receipts_and_catch_every_broken_variant() {
     let (wrong, complete) = outcomes(Twin::Sound, 300);
     assert_eq!(wrong, 0);
     assert!(complete > 50, "{complete} receipts were complete");
@@ -450,7 +450,7 @@ fn no_receipt_overlooks_a_node_that_starts_or_returns_during_a_revocation() {
         starting.extend(ask.clone());
         starting.push(Op::Run(2, 40));
 
-        // Node 1 is seen by the observer, is silent for longer than its lease, and then returns.
+        // The observer has seen node 1. Node 1 is silent for longer than its lease, and then returns.
         let mut returning = revoke(7).to_vec();
         returning.extend(ask.clone());
         returning.extend([Op::Advance(80_000), Op::Sync(1), Op::Run(1, steps)]);

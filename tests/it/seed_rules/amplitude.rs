@@ -11,7 +11,7 @@ use keyward::command::{
     BulkFilter, Created, DeleteKey, Expiry, ImportKey, IssuedKey, LeakSource, Problem,
 };
 use keyward::entropy::{Entropy, EntropyError};
-use keyward::key::{Digest, LastAction, Owner, Status, Visibility};
+use keyward::key::{Digest, KeyType, LastAction, Owner, Status};
 use keyward::policy::Policy;
 use keyward::store::{AuditQuery, KeyQuery, KeySort, MemoryStore};
 use keyward::{
@@ -23,16 +23,16 @@ use keyward_conformance::FaultyStore;
 
 use support::*;
 
-/// Returns a world with a new project, which is a tenant.
-fn project() -> World {
+/// Returns a service with a new project. A project is a tenant.
+fn project() -> TestService {
     let world = unprovisioned();
     provision(&world);
     world
 }
 
-/// Returns a world without the project.
-fn unprovisioned() -> World {
-    World::with_policy(profiles::amplitude())
+/// Returns a service without the project.
+fn unprovisioned() -> TestService {
+    TestService::with_policy(profiles::amplitude())
 }
 
 fn policy() -> Policy {
@@ -64,32 +64,32 @@ fn read_project() -> Need {
     Need::scope("project:read").unwrap()
 }
 
-/// Creates the project with its first keys.
-fn provision(world: &World) -> Vec<IssuedKey> {
+/// Provisions the project. Returns its first keys.
+fn provision(world: &TestService) -> Vec<IssuedKey> {
     wait(world.keys.provision_tenant(&host(), &tenant("acme"))).unwrap()
 }
 
-fn everything(world: &World) -> KeyQuery {
+fn everything(world: &TestService) -> KeyQuery {
     world
         .keys
         .query(&tenant("acme"))
         .with(|query| query.limit = NonZeroUsize::new(1000).unwrap())
 }
 
-fn list(world: &World, query: &KeyQuery) -> Vec<KeyInfo> {
+fn list(world: &TestService, query: &KeyQuery) -> Vec<KeyInfo> {
     wait(world.keys.list(&manager(), query)).unwrap().keys
 }
 
-fn info(world: &World, id: KeyId) -> KeyInfo {
+fn info(world: &TestService, id: KeyId) -> KeyInfo {
     wait(world.keys.key(&manager(), id)).unwrap()
 }
 
-fn revoke(world: &World, id: KeyId) {
+fn revoke(world: &TestService, id: KeyId) {
     let reason = Reason::NoLongerNeeded.confirmed();
     wait(world.keys.revoke(&manager(), id, reason)).unwrap();
 }
 
-fn delete(world: &World, id: KeyId) {
+fn delete(world: &TestService, id: KeyId) {
     wait(
         world
             .keys
@@ -104,8 +104,8 @@ fn assert_forbidden<T: std::fmt::Debug>(result: Result<T, CommandError>) {
     assert!(matches!(refusal, Denial::Forbidden { .. }), "{refusal:?}");
 }
 
-/// Returns the refusals of every command that could make an ended key work again.
-fn attempts_to_undo(world: &World, id: KeyId) -> Vec<Denial> {
+/// Tries every command that could make an ended key work again. Returns the refusals.
+fn attempts_to_undo(world: &TestService, id: KeyId) -> Vec<Denial> {
     let (keys, by) = (&world.keys, admin());
     let renamed = UpdateKey::new().name("again").expiry(Expiry::Never);
     vec![
@@ -158,7 +158,7 @@ fn a1_02_nothing_brings_a_revoked_or_deleted_key_back() {
     for refusal in attempts_to_undo(&world, deleted.id) {
         assert_eq!(refusal, Denial::NotFound);
     }
-    // Revoking again is allowed and keeps the first revocation.
+    // Revoking again is allowed but keeps the first revocation.
     world.clock.advance(days(1));
     let again = Reason::Lost.confirmed();
     wait(world.keys.revoke(&admin(), revoked.id, again)).unwrap();
@@ -234,7 +234,7 @@ fn a1_05_each_key_shows_its_creator_and_its_last_change() {
     assert_eq!(ended.updated.by, author("mona"));
     assert_eq!(ended.updated.at, at(START).saturating_add(days(1)));
 
-    // A deleted key is in no list; the trail still records it.
+    // No list shows a deleted key, but the trail still records it.
     let query = AuditQuery::tenant(tenant("acme")).about(export.id);
     let rows = wait(world.keys.audit(&admin(), &query)).unwrap().rows;
     let actions: Vec<_> = rows
@@ -279,7 +279,7 @@ fn a1_08_an_api_key_identifies_the_project_of_incoming_data() {
         let key = api("events").in_tenant(tenant(path));
         let key = world.create(&admin(), key).unwrap();
         let grant = world.keys.verify(key.secret.expose(), &ingest()).unwrap();
-        assert_eq!(grant.visibility(), Visibility::Publishable);
+        assert_eq!(grant.key_type(), KeyType::Publishable);
         routed.push(grant.tenant().clone());
         let elsewhere = ingest().for_tenant(tenant("acme"));
         let refusal = world.keys.verify(key.secret.expose(), &elsewhere);
@@ -314,12 +314,19 @@ fn a1_10_the_legacy_key_comes_with_its_project() {
     let text = legacy.token.as_ref().unwrap().expose();
     world.keys.verify(text, &ingest()).unwrap();
     world.clock.advance(days(400));
-    assert!(provision(&world).is_empty(), "it comes once");
+    assert!(
+        provision(&world).is_empty(),
+        "the legacy key is issued once"
+    );
     let details = info(&world, legacy.id);
     assert_eq!(details.created.at, at(START));
-    assert_eq!(details.owner, Owner::Tenant, "it is nobody's own");
+    assert_eq!(
+        details.owner,
+        Owner::Tenant,
+        "the legacy key belongs to the tenant"
+    );
 
-    // A project that the library learns of through a new key gets a legacy key too.
+    // A project that becomes known through a new key gets a legacy key too.
     let late = world
         .create(&admin(), api("web").in_tenant(tenant("acme/late")))
         .unwrap();
@@ -377,7 +384,7 @@ fn a1_12_the_legacy_key_can_be_replaced_and_stays_the_only_one() {
         let rotated = wait(world.keys.rotate(&manager(), old.0, how)).unwrap();
         assert!(
             world.keys.verify(&old.1, &ingest()).is_err(),
-            "here at once"
+            "this node refuses the key immediately"
         );
         world.clock.advance(hours(6));
         let new = (rotated.id, rotated.secret.expose().to_owned());
@@ -407,7 +414,8 @@ fn a1_13_an_api_key_needs_a_project_and_a_name() {
             ("key name", Problem::Empty)
         );
     }
-    // An actor is bound to a project, so a key cannot be created without one. An empty project id is invalid.
+    // An actor belongs to a project, so a key cannot be created without a project. An empty project id is
+    // invalid.
     assert_eq!(TenantId::new("").unwrap_err().problem, Problem::Empty);
     let foreign = api("web").in_tenant(tenant("other"));
     let refusal = denied(world.create(&manager(), foreign));
@@ -565,7 +573,7 @@ fn a1_20_a_secret_is_never_stored_and_never_returned_again() {
 
     let hidden = &secret_part(export.secret.expose())[..16];
     assert!(!answers.contains(hidden) && !stored.contains(hidden));
-    // The same search finds the API key, whose secret may be stored and shown again.
+    // The same search finds the API key, which may be stored and shown again.
     let shown = &secret_part(web.secret.expose())[..16];
     assert!(answers.contains(shown) && stored.contains(shown));
 }
@@ -680,7 +688,7 @@ fn a1_23_a_deleted_secret_key_is_gone() {
     assert_eq!(denied(again), Denial::DigestTaken);
 }
 
-fn active_keys(world: &World) -> usize {
+fn active_keys(world: &TestService) -> usize {
     let query = everything(world).with(|query| query.statuses = BTreeSet::from([Status::Active]));
     list(world, &query).len()
 }
@@ -711,7 +719,7 @@ fn a1_24_a_project_has_at_most_fifty_active_keys() {
     world.create(&manager(), api("in its place")).unwrap();
     refused();
 
-    // A hundred concurrent creates run on two nodes, for an unknown project.
+    // Two nodes run a hundred concurrent creates for an unknown project.
     let world = unprovisioned();
     let nodes = [world.keys.clone(), world.another_node(policy())];
     let created: usize = std::thread::scope(|scope| {
@@ -740,7 +748,8 @@ fn a1_24_a_project_has_at_most_fifty_active_keys() {
     assert_eq!((created, active_keys(&world)), (49, 50));
 }
 
-/// An entropy source that starts with the same bytes on each node, so a key is known before it exists.
+/// An entropy source that starts with the same bytes on each node, so that a test knows a key before it
+/// exists.
 #[derive(Debug, Default)]
 struct Predictable(AtomicU64);
 
@@ -791,7 +800,7 @@ fn a1_25_a_new_key_works_immediately_on_every_node_even_after_a_miss() {
 
         let created = wait(creates.create(&admin(), key())).unwrap();
         let text = created.secret.expose();
-        assert_eq!(text, predicted.expose(), "the very key that was missed");
+        assert_eq!(text, predicted.expose(), "this is the predicted key");
         creates.verify(text, &need).unwrap();
         for node in [&beside, &far, &unreachable] {
             let grant = wait(node.verify_or_fetch(text, &need)).unwrap();
@@ -801,8 +810,8 @@ fn a1_25_a_new_key_works_immediately_on_every_node_even_after_a_miss() {
     }
 }
 
-/// Two nodes that are cut off from the store they followed. One node uses the world's clock. The clock of the
-/// other node runs as slowly as allowed.
+/// Two nodes that are cut off from the store they followed. One node uses the test's clock. The other node's
+/// clock runs as slowly as allowed.
 struct Partitioned {
     remote: FaultyStore<MemoryStore>,
     node: Keyward,
@@ -811,7 +820,7 @@ struct Partitioned {
 }
 
 impl Partitioned {
-    fn from(world: &World) -> Self {
+    fn from(world: &TestService) -> Self {
         let remote = FaultyStore::new(world.store.clone());
         let slow_clock = Arc::new(ManualClock::at(at(START)));
         let node = node(remote.clone(), &world.clock, policy());
@@ -825,13 +834,13 @@ impl Partitioned {
         }
     }
 
-    fn advance(&self, world: &World, by: Duration) {
+    fn advance(&self, world: &TestService, by: Duration) {
         world.clock.advance(by);
         self.slow_clock.advance(by * 999 / 1000);
     }
 
-    /// Checks that the nodes accept `text` for nearly six hours from now, and no longer.
-    fn accepts_for_six_hours(&self, world: &World, text: &str, need: &Need) {
+    /// Checks that both nodes accept `text` for nearly six hours from now, and no longer.
+    fn accepts_for_six_hours(&self, world: &TestService, text: &str, need: &Need) {
         let nearly = hours(6) - Duration::from_secs(30);
         let nodes = [&self.node, &self.slow];
         for node in nodes {
@@ -870,7 +879,10 @@ fn a1_26_a_partitioned_node_accepts_a_revoked_key_for_six_hours_at_most() {
     let receipt = wait(world.keys.revoke(&manager(), key.id, confirmed)).unwrap();
     assert!(receipt.no_later_than() <= at(START).saturating_add(hours(6)));
     let text = key.secret.expose();
-    assert!(world.keys.verify(text, &ingest()).is_err(), "here at once");
+    assert!(
+        world.keys.verify(text, &ingest()).is_err(),
+        "this node refuses the key immediately"
+    );
     partitioned.accepts_for_six_hours(&world, text, &ingest());
 }
 

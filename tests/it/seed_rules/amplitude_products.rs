@@ -1,11 +1,11 @@
 //! The rules of `profiles::amplitude_products`.
 //!
-//! acme is an organisation with the projects acme/web and acme/shop; globex is another organisation.
+//! The organisation acme has the projects acme/web and acme/shop. globex is another organisation.
 
 use keyward::audit::Action;
 use keyward::command::{Created, DeleteKey, IssuedKey, LeakSource, Rotated};
 use keyward::key::{
-    Entitlement, Owner, Resource, ResourceId, ResourceKind, RotationReason, Status, Visibility,
+    Entitlement, KeyType, Owner, Resource, ResourceId, ResourceKind, RotationReason, Status,
 };
 use keyward::{
     Actor, CommandError, CreateKey, Credentials, Denial, KeyId, KeyInfo, Need, Reason, Receipt,
@@ -14,7 +14,7 @@ use keyward::{
 
 use support::*;
 
-/// The keys that came with a project.
+/// A project, and the two keys that were issued with it.
 struct Project {
     tenant: TenantId,
     api_key: IssuedKey,
@@ -22,13 +22,13 @@ struct Project {
 }
 
 struct Company {
-    world: World,
+    world: TestService,
     web: Project,
     shop: Project,
 }
 
 fn company() -> Company {
-    let world = World::with_policy(profiles::amplitude_products());
+    let world = TestService::with_policy(profiles::amplitude_products());
     for path in ["acme", "globex", "globex/app"] {
         project(&world, path);
     }
@@ -36,7 +36,7 @@ fn company() -> Company {
     Company { world, web, shop }
 }
 
-fn project(world: &World, path: &str) -> Project {
+fn project(world: &TestService, path: &str) -> Project {
     let tenant = tenant(path);
     let host = Actor::application(tenant.clone());
     let keys = wait(world.keys.provision_tenant(&host, &tenant)).unwrap();
@@ -81,7 +81,7 @@ impl Company {
         wait(keys.provision_resource(&admin(), &self.web.tenant, deployed(id, side)))
     }
 
-    /// Returns the key that comes with a new deployment of acme/web.
+    /// Creates a deployment of acme/web. Returns the key that was issued with it.
     fn deployment(&self, side: &str, id: &str) -> IssuedKey {
         let [key] = self.deploy(side, id).unwrap().try_into().unwrap();
         key
@@ -105,7 +105,7 @@ impl Company {
         self.world.create(&enterprise_admin(), draft).unwrap()
     }
 
-    /// Creates the API key and the secret key of acme as a whole.
+    /// Creates the API key and the secret key of the organisation acme.
     fn organisation_pair(&self) -> (Created, Created) {
         let make = |by: &Actor, class: &str, scope: &str| {
             let draft = CreateKey::new("organisation").class(class).scope(scope);
@@ -151,7 +151,8 @@ impl Company {
         wait(self.world.keys.rotate(by, key, how))
     }
 
-    /// Rotates a key, checks that the successor works and has the same class, and returns its token.
+    /// Rotates a key and returns the successor's token. Checks that the successor works and has the same
+    /// class.
     fn rotates(&self, by: &Actor, key: KeyId, need: &Need) -> String {
         let rotated = self.rotate(by, key).unwrap();
         assert_eq!(rotated.predecessor, key);
@@ -161,7 +162,7 @@ impl Company {
         text.to_owned()
     }
 
-    /// Checks that only support can rotate, revoke or delete a compromised key, and that support rotates it
+    /// Checks that only support can rotate, revoke or delete a compromised key. Support rotates the key
     /// immediately.
     fn only_support_deals_with(&self, key: KeyId, text: &str, need: &Need) {
         for by in [admin(), developer(), member()] {
@@ -215,7 +216,7 @@ fn scim() -> Need {
 fn a2_01_a_project_api_key_is_public_and_not_rotated() {
     let company = company();
     let key = company.web.api_key.id;
-    assert_eq!(company.info(key).visibility, Visibility::Publishable);
+    assert_eq!(company.info(key).key_type, KeyType::Publishable);
     let class = class("project-api-key");
     let refusal = denied(company.rotate(&admin(), key));
     assert_eq!(refusal, only_support_may("rotate keys"));
@@ -234,7 +235,7 @@ fn a2_01_a_project_api_key_is_public_and_not_rotated() {
 fn a2_02_a_project_secret_key_is_private_and_rotated_by_support_only() {
     let company = company();
     let key = company.web.secret_key.id;
-    assert_eq!(company.info(key).visibility, Visibility::Secret);
+    assert_eq!(company.info(key).key_type, KeyType::Secret);
     for by in [admin(), developer(), member()] {
         let refusal = denied(company.rotate(&by, key));
         assert_eq!(refusal, only_support_may("rotate keys"));
@@ -246,7 +247,7 @@ fn a2_02_a_project_secret_key_is_private_and_rotated_by_support_only() {
 fn a2_03_a_client_deployment_key_is_public_and_rotated_by_its_users() {
     let company = company();
     let key = company.deployment("client", "dep-1").id;
-    assert_eq!(company.info(key).visibility, Visibility::Publishable);
+    assert_eq!(company.info(key).key_type, KeyType::Publishable);
     company.rotates(&developer(), key, &fetch().or_publishable());
 }
 
@@ -254,7 +255,7 @@ fn a2_03_a_client_deployment_key_is_public_and_rotated_by_its_users() {
 fn a2_04_a_server_deployment_key_is_private_and_rotated_by_its_users() {
     let company = company();
     let key = company.deployment("server", "dep-1").id;
-    assert_eq!(company.info(key).visibility, Visibility::Secret);
+    assert_eq!(company.info(key).key_type, KeyType::Secret);
     company.rotates(&developer(), key, &fetch());
 }
 
@@ -262,7 +263,7 @@ fn a2_04_a_server_deployment_key_is_private_and_rotated_by_its_users() {
 fn a2_05_a_management_key_is_private_and_rotated_by_its_users() {
     let company = company();
     let key = company.management_key().id;
-    assert_eq!(company.info(key).visibility, Visibility::Secret);
+    assert_eq!(company.info(key).key_type, KeyType::Secret);
     company.rotates(&developer(), key, &manage());
 }
 
@@ -270,7 +271,7 @@ fn a2_05_a_management_key_is_private_and_rotated_by_its_users() {
 fn a2_06_a_data_token_is_private_and_rotated_by_its_owner() {
     let company = company();
     let key = company.token_of(&member(), "flags:read").id;
-    assert_eq!(company.info(key).visibility, Visibility::Secret);
+    assert_eq!(company.info(key).key_type, KeyType::Secret);
     company.rotates(&member(), key, &Need::scope("flags:read").unwrap());
 }
 
@@ -278,7 +279,7 @@ fn a2_06_a_data_token_is_private_and_rotated_by_its_owner() {
 fn a2_07_a_scim_key_is_private_and_rotated_by_an_admin() {
     let company = company();
     let key = company.scim_key().id;
-    assert_eq!(company.info(key).visibility, Visibility::Secret);
+    assert_eq!(company.info(key).key_type, KeyType::Secret);
     company.rotates(&admin(), key, &scim());
 }
 
@@ -286,8 +287,8 @@ fn a2_07_a_scim_key_is_private_and_rotated_by_an_admin() {
 fn a2_08_organisation_keys_are_private_and_rotated_by_support_only() {
     let company = company();
     let (api_key, secret_key) = company.organisation_pair();
-    assert_eq!(company.info(secret_key.id).visibility, Visibility::Secret);
-    // The API key of the pair only identifies the organisation. Alone, the API key gives no access.
+    assert_eq!(company.info(secret_key.id).key_type, KeyType::Secret);
+    // The API key of the pair only identifies the organisation. It gives no access by itself.
     let alone = company.verify(api_key.secret.expose(), &Need::any());
     assert_eq!(
         alone.unwrap_err(),
@@ -316,7 +317,7 @@ fn a2_09_each_project_has_its_two_keys_from_the_start() {
     world.keys.verify(text(&new.api_key), &ingest()).unwrap();
     let secret = world.keys.verify(text(&new.secret_key), &project_work());
     secret.unwrap();
-    // A project's keys are provisioned once, even if the project's first command creates another key.
+    // A project gets its keys once, even if the project's first command creates another key.
     let again = wait(world.keys.provision_tenant(&by, &new.tenant)).unwrap();
     assert_eq!((again.len(), listed(&world, &by).len()), (0, 2));
     let first = CreateKey::new("flags").in_tenant(tenant("acme/newer"));
@@ -343,7 +344,7 @@ fn a2_10_analytics_keys_act_only_in_their_project() {
             assert_eq!(refusal.kind(), VerifyErrorKind::Forbidden);
         }
     }
-    // An actor made from one project's key sees nothing of another project.
+    // An actor with one project's key sees nothing of another project.
     let keys = &company.world.keys;
     let secret = keys.verify(text(&web.secret_key), &project_work());
     let by = secret.unwrap().actor();
@@ -373,16 +374,20 @@ fn a2_11_a_project_api_key_identifies_one_project() {
 fn a2_12_a_project_api_key_may_be_embedded_in_browsers_and_apps() {
     let company = company();
     let key = &company.web.api_key;
-    assert_eq!(company.info(key.id).visibility, Visibility::Publishable);
+    assert_eq!(company.info(key.id).key_type, KeyType::Publishable);
     company.world.clock.advance(days(400));
     let published = company.info(key.id).facts.published;
-    assert_eq!(published.as_deref(), Some(text(key)), "it can be read");
+    assert_eq!(
+        published.as_deref(),
+        Some(text(key)),
+        "the key can be read again"
+    );
     // The key works from any address that a browser may have.
     for address in ["203.0.113.9", "2001:db8::1"] {
         let need = ingest().from_address(address.parse().unwrap());
         assert_eq!(company.verify(text(key), &need).unwrap(), key.id);
     }
-    // Holding the key proves nothing.
+    // Holding a publishable key proves nothing about its holder.
     let refusal = company.verify(text(key), &Need::scope("ingest:write").unwrap());
     assert_eq!(
         refusal.unwrap_err(),
@@ -519,7 +524,7 @@ fn a2_18_a_data_token_has_the_role_of_its_user() {
             .verify(token.secret.expose(), &Need::any());
         assert_eq!(grant.unwrap().actor().scopes(), &reaches[&role]);
     }
-    // A user cannot create a token that may do more than the user.
+    // A user cannot create a token with more rights than the user has.
     let draft = CreateKey::new("more").class("data-api-token");
     let refusal = denied(company.world.create(&member(), draft.scope("flags:write")));
     assert!(matches!(refusal, Denial::ExceedsActor { .. }));
@@ -531,8 +536,8 @@ fn a2_19_a_data_token_is_private_and_valid_for_the_whole_account() {
     let token = company.token_of(&member(), "data:read");
     let info = company.info(token.id);
     assert_eq!(
-        (info.visibility, info.facts.published),
-        (Visibility::Secret, None)
+        (info.key_type, info.facts.published),
+        (KeyType::Secret, None)
     );
     let reaches = |path: &str| {
         let need = Need::scope("data:read").unwrap().for_tenant(tenant(path));
@@ -573,7 +578,7 @@ fn a2_21_a_deployment_comes_with_its_key() {
     for side in ["client", "server"] {
         let ids = [format!("{side}-1"), format!("{side}-2")];
         let keys = ids.clone().map(|id| company.deployment(side, &id));
-        assert_ne!(keys[0].id, keys[1].id, "each has its own");
+        assert_ne!(keys[0].id, keys[1].id, "each deployment has its own key");
         for (key, id) in keys.iter().zip(ids) {
             let info = company.info(key.id);
             assert_eq!(info.resource, Some(deployed(&id, side)));
@@ -591,14 +596,14 @@ fn a2_21_a_deployment_comes_with_its_key() {
 #[test]
 fn a2_22_the_side_of_a_deployment_decides_whether_its_key_is_public() {
     let company = company();
-    for (side, class_name, visibility) in [
-        ("client", "deployment-client", Visibility::Publishable),
-        ("server", "deployment-server", Visibility::Secret),
+    for (side, class_name, key_type) in [
+        ("client", "deployment-client", KeyType::Publishable),
+        ("server", "deployment-server", KeyType::Secret),
     ] {
         let info = company.info(company.deployment(side, "dep-1").id);
         assert_eq!(
-            (info.facts.class, info.facts.visibility),
-            (class(class_name), visibility)
+            (info.facts.class, info.facts.key_type),
+            (class(class_name), key_type)
         );
     }
     let unknown = company.deploy("middle", "dep-2");
@@ -632,7 +637,7 @@ fn a2_27_server_keys_begin_with_server() {
     begins_with(&company, "server", "server-", &fetch());
 }
 
-/// Checks the prefix of keys that come with a deployment, are made by hand, or succeed another key.
+/// Checks the prefix of three keys: issued with a deployment, created by hand, and made by a rotation.
 fn begins_with(company: &Company, side: &str, prefix: &str, need: &Need) {
     let key = company.deployment(side, "dep-1");
     let draft = CreateKey::new("by hand")
@@ -672,7 +677,7 @@ fn a2_26_a_server_key_is_shown_once_and_stored_as_a_digest() {
         .unwrap()
     };
     let [came] = deploy().try_into().unwrap();
-    assert!(deploy().is_empty(), "the same call again shows nothing");
+    assert!(deploy().is_empty(), "repeating the call returns no key");
     let by_hand = admin.with_command_id(command("create-1"));
     let create = || {
         let draft = CreateKey::new("by hand").class("deployment-server");
@@ -719,7 +724,7 @@ fn a2_28_a_server_key_is_deleted_once_nothing_refers_to_it() {
         assert_eq!(denied(refused), Denial::StillReferenced { references });
         both_work();
     }
-    // Revoking the key cannot bypass the check of its references.
+    // Revoking the key does not bypass the check of references to it.
     let revoked = company.revoke(&admin(), old.id, Reason::Compromised);
     let class = class("deployment-server");
     assert_eq!(denied(revoked), Denial::NotRevocable { class });
@@ -887,7 +892,7 @@ fn a2_34_organisation_calls_need_both_keys() {
     ] {
         assert_eq!(verdict, Err(VerifyError::Publishable { key }));
     }
-    // A project's secret key next to the organisation's API key gives no access either.
+    // A project's secret key with the organisation's API key gives no access either.
     let project = text(&company.web.secret_key);
     let verdict = company.pair(api_key_text, project, &project_work());
     assert_eq!(verdict, Err(VerifyError::PairMismatch));
@@ -992,8 +997,8 @@ fn a2_40_a_scim_key_is_private_and_manages_all_users_of_the_account() {
     let key = company.scim_key();
     let info = company.info(key.id);
     assert_eq!(
-        (info.visibility, info.facts.published),
-        (Visibility::Secret, None)
+        (info.key_type, info.facts.published),
+        (KeyType::Secret, None)
     );
     assert!(!dump(&company.world.store).contains(secret_part(key.secret.expose())));
     let reaches = |scope: &str, path: &str| {
@@ -1019,7 +1024,7 @@ fn a2_41_an_admin_rotates_a_compromised_scim_key() {
         let (action, role) = ("rotate keys", by.role().cloned());
         assert_eq!(refusal, Denial::Forbidden { action, role });
     }
-    // The acting admin is not the admin who created the key.
+    // The admin who rotates the key is not the admin who created it.
     let ada = actor("acme", "ada", Role::ADMIN);
     let rotated = company.rotate_compromised(&ada, key.id).unwrap();
     let old = company.verify(key.secret.expose(), &scim());

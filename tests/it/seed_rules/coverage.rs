@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use regex::Regex;
 
-/// The documents. Each has its rules, its tests, the prefix of its rule ids, and its number of rules.
+/// The documents, each with its rules, its tests, the prefix of its rule ids, and its number of rules.
 const DOCUMENTS: &[(&str, &str, &str, usize)] = &[
     (
         include_str!("rules/amplitude.csv"),
@@ -38,13 +38,13 @@ const DOCUMENTS: &[(&str, &str, &str, usize)] = &[
     ),
 ];
 
-/// The states of a rule: shown by a test, or waiting for usage counts or for a web page.
+/// The states of a rule: shown by a test, or waiting for usage counts or a web page.
 const STATES: &[&str] = &["shown", "usage", "page"];
 
-/// The source of the HTTP tests for the rules about requests, from all documents.
+/// The source of the HTTP tests, which cover the rules about requests in all documents.
 const OVER_HTTP: &str = include_str!("../http/rules.rs");
 
-/// The rules that must be tested over HTTP, even if the library's own tests show them too.
+/// The rules that need a test over HTTP, even if the library's own tests show them too.
 const SPEAK_OF_REQUESTS: &[&str] = &[
     "A1-06", "A1-25", "A2-10", "A2-11", "A2-15", "A2-30", "A2-31", "G-22", "G-36", "I-02", "Y-01",
     "Y-02", "Y-25", "Y-26",
@@ -62,12 +62,12 @@ fn rules(csv: &str) -> BTreeMap<String, String> {
         };
         let (id, state, words) = (field(), field(), field());
         assert!(STATES.contains(&state), "{id} has state {state:?}");
-        assert!(words.len() > 15, "{id} says what it demands");
+        assert!(words.len() > 15, "{id} has no description");
         (id.to_owned(), state.to_owned())
     });
     let parsed: Vec<_> = parsed.collect();
     let rules: BTreeMap<_, _> = parsed.iter().cloned().collect();
-    assert_eq!(rules.len(), parsed.len(), "each id stands once");
+    assert_eq!(rules.len(), parsed.len(), "each id occurs once");
     rules
 }
 
@@ -93,7 +93,7 @@ fn every_rule_has_a_test_or_names_what_it_waits_for() {
         let tested: BTreeSet<_> = tested(source).into_iter().chain(over_http).collect();
         assert_eq!(
             tested, shown,
-            "tests of {letters} against what is said to be shown"
+            "the tests of {letters} are not the rules with the state `shown`"
         );
     }
 }

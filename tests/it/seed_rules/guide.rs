@@ -19,18 +19,18 @@ use keyward_conformance::FaultyStore;
 
 use support::*;
 
-/// Returns a world with one organization, which is a tenant.
-fn organization() -> World {
+/// Returns a service with one organization. An organization is a tenant.
+fn organization() -> TestService {
     organization_under(profiles::guide())
 }
 
-fn organization_under(spec: PolicySpec) -> World {
-    let world = World::with_policy(spec);
+fn organization_under(spec: PolicySpec) -> TestService {
+    let world = TestService::with_policy(spec);
     provision(&world, "acme");
     world
 }
 
-fn provision(world: &World, path: &str) {
+fn provision(world: &TestService, path: &str) {
     wait(world.keys.provision_tenant(&host(), &tenant(path))).unwrap();
 }
 
@@ -48,28 +48,28 @@ fn draft(name: &str) -> CreateKey {
         .purpose("nightly reports")
 }
 
-fn create(world: &World, name: &str) -> Created {
+fn create(world: &TestService, name: &str) -> Created {
     world.create(&developer(), draft(name)).unwrap()
 }
 
-fn revoke(world: &World, id: KeyId) {
+fn revoke(world: &TestService, id: KeyId) {
     let confirmed = Reason::Compromised.confirmed();
     wait(world.keys.revoke(&developer(), id, confirmed)).unwrap();
 }
 
-fn info(world: &World, id: KeyId) -> KeyInfo {
+fn info(world: &TestService, id: KeyId) -> KeyInfo {
     wait(world.keys.key(&developer(), id)).unwrap()
 }
 
-fn query(world: &World) -> KeyQuery {
+fn query(world: &TestService) -> KeyQuery {
     world.keys.query(&tenant("acme"))
 }
 
-fn list(world: &World, query: &KeyQuery) -> Vec<KeyInfo> {
+fn list(world: &TestService, query: &KeyQuery) -> Vec<KeyInfo> {
     wait(world.keys.list(&developer(), query)).unwrap().keys
 }
 
-fn names(world: &World, query: &KeyQuery) -> BTreeSet<String> {
+fn names(world: &TestService, query: &KeyQuery) -> BTreeSet<String> {
     let keys = list(world, query).into_iter();
     keys.map(|key| key.name.to_string()).collect()
 }
@@ -86,7 +86,7 @@ fn works(node: &Keyward, text: &str) -> bool {
 }
 
 /// Verifies `text` with every verification method and returns the verdicts. No method may accept a key that
-/// another method refuses.
+/// another one refuses.
 fn every_way(node: &Keyward, text: &str, need: &Need) -> [Result<KeyId, VerifyError>; 5] {
     let id = keyward::token::parse(text.as_bytes()).unwrap().id();
     let with = |public: &str| {
@@ -103,7 +103,7 @@ fn every_way(node: &Keyward, text: &str, need: &Need) -> [Result<KeyId, VerifyEr
     verdicts.map(|verdict| verdict.map(|grant| grant.key_id()))
 }
 
-fn trail(world: &World, id: KeyId) -> Vec<AuditRow> {
+fn trail(world: &TestService, id: KeyId) -> Vec<AuditRow> {
     let query = AuditQuery::tenant(tenant("acme")).about(id);
     wait(world.keys.audit(&admin(), &query)).unwrap().rows
 }
@@ -136,7 +136,7 @@ fn g_01_a_list_shows_every_key_of_an_organization_and_none_of_another() {
     assert_eq!(seen.len(), own.len(), "each once");
     assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), own);
 
-    // A query that names no organization covers the actor's own and all tenants below it.
+    // A query without an organization covers the actor's own and all tenants below it.
     let all = KeyQuery::all(world.keys.now());
     let seen: BTreeSet<_> = list(&world, &all).into_iter().map(|key| key.id).collect();
     own.insert(below);
@@ -173,7 +173,11 @@ fn g_03_a_status_is_computed_at_the_instant_of_the_read() {
     assert_eq!(info(&world, short.id).status, Status::Expired);
     world.clock.advance(days(90));
     assert_eq!(statuses(&query(&world)), ["expired", "expired", "revoked"]);
-    assert_eq!(dump(&world.store), before, "nothing was written meanwhile");
+    assert_eq!(
+        dump(&world.store),
+        before,
+        "the status changed without a write"
+    );
 }
 
 #[test]
@@ -442,7 +446,7 @@ fn g_14_a_rotation_goes_through_its_five_steps() {
     assert_eq!(created.old_key_ends, at(START).saturating_add(days(7)));
     assert!(!created.safe_to_finish);
 
-    // 2. Applications switch over: the new key is used.
+    // 2. Applications switch to the new key.
     world.clock.advance(hours(1));
     assert!(works(keys, new.secret.expose()));
     wait(keys.run_maintenance()).unwrap();
@@ -453,7 +457,7 @@ fn g_14_a_rotation_goes_through_its_five_steps() {
     assert_eq!(
         seen(None).unwrap().step,
         RotationStep::SuccessorInUse,
-        "what nobody counts is not silent"
+        "without usage counts, the old key does not count as silent"
     );
 
     // 3. Only the new key is used.
@@ -484,7 +488,7 @@ fn g_16_there_is_always_a_key_that_works() {
         let world = organization();
         let elsewhere = world.another_node(policy());
         let nodes = [&world.keys, &elsewhere];
-        // The old key expires in ten hours, and the rotation does not move its expiry.
+        // The old key expires in ten hours. The rotation does not change its expiry.
         let old = draft("export").expires_in(hours(10));
         let old = world.create(&developer(), old).unwrap();
         for node in nodes {
@@ -492,7 +496,10 @@ fn g_16_there_is_always_a_key_that_works() {
         }
         let new = wait(world.keys.rotate(&developer(), old.id, how)).unwrap();
         for node in nodes {
-            assert!(works(node, old.secret.expose()), "the new one came first");
+            assert!(
+                works(node, old.secret.expose()),
+                "the old key works although the new key exists"
+            );
         }
         let mut old_worked = 0;
         for _ in 0..10 {
@@ -504,7 +511,10 @@ fn g_16_there_is_always_a_key_that_works() {
             wait(world.keys.run_maintenance()).unwrap();
             world.clock.advance(hours(1));
         }
-        assert!(old_worked >= 10, "it was not cut off: {old_worked}");
+        assert!(
+            old_worked >= 10,
+            "the old key ended too early: {old_worked}"
+        );
         assert!(!works(&world.keys, old.secret.expose()));
     }
 }
@@ -692,7 +702,7 @@ fn g_24_a_revoked_key_cannot_be_made_to_work_again() {
         assert_eq!(denied(cancelled), Denial::NotRotating);
         assert_eq!(denied(wait(keys.replace_lost(&by, id))), Denial::Revoked);
     }
-    // Cancelling a rotation does not restore a revoked key either.
+    // Cancelling its rotation does not restore a revoked key either.
     let old = create(&world, "old");
     let how = RotateKey::on_first_use(hours(1));
     wait(world.keys.rotate(&developer(), old.id, how)).unwrap();
@@ -803,7 +813,7 @@ fn g_36_a_key_works_only_in_its_own_environment() {
         for verdict in every_way(&world.keys, text, &there) {
             assert_eq!(verdict, Err(refused.clone()));
         }
-        // Another prefix does not move the key to the other environment either.
+        // A token with another prefix does not move the key to the other environment either.
         let other = format!("key_{other}_{}", &text[prefix.len()..text.len() - 6]);
         let renamed = format!("{other}{}", keyward::token::checksum(&other));
         assert!(!works(&world.keys, &renamed));
@@ -861,7 +871,7 @@ fn g_38_a_key_states_its_purpose() {
     }
     let Denial::Invalid(invalid) = denied(world.create(&admin(), silent.clone().purpose(" ")))
     else {
-        panic!("blank says nothing");
+        panic!("a blank purpose must be invalid");
     };
     assert_eq!(invalid.problem, Problem::Empty);
 
@@ -875,7 +885,7 @@ fn g_38_a_key_states_its_purpose() {
     wait(world.keys.update(&developer(), key.id, changed)).unwrap();
     assert_eq!(purpose(), "weekly reports");
 
-    // A purpose is only recommended unless the policy requires one.
+    // A purpose is optional unless the policy requires one.
     let advised = organization_under(profiles::guide().with(|spec| spec.purpose_required = false));
     let key = advised.create(&developer(), silent).unwrap();
     assert_eq!(info(&advised, key.id).purpose, None);

@@ -12,8 +12,8 @@ use keyward::{
 
 use support::*;
 
-fn world() -> World {
-    World::with_policy(profiles::idenfy())
+fn world() -> TestService {
+    TestService::with_policy(profiles::idenfy())
 }
 
 fn draft(name: &str) -> CreateKey {
@@ -24,7 +24,7 @@ fn verifying() -> Need {
     Need::scope("verifications:write").unwrap()
 }
 
-fn deleted(world: &World) -> Created {
+fn deleted(world: &TestService) -> Created {
     let key = world.create(&admin(), draft("short-lived")).unwrap();
     wait(world.keys.delete(&admin(), key.id, DeleteKey::plain())).unwrap();
     key
@@ -41,7 +41,7 @@ fn i_02_a_key_id_and_its_secret_are_a_pair() {
     world.clock.advance(hours(1));
     let second = world.create(&admin(), draft("second")).unwrap();
     let ids: Vec<_> = listed(&world, &admin()).iter().map(|key| key.id).collect();
-    assert_eq!(ids, [first.id, second.id], "the ids stay in sight");
+    assert_eq!(ids, [first.id, second.id], "the list shows the ids");
     for (own, other) in [(&first, &second), (&second, &first)] {
         let pair = |id: &Created| {
             let id = id.id.to_string();
@@ -199,7 +199,7 @@ fn i_10_no_call_brings_a_deleted_key_back() {
     ];
     assert!(refusals.iter().all(|denied| *denied == Denial::NotFound));
 
-    // Importing the same token as an existing key does not restore it either.
+    // Importing the token of a deleted key does not restore the key either.
     let import = ImportKey::sha256(Digest::sha256(text), draft("taken over"));
     let _ = wait(keys.import(&by, import));
     let verdicts = [

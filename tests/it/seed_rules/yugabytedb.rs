@@ -32,8 +32,8 @@ const ADMIN_SCOPES: &[&str] = &[
     "*:*",
 ];
 
-fn world() -> World {
-    World::with_policy(profiles::yugabytedb())
+fn world() -> TestService {
+    TestService::with_policy(profiles::yugabytedb())
 }
 
 fn draft(name: &str) -> CreateKey {
@@ -49,12 +49,12 @@ fn bob() -> Actor {
     actor("acme", "bob", Role::ADMIN)
 }
 
-/// Returns bob after his role was lowered to developer.
+/// Returns bob after his demotion to developer.
 fn bob_the_developer() -> Actor {
     actor("acme", "bob", Role::DEVELOPER)
 }
 
-fn demote_bob(world: &World) {
+fn demote_bob(world: &TestService) {
     wait(
         world
             .keys
@@ -63,8 +63,8 @@ fn demote_bob(world: &World) {
     .unwrap();
 }
 
-/// Creates keys of bob that may do everything an admin may: one in the account, one in an account below.
-fn keys_of_bob(world: &World) -> [Created; 2] {
+/// Creates two keys of bob with all rights of an admin: one in the account, and one in an account below.
+fn keys_of_bob(world: &TestService) -> [Created; 2] {
     let all = CreateKey::new("bob's").scope("*:*");
     [
         world.create(&bob(), all.clone()).unwrap(),
@@ -74,12 +74,12 @@ fn keys_of_bob(world: &World) -> [Created; 2] {
     ]
 }
 
-fn details(world: &World, key: &Created) -> KeyInfo {
+fn details(world: &TestService, key: &Created) -> KeyInfo {
     wait(world.keys.key(&admin(), key.id)).unwrap()
 }
 
-/// Checks that `result` was refused because only admins may do `action`. The refusal names a person's role; a
-/// key has no role.
+/// Checks that `result` was refused because only admins may do `action`. The refusal to a person names the
+/// person's role; a key has no role.
 fn only_admins_may<T: std::fmt::Debug>(
     action: &'static str,
     by: &Actor,
@@ -248,7 +248,7 @@ fn y_12_the_list_shows_who_created_a_key_and_when() {
     let alices = world.create(&admin(), draft("alice's")).unwrap();
     world.clock.advance(hours(5));
     world.create(&bob(), draft("bob's")).unwrap();
-    // A later change by another person does not change the creator.
+    // A later change by another person does not change the recorded creator.
     let rename = UpdateKey::new().name("renamed by bob");
     wait(world.keys.update(&bob(), alices.id, rename)).unwrap();
     let created: Vec<_> = listed(&world, &admin())
@@ -358,7 +358,8 @@ fn y_19_a_key_is_shown_once() {
 fn y_20_a_lost_key_is_revoked_and_replaced_by_a_new_one() {
     let world = world();
     let lost = world.create(&admin(), draft("lost")).unwrap();
-    // A create whose answer was lost can be answered again for an hour, with another secret.
+    // If the answer to a create was lost, its caller can ask again for an hour. The key then gets another
+    // secret.
     let replaced = wait(world.keys.replace_lost(&admin(), lost.id)).unwrap();
     let verify = |key: &Created| world.keys.verify(key.secret.expose(), &clusters());
     assert_eq!(verify(&lost).unwrap_err(), VerifyError::WrongSecret);
@@ -386,7 +387,7 @@ fn y_23_a_key_is_linked_to_its_creator_permanently() {
     let world = world();
     let key = world.create(&admin(), draft("alice's")).unwrap();
     let linked = || {
-        // The host reads the key's owner, even after alice has left.
+        // The application can read the key's owner, even after alice has left.
         let owner = wait(world.keys.key(&host(), key.id)).unwrap().facts.owner;
         assert_eq!(owner, Owner::Principal(who("alice")));
     };
@@ -399,8 +400,7 @@ fn y_23_a_key_is_linked_to_its_creator_permanently() {
     linked();
     let grant = world.keys.verify(key.secret.expose(), &clusters());
     assert_eq!(grant.unwrap().owner(), &Owner::Principal(who("alice")));
-    // Removing bob, who changed the key last, keeps the key. Removing alice, who created the key, ends the
-    // key.
+    // Removing bob, who last changed the key, does not end it. Removing alice, who created the key, ends it.
     let remove = |by: &Actor, user: &str| {
         wait(world.keys.remove_owner(by, &tenant("acme"), who(user))).unwrap()
     };
@@ -492,7 +492,7 @@ fn y_25_the_key_of_a_creator_who_became_a_developer_has_developer_access() {
         );
         for allowed in DEVELOPER_SCOPES {
             let grant = verify(key, allowed).unwrap();
-            assert_eq!(grant.key_id(), key.id, "the same key goes on");
+            assert_eq!(grant.key_id(), key.id, "the same key still works");
         }
     }
     verify(&alices, "account:write").unwrap();

@@ -1,4 +1,4 @@
-//! Backups, restores, older files, and a file that replaces another.
+//! Backups, restores, files of older versions, and a file that replaces an open one.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -30,7 +30,7 @@ fn a_backup_is_one_private_file_with_the_state_of_one_instant() {
     let direct = wait(SqliteStore::open(desk.at("backup.db")));
     assert!(
         matches!(direct, Err(OpenError::Unrecovered { .. })),
-        "a backup says what it is"
+        "a backup is marked as unrecovered"
     );
 }
 
@@ -65,7 +65,7 @@ fn a_restored_store_opens_only_for_recovery_and_its_followers_start_over() {
         wait(SqliteStore::open(desk.path())),
         Err(OpenError::Unrecovered { .. })
     ));
-    // The running service sees only a changed file, and refuses the restored file too.
+    // The running service sees only that the file changed, and refuses the restored file too.
     let error = format!("{:?}", wait(service.sync()).unwrap_err());
     assert!(error.contains("Unrecovered"), "{error}");
     let refused = wait(service.create(&admin(), reader("too early"))).unwrap_err();
@@ -95,7 +95,7 @@ fn a_restored_store_opens_only_for_recovery_and_its_followers_start_over() {
     assert!(head.revision < lost.revision, "the head went backwards");
     assert_ne!(head.epoch, lost.epoch);
 
-    // The service that had the lost file open follows the restored one without a restart.
+    // The service had the lost file open. It follows the restored file without a restart.
     let operator = desk.node(opened);
     wait(operator.revoke(&admin(), key.id, Reason::Lost)).unwrap();
     wait(service.sync()).unwrap();
@@ -132,7 +132,7 @@ fn a_damaged_backup_is_not_restored() {
     assert!(!desk.at("new.db").exists());
 }
 
-/// The file that version 1 wrote, and the tokens of its keys. See `tests/it/golden.rs`.
+/// Version 1 wrote this file and the tokens of its keys. See `tests/it/golden.rs`.
 #[test]
 fn a_file_of_version_1_opens_with_this_version() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/store.v1.db");

@@ -15,7 +15,7 @@ use support::*;
 
 const ALL: NonZeroUsize = NonZeroUsize::new(10_000).unwrap();
 
-/// Fills a store with rows of every kind and closes it.
+/// Fills a store with rows of every kind and closes it. Returns the ids and tokens of its keys.
 fn filled(desk: &Desk) -> Vec<(keyward::KeyId, String)> {
     let keys = desk.keys();
     let mut made = Vec::new();

@@ -1,4 +1,4 @@
-//! The file store: opening, damage, sharing, backups. `tests/faults/sqlite` tests crashes and disk faults.
+//! The SQLite store: opening, damage, sharing, backups. `tests/faults/sqlite` tests crashes and disk faults.
 
 mod backups;
 mod damage;
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use support::*;
 
-/// A folder for one store.
+/// A folder for one store, with a manual clock.
 pub(crate) struct Desk {
     folder: TempDir,
     pub(crate) clock: Arc<ManualClock>,
@@ -54,16 +54,16 @@ pub(crate) fn policy() -> keyward::policy::Policy {
     keyward::policy::Policy::new(profiles::standard()).unwrap()
 }
 
-/// Opens a connection of another program.
+/// Opens the file with plain SQLite, as another program might.
 pub(crate) fn sql(path: &Path) -> rusqlite::Connection {
     rusqlite::Connection::open(path).unwrap()
 }
 
-/// Moves the write-ahead log into the file, as the last connection does on close.
+/// Checkpoints the write-ahead log into the file, as the last connection does when it closes.
 pub(crate) fn checkpoint(path: &Path) {
     let conn = sql(path);
     let done: i64 = conn
         .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
         .unwrap();
-    assert_eq!(done, 0, "nobody is in the way");
+    assert_eq!(done, 0, "no other connection blocks the checkpoint");
 }

@@ -1,4 +1,4 @@
-//! The registry of nodes in the file.
+//! The node registry in the file.
 
 use std::fs;
 use std::time::Duration;
@@ -92,7 +92,7 @@ fn a_damaged_entry_is_named_and_replaced_by_the_next_report() {
         let damage = "UPDATE nodes SET beat = 1000000 WHERE node = \
                       x'00000000000000000000000000000002'";
         assert_eq!(sql(&desk.path()).execute(damage, []).unwrap(), 1);
-        // If the damaged entry were skipped, the node would count as gone.
+        // If the damaged entry were skipped, its node would look as if it were gone.
         let error = wait(store.nodes()).unwrap_err();
         assert_eq!(error.kind(), StoreErrorKind::Corrupt);
         let faults = wait(store.check_integrity()).unwrap().faults;
@@ -167,7 +167,7 @@ fn a_restored_registry_is_marked_as_incomplete() {
     assert_eq!((found[0].lease, found[0].applied), (hours(2), None));
     wait(restored.finish_recovery()).unwrap();
 
-    // After a restore, no receipt counts a change as confirmed before the staleness bound has passed.
+    // After a restore, no receipt is complete before the staleness bound has passed.
     let builder = Keyward::builder(restored.clone(), peppers()).registry(restored.clone());
     let keys = wait(builder.policy(policy()).clock(desk.clock.clone()).build()).unwrap();
     let receipt = wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();

@@ -1,4 +1,4 @@
-//! Opening: the files that open, and the errors for those that do not.
+//! Opening a store: the files that open, and the errors for files that do not.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -60,11 +60,11 @@ fn a_file_of_a_group_opens_only_if_allowed_and_one_of_everybody_never() {
 #[test]
 fn a_store_is_created_or_opened_as_requested() {
     let desk = Desk::new();
-    let missing = wait(SqliteStore::options(desk.path()).must_exist().open());
+    let missing = wait(SqliteStore::options(desk.path()).create(false).open());
     assert!(matches!(missing, Err(OpenError::NotFound { .. })));
     assert!(!desk.path().exists());
-    wait(SqliteStore::options(desk.path()).must_be_new().open()).unwrap();
-    let again = wait(SqliteStore::options(desk.path()).must_be_new().open());
+    wait(SqliteStore::options(desk.path()).create_new(true).open()).unwrap();
+    let again = wait(SqliteStore::options(desk.path()).create_new(true).open());
     assert!(matches!(again, Err(OpenError::Exists { .. })));
     let nowhere = wait(SqliteStore::open(desk.at("no folder/keys.db")));
     assert!(matches!(nowhere, Err(OpenError::Io { .. })), "{nowhere:?}");
@@ -224,8 +224,8 @@ fn the_journal_mode_is_safe_with_the_linked_sqlite() {
             (JournalMode::Wal, "wal")
         );
     } else {
-        // TRUNCATE mode is not stored in the file, so another connection reports its own default mode. That
-        // mode must not be WAL.
+        // The file does not store the mode TRUNCATE, so another connection reports its own default. That
+        // default must not be WAL.
         assert_eq!(store.journal_mode(), JournalMode::Truncate);
         assert_ne!(now, "wal");
     }

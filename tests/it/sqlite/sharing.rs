@@ -45,8 +45,8 @@ fn first_uses_are_not_lost() {
     pairs::first_uses_are_not_lost(&desk.keys(), &desk.keys(), &desk.clock);
 }
 
-/// Runs `check` with a node on the right clock and one on a wrong clock. The last argument starts another
-/// node on the right clock.
+/// Runs `check` with a node on the correct clock and a node on a wrong clock. The last argument starts
+/// another node on the correct clock.
 fn on_two_clocks(
     check: impl Fn((&Keyward, &ManualClock), (&Keyward, &ManualClock), &dyn Fn() -> Keyward),
 ) {
@@ -147,7 +147,7 @@ fn waiting_commits_share_one_transaction_and_each_gets_its_answer() {
     let desk = Desk::new();
     let keys = Arc::new(desk.keys());
     let other = sql(&desk.path());
-    // While another connection writes, commits queue behind the first one.
+    // While another connection writes, all commits queue behind the first one.
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let create = |number: usize| {
         let keys = keys.clone();

@@ -5,27 +5,29 @@ use std::num::NonZeroUsize;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use keyward::store::transfer::{CopyError, Export, Import, Importing, Item, Origin, Page, Part};
+use keyward::store::transfer::{
+    CopyError, CopyPage, CopySource, CopyTarget, CopyTransaction, Item, Origin, Part,
+};
 use keyward::store::{Cursor, KeyStore, SqliteStore, StoreError, async_trait};
 
 use crate::operators::fill::{FEW, File, Filled, copy, fill, is_empty, seen, service};
-use support::postgres::Place;
+use support::postgres::TestSchema;
 use support::*;
 
-/// The change a broken target makes to each page.
+/// The change that a broken target makes to each page.
 type Bend = fn(Vec<Item>) -> Vec<Item>;
 
 /// A target that changes each page of `part` before it writes the page.
 #[derive(Debug)]
 struct Bent<'a> {
-    inner: &'a dyn Import,
+    inner: &'a dyn CopyTarget,
     part: Part,
     bend: Bend,
 }
 
 #[async_trait]
-impl Import for Bent<'_> {
-    async fn begin(&self, origin: &Origin) -> Result<Box<dyn Importing>, CopyError> {
+impl CopyTarget for Bent<'_> {
+    async fn begin(&self, origin: &Origin) -> Result<Box<dyn CopyTransaction>, CopyError> {
         let Self { inner, part, bend } = self;
         let (inner, part, bend) = (inner.begin(origin).await?, *part, *bend);
         Ok(Box::new(BentCopy { inner, part, bend }))
@@ -34,13 +36,13 @@ impl Import for Bent<'_> {
 
 #[derive(Debug)]
 struct BentCopy {
-    inner: Box<dyn Importing>,
+    inner: Box<dyn CopyTransaction>,
     part: Part,
     bend: Bend,
 }
 
 #[async_trait]
-impl Importing for BentCopy {
+impl CopyTransaction for BentCopy {
     async fn write(&mut self, mut items: Vec<Item>) -> Result<(), StoreError> {
         if items.first().is_some_and(|item| item.part() == self.part) {
             items = (self.bend)(items);
@@ -82,11 +84,11 @@ fn a_copy_that_differs_in_anything_is_rolled_back() {
     let file = File::new();
     let source = file.open();
     fill(&source);
-    let (other, place) = (File::new(), Place::new());
+    let (other, place) = (File::new(), TestSchema::new());
     let (target, database) = (other.open(), place.connect());
     for part in Part::ALL {
         for bend in [loses_one as Bend, alters_one] {
-            for inner in [&target as &dyn Import, &database] {
+            for inner in [&target as &dyn CopyTarget, &database] {
                 let refused = copy(&source, &Bent { inner, part, bend });
                 assert!(
                     matches!(refused, Err(CopyError::Differs(_))),
@@ -96,7 +98,7 @@ fn a_copy_that_differs_in_anything_is_rolled_back() {
             assert!(is_empty(&target) && is_empty(&database), "{part}");
         }
     }
-    for inner in [&target as &dyn Import, &database] {
+    for inner in [&target as &dyn CopyTarget, &database] {
         copy(&source, inner).unwrap();
     }
     assert_eq!(seen(&other.open()), seen(&source));
@@ -117,7 +119,7 @@ impl std::fmt::Debug for Moving {
 }
 
 #[async_trait]
-impl Export for Moving {
+impl CopySource for Moving {
     async fn origin(&self) -> Result<Origin, StoreError> {
         self.inner.origin().await
     }
@@ -126,7 +128,7 @@ impl Export for Moving {
         part: Part,
         after: Option<&Item>,
         limit: NonZeroUsize,
-    ) -> Result<Page, StoreError> {
+    ) -> Result<CopyPage, StoreError> {
         let page = self.inner.page(part, after, limit).await;
         if self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
             let happens = self.happens.lock().unwrap().take().unwrap();
@@ -138,7 +140,7 @@ impl Export for Moving {
 
 #[test]
 fn a_write_to_the_source_during_a_copy_is_detected_at_any_page() {
-    // Counts the pages that a copy reads from an unchanged source.
+    // Counts the pages that a copy of an unchanged source reads.
     let (file, other) = (File::new(), File::new());
     fill(&file.open());
     let still = Moving {

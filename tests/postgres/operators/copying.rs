@@ -1,11 +1,13 @@
-//! Copies that equal their source.
+//! Copies that are equal to their source.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use keyward::pepper::Pepper;
 use keyward::store::sqlite::OpenError;
-use keyward::store::transfer::{CopyError, Export, Part, Progress, Step, copy as copied};
+use keyward::store::transfer::{
+    CopyError, CopyPhase, CopyProgress, CopySource, Part, copy as copied,
+};
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, CommitTag, Cursor, Effects,
     FoundKey, KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, NodeRegistry,
@@ -18,12 +20,12 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence};
 
 use crate::operators::fill::{ALL, FEW, File, copy, fill, head, is_empty, seen, service, works};
-use support::postgres::{Place, open};
+use support::postgres::{TestSchema, open};
 use support::*;
 
 const CAP: usize = 4;
 
-/// An in-memory store, which the model's service requires. It also applies each of its commits to a file.
+/// An in-memory store for the model's service. Every commit is also applied to a file.
 #[derive(Debug)]
 struct Mirrored {
     memory: MemoryStore,
@@ -44,7 +46,7 @@ impl KeyStore for Mirrored {
     }
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
         let revision = self.memory.commit(commit.clone()).await?;
-        // The file has an epoch of its own, and would refuse the commit for that of the memory.
+        // The file has its own epoch, and would refuse a commit with the epoch of the in-memory store.
         let commit = Commit {
             epoch: None,
             ..commit
@@ -102,14 +104,14 @@ proptest! {
         prop_assert_eq!(wait(store.scan(None, ALL)).unwrap().head.revision, mirrored);
         wait(store.compact(Revision(forgotten))).unwrap();
         let before = seen(&store);
-        let place = Place::new();
+        let place = TestSchema::new();
         let database = open(place.options()).unwrap();
         let there = copy(&store, &database).unwrap();
         prop_assert_eq!(&seen(&place.connect()), &before);
         let target = back.open();
         copy(&place.connect(), &target).unwrap();
         prop_assert_eq!(&seen(&back.open()), &before);
-        prop_assert_eq!(&seen(&store), &before, "the source is as it was");
+        prop_assert_eq!(&seen(&store), &before, "the source is unchanged");
         prop_assert!(wait(database.check_integrity()).unwrap().is_sound());
         prop_assert!(wait(target.check_integrity()).unwrap().is_sound());
         let heads = [head(&store), there.head, head(&back.open())];
@@ -133,13 +135,13 @@ proptest! {
 
 #[test]
 fn a_copy_behaves_like_its_source() {
-    let (file, other, place) = (File::new(), File::new(), Place::new());
+    let (file, other, place) = (File::new(), File::new(), TestSchema::new());
     let filled = fill(&file.open());
     let to_file = other.open();
     copy(&file.open(), &to_file).unwrap();
     let to_database = open(place.options()).unwrap();
     copy(&file.open(), &to_database).unwrap();
-    // Both the handles that made the copies and new handles work.
+    // The handles that made the copies work, and so do new handles.
     works(to_file, &filled);
     works(to_database, &filled);
     assert_ne!(seen(&other.open()), seen(&file.open()), "two stores");
@@ -152,7 +154,7 @@ fn a_copy_behaves_like_its_source() {
 /// Returns a commit that writes a new key with the id `id`.
 fn takes(id: keyward::KeyId, expected: Revision) -> Commit {
     let mut record = None;
-    let keys = support::World::new();
+    let keys = support::TestService::new();
     let made = keys.some_key();
     let found = wait(keys.store.find(&keyward::store::Locator::Id(made.id))).unwrap();
     if let keyward::store::Row::Key(found) = found.unwrap().change.row {
@@ -178,7 +180,7 @@ fn takes(id: keyward::KeyId, expected: Revision) -> Commit {
 
 #[test]
 fn ids_taken_permanently_stay_taken_in_a_copy() {
-    let (file, place) = (File::new(), Place::new());
+    let (file, place) = (File::new(), TestSchema::new());
     let filled = fill(&file.open());
     let database = open(place.options()).unwrap();
     copy(&file.open(), &database).unwrap();
@@ -202,7 +204,7 @@ fn ids_taken_permanently_stay_taken_in_a_copy() {
 
 #[test]
 fn followers_start_over_and_receipts_wait_for_nodes_of_the_source() {
-    let (file, place) = (File::new(), Place::new());
+    let (file, place) = (File::new(), TestSchema::new());
     let source = file.open();
     fill(&source);
     let followed = head(&source);
@@ -211,8 +213,16 @@ fn followers_start_over_and_receipts_wait_for_nodes_of_the_source() {
     let page = wait(database.changes(followed, ALL));
     assert!(matches!(page, Err(ChangesError::Compacted)), "{page:?}");
     let nodes = wait(database.nodes()).unwrap();
-    assert_eq!(nodes.len(), 1, "one that stands for all of them");
-    assert_eq!(nodes[0].lease.as_secs(), 2 * 60 * 60, "the longest lease");
+    assert_eq!(
+        nodes.len(),
+        1,
+        "one entry represents all nodes of the source"
+    );
+    assert_eq!(
+        nodes[0].lease.as_secs(),
+        2 * 60 * 60,
+        "the entry has the longest lease"
+    );
     assert_eq!(nodes[0].applied, None);
 }
 
@@ -222,20 +232,20 @@ fn progress_is_reported_to_the_end_of_each_part() {
     let source = file.open();
     fill(&source);
     let counts = wait(source.origin()).unwrap().counts;
-    let mut reported: Vec<Progress> = Vec::new();
+    let mut reported: Vec<CopyProgress> = Vec::new();
     let target = other.open();
     wait(copied(&source, &target, FEW, |at| reported.push(at))).unwrap();
-    for step in [Step::Copying, Step::Comparing] {
+    for phase in [CopyPhase::Copying, CopyPhase::Comparing] {
         for part in Part::ALL {
             let of = reported
                 .iter()
-                .filter(|at| (at.step, at.part) == (step, part));
+                .filter(|at| (at.phase, at.part) == (phase, part));
             let done: Vec<_> = of.map(|at| (at.done, at.total)).collect();
-            assert!(done.is_sorted(), "{step:?} {part}: {done:?}");
+            assert!(done.is_sorted(), "{phase:?} {part}: {done:?}");
             assert_eq!(
                 done.last(),
                 Some(&(counts.of(part), counts.of(part))),
-                "{step:?} {part}"
+                "{phase:?} {part}"
             );
             assert!(counts.of(part) > 0, "{part}");
         }
@@ -253,7 +263,7 @@ fn empty_stores_and_unrecovered_stores_are_copied_unchanged() {
     );
     fill(&other.open());
 
-    let (backup, place, last) = (File::new(), Place::new(), File::new());
+    let (backup, place, last) = (File::new(), TestSchema::new(), File::new());
     wait(other.open().backup(backup.path())).unwrap();
     let source = SqliteStore::options(backup.path()).allow_unrecovered();
     let source = wait(source.open()).unwrap();
@@ -275,7 +285,7 @@ fn empty_stores_and_unrecovered_stores_are_copied_unchanged() {
 
 #[test]
 fn a_target_that_is_not_empty_is_refused_unchanged() {
-    let (file, full, place) = (File::new(), File::new(), Place::new());
+    let (file, full, place) = (File::new(), File::new(), TestSchema::new());
     let source = file.open();
     fill(&source);
     fill(&full.open());
@@ -303,7 +313,7 @@ fn damage_is_never_copied() {
         "UPDATE digests SET seal = seal + 1",
         "UPDATE gone SET id = x'00'",
     ] {
-        let (file, place) = (File::new(), Place::new());
+        let (file, place) = (File::new(), TestSchema::new());
         let source = file.open();
         fill(&source);
         file.tamper(damage);

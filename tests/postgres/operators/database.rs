@@ -1,4 +1,4 @@
-//! `keyctl` over a database: real processes, and the database's own tools.
+//! `keyctl` on a database: real processes, and PostgreSQL's own tools.
 
 use std::io::{BufRead, BufReader};
 use std::num::NonZeroUsize;
@@ -14,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use support::example;
-use support::postgres::{Place, programs, url};
+use support::postgres::{TestSchema, programs, url};
 use support::*;
 
 const REFUSED: i32 = 1;
@@ -23,7 +23,7 @@ const UNAVAILABLE: i32 = 3;
 const CORRUPT: i32 = 4;
 const NOT_FOUND: i32 = 5;
 
-/// Returns the server's URL with a password, which the server does not ask for.
+/// Returns the server's URL with a password, which the server does not check.
 pub(crate) fn uri() -> String {
     let given = url();
     if given.contains("://") {
@@ -59,17 +59,17 @@ impl Said {
     }
 }
 
-/// A folder for files, and a schema in the database.
+/// A folder for files, and a database schema.
 struct Shop {
     folder: TempDir,
-    place: Place,
+    place: TestSchema,
 }
 
 impl Shop {
     fn empty() -> Self {
         Self {
             folder: tempfile::tempdir().unwrap(),
-            place: Place::at(uri()),
+            place: TestSchema::at(uri()),
         }
     }
 
@@ -88,7 +88,7 @@ impl Shop {
         command
     }
 
-    /// Runs `keyctl` on the database. Checks that the output never contains the password.
+    /// Runs `keyctl` on the database. Checks that its output never contains the password.
     fn run(&self, args: &[&str]) -> Said {
         self.finish(self.command(&[args, &["--pepper-file", "pepper"]].concat()))
     }
@@ -147,7 +147,7 @@ fn a_database_can_replace_a_file() {
     let made = shop
         .place
         .ask("SELECT nspname::text FROM pg_namespace WHERE nspname = '$s'");
-    assert_eq!(made, Vec::<String>::new(), "a slip makes no tables");
+    assert_eq!(made, Vec::<String>::new(), "only `init` creates tables");
     shop.run(&["init"]).ended(0);
     let (id, secret) = shop.key("export", |args| shop.run(args));
     assert!(shop.verifies(&secret));
@@ -178,7 +178,7 @@ fn a_database_can_replace_a_file() {
         assert!(answer.err.contains("pg_dump"), "{answer:?}");
     }
     shop.on_file(&["init"]).ended(0);
-    let answer = shop.on_file(&["begin-anew"]).ended(USAGE);
+    let answer = shop.on_file(&["start-new-epoch"]).ended(USAGE);
     assert!(answer.err.contains("databases"), "{answer:?}");
     let answer = shop.finish(shop.command(&["list"])).ended(USAGE);
     assert!(answer.err.contains("--pepper-file"), "{answer:?}");
@@ -229,7 +229,7 @@ fn a_store_moves_from_a_file_into_a_database_and_back() {
     assert_eq!(
         shop.run(&["audit", "--check"]).ended(0).out,
         ends,
-        "the trail is the same one"
+        "the trail is unchanged"
     );
     let (_, _) = shop.key("later", |args| shop.run(args));
 
@@ -252,10 +252,10 @@ fn a_store_moves_from_a_file_into_a_database_and_back() {
 
 const KEYS: usize = 3_000;
 
-/// Writes so many keys into a file that copying them takes a while.
+/// Writes so many keys into a file that copying them takes some time.
 fn many_keys(path: &Path) {
     let store = wait(SqliteStore::open(path)).unwrap();
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let found = wait(world.store.find(&Locator::Id(key.id))).unwrap();
     let Row::Key(record) = found.unwrap().change.row else {
@@ -298,7 +298,8 @@ fn a_copy_that_is_killed_leaves_nothing_and_can_be_started_again() {
             "copy.db" => rows(&wait(SqliteStore::open(&copy)).unwrap()),
             _ => rows(&shop.place.connect()),
         };
-        // Each run is killed after one more line of output. The process prints a line for each compared part.
+        // Each run is killed one output line later than the run before. The process prints a line for each
+        // compared part.
         for lines in 0.. {
             let args = ["migrate-store", "keys.db", to, "--pepper-file", "pepper"];
             let mut command = shop.command(&args);
@@ -327,7 +328,7 @@ fn a_restored_database_is_recovered_before_it_serves() {
     let schema = format!("--schema={}", shop.place.schema);
     shop.tool("pg_dump", &[&schema, "--file", "dump.sql"]);
     shop.run(&["revoke", &lost, "--reason", "lost"]).ended(0);
-    // The trail is all that is left of the lost database.
+    // The database is lost, and only this copy of its trail is left.
     shop.run(&["migrate-store", "env:KEYWARD_STORE", "trail.db"])
         .ended(0);
     let restore = || {
@@ -340,11 +341,11 @@ fn a_restored_database_is_recovered_before_it_serves() {
     restore();
     assert!(
         shop.verifies(&revoked),
-        "nobody has said that it was restored"
+        "the store was not marked as restored"
     );
     shop.run(&["recover", "--disable-all"]).ended(REFUSED);
 
-    shop.run(&["begin-anew"]).ended(0);
+    shop.run(&["start-new-epoch"]).ended(0);
     shop.run(&["list"]).ended(REFUSED);
     shop.run(&["recover"]).ended(USAGE);
     let answer = shop
@@ -360,7 +361,7 @@ fn a_restored_database_is_recovered_before_it_serves() {
     shop.run(&["recover", "--disable-all"]).ended(REFUSED);
 
     restore();
-    shop.run(&["begin-anew"]).ended(0);
+    shop.run(&["start-new-epoch"]).ended(0);
     let answer = shop
         .run(&["recover", "--disable-all", "--json"])
         .ended(0)
@@ -369,7 +370,7 @@ fn a_restored_database_is_recovered_before_it_serves() {
     assert!(!shop.verifies(&kept) && !shop.verifies(&revoked));
 
     restore();
-    shop.run(&["begin-anew"]).ended(0);
+    shop.run(&["start-new-epoch"]).ended(0);
     shop.run(&["recover", "--trust-backup"]).ended(0);
     assert!(shop.verifies(&kept) && shop.verifies(&revoked));
 }

@@ -1,4 +1,4 @@
-//! Stores with contents, and the observable state of a store.
+//! Stores with test data, and the observable state of a store.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -10,7 +10,7 @@ use keyward::audit::AuditHead;
 use keyward::command::{Created, DeleteKey, ImportKey};
 use keyward::key::Digest;
 use keyward::policy::Policy;
-use keyward::store::transfer::{self, Copied, CopyError, Export, Import};
+use keyward::store::transfer::{self, Copied, CopyError, CopySource, CopyTarget};
 use keyward::store::{
     AuditQuery, AuditRow, Change, Cursor, KeyStore, Locator, NodeId, NodeRegistry, NodeReport,
     SqliteStore, TenantView,
@@ -22,7 +22,7 @@ use support::*;
 
 pub(crate) const ALL: NonZeroUsize = NonZeroUsize::new(1_000_000).unwrap();
 
-/// A page size of 3, so that even a small store has many pages.
+/// A page size of 3, so that a small store has many pages.
 pub(crate) const FEW: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 
 /// A file in its own folder.
@@ -41,14 +41,14 @@ impl File {
         wait(SqliteStore::open(self.path())).unwrap()
     }
 
-    /// Changes the file behind the store's back.
+    /// Changes the file with plain SQL, without the store.
     pub(crate) fn tamper(&self, sql: &str) {
         let file = rusqlite::Connection::open(self.path()).unwrap();
         file.execute_batch(sql).unwrap();
     }
 }
 
-pub(crate) fn copy(from: &dyn Export, to: &dyn Import) -> Result<Copied, CopyError> {
+pub(crate) fn copy(from: &dyn CopySource, to: &dyn CopyTarget) -> Result<Copied, CopyError> {
     wait(transfer::copy(from, to, FEW, |_| {}))
 }
 
@@ -59,7 +59,7 @@ pub(crate) fn service(store: impl KeyStore) -> Keyward {
 
 pub(crate) const TOKEN: &str = "token-from-elsewhere";
 
-/// The keys of a store with rows of every kind.
+/// The keys of a store that has rows of every kind.
 pub(crate) struct Filled {
     pub(crate) live: Created,
     pub(crate) revoked: Created,
@@ -68,7 +68,8 @@ pub(crate) struct Filled {
     pub(crate) imported: KeyId,
 }
 
-/// Fills a store with live, revoked, imported and removed keys. The tombstone of `forgotten` is compacted.
+/// Fills a store with live, revoked, imported and removed keys. The tombstone of `forgotten` is compacted
+/// away.
 pub(crate) fn fill(store: &SqliteStore) -> Filled {
     let keys = service(store.clone());
     let create = |name: &str| wait(keys.create(&admin(), reader(name))).unwrap();
@@ -104,7 +105,7 @@ pub(crate) fn fill(store: &SqliteStore) -> Filled {
     }
 }
 
-/// Everything a store reports of its history, except its epoch.
+/// The observable state and history of a store, except its epoch.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct Seen {
     head: (u64, u128),
@@ -135,7 +136,7 @@ pub(crate) fn seen(store: &dyn KeyStore) -> Seen {
     }
 }
 
-/// Reads the feed from the earliest revision that the feed still has.
+/// Reads the feed from its earliest remaining revision.
 fn feed(store: &dyn KeyStore, head: Cursor) -> Vec<Change> {
     let beginning = Cursor {
         epoch: head.epoch,
@@ -151,7 +152,7 @@ pub(crate) fn head(store: &dyn KeyStore) -> Cursor {
     wait(store.scan(None, FEW)).unwrap().head
 }
 
-/// Returns whether a store holds nothing, not even the history of a commit.
+/// Returns whether a store is empty and has never had a commit.
 pub(crate) fn is_empty(store: &dyn KeyStore) -> bool {
     let trail = wait(store.audit(&AuditQuery::all())).unwrap();
     let scan = wait(store.scan(None, ALL)).unwrap();
@@ -188,7 +189,7 @@ pub(crate) fn works(store: impl KeyStore + Clone, filled: &Filled) {
     assert_eq!(
         head(&store).revision.0,
         before + 1,
-        "it goes on where it was"
+        "revisions continue after the copied ones"
     );
     keys.verify(filled.live.secret.expose(), &reading())
         .unwrap_err();

@@ -1,38 +1,38 @@
-//! A copy that is cut off leaves an empty target, and can be started again.
+//! An interrupted copy leaves an empty target, and can be started again.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use keyward::store::transfer::{CopyError, Import, Importing, Item, Origin, Part};
+use keyward::store::transfer::{CopyError, CopyTarget, CopyTransaction, Item, Origin, Part};
 use keyward::store::{
     CommitError, Cursor, KeyStore, LoadRequest, Revision, SqliteStore, StoreError, StoreErrorKind,
     async_trait,
 };
 
 use crate::operators::fill::{File, copy, fill, is_empty, seen, service};
-use support::postgres::{Place, open};
+use support::postgres::{TestSchema, open};
 use support::*;
 
-/// The moment at which a call is interrupted.
+/// The point at which a call is interrupted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Cut {
     Before,
-    /// After the call did its work: only the answer is lost.
+    /// After the call did its work, so that only the answer is lost.
     After,
 }
 
 /// A target whose first `left` calls succeed. All later calls fail.
 #[derive(Debug)]
 struct Dying<'a> {
-    inner: &'a dyn Import,
+    inner: &'a dyn CopyTarget,
     left: usize,
     cut: Cut,
 }
 
 #[async_trait]
-impl Import for Dying<'_> {
-    async fn begin(&self, origin: &Origin) -> Result<Box<dyn Importing>, CopyError> {
+impl CopyTarget for Dying<'_> {
+    async fn begin(&self, origin: &Origin) -> Result<Box<dyn CopyTransaction>, CopyError> {
         let inner = self.inner.begin(origin).await?;
         let (left, cut) = (self.left, self.cut);
         Ok(Box::new(DyingCopy { inner, left, cut }))
@@ -41,7 +41,7 @@ impl Import for Dying<'_> {
 
 #[derive(Debug)]
 struct DyingCopy {
-    inner: Box<dyn Importing>,
+    inner: Box<dyn CopyTransaction>,
     left: usize,
     cut: Cut,
 }
@@ -59,7 +59,7 @@ fn dead() -> StoreError {
 }
 
 #[async_trait]
-impl Importing for DyingCopy {
+impl CopyTransaction for DyingCopy {
     async fn write(&mut self, items: Vec<Item>) -> Result<(), StoreError> {
         let lives = self.lives();
         if lives || self.cut == Cut::After {
@@ -91,9 +91,9 @@ fn a_copy_that_is_cut_off_anywhere_leaves_an_empty_store() {
     let source = file.open();
     fill(&source);
     for cut in [Cut::Before, Cut::After] {
-        let (other, place) = (File::new(), Place::new());
+        let (other, place) = (File::new(), TestSchema::new());
         let (target, database) = (other.open(), place.connect());
-        let stores: [(&dyn KeyStore, &dyn Import); 2] =
+        let stores: [(&dyn KeyStore, &dyn CopyTarget); 2] =
             [(&target, &target), (&database, &database)];
         for (store, inner) in stores {
             let mut cuts = 0;
@@ -116,9 +116,9 @@ fn a_copy_that_is_cut_off_anywhere_leaves_an_empty_store() {
     }
 }
 
-/// A target that runs an action before its copy commits.
+/// A target that runs an action just before the copy commits.
 struct Watched<'a> {
-    inner: &'a dyn Import,
+    inner: &'a dyn CopyTarget,
     happens: Arc<dyn Fn() + Send + Sync>,
 }
 
@@ -129,8 +129,8 @@ impl std::fmt::Debug for Watched<'_> {
 }
 
 #[async_trait]
-impl Import for Watched<'_> {
-    async fn begin(&self, origin: &Origin) -> Result<Box<dyn Importing>, CopyError> {
+impl CopyTarget for Watched<'_> {
+    async fn begin(&self, origin: &Origin) -> Result<Box<dyn CopyTransaction>, CopyError> {
         let inner = self.inner.begin(origin).await?;
         let happens = self.happens.clone();
         Ok(Box::new(WatchedCopy { inner, happens }))
@@ -138,7 +138,7 @@ impl Import for Watched<'_> {
 }
 
 struct WatchedCopy {
-    inner: Box<dyn Importing>,
+    inner: Box<dyn CopyTransaction>,
     happens: Arc<dyn Fn() + Send + Sync>,
 }
 
@@ -149,7 +149,7 @@ impl std::fmt::Debug for WatchedCopy {
 }
 
 #[async_trait]
-impl Importing for WatchedCopy {
+impl CopyTransaction for WatchedCopy {
     async fn write(&mut self, items: Vec<Item>) -> Result<(), StoreError> {
         self.inner.write(items).await
     }
@@ -168,7 +168,7 @@ impl Importing for WatchedCopy {
 }
 
 fn commit() -> keyward::store::Commit {
-    let world = World::new();
+    let world = TestService::new();
     let key = world.some_key();
     let row = wait(world.store.find(&keyward::store::Locator::Id(key.id)));
     let keyward::store::Row::Key(record) = row.unwrap().unwrap().change.row else {
@@ -190,7 +190,7 @@ fn commit() -> keyward::store::Commit {
 
 #[test]
 fn while_a_store_is_copied_into_it_is_empty_for_readers_and_closed_for_writers() {
-    let (file, other, place) = (File::new(), File::new(), Place::new());
+    let (file, other, place) = (File::new(), File::new(), TestSchema::new());
     let source = file.open();
     fill(&source);
     let soon = std::time::Duration::from_millis(50);
@@ -198,7 +198,7 @@ fn while_a_store_is_copied_into_it_is_empty_for_readers_and_closed_for_writers()
     drop(other.open());
     let impatient = wait(impatient.open()).unwrap();
     let waits_short = open(place.options().lock_timeout(soon)).unwrap();
-    let stores: [(Arc<dyn KeyStore>, Box<dyn Import>); 2] = [
+    let stores: [(Arc<dyn KeyStore>, Box<dyn CopyTarget>); 2] = [
         (Arc::new(impatient), Box::new(other.open())),
         (Arc::new(waits_short), Box::new(place.connect())),
     ];
@@ -224,7 +224,7 @@ fn while_a_store_is_copied_into_it_is_empty_for_readers_and_closed_for_writers()
         assert_eq!(
             seen(&*before),
             seen(&source),
-            "it serves the copy from here on"
+            "the earlier handle serves the copy from now on"
         );
         let refused = wait(before.commit(commit())).unwrap_err();
         assert!(matches!(refused, CommitError::Conflict), "{refused:?}");
@@ -233,11 +233,11 @@ fn while_a_store_is_copied_into_it_is_empty_for_readers_and_closed_for_writers()
 
 #[test]
 fn a_source_that_was_changed_between_two_attempts_is_copied_as_it_is_now() {
-    let (file, other, place) = (File::new(), File::new(), Place::new());
+    let (file, other, place) = (File::new(), File::new(), TestSchema::new());
     let source = file.open();
     let filled = fill(&source);
     let (target, database) = (other.open(), place.connect());
-    let targets = [&target as &dyn Import, &database];
+    let targets = [&target as &dyn CopyTarget, &database];
     let half = |inner| {
         let (left, cut) = (6, Cut::Before);
         copy(&source, &Dying { inner, left, cut }).unwrap_err();

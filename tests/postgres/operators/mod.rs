@@ -1,4 +1,4 @@
-//! Operators' work on stores: copies between kinds of store, and `keyctl` over a database.
+//! Tools for operators: copies between kinds of store, and `keyctl` on a database.
 
 mod broken;
 mod copying;

@@ -3,24 +3,24 @@
 use serde_json::json;
 
 use crate::operators::database::uri;
-use support::postgres::Place;
-use support::served::Service;
+use support::postgres::TestSchema;
+use support::served::ServiceProcess;
 
 #[test]
 fn services_over_one_database_share_keys_and_print_the_admin_key_once() {
-    let place = Place::at(uri());
+    let place = TestSchema::at(uri());
     let folder = tempfile::tempdir().unwrap();
     let variables = [
         ("SERVICE_DATABASE", &*place.url),
         ("SERVICE_SCHEMA", &place.schema),
     ];
-    let one = Service::start_with(folder.path(), &variables);
+    let one = ServiceProcess::start_with(folder.path(), &variables);
     let admin = one.admin_key();
-    let other = Service::start_with(folder.path(), &variables);
+    let other = ServiceProcess::start_with(folder.path(), &variables);
     assert!(other.lines_to_try().is_empty(), "{:?}", other.printed);
     assert!(
         !folder.path().join("data/keys.db").exists(),
-        "keys are in the database alone"
+        "keys are only in the database"
     );
 
     let reader = json!({ "name": "made", "scopes": ["reports:read"], "expires_in_days": 1 });
@@ -30,15 +30,15 @@ fn services_over_one_database_share_keys_and_print_the_admin_key_once() {
         made["id"].as_str().unwrap(),
         made["secret"].as_str().unwrap(),
     );
-    let reads = |service: &Service| service.ask(secret, "GET /v1/reports", None).0;
+    let reads = |service: &ServiceProcess| service.ask(secret, "GET /v1/reports", None).0;
     assert_eq!((reads(&one), reads(&other)), (200, 200));
     let (status, revoked) = other.ask(&admin, &format!("POST /v1/keys/{id}/revoke"), None);
     assert_eq!(status, 200, "{revoked}");
     assert_eq!(reads(&other), 401);
-    // Service `one` is notified of the revocation, or finds it by polling.
+    // Service `one` learns of the revocation by a notification or by polling.
     assert!(
         (0..20_000).any(|_| reads(&one) == 401),
-        "it goes on accepting"
+        "the other service still accepts the key"
     );
 
     let output = [one.printed.clone(), other.printed.clone()]
@@ -52,20 +52,20 @@ fn services_over_one_database_share_keys_and_print_the_admin_key_once() {
 
 #[test]
 fn the_service_refuses_a_database_whose_pepper_is_lost() {
-    let place = Place::at(uri());
+    let place = TestSchema::at(uri());
     let folder = tempfile::tempdir().unwrap();
     let variables = [
         ("SERVICE_DATABASE", &*place.url),
         ("SERVICE_SCHEMA", &place.schema),
     ];
-    Service::start_with(folder.path(), &variables).stop();
+    ServiceProcess::start_with(folder.path(), &variables).stop();
     std::fs::remove_file(folder.path().join("data/pepper")).unwrap();
     let mut again = support::served::command(folder.path(), "127.0.0.1:0");
     let again = again.envs(variables).output().unwrap();
     assert!(!again.status.success());
     assert!(
         !folder.path().join("data/pepper").exists(),
-        "no other is made"
+        "no new pepper is created"
     );
     let output = String::from_utf8(again.stderr).unwrap();
     assert!(!output.contains("hunter2"), "the output shows the password");

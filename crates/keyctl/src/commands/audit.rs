@@ -9,46 +9,42 @@ use keyward::store::{AuditPage, AuditQuery, AuditRow, KeyStore, LoadRequest, Row
 use keyward::{TenantId, Timestamp};
 use serde_json::{Value, json};
 
-use crate::args::Audit;
-use crate::desk::{Desk, key_id};
-use crate::failure::{Answer, Failure, Kind};
+use crate::args::AuditArgs;
+use crate::desk::{CliContext, key_id};
+use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::{Output, cell};
 
 const HEAD: [&str; 7] = ["NO", "AT", "TENANT", "ACTOR", "ACTION", "KEY", "COMMAND"];
 
-/// Rows per read while collecting all tenants: 1000, so that a large store takes few reads.
+/// 1000 rows per read while collecting all tenants, so that a large store takes few reads.
 const PAGE: NonZeroUsize = NonZeroUsize::new(1000).expect("1000 is not zero");
 
-pub(crate) async fn run(desk: &Desk, asked: &Audit, output: &Output) -> Answer<()> {
-    if desk.tenant()?.is_none() && !desk.is_host() {
-        return Err(Failure::usage(
+pub(crate) async fn run(context: &CliContext, args: &AuditArgs, output: &Output) -> CliResult<()> {
+    if context.tenant()?.is_none() && !context.is_host() {
+        return Err(CliError::usage(
             "--as needs the principal's tenant: --tenant <TENANT>",
         ));
     }
-    if asked.check {
-        check(desk, asked.seen.as_deref(), output).await
+    if args.check {
+        check(context, args.seen.as_deref(), output).await
     } else {
-        show(desk, asked, output).await
+        show(context, args, output).await
     }
 }
 
-async fn show(desk: &Desk, asked: &Audit, output: &Output) -> Answer<()> {
+async fn show(context: &CliContext, args: &AuditArgs, output: &Output) -> CliResult<()> {
     let mut query = AuditQuery::all();
-    query.tenant = desk.tenant()?;
-    query.key = asked.key.as_deref().map(key_id).transpose()?;
-    query.actor = asked.actor.as_deref().map(TryInto::try_into).transpose()?;
-    query.command = asked
-        .command
-        .as_deref()
-        .map(TryInto::try_into)
-        .transpose()?;
-    query.from = instant(asked.from.as_deref())?;
-    query.before = instant(asked.before.as_deref())?;
-    query.limit = asked.limit;
+    query.tenant = context.tenant()?;
+    query.key = args.key.as_deref().map(key_id).transpose()?;
+    query.actor = args.actor.as_deref().map(TryInto::try_into).transpose()?;
+    query.command = args.command.as_deref().map(TryInto::try_into).transpose()?;
+    query.from = instant(args.from.as_deref())?;
+    query.before = instant(args.before.as_deref())?;
+    query.limit = args.limit;
     let mut head: &[&str] = &HEAD;
     let mut corrupt = 0;
     loop {
-        let page = page(desk, &query).await?;
+        let page = page(context, &query).await?;
         if output.json {
             page.rows
                 .iter()
@@ -60,7 +56,7 @@ async fn show(desk: &Desk, asked: &Audit, output: &Output) -> Answer<()> {
         head = &[];
         corrupt += page.corrupt.len();
         match page.next {
-            Some(next) if asked.all => query.after = Some(next),
+            Some(next) if args.all => query.after = Some(next),
             Some(_) => {
                 output.note("more entries match: --all shows them");
                 break;
@@ -71,19 +67,19 @@ async fn show(desk: &Desk, asked: &Audit, output: &Output) -> Answer<()> {
     if corrupt == 0 {
         return Ok(());
     }
-    let words = format!("{corrupt} audit entries left out because they are corrupt");
-    Err(Failure::new(Kind::Corrupt, words))
+    let message = format!("{corrupt} audit entries left out because they are corrupt");
+    Err(CliError::new(CliErrorKind::Corrupt, message))
 }
 
-fn instant(text: Option<&str>) -> Answer<Option<Timestamp>> {
+fn instant(text: Option<&str>) -> CliResult<Option<Timestamp>> {
     Ok(text.map(str::parse).transpose()?)
 }
 
 /// Reads a page of the entries that the actor may see. Only the host itself can query all tenants together.
-async fn page(desk: &Desk, query: &AuditQuery) -> Answer<AuditPage> {
+async fn page(context: &CliContext, query: &AuditQuery) -> CliResult<AuditPage> {
     match &query.tenant {
-        Some(tenant) => Ok(desk.keys.audit(&desk.actor(tenant)?, query).await?),
-        None => Ok(desk.store.audit(query).await?),
+        Some(tenant) => Ok(context.keys.audit(&context.actor(tenant)?, query).await?),
+        None => Ok(context.store.audit(query).await?),
     }
 }
 
@@ -124,24 +120,27 @@ fn document(row: &AuditRow) -> Value {
     })
 }
 
-async fn check(desk: &Desk, seen: Option<&str>, output: &Output) -> Answer<()> {
+async fn check(context: &CliContext, seen: Option<&str>, output: &Output) -> CliResult<()> {
     let seen = seen.map(head).transpose()?;
-    let tenants = match desk.tenant()? {
+    let tenants = match context.tenant()? {
         Some(tenant) => BTreeSet::from([tenant]),
-        None => tenants(desk).await?,
+        None => tenants(context).await?,
     };
     for tenant in tenants {
-        let actor = desk.actor(&tenant)?;
-        // Checking up to the store's own head detects entries lost from the end of a trail.
-        let kept = desk
+        let actor = context.actor(&tenant)?;
+        // Checks up to the head that the store records, to detect entries lost from the end of the trail.
+        let kept = context
             .store
             .load(&tenant, &LoadRequest::none())
             .await?
             .audit_head;
         let mut head = kept;
         for passed in [Some(kept), seen].into_iter().flatten() {
-            let checked = desk.keys.verify_audit(&actor, &tenant, Some(passed)).await;
-            let about = |error| Failure::from(error).about(format!("audit trail of {tenant}"));
+            let checked = context
+                .keys
+                .verify_audit(&actor, &tenant, Some(passed))
+                .await;
+            let about = |error| CliError::from(error).about(format!("audit trail of {tenant}"));
             head = checked.map_err(about)?;
         }
         let end = format!("{}:{}", head.sequence, head.hash);
@@ -155,12 +154,12 @@ async fn check(desk: &Desk, seen: Option<&str>, output: &Output) -> Answer<()> {
     Ok(())
 }
 
-/// Returns every tenant that has an audit trail, or must have one because it has other rows.
-async fn tenants(desk: &Desk) -> Answer<BTreeSet<TenantId>> {
+/// Returns every tenant that has audit entries or other rows. A tenant with rows must have an audit trail.
+async fn tenants(context: &CliContext) -> CliResult<BTreeSet<TenantId>> {
     let mut tenants = BTreeSet::new();
     let mut after = None;
     loop {
-        let page = desk.store.scan(after, PAGE).await?;
+        let page = context.store.scan(after, PAGE).await?;
         tenants.extend(
             page.rows
                 .into_iter()
@@ -173,7 +172,7 @@ async fn tenants(desk: &Desk) -> Answer<BTreeSet<TenantId>> {
     }
     let mut query = AuditQuery::all();
     loop {
-        let page = desk.store.audit(&query).await?;
+        let page = context.store.audit(&query).await?;
         tenants.extend(page.rows.into_iter().map(|row| row.entry.tenant));
         match page.next {
             Some(next) => query.after = Some(next),
@@ -193,7 +192,7 @@ fn tenant(row: Row) -> Option<TenantId> {
     }
 }
 
-fn head(text: &str) -> Answer<AuditHead> {
+fn head(text: &str) -> CliResult<AuditHead> {
     let parsed = text.split_once(':').and_then(|(sequence, hash)| {
         Some(AuditHead {
             sequence: sequence.parse().ok()?,
@@ -202,5 +201,5 @@ fn head(text: &str) -> Answer<AuditHead> {
     });
     let expected =
         "--seen must be <sequence>:<64 hexadecimal digits>, as `audit --check` prints it";
-    parsed.ok_or_else(|| Failure::usage(expected))
+    parsed.ok_or_else(|| CliError::usage(expected))
 }

@@ -1,6 +1,6 @@
-//! Import of existing keys as digests, one JSON object a line.
+//! Import of existing keys as digests, one JSON object per line.
 //!
-//! No message about a refused line repeats any part of it: it may contain a misplaced secret.
+//! No message about a refused line repeats any part of the line, which may contain a misplaced secret.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,15 +14,15 @@ use keyward::{CommandError, CreateKey, Denial, KeyId, TenantId};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::args::Import;
-use crate::desk::Desk;
-use crate::failure::{Answer, Failure, Kind};
+use crate::args::ImportArgs;
+use crate::desk::CliContext;
+use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::{Output, warn};
 
-/// The number of lines that are imported concurrently: 64. Concurrent keys of one tenant share a commit.
+/// 64 lines are imported concurrently. Concurrent imports into one tenant share a commit.
 const TOGETHER: usize = 64;
 
-/// The longest line: 64 KiB. All fields at their maximum length fit.
+/// 64 KiB, the longest line. All fields at their maximum length fit.
 const LINE_MAX: u64 = 64 * 1024;
 
 #[derive(Deserialize)]
@@ -51,20 +51,20 @@ struct Line {
 
 enum Done {
     Imported(KeyId),
-    /// The line was already imported, as the key with this id.
+    /// An earlier run imported the line, as the key with this id.
     Repeated(KeyId),
 }
 
 #[derive(Default)]
-struct Count {
+struct ImportCounts {
     imported: u64,
     repeated: u64,
     refused: u64,
 }
 
-pub(crate) async fn run(desk: &Desk, asked: &Import, output: &Output) -> Answer<()> {
-    let mut lines = open(asked)?;
-    let mut count = Count::default();
+pub(crate) async fn run(context: &CliContext, args: &ImportArgs, output: &Output) -> CliResult<()> {
+    let mut lines = open(args)?;
+    let mut counts = ImportCounts::default();
     let mut number = 0;
     loop {
         let mut batch = Vec::new();
@@ -79,70 +79,79 @@ pub(crate) async fn run(desk: &Desk, asked: &Import, output: &Output) -> Answer<
             break;
         }
         let numbers: Vec<_> = batch.iter().map(|(number, _)| *number).collect();
-        let named = asked.command_id.as_deref();
+        let named = args.command_id.as_deref();
         let lines = batch.iter();
-        let done = all(lines.map(|(number, line)| import(desk, named, *number, line))).await;
+        let done = all(lines.map(|(number, line)| import(context, named, *number, line))).await;
         for (number, done) in numbers.into_iter().zip(done) {
-            report(number, done, &mut count, output)?;
+            report(number, done, &mut counts, output)?;
         }
-        progress(&count, output);
+        progress(&counts, output);
     }
-    finish(&count, output)
+    finish(&counts, output)
 }
 
-fn open(asked: &Import) -> Answer<Box<dyn BufRead>> {
-    let Some(path) = &asked.file else {
+fn open(args: &ImportArgs) -> CliResult<Box<dyn BufRead>> {
+    let Some(path) = &args.file else {
         return Ok(Box::new(BufReader::new(io::stdin())));
     };
     let opened = File::open(path).map_err(|error| {
         let kind = match error.kind() {
-            io::ErrorKind::NotFound => Kind::NotFound,
-            _ => Kind::Unavailable,
+            io::ErrorKind::NotFound => CliErrorKind::NotFound,
+            _ => CliErrorKind::Unavailable,
         };
-        Failure::new(kind, format!("{}: {error}", path.display()))
+        CliError::new(kind, format!("{}: {error}", path.display()))
     })?;
     Ok(Box::new(BufReader::new(opened)))
 }
 
-fn next(lines: &mut dyn BufRead) -> Answer<Option<Vec<u8>>> {
+fn next(lines: &mut dyn BufRead) -> CliResult<Option<Vec<u8>>> {
     let mut line = Vec::new();
     let read = lines.take(LINE_MAX).read_until(b'\n', &mut line);
-    let read = read
-        .map_err(|error| Failure::new(Kind::Unavailable, format!("cannot read lines: {error}")))?;
+    let read = read.map_err(|error| {
+        CliError::new(
+            CliErrorKind::Unavailable,
+            format!("cannot read lines: {error}"),
+        )
+    })?;
     if read as u64 == LINE_MAX && line.last() != Some(&b'\n') {
-        return Err(Failure::usage(format!(
+        return Err(CliError::usage(format!(
             "lines have at most {LINE_MAX} bytes"
         )));
     }
     Ok((read > 0).then_some(line))
 }
 
-async fn import(desk: &Desk, named: Option<&str>, number: u64, line: &[u8]) -> Answer<Done> {
+async fn import(
+    context: &CliContext,
+    named: Option<&str>,
+    number: u64,
+    line: &[u8],
+) -> CliResult<Done> {
     let line: Line = serde_json::from_slice(line).map_err(|error| {
         let column = error.column();
         let expected = "an object with the fields that `keyctl import --help` lists";
-        Failure::usage(format!("must be {expected}; at fault near column {column}"))
+        CliError::usage(format!("must be {expected}; at fault near column {column}"))
     })?;
     let digest: Digest = line.sha256.parse()?;
     let tenant = match &line.tenant {
         Some(tenant) => TenantId::new(tenant)?,
-        None => desk.named_tenant()?,
+        None => context.named_tenant()?,
     };
-    // The command id is derived from the digest, so that an interrupted import can be repeated.
+    // By default, derives the command id from the digest, so that an interrupted import can be repeated.
     let id = match named {
         Some(named) => format!("{named}-{number}"),
         None => format!("import-{}", Fingerprint::of_sha256(&digest)),
     };
-    let actor = desk.actor(&tenant)?;
+    let actor = context.actor(&tenant)?;
     let by = actor.with_command_id(CommandId::new(id)?);
-    match desk.keys.import(by, draft(line, tenant, digest)?).await {
+    match context.keys.import(by, draft(line, tenant, digest)?).await {
         Ok(imported) => Ok(Done::Imported(imported.id)),
         Err(CommandError::Denied(Denial::AlreadyCreated { id })) => Ok(Done::Repeated(id)),
         Err(error) => Err(error.into()),
     }
 }
 
-fn draft(line: Line, tenant: TenantId, digest: Digest) -> Answer<ImportKey> {
+fn draft(line: Line, tenant: TenantId, digest: Digest) -> CliResult<ImportKey> {
     let mut key = CreateKey::new(line.name)
         .in_tenant(tenant)
         .scopes(line.scopes.iter().map(String::as_str))
@@ -162,16 +171,16 @@ fn draft(line: Line, tenant: TenantId, digest: Digest) -> Answer<ImportKey> {
     }
     key = match (line.owner, line.owner_role) {
         (Some(owner), Some(role)) => key.owned_by(owner.try_into()?, role.try_into()?),
-        // The operator who runs the import uses none of the keys.
+        // Without an owner in the line, the tenant owns the key: the operator who imports it does not use it.
         (None, None) => key.owned_by_tenant(),
-        _ => return Err(Failure::usage("owner and owner_role go together")),
+        _ => return Err(CliError::usage("owner and owner_role go together")),
     };
     key = match (line.expires_at, line.never_expires) {
         (Some(end), false) => key.expires_at(end.parse()?),
         (None, true) => key.never_expires(),
         (None, false) => key,
         _ => {
-            return Err(Failure::usage(
+            return Err(CliError::usage(
                 "expires_at and never_expires exclude each other",
             ));
         }
@@ -184,28 +193,33 @@ fn draft(line: Line, tenant: TenantId, digest: Digest) -> Answer<ImportKey> {
 }
 
 /// Reports one line's outcome. Ends the import if the store is unavailable or corrupt.
-fn report(number: u64, done: Answer<Done>, count: &mut Count, output: &Output) -> Answer<()> {
+fn report(
+    number: u64,
+    done: CliResult<Done>,
+    counts: &mut ImportCounts,
+    output: &Output,
+) -> CliResult<()> {
     let (key, repeated) = match done {
         Ok(Done::Imported(key)) => {
-            count.imported += 1;
+            counts.imported += 1;
             (key, false)
         }
         Ok(Done::Repeated(key)) => {
-            count.repeated += 1;
+            counts.repeated += 1;
             (key, true)
         }
         Err(
-            failure @ Failure {
-                kind: Kind::Unavailable | Kind::Corrupt,
+            failure @ CliError {
+                kind: CliErrorKind::Unavailable | CliErrorKind::Corrupt,
                 ..
             },
         ) => {
             return Err(failure.about(format!("line {number}")));
         }
         Err(failure) => {
-            count.refused += 1;
-            warn(&format!("line {number}: {}", failure.words));
-            let refused = json!({ "line": number, "error": failure.words });
+            counts.refused += 1;
+            warn(&format!("line {number}: {}", failure.message));
+            let refused = json!({ "line": number, "error": failure.message });
             return if output.json {
                 output.document(&refused)
             } else {
@@ -219,25 +233,25 @@ fn report(number: u64, done: Answer<Done>, count: &mut Count, output: &Output) -
     Ok(())
 }
 
-fn progress(count: &Count, output: &Output) {
+fn progress(counts: &ImportCounts, output: &Output) {
     let mut err = io::stderr().lock();
     if !output.json && err.is_terminal() {
-        let Count {
+        let ImportCounts {
             imported,
             repeated,
             refused,
-        } = count;
-        let words = format!("{imported} imported, {repeated} were here, {refused} refused");
-        let _ = write!(err, "\r{words}").and_then(|()| err.flush());
+        } = counts;
+        let message = format!("{imported} imported, {repeated} were here, {refused} refused");
+        let _ = write!(err, "\r{message}").and_then(|()| err.flush());
     }
 }
 
-fn finish(count: &Count, output: &Output) -> Answer<()> {
-    let Count {
+fn finish(counts: &ImportCounts, output: &Output) -> CliResult<()> {
+    let ImportCounts {
         imported,
         repeated,
         refused,
-    } = count;
+    } = counts;
     if !output.json {
         if io::stderr().is_terminal() {
             warn("");
@@ -249,8 +263,8 @@ fn finish(count: &Count, output: &Output) -> Answer<()> {
     if *refused == 0 {
         return Ok(());
     }
-    Err(Failure::new(
-        Kind::Refused,
+    Err(CliError::new(
+        CliErrorKind::Refused,
         format!("{refused} lines were refused"),
     ))
 }

@@ -1,4 +1,4 @@
-//! Commands that issue keys. In plain mode stdout gets the secrets and nothing else.
+//! Commands that issue keys. Without `--json`, stdout gets the secrets and nothing else.
 
 use std::collections::BTreeMap;
 
@@ -7,17 +7,21 @@ use keyward::key::Resource;
 use keyward::{CreateKey, KeyId, RotateKey, Secret};
 use serde_json::{Value, json};
 
-use crate::args::{Create, Rotate};
-use crate::desk::{Desk, invocation, key_id};
-use crate::failure::{Answer, Failure};
+use crate::args::{CreateArgs, RotateArgs};
+use crate::desk::{CliContext, invocation, key_id};
+use crate::failure::{CliError, CliResult};
 use crate::output::{Output, cell};
 
-pub(crate) async fn create(desk: &Desk, asked: Create, output: &Output) -> Answer<()> {
-    let tenant = desk.named_tenant()?;
-    let actor = desk.actor(&tenant)?;
-    let named = asked.named.command_id.is_some();
-    let by = invocation(&actor, &asked.named)?;
-    let created = desk.keys.create(by, draft(asked)?).await?;
+pub(crate) async fn create(
+    context: &CliContext,
+    args: CreateArgs,
+    output: &Output,
+) -> CliResult<()> {
+    let tenant = context.named_tenant()?;
+    let actor = context.actor(&tenant)?;
+    let named = args.named.command_id.is_some();
+    let by = invocation(&actor, &args.named)?;
+    let created = context.keys.create(by, draft(args)?).await?;
     let printed = if output.json {
         output.document(&json!({
             "id": created.id,
@@ -41,58 +45,58 @@ pub(crate) async fn create(desk: &Desk, asked: Create, output: &Output) -> Answe
     printed.map_err(|failure| lost(created.id, named, &failure))
 }
 
-fn draft(asked: Create) -> Answer<CreateKey> {
+fn draft(args: CreateArgs) -> CliResult<CreateKey> {
     let mut metadata = BTreeMap::new();
-    for text in &asked.metadata {
+    for text in &args.metadata {
         let (name, value) = pair(text)?;
         if metadata.insert(name, value).is_some() {
-            return Err(Failure::usage("--metadata has the same name twice"));
+            return Err(CliError::usage("--metadata has the same name twice"));
         }
     }
-    let mut draft = CreateKey::new(asked.name)
+    let mut draft = CreateKey::new(args.name)
         .metadata(metadata)
-        .scopes(asked.scope.iter().map(String::as_str))
-        .allow_addresses(asked.allow.iter().map(String::as_str));
-    if let Some(class) = asked.class {
+        .scopes(args.scope.iter().map(String::as_str))
+        .allow_addresses(args.allow.iter().map(String::as_str));
+    if let Some(class) = args.class {
         draft = draft.class(class);
     }
-    if let Some(environment) = asked.environment {
+    if let Some(environment) = args.environment {
         draft = draft.environment(environment);
     }
-    if let Some(description) = asked.description {
+    if let Some(description) = args.description {
         draft = draft.description(description);
     }
-    if let Some(purpose) = asked.purpose {
+    if let Some(purpose) = args.purpose {
         draft = draft.purpose(purpose);
     }
-    if let Some(resource) = &asked.resource {
+    if let Some(resource) = &args.resource {
         draft = draft.resource(thing(resource)?);
     }
-    if let (Some(owner), Some(role)) = (asked.owner, asked.owner_role) {
+    if let (Some(owner), Some(role)) = (args.owner, args.owner_role) {
         draft = draft.owned_by(owner.try_into()?, role.try_into()?);
     }
-    if asked.owned_by_tenant {
+    if args.owned_by_tenant {
         draft = draft.owned_by_tenant();
     }
-    if let Some(lifetime) = asked.expires_in {
+    if let Some(lifetime) = args.expires_in {
         draft = draft.expires_in(lifetime);
     }
-    if let Some(end) = asked.expires_at {
+    if let Some(end) = args.expires_at {
         draft = draft.expires_at(end.parse()?);
     }
-    if asked.never_expires {
+    if args.never_expires {
         draft = draft.never_expires();
     }
     Ok(draft)
 }
 
-fn pair(text: &str) -> Answer<(&str, &str)> {
-    let expected = || Failure::usage("--metadata must be NAME=VALUE");
+fn pair(text: &str) -> CliResult<(&str, &str)> {
+    let expected = || CliError::usage("--metadata must be NAME=VALUE");
     text.split_once('=').ok_or_else(expected)
 }
 
-fn thing(text: &str) -> Answer<Resource> {
-    let expected = || Failure::usage("--resource must be KIND:ID, such as project:4711");
+fn thing(text: &str) -> CliResult<Resource> {
+    let expected = || CliError::usage("--resource must be KIND:ID, such as project:4711");
     let (kind, id) = text.split_once(':').ok_or_else(expected)?;
     Ok(Resource {
         kind: kind.try_into()?,
@@ -100,22 +104,26 @@ fn thing(text: &str) -> Answer<Resource> {
     })
 }
 
-pub(crate) async fn rotate(desk: &Desk, asked: &Rotate, output: &Output) -> Answer<()> {
-    let old = key_id(&asked.key)?;
-    let actor = desk.actor_for(old).await?;
-    let mode = match (asked.immediate, asked.grace, asked.on_first_use) {
+pub(crate) async fn rotate(
+    context: &CliContext,
+    args: &RotateArgs,
+    output: &Output,
+) -> CliResult<()> {
+    let old = key_id(&args.key)?;
+    let actor = context.actor_for(old).await?;
+    let mode = match (args.immediate, args.grace, args.on_first_use) {
         (true, ..) => RotationMode::Immediate,
         (_, Some(grace), _) => RotationMode::Grace(grace),
         (.., Some(grace)) => RotationMode::OnFirstUse(grace),
         _ => RotationMode::Class,
     };
-    let mut how = RotateKey::from(mode).because(asked.reason.into());
-    if let Some(wait) = asked.no_later_than {
+    let mut how = RotateKey::from(mode).because(args.reason.into());
+    if let Some(wait) = args.no_later_than {
         how = how.no_later_than(wait);
     }
-    let rotated = desk
+    let rotated = context
         .keys
-        .rotate(invocation(&actor, &asked.named)?, old, how)
+        .rotate(invocation(&actor, &args.named)?, old, how)
         .await?;
     let printed = if output.json {
         output.document(&json!({
@@ -138,12 +146,12 @@ pub(crate) async fn rotate(desk: &Desk, asked: &Rotate, output: &Output) -> Answ
         ));
         secret(&rotated.secret, output)
     };
-    printed.map_err(|failure| lost(rotated.id, asked.named.command_id.is_some(), &failure))
+    printed.map_err(|failure| lost(rotated.id, args.named.command_id.is_some(), &failure))
 }
 
-/// Prints the secrets of keys created along with a tenant, one a line, in the order announced on stderr. No
-/// later command can show them.
-pub(crate) fn provisioned(keys: &[IssuedKey], output: &Output) -> Answer<()> {
+/// Prints the secrets of the keys that were created with a tenant, one per line, in the order announced on
+/// stderr. No later command can show them.
+pub(crate) fn provisioned(keys: &[IssuedKey], output: &Output) -> CliResult<()> {
     for key in keys {
         let Some(token) = &key.token else { continue };
         let IssuedKey { id, class, .. } = key;
@@ -163,20 +171,21 @@ pub(crate) fn issued(keys: &[IssuedKey]) -> Vec<Value> {
     keys.iter().map(document).collect()
 }
 
-fn secret(secret: &Secret, output: &Output) -> Answer<()> {
+fn secret(secret: &Secret, output: &Output) -> CliResult<()> {
     output.line(secret.expose())
 }
 
-/// Reports that a key exists but its secret is lost. Without this message the key would stay valid unnoticed.
-fn lost(id: KeyId, named: bool, failure: &Failure) -> Failure {
+/// Returns the error for a key that was created but whose secret could not be printed. Without this message,
+/// the key would stay valid unnoticed.
+fn lost(id: KeyId, named: bool, failure: &CliError) -> CliError {
     let again = if named {
         "; the same command id cannot show it again"
     } else {
         ""
     };
-    let words = format!(
+    let message = format!(
         "{}. Key {id} was created and its secret is lost{again}: revoke it, and create another",
-        failure.words
+        failure.message
     );
-    Failure::new(failure.kind, words)
+    CliError::new(failure.kind, message)
 }

@@ -5,25 +5,25 @@ use keyward::store::{KeyPosition, KeyQuery, KeyStore};
 use keyward::{Actor, CommandError, Denial, KeyId, KeyInfo};
 use serde_json::Value;
 
-use crate::args::List;
-use crate::desk::{Desk, key_id};
-use crate::failure::{Answer, Failure, Kind};
+use crate::args::ListArgs;
+use crate::desk::{CliContext, key_id};
+use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::{Output, cell, warn};
 
 const HEAD: [&str; 9] = [
     "ID", "STATUS", "CLASS", "ENV", "NAME", "TENANT", "OWNER", "ENDS", "HINT",
 ];
 
-pub(crate) async fn list(desk: &Desk, asked: List, output: &Output) -> Answer<()> {
-    let (all, after) = (asked.all, asked.after.clone());
-    let mut query = query(desk, asked)?;
+pub(crate) async fn list(context: &CliContext, args: ListArgs, output: &Output) -> CliResult<()> {
+    let (all, after) = (args.all, args.after.clone());
+    let mut query = query(context, args)?;
     if let Some(after) = after {
-        query.after = Some(place(desk, &after).await?);
+        query.after = Some(place(context, &after).await?);
     }
     let mut corrupt = Vec::new();
     let mut first = true;
     loop {
-        let page = page(desk, &query).await?;
+        let page = page(context, &query).await?;
         corrupt.extend(page.corrupt);
         print(&page.keys, first, output)?;
         first = false;
@@ -43,45 +43,45 @@ pub(crate) async fn list(desk: &Desk, asked: List, output: &Output) -> Answer<()
         return Ok(());
     }
     let ids: Vec<_> = corrupt.iter().map(ToString::to_string).collect();
-    let words = format!(
+    let message = format!(
         "records left out because they are corrupt: {}",
         ids.join(", ")
     );
-    Err(Failure::new(Kind::Corrupt, words))
+    Err(CliError::new(CliErrorKind::Corrupt, message))
 }
 
-fn query(desk: &Desk, asked: List) -> Answer<KeyQuery> {
-    let now = desk.keys.now();
+fn query(context: &CliContext, args: ListArgs) -> CliResult<KeyQuery> {
+    let now = context.keys.now();
     let mut query = KeyQuery::all(now);
-    query.tenant = desk.tenant()?;
-    if query.tenant.is_none() && !desk.is_host() {
-        return Err(Failure::usage(
+    query.tenant = context.tenant()?;
+    if query.tenant.is_none() && !context.is_host() {
+        return Err(CliError::usage(
             "--as needs the principal's tenant: --tenant <TENANT>",
         ));
     }
-    if query.tenant.is_none() && asked.below {
-        warn("keyctl: --below says nothing without --tenant: all tenants are listed");
+    if query.tenant.is_none() && args.below {
+        warn("keyctl: --below has no effect without --tenant: all tenants are listed");
     }
-    query.below = asked.below;
-    query.statuses = asked.status.into_iter().map(Into::into).collect();
-    query.class = asked.class.map(TryInto::try_into).transpose()?;
-    query.owner = asked.owner.map(TryInto::try_into).transpose()?;
-    query.name = asked.name;
-    query.hint = asked.hint;
-    query.fingerprint = asked.fingerprint.map(|text| text.parse()).transpose()?;
-    if let Some(within) = asked.expiring {
+    query.below = args.below;
+    query.statuses = args.status.into_iter().map(Into::into).collect();
+    query.class = args.class.map(TryInto::try_into).transpose()?;
+    query.owner = args.owner.map(TryInto::try_into).transpose()?;
+    query.name = args.name;
+    query.hint = args.hint;
+    query.fingerprint = args.fingerprint.map(|text| text.parse()).transpose()?;
+    if let Some(within) = args.expiring {
         query.expires_from = Some(now);
         query.expires_before = Some(now.saturating_add(within));
     }
-    query.sort = asked.sort.into();
-    query.limit = asked.limit;
+    query.sort = args.sort.into();
+    query.limit = args.limit;
     Ok(query)
 }
 
-/// Returns a key's position in every sort order.
-async fn place(desk: &Desk, key: &str) -> Answer<KeyPosition> {
+/// Returns the position after which a list continues, for every sort order.
+async fn place(context: &CliContext, key: &str) -> CliResult<KeyPosition> {
     let id = key_id(key)?;
-    let info = desk.keys.key(&desk.actor_for(id).await?, id).await?;
+    let info = context.keys.key(&context.actor_for(id).await?, id).await?;
     Ok(KeyPosition {
         name: info.name.clone(),
         expires_at: info.expires_at,
@@ -89,41 +89,41 @@ async fn place(desk: &Desk, key: &str) -> Answer<KeyPosition> {
     })
 }
 
-struct Page {
+struct KeyInfoPage {
     keys: Vec<KeyInfo>,
     corrupt: Vec<KeyId>,
     next: Option<KeyPosition>,
 }
 
 /// Reads a page of the keys that the actor may see. Only the host itself can query all tenants together.
-async fn page(desk: &Desk, query: &KeyQuery) -> Answer<Page> {
+async fn page(context: &CliContext, query: &KeyQuery) -> CliResult<KeyInfoPage> {
     if let Some(tenant) = &query.tenant {
-        let list = desk.keys.list(&desk.actor(tenant)?, query).await?;
-        return Ok(Page {
+        let list = context.keys.list(&context.actor(tenant)?, query).await?;
+        return Ok(KeyInfoPage {
             keys: list.keys,
             corrupt: list.corrupt,
             next: list.next,
         });
     }
-    let page = desk.store.list(query).await?;
+    let page = context.store.list(query).await?;
     let mut keys = Vec::new();
     for record in page.keys {
         let host = Actor::application(record.tenant.clone());
-        match desk.keys.key(&host, record.id).await {
+        match context.keys.key(&host, record.id).await {
             Ok(info) => keys.push(info),
-            // Deleted since the page was read.
+            // The key was deleted after the page was read.
             Err(CommandError::Denied(Denial::NotFound)) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(Page {
+    Ok(KeyInfoPage {
         keys,
         corrupt: page.corrupt,
         next: page.next,
     })
 }
 
-fn print(keys: &[KeyInfo], first: bool, output: &Output) -> Answer<()> {
+fn print(keys: &[KeyInfo], first: bool, output: &Output) -> CliResult<()> {
     if output.json {
         return keys.iter().try_for_each(|key| output.document(key));
     }
@@ -149,21 +149,21 @@ fn print(keys: &[KeyInfo], first: bool, output: &Output) -> Answer<()> {
     output.table(head, &rows)
 }
 
-pub(crate) async fn show(desk: &Desk, key: &str, output: &Output) -> Answer<()> {
+pub(crate) async fn show(context: &CliContext, key: &str, output: &Output) -> CliResult<()> {
     let key = key_id(key)?;
-    let actor = desk.actor_for(key).await?;
-    let info = desk.keys.key(&actor, key).await?;
+    let actor = context.actor_for(key).await?;
+    let info = context.keys.key(&actor, key).await?;
     if output.json {
         return output.document(&info);
     }
     let Ok(Value::Object(fields)) = serde_json::to_value(&info) else {
-        return Err(Failure::new(
-            Kind::Unavailable,
+        return Err(CliError::new(
+            CliErrorKind::Unavailable,
             "cannot write the key's fields",
         ));
     };
     let present = fields.iter().filter(|(_, value)| !is_empty(value));
-    let row = |(name, value): (&String, &Value)| vec![name.replace('_', " "), words(value)];
+    let row = |(name, value): (&String, &Value)| vec![name.replace('_', " "), text_of(value)];
     output.table(&[], &present.map(row).collect::<Vec<_>>())
 }
 
@@ -177,13 +177,13 @@ fn is_empty(value: &Value) -> bool {
 }
 
 /// Formats a value for people.
-fn words(value: &Value) -> String {
+fn text_of(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
-        Value::Array(values) => values.iter().map(words).collect::<Vec<_>>().join(", "),
+        Value::Array(values) => values.iter().map(text_of).collect::<Vec<_>>().join(", "),
         Value::Object(fields) => {
             let present = fields.iter().filter(|(_, value)| !is_empty(value));
-            let each = present.map(|(name, value)| format!("{name} {}", words(value)));
+            let each = present.map(|(name, value)| format!("{name} {}", text_of(value)));
             each.collect::<Vec<_>>().join(", ")
         }
         value => value.to_string(),

@@ -1,45 +1,49 @@
-//! Copying one kind of store into another.
+//! Copying a store into another store.
 
-use keyward::store::transfer::{self, Counts, Part, Progress, Step};
+use keyward::store::transfer::{self, CopyPhase, CopyProgress, Counts, Part};
 use serde_json::{Value, json};
 
-use crate::args::{Common, MigrateStore};
-use crate::failure::{Answer, Failure, Kind};
+use crate::args::{CommonArgs, MigrateStoreArgs};
+use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::Output;
 use crate::store::{self, Expected};
 
-pub(crate) async fn run(common: &Common, asked: &MigrateStore, output: &Output) -> Answer<()> {
-    let MigrateStore {
+pub(crate) async fn run(
+    common: &CommonArgs,
+    args: &MigrateStoreArgs,
+    output: &Output,
+) -> CliResult<()> {
+    let MigrateStoreArgs {
         from,
         to,
         to_schema,
-    } = asked;
+    } = args;
     let source = store::open_at(from, &common.schema, common, Expected::Existing).await?;
     let to_schema = to_schema.as_deref().unwrap_or(&common.schema);
-    let checking = output.going_on(format!("checking {from}"));
+    let checking = output.show_elapsed(format!("checking {from}"));
     let report = source.check_integrity().await;
     drop(checking);
     if let Some(first) = report?.faults.first() {
-        let words = format!("{from} is corrupt, and was not copied: {first}");
-        return Err(Failure::new(Kind::Corrupt, words));
+        let message = format!("{from} is corrupt, and was not copied: {first}");
+        return Err(CliError::new(CliErrorKind::Corrupt, message));
     }
     let target = store::open_at(to, to_schema, common, Expected::CopyTarget).await?;
-    let mut line = output.steps();
-    let progress = |at: Progress| line.step(&at.to_string(), is_last(&at));
+    let mut line = output.progress_line();
+    let progress = |at: CopyProgress| line.step(&at.to_string(), is_last(&at));
     let copied = transfer::copy(source.source(), target.target(), transfer::PAGE, progress).await;
     drop(line);
     let copied = copied?;
     let revision = copied.head.revision;
-    let mut words = format!(
+    let mut message = format!(
         "copied {from} to {to} as of revision {revision}, and compared them. From now on they are two \
          stores: what is revoked in one works in the other. Let every node use the copy, with the pepper \
          that it used before, and set the other aside"
     );
     if copied.unrecovered {
-        words += ". It opens only once `keyctl recover` has put it right, as its source would";
+        message += ". It opens only once `keyctl recover` has put it right, as its source would";
     }
     output.done(
-        &words,
+        &message,
         &json!({
             "from": from.to_string(),
             "to": to.to_string(),
@@ -50,8 +54,8 @@ pub(crate) async fn run(common: &Common, asked: &MigrateStore, output: &Output) 
     )
 }
 
-fn is_last(at: &Progress) -> bool {
-    at.step == Step::Comparing && at.done >= at.total
+fn is_last(at: &CopyProgress) -> bool {
+    at.phase == CopyPhase::Comparing && at.done >= at.total
 }
 
 fn counts(counts: &Counts) -> Value {

@@ -1,4 +1,4 @@
-//! Recovery of a restored store before it serves.
+//! Recovery of a restored store, before the store serves requests.
 
 use keyward::KeyId;
 use keyward::audit::AuditEntry;
@@ -6,31 +6,35 @@ use keyward::recovery::{Recovery, RecoveryReport};
 use keyward::store::AuditQuery;
 use serde_json::{Value, json};
 
-use crate::args::Recover;
-use crate::desk::Desk;
-use crate::failure::{Answer, Failure};
+use crate::args::RecoverArgs;
+use crate::desk::CliContext;
+use crate::failure::{CliError, CliResult};
 use crate::output::Output;
-use crate::store::{self, Expected, Place};
+use crate::store::{self, Expected, StoreLocation};
 
-pub(crate) async fn run(desk: &Desk, asked: &Recover, output: &Output) -> Answer<()> {
-    if !desk.is_host() {
-        return Err(Failure::usage(
+pub(crate) async fn run(
+    context: &CliContext,
+    args: &RecoverArgs,
+    output: &Output,
+) -> CliResult<()> {
+    if !context.is_host() {
+        return Err(CliError::usage(
             "only the host itself recovers a store: leave out --as",
         ));
     }
-    let how = match &asked.replay_from {
-        Some(store) => Recovery::Replay(trail(desk, store).await?),
-        None if asked.trust_backup => Recovery::TrustBackup,
+    let how = match &args.replay_from {
+        Some(store) => Recovery::Replay(trail(context, store).await?),
+        None if args.trust_backup => Recovery::TrustBackup,
         None => Recovery::DisableAll,
     };
-    let report = desk.keys.recover(how).await?;
-    desk.whole.finish_recovery().await?;
-    output.done(&words(&report), &document(&report))
+    let report = context.keys.recover(how).await?;
+    context.backend.finish_recovery().await?;
+    output.done(&message(&report), &document(&report))
 }
 
 /// Reads the whole audit trail of another store, even if the other store is waiting for recovery too.
-async fn trail(desk: &Desk, place: &Place) -> Answer<Vec<AuditEntry>> {
-    let common = desk.common();
+async fn trail(context: &CliContext, place: &StoreLocation) -> CliResult<Vec<AuditEntry>> {
+    let common = context.common();
     let store = store::open_at(place, &common.schema, common, Expected::Existing).await?;
     let store = store.keys();
     let mut query = AuditQuery::all();
@@ -45,7 +49,7 @@ async fn trail(desk: &Desk, place: &Place) -> Answer<Vec<AuditEntry>> {
     }
 }
 
-fn words(report: &RecoveryReport) -> String {
+fn message(report: &RecoveryReport) -> String {
     let counts = [
         (report.disabled, "keys disabled"),
         (report.revoked, "revoked"),
@@ -58,17 +62,17 @@ fn words(report: &RecoveryReport) -> String {
     let lists = [
         (&report.legacy, "disabled legacy keys, to rotate or enable"),
         (&report.to_review, "disabled, to look at"),
-        (&report.lost, "lost, to create anew"),
+        (&report.lost, "lost, to create again"),
         (&report.unknown, "not in the backup"),
         (&report.corrupt, "corrupt"),
     ];
-    let mut words = format!("recovered: {}", counts.join(", "));
+    let mut message = format!("recovered: {}", counts.join(", "));
     for (keys, what) in lists {
         for key in keys {
-            words += &format!("\n  {key} {what}");
+            message += &format!("\n  {key} {what}");
         }
     }
-    words
+    message
 }
 
 fn document(report: &RecoveryReport) -> Value {

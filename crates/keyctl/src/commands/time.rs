@@ -5,32 +5,36 @@ use keyward::key::{KeyRecord, KeyState};
 use keyward::store::KeyQuery;
 use serde_json::json;
 
-use crate::args::Repeatable;
-use crate::desk::{Desk, invocation};
-use crate::failure::Answer;
+use crate::args::CommandIdArgs;
+use crate::desk::{CliContext, invocation};
+use crate::failure::CliResult;
 use crate::output::Output;
 
-pub(crate) async fn repair(desk: &Desk, named: &Repeatable, output: &Output) -> Answer<()> {
-    let tenant = desk.named_tenant()?;
-    let actor = desk.actor(&tenant)?;
-    let repaired = desk
+pub(crate) async fn repair(
+    context: &CliContext,
+    named: &CommandIdArgs,
+    output: &Output,
+) -> CliResult<()> {
+    let tenant = context.named_tenant()?;
+    let actor = context.actor(&tenant)?;
+    let repaired = context
         .keys
         .repair_time(invocation(&actor, named)?, &tenant)
         .await?;
     let Some((from, to)) = repaired.set_back else {
-        let words = format!("the newest commit of tenant {tenant} is not in the future");
+        let message = format!("the newest commit of tenant {tenant} is not in the future");
         return output.done(
-            &words,
+            &message,
             &json!({"tenant": tenant, "set_back": null, "later": []}),
         );
     };
-    let later = later(desk, KeyQuery::tenant(tenant.clone(), to), to).await?;
-    let mut words = format!("the newest instant of tenant {tenant} is {to}, it was {from}");
+    let later = later(context, KeyQuery::tenant(tenant.clone(), to), to).await?;
+    let mut message = format!("the newest instant of tenant {tenant} is {to}, it was {from}");
     for (record, at) in &later {
         let ends = record
             .expires_at
             .map_or("never".to_owned(), |end| end.to_string());
-        words += &format!(
+        message += &format!(
             "\nkey {} has an instant of {at}, and ends {ends}",
             record.id
         );
@@ -39,18 +43,19 @@ pub(crate) async fn repair(desk: &Desk, named: &Repeatable, output: &Output) -> 
         .map(|(record, at)| json!({"key": record.id, "at": at, "expires_at": record.expires_at}))
         .collect();
     let document = json!({"tenant": tenant, "set_back": {"from": from, "to": to}, "later": later});
-    output.done(&words, &document)
+    output.done(&message, &document)
 }
 
-/// Returns the keys created, changed or revoked later than `to`, each with the latest of these instants.
+/// Returns the keys that were created, changed, disabled or revoked after `to`, each with the latest of these
+/// times.
 async fn later(
-    desk: &Desk,
+    context: &CliContext,
     mut query: KeyQuery,
     to: Timestamp,
-) -> Answer<Vec<(KeyRecord, Timestamp)>> {
+) -> CliResult<Vec<(KeyRecord, Timestamp)>> {
     let mut later = Vec::new();
     loop {
-        let page = desk.store.list(&query).await?;
+        let page = context.store.list(&query).await?;
         later.extend(page.keys.into_iter().filter_map(|record| {
             let ended = match &record.state {
                 KeyState::Disabled(stamp) | KeyState::Revoked { stamp, .. } => Some(stamp.at),

@@ -9,21 +9,25 @@ use keyward::time::SystemClock;
 use serde_json::{Value, json};
 
 use super::issue;
-use crate::args::{Common, Repeatable};
-use crate::desk::{Desk, invocation};
-use crate::failure::{Answer, Failure, Kind};
+use crate::args::{CommandIdArgs, CommonArgs};
+use crate::desk::{CliContext, invocation};
+use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::Output;
 use crate::store::{self, Expected};
 
-pub(crate) async fn init(common: Common, named: &Repeatable, output: &Output) -> Answer<()> {
+pub(crate) async fn init(
+    common: CommonArgs,
+    named: &CommandIdArgs,
+    output: &Output,
+) -> CliResult<()> {
     let (opened, peppers) = store::set_up(&common).await?;
     let (place, file) = (common.store.to_string(), store::pepper_path(&common)?);
     let pepper = peppers.current().id().clone();
-    let desk = Desk::over(common, opened, peppers).await?;
+    let context = CliContext::over(common, opened, peppers).await?;
     let mut keys = Vec::new();
-    if let Some(tenant) = desk.tenant()? {
-        let actor = desk.actor(&tenant)?;
-        keys = desk
+    if let Some(tenant) = context.tenant()? {
+        let actor = context.actor(&tenant)?;
+        keys = context
             .keys
             .provision_tenant(invocation(&actor, named)?, &tenant)
             .await?;
@@ -42,54 +46,54 @@ pub(crate) async fn init(common: Common, named: &Repeatable, output: &Output) ->
     issue::provisioned(&keys, output)
 }
 
-pub(crate) async fn backup(common: &Common, to: PathBuf, output: &Output) -> Answer<()> {
+pub(crate) async fn backup(common: &CommonArgs, to: PathBuf, output: &Output) -> CliResult<()> {
     let store = store::open(common, Expected::Existing).await?;
     if to.exists() {
-        let words = format!("{} exists already, and was left as it is", to.display());
-        return Err(Failure::new(Kind::Refused, words));
+        let message = format!("{} exists already, and was left as it is", to.display());
+        return Err(CliError::new(CliErrorKind::Refused, message));
     }
-    let going_on = output.going_on(format!("backing up to {}", to.display()));
+    let elapsed = output.show_elapsed(format!("backing up to {}", to.display()));
     let head = store.file()?.backup(to.clone()).await;
-    drop(going_on);
+    drop(elapsed);
     let head = head?;
     let (path, revision) = (to.display(), head.revision);
-    let words = format!("wrote {path} as of revision {revision}, without the pepper");
-    output.done(&words, &json!({ "backup": to, "head": cursor(&head) }))
+    let message = format!("wrote {path} as of revision {revision}, without the pepper");
+    output.done(&message, &json!({ "backup": to, "head": cursor(&head) }))
 }
 
-pub(crate) async fn restore(common: &Common, backup: &Path, output: &Output) -> Answer<()> {
-    let going_on = output.going_on(format!("restoring {}", backup.display()));
+pub(crate) async fn restore(common: &CommonArgs, backup: &Path, output: &Output) -> CliResult<()> {
+    let elapsed = output.show_elapsed(format!("restoring {}", backup.display()));
     let restored = store::restore(backup, &common.store).await;
-    drop(going_on);
+    drop(elapsed);
     restored?;
-    let words = format!(
+    let message = format!(
         "made {} from {}. What was revoked since the backup is not revoked in it, so that it opens \
          only once `keyctl recover` has put it right",
         common.store,
         backup.display()
     );
     output.done(
-        &words,
+        &message,
         &json!({ "store": common.store.to_string(), "backup": backup, "recovered": false }),
     )
 }
 
-pub(crate) async fn start_new_epoch(common: &Common, output: &Output) -> Answer<()> {
+pub(crate) async fn start_new_epoch(common: &CommonArgs, output: &Output) -> CliResult<()> {
     store::start_new_epoch(common).await?;
-    let words = format!(
+    let message = format!(
         "{} begins a history of its own. What was revoked since the backup is not revoked in it, so that \
          it opens only once `keyctl recover` has put it right",
         common.store
     );
     let document = json!({ "store": common.store.to_string(), "recovered": false });
-    output.done(&words, &document)
+    output.done(&message, &document)
 }
 
-pub(crate) async fn check(common: &Common, output: &Output) -> Answer<()> {
+pub(crate) async fn check(common: &CommonArgs, output: &Output) -> CliResult<()> {
     let store = store::open(common, Expected::Existing).await?;
-    let going_on = output.going_on(format!("checking {}", common.store));
+    let elapsed = output.show_elapsed(format!("checking {}", common.store));
     let report = store.check_integrity().await;
-    drop(going_on);
+    drop(elapsed);
     let report = report?;
     let (rows, audit, faults) = (report.rows, report.audit, report.faults);
     let replica = Replica::new(store.keys(), Arc::new(SystemClock));
@@ -121,11 +125,11 @@ pub(crate) async fn check(common: &Common, output: &Output) -> Answer<()> {
     if faults.is_empty() {
         return Ok(());
     }
-    let words = format!("{} is corrupt; restore a backup", common.store);
-    Err(Failure::new(Kind::Corrupt, words))
+    let message = format!("{} is corrupt; restore a backup", common.store);
+    Err(CliError::new(CliErrorKind::Corrupt, message))
 }
 
-pub(crate) async fn stats(common: &Common, output: &Output) -> Answer<()> {
+pub(crate) async fn stats(common: &CommonArgs, output: &Output) -> CliResult<()> {
     let stats = store::open(common, Expected::Existing)
         .await?
         .stats()

@@ -13,7 +13,7 @@ defects! {
     /// One deliberate mistake of a registry.
     enum RegistryDefect;
 
-    /// Caches the reports that were read and returns them again.
+    /// Returns the reports of the first read for every later read.
     ReadsFromCache => "a_report_is_in_every_later_read",
     /// Stores leases in whole seconds.
     KeepsWholeSeconds => "reports_come_back_as_they_were_written",
@@ -23,25 +23,25 @@ defects! {
     InventsACursor => "reports_come_back_as_they_were_written",
     /// Keeps the old value of a field that a report leaves empty.
     MergesReports => "a_later_report_replaces_an_earlier_one",
-    /// Keeps the report that arrives last.
+    /// Keeps the report that arrives last, even with an older beat.
     LastWriteWins => "an_older_report_changes_nothing",
     /// Replaces a report by one with the same beat.
     SameBeatWins => "an_older_report_changes_nothing",
-    /// Returns for every report that it was accepted.
+    /// Returns `true` for refused reports too.
     EveryReportStands => "a_registry_returns_whether_it_accepted_a_report",
     /// Identifies nodes by half of their ids.
     KeepsHalfOfIds => "nodes_are_identified_by_their_ids",
     /// Identifies nodes by their labels.
     IdentifiesNodesByLabel => "nodes_are_identified_by_their_ids",
-    /// Keeps at most 256 nodes, and drops the one that was silent for longest.
+    /// Keeps at most 256 nodes, and drops the node with the oldest report.
     DropsTheSilent => "no_node_vanishes_by_itself",
-    /// Forgets no node.
+    /// Ignores every call of `forget`.
     ForgetsNone => "forgetting_takes_one_node_away",
-    /// Forgets all nodes if it should forget one.
+    /// Forgets all nodes instead of one.
     ForgetsAll => "forgetting_takes_one_node_away",
     /// Ignores the beat when it forgets a node.
     IgnoresBeatsWhenForgetting => "forgetting_spares_a_node_that_reported_since",
-    /// Ignores reports of a node that was forgotten.
+    /// Ignores later reports of a forgotten node.
     RemembersTheForgotten => "a_forgotten_node_may_report_again",
     /// Writes a report in two steps.
     ReportsInTwoSteps => "a_dropped_report_is_all_or_nothing",
@@ -49,19 +49,19 @@ defects! {
     ComparesThenWrites => "concurrent_reports_end_at_the_latest",
 }
 
-/// 256 nodes: the most that a registry keeps if it drops silent ones. The check reports more nodes.
+/// 256 nodes, the limit of [`RegistryDefect::DropsTheSilent`]. The check registers more nodes.
 const KEPT: usize = 256;
 
 /// An in-memory registry with one [`RegistryDefect`].
 #[derive(Debug)]
 pub struct BrokenRegistry {
     defect: RegistryDefect,
-    state: Mutex<State>,
+    state: Mutex<RegistryState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    /// Ordered by the time of the last report, the latest last.
+struct RegistryState {
+    /// Ordered by arrival of the last report, newest last.
     nodes: Vec<NodeReport>,
     read: Option<Vec<NodeReport>>,
     forgotten: Vec<NodeId>,
@@ -79,7 +79,7 @@ impl BrokenRegistry {
         self.defect == defect
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, RegistryState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

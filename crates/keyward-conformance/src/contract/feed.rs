@@ -2,56 +2,62 @@
 
 use std::collections::BTreeMap;
 
-use super::Violation;
-use super::fixtures::{Checked, Desk, brief, count, id, imported, key, owner, rows_of, text};
+use super::ClauseViolation;
+use super::fixtures::{
+    ClauseResult, StoreFixture, brief, count, id, imported, key, owner, rows_of, text,
+};
 use keyward::TenantId;
 use keyward::key::KeyRecord;
 use keyward::store::{
     Change, Changes, ChangesError, CommitTag, Cursor, Epoch, KeyStore, Revision, Row, RowKey,
 };
 
-/// Writes nine commits of three tenants: batches of several rows, rows written again, keys removed.
-async fn history<S: KeyStore>(desk: &mut Desk<S>) -> Checked {
-    let batch = desk
+/// Writes nine commits of three tenants, with several rows per commit, changed rows and removed keys.
+async fn history<S: KeyStore>(fixture: &mut StoreFixture<S>) -> ClauseResult {
+    let batch = fixture
         .batch("acme")
         .provision()
         .owner(owner("ann"))
         .put(key(1))
         .put(key(2));
-    desk.land(batch).await?;
-    let batch = desk.batch("globex").put(imported(3, "old token"));
-    desk.land(batch).await?;
-    let batch = desk
+    fixture.commit(batch).await?;
+    let batch = fixture.batch("globex").put(imported(3, "old token"));
+    fixture.commit(batch).await?;
+    let batch = fixture
         .batch("acme")
         .put(key(4))
         .put(key(5))
         .put(key(6))
         .owner(owner("bob"));
-    desk.land(batch).await?;
-    let batch = desk.batch("acme/web").provision().put(key(7));
-    desk.land(batch).await?;
-    let batch = desk
+    fixture.commit(batch).await?;
+    let batch = fixture.batch("acme/web").provision().put(key(7));
+    fixture.commit(batch).await?;
+    let batch = fixture
         .batch("acme")
         .remove(id(5))
         .remove(id(1))
         .put(renamed(2));
-    desk.land(batch).await?;
-    let batch = desk.batch("globex").put(key(8)).put(key(9)).remove(id(3));
-    desk.land(batch).await?;
-    let batch = desk
+    fixture.commit(batch).await?;
+    let batch = fixture
+        .batch("globex")
+        .put(key(8))
+        .put(key(9))
+        .remove(id(3));
+    fixture.commit(batch).await?;
+    let batch = fixture
         .batch("acme")
         .owner(owner("ann"))
         .put(renamed(4))
         .put(key(10));
-    desk.land(batch).await?;
-    let batch = desk
+    fixture.commit(batch).await?;
+    let batch = fixture
         .batch("acme/web")
         .put(renamed(7))
         .put(key(11))
         .put(key(12));
-    desk.land(batch).await?;
-    let batch = desk.batch("globex").put(key(13));
-    desk.land(batch).await?;
+    fixture.commit(batch).await?;
+    let batch = fixture.batch("globex").put(key(13));
+    fixture.commit(batch).await?;
     Ok(())
 }
 
@@ -62,24 +68,24 @@ fn renamed(n: u64) -> KeyRecord {
     key(n).with(|key| key.name = text("renamed"))
 }
 
-/// Changes come by revision, oldest first, within a page and from page to page.
+/// Changes are ordered by revision, oldest first, within a page and across pages.
 pub async fn changes_come_oldest_first<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "changes_come_oldest_first");
-    let start = desk.head().await?;
-    history(&mut desk).await?;
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "changes_come_oldest_first");
+    let start = fixture.head().await?;
+    history(&mut fixture).await?;
     for limit in [1, 3, ALL] {
         let mut after = start.revision;
-        for page in desk.follow(start, limit).await? {
+        for page in fixture.follow(start, limit).await? {
             let mut last = after;
             for change in &page.changes {
-                desk.ensure(change.revision > after && change.revision >= last, || {
+                fixture.ensure(change.revision > after && change.revision >= last, || {
                     format!("revision {} came after revision {last}", change.revision)
                 })?;
                 last = change.revision;
             }
-            desk.ensure(last <= page.upto.revision, || {
+            fixture.ensure(last <= page.upto.revision, || {
                 format!(
                     "a page up to revision {} contains revision {last}",
                     page.upto.revision
@@ -95,36 +101,36 @@ pub async fn changes_come_oldest_first<S: KeyStore>(
 /// revision.
 pub async fn changes_end_at_the_rows_of_the_store<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "changes_end_at_the_rows_of_the_store");
-    let start = desk.head().await?;
-    history(&mut desk).await?;
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "changes_end_at_the_rows_of_the_store");
+    let start = fixture.head().await?;
+    history(&mut fixture).await?;
     for limit in [1, 2, ALL] {
-        let pages = desk.follow(start, limit).await?;
+        let pages = fixture.follow(start, limit).await?;
         let mut rows: BTreeMap<RowKey, Change> = BTreeMap::new();
         for change in pages.into_iter().flat_map(|page| page.changes) {
             rows.insert(change.row.key(), change);
         }
         rows.retain(|_, change| !matches!(change.row, Row::Removed { .. }));
         let what = format!("rows after following by {limit}");
-        desk.same(&what, rows, desk.truth.standing())?;
+        fixture.same(&what, rows, fixture.expected.live_rows())?;
     }
     Ok(())
 }
 
-/// All changes of one revision are on one page, even beyond the limit.
+/// All changes of one revision are on one page, even if the page then exceeds its limit.
 pub async fn a_revision_is_never_split_across_pages<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "a_revision_is_never_split_across_pages");
-    let start = desk.head().await?;
-    history(&mut desk).await?;
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "a_revision_is_never_split_across_pages");
+    let start = fixture.head().await?;
+    history(&mut fixture).await?;
     for limit in 1..=ALL {
-        let pages = desk.follow(start, limit).await?;
+        let pages = fixture.follow(start, limit).await?;
         for page in &pages {
             for revision in page.changes.iter().map(|change| change.revision) {
                 let before = Revision(revision.0 - 1);
-                let want = desk.truth.between(before, revision);
+                let want = fixture.expected.between(before, revision);
                 let mine = page
                     .changes
                     .iter()
@@ -132,7 +138,7 @@ pub async fn a_revision_is_never_split_across_pages<S: KeyStore>(
                 let received: Vec<_> = mine.cloned().collect();
                 let received = rows_of(&received);
                 let missing: Vec<_> = want.keys().filter(|row| !received.contains(*row)).collect();
-                desk.ensure(missing.is_empty(), || {
+                fixture.ensure(missing.is_empty(), || {
                     format!("a page of {limit} contains revision {revision} without {missing:?}")
                 })?;
             }
@@ -144,207 +150,220 @@ pub async fn a_revision_is_never_split_across_pages<S: KeyStore>(
 /// No change up to a page's `upto` is missing from that page and the pages before it.
 pub async fn nothing_up_to_upto_is_missing<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "nothing_up_to_upto_is_missing");
-    let start = desk.head().await?;
-    history(&mut desk).await?;
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "nothing_up_to_upto_is_missing");
+    let start = fixture.head().await?;
+    history(&mut fixture).await?;
     for limit in 1..=ALL {
         let mut after = start;
-        for page in desk.follow(start, limit).await? {
-            complete(&desk, after, &page, limit)?;
+        for page in fixture.follow(start, limit).await? {
+            complete(&fixture, after, &page, limit)?;
             after = page.upto;
         }
         let reached = after.revision;
-        desk.same("where the last page ends", reached, desk.truth.revision)?;
+        fixture.same(
+            "where the last page ends",
+            reached,
+            fixture.expected.revision,
+        )?;
     }
-    // No change is missing from any other position in the history either.
-    for (revision, tag) in desk.truth.tags.clone() {
+    // Repeats the check from every other revision of the history.
+    for (revision, tag) in fixture.expected.tags.clone() {
         let after = Cursor {
             revision,
             tag,
             ..start
         };
-        let page = desk.changes(after, 2).await?;
-        complete(&desk, after, &page, 2)?;
+        let page = fixture.changes(after, 2).await?;
+        complete(&fixture, after, &page, 2)?;
     }
     Ok(())
 }
 
-fn complete<S: KeyStore>(desk: &Desk<S>, after: Cursor, page: &Changes, limit: usize) -> Checked {
+fn complete<S: KeyStore>(
+    fixture: &StoreFixture<S>,
+    after: Cursor,
+    page: &Changes,
+    limit: usize,
+) -> ClauseResult {
     let upto = page.upto.revision;
-    let want = desk.truth.between(after.revision, upto);
+    let want = fixture.expected.between(after.revision, upto);
     let received = rows_of(&page.changes);
     let missing: Vec<_> = want.keys().filter(|row| !received.contains(*row)).collect();
-    desk.ensure(missing.is_empty(), || {
+    fixture.ensure(missing.is_empty(), || {
         let after = after.revision;
-        format!("a page of {limit} after {after} says up to {upto} and lacks {missing:?}")
+        format!("a page of {limit} after {after} ends at {upto} and lacks {missing:?}")
     })
 }
 
-/// An empty page means caught up: `upto` is the head, and the head is the last commit that returned
-/// before the call began.
+/// An empty page means that the follower has caught up: `upto` is the head, and the head includes every
+/// commit that returned before the call.
 pub async fn an_empty_page_means_caught_up<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "an_empty_page_means_caught_up");
-    let mut after = desk.head().await?;
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "an_empty_page_means_caught_up");
+    let mut after = fixture.head().await?;
     for n in 1..=4 {
-        let batch = desk.batch("acme").put(key(n));
-        let revision = desk.land(batch).await?;
-        let page = desk.changes(after, 10).await?;
-        desk.ensure(!page.changes.is_empty(), || {
+        let batch = fixture.batch("acme").put(key(n));
+        let revision = fixture.commit(batch).await?;
+        let page = fixture.changes(after, 10).await?;
+        fixture.ensure(!page.changes.is_empty(), || {
             format!("no page contains revision {revision}, whose commit returned")
         })?;
-        desk.same("head of a page", page.head.revision, revision)?;
+        fixture.same("head of a page", page.head.revision, revision)?;
         after = page.upto;
-        let page = desk.changes(after, 10).await?;
-        desk.ensure(page.changes.is_empty(), || {
+        let page = fixture.changes(after, 10).await?;
+        fixture.ensure(page.changes.is_empty(), || {
             "the feed did not end at its head".to_owned()
         })?;
-        desk.same("upto of an empty page", page.upto, page.head)?;
-        desk.same("head of an empty page", page.head.revision, revision)?;
+        fixture.same("upto of an empty page", page.upto, page.head)?;
+        fixture.same("head of an empty page", page.head.revision, revision)?;
     }
     // After a commit without rows, `upto` of an empty page is still the head.
     let action = keyward::audit::Action::KeyDisabled;
-    let batch = desk.batch("acme").entry(action, Some(id(1)));
-    let revision = desk.land(batch).await?;
-    let page = desk.changes(after, 10).await?;
-    desk.ensure(page.changes.is_empty(), || {
-        "audit entries are no rows".to_owned()
+    let batch = fixture.batch("acme").entry(action, Some(id(1)));
+    let revision = fixture.commit(batch).await?;
+    let page = fixture.changes(after, 10).await?;
+    fixture.ensure(page.changes.is_empty(), || {
+        "a commit without rows has a change in the feed".to_owned()
     })?;
-    desk.same(
+    fixture.same(
         "upto after a commit without rows",
         page.upto.revision,
         revision,
     )?;
-    desk.same("head after a commit without rows", page.head, page.upto)
+    fixture.same("head after a commit without rows", page.head, page.upto)
 }
 
 /// Removed keys are in the feed as tombstones.
 pub async fn tombstones_are_in_the_feed<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "tombstones_are_in_the_feed");
-    let start = desk.head().await?;
-    history(&mut desk).await?;
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "tombstones_are_in_the_feed");
+    let start = fixture.head().await?;
+    history(&mut fixture).await?;
     for limit in [1, ALL] {
-        let pages = desk.follow(start, limit).await?;
+        let pages = fixture.follow(start, limit).await?;
         let received: Vec<_> = pages.into_iter().flat_map(|page| page.changes).collect();
         let removed = |change: &&Change| matches!(change.row, Row::Removed { .. });
-        for tombstone in desk.truth.rows.values().filter(removed) {
+        for tombstone in fixture.expected.rows.values().filter(removed) {
             let last = received
                 .iter()
                 .rfind(|change| change.row.key() == tombstone.row.key());
-            desk.same("last change of a removed key", last, Some(tombstone))?;
+            fixture.same("last change of a removed key", last, Some(tombstone))?;
         }
     }
     Ok(())
 }
 
-/// A cursor ahead of the head belongs to no history of this store, and is refused as compacted.
+/// A cursor ahead of the head is refused as compacted.
 pub async fn a_cursor_ahead_of_the_head_is_compacted<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "a_cursor_ahead_of_the_head_is_compacted");
-    history(&mut desk).await?;
-    let head = desk.head().await?;
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "a_cursor_ahead_of_the_head_is_compacted");
+    history(&mut fixture).await?;
+    let head = fixture.head().await?;
     let ahead = |by: u64| Cursor {
         revision: Revision(head.revision.0 + by),
         ..head
     };
-    desk.compacted("a cursor one ahead of the head", ahead(1))
+    fixture
+        .compacted("a cursor one ahead of the head", ahead(1))
         .await?;
-    desk.compacted("a cursor far ahead of the head", ahead(1 << 40))
+    fixture
+        .compacted("a cursor far ahead of the head", ahead(1 << 40))
         .await
 }
 
 /// A cursor of another epoch is refused as compacted.
 pub async fn a_cursor_of_another_epoch_is_compacted<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "a_cursor_of_another_epoch_is_compacted");
-    history(&mut desk).await?;
-    let head = desk.head().await?;
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "a_cursor_of_another_epoch_is_compacted");
+    history(&mut fixture).await?;
+    let head = fixture.head().await?;
     let other = Cursor {
         epoch: Epoch(!head.epoch.0),
         ..head
     };
-    desk.compacted("a cursor of another epoch", other).await
+    fixture.compacted("a cursor of another epoch", other).await
 }
 
-/// A cursor at a revision of this store with another tag belongs to another history, and is refused
-/// as compacted. A cursor at revision zero with a tag is refused too.
+/// A cursor whose tag differs from the tag of its revision is refused as compacted. A cursor at revision zero
+/// must have no tag.
 pub async fn a_cursor_with_another_tag_is_compacted<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "a_cursor_with_another_tag_is_compacted");
-    let start = desk.head().await?;
-    history(&mut desk).await?;
-    let head = desk.head().await?;
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "a_cursor_with_another_tag_is_compacted");
+    let start = fixture.head().await?;
+    history(&mut fixture).await?;
+    let head = fixture.head().await?;
     let other = |cursor: Cursor| Cursor {
         tag: CommitTag(!cursor.tag.0),
         ..cursor
     };
-    desk.compacted("a cursor at the head with another tag", other(head))
+    fixture
+        .compacted("a cursor at the head with another tag", other(head))
         .await?;
-    desk.compacted("a cursor at the start with a tag", other(start))
+    fixture
+        .compacted("a cursor at the start with a tag", other(start))
         .await?;
-    for (revision, tag) in desk.truth.tags.clone() {
+    for (revision, tag) in fixture.expected.tags.clone() {
         let cursor = Cursor {
             revision,
             tag,
             ..head
         };
         let what = format!("a cursor at revision {revision} with another tag");
-        desk.compacted(&what, other(cursor)).await?;
+        fixture.compacted(&what, other(cursor)).await?;
     }
     Ok(())
 }
 
-/// Every cursor that the store returns carries the tag of its commit. Before the first commit the tag
-/// is zero. The feed accepts every such cursor.
+/// Every cursor that the store returns carries the tag of its commit, or zero before the first commit. The
+/// feed accepts every such cursor.
 pub async fn cursors_carry_the_tag_of_their_commit<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "cursors_carry_the_tag_of_their_commit");
-    let start = desk.head().await?;
-    desk.same(
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "cursors_carry_the_tag_of_their_commit");
+    let start = fixture.head().await?;
+    fixture.same(
         "revision before the first commit",
         start.revision,
         Revision::ZERO,
     )?;
-    desk.same("tag before the first commit", start.tag, CommitTag(0))?;
-    history(&mut desk).await?;
+    fixture.same("tag before the first commit", start.tag, CommitTag(0))?;
+    history(&mut fixture).await?;
     for limit in [1, 2, 3, ALL] {
-        for page in desk.follow(start, limit).await? {
+        for page in fixture.follow(start, limit).await? {
             for cursor in [page.upto, page.head] {
-                let tag = desk.truth.tags.get(&cursor.revision).copied();
+                let tag = fixture.expected.tags.get(&cursor.revision).copied();
                 let what = format!("tag at revision {}", cursor.revision);
-                desk.same(&what, Some(cursor.tag), tag)?;
-                desk.same("epoch", cursor.epoch, start.epoch)?;
-                desk.changes(cursor, 1).await?;
+                fixture.same(&what, Some(cursor.tag), tag)?;
+                fixture.same("epoch", cursor.epoch, start.epoch)?;
+                fixture.changes(cursor, 1).await?;
             }
         }
     }
-    let head = desk.head().await?;
-    desk.same("tag of the scan's head", head.tag, desk.truth.tag)
+    let head = fixture.head().await?;
+    fixture.same("tag of the scan's head", head.tag, fixture.expected.tag)
 }
 
-/// If `changes_now` answers, it returns the same as `changes`.
+/// If `changes_now` returns `Some`, the result is the same as from `changes`.
 pub async fn changes_now_returns_what_changes_returns<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "changes_now_returns_what_changes_returns");
-    let start = desk.head().await?;
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "changes_now_returns_what_changes_returns");
+    let start = fixture.head().await?;
     let foreign = Cursor {
         epoch: Epoch(!start.epoch.0),
         ..start
     };
     for n in 1..=4 {
         let path: TenantId = text(if n % 2 == 0 { "acme" } else { "globex" });
-        let batch = desk.batch(path.as_str()).put(key(n)).put(key(n + 10));
-        desk.land(batch).await?;
-        let head = desk.head().await?;
+        let batch = fixture.batch(path.as_str()).put(key(n)).put(key(n + 10));
+        fixture.commit(batch).await?;
+        let head = fixture.head().await?;
         for (after, limit) in [
             (start, 1),
             (start, 3),
@@ -352,17 +371,20 @@ pub async fn changes_now_returns_what_changes_returns<S: KeyStore>(
             (head, 1),
             (foreign, 1),
         ] {
-            let Some(at_once) = desk.store.changes_now(after, count(limit)) else {
+            let Some(at_once) = fixture.store.changes_now(after, count(limit)) else {
                 return Ok(());
             };
-            let waited = desk.store.changes(after, count(limit)).await;
+            let waited = fixture.store.changes(after, count(limit)).await;
             match (at_once, waited) {
-                (Ok(at_once), Ok(waited)) => desk.same("changes at once", at_once, waited)?,
+                (Ok(at_once), Ok(waited)) => {
+                    fixture.same("the page of changes_now", at_once, waited)?
+                }
                 (Err(ChangesError::Compacted), Err(ChangesError::Compacted)) => {}
                 (at_once, waited) => {
                     let (at_once, waited) = (brief(&at_once), brief(&waited));
-                    let detail = format!("changes_now answers {at_once}, changes {waited}");
-                    return Err(desk.fail(detail));
+                    let detail =
+                        format!("changes_now returned {at_once}, changes returned {waited}");
+                    return Err(fixture.fail(detail));
                 }
             }
         }

@@ -1,5 +1,5 @@
-//! The tools of the checks: plain records, batches with a consistent audit chain, and futures that
-//! are polled by hand. A desk holds the store and its expected contents.
+//! The tools of the checks: sample records, commits with a consistent audit chain, a store with its expected
+//! contents, and futures that a check polls step by step.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
@@ -9,12 +9,12 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::Violation;
+use super::ClauseViolation;
 use keyward::audit::{Action, AuditEntry, AuditHash, AuditHead};
 use keyward::command::CommandId;
 use keyward::key::{
     Author, Credential, Digest, Environment, Fingerprint, ImportScheme, KeyFacts, KeyRecord,
-    KeyState, LastAction, Lineage, Owner, Stamp, Visibility,
+    KeyState, KeyType, LastAction, Lineage, Owner, Stamp,
 };
 use keyward::store::{
     AuditPage, AuditQuery, AuditRow, Change, Changes, ChangesError, Commit, CommitError, CommitTag,
@@ -23,16 +23,15 @@ use keyward::store::{
 };
 use keyward::{KeyId, Reason, Role, ScopeSet, TenantId, Timestamp};
 
-pub(super) type Checked = Result<(), Violation>;
+pub(super) type ClauseResult = Result<(), ClauseViolation>;
 
-/// 1000 pages, more than any check fills. A store that returns more pages is treated as endless.
+/// 1000 pages, more than any check fills. A check fails if a store returns more pages.
 const MAX_PAGES: usize = 1_000;
 
-/// 8 polls: the most that a check gives a future before it drops the future or lets another one
-/// run.
+/// 8 polls: the maximum before a check drops a future, or runs another future.
 pub(super) const STEPS: usize = 8;
 
-/// Parses a constant of the kit.
+/// Parses a literal, which must be valid.
 pub(super) fn text<T>(constant: &str) -> T
 where
     T: for<'a> TryFrom<&'a str>,
@@ -47,7 +46,7 @@ pub(super) fn tenant(path: &str) -> TenantId {
     text(path)
 }
 
-/// Returns the instant `seconds` after the kit's epoch, with an odd number of microseconds.
+/// Returns the instant `seconds` after a fixed start. Its microseconds reveal a store that rounds instants.
 pub(super) fn at(seconds: u64) -> Timestamp {
     Timestamp::UNIX_EPOCH.saturating_add(Duration::from_micros(
         1_700_000_000_123_457 + seconds * 1_000_000,
@@ -69,14 +68,14 @@ pub(super) fn digest(of: &str) -> Digest {
     Digest::sha256(of)
 }
 
-/// Returns a plain key. A batch sets its tenant.
+/// Returns a minimal key. [`CommitBuilder::put`] sets its tenant.
 pub(super) fn key(n: u64) -> KeyRecord {
     KeyRecord {
         facts: KeyFacts {
             id: id(n),
             tenant: tenant("nobody"),
             class: text("server"),
-            visibility: Visibility::Secret,
+            key_type: KeyType::Secret,
             environment: Environment::LIVE,
             name: text(&format!("key {n}")),
             description: None,
@@ -144,7 +143,7 @@ pub(super) fn revoked(record: KeyRecord) -> KeyRecord {
     })
 }
 
-/// Returns an owner's row. A batch sets its tenant.
+/// Returns an owner's row. [`CommitBuilder::owner`] sets its tenant.
 pub(super) fn owner(name: &str) -> OwnerRecord {
     OwnerRecord {
         tenant: tenant("nobody"),
@@ -156,14 +155,14 @@ pub(super) fn owner(name: &str) -> OwnerRecord {
     }
 }
 
-/// A commit under construction. Each addition gets the batch's tenant and an audit entry.
+/// A builder of commits. Every added row gets the commit's tenant and an audit entry.
 #[derive(Clone)]
-pub(super) struct Batch {
+pub(super) struct CommitBuilder {
     pub(super) commit: Commit,
     head: AuditHead,
 }
 
-impl Batch {
+impl CommitBuilder {
     pub(super) fn put(mut self, record: KeyRecord) -> Self {
         let tenant = self.commit.tenant.clone();
         let (key, class) = (record.id, record.class.clone());
@@ -225,7 +224,7 @@ impl Batch {
         self
     }
 
-    /// Sets the actor and the command of the entries so far.
+    /// Sets the actor and the command of all entries added so far.
     pub(super) fn by(mut self, actor: &str, command: &str) -> Self {
         for entry in &mut self.commit.effects.audit {
             entry.actor = Author::Principal(text(actor));
@@ -247,19 +246,19 @@ impl Batch {
         self
     }
 
-    /// Sets the history on which the commit was decided.
+    /// Sets the epoch of the store for which the commit was decided.
     pub(super) fn in_history(mut self, epoch: Epoch) -> Self {
         self.commit.epoch = Some(epoch);
         self
     }
 
-    /// Guards the commit with a row at `revision`.
+    /// Makes the commit depend on a row at `revision`.
     pub(super) fn guarded(mut self, row: RowKey, revision: Revision) -> Self {
         self.commit.guards.push(Guard { row, revision });
         self
     }
 
-    /// Claims the digest of a text for a key, without a record.
+    /// Claims the digest of the text `of` for a key, without writing a record.
     pub(super) fn claim(mut self, of: &str, key: KeyId) -> Self {
         self.commit.effects.digests.push((digest(of), key));
         self.entry(Action::KeyDisabled, Some(key))
@@ -267,7 +266,7 @@ impl Batch {
 }
 
 #[derive(Clone, Default)]
-struct Known {
+struct ExpectedTenant {
     revision: Revision,
     audit_head: AuditHead,
     decided_at: Option<Timestamp>,
@@ -275,16 +274,16 @@ struct Known {
 
 /// The expected contents of a store.
 #[derive(Clone, Default)]
-pub(super) struct Truth {
+pub(super) struct ExpectedContents {
     pub(super) rows: BTreeMap<RowKey, Change>,
     pub(super) audit: Vec<AuditRow>,
     pub(super) revision: Revision,
     pub(super) tag: CommitTag,
     pub(super) tags: BTreeMap<Revision, CommitTag>,
-    tenants: BTreeMap<TenantId, Known>,
+    tenants: BTreeMap<TenantId, ExpectedTenant>,
 }
 
-impl Truth {
+impl ExpectedContents {
     fn apply(&mut self, commit: &Commit, revision: Revision) {
         self.revision = revision;
         self.tag = commit.tag;
@@ -302,13 +301,13 @@ impl Truth {
         }
     }
 
-    /// Returns the commit that wrote a row; zero for a row that never existed.
+    /// Returns the revision of the commit that wrote a row; zero for a row that never existed.
     pub(super) fn row_at(&self, row: &RowKey) -> Revision {
         let change = self.rows.get(row);
         change.map_or(Revision::ZERO, |change| change.revision)
     }
 
-    /// Returns the records that were not removed, by id.
+    /// Returns the records of all keys that were not removed, by id.
     pub(super) fn records(&self) -> impl Iterator<Item = &KeyRecord> {
         self.rows.values().filter_map(|change| match &change.row {
             Row::Key(record) => Some(&**record),
@@ -317,7 +316,7 @@ impl Truth {
     }
 
     /// Returns the rows that a scan must return: all but tombstones.
-    pub(super) fn standing(&self) -> BTreeMap<RowKey, Change> {
+    pub(super) fn live_rows(&self) -> BTreeMap<RowKey, Change> {
         let gone = |change: &Change| matches!(change.row, Row::Removed { .. });
         let rows = self.rows.iter().filter(|(_, change)| !gone(change));
         rows.map(|(key, change)| (key.clone(), change.clone()))
@@ -334,31 +333,36 @@ impl Truth {
 }
 
 /// A fresh store with its expected contents. Every failure names the clause under test.
-pub(super) struct Desk<S> {
+pub(super) struct StoreFixture<S> {
     pub(super) store: S,
-    pub(super) truth: Truth,
+    pub(super) expected: ExpectedContents,
     clause: &'static str,
     drafts: u64,
 }
 
-impl<S: KeyStore> Desk<S> {
+impl<S: KeyStore> StoreFixture<S> {
     pub(super) fn new(make: &impl Fn() -> S, clause: &'static str) -> Self {
         Self {
             store: make(),
-            truth: Truth::default(),
+            expected: ExpectedContents::default(),
             clause,
             drafts: 0,
         }
     }
 
-    /// Returns an empty batch at the tenant's last revision, with a new tag, decided one second
-    /// after the previous batch.
-    pub(super) fn batch(&mut self, path: &str) -> Batch {
+    /// Starts an empty commit at the tenant's last revision. Each commit has a new tag, and is decided one
+    /// second after the previous one.
+    pub(super) fn batch(&mut self, path: &str) -> CommitBuilder {
         self.drafts += 1;
         let tenant = tenant(path);
-        let known = self.truth.tenants.get(&tenant).cloned().unwrap_or_default();
+        let known = self
+            .expected
+            .tenants
+            .get(&tenant)
+            .cloned()
+            .unwrap_or_default();
         let tag = u128::from(self.drafts).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
-        Batch {
+        CommitBuilder {
             commit: Commit {
                 tenant,
                 epoch: None,
@@ -372,21 +376,26 @@ impl<S: KeyStore> Desk<S> {
         }
     }
 
-    pub(super) fn fail(&self, detail: impl Into<String>) -> Violation {
-        Violation {
+    pub(super) fn fail(&self, detail: impl Into<String>) -> ClauseViolation {
+        ClauseViolation {
             clause: self.clause,
             detail: detail.into(),
         }
     }
 
-    pub(super) fn ensure(&self, holds: bool, detail: impl FnOnce() -> String) -> Checked {
+    pub(super) fn ensure(&self, holds: bool, detail: impl FnOnce() -> String) -> ClauseResult {
         if holds {
             return Ok(());
         }
         Err(self.fail(detail()))
     }
 
-    pub(super) fn same<T: PartialEq + fmt::Debug>(&self, what: &str, got: T, want: T) -> Checked {
+    pub(super) fn same<T: PartialEq + fmt::Debug>(
+        &self,
+        what: &str,
+        got: T,
+        want: T,
+    ) -> ClauseResult {
         if got == want {
             return Ok(());
         }
@@ -398,30 +407,33 @@ impl<S: KeyStore> Desk<S> {
         &self,
         method: &str,
         answer: Result<T, E>,
-    ) -> Result<T, Violation> {
+    ) -> Result<T, ClauseViolation> {
         answer.map_err(|error| self.fail(format!("{method} failed: {error}")))
     }
 
-    /// Commits a batch that must be accepted.
-    pub(super) async fn land(&mut self, batch: Batch) -> Result<Revision, Violation> {
+    /// Executes a commit that must be accepted.
+    pub(super) async fn commit(
+        &mut self,
+        batch: CommitBuilder,
+    ) -> Result<Revision, ClauseViolation> {
         let commit = batch.commit;
         let answer = self.store.commit(commit.clone()).await;
         let revision = self.answered("commit", answer)?;
-        self.truth.apply(&commit, revision);
+        self.expected.apply(&commit, revision);
         Ok(revision)
     }
 
-    /// Records a commit that landed outside of [`land`](Self::land).
-    pub(super) fn landed(&mut self, batch: &Batch, revision: Revision) {
-        self.truth.apply(&batch.commit, revision);
+    /// Records a commit that was applied without [`commit`](Self::commit).
+    pub(super) fn record_commit(&mut self, batch: &CommitBuilder, revision: Revision) {
+        self.expected.apply(&batch.commit, revision);
     }
 
-    /// Records concurrent commits with their outcomes. Fails if a commit landed after one of its
-    /// guarded rows had moved.
-    pub(super) fn settle(
+    /// Records the outcomes of concurrent commits. Fails if a commit was applied after one of its guarded
+    /// rows had changed.
+    pub(super) fn record_outcomes(
         &mut self,
-        answers: impl IntoIterator<Item = (Batch, Result<Revision, CommitError>)>,
-    ) -> Checked {
+        answers: impl IntoIterator<Item = (CommitBuilder, Result<Revision, CommitError>)>,
+    ) -> ClauseResult {
         let mut landed = BTreeMap::new();
         for (batch, answer) in answers {
             match answer {
@@ -432,7 +444,7 @@ impl<S: KeyStore> Desk<S> {
         }
         for (revision, batch) in landed {
             for guard in &batch.commit.guards {
-                let stands = self.truth.row_at(&guard.row);
+                let stands = self.expected.row_at(&guard.row);
                 self.ensure(stands == guard.revision, || {
                     format!(
                         "a commit landed at revision {revision}, guarded by {:?} at revision {}, \
@@ -441,34 +453,42 @@ impl<S: KeyStore> Desk<S> {
                     )
                 })?;
             }
-            self.landed(&batch, revision);
+            self.record_commit(&batch, revision);
         }
         Ok(())
     }
 
-    /// Commits a batch that must be refused, and returns the refusal.
-    pub(super) async fn refused(&self, batch: Batch) -> Result<CommitError, Violation> {
+    /// Executes a commit that must be refused, and returns the error.
+    pub(super) async fn refused(
+        &self,
+        batch: CommitBuilder,
+    ) -> Result<CommitError, ClauseViolation> {
         match self.store.commit(batch.commit).await {
             Ok(revision) => Err(self.fail(format!("commit was accepted at revision {revision}"))),
             Err(error) => Ok(error),
         }
     }
 
-    pub(super) async fn conflicts(&self, what: &str, batch: Batch) -> Checked {
+    pub(super) async fn conflicts(&self, what: &str, batch: CommitBuilder) -> ClauseResult {
         match self.refused(batch).await? {
             CommitError::Conflict => Ok(()),
             other => Err(self.fail(format!("{what}: refused as `{other}`, not as a conflict"))),
         }
     }
 
-    pub(super) async fn id_taken(&self, what: &str, batch: Batch, key: KeyId) -> Checked {
+    pub(super) async fn id_taken(
+        &self,
+        what: &str,
+        batch: CommitBuilder,
+        key: KeyId,
+    ) -> ClauseResult {
         match self.refused(batch).await? {
             CommitError::IdTaken(named) => self.same(what, named, key),
             other => Err(self.fail(format!("{what}: refused as `{other}`, not for its id"))),
         }
     }
 
-    pub(super) async fn digest_taken(&self, what: &str, batch: Batch) -> Checked {
+    pub(super) async fn digest_taken(&self, what: &str, batch: CommitBuilder) -> ClauseResult {
         match self.refused(batch).await? {
             CommitError::DigestTaken => Ok(()),
             other => Err(self.fail(format!("{what}: refused as `{other}`, not for its digest"))),
@@ -479,22 +499,22 @@ impl<S: KeyStore> Desk<S> {
         &self,
         path: &str,
         select: LoadRequest,
-    ) -> Result<TenantView, Violation> {
+    ) -> Result<TenantView, ClauseViolation> {
         let answer = self.store.load(&tenant(path), &select).await;
         self.answered("load", answer)
     }
 
-    pub(super) async fn find(&self, locator: Locator) -> Result<Option<FoundKey>, Violation> {
+    pub(super) async fn find(&self, locator: Locator) -> Result<Option<FoundKey>, ClauseViolation> {
         let answer = self.store.find(&locator).await;
         self.answered("find", answer)
     }
 
-    pub(super) async fn list(&self, query: &KeyQuery) -> Result<KeyPage, Violation> {
+    pub(super) async fn list(&self, query: &KeyQuery) -> Result<KeyPage, ClauseViolation> {
         let answer = self.store.list(query).await;
         self.answered("list", answer)
     }
 
-    pub(super) async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, Violation> {
+    pub(super) async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, ClauseViolation> {
         let answer = self.store.audit(query).await;
         self.answered("audit", answer)
     }
@@ -503,13 +523,16 @@ impl<S: KeyStore> Desk<S> {
         &self,
         after: Option<RowKey>,
         limit: usize,
-    ) -> Result<ScanPage, Violation> {
+    ) -> Result<ScanPage, ClauseViolation> {
         let answer = self.store.scan(after, count(limit)).await;
         self.answered("scan", answer)
     }
 
-    /// Returns the pages of a scan of everything.
-    pub(super) async fn pages_of_all(&self, limit: usize) -> Result<Vec<ScanPage>, Violation> {
+    /// Returns all pages of `scan_all`.
+    pub(super) async fn pages_of_all(
+        &self,
+        limit: usize,
+    ) -> Result<Vec<ScanPage>, ClauseViolation> {
         let mut pages = Vec::new();
         let mut take = |page| {
             pages.push(page);
@@ -523,13 +546,17 @@ impl<S: KeyStore> Desk<S> {
         Ok(pages)
     }
 
-    pub(super) async fn changes(&self, after: Cursor, limit: usize) -> Result<Changes, Violation> {
+    pub(super) async fn changes(
+        &self,
+        after: Cursor,
+        limit: usize,
+    ) -> Result<Changes, ClauseViolation> {
         let answer = self.store.changes(after, count(limit)).await;
         self.answered("changes", answer)
     }
 
-    /// Requests changes after a cursor that must be refused.
-    pub(super) async fn compacted(&self, what: &str, after: Cursor) -> Checked {
+    /// Checks that the store refuses a cursor as compacted.
+    pub(super) async fn compacted(&self, what: &str, after: Cursor) -> ClauseResult {
         match self.store.changes(after, count(1)).await {
             Err(ChangesError::Compacted) => Ok(()),
             Err(other) => Err(self.fail(format!("{what}: refused as `{other}`, not compacted"))),
@@ -538,7 +565,7 @@ impl<S: KeyStore> Desk<S> {
     }
 
     /// Returns the store's head.
-    pub(super) async fn head(&self) -> Result<Cursor, Violation> {
+    pub(super) async fn head(&self) -> Result<Cursor, ClauseViolation> {
         Ok(self.scan(None, 1).await?.head)
     }
 
@@ -547,7 +574,7 @@ impl<S: KeyStore> Desk<S> {
         &self,
         mut after: Cursor,
         limit: usize,
-    ) -> Result<Vec<Changes>, Violation> {
+    ) -> Result<Vec<Changes>, ClauseViolation> {
         let mut pages = Vec::new();
         while pages.len() < MAX_PAGES {
             let page = self.changes(after, limit).await?;
@@ -568,7 +595,10 @@ impl<S: KeyStore> Desk<S> {
     }
 
     /// Scans all rows without tombstones. Returns the rows with the first page's head.
-    pub(super) async fn scan_all(&self, limit: usize) -> Result<(Cursor, Vec<Change>), Violation> {
+    pub(super) async fn scan_all(
+        &self,
+        limit: usize,
+    ) -> Result<(Cursor, Vec<Change>), ClauseViolation> {
         let first = self.scan(None, limit).await?;
         let (head, mut rows, mut next) = (first.head, first.rows, first.next);
         for _ in 0..MAX_PAGES {
@@ -583,7 +613,10 @@ impl<S: KeyStore> Desk<S> {
         Err(self.fail(format!("the scan did not end within {MAX_PAGES} pages")))
     }
 
-    pub(super) async fn list_all(&self, mut query: KeyQuery) -> Result<Vec<KeyRecord>, Violation> {
+    pub(super) async fn list_all(
+        &self,
+        mut query: KeyQuery,
+    ) -> Result<Vec<KeyRecord>, ClauseViolation> {
         let mut keys = Vec::new();
         for _ in 0..MAX_PAGES {
             let page = self.list(&query).await?;
@@ -606,7 +639,7 @@ impl<S: KeyStore> Desk<S> {
     pub(super) async fn audit_all(
         &self,
         mut query: AuditQuery,
-    ) -> Result<Vec<AuditRow>, Violation> {
+    ) -> Result<Vec<AuditRow>, ClauseViolation> {
         let mut rows = Vec::new();
         for _ in 0..MAX_PAGES {
             let page = self.audit(&query).await?;
@@ -627,24 +660,32 @@ impl<S: KeyStore> Desk<S> {
     }
 
     /// Compares every readable part of the store with its expected contents.
-    pub(super) async fn agrees(&self, when: &str) -> Checked {
-        let truth = &self.truth;
+    pub(super) async fn check_contents(&self, when: &str) -> ClauseResult {
+        let expected = &self.expected;
         let (head, rows) = self.scan_all(50).await?;
-        let standing: Vec<_> = truth.standing().into_values().collect();
+        let standing: Vec<_> = expected.live_rows().into_values().collect();
         self.same(&format!("rows {when}"), rows, standing)?;
         let stands = (head.revision, head.tag);
-        self.same(&format!("head {when}"), stands, (truth.revision, truth.tag))?;
+        self.same(
+            &format!("head {when}"),
+            stands,
+            (expected.revision, expected.tag),
+        )?;
         let trail = self.audit_all(AuditQuery::all()).await?;
-        self.same(&format!("audit trail {when}"), trail, truth.audit.clone())?;
+        self.same(
+            &format!("audit trail {when}"),
+            trail,
+            expected.audit.clone(),
+        )?;
         let listed = self.list_all(KeyQuery::all(at(0))).await?;
-        let records = truth.records().cloned().collect();
+        let records = expected.records().cloned().collect();
         self.same(&format!("list {when}"), listed, records)?;
-        for (path, known) in &truth.tenants {
+        for (path, known) in &expected.tenants {
             let view = self.load(path.as_str(), LoadRequest::none()).await?;
             let seen = (view.revision, view.audit_head, view.decided_at);
             let want = (known.revision, known.audit_head, known.decided_at);
             self.same(&format!("heads of {path} {when}"), seen, want)?;
-            let row = truth.rows.get(&RowKey::Tenant(path.clone()));
+            let row = expected.rows.get(&RowKey::Tenant(path.clone()));
             let row = row.map(|change| &change.row);
             let seen = view.tenant.map(Row::Tenant);
             self.same(&format!("row of {path} {when}"), seen.as_ref(), row)?;
@@ -661,7 +702,7 @@ pub(super) fn rows_of(changes: &[Change]) -> BTreeSet<RowKey> {
     changes.iter().map(|change| change.row.key()).collect()
 }
 
-/// Formats a value for debugging, at most 600 characters of it: a full record fills screens.
+/// Formats a value with `Debug`, truncated to 600 characters.
 pub(super) fn brief(value: &impl fmt::Debug) -> String {
     const LONGEST: usize = 600;
     let mut text = String::new();
@@ -685,12 +726,12 @@ pub(super) fn owner_row(path: &str, name: &str) -> RowKey {
 }
 
 /// A future that a check polls step by step, on any executor.
-pub(super) struct Running<'a, T> {
+pub(super) struct PolledFuture<'a, T> {
     future: Pin<Box<dyn Future<Output = T> + 'a>>,
     output: Option<T>,
 }
 
-impl<'a, T> Running<'a, T> {
+impl<'a, T> PolledFuture<'a, T> {
     pub(super) fn new(future: impl Future<Output = T> + 'a) -> Self {
         Self {
             future: Box::pin(future),
@@ -706,7 +747,7 @@ impl<'a, T> Running<'a, T> {
         }
     }
 
-    /// Polls up to `steps` times. Each poll but the first waits until the future asks to be woken.
+    /// Polls up to `steps` times. Between two polls, waits until the future wakes its task.
     pub(super) async fn steps(&mut self, steps: usize) {
         for step in 1..=steps {
             let mut first = true;
@@ -716,7 +757,7 @@ impl<'a, T> Running<'a, T> {
                 }
                 first = false;
                 self.poll(cx);
-                // The last step does not wait, so that the check can continue with another future.
+                // Does not wait after the last poll, so that the check can run another future.
                 if self.output.is_some() || step == steps {
                     return Poll::Ready(());
                 }
@@ -729,8 +770,8 @@ impl<'a, T> Running<'a, T> {
         }
     }
 
-    /// Runs `other` to completion. Polls this future only while `other` is pending, because `other`
-    /// may be waiting for it.
+    /// Runs `other` to completion. Polls this future only while `other` is pending, because `other` may wait
+    /// for this future.
     pub(super) async fn let_pass<O>(&mut self, other: impl Future<Output = O>) -> O {
         let mut other = pin!(other);
         poll_fn(|cx| {

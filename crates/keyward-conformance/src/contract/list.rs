@@ -1,12 +1,12 @@
-//! Clauses of `list`. The oracle below is a second implementation of a query's meaning, so that
-//! stores that use [`KeyQuery::page`] are checked too.
+//! Clauses of `list`. The expected results come from `oracle`, a second implementation of key queries. The
+//! oracle does not use [`KeyQuery::page`], because stores may use that function.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
-use super::Violation;
+use super::ClauseViolation;
 use super::fixtures::{
-    Checked, Desk, at, count, id, imported, key, owned_by, revoked, stamp, text,
+    ClauseResult, StoreFixture, at, count, id, imported, key, owned_by, revoked, stamp, text,
 };
 use keyward::Timestamp;
 use keyward::key::{
@@ -21,8 +21,8 @@ const SORTS: [KeySort; 4] = [
     KeySort::Expiry,
 ];
 
-/// Writes keys of six tenants in every status. Names and paths resemble each other.
-async fn shelf<S: KeyStore>(desk: &mut Desk<S>) -> Checked {
+/// Writes keys of six tenants in every status, with similar names and paths.
+async fn write_keys<S: KeyStore>(fixture: &mut StoreFixture<S>) -> ClauseResult {
     let named = |name: &str, record: KeyRecord| record.with(|key| key.name = text(name));
     let ends = |at, record: KeyRecord| record.with(|key| key.expires_at = Some(at));
     let of = |kind: &str, id: &str, record: KeyRecord| {
@@ -51,7 +51,7 @@ async fn shelf<S: KeyStore>(desk: &mut Desk<S>) -> Checked {
             key.class = text("client");
         })
     };
-    let batch = desk.batch("acme");
+    let batch = fixture.batch("acme");
     let batch = batch
         .put(named("Export", key(1)))
         .put(named("export", owned_by("ann", key(2))));
@@ -61,39 +61,44 @@ async fn shelf<S: KeyStore>(desk: &mut Desk<S>) -> Checked {
     let batch = batch
         .put(named("Ärger", ends(at(100), key(5))))
         .put(named("a_b", key(6)));
-    desk.land(batch.put(named("axb", retiring(ends(at(200), key(7))))))
+    fixture
+        .commit(batch.put(named("axb", retiring(ends(at(200), key(7))))))
         .await?;
-    let batch = desk
+    let batch = fixture
         .batch("acme/web")
         .put(named("export", ends(at(100), key(8))));
     let batch = batch
         .put(revoked(ends(at(300), key(9))))
         .put(owned_by("ann", test(key(10))));
-    desk.land(batch.put(of("app", "dep/7", imported(11, "old token"))))
+    fixture
+        .commit(batch.put(of("app", "dep/7", imported(11, "old token"))))
         .await?;
-    let batch = desk
+    let batch = fixture
         .batch("acme-two")
         .put(named("Zeta", key(12)))
         .put(test(key(13)));
-    desk.land(batch).await?;
-    let batch = desk.batch("a_me").put(of("app", "dep/70", key(14)));
-    desk.land(batch.put(ends(Timestamp::MAX, key(15)))).await?;
-    let batch = desk
+    fixture.commit(batch).await?;
+    let batch = fixture.batch("a_me").put(of("app", "dep/70", key(14)));
+    fixture
+        .commit(batch.put(ends(Timestamp::MAX, key(15))))
+        .await?;
+    let batch = fixture
         .batch("a_me/web")
         .put(owned_by("annette", named("ärger", key(16))));
-    desk.land(batch.put(owned_by("ANN", of("job", "dep/7", key(17)))))
+    fixture
+        .commit(batch.put(owned_by("ANN", of("job", "dep/7", key(17)))))
         .await?;
-    // Neither the old name of a changed key nor a removed key may be found.
-    let batch = desk
+    // A query must find neither the old name of a changed key nor a removed key.
+    let batch = fixture
         .batch("Acme")
         .put(named("export once", key(18)))
         .put(named("export", key(19)));
-    desk.land(batch.put(key(20))).await?;
-    let batch = desk
+    fixture.commit(batch.put(key(20))).await?;
+    let batch = fixture
         .batch("Acme")
         .put(named("omega", ends(at(200), key(18))))
         .remove(id(19));
-    desk.land(batch).await?;
+    fixture.commit(batch).await?;
     Ok(())
 }
 
@@ -104,34 +109,34 @@ fn all() -> KeyQuery {
 /// A list contains exactly the keys that meet the query's conditions, alone and combined.
 pub async fn a_list_holds_exactly_what_matches<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "a_list_holds_exactly_what_matches");
-    let page = desk.list(&all()).await?;
-    desk.same("keys of an empty store", page.keys, Vec::new())?;
-    shelf(&mut desk).await?;
-    for query in queries(&desk) {
-        let page = desk.list(&query).await?;
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "a_list_holds_exactly_what_matches");
+    let page = fixture.list(&all()).await?;
+    fixture.same("keys of an empty store", page.keys, Vec::new())?;
+    write_keys(&mut fixture).await?;
+    for query in queries(&fixture) {
+        let page = fixture.list(&query).await?;
         let listed: BTreeSet<_> = page.keys.iter().map(|record| record.id).collect();
-        let want = oracle(&desk, &query)
+        let want = oracle(&fixture, &query)
             .into_iter()
             .map(|record| record.id)
             .collect();
-        desk.same(&format!("keys of {query:?}"), listed, want)?;
-        desk.same(
+        fixture.same(&format!("keys of {query:?}"), listed, want)?;
+        fixture.same(
             "keys on a page",
             page.keys.len(),
-            oracle(&desk, &query).len(),
+            oracle(&fixture, &query).len(),
         )?;
-        desk.same("corrupt keys", page.corrupt, Vec::new())?;
+        fixture.same("corrupt keys", page.corrupt, Vec::new())?;
         for record in &page.keys {
-            let stored = desk.truth.records().find(|own| own.id == record.id);
-            desk.same("a listed key", Some(record), stored)?;
+            let stored = fixture.expected.records().find(|own| own.id == record.id);
+            fixture.same("a listed key", Some(record), stored)?;
         }
     }
     Ok(())
 }
 
-/// Returns the queries of a search for expiring keys: by status, by span of expiry, and by both.
+/// Returns queries for expiring keys: by status, by status and time span, and by time span.
 fn ending() -> [KeyQuery; 3] {
     let unrevoked = all().with(|query| {
         query.statuses = BTreeSet::from([
@@ -149,7 +154,7 @@ fn ending() -> [KeyQuery; 3] {
     [unrevoked, span, with_revoked]
 }
 
-fn queries<S: KeyStore>(desk: &Desk<S>) -> Vec<KeyQuery> {
+fn queries<S: KeyStore>(fixture: &StoreFixture<S>) -> Vec<KeyQuery> {
     let mut queries = vec![all(), all().live()];
     let paths = [
         "acme", "acme/web", "acme-two", "a_me", "Acme", "acm", "acme/we",
@@ -196,8 +201,8 @@ fn queries<S: KeyStore>(desk: &Desk<S>) -> Vec<KeyQuery> {
     queries.extend(environments.map(|one| all().with(|query| query.environment = Some(one))));
     let resources = ["dep/7", "dep/70", "dep"];
     queries.extend(resources.map(|one| all().with(|query| query.resource = Some(text(one)))));
-    let marks = desk
-        .truth
+    let marks = fixture
+        .expected
         .records()
         .take(2)
         .map(|record| record.fingerprint);
@@ -213,100 +218,100 @@ fn queries<S: KeyStore>(desk: &Desk<S>) -> Vec<KeyQuery> {
     queries
 }
 
-/// A list comes in the query's order. Keys that are equal in that order are ordered by id.
+/// A list is in the query's order. Keys that compare equal are ordered by id.
 pub async fn a_list_comes_in_the_querys_order<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "a_list_comes_in_the_querys_order");
-    shelf(&mut desk).await?;
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "a_list_comes_in_the_querys_order");
+    write_keys(&mut fixture).await?;
     for sort in SORTS {
         let some = [all(), all().live(), KeyQuery::tenant(text("acme"), at(150))];
         for query in some.into_iter().chain(ending()) {
             let query = query.with(|query| query.sort = sort);
-            let listed: Vec<_> = desk
+            let listed: Vec<_> = fixture
                 .list(&query)
                 .await?
                 .keys
                 .into_iter()
                 .map(|k| k.id)
                 .collect();
-            let want = oracle(&desk, &query)
+            let want = oracle(&fixture, &query)
                 .into_iter()
                 .map(|record| record.id)
                 .collect();
-            desk.same(&format!("order by {sort:?}"), listed, want)?;
+            fixture.same(&format!("order by {sort:?}"), listed, want)?;
         }
     }
     Ok(())
 }
 
-/// Pages of a list join to the whole list without a repetition or a gap. No page is larger than its
-/// limit, and the last page is marked as the last.
+/// The pages of a list together contain every key once. No page exceeds its limit, and only the last page has
+/// no `next`.
 pub async fn pages_of_a_list_neither_repeat_nor_skip<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "pages_of_a_list_neither_repeat_nor_skip");
-    shelf(&mut desk).await?;
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "pages_of_a_list_neither_repeat_nor_skip");
+    write_keys(&mut fixture).await?;
     let queries = [all()].into_iter().chain(ending());
     for (sort, query) in queries.flat_map(|query| SORTS.map(|sort| (sort, query.clone()))) {
-        let matching = oracle(&desk, &query).len();
+        let matching = oracle(&fixture, &query).len();
         for limit in [1, 2, 3, matching - 1, matching, matching + 1] {
             let query = query.clone().with(|query| {
                 query.sort = sort;
                 query.limit = count(limit);
             });
-            let listed = desk.list_all(query.clone()).await?;
+            let listed = fixture.list_all(query.clone()).await?;
             let listed: Vec<_> = listed.into_iter().map(|record| record.id).collect();
-            let want = oracle(&desk, &query)
+            let want = oracle(&fixture, &query)
                 .into_iter()
                 .map(|record| record.id)
                 .collect();
-            desk.same(&format!("pages of {limit} by {sort:?}"), listed, want)?;
-            let more = desk.list(&query).await?.next.is_some();
+            fixture.same(&format!("pages of {limit} by {sort:?}"), listed, want)?;
+            let more = fixture.list(&query).await?.next.is_some();
             let what = format!("whether pages of {limit} go on after the first");
-            desk.same(&what, more, limit < matching)?;
+            fixture.same(&what, more, limit < matching)?;
         }
     }
     Ok(())
 }
 
-/// A list continues after its position, even if the key at that position was changed or removed.
+/// A list continues after a position, even if the key at that position was removed.
 pub async fn a_list_goes_on_after_a_key_that_is_gone<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "a_list_goes_on_after_a_key_that_is_gone");
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "a_list_goes_on_after_a_key_that_is_gone");
     for n in 1..=SORTS.len() as u64 {
-        let batch = (0..5).fold(desk.batch("acme"), |batch, k| batch.put(key(n * 10 + k)));
-        desk.land(batch).await?;
+        let batch = (0..5).fold(fixture.batch("acme"), |batch, k| batch.put(key(n * 10 + k)));
+        fixture.commit(batch).await?;
     }
     for sort in SORTS {
         let query = KeyQuery::tenant(text("acme"), at(150)).with(|query| {
             query.sort = sort;
             query.limit = count(3);
         });
-        let page = desk.list(&query).await?;
+        let page = fixture.list(&query).await?;
         let Some(last) = page.keys.last() else {
-            return Err(desk.fail("a list of keys is empty"));
+            return Err(fixture.fail("a list of keys is empty"));
         };
-        let rest: Vec<_> = oracle(&desk, &query)
+        let rest: Vec<_> = oracle(&fixture, &query)
             .into_iter()
             .skip(3)
             .map(|k| k.id)
             .collect();
-        let batch = desk.batch("acme").remove(last.id);
-        desk.land(batch).await?;
+        let batch = fixture.batch("acme").remove(last.id);
+        fixture.commit(batch).await?;
         let query = query.with(|query| {
             query.after = Some(KeyPosition::of(last));
             query.limit = count(100);
         });
-        let listed: Vec<_> = desk
+        let listed: Vec<_> = fixture
             .list(&query)
             .await?
             .keys
             .into_iter()
             .map(|k| k.id)
             .collect();
-        desk.same(
+        fixture.same(
             &format!("what follows a removed key by {sort:?}"),
             listed,
             rest,
@@ -318,38 +323,37 @@ pub async fn a_list_goes_on_after_a_key_that_is_gone<S: KeyStore>(
 /// A list reflects every commit that returned, and contains no removed keys.
 pub async fn a_list_reflects_every_commit_that_returned<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "a_list_reflects_every_commit_that_returned");
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "a_list_reflects_every_commit_that_returned");
     for name in ["first", "second"] {
         let record = key(1).with(|key| key.name = text(name));
-        let batch = desk.batch("acme").put(record);
-        desk.land(batch).await?;
-        let names: Vec<_> = desk
+        let batch = fixture.batch("acme").put(record);
+        fixture.commit(batch).await?;
+        let names: Vec<_> = fixture
             .list(&all())
             .await?
             .keys
             .into_iter()
             .map(|k| k.facts.name)
             .collect();
-        desk.same("names after a commit", names, vec![text(name)])?;
+        fixture.same("names after a commit", names, vec![text(name)])?;
     }
-    let batch = desk.batch("acme").remove(id(1)).put(key(2));
-    desk.land(batch).await?;
-    let keys: Vec<_> = desk
+    let batch = fixture.batch("acme").remove(id(1)).put(key(2));
+    fixture.commit(batch).await?;
+    let keys: Vec<_> = fixture
         .list(&all())
         .await?
         .keys
         .into_iter()
         .map(|k| k.id)
         .collect();
-    desk.same("keys after a removal", keys, vec![id(2)])
+    fixture.same("keys after a removal", keys, vec![id(2)])
 }
 
-/// Returns every record that matches, in order and without a limit. Uses loops and plain
-/// comparisons only.
-fn oracle<'a, S: KeyStore>(desk: &'a Desk<S>, query: &KeyQuery) -> Vec<&'a KeyRecord> {
+/// Returns every matching record, in order and without a limit. Uses only loops and plain comparisons.
+fn oracle<'a, S: KeyStore>(fixture: &'a StoreFixture<S>, query: &KeyQuery) -> Vec<&'a KeyRecord> {
     let mut found: Vec<&KeyRecord> = Vec::new();
-    for record in desk.truth.records() {
+    for record in fixture.expected.records() {
         if meets(record, query) {
             let place = found
                 .iter()

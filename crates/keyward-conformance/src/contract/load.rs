@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::Violation;
+use super::ClauseViolation;
 use super::fixtures::{
-    Batch, Checked, Desk, at, id, imported, key, owned_by, owner, revoked, stamp, text,
+    ClauseResult, CommitBuilder, StoreFixture, at, id, imported, key, owned_by, owner, revoked,
+    stamp, text,
 };
 use keyward::audit::{Action, AuditEntry};
 use keyward::key::{KeyRecord, KeyState, RotationReason, Succession};
@@ -14,8 +15,8 @@ use keyward::{KeyId, Timestamp};
 /// A tenant that never had a commit is empty at revision zero, for every request.
 pub async fn an_unknown_tenant_is_empty_at_revision_zero<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "an_unknown_tenant_is_empty_at_revision_zero");
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "an_unknown_tenant_is_empty_at_revision_zero");
     let everything = || LoadRequest {
         keys: vec![id(1)],
         live_at: Some(at(0)),
@@ -28,31 +29,33 @@ pub async fn an_unknown_tenant_is_empty_at_revision_zero<S: KeyStore>(
         server_time: view.server_time,
         ..TenantView::default()
     };
-    let view = desk.load("acme", everything()).await?;
-    desk.same("an empty store", view.clone(), nothing(&view))?;
-    let batch = desk
+    let view = fixture.load("acme", everything()).await?;
+    fixture.same("an empty store", view.clone(), nothing(&view))?;
+    let batch = fixture
         .batch("acme")
         .provision()
         .owner(owner("ann"))
         .put(key(1));
-    desk.land(batch).await?;
+    fixture.commit(batch).await?;
     for path in ["acme/web", "acm", "acme-two", "Acme"] {
-        let view = desk.load(path, everything()).await?;
+        let view = fixture.load(path, everything()).await?;
         let expected = nothing(&view);
-        desk.same(&format!("{path}, beside acme"), view, expected)?;
+        fixture.same(&format!("{path}, beside acme"), view, expected)?;
     }
     Ok(())
 }
 
-/// A view has the epoch of the store's feed, even for a tenant without a commit.
-pub async fn load_returns_the_epoch<S: KeyStore>(make: &impl Fn() -> S) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "load_returns_the_epoch");
-    let epoch = desk.head().await?.epoch;
-    let batch = desk.batch("acme").put(key(1));
-    desk.land(batch).await?;
+/// A view has the epoch of the store, even for a tenant without a commit.
+pub async fn load_returns_the_epoch<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "load_returns_the_epoch");
+    let epoch = fixture.head().await?.epoch;
+    let batch = fixture.batch("acme").put(key(1));
+    fixture.commit(batch).await?;
     for path in ["acme", "globex"] {
-        let view = desk.load(path, LoadRequest::none()).await?;
-        desk.same(path, view.epoch, epoch)?;
+        let view = fixture.load(path, LoadRequest::none()).await?;
+        fixture.same(path, view.epoch, epoch)?;
     }
     Ok(())
 }
@@ -60,49 +63,51 @@ pub async fn load_returns_the_epoch<S: KeyStore>(make: &impl Fn() -> S) -> Resul
 /// A view reflects every commit that returned before the call began.
 pub async fn load_reflects_every_commit_that_returned<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "load_reflects_every_commit_that_returned");
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "load_reflects_every_commit_that_returned");
     for name in ["first", "second", "third"] {
         let record = key(1).with(|key| key.name = text(name));
-        let batch = desk.batch("acme").put(record);
-        let revision = desk.land(batch).await?;
-        let view = desk.load("acme", LoadRequest::key(id(1))).await?;
-        desk.same("revision after a commit", view.revision, revision)?;
+        let batch = fixture.batch("acme").put(record);
+        let revision = fixture.commit(batch).await?;
+        let view = fixture.load("acme", LoadRequest::key(id(1))).await?;
+        fixture.same("revision after a commit", view.revision, revision)?;
         let seen = view.record(id(1)).map(|record| record.name.as_str());
-        desk.same("name after a commit", seen, Some(name))?;
+        fixture.same("name after a commit", seen, Some(name))?;
     }
-    let batch = desk.batch("acme").remove(id(1));
-    desk.land(batch).await?;
-    let view = desk.load("acme", LoadRequest::key(id(1))).await?;
-    desk.same("keys after the removal", view.records, Vec::new())
+    let batch = fixture.batch("acme").remove(id(1));
+    fixture.commit(batch).await?;
+    let view = fixture.load("acme", LoadRequest::key(id(1))).await?;
+    fixture.same("keys after the removal", view.records, Vec::new())
 }
 
 /// Keys requested by id are loaded in any state. Unknown ids are skipped.
-pub async fn load_returns_keys_by_id<S: KeyStore>(make: &impl Fn() -> S) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "load_returns_keys_by_id");
+pub async fn load_returns_keys_by_id<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "load_returns_keys_by_id");
     let ended = key(3).with(|key| key.expires_at = Some(at(1)));
-    let batch = desk
+    let batch = fixture
         .batch("acme")
         .put(key(1))
         .put(revoked(key(2)))
         .put(ended)
         .put(key(4));
-    desk.land(batch).await?;
+    fixture.commit(batch).await?;
     let asked = vec![id(3), id(1), id(99), id(2)];
     let select = LoadRequest {
         keys: asked.clone(),
         ..LoadRequest::none()
     };
-    let view = desk.load("acme", select).await?;
-    holds(&desk, &view, &[id(1), id(2), id(3)])
+    let view = fixture.load("acme", select).await?;
+    holds(&fixture, &view, &[id(1), id(2), id(3)])
 }
 
-/// A request for keys live at an instant loads all keys, except revoked keys and keys expired by
-/// then. Disabled and retiring keys are live.
+/// A request with `live_at` loads all keys except revoked and expired keys. Disabled and retiring keys are
+/// live.
 pub async fn load_returns_keys_live_at_an_instant<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "load_returns_keys_live_at_an_instant");
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "load_returns_keys_live_at_an_instant");
     let ends = |n, at| key(n).with(|key| key.expires_at = Some(at));
     let disabled = key(2).with(|key| key.state = KeyState::Disabled(stamp(5)));
     let retiring = key(3).with(|key| {
@@ -116,46 +121,51 @@ pub async fn load_returns_keys_live_at_an_instant<S: KeyStore>(
     });
     let now = at(100);
     let soon = Timestamp::from_micros(now.as_micros() + 1).unwrap_or(now);
-    let batch = desk.batch("acme").put(key(1)).put(disabled).put(retiring);
+    let batch = fixture
+        .batch("acme")
+        .put(key(1))
+        .put(disabled)
+        .put(retiring);
     let batch = batch
         .put(ends(4, soon))
         .put(ends(5, now))
         .put(ends(6, at(50)));
-    desk.land(batch.put(ends(7, Timestamp::MAX)).put(revoked(key(8))))
+    fixture
+        .commit(batch.put(ends(7, Timestamp::MAX)).put(revoked(key(8))))
         .await?;
     let select = |live_at| LoadRequest {
         live_at: Some(live_at),
         ..LoadRequest::none()
     };
-    let view = desk.load("acme", select(now)).await?;
-    holds(&desk, &view, &[id(1), id(2), id(3), id(4), id(7)])?;
-    let view = desk.load("acme", select(at(49))).await?;
+    let view = fixture.load("acme", select(now)).await?;
+    holds(&fixture, &view, &[id(1), id(2), id(3), id(4), id(7)])?;
+    let view = fixture.load("acme", select(at(49))).await?;
     holds(
-        &desk,
+        &fixture,
         &view,
         &[id(1), id(2), id(3), id(4), id(5), id(6), id(7)],
     )
 }
 
-/// The legacy key is loaded if it is requested, revoked or not.
+/// A request with `legacy` loads the legacy key, even if that key is revoked.
 pub async fn load_returns_the_legacy_key<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "load_returns_the_legacy_key");
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "load_returns_the_legacy_key");
     let legacy = |record: KeyRecord| record.with(|key| key.legacy = true);
     for (path, record, other) in [
         ("acme", legacy(key(1)), key(2)),
         ("globex", legacy(revoked(key(3))), key(4)),
     ] {
         let asked = record.id;
-        let batch = desk.batch(path).put(other).put(record);
-        desk.land(batch).await?;
+        let batch = fixture.batch(path).put(other).put(record);
+        fixture.commit(batch).await?;
         let select = LoadRequest {
             legacy: true,
             ..LoadRequest::none()
         };
-        let view = desk.load(path, select).await?;
-        holds(&desk, &view, &[asked])?;
+        let view = fixture.load(path, select).await?;
+        holds(&fixture, &view, &[asked])?;
     }
     Ok(())
 }
@@ -163,28 +173,28 @@ pub async fn load_returns_the_legacy_key<S: KeyStore>(
 /// The rows of requested owners are loaded.
 pub async fn load_returns_rows_of_owners<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "load_returns_rows_of_owners");
-    let batch = desk
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "load_returns_rows_of_owners");
+    let batch = fixture
         .batch("acme")
         .owner(owner("ann"))
         .owner(owner("bob"))
         .owner(owner("cid"));
-    desk.land(batch).await?;
+    fixture.commit(batch).await?;
     let select = LoadRequest {
         owners: vec![text("cid"), text("nobody"), text("ann")],
         ..LoadRequest::none()
     };
-    let view = desk.load("acme", select).await?;
-    owners(&desk, &view, &["ann", "cid"])
+    let view = fixture.load("acme", select).await?;
+    owners(&fixture, &view, &["ann", "cid"])
 }
 
-/// The rows of the owners of loaded keys are loaded without a request.
+/// The owners' rows of loaded keys are loaded without an explicit request.
 pub async fn load_returns_rows_of_the_owners_of_loaded_keys<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "load_returns_rows_of_the_owners_of_loaded_keys");
-    let batch = desk
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "load_returns_rows_of_the_owners_of_loaded_keys");
+    let batch = fixture
         .batch("acme")
         .owner(owner("ann"))
         .owner(owner("bob"))
@@ -193,47 +203,48 @@ pub async fn load_returns_rows_of_the_owners_of_loaded_keys<S: KeyStore>(
         .put(owned_by("ann", key(1)))
         .put(owned_by("bob", key(2)));
     let orphan = owned_by("gone", revoked(key(4)));
-    desk.land(batch.put(owned_by("ann", key(3))).put(orphan))
+    fixture
+        .commit(batch.put(owned_by("ann", key(3))).put(orphan))
         .await?;
-    let view = desk.load("acme", LoadRequest::key(id(1))).await?;
-    owners(&desk, &view, &["ann"])?;
-    let view = desk.load("acme", LoadRequest::key(id(4))).await?;
-    holds(&desk, &view, &[id(4)])?;
+    let view = fixture.load("acme", LoadRequest::key(id(1))).await?;
+    owners(&fixture, &view, &["ann"])?;
+    let view = fixture.load("acme", LoadRequest::key(id(4))).await?;
+    holds(&fixture, &view, &[id(4)])?;
     let live = LoadRequest {
         live_at: Some(at(0)),
         ..LoadRequest::none()
     };
-    let view = desk
+    let view = fixture
         .load("acme", live.and(LoadRequest::owner(text("cid"))))
         .await?;
-    owners(&desk, &view, &["ann", "bob", "cid"])
+    owners(&fixture, &view, &["ann", "bob", "cid"])
 }
 
-/// The effects of commands are loaded: the first [`LoadRequest::APPLIED_MAX`] entries of each, oldest
-/// first.
+/// The audit entries of requested commands are loaded: the first [`LoadRequest::APPLIED_MAX`] of each
+/// command, oldest first.
 pub async fn load_returns_what_commands_did<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "load_returns_what_commands_did");
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "load_returns_what_commands_did");
     let longest = LoadRequest::APPLIED_MAX as u64;
-    let batch = desk
+    let batch = fixture
         .batch("acme")
         .put(key(1))
         .put(key(2))
         .by("ann", "import");
-    desk.land(batch).await?;
-    let batch = desk.batch("acme").put(key(3)).by("bob", "other");
-    desk.land(batch).await?;
+    fixture.commit(batch).await?;
+    let batch = fixture.batch("acme").put(key(3)).by("bob", "other");
+    fixture.commit(batch).await?;
     // The command's remaining entries, beyond the limit, are in a later commit.
-    let batch = (4..=longest + 4).fold(desk.batch("acme"), |batch, n| batch.put(key(n)));
-    desk.land(batch.by("ann", "import")).await?;
-    let elsewhere = desk.batch("globex").put(key(90)).by("ann", "import");
-    desk.land(elsewhere).await?;
+    let batch = (4..=longest + 4).fold(fixture.batch("acme"), |batch, n| batch.put(key(n)));
+    fixture.commit(batch.by("ann", "import")).await?;
+    let elsewhere = fixture.batch("globex").put(key(90)).by("ann", "import");
+    fixture.commit(elsewhere).await?;
     let select = LoadRequest {
         commands: vec![text("import"), text("never"), text("other")],
         ..LoadRequest::none()
     };
-    let view = desk.load("acme", select).await?;
+    let view = fixture.load("acme", select).await?;
     for command in ["import", "never", "other"] {
         let mine = |entry: &&AuditEntry| entry.command.as_str() == command;
         let seen: Vec<_> = view
@@ -242,7 +253,7 @@ pub async fn load_returns_what_commands_did<S: KeyStore>(
             .filter(mine)
             .map(|entry| entry.sequence)
             .collect();
-        let trail = desk.truth.audit.iter().map(|row| &row.entry);
+        let trail = fixture.expected.audit.iter().map(|row| &row.entry);
         let trail = trail
             .filter(|entry| entry.tenant.as_str() == "acme")
             .filter(mine);
@@ -250,15 +261,15 @@ pub async fn load_returns_what_commands_did<S: KeyStore>(
             .map(|entry| entry.sequence)
             .take(LoadRequest::APPLIED_MAX)
             .collect();
-        // The store may return further entries after those that were requested.
+        // The store may return more entries than `APPLIED_MAX`.
         let seen = seen.into_iter().take(want.len()).collect();
-        desk.same(&format!("entries of the command {command:?}"), seen, want)?;
+        fixture.same(&format!("entries of the command {command:?}"), seen, want)?;
     }
     let foreign = view
         .applied
         .iter()
         .any(|entry| entry.tenant.as_str() != "acme");
-    desk.ensure(!foreign, || {
+    fixture.ensure(!foreign, || {
         "an entry of another tenant's chain was loaded".to_owned()
     })
 }
@@ -266,12 +277,13 @@ pub async fn load_returns_what_commands_did<S: KeyStore>(
 /// A view contains rows of its tenant only, even if a key of another tenant is requested by id.
 pub async fn load_stays_within_the_tenant<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "load_stays_within_the_tenant");
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "load_stays_within_the_tenant");
     for (n, path) in (1..).zip(["acme", "globex", "acme/web"]) {
-        let batch = desk.batch(path).provision().owner(owner("ann"));
+        let batch = fixture.batch(path).provision().owner(owner("ann"));
         let legacy = owned_by("ann", imported(n + 10, path)).with(|key| key.legacy = true);
-        desk.land(batch.put(owned_by("ann", key(n))).put(legacy))
+        fixture
+            .commit(batch.put(owned_by("ann", key(n))).put(legacy))
             .await?;
     }
     let select = LoadRequest {
@@ -281,28 +293,28 @@ pub async fn load_stays_within_the_tenant<S: KeyStore>(
         owners: vec![text("ann")],
         commands: Vec::new(),
     };
-    let view = desk.load("acme", select).await?;
-    holds(&desk, &view, &[id(1), id(11)])?;
+    let view = fixture.load("acme", select).await?;
+    holds(&fixture, &view, &[id(1), id(11)])?;
     let tenants = (view.records.iter().map(|record| &record.tenant))
         .chain(view.owners.iter().map(|row| &row.tenant))
         .chain(view.tenant.iter().map(|row| &row.tenant));
     let foreign: BTreeSet<_> = tenants.filter(|tenant| tenant.as_str() != "acme").collect();
-    desk.same("other tenants in the view", foreign, BTreeSet::new())
+    fixture.same("other tenants in the view", foreign, BTreeSet::new())
 }
 
 /// The tenant's own row is always loaded.
 pub async fn load_always_returns_the_tenants_row<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "load_always_returns_the_tenants_row");
-    let batch = desk.batch("acme").provision();
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "load_always_returns_the_tenants_row");
+    let batch = fixture.batch("acme").provision();
     let row = batch.commit.effects.tenant.clone();
-    desk.land(batch).await?;
-    let batch = desk.batch("acme").put(key(1));
-    desk.land(batch).await?;
+    fixture.commit(batch).await?;
+    let batch = fixture.batch("acme").put(key(1));
+    fixture.commit(batch).await?;
     for select in [LoadRequest::none(), LoadRequest::key(id(1))] {
-        let view = desk.load("acme", select).await?;
-        desk.same("the tenant's row", view.tenant.as_ref(), row.as_ref())?;
+        let view = fixture.load("acme", select).await?;
+        fixture.same("the tenant's row", view.tenant.as_ref(), row.as_ref())?;
     }
     Ok(())
 }
@@ -310,54 +322,57 @@ pub async fn load_always_returns_the_tenants_row<S: KeyStore>(
 /// The audit head is always loaded, and is the head of the tenant's newest entry.
 pub async fn the_audit_head_is_that_of_the_newest_entry<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "the_audit_head_is_that_of_the_newest_entry");
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "the_audit_head_is_that_of_the_newest_entry");
     for n in 1..=3 {
-        let batch = desk
+        let batch = fixture
             .batch("acme")
             .put(key(n))
             .entry(Action::KeyDisabled, Some(id(n)));
         let head = batch.commit.effects.audit.last().map(|entry| entry.head());
-        desk.land(batch).await?;
-        let elsewhere = desk.batch("globex").put(key(n + 10));
-        desk.land(elsewhere).await?;
-        let view = desk.load("acme", LoadRequest::none()).await?;
-        desk.same("audit head", Some(view.audit_head), head)?;
+        fixture.commit(batch).await?;
+        let elsewhere = fixture.batch("globex").put(key(n + 10));
+        fixture.commit(elsewhere).await?;
+        let view = fixture.load("acme", LoadRequest::none()).await?;
+        fixture.same("audit head", Some(view.audit_head), head)?;
     }
     Ok(())
 }
 
-/// `decided_at` is the latest instant at which a commit of the tenant was decided. `decided_at`
-/// never goes back, even if the deciding clock did.
+/// `decided_at` is the latest decision time of the tenant's commits. A commit with an earlier decision time
+/// does not lower it.
 pub async fn decided_at_never_goes_back<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "decided_at_never_goes_back");
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "decided_at_never_goes_back");
     for (n, (instant, latest)) in (1..).zip([(500, 500), (400, 500), (600, 600), (1, 600)]) {
-        let batch = desk.batch("acme").put(key(n)).decided_at(at(instant));
-        desk.land(batch).await?;
-        let elsewhere = desk.batch("globex").put(key(n + 10)).decided_at(at(9_000));
-        desk.land(elsewhere).await?;
-        let view = desk.load("acme", LoadRequest::none()).await?;
+        let batch = fixture.batch("acme").put(key(n)).decided_at(at(instant));
+        fixture.commit(batch).await?;
+        let elsewhere = fixture
+            .batch("globex")
+            .put(key(n + 10))
+            .decided_at(at(9_000));
+        fixture.commit(elsewhere).await?;
+        let view = fixture.load("acme", LoadRequest::none()).await?;
         let what = format!("decided_at after a commit decided at {}", at(instant));
-        desk.same(&what, view.decided_at, Some(at(latest)))?;
+        fixture.same(&what, view.decided_at, Some(at(latest)))?;
     }
-    let view = desk.load("initech", LoadRequest::none()).await?;
-    desk.same(
+    let view = fixture.load("initech", LoadRequest::none()).await?;
+    fixture.same(
         "revision of an unknown tenant",
         view.revision,
         Revision::ZERO,
     )
 }
 
-/// A commit that repairs the tenant's time sets `decided_at`, even to an earlier instant. Later
-/// commits continue from there. Other tenants are not affected.
+/// A commit that repairs the tenant's time sets `decided_at`, even to an earlier instant. Later commits can
+/// only raise `decided_at` from there. Other tenants are not affected.
 pub async fn decided_at_goes_back_in_a_repair<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "decided_at_goes_back_in_a_repair");
-    let batch = desk.batch("globex").put(key(9)).decided_at(at(8_000));
-    desk.land(batch).await?;
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "decided_at_goes_back_in_a_repair");
+    let batch = fixture.batch("globex").put(key(9)).decided_at(at(8_000));
+    fixture.commit(batch).await?;
     for (n, (instant, repairs, latest)) in (1..).zip([
         (9_000, false, 9_000),
         (500, true, 500),
@@ -366,47 +381,57 @@ pub async fn decided_at_goes_back_in_a_repair<S: KeyStore>(
         (550, true, 550),
         (700, true, 700),
     ]) {
-        let batch = desk.batch("acme").put(key(n)).decided_at(at(instant));
+        let batch = fixture.batch("acme").put(key(n)).decided_at(at(instant));
         let (from, to) = (at(9_000), at(instant));
         let batch = match repairs {
             true => batch.entry(Action::TimeRepaired { from, to }, None),
             false => batch,
         };
-        desk.land(batch).await?;
-        let view = desk.load("acme", LoadRequest::none()).await?;
+        fixture.commit(batch).await?;
+        let view = fixture.load("acme", LoadRequest::none()).await?;
         let what = format!("decided_at after a commit decided at {}", at(instant));
-        desk.same(&what, view.decided_at, Some(at(latest)))?;
-        let beside = desk.load("globex", LoadRequest::none()).await?;
-        desk.same("of another tenant", beside.decided_at, Some(at(8_000)))?;
+        fixture.same(&what, view.decided_at, Some(at(latest)))?;
+        let beside = fixture.load("globex", LoadRequest::none()).await?;
+        fixture.same(
+            "decided_at of another tenant",
+            beside.decided_at,
+            Some(at(8_000)),
+        )?;
     }
     Ok(())
 }
 
-/// A view contains the revision of each of its rows: the revision of the commit that wrote the row,
-/// not that of the tenant. Guards are built from these revisions.
+/// A view contains the revision of the commit that wrote each of its rows, not the tenant's revision. Guards
+/// are built from these revisions.
 pub async fn load_returns_the_revision_of_each_row<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "load_returns_the_revision_of_each_row");
-    let batch = desk.batch("acme").provision();
-    desk.land(batch).await?;
-    let batch = desk.batch("acme").owner(owner("ann")).owner(owner("bob"));
-    desk.land(batch).await?;
-    let batch = desk.batch("acme").put(owned_by("ann", key(1))).put(key(2));
-    desk.land(batch).await?;
-    let batch = desk.batch("globex").put(key(3));
-    desk.land(batch).await?;
-    // Each commit advances at least one row, except the last, which advances none.
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "load_returns_the_revision_of_each_row");
+    let batch = fixture.batch("acme").provision();
+    fixture.commit(batch).await?;
+    let batch = fixture
+        .batch("acme")
+        .owner(owner("ann"))
+        .owner(owner("bob"));
+    fixture.commit(batch).await?;
+    let batch = fixture
+        .batch("acme")
+        .put(owned_by("ann", key(1)))
+        .put(key(2));
+    fixture.commit(batch).await?;
+    let batch = fixture.batch("globex").put(key(3));
+    fixture.commit(batch).await?;
+    // Each commit changes at least one row, except the last commit, which changes none.
     let last = [
-        |batch: Batch| batch.put(key(2)),
-        |batch: Batch| batch.owner(owner("bob")),
-        |batch: Batch| batch.provision(),
-        |batch: Batch| batch.put(owned_by("ann", key(1))).owner(owner("cid")),
-        |batch: Batch| batch.entry(Action::KeyDisabled, Some(id(1))),
+        |batch: CommitBuilder| batch.put(key(2)),
+        |batch: CommitBuilder| batch.owner(owner("bob")),
+        |batch: CommitBuilder| batch.provision(),
+        |batch: CommitBuilder| batch.put(owned_by("ann", key(1))).owner(owner("cid")),
+        |batch: CommitBuilder| batch.entry(Action::KeyDisabled, Some(id(1))),
     ];
     for change in last {
-        let batch = change(desk.batch("acme"));
-        desk.land(batch).await?;
+        let batch = change(fixture.batch("acme"));
+        fixture.commit(batch).await?;
         for select in [
             LoadRequest::none(),
             LoadRequest::key(id(1)),
@@ -417,22 +442,22 @@ pub async fn load_returns_the_revision_of_each_row<S: KeyStore>(
                 ..LoadRequest::none()
             },
         ] {
-            let view = desk.load("acme", select).await?;
-            revisions(&desk, &view)?;
+            let view = fixture.load("acme", select).await?;
+            revisions(&fixture, &view)?;
         }
     }
     // A commit with guards built from a view is applied.
-    let view = desk.load("acme", LoadRequest::key(id(2))).await?;
+    let view = fixture.load("acme", LoadRequest::key(id(2))).await?;
     let above = view.revisions.into_iter();
-    let batch = above.fold(desk.batch("acme/web"), |batch, (row, revision)| {
+    let batch = above.fold(fixture.batch("acme/web"), |batch, (row, revision)| {
         batch.guarded(row, revision)
     });
-    desk.land(batch.put(key(4))).await.map(drop)
+    fixture.commit(batch.put(key(4))).await.map(drop)
 }
 
 /// Checks that the view has the revision of every row in it. The view may also have revisions of
 /// other rows, if these are correct.
-fn revisions<S: KeyStore>(desk: &Desk<S>, view: &TenantView) -> Checked {
+fn revisions<S: KeyStore>(fixture: &StoreFixture<S>, view: &TenantView) -> ClauseResult {
     let tenants = view.tenant.iter().cloned().map(Row::Tenant);
     let owners = view.owners.iter().cloned().map(Row::Owner);
     let keys = view.records.iter().map(|record| RowKey::Key(record.id));
@@ -440,43 +465,51 @@ fn revisions<S: KeyStore>(desk: &Desk<S>, view: &TenantView) -> Checked {
     for row in rows {
         let known = view.revisions.get(&row).copied();
         let what = format!("revision of {row:?}");
-        desk.same(&what, known, Some(desk.truth.row_at(&row)))?;
+        fixture.same(&what, known, Some(fixture.expected.row_at(&row)))?;
     }
     for (row, revision) in &view.revisions {
         let what = format!("revision of {row:?}");
-        desk.same(&what, *revision, desk.truth.row_at(row))?;
+        fixture.same(&what, *revision, fixture.expected.row_at(row))?;
     }
     Ok(())
 }
 
 /// Checks that the view has the requested keys, each with its stored contents, and no key twice.
-fn holds<S: KeyStore>(desk: &Desk<S>, view: &TenantView, asked: &[KeyId]) -> Checked {
+fn holds<S: KeyStore>(
+    fixture: &StoreFixture<S>,
+    view: &TenantView,
+    asked: &[KeyId],
+) -> ClauseResult {
     let mut seen = BTreeSet::new();
     for record in &view.records {
-        desk.ensure(seen.insert(record.id), || {
+        fixture.ensure(seen.insert(record.id), || {
             format!("key {} was loaded twice", record.id)
         })?;
-        let stored = desk.truth.records().find(|own| own.id == record.id);
-        desk.same(&format!("key {}", record.id), Some(record), stored)?;
+        let stored = fixture.expected.records().find(|own| own.id == record.id);
+        fixture.same(&format!("key {}", record.id), Some(record), stored)?;
     }
     for key in asked {
-        desk.ensure(seen.contains(key), || {
-            format!("key {key} was asked for and not loaded; loaded were {seen:?}")
+        fixture.ensure(seen.contains(key), || {
+            format!("key {key} was requested but not loaded; loaded were {seen:?}")
         })?;
     }
-    desk.same("corrupt keys", view.corrupt.as_slice(), &[])
+    fixture.same("corrupt keys", view.corrupt.as_slice(), &[])
 }
 
-fn owners<S: KeyStore>(desk: &Desk<S>, view: &TenantView, asked: &[&str]) -> Checked {
+fn owners<S: KeyStore>(
+    fixture: &StoreFixture<S>,
+    view: &TenantView,
+    asked: &[&str],
+) -> ClauseResult {
     let seen: Vec<_> = view.owners.iter().map(|row| row.owner.as_str()).collect();
     let unique: BTreeSet<_> = seen.iter().collect();
-    desk.same(
+    fixture.same(
         "rows of owners without repetition",
         seen.len(),
         unique.len(),
     )?;
     for name in asked {
-        desk.ensure(seen.contains(name), || {
+        fixture.ensure(seen.contains(name), || {
             format!("the row of owner {name} was not loaded; loaded were {seen:?}")
         })?;
     }

@@ -1,7 +1,7 @@
 //! The contracts of [`KeyStore`] and [`NodeRegistry`], one check per clause.
 //!
-//! Every check creates a store, uses it through the trait alone, and compares the results with the
-//! contract. No check panics: it returns a [`Violation`] if the store breaks a clause.
+//! Every check creates a store, calls its trait methods, and compares the results with the contract. A check
+//! does not panic: it returns a [`ClauseViolation`] if the store breaks a clause.
 
 #![expect(
     clippy::missing_errors_doc,
@@ -23,11 +23,11 @@ mod wait;
 
 use keyward::store::{KeyStore, NodeRegistry};
 
-/// The checks as functions, each named after its clause. A check returns the [`Violation`] of its
+/// The checks as functions, each named after its clause. A check returns the [`ClauseViolation`] of its
 /// clause, or `Ok`.
 ///
-/// `make` must return a fresh, empty store on each call; some checks call it several times. A store
-/// that compacts its history must not do so within the few commits of a check.
+/// `make` must return a fresh, empty store on each call. Some checks call `make` several times. The store
+/// must not compact its history during a check.
 pub mod clauses {
     pub use super::commit::*;
     pub use super::feed::*;
@@ -42,10 +42,10 @@ pub mod clauses {
     pub use super::wait::*;
 }
 
-/// A clause that a store breaks, and the evidence.
+/// A clause that a store breaks, with the evidence.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{clause}: {detail}")]
-pub struct Violation {
+pub struct ClauseViolation {
     /// The clause: the name of its check in [`clauses`].
     pub clause: &'static str,
     /// The observed result, and the result that the contract requires.
@@ -170,7 +170,7 @@ macro_rules! table {
         pub async fn $check<S: $contract>(
             clause: &str,
             make: &impl Fn() -> S,
-        ) -> Option<Result<(), Violation>> {
+        ) -> Option<Result<(), ClauseViolation>> {
             $(if clause == stringify!($name) {
                 return Some(Box::pin(clauses::$name(make)).await);
             })*
@@ -182,9 +182,9 @@ macro_rules! table {
 crate::for_each_clause!(table { KeyStore CLAUSES check });
 crate::for_each_registry_clause!(table { NodeRegistry REGISTRY_CLAUSES check_registry });
 
-/// Runs every check, and returns a violation for each clause that the store breaks. Meant for reports;
-/// [`suite!`](crate::suite) generates a test suite.
-pub async fn violations<S: KeyStore>(make: &impl Fn() -> S) -> Vec<Violation> {
+/// Runs every check, and returns a violation for each broken clause. To generate tests, use
+/// [`suite!`](crate::suite).
+pub async fn violations<S: KeyStore>(make: &impl Fn() -> S) -> Vec<ClauseViolation> {
     let mut found = Vec::new();
     for clause in CLAUSES {
         if let Some(Err(violation)) = check(clause, make).await {
@@ -196,8 +196,8 @@ pub async fn violations<S: KeyStore>(make: &impl Fn() -> S) -> Vec<Violation> {
 
 /// Expands to a module of tests: one test per clause of the [`KeyStore`] contract, named after the clause.
 ///
-/// `store` is an expression that returns an empty store. Each test evaluates `store` as often as it needs a
-/// store. The tests run on [`block_on`](crate::block_on), a plain executor. The `block_on` argument names
+/// `store` is an expression that returns an empty store. A test evaluates it once per store that the test
+/// needs. The tests run on [`block_on`](crate::block_on), a plain executor. The `block_on` argument names
 /// another executor, such as one that enters the runtime of an asynchronous driver.
 ///
 /// # Examples
@@ -222,7 +222,7 @@ macro_rules! suite {
     };
     ({ @tests block_on = $block_on:expr; store = $store:expr; } $($name:ident,)*) => {$(
         #[test]
-        fn $name() -> ::core::result::Result<(), $crate::Violation> {
+        fn $name() -> ::core::result::Result<(), $crate::ClauseViolation> {
             let make = || $store;
             ($block_on)($crate::clauses::$name(&make))
         }

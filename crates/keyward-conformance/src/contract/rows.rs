@@ -1,17 +1,16 @@
-//! Clauses about written rows: a row comes back as it was written.
+//! Clauses about stored rows: every read returns a row as it was written.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::Violation;
-use super::fixtures::{Desk, digest, id, imported, key, owner, stamp, text};
+use super::ClauseViolation;
+use super::fixtures::{StoreFixture, digest, id, imported, key, owner, stamp, text};
 use keyward::audit::{Action, Evidence, FieldChange};
 use keyward::command::{BulkFilter, PendingSweep, SweepKind};
 use keyward::key::{
     AddressAllowlist, Author, ClassName, Credential, Description, DigestMark, Environment, Hint,
-    ImportScheme, KeyName, KeyRecord, KeyState, LastAction, Lineage, Maker, Metadata, Owner,
-    Predecessor, Purpose, Resource, ResourceId, ResourceKind, RotationReason, Succession,
-    Visibility,
+    ImportScheme, KeyName, KeyRecord, KeyState, KeyType, LastAction, Lineage, Maker, Metadata,
+    Owner, Predecessor, Purpose, Resource, ResourceId, ResourceKind, RotationReason, Succession,
 };
 use keyward::pepper::PepperId;
 use keyward::store::{
@@ -20,14 +19,14 @@ use keyward::store::{
 use keyward::token::TokenPrefix;
 use keyward::{KeyId, PrincipalId, Reason, Role, ScopeSet, Timestamp};
 
-/// Records come back as written, field by field, including texts of minimal and maximal length.
-/// The clause covers load, find, list, scan and feed.
+/// Records come back as written, including texts of minimal and maximal length. The clause covers load, find,
+/// list, scan and feed.
 pub async fn records_come_back_as_they_were_written<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "records_come_back_as_they_were_written");
-    let start = desk.head().await?;
-    let mut batch = desk.batch("acme/web");
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "records_come_back_as_they_were_written");
+    let start = fixture.head().await?;
+    let mut batch = fixture.batch("acme/web");
     for record in [
         full(1),
         longest(2),
@@ -38,31 +37,35 @@ pub async fn records_come_back_as_they_were_written<S: KeyStore>(
         batch = batch.put(record);
     }
     let written = batch.commit.effects.puts.clone();
-    desk.land(batch).await?;
+    fixture.commit(batch).await?;
     for record in written {
-        let view = desk.load("acme/web", LoadRequest::key(record.id)).await?;
-        desk.same("by load", view.record(record.id), Some(&record))?;
-        let found = desk
+        let view = fixture
+            .load("acme/web", LoadRequest::key(record.id))
+            .await?;
+        fixture.same("by load", view.record(record.id), Some(&record))?;
+        let found = fixture
             .find(Locator::Id(record.id))
             .await?
             .map(|found| found.change.row);
-        desk.same("by find", found, Some(Row::Key(Box::new(record))))?;
+        fixture.same("by find", found, Some(Row::Key(Box::new(record))))?;
     }
     let mut received = Vec::new();
-    for page in desk.follow(start, 10).await? {
+    for page in fixture.follow(start, 10).await? {
         received.extend(page.changes);
     }
     received.sort_by_key(|change| change.row.key());
-    let standing = desk.truth.standing().into_values().collect();
-    desk.same("by the feed", received, standing)?;
-    desk.agrees("after the records were written").await
+    let standing = fixture.expected.live_rows().into_values().collect();
+    fixture.same("by the feed", received, standing)?;
+    fixture
+        .check_contents("after the records were written")
+        .await
 }
 
 /// Rows of owners and tenants, and audit entries of every kind, come back as written.
 pub async fn other_rows_come_back_as_they_were_written<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "other_rows_come_back_as_they_were_written");
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "other_rows_come_back_as_they_were_written");
     let removed = OwnerRecord {
         role: None,
         removed_at: Some(stamp(7).at),
@@ -70,7 +73,7 @@ pub async fn other_rows_come_back_as_they_were_written<S: KeyStore>(
         updated: stamp(8),
         ..owner(&"o".repeat(PrincipalId::MAX_LEN))
     };
-    let batch = desk
+    let batch = fixture
         .batch("acme")
         .owner(owner("ann"))
         .owner(removed)
@@ -96,44 +99,46 @@ pub async fn other_rows_come_back_as_they_were_written<S: KeyStore>(
     for entry in &mut batch.commit.effects.audit {
         entry.role = None;
     }
-    desk.land(batch).await?;
-    desk.agrees("after the rows were written").await?;
+    fixture.commit(batch).await?;
+    fixture
+        .check_contents("after the rows were written")
+        .await?;
     let select = LoadRequest {
         owners: vec![text("ann"), text(&"o".repeat(PrincipalId::MAX_LEN))],
         ..LoadRequest::none()
     };
-    let mut view = desk.load("acme", select).await?;
+    let mut view = fixture.load("acme", select).await?;
     view.owners.sort_by(|a, b| a.owner.cmp(&b.owner));
-    let stored = desk
-        .truth
+    let stored = fixture
+        .expected
         .rows
         .values()
         .filter_map(|change| match &change.row {
             Row::Owner(row) => Some(row.clone()),
             _ => None,
         });
-    desk.same("rows of owners by load", view.owners, stored.collect())
+    fixture.same("rows of owners by load", view.owners, stored.collect())
 }
 
-/// A put replaces the whole record. A field that the new record leaves empty is empty.
+/// A put replaces the whole record. It clears every field that the new record leaves empty.
 pub async fn a_put_replaces_the_whole_record<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "a_put_replaces_the_whole_record");
-    let batch = desk.batch("acme").put(full(1));
-    desk.land(batch).await?;
-    let batch = desk.batch("acme").put(key(1));
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "a_put_replaces_the_whole_record");
+    let batch = fixture.batch("acme").put(full(1));
+    fixture.commit(batch).await?;
+    let batch = fixture.batch("acme").put(key(1));
     let written = batch.commit.effects.puts.clone();
-    desk.land(batch).await?;
-    let view = desk.load("acme", LoadRequest::key(id(1))).await?;
-    desk.same("the key", view.records, written)?;
-    desk.agrees("after the replacement").await
+    fixture.commit(batch).await?;
+    let view = fixture.load("acme", LoadRequest::key(id(1))).await?;
+    fixture.same("the key", view.records, written)?;
+    fixture.check_contents("after the replacement").await
 }
 
 /// Returns a record with every optional field set.
 fn full(n: u64) -> KeyRecord {
     key(n).with(|key| {
-        key.visibility = Visibility::Publishable;
+        key.key_type = KeyType::Publishable;
         key.environment = Environment::TEST;
         key.description = Some(text(
             "First line.\n\tSecond line: „quotes“, it's 100% \\ fine; 🔑",
@@ -254,7 +259,7 @@ fn maker(n: u64) -> Maker {
     }
 }
 
-/// Returns one bulk command of every kind that may be in progress.
+/// Returns one pending bulk command of every kind.
 fn sweeps() -> Vec<PendingSweep> {
     let key = Author::Key {
         key: id(7),

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::Violation;
-use super::fixtures::{Batch, Desk, Running, STEPS, count, id, imported, key, owner, text};
+use super::ClauseViolation;
+use super::fixtures::{
+    CommitBuilder, PolledFuture, STEPS, StoreFixture, count, id, imported, key, owner, text,
+};
 use keyward::KeyId;
 use keyward::audit::Action;
 use keyward::store::{Change, KeyStore, Row, RowKey, StoreError, StoreErrorKind};
@@ -11,63 +13,65 @@ use keyward::store::{Change, KeyStore, Row, RowKey, StoreError, StoreErrorKind};
 /// A scan returns every row once, in the order of [`RowKey`], at any limit.
 pub async fn a_scan_returns_every_row_in_order<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "a_scan_returns_every_row_in_order");
-    let (_, rows) = desk.scan_all(1).await?;
-    desk.same("rows of an empty store", rows, Vec::new())?;
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "a_scan_returns_every_row_in_order");
+    let (_, rows) = fixture.scan_all(1).await?;
+    fixture.same("rows of an empty store", rows, Vec::new())?;
     // Ids with the highest bit set come last. A store that keeps ids as signed numbers orders them
     // differently.
     let edge = |id| key(1).with(|key| key.id = KeyId::from_u128(id));
-    let batch = desk
+    let batch = fixture
         .batch("globex")
         .owner(owner("zoe"))
         .put(key(2))
         .put(edge(u128::MAX));
-    desk.land(batch.put(edge(1 << 127))).await?;
-    let batch = desk
+    fixture.commit(batch.put(edge(1 << 127))).await?;
+    let batch = fixture
         .batch("acme/web")
         .provision()
         .owner(owner("ann"))
         .put(key(3));
-    desk.land(batch.put(edge((1 << 64) - 1)).put(edge(1 << 63)))
+    fixture
+        .commit(batch.put(edge((1 << 64) - 1)).put(edge(1 << 63)))
         .await?;
-    let batch = desk
+    let batch = fixture
         .batch("acme")
         .provision()
         .owner(owner("bob"))
         .owner(owner("Ann"));
-    desk.land(batch.put(key(5)).put(imported(4, "old token")).put(edge(0)))
+    fixture
+        .commit(batch.put(key(5)).put(imported(4, "old token")).put(edge(0)))
         .await?;
-    let batch = desk.batch("acme").remove(id(5)).put(key(6));
-    desk.land(batch).await?;
-    let want: Vec<_> = desk.truth.standing().into_values().collect();
+    let batch = fixture.batch("acme").remove(id(5)).put(key(6));
+    fixture.commit(batch).await?;
+    let want: Vec<_> = fixture.expected.live_rows().into_values().collect();
     for limit in 1..=want.len() + 2 {
-        let (_, rows) = desk.scan_all(limit).await?;
+        let (_, rows) = fixture.scan_all(limit).await?;
         let got: Vec<_> = rows.iter().map(|change| change.row.key()).collect();
         let keys: Vec<_> = want.iter().map(|change| change.row.key()).collect();
-        desk.same(&format!("names of the rows in pages of {limit}"), got, keys)?;
-        desk.same(&format!("rows in pages of {limit}"), &rows, &want)?;
+        fixture.same(&format!("names of the rows in pages of {limit}"), got, keys)?;
+        fixture.same(&format!("rows in pages of {limit}"), &rows, &want)?;
     }
     Ok(())
 }
 
-/// Pages need not share a snapshot: the changes after the first page's head turn the scanned rows
-/// into the rows of the store.
+/// The pages of a scan need not share a snapshot. Applying the changes after the first page's head yields the
+/// rows of the store.
 pub async fn a_scan_and_its_changes_lead_to_the_store<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "a_scan_and_its_changes_lead_to_the_store");
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "a_scan_and_its_changes_lead_to_the_store");
     let keys = (1..=9).map(|n| key(n * 2));
-    let batch = desk.batch("acme").owner(owner("bob"));
-    desk.land(keys.fold(batch, Batch::put)).await?;
+    let batch = fixture.batch("acme").owner(owner("bob"));
+    fixture.commit(keys.fold(batch, CommitBuilder::put)).await?;
     let renamed = key(18).with(|key| key.name = text("renamed"));
     let mut rows = BTreeMap::new();
-    let mut page = desk.scan(None, 1).await?;
+    let mut page = fixture.scan(None, 1).await?;
     let first = page.head;
     for taken in 1.. {
         take(&mut rows, page.rows);
         let Some(after) = page.next else { break };
-        let batch = desk.batch("acme");
+        let batch = fixture.batch("acme");
         // Writes, changes and removes rows before and after the scan's position.
         let batch = match taken {
             1 => batch.put(key(20)).put(renamed.clone()),
@@ -79,129 +83,134 @@ pub async fn a_scan_and_its_changes_lead_to_the_store<S: KeyStore>(
             6 => batch.owner(owner("bob")).remove(id(16)),
             _ => batch.entry(Action::KeyDisabled, Some(id(18))),
         };
-        desk.land(batch).await?;
-        page = desk.scan(Some(after), 1).await?;
+        fixture.commit(batch).await?;
+        page = fixture.scan(Some(after), 1).await?;
     }
-    for page in desk.follow(first, 3).await? {
+    for page in fixture.follow(first, 3).await? {
         take(&mut rows, page.changes);
     }
     rows.retain(|_, change| !matches!(change.row, Row::Removed { .. }));
-    desk.same("rows after scan and changes", rows, desk.truth.standing())
+    fixture.same(
+        "rows after scan and changes",
+        rows,
+        fixture.expected.live_rows(),
+    )
 }
 
-/// A page's head is read before its rows. A concurrent commit is in the rows, or in the changes
-/// after the head.
+/// A page's head is read before its rows. The page or the changes after its head contain a concurrent commit.
 pub async fn a_scan_reads_its_head_before_its_rows<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
+) -> Result<(), ClauseViolation> {
     let clause = "a_scan_reads_its_head_before_its_rows";
     for steps in 0..=STEPS {
-        let mut desk = Desk::new(make, clause);
-        let batch = desk.batch("acme").put(key(1)).put(key(3));
-        desk.land(batch).await?;
-        let beside = desk.batch("acme").put(key(2)).remove(id(3));
+        let mut fixture = StoreFixture::new(make, clause);
+        let batch = fixture.batch("acme").put(key(1)).put(key(3));
+        fixture.commit(batch).await?;
+        let beside = fixture.batch("acme").put(key(2)).remove(id(3));
         let (revision, page) = {
-            let mut running = Running::new(desk.scan(None, 10));
+            let mut running = PolledFuture::new(fixture.scan(None, 10));
             running.steps(steps).await;
-            let commit = desk.store.commit(beside.commit.clone());
+            let commit = fixture.store.commit(beside.commit.clone());
             let landed = running.let_pass(commit).await;
-            let landed = landed.map_err(|error| desk.fail(format!("commit failed: {error}")))?;
+            let landed = landed.map_err(|error| fixture.fail(format!("commit failed: {error}")))?;
             (landed, running.finish().await?)
         };
-        desk.landed(&beside, revision);
+        fixture.record_commit(&beside, revision);
         let mut rows = BTreeMap::new();
         take(&mut rows, page.rows);
-        for page in desk.follow(page.head, 10).await? {
+        for page in fixture.follow(page.head, 10).await? {
             take(&mut rows, page.changes);
         }
         rows.retain(|_, change| !matches!(change.row, Row::Removed { .. }));
         let what = format!("rows after a scan with a commit beside it, {steps} polls apart");
-        desk.same(&what, rows, desk.truth.standing())?;
+        fixture.same(&what, rows, fixture.expected.live_rows())?;
     }
     Ok(())
 }
 
-/// A scan of everything returns every row once, in any order, with the store's head. A scan of an
-/// empty store returns a page too.
+/// `scan_all` returns every row once, in any order, with the store's head. On an empty store it returns a
+/// page too.
 pub async fn a_scan_of_all_returns_every_row_once<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "a_scan_of_all_returns_every_row_once");
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "a_scan_of_all_returns_every_row_once");
     for round in 0..4 {
-        let want: Vec<_> = desk.truth.standing().into_values().collect();
-        let at = desk.scan(None, 1).await?;
+        let want: Vec<_> = fixture.expected.live_rows().into_values().collect();
+        let at = fixture.scan(None, 1).await?;
         for limit in 1..=want.len() + 2 {
-            let pages = desk.pages_of_all(limit).await?;
+            let pages = fixture.pages_of_all(limit).await?;
             let what = |part: &str| format!("{part} of a scan of everything, {limit} at a time");
             let first = &pages[0];
-            desk.same(&what("the head"), first.head, at.head)?;
+            fixture.same(&what("the head"), first.head, at.head)?;
             let rows = pages.into_iter().flat_map(|page| page.rows);
             let standing = |change: &Change| !matches!(change.row, Row::Removed { .. });
             let mut rows: Vec<_> = rows.filter(standing).collect();
             rows.sort_by_key(|change| change.row.key());
-            desk.same(&what("rows"), &rows, &want)?;
+            fixture.same(&what("rows"), &rows, &want)?;
         }
         let batch = match round {
-            0 => desk
+            0 => fixture
                 .batch("acme")
                 .provision()
                 .owner(owner("bob"))
                 .put(key(1)),
-            1 => desk
+            1 => fixture
                 .batch("acme/web")
                 .owner(owner("ann"))
                 .put(imported(4, "old token"))
                 .put(key(3))
                 .put(key(2)),
-            _ => desk.batch("acme").put(key(5)).remove(id(1)),
+            _ => fixture.batch("acme").put(key(5)).remove(id(1)),
         };
-        desk.land(batch).await?;
+        fixture.commit(batch).await?;
     }
     Ok(())
 }
 
-/// The first head of a scan of everything is read before any row. A concurrent commit is in the
-/// rows, or in the changes after that head.
+/// `scan_all` reads the head of its first page before any row. The pages or the changes after that head
+/// contain a concurrent commit.
 pub async fn a_scan_of_all_reads_its_head_before_its_rows<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
+) -> Result<(), ClauseViolation> {
     let clause = "a_scan_of_all_reads_its_head_before_its_rows";
     for steps in 0..=STEPS {
-        let mut desk = Desk::new(make, clause);
-        let batch = desk.batch("acme").put(key(1)).put(key(3)).put(key(5));
-        desk.land(batch).await?;
-        let beside = desk.batch("acme").put(key(2)).put(key(6)).remove(id(3));
+        let mut fixture = StoreFixture::new(make, clause);
+        let batch = fixture.batch("acme").put(key(1)).put(key(3)).put(key(5));
+        fixture.commit(batch).await?;
+        let beside = fixture.batch("acme").put(key(2)).put(key(6)).remove(id(3));
         let (revision, pages) = {
-            let mut running = Running::new(desk.pages_of_all(2));
+            let mut running = PolledFuture::new(fixture.pages_of_all(2));
             running.steps(steps).await;
-            let commit = desk.store.commit(beside.commit.clone());
+            let commit = fixture.store.commit(beside.commit.clone());
             let landed = running.let_pass(commit).await;
-            let landed = landed.map_err(|error| desk.fail(format!("commit failed: {error}")))?;
+            let landed = landed.map_err(|error| fixture.fail(format!("commit failed: {error}")))?;
             (landed, running.finish().await?)
         };
-        desk.landed(&beside, revision);
+        fixture.record_commit(&beside, revision);
         let mut rows = BTreeMap::new();
         let head = pages[0].head;
         pages
             .into_iter()
             .for_each(|page| take(&mut rows, page.rows));
-        for page in desk.follow(head, 10).await? {
+        for page in fixture.follow(head, 10).await? {
             take(&mut rows, page.changes);
         }
         rows.retain(|_, change| !matches!(change.row, Row::Removed { .. }));
         let what = format!("rows after everything was read beside a commit, {steps} polls apart");
-        desk.same(&what, rows, desk.truth.standing())?;
+        fixture.same(&what, rows, fixture.expected.live_rows())?;
     }
     Ok(())
 }
 
-/// An error of the consumer of the pages ends a scan of everything, and is returned.
+/// If the callback of `scan_all` fails, the scan stops and returns the error.
 pub async fn a_scan_of_all_returns_the_consumers_error<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "a_scan_of_all_returns_the_consumers_error");
-    let batch = desk.batch("acme").provision();
-    desk.land((1..=9).map(key).fold(batch, Batch::put)).await?;
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "a_scan_of_all_returns_the_consumers_error");
+    let batch = fixture.batch("acme").provision();
+    fixture
+        .commit((1..=9).map(key).fold(batch, CommitBuilder::put))
+        .await?;
     for taken in 1..=3 {
         let mut received = 0;
         let refused = || StoreError::new(StoreErrorKind::Corrupt, "taking a page of the kit");
@@ -213,15 +222,15 @@ pub async fn a_scan_of_all_returns_the_consumers_error<S: KeyStore>(
                 Err(refused())
             }
         };
-        let ended = desk.store.scan_all(count(2), &mut take).await;
-        desk.same("pages returned", received, taken)?;
+        let ended = fixture.store.scan_all(count(2), &mut take).await;
+        fixture.same("pages returned", received, taken)?;
         let ended = ended.err().map(|error| (error.kind(), error.to_string()));
         let want = refused();
-        desk.same("the end", ended, Some((want.kind(), want.to_string())))?;
+        fixture.same("the end", ended, Some((want.kind(), want.to_string())))?;
     }
-    // The store continues as before.
-    let batch = desk.batch("acme").put(key(10));
-    desk.land(batch).await.map(drop)
+    // The store still accepts commits.
+    let batch = fixture.batch("acme").put(key(10));
+    fixture.commit(batch).await.map(drop)
 }
 
 fn take(rows: &mut BTreeMap<RowKey, Change>, changes: Vec<Change>) {

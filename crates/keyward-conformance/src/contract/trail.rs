@@ -1,74 +1,86 @@
-//! Clauses of `audit`. As in the clauses of `list`, the oracle is a second implementation of a
-//! query's meaning.
+//! Clauses of `audit`. The expected results come from `oracle`, a second implementation of audit queries.
 
-use super::Violation;
-use super::fixtures::{Checked, Desk, at, count, id, key, owner, text};
+use super::ClauseViolation;
+use super::fixtures::{ClauseResult, StoreFixture, at, count, id, key, owner, text};
 use keyward::audit::Action;
 use keyward::store::{AuditPosition, AuditQuery, AuditRow, KeyStore};
 
 /// Writes entries of three tenants, by several actors and commands, with and without a key.
-async fn trail<S: KeyStore>(desk: &mut Desk<S>) -> Checked {
-    let batch = desk
+async fn trail<S: KeyStore>(fixture: &mut StoreFixture<S>) -> ClauseResult {
+    let batch = fixture
         .batch("acme")
         .provision()
         .owner(owner("ann"))
         .put(key(1))
         .put(key(2));
-    desk.land(batch.by("ann", "setup").decided_at(at(100)))
+    fixture
+        .commit(batch.by("ann", "setup").decided_at(at(100)))
         .await?;
-    let batch = desk.batch("globex").put(key(3)).by("ann", "setup");
-    desk.land(batch.decided_at(at(110))).await?;
-    let batch = desk
+    let batch = fixture.batch("globex").put(key(3)).by("ann", "setup");
+    fixture.commit(batch.decided_at(at(110))).await?;
+    let batch = fixture
         .batch("acme")
         .remove(id(1))
         .entry(Action::KeyDisabled, Some(id(2)));
-    desk.land(batch.by("bob", "tidy").decided_at(at(120)))
+    fixture
+        .commit(batch.by("bob", "tidy").decided_at(at(120)))
         .await?;
-    let batch = desk.batch("acme/web").put(key(4)).by("annette", "setup-2");
-    desk.land(batch.decided_at(at(120))).await?;
-    // The clocks of two nodes differ. Entries come in commit order nevertheless.
-    let batch = desk.batch("globex").entry(Action::KeyDisabled, Some(id(3)));
-    desk.land(batch.by("bob", "tidy").decided_at(at(90)))
+    let batch = fixture
+        .batch("acme/web")
+        .put(key(4))
+        .by("annette", "setup-2");
+    fixture.commit(batch.decided_at(at(120))).await?;
+    // Decided by a node with a slower clock. The entry still comes in commit order.
+    let batch = fixture
+        .batch("globex")
+        .entry(Action::KeyDisabled, Some(id(3)));
+    fixture
+        .commit(batch.by("bob", "tidy").decided_at(at(90)))
         .await?;
-    let batch = desk
+    let batch = fixture
         .batch("acme")
         .put(key(5))
         .entry(Action::KeyEnabled, Some(id(2)));
-    desk.land(batch.by("ann", "setup-2").decided_at(at(130)))
+    fixture
+        .commit(batch.by("ann", "setup-2").decided_at(at(130)))
         .await?;
     Ok(())
 }
 
-/// Entries come oldest first: by commit across tenants, and within a commit in their tenant's
-/// chain. Each entry names the commit that wrote it.
+/// Audit entries are ordered by commit across tenants, and by their tenant's chain within a commit. Each
+/// entry has the revision of its commit.
 pub async fn the_audit_trail_comes_oldest_first<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "the_audit_trail_comes_oldest_first");
-    let page = desk.audit(&AuditQuery::all()).await?;
-    desk.same("entries of an empty store", page.rows, Vec::new())?;
-    trail(&mut desk).await?;
-    let page = desk.audit(&AuditQuery::all()).await?;
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "the_audit_trail_comes_oldest_first");
+    let page = fixture.audit(&AuditQuery::all()).await?;
+    fixture.same("entries of an empty store", page.rows, Vec::new())?;
+    trail(&mut fixture).await?;
+    let page = fixture.audit(&AuditQuery::all()).await?;
     let places: Vec<_> = page.rows.iter().map(AuditRow::position).collect();
-    let want = desk.truth.audit.iter().map(AuditRow::position).collect();
-    desk.same("places of all entries", places, want)?;
-    desk.same("all entries", page.rows, desk.truth.audit.clone())?;
+    let want = fixture
+        .expected
+        .audit
+        .iter()
+        .map(AuditRow::position)
+        .collect();
+    fixture.same("places of all entries", places, want)?;
+    fixture.same("all entries", page.rows, fixture.expected.audit.clone())?;
     for path in ["acme", "globex"] {
-        let page = desk.audit(&AuditQuery::tenant(text(path))).await?;
+        let page = fixture.audit(&AuditQuery::tenant(text(path))).await?;
         let chain: Vec<_> = page.rows.iter().map(|row| row.entry.sequence).collect();
         let want = (1..=chain.len() as u64).collect();
-        desk.same(&format!("chain of {path}"), chain, want)?;
+        fixture.same(&format!("chain of {path}"), chain, want)?;
     }
     Ok(())
 }
 
-/// A page of the trail contains exactly the entries that meet the query's conditions, alone and
-/// combined.
+/// A query returns exactly the entries that meet its conditions, alone and combined.
 pub async fn the_audit_trail_holds_exactly_what_matches<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "the_audit_trail_holds_exactly_what_matches");
-    trail(&mut desk).await?;
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "the_audit_trail_holds_exactly_what_matches");
+    trail(&mut fixture).await?;
     let all = AuditQuery::all;
     let mut queries = vec![all()];
     let tenants = ["acme", "acme/web", "globex", "acm", "initech"];
@@ -93,44 +105,44 @@ pub async fn the_audit_trail_holds_exactly_what_matches<S: KeyStore>(
         query.from = Some(at(101));
     }));
     for query in queries {
-        let page = desk.audit(&query).await?;
-        desk.same(
+        let page = fixture.audit(&query).await?;
+        fixture.same(
             &format!("entries of {query:?}"),
             page.rows,
-            oracle(&desk, &query),
+            oracle(&fixture, &query),
         )?;
-        desk.same("whether there is more", page.next, None)?;
+        fixture.same("whether there is more", page.next, None)?;
     }
     Ok(())
 }
 
-/// Pages of the trail join to the whole trail, for one tenant, for a filter and for the whole
-/// store. A page may begin at any position, even within a commit.
+/// The pages of a query together contain every matching entry once. A page may begin at any position, even
+/// within a commit.
 pub async fn pages_of_the_audit_trail_neither_repeat_nor_skip<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "pages_of_the_audit_trail_neither_repeat_nor_skip");
-    trail(&mut desk).await?;
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "pages_of_the_audit_trail_neither_repeat_nor_skip");
+    trail(&mut fixture).await?;
     let tenant = AuditQuery::tenant(text("acme"));
     let ann = AuditQuery::all().with(|query| query.actor = Some(text("ann")));
     for query in [AuditQuery::all(), tenant, ann] {
-        let want = oracle(&desk, &query);
+        let want = oracle(&fixture, &query);
         for limit in 1..=want.len() + 1 {
             let query = query.clone().with(|query| query.limit = count(limit));
-            let rows = desk.audit_all(query.clone()).await?;
-            desk.same(&format!("pages of {limit} of {query:?}"), &rows, &want)?;
-            let more = desk.audit(&query).await?.next.is_some();
+            let rows = fixture.audit_all(query.clone()).await?;
+            fixture.same(&format!("pages of {limit} of {query:?}"), &rows, &want)?;
+            let more = fixture.audit(&query).await?.next.is_some();
             let what = format!("whether pages of {limit} go on after the first");
-            desk.same(&what, more, limit < want.len())?;
+            fixture.same(&what, more, limit < want.len())?;
         }
-        let places = desk.truth.audit.iter().map(AuditRow::position);
+        let places = fixture.expected.audit.iter().map(AuditRow::position);
         for place in places.chain([AuditPosition::default()]) {
             let query = query.clone().with(|query| query.after = Some(place));
-            let page = desk.audit(&query).await?;
-            desk.same(
+            let page = fixture.audit(&query).await?;
+            fixture.same(
                 &format!("entries after {place:?}"),
                 page.rows,
-                oracle(&desk, &query),
+                oracle(&fixture, &query),
             )?;
         }
     }
@@ -140,19 +152,20 @@ pub async fn pages_of_the_audit_trail_neither_repeat_nor_skip<S: KeyStore>(
 /// All entries of a commit are in the trail when the commit returns.
 pub async fn the_audit_trail_reflects_every_commit_that_returned<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "the_audit_trail_reflects_every_commit_that_returned");
+) -> Result<(), ClauseViolation> {
+    let mut fixture =
+        StoreFixture::new(make, "the_audit_trail_reflects_every_commit_that_returned");
     for n in 1..=3 {
-        let batch = desk
+        let batch = fixture
             .batch("acme")
             .put(key(n))
             .entry(Action::KeyDisabled, Some(id(n)));
-        let revision = desk
-            .land(batch.entry(Action::KeyEnabled, Some(id(n))))
+        let revision = fixture
+            .commit(batch.entry(Action::KeyEnabled, Some(id(n))))
             .await?;
-        let page = desk.audit(&AuditQuery::all().about(id(n))).await?;
+        let page = fixture.audit(&AuditQuery::all().about(id(n))).await?;
         let revisions: Vec<_> = page.rows.iter().map(|row| row.revision).collect();
-        desk.same(
+        fixture.same(
             "commits of a key's three entries",
             revisions,
             vec![revision; 3],
@@ -161,9 +174,9 @@ pub async fn the_audit_trail_reflects_every_commit_that_returned<S: KeyStore>(
     Ok(())
 }
 
-fn oracle<S: KeyStore>(desk: &Desk<S>, query: &AuditQuery) -> Vec<AuditRow> {
+fn oracle<S: KeyStore>(fixture: &StoreFixture<S>, query: &AuditQuery) -> Vec<AuditRow> {
     let mut found = Vec::new();
-    for row in &desk.truth.audit {
+    for row in &fixture.expected.audit {
         let entry = &row.entry;
         let place = (row.revision, entry.sequence);
         let skipped = query

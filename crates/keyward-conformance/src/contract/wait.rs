@@ -1,27 +1,29 @@
-//! Clauses of `wait_past`. Waiting is a hint, and must do no harm.
+//! Clauses of `wait_past`, which is only a hint and must not block other calls.
 
-use super::Violation;
-use super::fixtures::{Desk, Running, STEPS, key};
+use super::ClauseViolation;
+use super::fixtures::{PolledFuture, STEPS, StoreFixture, key};
 use keyward::store::KeyStore;
 
-/// A working store does not fail a wait. Waiting is a hint: it may never resolve, or resolve
-/// without a change. Nothing else depends on it, so no other behaviour is required.
-pub async fn waiting_does_not_fail<S: KeyStore>(make: &impl Fn() -> S) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "waiting_does_not_fail");
-    let before = desk.head().await?;
-    let batch = desk.batch("acme").put(key(1));
-    let revision = desk.land(batch).await?;
-    let head = desk.head().await?;
+/// `wait_past` does not fail while the store works. Waiting is a hint: the call may never resolve, or resolve
+/// without a change.
+pub async fn waiting_does_not_fail<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "waiting_does_not_fail");
+    let before = fixture.head().await?;
+    let batch = fixture.batch("acme").put(key(1));
+    let revision = fixture.commit(batch).await?;
+    let head = fixture.head().await?;
     for cursor in [before, head] {
-        let mut waiting = Running::new(desk.store.wait_past(cursor));
-        // One poll only: a future that waits for a commit would never resolve.
+        let mut waiting = PolledFuture::new(fixture.store.wait_past(cursor));
+        // Polls once, because a future that waits for a commit would never resolve.
         waiting.steps(1).await;
         if let Some(Err(error)) = waiting.output() {
-            return Err(desk.fail(format!("waiting past {cursor:?} failed: {error}")));
+            return Err(fixture.fail(format!("waiting past {cursor:?} failed: {error}")));
         }
     }
-    let page = desk.changes(before, 1).await?;
-    desk.same(
+    let page = fixture.changes(before, 1).await?;
+    fixture.same(
         "head after waits that were dropped",
         page.head.revision,
         revision,
@@ -31,34 +33,34 @@ pub async fn waiting_does_not_fail<S: KeyStore>(make: &impl Fn() -> S) -> Result
 /// A pending wait blocks no commit and no read. The wait may be dropped or resumed afterwards.
 pub async fn waiting_holds_up_no_commit<S: KeyStore>(
     make: &impl Fn() -> S,
-) -> Result<(), Violation> {
-    let mut desk = Desk::new(make, "waiting_holds_up_no_commit");
-    let head = desk.head().await?;
-    let first = desk.batch("acme").put(key(1));
-    let second = desk.batch("globex").put(key(2));
+) -> Result<(), ClauseViolation> {
+    let mut fixture = StoreFixture::new(make, "waiting_holds_up_no_commit");
+    let head = fixture.head().await?;
+    let first = fixture.batch("acme").put(key(1));
+    let second = fixture.batch("globex").put(key(2));
     let (landed, later) = {
-        let mut waiting = Running::new(desk.store.wait_past(head));
+        let mut waiting = PolledFuture::new(fixture.store.wait_past(head));
         waiting.steps(1).await;
         let landed = waiting
-            .let_pass(desk.store.commit(first.commit.clone()))
+            .let_pass(fixture.store.commit(first.commit.clone()))
             .await;
-        waiting.let_pass(desk.changes(head, STEPS)).await?;
+        waiting.let_pass(fixture.changes(head, STEPS)).await?;
         waiting.steps(1).await;
         let later = waiting
-            .let_pass(desk.store.commit(second.commit.clone()))
+            .let_pass(fixture.store.commit(second.commit.clone()))
             .await;
         if let Some(Err(error)) = waiting.output() {
-            return Err(desk.fail(format!("waiting failed: {error}")));
+            return Err(fixture.fail(format!("waiting failed: {error}")));
         }
         (landed, later)
     };
     for (batch, answer) in [(first, landed), (second, later)] {
         match answer {
-            Ok(revision) => desk.landed(&batch, revision),
+            Ok(revision) => fixture.record_commit(&batch, revision),
             Err(error) => {
-                return Err(desk.fail(format!("a commit failed beside a wait: {error}")));
+                return Err(fixture.fail(format!("a commit failed during a wait: {error}")));
             }
         }
     }
-    desk.agrees("after commits beside a wait").await
+    fixture.check_contents("after commits during a wait").await
 }

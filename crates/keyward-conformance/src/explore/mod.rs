@@ -1,11 +1,11 @@
 //! The interleaving explorer: runs writers against one store in every possible order.
 //!
-//! There is no runtime and no thread. Every store call of a writer is one step: the call yields
-//! once before it acts. The explorer chooses the writer of the next step, by depth-first search
-//! over the choices, with a fresh run for each sequence of choices. For a commit it also chooses
-//! whether the reply arrives. Each failure can be replayed, choice by choice.
+//! Uses no runtime and no threads. Every store call of a writer is one step: the call yields once before it
+//! acts. The explorer chooses the writer that takes the next step. It searches all sequences of choices
+//! depth-first, and starts each sequence with a fresh store. For a commit, the explorer also chooses whether
+//! the request or the reply is lost. [`Explorer::replay`] reproduces a failure from its choices.
 //!
-//! [`Race`] adds key managers and the invariants of the rules. [`World`] is for other writers and
+//! [`Race`] runs key managers, and checks the invariants of the crate. [`Scenario`] runs any writers and any
 //! checks.
 
 mod race;
@@ -18,23 +18,23 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-pub use self::race::{Bench, Race};
+pub use self::race::{Race, RaceSetup};
 pub use self::step::step;
-use self::step::{Control, StepStore, stepped};
+use self::step::{ScheduleControl, StepStore, stepped};
 pub(crate) use self::watch::check_cap;
 use keyward::store::KeyStore;
 
-/// A million polls: a writer that is polled so often without a step is considered stuck.
+/// 1,000,000 polls. A writer that takes no step within this many polls is considered stuck.
 const MAX_SPINS: usize = 1_000_000;
 
-/// The fate of a commit.
+/// The outcome of a commit.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Reply {
-    /// The commit is carried out, and its reply arrives.
+    /// The store executes the commit, and the writer gets the reply.
     Arrives,
-    /// The commit is carried out, and its reply is lost.
+    /// The store executes the commit, but the reply is lost.
     Lost,
-    /// The commit never reaches the store, and its writer cannot know that.
+    /// The commit never reaches the store. The writer gets the same error as for a lost reply.
     RequestLost,
 }
 
@@ -43,63 +43,63 @@ pub enum Reply {
 pub enum Choice {
     /// The writer with this number takes its next step.
     Run(usize),
-    /// The commit in the current step meets this fate.
+    /// The commit of the current step has this outcome.
     Reply(Reply),
 }
 
-/// The extent of an exploration that found no failure.
+/// The result of an exploration that found no failure.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Report {
+pub struct ExplorationReport {
     /// The number of sequences of choices that were run from beginning to end.
     pub executions: usize,
-    /// The number of choices in the longest sequence that was run.
+    /// The number of choices in the longest sequence.
     pub max_depth: usize,
     /// Whether every possible sequence of choices was run.
     pub complete: bool,
 }
 
-/// An order of steps that breaks a check.
+/// A sequence of choices that breaks a check.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Failure {
-    /// The check's message.
+pub struct FailedSchedule {
+    /// A description of the failure.
     pub message: String,
-    /// The choices that lead to the failure; [`Explorer::replay`] takes them.
+    /// The choices that lead to the failure, for [`Explorer::replay`].
     pub schedule: Vec<Choice>,
     /// The number of executions before the failed execution.
     pub executions: usize,
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for FailedSchedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (schedule {:?})", self.message, self.schedule)
     }
 }
 
-impl std::error::Error for Failure {}
+impl std::error::Error for FailedSchedule {}
 
-type Writing = Pin<Box<dyn Future<Output = ()> + Send>>;
-type Writer = Box<dyn FnOnce(Arc<dyn KeyStore>) -> Writing>;
-type Check = Box<dyn FnMut() -> Result<(), String>>;
+type WriterFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+type WriterFn = Box<dyn FnOnce(Arc<dyn KeyStore>) -> WriterFuture>;
+type CheckFn = Box<dyn FnMut() -> Result<(), String>>;
 
-/// A fresh store, the writers that race over it, and the checks that must pass.
-pub struct World {
+/// A store, concurrent writers, and the checks that must pass.
+pub struct Scenario {
     store: Arc<dyn KeyStore>,
-    writers: Vec<Writer>,
-    each_step: Vec<Check>,
-    at_end: Vec<Check>,
+    writers: Vec<WriterFn>,
+    each_step: Vec<CheckFn>,
+    at_end: Vec<CheckFn>,
 }
 
-impl fmt::Debug for World {
+impl fmt::Debug for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("World")
+        f.debug_struct("Scenario")
             .field("store", &self.store)
             .field("writers", &self.writers.len())
             .finish_non_exhaustive()
     }
 }
 
-impl World {
-    /// Creates a world around `store`.
+impl Scenario {
+    /// Creates a scenario on `store`, without writers or checks.
     #[must_use]
     pub fn over(store: Arc<dyn KeyStore>) -> Self {
         Self {
@@ -110,8 +110,8 @@ impl World {
         }
     }
 
-    /// Adds a writer. The writer must use the store that it gets, in which every call is one step.
-    /// A writer must wait for other writers only through that store.
+    /// Adds a writer. The writer must use only the store in its argument, where every call is one step. A
+    /// writer may wait for another writer only through a call of that store.
     #[must_use]
     pub fn writer<F>(mut self, writer: impl FnOnce(Arc<dyn KeyStore>) -> F + 'static) -> Self
     where
@@ -122,8 +122,8 @@ impl World {
         self
     }
 
-    /// Adds a check that must pass before the first step and after every step. The check reads the
-    /// store directly, where calls are not steps, with [`block_on`].
+    /// Adds a check that must pass before the first step and after every step. A check reads the original
+    /// store with [`block_on`], so its calls are not steps.
     #[must_use]
     pub fn check_each_step(mut self, check: impl FnMut() -> Result<(), String> + 'static) -> Self {
         self.each_step.push(Box::new(check));
@@ -138,14 +138,14 @@ impl World {
     }
 }
 
-/// Explores every order in which writers may take their steps.
+/// Runs a scenario in every possible order of its writers' steps.
 ///
 /// # Examples
 ///
 /// ```
 /// use std::sync::Arc;
 ///
-/// use keyward_conformance::explore::{Explorer, World};
+/// use keyward_conformance::explore::{Explorer, Scenario};
 /// use keyward::store::{KeyStore, MemoryStore, LoadRequest};
 ///
 /// let report = Explorer::new().explore(|| {
@@ -153,7 +153,7 @@ impl World {
 ///         let tenant = "acme".try_into().expect("a literal");
 ///         assert!(store.load(&tenant, &LoadRequest::none()).await.is_ok());
 ///     };
-///     World::over(Arc::new(MemoryStore::new())).writer(read).writer(read)
+///     Scenario::over(Arc::new(MemoryStore::new())).writer(read).writer(read)
 /// })?;
 /// assert_eq!(report.executions, 2);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -180,40 +180,43 @@ impl Explorer {
         }
     }
 
-    /// Sets the number of commits per execution that may lose their request or reply. Each such
-    /// commit multiplies the number of executions.
+    /// Sets the maximum number of commits per execution whose request or reply is lost. Higher values
+    /// multiply the number of executions.
     #[must_use]
     pub const fn lost_replies(mut self, most: usize) -> Self {
         self.lost_replies = most;
         self
     }
 
-    /// Sets the number of executions after which to stop. [`Report::complete`] is false if the
-    /// limit was too low.
+    /// Sets the maximum number of executions. [`ExplorationReport::complete`] is false if unexplored
+    /// sequences remain.
     #[must_use]
     pub const fn max_executions(mut self, most: usize) -> Self {
         self.max_executions = most;
         self
     }
 
-    /// Runs the worlds that `world` creates in every order. All worlds must have the same writers,
-    /// randomness and clock.
+    /// Runs a scenario in every order. Each execution calls `scenario` for a fresh one. Every call must
+    /// return the same writers, with the same random seed and clock.
     ///
     /// # Errors
     ///
-    /// [`Failure`]: the first order found that breaks a check.
-    pub fn explore(&self, world: impl Fn() -> World) -> Result<Report, Failure> {
-        let mut report = Report {
+    /// [`FailedSchedule`]: the first sequence of choices that breaks a check.
+    pub fn explore(
+        &self,
+        scenario: impl Fn() -> Scenario,
+    ) -> Result<ExplorationReport, FailedSchedule> {
+        let mut report = ExplorationReport {
             executions: 0,
             max_depth: 0,
             complete: false,
         };
-        let mut trail = Trail::default();
+        let mut trail = ChoiceTrail::default();
         loop {
-            let (verdict, ran) = self.run(world(), trail);
+            let (verdict, ran) = self.run(scenario(), trail);
             trail = ran;
             if let Err(message) = verdict {
-                return Err(Failure {
+                return Err(FailedSchedule {
                     message,
                     schedule: trail.choices(),
                     executions: report.executions,
@@ -228,71 +231,71 @@ impl Explorer {
         }
     }
 
-    /// Replays one order.
+    /// Runs one sequence of choices.
     ///
     /// # Errors
     ///
-    /// The same failure as before, or that the schedule does not fit this world.
-    pub fn replay(&self, world: World, schedule: &[Choice]) -> Result<(), Failure> {
-        let (verdict, trail) = self.run(world, Trail::following(schedule));
-        verdict.map_err(|message| Failure {
+    /// [`FailedSchedule`] if a check fails, or if a choice of `schedule` is not possible in this scenario.
+    pub fn replay(&self, scenario: Scenario, schedule: &[Choice]) -> Result<(), FailedSchedule> {
+        let (verdict, trail) = self.run(scenario, ChoiceTrail::following(schedule));
+        verdict.map_err(|message| FailedSchedule {
             message,
             schedule: trail.choices(),
             executions: 0,
         })
     }
 
-    fn run(&self, world: World, trail: Trail) -> (Result<(), String>, Trail) {
-        let control = Arc::new(Control::new(trail, self.lost_replies));
-        let verdict = execute(world, &control);
+    fn run(&self, scenario: Scenario, trail: ChoiceTrail) -> (Result<(), String>, ChoiceTrail) {
+        let control = Arc::new(ScheduleControl::new(trail, self.lost_replies));
+        let verdict = execute(scenario, &control);
         let trail = control.take();
         let verdict = verdict.and(match &trail.astray {
-            Some(choice) => Err(format!("{choice:?} is not to be had here")),
+            Some(choice) => Err(format!("{choice:?} is not possible at this step")),
             None => Ok(()),
         });
         (verdict, trail)
     }
 }
 
-fn execute(world: World, control: &Arc<Control>) -> Result<(), String> {
-    let World {
+fn execute(scenario: Scenario, control: &Arc<ScheduleControl>) -> Result<(), String> {
+    let Scenario {
         store,
         writers,
         mut each_step,
         mut at_end,
-    } = world;
+    } = scenario;
     let steps: Arc<dyn KeyStore> = Arc::new(StepStore::new(store, control.clone()));
-    let mut writing: Vec<Option<Writing>> = writers
+    let mut futures: Vec<Option<WriterFuture>> = writers
         .into_iter()
         .map(|writer| Some(writer(steps.clone())))
         .collect();
-    let all = |checks: &mut Vec<Check>| checks.iter_mut().try_for_each(|check| check());
+    let all = |checks: &mut Vec<CheckFn>| checks.iter_mut().try_for_each(|check| check());
     all(&mut each_step)?;
-    // No writer touches the store before its first step, so their order does not matter here.
-    for writer in &mut writing {
+    // Writers do not access the store before their first step, so the order of this loop does not matter.
+    for writer in &mut futures {
         advance(writer)?;
     }
     loop {
-        let ready: Vec<_> = (0..writing.len())
-            .filter(|&index| writing[index].is_some())
+        let ready: Vec<_> = (0..futures.len())
+            .filter(|&index| futures[index].is_some())
             .map(Choice::Run)
             .collect();
         if ready.is_empty() {
             break;
         }
         let Choice::Run(next) = control.choose(ready) else {
-            return Err("a writer was to be chosen".to_owned());
+            return Err("the schedule must choose a writer here".to_owned());
         };
-        advance(&mut writing[next])?;
+        advance(&mut futures[next])?;
         all(&mut each_step)?;
     }
     all(&mut at_end)
 }
 
-/// Runs a writer until it is about to take its next step, or has ended.
-fn advance(writer: &mut Option<Writing>) -> Result<(), String> {
+/// Polls a writer until it reaches its next step or ends.
+fn advance(writer: &mut Option<WriterFuture>) -> Result<(), String> {
     let Some(future) = writer else { return Ok(()) };
-    // Clears the flag, because a check may have set it.
+    // Clears the flag first, because a check may have set it.
     stepped();
     for _ in 0..MAX_SPINS {
         match future
@@ -304,14 +307,14 @@ fn advance(writer: &mut Option<Writing>) -> Result<(), String> {
                 return Ok(());
             }
             Poll::Pending if stepped() => return Ok(()),
-            // The store itself is waiting for a disk or a server.
+            // The store waits for a disk or a server.
             Poll::Pending => std::thread::yield_now(),
         }
     }
-    Err("a writer waits for something that is no step".to_owned())
+    Err("a writer waits for something other than a store call".to_owned())
 }
 
-/// Runs a future without a runtime, for stores that need no runtime or have their own threads.
+/// Polls a future in a loop until it completes. Suits stores that need no runtime or have their own threads.
 pub fn block_on<F: Future>(future: F) -> F::Output {
     let mut future = std::pin::pin!(future);
     loop {
@@ -327,7 +330,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
 
 /// The choices made so far, each with its alternatives.
 #[derive(Debug, Default)]
-struct Trail {
+struct ChoiceTrail {
     branches: Vec<Branch>,
     depth: usize,
     /// The first choice of a replayed schedule that was not available.
@@ -340,7 +343,7 @@ struct Branch {
     taken: usize,
 }
 
-impl Trail {
+impl ChoiceTrail {
     fn following(schedule: &[Choice]) -> Self {
         let only = |choice: &Choice| Branch {
             options: vec![*choice],
@@ -374,7 +377,7 @@ impl Trail {
         made.map(|branch| branch.options[branch.taken]).collect()
     }
 
-    /// Advances to the next sequence. Returns false after the last one.
+    /// Advances to the next sequence. Returns false after the last sequence.
     fn advance(&mut self) -> bool {
         self.depth = 0;
         while let Some(last) = self.branches.last_mut() {

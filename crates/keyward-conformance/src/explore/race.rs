@@ -1,12 +1,12 @@
-//! Races between key managers on separate nodes, and the invariants that must survive them.
+//! Races between key managers on separate nodes, and the invariants that every race must keep.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::watch::{Landings, Rows, Watch};
-use super::{Choice, Explorer, Failure, Report, World, block_on};
-use keyward::command::{Command, IssuedKey, Outcome, Request};
+use super::watch::{CommandTraces, RaceChecker, StoreRows};
+use super::{Choice, ExplorationReport, Explorer, FailedSchedule, Scenario, block_on};
+use keyward::command::{Command, CommandOutcome, IssuedKey, Request};
 use keyward::entropy::SeededEntropy;
 use keyward::key::KeyState;
 use keyward::node::{KeyManager, Replica, Verifier};
@@ -15,25 +15,25 @@ use keyward::policy::{LivePolicies, Policy};
 use keyward::store::{KeyStore, Row, RowKey};
 use keyward::{Actor, CommandError, Denial, ManualClock, Need, PepperRing, Timestamp, VerifyError};
 
-/// A store and a manager, to prepare a race with.
+/// A store and a key manager, to execute commands before a race.
 #[derive(Debug)]
-pub struct Bench {
-    nodes: Arc<Nodes>,
+pub struct RaceSetup {
+    nodes: Arc<NodeFactory>,
     store: Arc<dyn KeyStore>,
     manager: KeyManager,
 }
 
-impl Bench {
-    /// Carries out a command before the race. The command takes no step and loses no reply.
+impl RaceSetup {
+    /// Executes a command before the race. No reply is lost.
     ///
     /// # Errors
     ///
     /// [`CommandError`] as from [`KeyManager::execute`].
-    pub fn land(&self, request: Request) -> Result<Outcome, CommandError> {
+    pub fn execute(&self, request: Request) -> Result<CommandOutcome, CommandError> {
         block_on(self.manager.execute(request)).map(|landed| landed.outcome)
     }
 
-    /// Returns the actor that a key authenticates before the race.
+    /// Verifies a key before the race, and returns its actor.
     ///
     /// # Errors
     ///
@@ -44,16 +44,16 @@ impl Bench {
         Ok(verifier.verify(token.as_ref(), &Need::any())?.actor())
     }
 
-    /// Returns the store before the race, for reading.
+    /// Returns the store, to read its contents before the race.
     #[must_use]
     pub fn store(&self) -> &Arc<dyn KeyStore> {
         &self.store
     }
 }
 
-type Prepare = dyn Fn(&Bench) -> Result<Vec<Request>, CommandError>;
+type PrepareFn = dyn Fn(&RaceSetup) -> Result<Vec<Request>, CommandError>;
 
-/// A race: a prepared store, and requests that several managers carry out concurrently.
+/// A prepared store, and requests that several key managers execute concurrently.
 ///
 /// Each request has its own manager, as if on a separate node.
 ///
@@ -61,17 +61,16 @@ type Prepare = dyn Fn(&Bench) -> Result<Vec<Request>, CommandError>;
 ///
 /// - No tenant has more active keys than its cap, or more live keys than twice its cap.
 /// - Every open tenant has exactly the legacy key that its policy requires.
-/// - A key that was revoked or removed never comes back.
-/// - A follower that continues from any earlier head misses no change.
+/// - A revoked or removed key never comes back.
+/// - A follower that reads the change feed from any earlier head misses no change.
 ///
 /// These invariants hold at the end:
 ///
 /// - Every audit chain verifies.
-/// - No command landed twice, and no refused command landed.
-/// - No actor made a key after a command in the tenant or an ancestor took away the actor's
-///   authority.
-/// - The verifier knows every secret that was returned, whatever the state of its key.
-/// - A key whose end was acknowledged is ended, in descendant tenants too.
+/// - No command was committed twice, and no refused command was committed.
+/// - No actor created a key after another command had taken away the actor's authority.
+/// - A verifier recognises every returned secret, even if its key has ended.
+/// - A successful command has ended every key that it should end, in descendant tenants too.
 ///
 /// # Examples
 ///
@@ -97,7 +96,7 @@ type Prepare = dyn Fn(&Bench) -> Result<Vec<Request>, CommandError>;
 /// ```
 pub struct Race {
     policy: Policy,
-    prepare: Box<Prepare>,
+    prepare: Box<PrepareFn>,
 }
 
 impl fmt::Debug for Race {
@@ -109,11 +108,11 @@ impl fmt::Debug for Race {
 }
 
 impl Race {
-    /// Creates a race under `policy`. `prepare` prepares the store and returns the requests that
-    /// race. `prepare` must do the same on every call.
+    /// Creates a race under `policy`. `prepare` prepares the store and returns the requests that race.
+    /// `prepare` must be deterministic, because every execution calls it.
     pub fn new(
         policy: Policy,
-        prepare: impl Fn(&Bench) -> Result<Vec<Request>, CommandError> + 'static,
+        prepare: impl Fn(&RaceSetup) -> Result<Vec<Request>, CommandError> + 'static,
     ) -> Self {
         Self {
             policy,
@@ -121,93 +120,92 @@ impl Race {
         }
     }
 
-    /// Runs the race in every order over the empty stores that `store` creates.
+    /// Runs the race in every order. Each execution gets a fresh, empty store from `store`.
     ///
     /// # Errors
     ///
-    /// [`Failure`]: an order that breaks an invariant.
+    /// [`FailedSchedule`]: a sequence of choices that breaks an invariant.
     pub fn explore<S: KeyStore>(
         &self,
         explorer: &Explorer,
         store: impl Fn() -> S,
-    ) -> Result<Report, Failure> {
-        explorer.explore(|| self.world(Arc::new(store())))
+    ) -> Result<ExplorationReport, FailedSchedule> {
+        explorer.explore(|| self.scenario(Arc::new(store())))
     }
 
-    /// Runs the race in the order of `schedule` over an empty store.
+    /// Runs the race once, with the choices of `schedule`. `store` must be empty.
     ///
     /// # Errors
     ///
-    /// The same [`Failure`] that [`explore`](Self::explore) found in this order, or a `Failure` if
-    /// `schedule` does not fit the race.
+    /// [`FailedSchedule`] if an invariant is broken, or if `schedule` does not fit the race.
     pub fn replay<S: KeyStore>(
         &self,
         explorer: &Explorer,
         store: S,
         schedule: &[Choice],
-    ) -> Result<(), Failure> {
-        explorer.replay(self.world(Arc::new(store)), schedule)
+    ) -> Result<(), FailedSchedule> {
+        explorer.replay(self.scenario(Arc::new(store)), schedule)
     }
 
-    fn world(&self, store: Arc<dyn KeyStore>) -> World {
-        let nodes = Arc::new(Nodes::new(self.policy.clone()));
-        let bench = Bench {
+    fn scenario(&self, store: Arc<dyn KeyStore>) -> Scenario {
+        let nodes = Arc::new(NodeFactory::new(self.policy.clone()));
+        let setup = RaceSetup {
             nodes: nodes.clone(),
             manager: nodes.manager(store.clone(), 0),
             store: store.clone(),
         };
-        let world = World::over(store.clone());
-        let requests = match (self.prepare)(&bench) {
+        let scenario = Scenario::over(store.clone());
+        let requests = match (self.prepare)(&setup) {
             Ok(requests) => requests,
             Err(error) => {
                 let message = format!("cannot prepare the race: {error}");
-                return world.check_each_step(move || Err(message.clone()));
+                return scenario.check_each_step(move || Err(message.clone()));
             }
         };
-        let results: Arc<Mutex<Vec<(Request, Answer)>>> = Arc::default();
+        let results: Arc<Mutex<Vec<(Request, RaceResult)>>> = Arc::default();
         let racing = (1..).zip(requests);
-        let world = racing.fold(world, |world, (node, request)| {
+        let scenario = racing.fold(scenario, |scenario, (node, request)| {
             let (nodes, results) = (nodes.clone(), results.clone());
-            world.writer(move |store| async move {
+            scenario.writer(move |store| async move {
                 let manager = nodes.manager(store, node);
-                let answer = carry_out(&manager, request.clone()).await;
+                let answer = execute(&manager, request.clone()).await;
                 let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
                 results.push((request, answer));
             })
         });
         let policy = self.policy.clone();
-        let watch = Watch::new(store.clone(), policy.clone(), nodes.start);
-        let watch = Arc::new(Mutex::new(watch));
-        let at_end = watch.clone();
-        world
+        let checker = RaceChecker::new(store.clone(), policy.clone(), nodes.start);
+        let checker = Arc::new(Mutex::new(checker));
+        let at_end = checker.clone();
+        scenario
             .check_each_step(move || {
-                let mut watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
-                watch.look()
+                let mut checker = checker.lock().unwrap_or_else(PoisonError::into_inner);
+                checker.look()
             })
             .check_end(move || {
-                let watch = at_end.lock().unwrap_or_else(PoisonError::into_inner);
+                let checker = at_end.lock().unwrap_or_else(PoisonError::into_inner);
                 let results = results.lock().unwrap_or_else(PoisonError::into_inner);
-                let (_, rows) = watch.read()?;
+                let (_, rows) = checker.read()?;
                 let tenants = results.iter().map(|(request, _)| request.tenant.clone());
-                let landings = watch.audit(&tenants.collect(), &nodes.peppers)?;
+                let traces = checker.audit(&tenants.collect(), &nodes.peppers)?;
                 let verifier = nodes.verifier(store.clone())?;
                 let requests: Vec<_> = results.iter().map(|(request, _)| request).collect();
-                check_order(&requests, &landings, &policy)?;
+                check_order(&requests, &traces, &policy)?;
                 results.iter().try_for_each(|(request, answer)| {
-                    // If two requests have the same id, one request gets the outcome of the other.
-                    let same = |other: &&(Request, Answer)| other.0.id == request.id;
+                    // If two requests have the same command id, one of them returns the outcome of the other.
+                    let same = |other: &&(Request, RaceResult)| other.0.id == request.id;
                     let alone = results.iter().filter(same).count() == 1;
-                    check_answer(request, answer, &rows, &landings, &verifier, alone)
+                    check_result(request, answer, &rows, &traces, &verifier, alone)
                         .map_err(|wrong| format!("{:?} {wrong}", request.command))
                 })
             })
     }
 }
 
-type Answer = Result<Outcome, CommandError>;
+type RaceResult = Result<CommandOutcome, CommandError>;
 
-async fn carry_out(manager: &KeyManager, request: Request) -> Answer {
-    // A role applies in descendant tenants too.
+async fn execute(manager: &KeyManager, request: Request) -> RaceResult {
+    // A role change also applies in descendant tenants, so it is a bulk command here.
     let roles = matches!(
         request.command,
         Command::ChangeOwnerRole { .. } | Command::SyncOwnerRole { .. }
@@ -215,21 +213,21 @@ async fn carry_out(manager: &KeyManager, request: Request) -> Answer {
     if roles || request.command.is_bulk() {
         let receipt = manager.execute_bulk(request).await?;
         let (ended, skipped) = (receipt.ended, receipt.skipped);
-        return Ok(Outcome::Swept { ended, skipped });
+        return Ok(CommandOutcome::Swept { ended, skipped });
     }
     manager.execute(request).await.map(|landed| landed.outcome)
 }
 
-fn check_answer(
+fn check_result(
     request: &Request,
-    answer: &Answer,
-    rows: &Rows,
-    landings: &Landings,
+    answer: &RaceResult,
+    rows: &StoreRows,
+    traces: &CommandTraces,
     verifier: &Verifier,
     alone: bool,
 ) -> Result<(), String> {
-    let landing = landings.get(&request.id);
-    let landed = landing.map_or(0, |landing| landing.commits.len());
+    let trace = traces.get(&request.id);
+    let landed = trace.map_or(0, |trace| trace.commits.len());
     let outcome = match answer {
         Ok(outcome) => outcome,
         Err(CommandError::Denied(Denial::AlreadyCreated { .. })) if landed == 1 => return Ok(()),
@@ -239,7 +237,7 @@ fn check_answer(
         Err(CommandError::Denied(_)) => return Ok(()),
         Err(error) => return Err(format!("failed: {error}")),
     };
-    let many = matches!(outcome, Outcome::Swept { .. });
+    let many = matches!(outcome, CommandOutcome::Swept { .. });
     if landed > 1 && !many {
         return Err(format!("landed {landed} times"));
     }
@@ -258,15 +256,15 @@ fn check_answer(
         }
     }
     let fresh = match outcome {
-        Outcome::Issued { key, .. } => key.is_some(),
-        Outcome::Rotated { .. } => true,
+        CommandOutcome::Issued { key, .. } => key.is_some(),
+        CommandOutcome::Rotated { .. } => true,
         _ => false,
     };
     if fresh && landed != 1 {
         return Err("was acknowledged and did not land".to_owned());
     }
-    if let Outcome::Issued { provisioned, .. } = outcome {
-        let came = landing.map_or(0, |landing| landing.provisioned);
+    if let CommandOutcome::Issued { provisioned, .. } = outcome {
+        let came = trace.map_or(0, |trace| trace.provisioned);
         if alone && provisioned.len() != came {
             let returned = provisioned.len();
             return Err(format!(
@@ -277,9 +275,13 @@ fn check_answer(
     check_ended(request, rows)
 }
 
-/// Checks that no actor makes a key after a command took away the actor's authority.
-fn check_order(requests: &[&Request], landings: &Landings, policy: &Policy) -> Result<(), String> {
-    let commits = |request: &Request| Some(&landings.get(&request.id)?.commits);
+/// Checks that no actor creates a key after a command has taken away the actor's authority.
+fn check_order(
+    requests: &[&Request],
+    traces: &CommandTraces,
+    policy: &Policy,
+) -> Result<(), String> {
+    let commits = |request: &Request| Some(&traces.get(&request.id)?.commits);
     for taking in requests {
         // Only the first commit of a bulk command takes away authority.
         let Some(taken) = commits(taking).and_then(BTreeSet::first) else {
@@ -305,7 +307,7 @@ fn check_order(requests: &[&Request], landings: &Landings, policy: &Policy) -> R
     Ok(())
 }
 
-/// Returns whether `making` makes a key that its actor may not make once `taking` has landed.
+/// Returns whether `making` creates a key, and `taking` takes away its actor's authority to do so.
 fn takes_authority(taking: &Request, making: &Request, policy: &Policy) -> bool {
     let makes = matches!(
         making.command,
@@ -340,17 +342,17 @@ fn gives_authority(giving: &Request, making: &Request) -> bool {
     }
 }
 
-fn made(outcome: &Outcome) -> impl Iterator<Item = &IssuedKey> {
+fn made(outcome: &CommandOutcome) -> impl Iterator<Item = &IssuedKey> {
     let (first, others) = match outcome {
-        Outcome::Issued { key, provisioned } => (key.as_ref(), provisioned.as_slice()),
-        Outcome::Rotated { successor, .. } => (Some(successor), &[][..]),
+        CommandOutcome::Issued { key, provisioned } => (key.as_ref(), provisioned.as_slice()),
+        CommandOutcome::Rotated { successor, .. } => (Some(successor), &[][..]),
         _ => (None, &[][..]),
     };
     first.into_iter().chain(others)
 }
 
-/// Checks that every key is ended if the end of the key was acknowledged.
-fn check_ended(request: &Request, rows: &Rows) -> Result<(), String> {
+/// Checks that a successful request has ended every key that it should end.
+fn check_ended(request: &Request, rows: &StoreRows) -> Result<(), String> {
     for change in rows.values() {
         let Row::Key(record) = &change.row else {
             continue;
@@ -378,17 +380,17 @@ fn check_ended(request: &Request, rows: &Rows) -> Result<(), String> {
     }
 }
 
-/// The shared parts of all nodes of a race: one policy, one clock, one pepper. Each node has its
-/// own seed, which is the same in every execution.
+/// Creates the nodes of a race. All nodes share one policy, one clock and one pepper. Each node has its own
+/// random seed, which is the same in every execution.
 #[derive(Debug)]
-struct Nodes {
+struct NodeFactory {
     policies: Arc<LivePolicies>,
     peppers: Arc<PepperRing>,
     clock: Arc<ManualClock>,
     start: Timestamp,
 }
 
-impl Nodes {
+impl NodeFactory {
     fn new(policy: Policy) -> Self {
         let id = PepperId::new("race").expect("a valid pepper id literal");
         let pepper =

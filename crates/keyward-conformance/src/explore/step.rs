@@ -1,4 +1,4 @@
-//! A store in which every call is one step: the call yields once, and acts when it is polled again.
+//! A store wrapper in which every call is one step: the call yields once before it reaches the inner store.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 
-use super::{Choice, Reply, Trail};
+use super::{Choice, ChoiceTrail, Reply};
 use keyward::TenantId;
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
@@ -18,20 +18,20 @@ use keyward::store::{
 };
 use keyward::store::{LoadRequest, Revision, TenantView};
 
-/// The state that the explorer shares with its store.
+/// The state that the explorer shares with its [`StepStore`].
 #[derive(Debug)]
-pub(super) struct Control {
+pub(super) struct ScheduleControl {
     decisions: Mutex<Decisions>,
 }
 
 #[derive(Debug)]
 struct Decisions {
-    trail: Trail,
+    trail: ChoiceTrail,
     may_lose: usize,
 }
 
-impl Control {
-    pub(super) fn new(trail: Trail, may_lose: usize) -> Self {
+impl ScheduleControl {
+    pub(super) fn new(trail: ChoiceTrail, may_lose: usize) -> Self {
         Self {
             decisions: Mutex::new(Decisions { trail, may_lose }),
         }
@@ -41,7 +41,7 @@ impl Control {
         self.decisions().trail.choose(options)
     }
 
-    pub(super) fn take(&self) -> Trail {
+    pub(super) fn take(&self) -> ChoiceTrail {
         std::mem::take(&mut self.decisions().trail)
     }
 
@@ -70,11 +70,11 @@ impl Control {
 #[derive(Debug)]
 pub(super) struct StepStore {
     inner: Arc<dyn KeyStore>,
-    control: Arc<Control>,
+    control: Arc<ScheduleControl>,
 }
 
 impl StepStore {
-    pub(super) fn new(inner: Arc<dyn KeyStore>, control: Arc<Control>) -> Self {
+    pub(super) fn new(inner: Arc<dyn KeyStore>, control: Arc<ScheduleControl>) -> Self {
         Self { inner, control }
     }
 }
@@ -89,18 +89,18 @@ pub(super) fn stepped() -> bool {
     STEPPED.take()
 }
 
-/// Takes one step: yields until the explorer schedules this writer again. Every store call of a
-/// writer begins with a step. A store under test that runs several statements in a call also takes
-/// a step between two statements. Outside the explorer, a step yields once.
+/// Yields until the explorer schedules this writer again. Every store call of a writer begins with such a
+/// step. A store under test may also call `step` between two statements of one call. Outside the explorer,
+/// `step` yields once.
 pub async fn step() {
-    Step { waited: false }.await;
+    YieldOnce { waited: false }.await;
 }
 
-struct Step {
+struct YieldOnce {
     waited: bool,
 }
 
-impl Future for Step {
+impl Future for YieldOnce {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -178,7 +178,7 @@ impl KeyStore for StepStore {
     }
 
     fn changes_now(&self, _: Cursor, _: NonZeroUsize) -> Option<Result<Changes, ChangesError>> {
-        // Returns no answer, because an answer would read the store between two steps.
+        // Returns `None`, because an answer would read the store without a step.
         None
     }
 }

@@ -1,6 +1,6 @@
-//! The invariants of a store during a race, checked by its rows alone.
+//! Checks the invariants of a race on the rows of its store.
 //!
-//! The checks are derived from the records and call none of the rules under test.
+//! The checks do not call the rules under test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -16,31 +16,31 @@ use keyward::{KeyId, PepperRing, TenantId, Timestamp};
 
 const PAGE: NonZeroUsize = NonZeroUsize::new(3).expect("the page size is not zero");
 
-pub(super) type Rows = BTreeMap<RowKey, Change>;
+pub(super) type StoreRows = BTreeMap<RowKey, Change>;
 
-/// The traces of each command in the audit trail.
-pub(super) type Landings = BTreeMap<CommandId, Landing>;
+/// The [`CommandTrace`] of each command.
+pub(super) type CommandTraces = BTreeMap<CommandId, CommandTrace>;
 
-/// The traces of a command in the audit trail.
+/// The commits and the provisioned keys of a command, according to the audit trail.
 #[derive(Debug, Default)]
-pub(super) struct Landing {
-    /// The commits that contain the command's entries.
+pub(super) struct CommandTrace {
+    /// The commits that contain audit entries of the command.
     pub(super) commits: BTreeSet<Revision>,
     /// The number of keys that the command provisioned for a tenant or a resource.
     pub(super) provisioned: usize,
 }
 
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct RaceChecker {
     store: Arc<dyn KeyStore>,
     policy: Policy,
     now: Timestamp,
-    /// Each head that a follower could have stopped at, with the rows at that head.
-    seen: Vec<(Cursor, Rows)>,
+    /// Every head of the store so far, with the rows at that head.
+    seen: Vec<(Cursor, StoreRows)>,
     ended: BTreeSet<KeyId>,
 }
 
-impl Watch {
+impl RaceChecker {
     pub(super) fn new(store: Arc<dyn KeyStore>, policy: Policy, now: Timestamp) -> Self {
         Self {
             store,
@@ -67,9 +67,9 @@ impl Watch {
         Ok(())
     }
 
-    /// Reads all rows, without tombstones.
-    pub(super) fn read(&self) -> Result<(Cursor, Rows), String> {
-        let mut rows = Rows::new();
+    /// Reads the head and all rows except tombstones.
+    pub(super) fn read(&self) -> Result<(Cursor, StoreRows), String> {
+        let mut rows = StoreRows::new();
         let mut after = None;
         let mut head = None;
         loop {
@@ -85,7 +85,7 @@ impl Watch {
         Ok((head.unwrap_or_default(), rows))
     }
 
-    fn follow(&self, from: Cursor, mut rows: Rows, head: Cursor) -> Result<Rows, String> {
+    fn follow(&self, from: Cursor, mut rows: StoreRows, head: Cursor) -> Result<StoreRows, String> {
         let mut cursor = from;
         let mut last = from.revision;
         loop {
@@ -110,12 +110,12 @@ impl Watch {
             Ok(rows)
         } else {
             Err(format!(
-                "feed ends at {cursor:?}, the store stands at {head:?}"
+                "feed ends at {cursor:?}, the store's head is {head:?}"
             ))
         }
     }
 
-    fn check_tenants(&self, rows: &Rows) -> Result<(), String> {
+    fn check_tenants(&self, rows: &StoreRows) -> Result<(), String> {
         let mut tenants: BTreeMap<&TenantId, Vec<&KeyRecord>> = BTreeMap::new();
         let mut open = BTreeSet::new();
         for change in rows.values() {
@@ -150,7 +150,7 @@ impl Watch {
         }
     }
 
-    fn check_ended(&mut self, rows: &Rows) -> Result<(), String> {
+    fn check_ended(&mut self, rows: &StoreRows) -> Result<(), String> {
         let known = self.seen.last().map(|(_, rows)| rows);
         let gone = known
             .into_iter()
@@ -172,13 +172,13 @@ impl Watch {
         Ok(())
     }
 
-    /// Reads every tenant's trail and verifies its chain. Returns the landing of each command.
+    /// Reads and verifies the audit trail of each tenant. Returns the trace of each command.
     pub(super) fn audit(
         &self,
         tenants: &BTreeSet<TenantId>,
         peppers: &PepperRing,
-    ) -> Result<Landings, String> {
-        let mut landings = Landings::new();
+    ) -> Result<CommandTraces, String> {
+        let mut traces = CommandTraces::new();
         for tenant in tenants {
             let mut query = AuditQuery::tenant(tenant.clone());
             let mut entries = Vec::new();
@@ -186,10 +186,10 @@ impl Watch {
                 let page = block_on(self.store.audit(&query)).map_err(|e| e.to_string())?;
                 for row in page.rows {
                     let command = row.entry.command.clone();
-                    let landing = landings.entry(command).or_default();
-                    landing.commits.insert(row.revision);
+                    let trace = traces.entry(command).or_default();
+                    trace.commits.insert(row.revision);
                     let provisioned = matches!(row.entry.action, Action::KeyProvisioned { .. });
-                    landing.provisioned += usize::from(provisioned);
+                    trace.provisioned += usize::from(provisioned);
                     entries.push(row.entry);
                 }
                 match page.next {
@@ -200,11 +200,11 @@ impl Watch {
             verify_chain(tenant, AuditHead::GENESIS, &entries, peppers, None)
                 .map_err(|error| format!("audit trail of {tenant}: {error}"))?;
         }
-        Ok(landings)
+        Ok(traces)
     }
 }
 
-/// Checks that a tenant with these keys does not exceed its cap at `now`.
+/// Checks that a tenant's live keys are within the policy's cap at `now`.
 pub(crate) fn check_cap(
     policy: &Policy,
     now: Timestamp,

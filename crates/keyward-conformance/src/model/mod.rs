@@ -1,10 +1,9 @@
-//! The reference model: a second, naive implementation of the rules, and its comparison with a
-//! system.
+//! A naive reference implementation of the rules, to compare a system with.
 //!
-//! [`Model`] keeps plain structs and loops over all of them; it calls none of the rules. The model
-//! returns the reasons for which a command may be refused. After each command, the model knows
-//! which secrets work, and for which scopes. [`run`] plays [`Step`]s on a [`System`] and on the
-//! model. The first difference is reported with the broken invariant, by its number in the design.
+//! [`ReferenceModel`] keeps plain structs, loops over all of them, and calls none of the crate's rules. For
+//! each command, the model returns the allowed reasons to refuse it. After each command, the model knows
+//! which secrets work, and for which scopes. [`run`] plays [`ModelStep`]s on a [`System`] and on the model.
+//! It reports the first difference, with the number of the broken invariant.
 
 mod rules;
 mod system;
@@ -13,76 +12,76 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
-pub use self::rules::{Model, Why};
-pub use self::system::{Asker, Facade, Given, Listed, System, policy};
+pub use self::rules::{ReferenceModel, RefusalReason};
+pub use self::system::{Facade, IssuedSecrets, ListedKey, ModelActor, System, policy};
 
-/// The tenants of the model. `acme/web` is below `acme`; `acme-two` only shares the beginning of
-/// its name.
+/// The tenants of the model. `acme/web` is a child of `acme`. `acme-two` is unrelated to `acme` despite its
+/// name.
 pub const TENANTS: [&str; 4] = ["acme", "acme/web", "other", "acme-two"];
 
-/// The asker of a command: a person, or the holder of a key.
+/// The actor of a command: a person, or the holder of a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Who {
-    /// Administers `acme` and below.
+pub enum Persona {
+    /// An administrator of `acme` and its descendants.
     Alice,
     /// A developer in `acme`.
     Dev,
     /// A member of `acme`.
     Mem,
-    /// Support staff bound to `acme`.
+    /// A support employee of `acme`.
     Support,
-    /// Administers `acme/web` alone.
+    /// An administrator of `acme/web` only.
     WebAdmin,
-    /// Administers `other`.
+    /// An administrator of `other`.
     Eve,
     /// An administrator of `acme` whose credential only reads reports, and expires after 30 days.
     Narrow,
-    /// The holder of the key with this number, if the key works.
+    /// The holder of the key with this number. A step is skipped if the key does not work.
     Holder(usize),
 }
 
-/// The lifetime that is requested for a key.
+/// The requested lifetime of a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Life {
+pub enum RequestedLifetime {
     /// The default of the key's class: no expiry.
     Class,
-    /// A lifetime.
+    /// The key expires after this duration.
     For(Duration),
-    /// No expiry.
+    /// The key never expires.
     Ever,
 }
 
-/// The mode of a rotation.
+/// The end of the old key in a rotation.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Mode {
+pub enum RotationTiming {
     /// The old key ends immediately.
     Now,
-    /// The old key works for this grace.
+    /// The old key works for this grace period.
     Grace(Duration),
-    /// The old key works until the successor's first use, and for this grace after that.
+    /// The old key works until the successor's first use, and then for this grace period.
     FirstUse(Duration),
 }
 
-/// A command of the model. A key is given by number, modulo the number of keys; a tenant by its
-/// position in [`TENANTS`].
+/// A command of the model. `key` is the number of a key, modulo the number of keys. `tenant` is a position in
+/// [`TENANTS`].
 #[derive(Clone, Debug, Eq, PartialEq)]
-#[expect(missing_docs, reason = "each is the command of its name")]
-pub enum Ask {
+#[expect(missing_docs, reason = "each variant is the command of the same name")]
+pub enum ModelCommand {
     Create {
         tenant: usize,
         scopes: Vec<&'static str>,
-        life: Life,
+        lifetime: RequestedLifetime,
     },
     Import {
         tenant: usize,
         token: u8,
         scopes: Vec<&'static str>,
-        life: Life,
+        lifetime: RequestedLifetime,
     },
     Update {
         key: usize,
         scopes: Option<Vec<&'static str>>,
-        life: Option<Life>,
+        lifetime: Option<RequestedLifetime>,
     },
     Revoke {
         key: usize,
@@ -98,7 +97,7 @@ pub enum Ask {
     },
     Rotate {
         key: usize,
-        mode: Mode,
+        mode: RotationTiming,
     },
     Finish {
         key: usize,
@@ -123,8 +122,8 @@ pub enum Ask {
     },
 }
 
-impl Ask {
-    /// Returns the number of the key that the command is about, if there is one.
+impl ModelCommand {
+    /// Returns the number of the key that the command changes, if any.
     #[must_use]
     pub const fn key(&self) -> Option<usize> {
         match self {
@@ -140,7 +139,7 @@ impl Ask {
         }
     }
 
-    /// Returns the same command about another key.
+    /// Returns the command for another key.
     #[must_use]
     pub fn about(mut self, number: usize) -> Self {
         match &mut self {
@@ -160,53 +159,52 @@ impl Ask {
 
 /// One step of a run.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Step {
-    /// An asker gives a command.
-    Ask(Who, Ask),
-    /// A command that landed earlier is repeated. The number is the command's position among the
-    /// commands that landed.
-    Again(usize),
-    /// A key is used, and the maintenance after it runs.
+pub enum ModelStep {
+    /// An actor executes a command.
+    Command(Persona, ModelCommand),
+    /// An earlier successful command is repeated. The number selects one of the commands recorded so far.
+    Repeat(usize),
+    /// A key is verified, and maintenance runs afterwards.
     Use(usize),
     /// Time passes.
     Wait(Duration),
-    /// Time passes until this many microseconds before the key with this number expires.
+    /// Time passes until this many microseconds before the expiry of the key with this number.
     WaitForEnd(usize, u8),
     /// The wall clock jumps back.
     JumpBack(Duration),
 }
 
-/// A difference between system and model.
+/// A difference between the system and the model.
 #[derive(Clone, Debug)]
-pub struct Violation {
-    /// The broken invariant, as numbered in the design. Zero if no particular invariant is broken.
+pub struct ModelMismatch {
+    /// The number of the broken invariant; zero if no specific invariant is broken.
     pub invariant: u8,
-    /// The difference.
+    /// A description of the difference.
     pub message: String,
 }
 
-impl fmt::Display for Violation {
+impl fmt::Display for ModelMismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "invariant {}: {}", self.invariant, self.message)
     }
 }
 
-impl std::error::Error for Violation {}
+impl std::error::Error for ModelMismatch {}
 
-fn broken(invariant: u8, message: String) -> Violation {
-    Violation { invariant, message }
+fn broken(invariant: u8, message: String) -> ModelMismatch {
+    ModelMismatch { invariant, message }
 }
 
 /// Plays `steps` on `system` and on a model with the same cap, and compares them after each step.
 ///
 /// # Errors
 ///
-/// The first [`Violation`].
-pub fn run(system: &mut dyn System, cap: usize, steps: &[Step]) -> Result<(), Violation> {
-    let mut model = Model::new(cap, system.clock());
-    let mut landed: Vec<(Asker, String, Ask)> = Vec::new();
+/// The first [`ModelMismatch`].
+pub fn run(system: &mut dyn System, cap: usize, steps: &[ModelStep]) -> Result<(), ModelMismatch> {
+    let mut model = ReferenceModel::new(cap, system.clock());
+    let mut landed: Vec<(ModelActor, String, ModelCommand)> = Vec::new();
     for (number, step) in steps.iter().enumerate() {
-        // Each step gets a distinct instant, unless the wall clock was set back.
+        // Gives each step a distinct instant, unless the wall clock was set back.
         system.wait(Duration::from_millis(1));
         model.clock = system.clock();
         play(system, &mut model, &mut landed, number, step)
@@ -218,59 +216,61 @@ pub fn run(system: &mut dyn System, cap: usize, steps: &[Step]) -> Result<(), Vi
 
 fn play(
     system: &mut dyn System,
-    model: &mut Model,
-    landed: &mut Vec<(Asker, String, Ask)>,
+    model: &mut ReferenceModel,
+    landed: &mut Vec<(ModelActor, String, ModelCommand)>,
     number: usize,
-    step: &Step,
-) -> Result<(), Violation> {
+    step: &ModelStep,
+) -> Result<(), ModelMismatch> {
     let count = model.keys.len();
     let chosen = |key: usize| (count > 0).then(|| key % count);
     match step {
-        Step::Wait(by) => system.wait(*by),
-        Step::JumpBack(by) => {
+        ModelStep::Wait(by) => system.wait(*by),
+        ModelStep::JumpBack(by) => {
             let before = system.clock();
             system.jump_back(*by);
             model.behind += before.since(system.clock());
         }
-        Step::WaitForEnd(key, before) => {
+        ModelStep::WaitForEnd(key, before) => {
             let end = chosen(*key).and_then(|key| model.keys[key].expires);
             if let Some(end) = end {
                 let left = end.since(model.now());
                 system.wait(left.saturating_sub(Duration::from_micros(u64::from(*before))));
             }
         }
-        Step::Use(key) => {
+        ModelStep::Use(key) => {
             if let Some(key) = chosen(*key) {
                 system.use_key(&model.keys[key].secret);
                 model.used(key);
             }
         }
-        Step::Again(_) if landed.is_empty() => {}
-        Step::Again(which) => {
-            let (asker, id, ask) = &landed[which % landed.len()];
-            let given = system.ask(model, asker, id, ask);
-            let answer = given.as_ref().map(|_| ()).map_err(|why| *why);
-            let wanted = match ask {
-                // A command that landed stays landed, even if its asker has lost its authority.
-                Ask::Create { .. } | Ask::Import { .. } | Ask::Rotate { .. } => Err(Why::Already),
+        ModelStep::Repeat(_) if landed.is_empty() => {}
+        ModelStep::Repeat(which) => {
+            let (actor, id, command) = &landed[which % landed.len()];
+            let given = system.execute(model, actor, id, command);
+            let answer = given.as_ref().map(|_| ()).map_err(|reason| *reason);
+            let wanted = match command {
+                // A repetition does not fail for lost authority: it succeeds, or returns `Already`.
+                ModelCommand::Create { .. }
+                | ModelCommand::Import { .. }
+                | ModelCommand::Rotate { .. } => Err(RefusalReason::Already),
                 _ => Ok(()),
             };
             if answer != wanted {
-                let message = format!("{ask:?} again was {answer:?}, not {wanted:?}");
+                let message = format!("{command:?} again was {answer:?}, not {wanted:?}");
                 return Err(broken(0, message));
             }
         }
-        Step::Ask(who, ask) => {
-            let ask = match ask.key().map(chosen) {
-                None => ask.clone(),
-                Some(Some(key)) => ask.clone().about(key),
+        ModelStep::Command(persona, command) => {
+            let command = match command.key().map(chosen) {
+                None => command.clone(),
+                Some(Some(key)) => command.clone().about(key),
                 Some(None) => return Ok(()),
             };
-            let Some(asker) = model.asker(*who) else {
+            let Some(actor) = model.actor(*persona) else {
                 return Ok(());
             };
             let id = format!("step-{number}");
-            answer(system, model, landed, asker, id, ask)?;
+            answer(system, model, landed, actor, id, command)?;
         }
     }
     model.clock = system.clock();
@@ -279,40 +279,44 @@ fn play(
 
 fn answer(
     system: &mut dyn System,
-    model: &mut Model,
-    landed: &mut Vec<(Asker, String, Ask)>,
-    asker: Asker,
+    model: &mut ReferenceModel,
+    landed: &mut Vec<(ModelActor, String, ModelCommand)>,
+    actor: ModelActor,
     id: String,
-    ask: Ask,
-) -> Result<(), Violation> {
-    if model.parts_below(&asker, &ask) {
-        // In the descendant tenant the outcome differs for each key. The tests of the rules cover
-        // these outcomes.
+    command: ModelCommand,
+) -> Result<(), ModelMismatch> {
+    if model.may_fail_below(&actor, &command) {
+        // The command can fail in a descendant tenant only. The tests of the rules cover partial outcomes.
         return Ok(());
     }
-    let reasons: BTreeSet<Why> = model.refusals(&asker, &ask);
-    match system.ask(model, &asker, &id, &ask) {
+    let reasons: BTreeSet<RefusalReason> = model.refusals(&actor, &command);
+    match system.execute(model, &actor, &id, &command) {
         Ok(given) if reasons.is_empty() => {
-            if model.apply(&asker, &ask, given) && asker.key.is_none() && ask.repeats() {
-                landed.push((asker, id, ask));
+            if model.apply(&actor, &command, given) && actor.key.is_none() && command.repeats() {
+                landed.push((actor, id, command));
             }
             Ok(())
         }
-        Err(why) if reasons.contains(&why) => Ok(()),
+        Err(reason) if reasons.contains(&reason) => Ok(()),
         Ok(_) => {
-            let invariant = reasons.iter().map(|why| why.invariant()).max().unwrap_or(0);
-            let message = format!("accepted, though {reasons:?}, by {asker:?}: {ask:?}");
+            let invariant = reasons
+                .iter()
+                .map(|reason| reason.invariant())
+                .max()
+                .unwrap_or(0);
+            let message = format!("accepted, though {reasons:?}, by {actor:?}: {command:?}");
             Err(broken(invariant, message))
         }
-        Err(why) => {
-            let message = format!("refused for {why:?}, not {reasons:?}, by {asker:?}: {ask:?}");
-            Err(broken(why.invariant(), message))
+        Err(reason) => {
+            let message =
+                format!("refused for {reason:?}, not {reasons:?}, by {actor:?}: {command:?}");
+            Err(broken(reason.invariant(), message))
         }
     }
 }
 
-impl Ask {
-    /// Returns whether repeating the command must change nothing. A repeated bulk command continues
+impl ModelCommand {
+    /// Returns whether a repetition of the command changes nothing. A repeated bulk command continues
     /// instead.
     const fn repeats(&self) -> bool {
         !matches!(
@@ -322,7 +326,7 @@ impl Ask {
     }
 }
 
-fn compare(system: &mut dyn System, model: &Model) -> Result<(), Violation> {
+fn compare(system: &mut dyn System, model: &ReferenceModel) -> Result<(), ModelMismatch> {
     for (number, key) in model.keys.iter().enumerate() {
         let wanted = model.sees(number);
         let found = system.sees(&key.secret);
@@ -357,8 +361,7 @@ fn compare(system: &mut dyn System, model: &Model) -> Result<(), Violation> {
             return Err(broken(1, message));
         }
         let legacy = live.iter().filter(|key| key.legacy).count();
-        // Below a closed tenant, the closed tenant's row refuses all keys, ended or not. The number
-        // of legacy keys does not matter there.
+        // In a closed tenant all keys are refused in any state, so the number of legacy keys does not matter.
         if !model.is_closed(number) && legacy != usize::from(model.is_open(number)) {
             return Err(broken(3, format!("{tenant} has {legacy} legacy keys")));
         }

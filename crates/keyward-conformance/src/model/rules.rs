@@ -1,22 +1,22 @@
-//! A second implementation of the rules, derived from the design alone. Slow and plain on purpose.
+//! A second implementation of the rules, written from the design alone. Slow and simple on purpose.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::system::{Asker, Given};
-use super::{Ask, Life, Mode, TENANTS, Who};
+use super::system::{IssuedSecrets, ModelActor};
+use super::{ModelCommand, Persona, RequestedLifetime, RotationTiming, TENANTS};
 use keyward::KeyId;
 use keyward::{Timestamp, days};
 
-/// A set of permissions: one bit for each pair of three resources and three actions. The third of
-/// each stands for all others.
+/// A set of permissions: one bit per pair of a resource and an action. The third resource and the third
+/// action (`zzz`) stand for all others.
 pub(super) type Mask = u16;
 
 pub(super) const RESOURCES: [&str; 3] = ["reports", "users", "zzz"];
 pub(super) const ACTIONS: [&str; 3] = ["read", "write", "zzz"];
 const ALL: Mask = 0b1_1111_1111;
 
-/// 30 days: the longest time for which a key waits for its successor's first use.
+/// 30 days, the longest wait of an old key for its successor's first use.
 const FIRST_USE_WAIT: Duration = days(30);
 
 pub(super) fn mask<'a>(scopes: impl IntoIterator<Item = &'a str>) -> Mask {
@@ -45,7 +45,7 @@ fn ceiling(role: &str) -> Mask {
 
 /// The permissions that all roles of a set have in common. An empty set has no permissions.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct May {
+struct Permissions {
     ceiling: Mask,
     /// The permission to create, read, change, rotate and revoke keys.
     manage: bool,
@@ -53,7 +53,7 @@ struct May {
     support: bool,
 }
 
-impl May {
+impl Permissions {
     fn within(self, other: Self) -> bool {
         self.ceiling & !other.ceiling == 0
             && (!self.manage || other.manage)
@@ -62,9 +62,9 @@ impl May {
     }
 }
 
-fn may(roles: &BTreeSet<&'static str>) -> May {
+fn permissions(roles: &BTreeSet<&'static str>) -> Permissions {
     let all = |have: &[&str]| !roles.is_empty() && roles.iter().all(|role| have.contains(role));
-    May {
+    Permissions {
         ceiling: match roles.is_empty() {
             true => 0,
             false => roles.iter().fold(ALL, |mask, role| mask & ceiling(role)),
@@ -75,23 +75,24 @@ fn may(roles: &BTreeSet<&'static str>) -> May {
     }
 }
 
-/// The authority of an asker in a tenant.
+/// The authority of an actor in a tenant.
 struct Authority {
     manages: bool,
-    /// The permissions of the role that the host states, without any other role.
-    narrowing: May,
-    may: May,
+    /// The permissions of the role that the host states. Commands that only narrow access are checked against
+    /// these.
+    narrowing: Permissions,
+    permissions: Permissions,
     scopes: Mask,
-    /// The roles with which the asker receives a secret.
+    /// The roles that limit a secret received by the actor.
     receives: BTreeSet<&'static str>,
     person: Option<&'static str>,
-    drift: Option<Why>,
+    drift: Option<RefusalReason>,
 }
 
-/// The reason for which a command may be refused.
+/// A reason to refuse a command.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-#[expect(missing_docs, reason = "each is the refusal of its name")]
-pub enum Why {
+#[expect(missing_docs, reason = "each variant is the denial of the same name")]
+pub enum RefusalReason {
     NotFound,
     TenantNotFound,
     ActorExpired,
@@ -114,8 +115,8 @@ pub enum Why {
     Other,
 }
 
-impl Why {
-    /// Returns the invariant that requires the refusal.
+impl RefusalReason {
+    /// Returns the number of the invariant that requires the refusal; zero for none.
     pub(super) const fn invariant(self) -> u8 {
         match self {
             Self::Cap => 1,
@@ -132,13 +133,13 @@ impl Why {
 
 /// A key of the model.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Key {
+pub(super) struct ModelKey {
     pub(super) id: KeyId,
     pub(super) secret: String,
     pub(super) tenant: usize,
     pub(super) owner: Option<&'static str>,
     pub(super) scopes: Mask,
-    /// The scopes as written, if known. Another spelling of the same scopes is a change.
+    /// The scopes as written, if known. The same scopes in another spelling count as a change.
     pub(super) named: Option<BTreeSet<&'static str>>,
     pub(super) created: Timestamp,
     pub(super) expires: Option<Timestamp>,
@@ -146,22 +147,22 @@ pub(super) struct Key {
     pub(super) deleted: bool,
     pub(super) disabled: bool,
     pub(super) legacy: bool,
-    /// The roles that limited the recipient of the key's secret.
+    /// The roles that limited the recipient of the key's secret. They limit the key permanently.
     bound: BTreeSet<&'static str>,
-    /// Whether the key reached everything its roles allowed when its secret was issued.
+    /// Whether the key had every permission of its roles when its secret was issued.
     manages: bool,
-    /// The first keys of the rotation chains whose keys made this key.
+    /// The rotation chains of the keys that created this key, each named by its first key.
     makers: BTreeSet<usize>,
     /// The first key of this key's own rotation chain.
     lineage: usize,
     imported: bool,
     replaces: Option<usize>,
     used: bool,
-    replaced: Option<Replaced>,
+    replaced: Option<KeySuccession>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-struct Replaced {
+struct KeySuccession {
     by: usize,
     since: Timestamp,
     own_end: Option<Timestamp>,
@@ -169,27 +170,27 @@ struct Replaced {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-struct Row {
+struct ModelOwner {
     role: Option<&'static str>,
     removed: Option<Timestamp>,
 }
 
-/// The complete history, in plain structs.
+/// The complete state of the model, in plain structs.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Model {
+pub struct ReferenceModel {
     pub(super) cap: usize,
     pub(super) clock: Timestamp,
-    pub(super) keys: Vec<Key>,
+    pub(super) keys: Vec<ModelKey>,
     start: Timestamp,
-    /// The time by which the wall clock was set back. The nodes' own time does not go back.
+    /// The total time by which the wall clock was set back. The nodes' own time does not go back.
     pub(super) behind: Duration,
     known: BTreeSet<usize>,
     closed: BTreeSet<usize>,
-    owners: BTreeMap<(usize, &'static str), Row>,
+    owners: BTreeMap<(usize, &'static str), ModelOwner>,
     tokens: BTreeSet<u8>,
 }
 
-impl Model {
+impl ReferenceModel {
     pub(super) fn new(cap: usize, start: Timestamp) -> Self {
         Self {
             cap,
@@ -239,7 +240,7 @@ impl Model {
             .any(|row| row.role.is_none() || row.removed.is_some_and(|at| created <= at))
     }
 
-    /// Returns the roles that the rows along the path of `tenant` give to `owner`.
+    /// Returns the roles of `owner` in `tenant` and its ancestors.
     fn live_roles(&self, tenant: usize, owner: Option<&'static str>) -> BTreeSet<&'static str> {
         let rows = Self::path(tenant)
             .iter()
@@ -247,14 +248,14 @@ impl Model {
         rows.filter_map(|row| row.role).collect()
     }
 
-    /// Returns the most scopes that a key can reach, whatever role its owner gets.
-    fn bounded(key: &Key) -> Mask {
+    /// Returns the maximum permissions of a key, for any future role of its owner.
+    fn bounded(key: &ModelKey) -> Mask {
         key.bound
             .iter()
             .fold(key.scopes, |mask, role| mask & ceiling(role))
     }
 
-    fn reach(&self, key: &Key) -> Mask {
+    fn reach(&self, key: &ModelKey) -> Mask {
         let live = self.live_roles(key.tenant, key.owner);
         if key.owner.is_some() && live.is_empty() {
             return 0;
@@ -264,7 +265,7 @@ impl Model {
     }
 
     /// Returns the roles that a key acts with.
-    fn roles_of(&self, key: &Key) -> BTreeSet<&'static str> {
+    fn roles_of(&self, key: &ModelKey) -> BTreeSet<&'static str> {
         let live = self.live_roles(key.tenant, key.owner);
         if key.owner.is_none() || live.is_empty() {
             return BTreeSet::new();
@@ -272,58 +273,59 @@ impl Model {
         &live | &key.bound
     }
 
-    /// Returns whether a key's reach is not empty and covers everything that the key's roles allow.
-    fn is_whole(&self, key: &Key) -> bool {
+    /// Returns whether a key has permissions, and has every permission that its roles allow.
+    fn is_whole(&self, key: &ModelKey) -> bool {
         let (roles, reach) = (self.roles_of(key), self.reach(key));
-        !roles.is_empty() && reach != 0 && may(&roles).ceiling & !reach == 0
+        !roles.is_empty() && reach != 0 && permissions(&roles).ceiling & !reach == 0
     }
 
-    /// Returns the current authority of `asker` in `tenant`.
-    fn authority(&self, asker: &Asker, tenant: usize) -> Authority {
-        if let Some(number) = asker.key {
+    /// Returns the current authority of `actor` in `tenant`.
+    fn authority(&self, actor: &ModelActor, tenant: usize) -> Authority {
+        if let Some(number) = actor.key {
             let key = &self.keys[number];
             let (roles, scopes) = (self.roles_of(key), self.reach(key));
-            let may = may(&roles);
+            let permissions = permissions(&roles);
             return Authority {
                 manages: key.manages && self.is_whole(key),
-                narrowing: may,
+                narrowing: permissions,
                 receives: &roles | &key.bound,
-                may,
+                permissions,
                 scopes,
                 person: None,
                 drift: None,
             };
         }
-        let stated = asker.role.unwrap_or("");
-        let live = self.live_roles(tenant, asker.principal);
+        let stated = actor.role.unwrap_or("");
+        let live = self.live_roles(tenant, actor.principal);
         let roles = &live | &BTreeSet::from([stated]);
-        let own = may(&BTreeSet::from([stated]));
-        let drifts =
-            |role: &&'static str| *role != stated && !own.within(may(&BTreeSet::from([*role])));
-        let removed = self.refuses_owner(tenant, asker.principal, self.now());
+        let own = permissions(&BTreeSet::from([stated]));
+        let drifts = |role: &&'static str| {
+            *role != stated && !own.within(permissions(&BTreeSet::from([*role])))
+        };
+        let removed = self.refuses_owner(tenant, actor.principal, self.now());
         Authority {
             manages: true,
             narrowing: own,
-            may: may(&roles),
-            scopes: asker.reach & may(&roles).ceiling,
+            permissions: permissions(&roles),
+            scopes: actor.reach & permissions(&roles).ceiling,
             receives: roles,
-            person: asker.principal,
+            person: actor.principal,
             drift: match removed {
-                true => Some(Why::OwnerRemoved),
-                false => live.iter().any(drifts).then_some(Why::Drift),
+                true => Some(RefusalReason::OwnerRemoved),
+                false => live.iter().any(drifts).then_some(RefusalReason::Drift),
             },
         }
     }
 
-    fn expired(&self, key: &Key) -> bool {
+    fn expired(&self, key: &ModelKey) -> bool {
         key.expires.is_some_and(|end| self.now() >= end)
     }
 
-    fn live(&self, key: &Key) -> bool {
+    fn live(&self, key: &ModelKey) -> bool {
         !key.revoked && !key.deleted && !self.expired(key)
     }
 
-    /// Returns the current permissions of a key; `None` if it does not verify.
+    /// Returns the current permissions of a key; `None` if the key does not verify.
     pub(super) fn sees(&self, number: usize) -> Option<Mask> {
         let key = &self.keys[number];
         let refused = !self.live(key)
@@ -334,7 +336,7 @@ impl Model {
     }
 
     fn active(&self, tenant: usize) -> usize {
-        let counts = |key: &&Key| {
+        let counts = |key: &&ModelKey| {
             key.tenant == tenant
                 && self.live(key)
                 && key.replaced.as_ref().is_none_or(|replaced| {
@@ -350,10 +352,9 @@ impl Model {
             .collect()
     }
 
-    /// Returns the asker that a host sees for `who`; `None` if it is the holder of a key that does
-    /// not work.
-    pub(super) fn asker(&self, who: Who) -> Option<Asker> {
-        let person = |principal, role, tenant| Asker {
+    /// Returns the actor for `persona`; `None` for the holder of a key that does not work.
+    pub(super) fn actor(&self, persona: Persona) -> Option<ModelActor> {
+        let person = |principal, role, tenant| ModelActor {
             principal: Some(principal),
             role: Some(role),
             tenant,
@@ -362,24 +363,24 @@ impl Model {
             expires: None,
             key: None,
         };
-        Some(match who {
-            Who::Alice => person("alice", "admin", 0),
-            Who::Dev => person("dev", "developer", 0),
-            Who::Mem => person("mem", "member", 0),
-            Who::Support => person("sup", "support", 0),
-            Who::WebAdmin => person("webadmin", "admin", 1),
-            Who::Eve => person("eve", "admin", 2),
-            Who::Narrow => Asker {
+        Some(match persona {
+            Persona::Alice => person("alice", "admin", 0),
+            Persona::Dev => person("dev", "developer", 0),
+            Persona::Mem => person("mem", "member", 0),
+            Persona::Support => person("sup", "support", 0),
+            Persona::WebAdmin => person("webadmin", "admin", 1),
+            Persona::Eve => person("eve", "admin", 2),
+            Persona::Narrow => ModelActor {
                 reach: mask(["reports:read"]),
                 expires: Some(self.start.saturating_add(days(30))),
                 ..person("narrow", "admin", 0)
             },
-            Who::Holder(_) if self.keys.is_empty() => return None,
-            Who::Holder(number) => {
+            Persona::Holder(_) if self.keys.is_empty() => return None,
+            Persona::Holder(number) => {
                 let number = number % self.keys.len();
                 let reach = self.sees(number)?;
                 let key = &self.keys[number];
-                Asker {
+                ModelActor {
                     principal: key.owner,
                     role: None,
                     tenant: key.tenant,
@@ -392,133 +393,152 @@ impl Model {
         })
     }
 
-    /// Returns whether the command may be carried out in its own tenant and refused in a
-    /// descendant.
-    pub(super) fn parts_below(&self, asker: &Asker, ask: &Ask) -> bool {
-        let Ask::ChangeRole {
+    /// Returns whether the command may succeed in its own tenant and fail in a descendant.
+    pub(super) fn may_fail_below(&self, actor: &ModelActor, command: &ModelCommand) -> bool {
+        let ModelCommand::ChangeRole {
             tenant: 0,
             owner,
             role,
-        } = ask
+        } = command
         else {
             return false;
         };
         let (owner, role) = (*owner, *role);
-        let below = Ask::ChangeRole {
+        let below = ModelCommand::ChangeRole {
             tenant: 1,
             owner,
             role,
         };
-        let follows = self.with_below(asker, 0, Some(owner)).contains(&1);
-        follows && !self.refusals(asker, &below).is_empty()
+        let follows = self.with_below(actor, 0, Some(owner)).contains(&1);
+        follows && !self.refusals(actor, &below).is_empty()
     }
 
-    /// Returns every reason for which the command may be refused. The command must be accepted if
-    /// there is none.
-    pub(super) fn refusals(&self, asker: &Asker, ask: &Ask) -> BTreeSet<Why> {
-        let tenant = match (ask, ask.key()) {
+    /// Returns every allowed reason to refuse the command. If there is none, the command must be accepted.
+    pub(super) fn refusals(
+        &self,
+        actor: &ModelActor,
+        command: &ModelCommand,
+    ) -> BTreeSet<RefusalReason> {
+        let tenant = match (command, command.key()) {
             (_, Some(key)) => self.keys[key].tenant,
             (
-                Ask::Create { tenant, .. }
-                | Ask::Import { tenant, .. }
-                | Ask::ChangeRole { tenant, .. }
-                | Ask::RemoveOwner { tenant, .. }
-                | Ask::Close { tenant }
-                | Ask::Provision { tenant },
+                ModelCommand::Create { tenant, .. }
+                | ModelCommand::Import { tenant, .. }
+                | ModelCommand::ChangeRole { tenant, .. }
+                | ModelCommand::RemoveOwner { tenant, .. }
+                | ModelCommand::Close { tenant }
+                | ModelCommand::Provision { tenant },
                 _,
             ) => *tenant,
             _ => 0,
         };
-        // An asker that does not reach the tenant learns no other reason.
-        let reached = asker.tenant == tenant || (asker.below && (asker.tenant, tenant) == (0, 1));
+        // An actor without access to the tenant gets no other reason, so that it learns nothing about the
+        // tenant.
+        let reached = actor.tenant == tenant || (actor.below && (actor.tenant, tenant) == (0, 1));
         if !reached {
-            let hidden = ask.key().map_or(Why::TenantNotFound, |_| Why::NotFound);
+            let hidden = command
+                .key()
+                .map_or(RefusalReason::TenantNotFound, |_| RefusalReason::NotFound);
             return BTreeSet::from([hidden]);
         }
-        if asker.expires.is_some_and(|end| self.now() >= end) {
-            return BTreeSet::from([Why::ActorExpired]);
+        if actor.expires.is_some_and(|end| self.now() >= end) {
+            return BTreeSet::from([RefusalReason::ActorExpired]);
         }
-        if self.is_closed(tenant) && !matches!(ask, Ask::Close { .. }) {
-            return BTreeSet::from([Why::Closed]);
+        if self.is_closed(tenant) && !matches!(command, ModelCommand::Close { .. }) {
+            return BTreeSet::from([RefusalReason::Closed]);
         }
-        let mut why = BTreeSet::new();
-        match ask.key() {
-            Some(key) => self.refuse_about(asker, ask, key, &mut why),
-            None => self.refuse_in(asker, ask, tenant, &mut why),
+        let mut reasons = BTreeSet::new();
+        match command.key() {
+            Some(key) => self.refuse_about(actor, command, key, &mut reasons),
+            None => self.refuse_in(actor, command, tenant, &mut reasons),
         }
-        why
+        reasons
     }
 
-    /// Adds the reasons for which `by` may not do something that requires the permission `has`.
+    /// Adds the reasons to refuse a command that requires the permission `has`.
     fn refuse_access(
         by: &Authority,
         (widens, owns): (bool, bool),
-        has: impl Fn(May) -> bool,
-        why: &mut BTreeSet<Why>,
+        has: impl Fn(Permissions) -> bool,
+        reasons: &mut BTreeSet<RefusalReason>,
     ) {
         let stated = owns || (by.manages && has(by.narrowing));
         if widens && stated {
-            why.extend(by.drift);
+            reasons.extend(by.drift);
         }
-        let counts = if widens { by.may } else { by.narrowing };
+        let counts = if widens { by.permissions } else { by.narrowing };
         if !(owns || by.manages && has(counts)) {
-            why.insert(Why::Role);
+            reasons.insert(RefusalReason::Role);
         }
     }
 
-    fn refuse_in(&self, asker: &Asker, ask: &Ask, tenant: usize, why: &mut BTreeSet<Why>) {
-        let by = self.authority(asker, tenant);
-        let manages = |may: May| may.manage;
-        let administers = |may: May| may.administer;
+    fn refuse_in(
+        &self,
+        actor: &ModelActor,
+        command: &ModelCommand,
+        tenant: usize,
+        reasons: &mut BTreeSet<RefusalReason>,
+    ) {
+        let by = self.authority(actor, tenant);
+        let manages = |permissions: Permissions| permissions.manage;
+        let administers = |permissions: Permissions| permissions.administer;
         let exceeds = |scopes: Mask, end: Option<Timestamp>| {
             let outlives = |own: Timestamp| end.is_none_or(|end| end > own);
-            asker.expires.is_some_and(outlives) || scopes & !by.scopes != 0
+            actor.expires.is_some_and(outlives) || scopes & !by.scopes != 0
         };
         let fresh = !self.known.contains(&tenant);
         let provisions = !matches!(
-            ask,
-            Ask::ChangeRole { .. } | Ask::RemoveOwner { .. } | Ask::Close { .. }
+            command,
+            ModelCommand::ChangeRole { .. }
+                | ModelCommand::RemoveOwner { .. }
+                | ModelCommand::Close { .. }
         );
         if fresh && provisions {
-            Self::refuse_access(&by, (true, false), administers, why);
+            Self::refuse_access(&by, (true, false), administers, reasons);
             if exceeds(mask(["reports:read"]), None) {
-                why.insert(Why::Exceeds);
+                reasons.insert(RefusalReason::Exceeds);
             }
         }
-        match ask {
-            Ask::Create { scopes, life, .. } | Ask::Import { scopes, life, .. } => {
-                Self::refuse_access(&by, (true, false), manages, why);
-                if matches!(ask, Ask::Import { .. }) {
-                    Self::refuse_access(&by, (true, false), administers, why);
+        match command {
+            ModelCommand::Create {
+                scopes, lifetime, ..
+            }
+            | ModelCommand::Import {
+                scopes, lifetime, ..
+            } => {
+                Self::refuse_access(&by, (true, false), manages, reasons);
+                if matches!(command, ModelCommand::Import { .. }) {
+                    Self::refuse_access(&by, (true, false), administers, reasons);
                 }
-                if exceeds(mask(scopes.iter().copied()), self.end(*life)) {
-                    why.insert(Why::Exceeds);
+                if exceeds(mask(scopes.iter().copied()), self.end(*lifetime)) {
+                    reasons.insert(RefusalReason::Exceeds);
                 }
-                if asker.key.is_some() && asker.principal.is_none() {
-                    why.insert(Why::Role);
+                if actor.key.is_some() && actor.principal.is_none() {
+                    reasons.insert(RefusalReason::Role);
                 }
-                if self.refuses_owner(tenant, asker.principal, self.now()) {
-                    why.insert(Why::OwnerRemoved);
+                if self.refuses_owner(tenant, actor.principal, self.now()) {
+                    reasons.insert(RefusalReason::OwnerRemoved);
                 }
                 if self.active(tenant) + usize::from(fresh) >= self.cap {
-                    why.insert(Why::Cap);
+                    reasons.insert(RefusalReason::Cap);
                 }
-                if matches!(ask, Ask::Import { token, .. } if self.tokens.contains(token)) {
-                    why.insert(Why::Taken);
+                if matches!(command, ModelCommand::Import { token, .. } if self.tokens.contains(token))
+                {
+                    reasons.insert(RefusalReason::Taken);
                 }
-                if self.makers(asker, &BTreeSet::new(), None).len() > 8 {
-                    why.insert(Why::Other);
+                if self.makers(actor, &BTreeSet::new(), None).len() > 8 {
+                    reasons.insert(RefusalReason::Other);
                 }
             }
-            Ask::ChangeRole { owner, role, .. } => {
+            ModelCommand::ChangeRole { owner, role, .. } => {
                 let row = self.owners.get(&(tenant, *owner));
                 let before = row.and_then(|row| row.role);
-                let after = may(&BTreeSet::from([*role]));
+                let after = permissions(&BTreeSet::from([*role]));
                 let narrows = match (row, before) {
-                    (_, Some(old)) => after.within(may(&BTreeSet::from([old]))),
+                    (_, Some(old)) => after.within(permissions(&BTreeSet::from([old]))),
                     (Some(_), None) => false,
-                    // A new row below existing rows only narrows if it is within an existing row,
-                    // because the existing row may be raised later.
+                    // A new row narrows access only if a row above grants all its permissions, and no row
+                    // above is removed.
                     (None, None) => {
                         let mut rows = Self::path(tenant).iter();
                         let removed = rows.any(|above| {
@@ -526,31 +546,32 @@ impl Model {
                             row.is_some_and(|row| row.role.is_none())
                         });
                         let above = self.live_roles(tenant, Some(owner));
-                        let within = |old| after.within(may(&BTreeSet::from([old])));
+                        let within = |old| after.within(permissions(&BTreeSet::from([old])));
                         !removed && above.into_iter().any(within)
                     }
                 };
-                Self::refuse_access(&by, (!narrows, false), administers, why);
-                let within = after.within(by.may) && after.ceiling & !by.scopes == 0;
-                if !narrows && (!within || asker.is_narrow()) {
-                    why.insert(Why::Exceeds);
+                Self::refuse_access(&by, (!narrows, false), administers, reasons);
+                let within = after.within(by.permissions) && after.ceiling & !by.scopes == 0;
+                if !narrows && (!within || actor.is_narrow()) {
+                    reasons.insert(RefusalReason::Exceeds);
                 }
             }
-            Ask::Provision { .. } => Self::refuse_access(&by, (true, false), administers, why),
-            _ => Self::refuse_access(&by, (false, false), administers, why),
+            ModelCommand::Provision { .. } => {
+                Self::refuse_access(&by, (true, false), administers, reasons)
+            }
+            _ => Self::refuse_access(&by, (false, false), administers, reasons),
         }
     }
 
-    /// Returns the rotation chains that count as makers of a key: the chains in `before`, and the
-    /// chains of the asker's own key. The asker's key adds its own chain and its makers, except the
-    /// chain `lineage`.
+    /// Returns the rotation chains that count as makers of a key: the chains in `before`, and the own chain
+    /// and the makers of the actor's key. Leaves out the chain `lineage`, unless `before` contains it.
     fn makers(
         &self,
-        asker: &Asker,
+        actor: &ModelActor,
         before: &BTreeSet<usize>,
         lineage: Option<usize>,
     ) -> BTreeSet<usize> {
-        let acting = asker.key.map(|number| &self.keys[number]);
+        let acting = actor.key.map(|number| &self.keys[number]);
         let mut makers = before.clone();
         makers.extend(acting.into_iter().flat_map(|key| &key.makers));
         makers.extend(acting.map(|key| key.lineage));
@@ -559,51 +580,70 @@ impl Model {
         makers
     }
 
-    fn refuse_about(&self, asker: &Asker, ask: &Ask, number: usize, why: &mut BTreeSet<Why>) {
+    fn refuse_about(
+        &self,
+        actor: &ModelActor,
+        command: &ModelCommand,
+        number: usize,
+        reasons: &mut BTreeSet<RefusalReason>,
+    ) {
         let key = &self.keys[number];
         if key.deleted {
-            why.insert(Why::NotFound);
+            reasons.insert(RefusalReason::NotFound);
             return;
         }
-        let by = self.authority(asker, key.tenant);
+        let by = self.authority(actor, key.tenant);
         let owns = by.person.is_some() && by.person == key.owner;
         let widens = matches!(
-            ask,
-            Ask::Enable { .. } | Ask::Rotate { .. } | Ask::Cancel { .. }
+            command,
+            ModelCommand::Enable { .. } | ModelCommand::Rotate { .. } | ModelCommand::Cancel { .. }
         );
-        Self::refuse_access(&by, (widens, owns), |may| may.manage, why);
-        let revokes = matches!(ask, Ask::Revoke { .. } | Ask::Delete { .. });
-        if key.legacy && (revokes || matches!(ask, Ask::Disable { .. })) {
-            why.insert(Why::Legacy);
+        Self::refuse_access(
+            &by,
+            (widens, owns),
+            |permissions| permissions.manage,
+            reasons,
+        );
+        let revokes = matches!(
+            command,
+            ModelCommand::Revoke { .. } | ModelCommand::Delete { .. }
+        );
+        if key.legacy && (revokes || matches!(command, ModelCommand::Disable { .. })) {
+            reasons.insert(RefusalReason::Legacy);
         }
-        let rotating = matches!(ask, Ask::Finish { .. } | Ask::Cancel { .. });
+        let rotating = matches!(
+            command,
+            ModelCommand::Finish { .. } | ModelCommand::Cancel { .. }
+        );
         if rotating && key.replaced.is_none() {
-            why.insert(Why::NotRotating);
+            reasons.insert(RefusalReason::NotRotating);
             return;
         }
-        if !revokes && !matches!(ask, Ask::Finish { .. }) {
+        if !revokes && !matches!(command, ModelCommand::Finish { .. }) {
             if key.revoked {
-                why.insert(Why::Revoked);
+                reasons.insert(RefusalReason::Revoked);
             } else if self.expired(key) {
-                why.insert(Why::Expired);
+                reasons.insert(RefusalReason::Expired);
             }
         }
-        match ask {
-            Ask::Enable { .. } if key.disabled => {
-                self.refuse_handing_out(asker, key, key.expires, why);
+        match command {
+            ModelCommand::Enable { .. } if key.disabled => {
+                self.refuse_handing_out(actor, key, key.expires, reasons);
             }
-            Ask::Update { scopes, life, .. } => self.refuse_update(asker, key, scopes, life, why),
-            Ask::Rotate { .. } => self.refuse_rotation(asker, ask, number, why),
-            Ask::Cancel { .. } => {
+            ModelCommand::Update {
+                scopes, lifetime, ..
+            } => self.refuse_update(actor, key, scopes, lifetime, reasons),
+            ModelCommand::Rotate { .. } => self.refuse_rotation(actor, command, number, reasons),
+            ModelCommand::Cancel { .. } => {
                 let Some(replaced) = &key.replaced else {
                     return;
                 };
                 let successor = &self.keys[replaced.by];
                 if !successor.deleted && (successor.used || successor.replaced.is_some()) {
-                    why.insert(Why::InUse);
+                    reasons.insert(RefusalReason::InUse);
                 }
-                self.refuse_handing_out(asker, key, replaced.own_end, why);
-                self.refuse_raise(number, why, |model| model.cancel(number));
+                self.refuse_handing_out(actor, key, replaced.own_end, reasons);
+                self.refuse_raise(number, reasons, |model| model.cancel(number));
             }
             _ => {}
         }
@@ -611,99 +651,110 @@ impl Model {
 
     fn refuse_update(
         &self,
-        asker: &Asker,
-        key: &Key,
+        actor: &ModelActor,
+        key: &ModelKey,
         scopes: &Option<Vec<&'static str>>,
-        life: &Option<Life>,
-        why: &mut BTreeSet<Why>,
+        lifetime: &Option<RequestedLifetime>,
+        reasons: &mut BTreeSet<RefusalReason>,
     ) {
-        let after = Key {
+        let after = ModelKey {
             scopes: scopes
                 .as_ref()
                 .map_or(key.scopes, |new| mask(new.iter().copied())),
-            expires: life.map_or(key.expires, |life| self.end(life)),
+            expires: lifetime.map_or(key.expires, |lifetime| self.end(lifetime)),
             ..key.clone()
         };
-        if life.is_some() && key.replaced.is_some() {
-            why.insert(Why::BeingRotated);
+        if lifetime.is_some() && key.replaced.is_some() {
+            reasons.insert(RefusalReason::BeingRotated);
         }
         let never = Timestamp::MAX;
         let (old, new) = (key.expires.unwrap_or(never), after.expires.unwrap_or(never));
         if key.legacy && (new < old || key.scopes & !after.scopes != 0) {
-            why.insert(Why::Legacy);
+            reasons.insert(RefusalReason::Legacy);
         }
         let more = after.scopes & !key.scopes != 0;
         if more || new > old {
-            let by = self.authority(asker, key.tenant);
+            let by = self.authority(actor, key.tenant);
             let owns = by.person.is_some() && by.person == key.owner;
-            Self::refuse_access(&by, (true, owns), |may| may.manage, why);
-            self.refuse_handing_out(asker, &after, after.expires, why);
+            Self::refuse_access(&by, (true, owns), |permissions| permissions.manage, reasons);
+            self.refuse_handing_out(actor, &after, after.expires, reasons);
             if more && after.scopes & !by.scopes != 0 {
-                why.insert(Why::Exceeds);
+                reasons.insert(RefusalReason::Exceeds);
             }
         }
     }
 
-    fn refuse_rotation(&self, asker: &Asker, ask: &Ask, number: usize, why: &mut BTreeSet<Why>) {
+    fn refuse_rotation(
+        &self,
+        actor: &ModelActor,
+        command: &ModelCommand,
+        number: usize,
+        reasons: &mut BTreeSet<RefusalReason>,
+    ) {
         let key = &self.keys[number];
         // A disabled legacy key may be rotated, because it cannot be replaced in any other way.
         if key.disabled && !key.legacy {
-            why.insert(Why::Disabled);
+            reasons.insert(RefusalReason::Disabled);
         }
         if self.refuses_owner(key.tenant, key.owner, key.created) {
-            why.insert(Why::OwnerRemoved);
+            reasons.insert(RefusalReason::OwnerRemoved);
         }
         if key.imported {
-            why.insert(Why::Imported);
+            reasons.insert(RefusalReason::Imported);
         }
-        // Under this policy, no key rotates itself or another key of its own chain.
-        if asker
+        // Under this policy, no key may rotate itself or another key of its own chain.
+        if actor
             .key
             .is_some_and(|own| self.keys[own].lineage == key.lineage)
         {
-            why.insert(Why::Other);
+            reasons.insert(RefusalReason::Other);
         }
-        if self.makers(asker, &key.makers, Some(key.lineage)).len() > 8 {
-            why.insert(Why::Other);
+        if self.makers(actor, &key.makers, Some(key.lineage)).len() > 8 {
+            reasons.insert(RefusalReason::Other);
         }
         let mut old = key.clone();
         if let Some(replaced) = &key.replaced {
             let successor = &self.keys[replaced.by];
             let unused = !successor.deleted && !successor.used && successor.replaced.is_none();
             if replaced.waits.is_none() || !unused {
-                why.insert(Why::BeingRotated);
+                reasons.insert(RefusalReason::BeingRotated);
                 return;
             }
             old.expires = replaced.own_end;
         }
-        self.refuse_handing_out(asker, &old, self.successor_end(&old), why);
-        if let Ask::Rotate { mode, .. } = ask {
-            self.refuse_raise(number, why, |model| {
+        self.refuse_handing_out(actor, &old, self.successor_end(&old), reasons);
+        if let ModelCommand::Rotate { mode, .. } = command {
+            self.refuse_raise(number, reasons, |model| {
                 model.rotate(number, *mode, key.id, String::new(), false);
             });
         }
     }
 
-    fn refuse_raise(&self, number: usize, why: &mut BTreeSet<Why>, change: impl Fn(&mut Self)) {
+    fn refuse_raise(
+        &self,
+        number: usize,
+        reasons: &mut BTreeSet<RefusalReason>,
+        change: impl Fn(&mut Self),
+    ) {
         let tenant = self.keys[number].tenant;
         let mut after = self.clone();
         change(&mut after);
         if after.active(tenant) > self.active(tenant).max(self.cap) {
-            why.insert(Why::Cap);
+            reasons.insert(RefusalReason::Cap);
         }
     }
 
-    /// Adds the reasons for which `asker` may not hand out the reach of `key` until `end`.
+    /// Adds [`RefusalReason::Exceeds`] if `actor` may not grant the permissions of `key` until `end`.
     fn refuse_handing_out(
         &self,
-        asker: &Asker,
-        key: &Key,
+        actor: &ModelActor,
+        key: &ModelKey,
         end: Option<Timestamp>,
-        why: &mut BTreeSet<Why>,
+        reasons: &mut BTreeSet<RefusalReason>,
     ) {
-        let by = self.authority(asker, key.tenant);
-        // An asker who does not own the key receives the most that the key may ever reach. The
-        // asker also receives the management rights of the key's owner.
+        let by = self.authority(actor, key.tenant);
+        // The owner needs the key's current permissions. Any other actor needs the key's maximum permissions.
+        // Both need the permissions of the key's roles.
         let own = by.person.is_some() && by.person == key.owner;
         let scopes = if own {
             self.reach(key)
@@ -712,65 +763,72 @@ impl Model {
         };
         let outlives = |own: Timestamp| end.is_none_or(|end| end > own);
         let exceeds = scopes & !by.scopes != 0
-            || !may(&self.roles_of(key)).within(by.may)
-            || asker.expires.is_some_and(outlives);
+            || !permissions(&self.roles_of(key)).within(by.permissions)
+            || actor.expires.is_some_and(outlives);
         if exceeds {
-            why.insert(Why::Exceeds);
+            reasons.insert(RefusalReason::Exceeds);
         }
     }
 
-    /// Returns the roles that limit the recipient of a secret. `asker` receives the secret of a key
-    /// of `owner`.
+    /// Returns the roles that limit a key of `owner` if `actor` receives its secret.
     fn bound_at_receipt(
         &self,
-        asker: &Asker,
+        actor: &ModelActor,
         receives: &BTreeSet<&'static str>,
         tenant: usize,
         owner: Option<&'static str>,
     ) -> BTreeSet<&'static str> {
         let live = self.live_roles(tenant, owner);
-        let person = asker.principal.filter(|_| asker.key.is_none());
-        let stated: BTreeSet<_> = asker.role.into_iter().collect();
+        let person = actor.principal.filter(|_| actor.key.is_none());
+        let stated: BTreeSet<_> = actor.role.into_iter().collect();
         match person.is_some() && person == owner && live == stated {
             true => BTreeSet::new(),
             false => receives | &live,
         }
     }
 
-    fn end(&self, life: Life) -> Option<Timestamp> {
-        match life {
-            Life::Class | Life::Ever => None,
-            Life::For(life) => Some(self.now().saturating_add(life)),
+    fn end(&self, lifetime: RequestedLifetime) -> Option<Timestamp> {
+        match lifetime {
+            RequestedLifetime::Class | RequestedLifetime::Ever => None,
+            RequestedLifetime::For(lifetime) => Some(self.now().saturating_add(lifetime)),
         }
     }
 
-    fn successor_end(&self, old: &Key) -> Option<Timestamp> {
+    fn successor_end(&self, old: &ModelKey) -> Option<Timestamp> {
         let lifetime = old.expires.map(|end| end.since(old.created));
         lifetime.map(|lifetime| self.now().saturating_add(lifetime))
     }
 
     /// Applies an accepted command. Returns whether the command changed anything.
-    pub(super) fn apply(&mut self, asker: &Asker, ask: &Ask, given: Given) -> bool {
+    pub(super) fn apply(
+        &mut self,
+        actor: &ModelActor,
+        command: &ModelCommand,
+        given: IssuedSecrets,
+    ) -> bool {
         let before = self.clone();
-        let Given { made, provisioned } = given;
+        let IssuedSecrets { made, provisioned } = given;
         let now = self.now();
-        let place = match (ask, ask.key()) {
+        let place = match (command, command.key()) {
             (_, Some(key)) => self.keys[key].tenant,
             (
-                Ask::Create { tenant, .. } | Ask::Import { tenant, .. } | Ask::Provision { tenant },
+                ModelCommand::Create { tenant, .. }
+                | ModelCommand::Import { tenant, .. }
+                | ModelCommand::Provision { tenant },
                 _,
             ) => *tenant,
             _ => 0,
         };
-        let receives = self.authority(asker, place).receives;
-        let acting = self.makers(asker, &BTreeSet::new(), None);
-        if let Ask::Create { tenant, .. } | Ask::Import { tenant, .. } | Ask::Provision { tenant } =
-            ask
+        let receives = self.authority(actor, place).receives;
+        let acting = self.makers(actor, &BTreeSet::new(), None);
+        if let ModelCommand::Create { tenant, .. }
+        | ModelCommand::Import { tenant, .. }
+        | ModelCommand::Provision { tenant } = command
         {
             self.known.insert(*tenant);
             for (id, secret) in provisioned {
                 let key = self.key(id, secret, *tenant, None, mask(["reports:read"]), None);
-                self.keys.push(Key {
+                self.keys.push(ModelKey {
                     legacy: true,
                     bound: receives.clone(),
                     makers: acting.clone(),
@@ -780,21 +838,21 @@ impl Model {
             }
         }
         let (id, secret) = made.unwrap_or((KeyId::from_u128(0), String::new()));
-        match ask {
-            Ask::Create {
+        match command {
+            ModelCommand::Create {
                 tenant,
                 scopes,
-                life,
+                lifetime,
             }
-            | Ask::Import {
+            | ModelCommand::Import {
                 tenant,
                 scopes,
-                life,
+                lifetime,
                 ..
             } => {
-                let known = !self.live_roles(*tenant, asker.principal).is_empty();
-                if let (Some(owner), Some(role), false) = (asker.principal, asker.role, known) {
-                    let row = Row {
+                let known = !self.live_roles(*tenant, actor.principal).is_empty();
+                if let (Some(owner), Some(role), false) = (actor.principal, actor.role, known) {
+                    let row = ModelOwner {
                         role: Some(role),
                         removed: None,
                     };
@@ -802,24 +860,28 @@ impl Model {
                 }
                 let named = scopes.iter().copied().collect();
                 let scopes = mask(scopes.iter().copied());
-                let end = self.end(*life);
-                let mut key = self.key(id, secret, *tenant, asker.principal, scopes, end);
-                key.bound = self.bound_at_receipt(asker, &receives, *tenant, asker.principal);
+                let end = self.end(*lifetime);
+                let mut key = self.key(id, secret, *tenant, actor.principal, scopes, end);
+                key.bound = self.bound_at_receipt(actor, &receives, *tenant, actor.principal);
                 key.makers = acting;
                 key.manages = self.is_whole(&key);
                 key.named = Some(named);
-                if let Ask::Import { token, .. } = ask {
+                if let ModelCommand::Import { token, .. } = command {
                     self.tokens.insert(*token);
                     key.imported = true;
                 }
                 self.keys.push(key);
                 self.bound_live(*tenant);
             }
-            Ask::Update { key, scopes, life } => {
-                let end = life.map(|life| self.end(life));
+            ModelCommand::Update {
+                key,
+                scopes,
+                lifetime,
+            } => {
+                let end = lifetime.map(|lifetime| self.end(lifetime));
                 let (number, before) = (*key, self.keys[*key].clone());
                 let never = Timestamp::MAX;
-                let received = self.bound_at_receipt(asker, &receives, before.tenant, before.owner);
+                let received = self.bound_at_receipt(actor, &receives, before.tenant, before.owner);
                 let key = &mut self.keys[number];
                 if let Some(scopes) = scopes {
                     key.named = Some(scopes.iter().copied().collect());
@@ -835,65 +897,65 @@ impl Model {
                 key.manages |= more;
                 self.keys[number].manages &= self.is_whole(&self.keys[number]);
             }
-            Ask::Revoke { key } => self.revoke(*key),
-            Ask::Disable { key } => self.keys[*key].disabled = true,
-            Ask::Enable { key } => self.keys[*key].disabled = false,
-            Ask::Delete { key } => {
+            ModelCommand::Revoke { key } => self.revoke(*key),
+            ModelCommand::Disable { key } => self.keys[*key].disabled = true,
+            ModelCommand::Enable { key } => self.keys[*key].disabled = false,
+            ModelCommand::Delete { key } => {
                 self.release(*key);
                 self.keys[*key].deleted = true;
             }
-            Ask::Rotate { key, mode } => {
+            ModelCommand::Rotate { key, mode } => {
                 let (number, old) = (self.keys.len(), self.keys[*key].clone());
-                let received = self.bound_at_receipt(asker, &receives, old.tenant, old.owner);
-                let makers = self.makers(asker, &old.makers, Some(old.lineage));
+                let received = self.bound_at_receipt(actor, &receives, old.tenant, old.owner);
+                let makers = self.makers(actor, &old.makers, Some(old.lineage));
                 self.rotate(*key, *mode, id, secret, true);
                 let successor = &mut self.keys[number];
                 successor.bound = &old.bound | &received;
                 successor.makers = makers;
                 self.keys[number].manages = old.manages && self.is_whole(&self.keys[number]);
             }
-            Ask::Finish { key } => {
+            ModelCommand::Finish { key } => {
                 if self.live(&self.keys[*key]) {
                     self.revoke(*key);
                 }
             }
-            Ask::Cancel { key } => self.cancel(*key),
-            Ask::ChangeRole {
+            ModelCommand::Cancel { key } => self.cancel(*key),
+            ModelCommand::ChangeRole {
                 tenant,
                 owner,
                 role,
             } => {
-                for place in self.with_below(asker, *tenant, Some(owner)) {
-                    let row = self.owners.entry((place, owner)).or_insert(Row {
+                for place in self.with_below(actor, *tenant, Some(owner)) {
+                    let row = self.owners.entry((place, owner)).or_insert(ModelOwner {
                         role: None,
                         removed: None,
                     });
                     row.role = Some(role);
                 }
             }
-            Ask::RemoveOwner { tenant, owner } => {
-                // One row, in the tenant of the command, applies to all descendants.
-                let row = self.owners.entry((*tenant, owner)).or_insert(Row {
+            ModelCommand::RemoveOwner { tenant, owner } => {
+                // One row in the command's tenant applies to all descendants.
+                let row = self.owners.entry((*tenant, owner)).or_insert(ModelOwner {
                     role: Some(""),
                     removed: None,
                 });
                 if row.role.is_some() {
-                    *row = Row {
+                    *row = ModelOwner {
                         role: None,
                         removed: Some(now),
                     };
                 }
-                for place in self.with_below(asker, *tenant, Some(owner)) {
+                for place in self.with_below(actor, *tenant, Some(owner)) {
                     self.end_all(place, |key| key.owner == Some(owner));
                 }
             }
-            Ask::Close { tenant } => {
-                for place in self.with_below(asker, *tenant, None) {
+            ModelCommand::Close { tenant } => {
+                for place in self.with_below(actor, *tenant, None) {
                     self.closed.insert(place);
                     self.end_all(place, |_| true);
                 }
             }
-            Ask::Provision { .. } => {}
+            ModelCommand::Provision { .. } => {}
         }
         *self != before
     }
@@ -918,8 +980,8 @@ impl Model {
         owner: Option<&'static str>,
         scopes: Mask,
         expires: Option<Timestamp>,
-    ) -> Key {
-        Key {
+    ) -> ModelKey {
+        ModelKey {
             id,
             secret,
             tenant,
@@ -943,22 +1005,26 @@ impl Model {
         }
     }
 
-    /// Returns the tenant, and the descendants that the asker reaches. Leaves out descendants
-    /// without a live key of `owner`, or without any live key if `owner` is `None`.
-    fn with_below(&self, asker: &Asker, tenant: usize, owner: Option<&'static str>) -> Vec<usize> {
-        let concerned = |key: &Key| {
+    /// Returns the tenant, and its descendant if the actor may act there and the command affects a key there.
+    /// A command affects the live keys of `owner`, or all live keys if `owner` is `None`.
+    fn with_below(
+        &self,
+        actor: &ModelActor,
+        tenant: usize,
+        owner: Option<&'static str>,
+    ) -> Vec<usize> {
+        let concerned = |key: &ModelKey| {
             key.tenant == 1 && self.live(key) && (owner.is_none() || key.owner == owner)
         };
-        if tenant == 0 && asker.below && self.keys.iter().any(concerned) {
+        if tenant == 0 && actor.below && self.keys.iter().any(concerned) {
             vec![0, 1]
         } else {
             vec![tenant]
         }
     }
 
-    /// Ends keys in the order of their ids. After the wall clock was set back, the newer of two
-    /// keys has the smaller id.
-    fn end_all(&mut self, tenant: usize, concerned: impl Fn(&Key) -> bool) {
+    /// Revokes keys in the order of their ids. If the wall clock was set back, a newer key has a smaller id.
+    fn end_all(&mut self, tenant: usize, concerned: impl Fn(&ModelKey) -> bool) {
         let mut live = self.live_in(tenant);
         live.sort_by_key(|number| self.keys[*number].id);
         for number in live {
@@ -975,7 +1041,7 @@ impl Model {
         }
     }
 
-    /// Restores the predecessor of a successor that ends before its first use.
+    /// Restores the predecessor of a key that ends before its first use.
     fn release(&mut self, number: usize) {
         let Some(old) = self.keys[number]
             .replaces
@@ -1022,7 +1088,14 @@ impl Model {
         key.expires = Some(key.expires.map_or(end, |own| own.min(end)));
     }
 
-    fn rotate(&mut self, number: usize, mode: Mode, id: KeyId, secret: String, bound: bool) {
+    fn rotate(
+        &mut self,
+        number: usize,
+        mode: RotationTiming,
+        id: KeyId,
+        secret: String,
+        bound: bool,
+    ) {
         if let Some(replaced) = self.keys[number].replaced.clone() {
             let legacy = std::mem::take(&mut self.keys[replaced.by].legacy);
             self.revoke(replaced.by);
@@ -1036,32 +1109,32 @@ impl Model {
         let expires = self.successor_end(&old);
         let mut successor = self.key(id, secret, old.tenant, old.owner, old.scopes, expires);
         successor.named.clone_from(&old.named);
-        self.keys.push(Key {
+        self.keys.push(ModelKey {
             legacy: old.legacy,
             lineage: old.lineage,
             replaces: Some(number),
             ..successor
         });
         let waits = match mode {
-            Mode::FirstUse(grace) => Some(grace),
-            Mode::Now | Mode::Grace(_) => None,
+            RotationTiming::FirstUse(grace) => Some(grace),
+            RotationTiming::Now | RotationTiming::Grace(_) => None,
         };
         let key = &mut self.keys[number];
         key.legacy = false;
-        key.replaced = Some(Replaced {
+        key.replaced = Some(KeySuccession {
             by,
             since: now,
             own_end: old.expires,
             waits,
         });
         match mode {
-            Mode::Now => self.retire(number, Duration::ZERO),
-            Mode::Grace(grace) => self.retire(number, grace),
-            Mode::FirstUse(_) => self.end_within(number, FIRST_USE_WAIT),
+            RotationTiming::Now => self.retire(number, Duration::ZERO),
+            RotationTiming::Grace(grace) => self.retire(number, grace),
+            RotationTiming::FirstUse(_) => self.end_within(number, FIRST_USE_WAIT),
         }
         if let Some(before) = old.replaces {
-            // The holder of a successor's secret has received it, so a rotation by the holder
-            // counts as the successor's first use.
+            // A rotation of a successor counts as its first use, so the grace period of its predecessor
+            // begins.
             self.begin_grace(before, number);
         }
         if bound {
@@ -1082,7 +1155,7 @@ impl Model {
         }
     }
 
-    /// Ends keys, oldest grace first, until the number of live keys is at most twice the cap.
+    /// Revokes keys that are being replaced, oldest first, until at most twice the cap are live.
     fn bound_live(&mut self, tenant: usize) {
         loop {
             let live = self.live_in(tenant);

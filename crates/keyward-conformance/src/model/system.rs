@@ -1,11 +1,11 @@
-//! The systems that the model is compared with, above all the facade.
+//! The interface of a system that the model is compared with, and its implementation for [`Keyward`].
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::rules::{ACTIONS, Mask, Model, RESOURCES, Why};
-use super::{Ask, Life, Mode, TENANTS};
+use super::rules::{ACTIONS, Mask, RESOURCES, ReferenceModel, RefusalReason};
+use super::{ModelCommand, RequestedLifetime, RotationTiming, TENANTS};
 use crate::explore::block_on;
 use keyward::command::{CommandId, DeleteKey, Expiry, ImportKey, IssuedKey};
 use keyward::entropy::SeededEntropy;
@@ -21,16 +21,16 @@ use keyward::{
 
 /// The asker of a command, as the host describes it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Asker {
-    /// The principal; `None` for a key that belongs to its tenant.
+pub struct ModelActor {
+    /// The principal; `None` for a key that is owned by its tenant.
     pub principal: Option<&'static str>,
     /// The role that the host states; `None` for a key.
     pub role: Option<&'static str>,
-    /// The tenant that the asker is bound to, by its position in [`TENANTS`].
+    /// The actor's tenant, by its position in [`TENANTS`].
     pub tenant: usize,
-    /// Whether the asker reaches descendant tenants.
+    /// Whether the actor may act in descendant tenants.
     pub below: bool,
-    /// The permissions that the asker may hand out, before its role narrows them.
+    /// The permissions that the actor may grant, before its role narrows them.
     pub(super) reach: Mask,
     /// The expiry of the asker's own credential.
     pub expires: Option<Timestamp>,
@@ -38,54 +38,58 @@ pub struct Asker {
     pub key: Option<usize>,
 }
 
-impl Asker {
+impl ModelActor {
     pub(super) fn is_narrow(&self) -> bool {
         self.key.is_some() || self.expires.is_some()
     }
 }
 
-/// The result of an accepted command.
+/// The keys that an accepted command created, with their secrets.
 #[derive(Clone, Debug, Default)]
-pub struct Given {
-    /// The key that was created, with its secret.
+pub struct IssuedSecrets {
+    /// The key that the command created, with its secret.
     pub made: Option<(KeyId, String)>,
     /// The keys that were provisioned with the tenant, with their secrets.
     pub provisioned: Vec<(KeyId, String)>,
 }
 
-/// A key in a list.
+/// A key in the list of a tenant's keys.
 #[derive(Clone, Copy, Debug)]
-pub struct Listed {
+pub struct ListedKey {
     /// Whether the key is neither revoked nor expired.
     pub live: bool,
-    /// Whether the key is being replaced.
+    /// Whether a successor is replacing the key.
     pub retiring: bool,
     /// Whether the key is the legacy key.
     pub legacy: bool,
 }
 
-/// A system that manages keys, with a clock that only tests move.
+/// A system that manages keys, with a clock that the test controls.
 pub trait System {
-    /// Carries out a command under this id. `model` resolves the number of a key to its id and
-    /// secret.
+    /// Executes a command with this command id. `model` maps the number of a key to its id and secret.
     ///
     /// # Errors
     ///
-    /// The reason, a [`Why`], for which the command was refused.
-    fn ask(&mut self, model: &Model, by: &Asker, id: &str, ask: &Ask) -> Result<Given, Why>;
+    /// The [`RefusalReason`].
+    fn execute(
+        &mut self,
+        model: &ReferenceModel,
+        by: &ModelActor,
+        id: &str,
+        command: &ModelCommand,
+    ) -> Result<IssuedSecrets, RefusalReason>;
 
-    /// Presents a key, and runs the maintenance after it.
+    /// Verifies a key, and then runs the maintenance.
     fn use_key(&mut self, secret: &str);
 
-    /// Returns the permissions of the key on another, synced node; `None` if that node refuses the
-    /// key.
+    /// Returns the key's permissions on a second node after a sync; `None` if that node refuses the key.
     fn sees(&mut self, secret: &str) -> Option<u16>;
 
-    /// Returns whether the node that carries out commands accepts the key.
+    /// Returns whether the node that executes commands accepts the key.
     fn accepts_here(&mut self, secret: &str) -> bool;
 
     /// Returns the keys of a tenant.
-    fn list(&mut self, tenant: &str) -> Vec<Listed>;
+    fn list(&mut self, tenant: &str) -> Vec<ListedKey>;
 
     /// Returns the time of the wall clock.
     fn clock(&self) -> Timestamp;
@@ -97,8 +101,8 @@ pub trait System {
     fn jump_back(&mut self, by: Duration);
 }
 
-/// Returns the policy of the model: one class, up to `cap` active keys, a legacy key. Developers
-/// reach reports and users, members read, and support reaches nothing.
+/// Returns the policy of the model: the standard profile with a cap of `cap` active keys and a legacy key.
+/// Developers may use reports and users, members may read, and support staff have no permissions.
 ///
 /// # Panics
 ///
@@ -132,7 +136,7 @@ pub fn policy(cap: usize) -> Policy {
     .expect("the standard policy with a legacy key is consistent")
 }
 
-/// The system under test: [`Keyward`] over a store, with a second node that only verifies.
+/// The system under test: [`Keyward`] over a store, with a second node that only verifies keys.
 #[derive(Debug)]
 pub struct Facade {
     keys: Keyward,
@@ -141,12 +145,12 @@ pub struct Facade {
 }
 
 impl Facade {
-    /// Returns the nodes' own time.
+    /// Returns the node's own time, which does not go back with the wall clock.
     pub fn time(&self) -> Timestamp {
         self.keys.now()
     }
 
-    /// Creates a facade over `store` under `policy`.
+    /// Creates two nodes over `store` under `policy`.
     ///
     /// # Panics
     ///
@@ -171,19 +175,21 @@ impl Facade {
         }
     }
 
-    fn actor(&self, model: &Model, by: &Asker) -> Result<Actor, Why> {
+    fn actor(&self, model: &ReferenceModel, by: &ModelActor) -> Result<Actor, RefusalReason> {
         if let Some(key) = by.key {
             let secret = &model.keys[key].secret;
             let grant = self.other.verify(secret, &Need::any());
-            return grant.map(|grant| grant.actor()).map_err(|_| Why::Other);
+            return grant
+                .map(|grant| grant.actor())
+                .map_err(|_| RefusalReason::Other);
         }
         let text = |text: Option<&'static str>| text.unwrap_or("nobody");
-        let principal = PrincipalId::new(text(by.principal)).map_err(|_| Why::Other)?;
-        let role = Role::new(text(by.role)).map_err(|_| Why::Other)?;
+        let principal = PrincipalId::new(text(by.principal)).map_err(|_| RefusalReason::Other)?;
+        let role = Role::new(text(by.role)).map_err(|_| RefusalReason::Other)?;
         let actor = Actor::new(tenant(by.tenant), principal, role);
         Ok(match by.expires {
             Some(end) => actor
-                .with_scopes(ScopeSet::parse(["reports:read"]).map_err(|_| Why::Other)?)
+                .with_scopes(ScopeSet::parse(["reports:read"]).map_err(|_| RefusalReason::Other)?)
                 .with_expiry(end),
             None => actor,
         })
@@ -191,87 +197,97 @@ impl Facade {
 
     async fn carry_out(
         &self,
-        model: &Model,
+        model: &ReferenceModel,
         actor: &Actor,
         id: &str,
-        ask: &Ask,
-    ) -> Result<Given, CommandError> {
+        command: &ModelCommand,
+    ) -> Result<IssuedSecrets, CommandError> {
         let by = actor.with_command_id(CommandId::new(id)?);
-        let key = ask
+        let key = command
             .key()
             .map_or(KeyId::from_u128(0), |key| model.keys[key].id);
         let keys = &self.keys;
-        match ask {
-            Ask::Create {
+        match command {
+            ModelCommand::Create {
                 tenant: place,
                 scopes,
-                life,
+                lifetime,
             } => {
-                let created = keys.create(by, draft(*place, scopes, *life)).await?;
-                Ok(Given {
+                let created = keys.create(by, draft(*place, scopes, *lifetime)).await?;
+                Ok(IssuedSecrets {
                     made: Some((created.id, created.secret.expose().to_owned())),
                     provisioned: given(created.provisioned),
                 })
             }
-            Ask::Import {
+            ModelCommand::Import {
                 tenant: place,
                 token,
                 scopes,
-                life,
+                lifetime,
             } => {
                 let text = format!("ext-token-{token}");
-                let import = ImportKey::sha256(Digest::sha256(&text), draft(*place, scopes, *life));
+                let import =
+                    ImportKey::sha256(Digest::sha256(&text), draft(*place, scopes, *lifetime));
                 let imported = keys.import(by, import).await?;
-                Ok(Given {
+                Ok(IssuedSecrets {
                     made: Some((imported.id, text)),
                     provisioned: given(imported.provisioned),
                 })
             }
-            Ask::Update { scopes, life, .. } => {
+            ModelCommand::Update {
+                scopes, lifetime, ..
+            } => {
                 let mut change = UpdateKey::new();
                 if let Some(scopes) = scopes {
                     change = change.scopes(scopes.iter().copied());
                 }
-                if let Some(life) = life {
-                    change = change.expiry(match life {
-                        Life::Class => Expiry::Class,
-                        Life::Ever => Expiry::Never,
-                        Life::For(life) => Expiry::In(*life),
+                if let Some(lifetime) = lifetime {
+                    change = change.expiry(match lifetime {
+                        RequestedLifetime::Class => Expiry::Class,
+                        RequestedLifetime::Ever => Expiry::Never,
+                        RequestedLifetime::For(lifetime) => Expiry::In(*lifetime),
                     });
                 }
-                keys.update(by, key, change).await.map(|_| Given::default())
+                keys.update(by, key, change)
+                    .await
+                    .map(|_| IssuedSecrets::default())
             }
-            Ask::Revoke { .. } => keys
+            ModelCommand::Revoke { .. } => keys
                 .revoke(by, key, Reason::Lost)
                 .await
-                .map(|_| Given::default()),
-            Ask::Disable { .. } => keys.disable(by, key).await.map(|_| Given::default()),
-            Ask::Enable { .. } => keys.enable(by, key).await.map(|_| Given::default()),
-            Ask::Delete { .. } => {
-                let deleted = keys.delete(by, key, DeleteKey::plain()).await;
-                deleted.map(|_| Given::default())
+                .map(|_| IssuedSecrets::default()),
+            ModelCommand::Disable { .. } => keys
+                .disable(by, key)
+                .await
+                .map(|_| IssuedSecrets::default()),
+            ModelCommand::Enable { .. } => {
+                keys.enable(by, key).await.map(|_| IssuedSecrets::default())
             }
-            Ask::Rotate { mode, .. } => {
+            ModelCommand::Delete { .. } => {
+                let deleted = keys.delete(by, key, DeleteKey::plain()).await;
+                deleted.map(|_| IssuedSecrets::default())
+            }
+            ModelCommand::Rotate { mode, .. } => {
                 let how = match mode {
-                    Mode::Now => RotateKey::immediate(),
-                    Mode::Grace(grace) => RotateKey::grace(*grace),
-                    Mode::FirstUse(grace) => RotateKey::on_first_use(*grace),
+                    RotationTiming::Now => RotateKey::immediate(),
+                    RotationTiming::Grace(grace) => RotateKey::grace(*grace),
+                    RotationTiming::FirstUse(grace) => RotateKey::on_first_use(*grace),
                 };
                 let rotated = keys.rotate(by, key, how).await?;
-                Ok(Given {
+                Ok(IssuedSecrets {
                     made: Some((rotated.id, rotated.secret.expose().to_owned())),
                     provisioned: Vec::new(),
                 })
             }
-            Ask::Finish { .. } => keys
+            ModelCommand::Finish { .. } => keys
                 .finish_rotation(by, key)
                 .await
-                .map(|_| Given::default()),
-            Ask::Cancel { .. } => keys
+                .map(|_| IssuedSecrets::default()),
+            ModelCommand::Cancel { .. } => keys
                 .cancel_rotation(by, key)
                 .await
-                .map(|_| Given::default()),
-            Ask::ChangeRole {
+                .map(|_| IssuedSecrets::default()),
+            ModelCommand::ChangeRole {
                 tenant: place,
                 owner,
                 role,
@@ -280,24 +296,24 @@ impl Facade {
                 let changed = keys
                     .change_owner_role(by, &tenant(*place), owner, role)
                     .await;
-                changed.map(|_| Given::default())
+                changed.map(|_| IssuedSecrets::default())
             }
-            Ask::RemoveOwner {
+            ModelCommand::RemoveOwner {
                 tenant: place,
                 owner,
             } => {
                 let removed = keys
                     .remove_owner(by, &tenant(*place), PrincipalId::new(owner)?)
                     .await;
-                removed.map(|_| Given::default())
+                removed.map(|_| IssuedSecrets::default())
             }
-            Ask::Close { tenant: place } => keys
+            ModelCommand::Close { tenant: place } => keys
                 .close_tenant(by, &tenant(*place))
                 .await
-                .map(|_| Given::default()),
-            Ask::Provision { tenant: place } => {
+                .map(|_| IssuedSecrets::default()),
+            ModelCommand::Provision { tenant: place } => {
                 let provisioned = keys.provision_tenant(by, &tenant(*place)).await?;
-                Ok(Given {
+                Ok(IssuedSecrets {
                     made: None,
                     provisioned: given(provisioned),
                 })
@@ -307,9 +323,15 @@ impl Facade {
 }
 
 impl System for Facade {
-    fn ask(&mut self, model: &Model, by: &Asker, id: &str, ask: &Ask) -> Result<Given, Why> {
+    fn execute(
+        &mut self,
+        model: &ReferenceModel,
+        by: &ModelActor,
+        id: &str,
+        command: &ModelCommand,
+    ) -> Result<IssuedSecrets, RefusalReason> {
         let actor = self.actor(model, by)?;
-        block_on(self.carry_out(model, &actor, id, ask)).map_err(|error| why(&error))
+        block_on(self.carry_out(model, &actor, id, command)).map_err(|error| reason(&error))
     }
 
     fn use_key(&mut self, secret: &str) {
@@ -334,7 +356,7 @@ impl System for Facade {
         self.keys.verify(secret, &Need::any()).is_ok()
     }
 
-    fn list(&mut self, path: &str) -> Vec<Listed> {
+    fn list(&mut self, path: &str) -> Vec<ListedKey> {
         let Ok(tenant) = TenantId::new(path) else {
             return Vec::new();
         };
@@ -342,7 +364,7 @@ impl System for Facade {
         let query = self.keys.query(&tenant);
         let listed = block_on(self.keys.list(&host, &query));
         let keys = listed.map(|listed| listed.keys).unwrap_or_default();
-        let of = |status: Status, replaced: bool, legacy: bool| Listed {
+        let of = |status: Status, replaced: bool, legacy: bool| ListedKey {
             live: !matches!(status, Status::Revoked | Status::Expired),
             retiring: replaced,
             legacy,
@@ -361,7 +383,7 @@ impl System for Facade {
     }
 
     fn jump_back(&mut self, by: Duration) {
-        // Both nodes read the time before it goes back.
+        // Makes both nodes read the clock before it is set back.
         let _seen = (self.keys.now(), self.other.now());
         self.clock.set_wall(self.clock.now().saturating_sub(by));
     }
@@ -371,14 +393,14 @@ fn tenant(place: usize) -> TenantId {
     TenantId::new(TENANTS[place % TENANTS.len()]).expect("a valid tenant literal")
 }
 
-fn draft(place: usize, scopes: &[&'static str], life: Life) -> CreateKey {
+fn draft(place: usize, scopes: &[&'static str], lifetime: RequestedLifetime) -> CreateKey {
     let key = CreateKey::new("key")
         .in_tenant(tenant(place))
         .scopes(scopes.iter().copied());
-    match life {
-        Life::Class => key,
-        Life::Ever => key.never_expires(),
-        Life::For(life) => key.expires_in(life),
+    match lifetime {
+        RequestedLifetime::Class => key,
+        RequestedLifetime::Ever => key.never_expires(),
+        RequestedLifetime::For(lifetime) => key.expires_in(lifetime),
     }
 }
 
@@ -390,29 +412,29 @@ fn given(keys: Vec<IssuedKey>) -> Vec<(KeyId, String)> {
     keys.iter().map(|key| (key.id, text(key))).collect()
 }
 
-fn why(error: &CommandError) -> Why {
+fn reason(error: &CommandError) -> RefusalReason {
     match error.denied() {
-        Some(Denial::NotFound) => Why::NotFound,
-        Some(Denial::TenantNotFound) => Why::TenantNotFound,
-        Some(Denial::ActorExpired) => Why::ActorExpired,
+        Some(Denial::NotFound) => RefusalReason::NotFound,
+        Some(Denial::TenantNotFound) => RefusalReason::TenantNotFound,
+        Some(Denial::ActorExpired) => RefusalReason::ActorExpired,
         Some(Denial::Forbidden { .. } | Denial::SupportOnly { .. } | Denial::HostOnly { .. }) => {
-            Why::Role
+            RefusalReason::Role
         }
-        Some(Denial::CapReached { .. }) => Why::Cap,
-        Some(Denial::ExceedsActor { .. }) => Why::Exceeds,
-        Some(Denial::LegacyKey { .. }) => Why::Legacy,
-        Some(Denial::Revoked) => Why::Revoked,
-        Some(Denial::Expired) => Why::Expired,
-        Some(Denial::Disabled) => Why::Disabled,
-        Some(Denial::TenantClosed { .. }) => Why::Closed,
-        Some(Denial::OwnerRemoved { .. }) => Why::OwnerRemoved,
-        Some(Denial::BeingRotated { .. }) => Why::BeingRotated,
-        Some(Denial::NotRotating) => Why::NotRotating,
-        Some(Denial::SuccessorInUse { .. }) => Why::InUse,
-        Some(Denial::DigestTaken) => Why::Taken,
-        Some(Denial::Imported) => Why::Imported,
-        Some(Denial::AlreadyCreated { .. }) => Why::Already,
-        Some(Denial::RoleDrift { .. }) => Why::Drift,
-        _ => Why::Other,
+        Some(Denial::CapReached { .. }) => RefusalReason::Cap,
+        Some(Denial::ExceedsActor { .. }) => RefusalReason::Exceeds,
+        Some(Denial::LegacyKey { .. }) => RefusalReason::Legacy,
+        Some(Denial::Revoked) => RefusalReason::Revoked,
+        Some(Denial::Expired) => RefusalReason::Expired,
+        Some(Denial::Disabled) => RefusalReason::Disabled,
+        Some(Denial::TenantClosed { .. }) => RefusalReason::Closed,
+        Some(Denial::OwnerRemoved { .. }) => RefusalReason::OwnerRemoved,
+        Some(Denial::BeingRotated { .. }) => RefusalReason::BeingRotated,
+        Some(Denial::NotRotating) => RefusalReason::NotRotating,
+        Some(Denial::SuccessorInUse { .. }) => RefusalReason::InUse,
+        Some(Denial::DigestTaken) => RefusalReason::Taken,
+        Some(Denial::Imported) => RefusalReason::Imported,
+        Some(Denial::AlreadyCreated { .. }) => RefusalReason::Already,
+        Some(Denial::RoleDrift { .. }) => RefusalReason::Drift,
+        _ => RefusalReason::Other,
     }
 }

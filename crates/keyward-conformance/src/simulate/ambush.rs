@@ -1,28 +1,28 @@
-//! Faults that chance alone produces too rarely: changes at the worst moment for a lease protocol.
+//! Scenarios that random faults produce too rarely: changes at the worst moment for a lease protocol.
 
 use std::sync::Arc;
 
-use super::drive::{Held, Run, WRITE};
-use super::fate::{Asked, give};
-use super::node::Way;
-use super::world::{Instant, MILLI, SECOND, Weather};
+use super::drive::{HeldKey, Run, WRITE};
+use super::fate::{PlannedCommand, execute};
+use super::node::VerifyPath;
+use super::world::{MILLI, NetworkQuality, SECOND, SimInstant};
 use keyward::command::{Command, DeleteKey};
 use keyward::store::RowKey;
 use keyward::{KeyId, Reason};
 
-/// Revokes a key just after a node has synced, and then cuts the node off. The node may accept the
-/// key until its lease ends, and not an instant longer.
-pub(super) async fn at_the_edge(run: Arc<Run>, place: usize, held: Held) {
-    let Some(asked_at) = served(&run, place).await else {
+/// Cuts a node off just after a sync, and then revokes a key. The node may accept the key until its lease
+/// ends, but no longer.
+pub(super) async fn at_the_edge(run: Arc<Run>, machine: usize, held: HeldKey) {
+    let Some(synced_at) = served(&run, machine).await else {
         return;
     };
     let (elsewhere, bound) = {
         let mut state = run.world.state();
         let bound = state.ledger.bound();
         let until = state.now + 2 * bound;
-        state.log(|| format!("node {place} hears of nothing more until {until}"));
-        state.places[place].cut_off = until;
-        let elsewhere = other(run.setup.nodes, place, state.dice.next());
+        state.log(|| format!("node {machine} is cut off until {until}"));
+        state.machines[machine].cut_off = until;
+        let elsewhere = other(run.setup.nodes, machine, state.dice.next());
         (elsewhere, bound)
     };
     change(&run, elsewhere, &held, |key| Command::Revoke {
@@ -32,36 +32,39 @@ pub(super) async fn at_the_edge(run: Arc<Run>, place: usize, held: Held) {
     for _ in 0..16 {
         let mut state = run.world.state();
         let around = state.dice.between(0, 40 * MILLI);
-        let at = (asked_at + bound + around).saturating_sub(10 * MILLI);
+        let at = (synced_at + bound + around).saturating_sub(10 * MILLI);
         drop(state);
         let (run, held) = (run.clone(), held.clone());
         run.world.clone().spawn(None, async move {
             run.world.until(at).await;
             let world = run.world.clone();
-            world.spawn(Some(place), run.verify(place, held, None, Way::Known));
+            world.spawn(
+                Some(machine),
+                run.verify(machine, held, None, VerifyPath::Local),
+            );
         });
     }
 }
 
-/// Removes a key while a node is reading it through the store. Before the reply arrives, the store
-/// compacts the tombstone and the node starts over.
-pub(super) async fn late_reply(run: Arc<Run>, place: usize, held: Held) {
+/// Removes a key while a node reads it through the store. The store compacts the tombstone before the reply
+/// arrives, so the node must start over.
+pub(super) async fn late_reply(run: Arc<Run>, machine: usize, held: HeldKey) {
     let elsewhere = {
         let mut state = run.world.state();
-        state.places[place].weather = Weather {
+        state.machines[machine].network = NetworkQuality {
             usual: 100 * MILLI,
             most: SECOND,
             loss: 5,
         };
-        other(run.setup.nodes, place, state.dice.next())
+        other(run.setup.nodes, machine, state.dice.next())
     };
-    // This command changes nothing, but the node's manager reports the loaded rows to the node.
-    change(&run, place, &held, |key| Command::Enable { key });
+    // `Enable` changes nothing, but the node's manager passes the loaded rows to the node.
+    change(&run, machine, &held, |key| Command::Enable { key });
     for _ in 0..3 {
         let verify = run
             .clone()
-            .verify(place, held.clone(), Some(WRITE), Way::Fresh);
-        run.world.spawn(Some(place), verify);
+            .verify(machine, held.clone(), Some(WRITE), VerifyPath::Fresh);
+        run.world.spawn(Some(machine), verify);
     }
     let soon = run.world.state().dice.between(50 * MILLI, 300 * MILLI);
     run.world.sleep(soon).await;
@@ -72,22 +75,22 @@ pub(super) async fn late_reply(run: Arc<Run>, place: usize, held: Held) {
     let soon = run.world.state().dice.between(10 * MILLI, 100 * MILLI);
     run.world.sleep(soon).await;
     run.world
-        .log(|| "the store forgets, as a reply is late".to_owned());
-    (run.setup.ground.compact)();
+        .log(|| "the store compacts while a reply is in flight".to_owned());
+    (run.setup.backend.compact)();
 }
 
-/// Ends a key while a node has a backlog, and changes the key again before the node has caught up.
-pub(super) async fn twice(run: Arc<Run>, place: usize, held: Held) {
+/// Disables a key while a node is cut off, and revokes the key while the node catches up.
+pub(super) async fn twice(run: Arc<Run>, machine: usize, held: HeldKey) {
     let (elsewhere, bound) = {
         let mut state = run.world.state();
         let bound = state.ledger.bound();
-        state.places[place].cut_off = state.now + bound + bound / 2;
-        state.places[place].weather = Weather {
+        state.machines[machine].cut_off = state.now + bound + bound / 2;
+        state.machines[machine].network = NetworkQuality {
             usual: 30 * MILLI,
             most: 300 * MILLI,
             loss: 0,
         };
-        (other(run.setup.nodes, place, state.dice.next()), bound)
+        (other(run.setup.nodes, machine, state.dice.next()), bound)
     };
     change(&run, elsewhere, &held, |key| Command::Disable { key });
     let around = run.world.state().dice.between(0, SECOND);
@@ -101,41 +104,44 @@ pub(super) async fn twice(run: Arc<Run>, place: usize, held: Held) {
         run.world.clone().spawn(None, async move {
             run.world.sleep(step * 100 * MILLI).await;
             let world = run.world.clone();
-            world.spawn(Some(place), run.verify(place, held, None, Way::Known));
+            world.spawn(
+                Some(machine),
+                run.verify(machine, held, None, VerifyPath::Local),
+            );
         });
     }
 }
 
 /// Waits until the store has answered a node's request for changes. Returns the send time of that
 /// request.
-async fn served(run: &Arc<Run>, place: usize) -> Option<Instant> {
-    let before = run.world.state().places[place].served;
+async fn served(run: &Arc<Run>, machine: usize) -> Option<SimInstant> {
+    let before = run.world.state().machines[machine].served;
     for _ in 0..400 {
         run.world.sleep(3 * MILLI).await;
         let state = run.world.state();
-        if state.calm {
+        if state.faults_ended {
             return None;
         }
-        if state.places[place].served != before {
-            return state.places[place].served;
+        if state.machines[machine].served != before {
+            return state.machines[machine].served;
         }
     }
     None
 }
 
 /// Makes another node change a key.
-fn change(run: &Arc<Run>, place: usize, held: &Held, command: impl FnOnce(KeyId) -> Command) {
+fn change(run: &Arc<Run>, machine: usize, held: &HeldKey, command: impl FnOnce(KeyId) -> Command) {
     let Some(key) = held.id else {
         return;
     };
-    let asked = Asked::about(run, RowKey::Key(key), held, command(key));
-    if let Ok(asked) = asked {
-        let give = give(run.clone(), place, asked);
-        run.world.spawn(Some(place), give);
+    let planned = PlannedCommand::about(run, RowKey::Key(key), held, command(key));
+    if let Ok(planned) = planned {
+        let execute = execute(run.clone(), machine, planned);
+        run.world.spawn(Some(machine), execute);
     }
 }
 
-/// Returns a node other than the node `than`.
+/// Returns a node other than `than`, chosen by `draw`.
 fn other(nodes: usize, than: usize, draw: u64) -> usize {
     let step = 1 + usize::try_from(draw % (nodes as u64 - 1)).unwrap_or_default();
     (than + step) % nodes

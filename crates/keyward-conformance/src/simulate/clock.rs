@@ -1,20 +1,20 @@
-//! The clocks of a machine: a wall clock that jumps, and a monotonic one that drifts.
+//! The clocks of a machine: a wall clock that jumps, and a monotonic clock that drifts.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::world::{Instant, World};
+use super::world::{SimInstant, SimulatedWorld};
 use keyward::rules::CheckedTime;
 use keyward::time::Reading;
 use keyward::{Clock, Timestamp};
 
-/// The start of every run, in seconds since the epoch. Any instant works.
+/// 1,800,000,000 s after the Unix epoch: the start of every run. The value is arbitrary.
 const START: i64 = 1_800_000_000;
 
 /// A fault of a node's clock.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Fault {
+pub(super) enum ClockFault {
     /// The monotonic clock reports wall time.
     Wall,
     /// The monotonic clock stops while the machine is suspended.
@@ -23,22 +23,22 @@ pub(super) enum Fault {
 
 /// The state of a machine's clocks.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Hands {
+pub(super) struct ClockState {
     /// The rate error of the monotonic clock, in millionths. Positive if the clock is fast.
     rate: i64,
     /// The instant of the last change of the rate, and the clock's value at that instant, in
     /// nanoseconds.
-    since: Instant,
+    since: SimInstant,
     shown: u64,
     /// The offset of the wall clock from real time, in microseconds.
     ahead: i64,
     /// The total time in suspend before `nap`, in nanoseconds of the machine's clock.
     suspended: u64,
     /// The start and the end of the last suspend.
-    nap: (Instant, Instant),
+    nap: (SimInstant, SimInstant),
 }
 
-impl Hands {
+impl ClockState {
     pub(super) const fn new(rate: i64, shown: u64, ahead: i64) -> Self {
         Self {
             rate,
@@ -50,29 +50,29 @@ impl Hands {
         }
     }
 
-    pub(super) fn monotonic(&self, now: Instant) -> Duration {
+    pub(super) fn monotonic(&self, now: SimInstant) -> Duration {
         Duration::from_nanos(self.shown + self.elapsed(self.since, now))
     }
 
-    /// Returns the monotonic clock's value as the clock reports it with this fault.
-    fn shown_by(&self, fault: Option<Fault>, now: Instant) -> Duration {
+    /// Returns the reading of the monotonic clock with this fault.
+    fn shown_by(&self, fault: Option<ClockFault>, now: SimInstant) -> Duration {
         match fault {
             None => self.monotonic(now),
-            Some(Fault::Wall) => self.wall(now).since(Timestamp::UNIX_EPOCH),
-            Some(Fault::Stops) => {
+            Some(ClockFault::Wall) => self.wall(now).since(Timestamp::UNIX_EPOCH),
+            Some(ClockFault::Stops) => {
                 let stopped = Duration::from_nanos(self.asleep(now));
                 self.monotonic(now).saturating_sub(stopped)
             }
         }
     }
 
-    pub(super) fn wall(&self, now: Instant) -> Timestamp {
+    pub(super) fn wall(&self, now: SimInstant) -> Timestamp {
         let micros = now.cast_signed().saturating_add(self.ahead);
         Timestamp::from_micros(START * 1_000_000 + micros).unwrap_or(Timestamp::UNIX_EPOCH)
     }
 
     /// Sets the rate error, in millionths.
-    pub(super) fn drift(&mut self, now: Instant, rate: i64) {
+    pub(super) fn drift(&mut self, now: SimInstant, rate: i64) {
         self.shown += self.elapsed(self.since, now);
         (self.since, self.rate) = (now, rate);
     }
@@ -82,37 +82,38 @@ impl Hands {
     }
 
     /// Suspends the machine until an instant.
-    pub(super) fn suspend(&mut self, now: Instant, until: Instant) {
+    pub(super) fn suspend(&mut self, now: SimInstant, until: SimInstant) {
         self.suspended = self.asleep(now);
         self.nap = (now, until);
     }
 
-    fn asleep(&self, now: Instant) -> u64 {
+    fn asleep(&self, now: SimInstant) -> u64 {
         let (from, until) = self.nap;
         let end = until.min(now).max(from);
         self.suspended + self.elapsed(from, end)
     }
 
     /// Returns the elapsed nanoseconds of the machine's clock.
-    fn elapsed(&self, from: Instant, to: Instant) -> u64 {
+    fn elapsed(&self, from: SimInstant, to: SimInstant) -> u64 {
         let micros = to.saturating_sub(from);
         micros * 1_000_000_u64.saturating_add_signed(self.rate) / 1_000
     }
 }
 
-/// A node's own time by the crate's rule: derived from all clock readings since the node's start.
+/// The node's own time, derived from all clock readings since the node's start. A second implementation of
+/// [`CheckedTime`].
 #[derive(Clone, Debug, Default)]
-pub(super) struct OwnTime {
+pub(super) struct NodeTime {
     /// The fault of the node's clock, if it has one.
-    fault: Option<Fault>,
-    /// The highest offset of the wall clock from the monotonic clock, in microseconds. Forward
-    /// steps that did not last are left out.
+    fault: Option<ClockFault>,
+    /// The highest offset of the wall clock from the monotonic clock, in microseconds. Leaves out forward
+    /// steps that did not last.
     anchor: Option<i64>,
     /// The readings since the wall clock stepped forward, each as `(offset, monotonic)`.
     held: Vec<(i64, i64)>,
 }
 
-impl OwnTime {
+impl NodeTime {
     const ALLOWED: i64 = CheckedTime::ALLOWANCE.as_micros() as i64;
 
     fn note(&mut self, wall: Timestamp, monotonic: Duration) {
@@ -132,8 +133,8 @@ impl OwnTime {
     }
 
     /// Returns the node's own time at `now`.
-    pub(super) fn at(&self, hands: &Hands, now: Instant) -> Timestamp {
-        let (wall, monotonic) = (hands.wall(now), hands.shown_by(self.fault, now));
+    pub(super) fn at(&self, clock: &ClockState, now: SimInstant) -> Timestamp {
+        let (wall, monotonic) = (clock.wall(now), clock.shown_by(self.fault, now));
         let anchored = |anchor: i64| Timestamp::clamped(anchor + micros(monotonic));
         self.anchor
             .map_or(wall, |anchor| anchored(anchor).max(wall))
@@ -144,57 +145,63 @@ fn micros(monotonic: Duration) -> i64 {
     i64::try_from(monotonic.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// A machine's clocks, as the machine's node reads them.
+/// The clocks of a machine, as its node reads them.
 #[derive(Clone)]
-pub(super) struct PlaceClock {
-    world: Arc<World>,
-    place: usize,
-    fault: Option<Fault>,
+pub(super) struct SimulatedClock {
+    world: Arc<SimulatedWorld>,
+    machine: usize,
+    fault: Option<ClockFault>,
 }
 
-impl fmt::Debug for PlaceClock {
+impl fmt::Debug for SimulatedClock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("PlaceClock").field(&self.place).finish()
+        f.debug_tuple("SimulatedClock")
+            .field(&self.machine)
+            .finish()
     }
 }
 
-impl PlaceClock {
-    /// Creates the clocks of a machine on which a node starts.
-    pub(super) fn new(world: Arc<World>, place: usize, fault: Option<Fault>) -> Self {
-        world.state().places[place].own_time = OwnTime {
+impl SimulatedClock {
+    /// Creates the clocks of a starting node, and resets the machine's `node_time`.
+    pub(super) fn new(
+        world: Arc<SimulatedWorld>,
+        machine: usize,
+        fault: Option<ClockFault>,
+    ) -> Self {
+        world.state().machines[machine].node_time = NodeTime {
             fault,
-            ..OwnTime::default()
+            ..NodeTime::default()
         };
         Self {
             world,
-            place,
+            machine,
             fault,
         }
     }
 }
 
-impl Clock for PlaceClock {
+impl Clock for SimulatedClock {
     fn now(&self) -> Timestamp {
         let monotonic = self.monotonic();
         let mut state = self.world.state();
         let now = state.now;
-        let place = &mut state.places[self.place];
-        let wall = place.hands.wall(now);
-        place.own_time.note(wall, monotonic);
+        let machine = &mut state.machines[self.machine];
+        let wall = machine.clock.wall(now);
+        machine.node_time.note(wall, monotonic);
         wall
     }
 
     fn monotonic(&self) -> Duration {
         let state = self.world.state();
-        state.places[self.place]
-            .hands
+        state.machines[self.machine]
+            .clock
             .shown_by(self.fault, state.now)
     }
 
-    /// Only verification calls `read`, after the lookup. The simulation may preempt the thread just
-    /// before the reading.
+    /// Only verification calls `read`, after its lookup. The simulation may preempt the thread just before
+    /// the reading.
     fn read(&self) -> Reading {
-        self.world.interrupt(self.place);
+        self.world.interrupt(self.machine);
         Reading {
             wall: self.now(),
             monotonic: self.monotonic(),

@@ -1,4 +1,4 @@
-//! The source of randomness: one seed, one sequence.
+//! A deterministic random number generator, seeded once per run.
 
 /// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): small, fast, and good enough to choose faults.
 #[derive(Clone, Debug)]
@@ -18,7 +18,7 @@ impl Dice {
     pub(super) const fn between(&mut self, low: u64, high: u64) -> u64 {
         let wide = high.saturating_sub(low);
         let draw = self.next();
-        // The bias is below one in 2^40 for every range here.
+        // The modulo bias is below one in 2^40 for every range here.
         if wide == 0 { low } else { low + draw % wide }
     }
 
@@ -37,8 +37,8 @@ impl Dice {
         &from[index]
     }
 
-    /// Returns about `base`, and occasionally a multiple of it, up to `most`. Each doubling is half
-    /// as likely.
+    /// Returns a random number near `base`, or near `base` after one or more doublings, up to `most`. Each
+    /// further doubling is half as likely.
     pub(super) fn tail(&mut self, base: u64, most: u64) -> u64 {
         let doublings = (self.next() | 1 << 20).trailing_zeros();
         let about = base << doublings.min(20);

@@ -1,17 +1,19 @@
-//! The course of a run: boot, faults and load, recovery, and the final checks.
+//! The phases of a run: start, faults under load, recovery, and the final checks.
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::clock::{Hands, OwnTime};
+use super::clock::{ClockState, NodeTime};
 use super::dice::Dice;
-use super::ledger::{Acceptance, Ledger};
+use super::ledger::{Acceptance, CommitLedger};
 use super::link::Link;
-use super::node::{Node, Parts, Way, start};
-use super::world::{Instant, MILLI, Place, SECOND, State, Weather, World};
-use super::{Ground, Invariant, Options, Report, Violation};
+use super::node::{Node, NodeParts, VerifyPath, start};
+use super::world::{
+    MILLI, Machine, NetworkQuality, SECOND, SimInstant, SimulatedWorld, WorldState,
+};
+use super::{Invariant, InvariantViolation, Options, SimulationBackend, SimulationReport};
 use crate::explore::block_on;
 use keyward::audit::verify_chain;
 use keyward::command::CommandId;
@@ -23,14 +25,14 @@ use keyward::store::{AuditQuery, Revision, RowKey};
 use keyward::{KeyId, Need, PepperRing, Scope, VerifyError};
 
 /// The parameters of a run.
-pub(super) struct Setup {
+pub(super) struct RunSetup {
     pub(super) options: Options,
-    pub(super) ground: Ground,
+    pub(super) backend: SimulationBackend,
     pub(super) policy: Policy,
     pub(super) peppers: PepperRing,
     /// The number of nodes.
     pub(super) nodes: usize,
-    /// The time between two polls of a node, in microseconds.
+    /// The longest pause between two syncs of a node, in microseconds.
     poll: u64,
     /// A node's timeout for a sync, in microseconds.
     sync_patience: u64,
@@ -40,31 +42,31 @@ pub(super) struct Setup {
     /// The mean times between two presentations and between two commands, in microseconds.
     pub(super) between: (u64, u64),
     /// The instant at which faults end.
-    pub(super) healed: Instant,
+    pub(super) healed: SimInstant,
 }
 
 /// A run in progress.
 pub(super) struct Run {
-    pub(super) world: Arc<World>,
-    pub(super) setup: Setup,
-    book: Mutex<Book>,
+    pub(super) world: Arc<SimulatedWorld>,
+    pub(super) setup: RunSetup,
+    observations: Mutex<Observations>,
 }
 
-/// The knowledge of the clients that present keys.
+/// The tokens that clients hold, and the results that nodes must respect from now on.
 #[derive(Default)]
-pub(super) struct Book {
-    pub(super) held: Vec<Held>,
-    /// A counter of verifications and returned commands, which gives them an order.
+pub(super) struct Observations {
+    pub(super) held: Vec<HeldKey>,
+    /// A logical clock that orders verifications and completed commands.
     ticks: u64,
-    /// The versions of a row that a node made, by node, life and row. Each version has its tick.
+    /// The row versions that a node has committed, each with its tick, by node, incarnation and row.
     own: BTreeMap<(usize, u32, RowKey), Vec<(u64, usize)>>,
-    /// The tick at which a node first refused a key as revoked, by node, life and key.
+    /// The tick at which a node first refused a key as revoked, by node, incarnation and key.
     refused: BTreeMap<(usize, u32, KeyId), u64>,
 }
 
 /// A key with a known token.
 #[derive(Clone, Debug)]
-pub(super) struct Held {
+pub(super) struct HeldKey {
     pub(super) token: String,
     /// The key's id; `None` while only the token is known.
     pub(super) id: Option<KeyId>,
@@ -73,23 +75,27 @@ pub(super) struct Held {
 pub(super) const READ: &str = "reports:read";
 pub(super) const WRITE: &str = "reports:write";
 
-pub(super) fn run(seed: u64, options: &Options, traced: bool) -> Result<Report, Violation> {
+pub(super) fn run(
+    seed: u64,
+    options: &Options,
+    traced: bool,
+) -> Result<SimulationReport, InvariantViolation> {
     let mut dice = Dice::new(seed);
-    let setup = Setup::new(&mut dice, options);
-    let ledger = Ledger::new(setup.policy.clone(), setup.peppers.clone());
-    let places = (0..setup.nodes).map(|_| place(&mut dice)).collect();
-    let world = World::new(dice, places, ledger, traced);
+    let setup = RunSetup::new(&mut dice, options);
+    let ledger = CommitLedger::new(setup.policy.clone(), setup.peppers.clone());
+    let machines = (0..setup.nodes).map(|_| machine(&mut dice)).collect();
+    let world = SimulatedWorld::new(dice, machines, ledger, traced);
     let run = Arc::new(Run {
         world: world.clone(),
         setup,
-        book: Mutex::default(),
+        observations: Mutex::default(),
     });
-    for place in 0..run.setup.nodes {
-        run.boot(place);
+    for machine in 0..run.setup.nodes {
+        run.boot(machine);
     }
-    world.spawn(None, super::fate::befall(run.clone()));
-    world.spawn(None, super::fate::command(run.clone()));
-    world.spawn(None, super::fate::present(run.clone()));
+    world.spawn(None, super::fate::inject_faults(run.clone()));
+    world.spawn(None, super::fate::issue_commands(run.clone()));
+    world.spawn(None, super::fate::present_keys(run.clone()));
     world.run_until(run.setup.healed);
     run.heal();
     run.settle();
@@ -100,7 +106,7 @@ pub(super) fn run(seed: u64, options: &Options, traced: bool) -> Result<Report, 
     state.report.simulated = Duration::from_micros(state.now);
     match state.found.take() {
         None => Ok(state.report),
-        Some((invariant, what)) => Err(Violation {
+        Some((invariant, what)) => Err(InvariantViolation {
             invariant,
             seed,
             step: state.report.events,
@@ -110,7 +116,7 @@ pub(super) fn run(seed: u64, options: &Options, traced: bool) -> Result<Report, 
     }
 }
 
-impl Setup {
+impl RunSetup {
     fn new(dice: &mut Dice, options: &Options) -> Self {
         let bound = *dice.pick(&[1, 1, 2, 2, 3, 5]) * SECOND;
         let cap = u32::try_from(dice.between(2, 6)).ok();
@@ -121,7 +127,7 @@ impl Setup {
         let page = *dice.pick(&[1, 1, 3, 1000]);
         Self {
             options: options.clone(),
-            ground: (options.ground)(),
+            backend: (options.backend)(),
             policy: policy(Duration::from_micros(bound), cap),
             peppers: peppers(),
             nodes: dice.index(3) + 2,
@@ -157,16 +163,16 @@ fn peppers() -> PepperRing {
     PepperRing::new(Pepper::new(id, &[7; Pepper::MIN_LEN]).expect("a pepper of the minimum length"))
 }
 
-fn place(dice: &mut Dice) -> Place {
+fn machine(dice: &mut Dice) -> Machine {
     let ahead = any_jump(dice);
-    Place {
-        hands: Hands::new(any_rate(dice), dice.between(1, 1 << 50), ahead),
-        own_time: OwnTime::default(),
-        weather: any_weather(dice),
+    Machine {
+        clock: ClockState::new(any_rate(dice), dice.between(1, 1 << 50), ahead),
+        node_time: NodeTime::default(),
+        network: any_network(dice),
         cut_off: 0,
         paused: 0,
-        life: 0,
-        hinted: false,
+        incarnation: 0,
+        notified: false,
         busy: false,
         served: None,
         node: None,
@@ -190,14 +196,14 @@ pub(super) fn any_jump(dice: &mut Dice) -> i64 {
     dice.between(0, 2 * far).cast_signed() - far.cast_signed()
 }
 
-pub(super) fn any_weather(dice: &mut Dice) -> Weather {
+pub(super) fn any_network(dice: &mut Dice) -> NetworkQuality {
     match dice.between(0, 4) {
-        0 => Weather {
+        0 => NetworkQuality {
             usual: 30 * MILLI,
             most: 4 * SECOND,
             loss: 100,
         },
-        1 => Weather {
+        1 => NetworkQuality {
             usual: 150 * MILLI,
             most: 4 * SECOND,
             loss: 20,
@@ -206,8 +212,8 @@ pub(super) fn any_weather(dice: &mut Dice) -> Weather {
     }
 }
 
-/// A reliable network.
-const FAIR: Weather = Weather {
+/// A good network: 2 ms latency, and 5 of 1000 messages lost.
+const FAIR: NetworkQuality = NetworkQuality {
     usual: 2 * MILLI,
     most: 500 * MILLI,
     loss: 5,
@@ -215,12 +221,12 @@ const FAIR: Weather = Weather {
 
 impl Run {
     /// Starts the node of a machine, and keeps it synced.
-    pub(super) fn boot(self: &Arc<Self>, place: usize) {
+    pub(super) fn boot(self: &Arc<Self>, machine: usize) {
         let (run, world) = (self.clone(), self.world.clone());
-        let life = world.state().places[place].life;
+        let incarnation = world.state().machines[machine].incarnation;
         let task = async move {
             let node = loop {
-                let parts = run.parts(place);
+                let parts = run.parts(machine);
                 let starting = start(parts, run.setup.options.subject);
                 let patience = run.setup.sync_patience;
                 if let Some(Ok(node)) = run.world.within(patience, starting).await {
@@ -230,34 +236,35 @@ impl Run {
             };
             {
                 let mut state = run.world.state();
-                state.log(|| format!("node {place} is up, life {life}"));
-                state.places[place].node = Some(node.clone());
+                state.log(|| format!("node {machine} has started, incarnation {incarnation}"));
+                state.machines[machine].node = Some(node.clone());
             }
             loop {
                 let synced = run.world.within(run.setup.sync_patience, node.sync()).await;
-                run.world.log(|| format!("node {place} synced: {synced:?}"));
+                run.world
+                    .log(|| format!("node {machine} synced: {synced:?}"));
                 let poll = {
                     let mut state = run.world.state();
                     state.dice.between(run.setup.poll / 2, run.setup.poll)
                 };
-                run.world.sleep_or_hint(place, poll).await;
+                run.world.sleep_or_notified(machine, poll).await;
             }
         };
-        world.spawn(Some(place), task);
+        world.spawn(Some(machine), task);
     }
 
-    fn parts(&self, place: usize) -> Parts {
+    fn parts(&self, machine: usize) -> NodeParts {
         let seed = self.world.state().dice.next();
         let store = Arc::new(Link::new(
             self.world.clone(),
-            place,
-            self.setup.ground.store.clone(),
+            machine,
+            self.setup.backend.store.clone(),
             self.setup.patience,
             self.setup.page,
         ));
-        Parts {
+        NodeParts {
             world: self.world.clone(),
-            place,
+            machine,
             store,
             peppers: self.setup.peppers.clone(),
             policy: self.setup.policy.clone(),
@@ -265,23 +272,25 @@ impl Run {
         }
     }
 
-    pub(super) fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn observations(&self) -> MutexGuard<'_, Observations> {
+        self.observations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns a running node and the number of its current life.
-    pub(super) fn node(&self, place: usize) -> Option<(Arc<dyn Node>, u32)> {
+    /// Returns the running node of a machine, and its incarnation.
+    pub(super) fn node(&self, machine: usize) -> Option<(Arc<dyn Node>, u32)> {
         let state = self.world.state();
-        let place = &state.places[place];
-        Some((place.node.clone()?, place.life))
+        let machine = &state.machines[machine];
+        Some((machine.node.clone()?, machine.incarnation))
     }
 
-    /// Records that a command returned on a node. From now on, the node must respect the command's
-    /// effect on `row`.
+    /// Records that a command succeeded on a node. From now on, the node must respect the command's effect on
+    /// `row`.
     pub(super) fn returned(
         &self,
-        place: usize,
-        life: u32,
+        machine: usize,
+        incarnation: u32,
         row: &RowKey,
         of: (&CommandId, Revision),
     ) {
@@ -289,42 +298,45 @@ impl Run {
         let state = self.world.state();
         let version = state.ledger.version_of(row, command, found);
         drop(state);
-        let mut book = self.book();
-        let tick = book.tick();
+        let mut observations = self.observations();
+        let tick = observations.tick();
         if let Some(version) = version {
-            let own = book.own.entry((place, life, row.clone())).or_default();
+            let own = observations
+                .own
+                .entry((machine, incarnation, row.clone()))
+                .or_default();
             own.push((tick, version));
         }
     }
 
-    /// Presents a key to a node, and judges the verdict.
+    /// Presents a key to a node, and checks the verdict.
     pub(super) async fn verify(
         self: Arc<Self>,
-        place: usize,
-        held: Held,
+        machine: usize,
+        held: HeldKey,
         needs: Option<&'static str>,
-        way: Way,
+        path: VerifyPath,
     ) {
-        let Some((node, life)) = self.node(place) else {
+        let Some((node, incarnation)) = self.node(machine) else {
             return;
         };
         let called = self.world.state().now;
-        let tick = self.book().tick();
+        let tick = self.observations().tick();
         let need = needs.map_or_else(Need::any, |needed| Scope::from_static(needed).into());
-        let verdict = node.verify(&held.token, &need, way).await;
+        let verdict = node.verify(&held.token, &need, path).await;
         let mut state = self.world.state();
-        if state.places[place].life != life || state.found.is_some() {
+        if state.machines[machine].incarnation != incarnation || state.found.is_some() {
             // The node was restarted, so its verdict no longer counts.
             return;
         }
         self.judge(
             &mut state,
-            Answered {
-                place,
-                life,
+            ObservedVerdict {
+                machine,
+                incarnation,
                 held: &held,
                 needs,
-                way,
+                path,
                 called,
                 tick,
                 verdict,
@@ -332,23 +344,23 @@ impl Run {
         );
     }
 
-    fn judge(&self, state: &mut State, answered: Answered<'_>) {
-        let Answered {
-            place,
-            life,
+    fn judge(&self, state: &mut WorldState, observed: ObservedVerdict<'_>) {
+        let ObservedVerdict {
+            machine,
+            incarnation,
             held,
             needs,
-            way,
+            path,
             called,
             tick,
             verdict,
-        } = answered;
+        } = observed;
         let now = state.now;
         state.report.verifications += 1;
         state.log(|| {
             let key = held.id.map(|id| id.to_string()).unwrap_or_default();
             let since = now - called;
-            format!("node {place} {way:?} {key} for {needs:?} took {since}: {verdict:?}")
+            format!("node {machine} {path:?} {key} for {needs:?} took {since}: {verdict:?}")
         });
         state.mark(match &verdict {
             Ok(_) => 1,
@@ -361,16 +373,16 @@ impl Run {
         match verdict {
             Ok(key) => {
                 state.report.acceptances += 1;
-                // A node's own knowledge may be as old as the bound. A read through the store must
-                // be as new as the read's request.
+                // Local rows may be as old as the bound. A read through the store must see every commit
+                // before its call.
                 let oldest = now.saturating_sub(bound);
-                let since = match (way, self.setup.options.reads_within_bound) {
-                    (Way::Known, _) | (Way::OrFetch, true) => oldest,
-                    (Way::OrFetch, false) => oldest.min(called),
-                    (Way::Fresh, false) => called,
-                    (Way::Fresh, true) => oldest.max(called),
+                let since = match (path, self.setup.options.reads_within_bound) {
+                    (VerifyPath::Local, _) | (VerifyPath::OrFetch, true) => oldest,
+                    (VerifyPath::OrFetch, false) => oldest.min(called),
+                    (VerifyPath::Fresh, false) => called,
+                    (VerifyPath::Fresh, true) => oldest.max(called),
                 };
-                let wall = state.places[place].hands.wall(now);
+                let wall = state.machines[machine].clock.wall(now);
                 let acceptance = Acceptance {
                     key,
                     needs,
@@ -378,43 +390,48 @@ impl Run {
                     until: now,
                     wall,
                 };
-                let book = self.book();
-                let own = |row: &RowKey| book.own(place, life, row, tick);
+                let observations = self.observations();
+                let own = |row: &RowKey| observations.own(machine, incarnation, row, tick);
                 let mut checked = state.ledger.check(acceptance, own);
-                if let (Way::Fresh, Err((Invariant::NeverPastBound, what))) = (way, &checked) {
+                if let (VerifyPath::Fresh, Err((Invariant::NeverPastBound, what))) =
+                    (path, &checked)
+                {
                     checked = Err((Invariant::FreshWhenAsked, what.clone()));
                 }
                 if expected != Some(key) {
                     let what = format!("{key} was accepted for {expected:?}");
                     checked = Err((Invariant::NeverPastBound, what));
                 }
-                let refused = book.refused.get(&(place, life, key));
-                if way == Way::Known && refused.is_some_and(|before| *before < tick) {
+                let refused = observations.refused.get(&(machine, incarnation, key));
+                if path == VerifyPath::Local && refused.is_some_and(|before| *before < tick) {
                     let what = format!("{key} was accepted where it had been refused as revoked");
                     checked = checked.and(Err((Invariant::TombstonesStick, what)));
                 }
-                drop(book);
+                drop(observations);
                 if let Err((invariant, what)) = checked {
-                    state.find(invariant, format!("node {place}, {way:?}: {what}"));
+                    state.find(invariant, format!("node {machine}, {path:?}: {what}"));
                 }
             }
             Err(VerifyError::Stale { .. }) => state.report.stale += 1,
             Err(VerifyError::StoreUnavailable) => state.report.unavailable += 1,
-            Err(VerifyError::Unknown) if way != Way::Known => {
+            Err(VerifyError::Unknown) if path != VerifyPath::Local => {
                 if expected.is_some_and(|key| state.ledger.is_there(key, called)) {
-                    let what = format!("node {place} does not know {expected:?}, which is there");
+                    let what = format!("node {machine} does not know {expected:?}, which is there");
                     state.find(Invariant::NewKeysAtOnce, what);
                 }
             }
             Err(VerifyError::Revoked { key, .. }) => {
                 if !state.ledger.was_revoked(key) {
-                    let what = format!("node {place} takes {key} for revoked, which it was not");
+                    let what = format!("node {machine} takes {key} for revoked, which it was not");
                     state.find(Invariant::RefusedForAReason, what);
                 }
-                if way == Way::Known {
-                    let mut book = self.book();
-                    let later = book.tick();
-                    book.refused.entry((place, life, key)).or_insert(later);
+                if path == VerifyPath::Local {
+                    let mut observations = self.observations();
+                    let later = observations.tick();
+                    observations
+                        .refused
+                        .entry((machine, incarnation, key))
+                        .or_insert(later);
                 }
             }
             Err(_) => {}
@@ -425,16 +442,16 @@ impl Run {
     fn heal(&self) {
         let mut state = self.world.state();
         let now = state.now;
-        state.calm = true;
-        state.log(|| "all is well again".to_owned());
-        for place in &mut state.places {
-            place.weather = Weather {
+        state.faults_ended = true;
+        state.log(|| "all faults end".to_owned());
+        for machine in &mut state.machines {
+            machine.network = NetworkQuality {
                 most: 20 * MILLI,
                 loss: 0,
                 ..FAIR
             };
-            place.cut_off = now;
-            place.paused = now;
+            machine.cut_off = now;
+            machine.paused = now;
         }
     }
 
@@ -449,7 +466,7 @@ impl Run {
                 return;
             }
         }
-        let what = "commits still land".to_owned();
+        let what = "commits continue long after the faults ended".to_owned();
         self.world.state().find(Invariant::Progress, what);
     }
 
@@ -464,21 +481,21 @@ impl Run {
         }
     }
 
-    /// Checks that every node knows what the store contains.
+    /// Checks that every node's verdicts match the contents of the store.
     fn compare(self: &Arc<Self>) -> Result<(), (Invariant, String)> {
-        let held = self.book().held.clone();
-        for place in 0..self.setup.nodes {
-            let Some((node, _)) = self.node(place) else {
-                let what = format!("node {place} never came up");
+        let held = self.observations().held.clone();
+        for machine in 0..self.setup.nodes {
+            let Some((node, _)) = self.node(machine) else {
+                let what = format!("node {machine} never started");
                 return Err((Invariant::FreshOnceHealed, what));
             };
             for key in &held {
                 for needs in [READ, WRITE] {
                     let verdict = Arc::new(Mutex::new(None));
                     let (node, token, own) = (node.clone(), key.token.clone(), verdict.clone());
-                    self.world.spawn(Some(place), async move {
+                    self.world.spawn(Some(machine), async move {
                         let need = Need::from(Scope::from_static(needs));
-                        let verdict = node.verify(&token, &need, Way::Known).await;
+                        let verdict = node.verify(&token, &need, VerifyPath::Local).await;
                         *own.lock().unwrap_or_else(PoisonError::into_inner) = Some(verdict);
                     });
                     let now = self.world.state().now;
@@ -491,15 +508,15 @@ impl Run {
                     let id = key
                         .id
                         .or_else(|| state.ledger.imported(&Digest::sha256(&key.token)));
-                    let own = &state.places[place];
-                    let time = own.own_time.at(&own.hands, now);
+                    let own = &state.machines[machine];
+                    let time = own.node_time.at(&own.clock, now);
                     let good = id.is_some_and(|id| {
                         let at = state.ledger.instant_for(id, time);
                         state.ledger.is_good(id, Some(needs), at)
                     });
                     if verdict.as_ref().map(Result::is_ok) != Some(good) {
                         let what = format!(
-                            "node {place} says {verdict:?} of {id:?} for {needs}, good is {good}"
+                            "node {machine} says {verdict:?} of {id:?} for {needs}, good is {good}"
                         );
                         return Err((Invariant::FreshOnceHealed, what));
                     }
@@ -517,7 +534,7 @@ impl Run {
             let mut query = AuditQuery::tenant(tenant.clone());
             let mut entries = Vec::new();
             loop {
-                let page = block_on(self.setup.ground.store.audit(&query));
+                let page = block_on(self.setup.backend.store.audit(&query));
                 let page = page.map_err(|error| failed(error.to_string()))?;
                 entries.extend(page.rows.into_iter().map(|row| row.entry));
                 match page.next {
@@ -536,27 +553,27 @@ impl Run {
     }
 }
 
-/// A verdict, with the data to judge it by.
-struct Answered<'a> {
-    place: usize,
-    life: u32,
-    held: &'a Held,
+/// The verdict of a node, with the data to check it.
+struct ObservedVerdict<'a> {
+    machine: usize,
+    incarnation: u32,
+    held: &'a HeldKey,
     needs: Option<&'static str>,
-    way: Way,
-    called: Instant,
+    path: VerifyPath,
+    called: SimInstant,
     tick: u64,
     verdict: Result<KeyId, VerifyError>,
 }
 
-impl Book {
+impl Observations {
     fn tick(&mut self) -> u64 {
         self.ticks += 1;
         self.ticks
     }
 
-    /// Returns the newest version of a row that the node itself made before `tick`.
-    fn own(&self, place: usize, life: u32, row: &RowKey, tick: u64) -> Option<usize> {
-        let own = self.own.get(&(place, life, row.clone()))?;
+    /// Returns the newest version of a row that the node itself committed before `tick`.
+    fn own(&self, machine: usize, incarnation: u32, row: &RowKey, tick: u64) -> Option<usize> {
+        let own = self.own.get(&(machine, incarnation, row.clone()))?;
         let before = own.iter().filter(|(from, _)| *from < tick);
         before.map(|(_, version)| *version).max()
     }

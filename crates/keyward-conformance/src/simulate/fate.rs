@@ -1,13 +1,15 @@
-//! Random faults, commands and presentations.
+//! Random faults, commands and verifications.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::ambush;
-use super::drive::{Held, READ, Run, WRITE, any_jump, any_rate, any_weather};
-use super::node::Way;
-use super::world::{Instant, MILLI, SECOND, State};
-use keyward::command::{Command, CommandId, DeleteKey, ImportKey, Invalid, Outcome, Request};
+use super::drive::{HeldKey, READ, Run, WRITE, any_jump, any_network, any_rate};
+use super::node::VerifyPath;
+use super::world::{MILLI, SECOND, SimInstant, WorldState};
+use keyward::command::{
+    Command, CommandId, CommandOutcome, DeleteKey, ImportKey, Invalid, Request,
+};
 use keyward::key::Digest;
 use keyward::store::{RowKey, StoreErrorKind};
 use keyward::{
@@ -15,11 +17,12 @@ use keyward::{
     UpdateKey,
 };
 
-/// 3 attempts at a command. A command with an unknown outcome is repeated under the same id.
+/// 3 attempts per command. All attempts use the same command id, because the outcome of a failed attempt may
+/// be unknown.
 const MOST_ATTEMPTS: usize = 3;
 
-/// Injects faults until the world is calm.
-pub(super) async fn befall(run: Arc<Run>) {
+/// Injects faults at random times until the faults end.
+pub(super) async fn inject_faults(run: Arc<Run>) {
     loop {
         let gap = {
             let mut state = run.world.state();
@@ -27,114 +30,114 @@ pub(super) async fn befall(run: Arc<Run>) {
             state.dice.between(0, 2 * bound)
         };
         run.world.sleep(gap).await;
-        if run.world.state().calm {
+        if run.world.state().faults_ended {
             return;
         }
-        strike(&run);
-        ambush_somebody(&run);
+        inject_fault(&run);
+        start_ambush(&run);
     }
 }
 
-/// Injects one fault.
-fn strike(run: &Arc<Run>) {
+/// Injects one random fault.
+fn inject_fault(run: &Arc<Run>) {
     let mut state = run.world.state();
-    let place = state.dice.index(run.setup.nodes);
+    let machine = state.dice.index(run.setup.nodes);
     match state.dice.between(0, 20) {
         0..6 => {
-            let until = lasting(&mut state);
+            let until = fault_end(&mut state);
             state.report.partitions += 1;
-            state.log(|| format!("node {place} is cut off until {until}"));
-            state.places[place].cut_off = until;
+            state.log(|| format!("node {machine} is cut off until {until}"));
+            state.machines[machine].cut_off = until;
         }
         6..10 => {
-            let until = lasting(&mut state);
+            let until = fault_end(&mut state);
             let now = state.now;
             let suspended = state.dice.chance(500);
             state.report.pauses += 1;
-            state.log(|| format!("node {place} stops until {until}, suspended: {suspended}"));
-            state.places[place].paused = until;
+            state.log(|| format!("node {machine} stops until {until}, suspended: {suspended}"));
+            state.machines[machine].paused = until;
             if suspended {
-                state.places[place].hands.suspend(now, until);
+                state.machines[machine].clock.suspend(now, until);
             }
         }
         10..12 => {
             state.report.restarts += 1;
-            state.log(|| format!("node {place} is started anew"));
+            state.log(|| format!("node {machine} restarts"));
             drop(state);
-            run.world.kill(place);
-            run.boot(place);
+            run.world.kill(machine);
+            run.boot(machine);
         }
         12..15 => {
             let by = any_jump(&mut state.dice);
             state.report.jumps += 1;
-            state.log(|| format!("wall clock of {place} jumps by {by}"));
-            state.places[place].hands.jump(by);
+            state.log(|| format!("wall clock of {machine} jumps by {by}"));
+            state.machines[machine].clock.jump(by);
         }
         15 => {
             let (now, rate) = (state.now, any_rate(&mut state.dice));
             state.report.jumps += 1;
-            state.places[place].hands.drift(now, rate);
+            state.machines[machine].clock.drift(now, rate);
         }
         16..18 => {
-            let weather = any_weather(&mut state.dice);
-            state.log(|| format!("node {place} has {weather:?}"));
-            state.places[place].weather = weather;
+            let network = any_network(&mut state.dice);
+            state.log(|| format!("node {machine} has {network:?}"));
+            state.machines[machine].network = network;
         }
         18 => {
             state.report.compactions += 1;
-            state.log(|| "the store forgets".to_owned());
+            state.log(|| "the store compacts".to_owned());
             drop(state);
-            (run.setup.ground.compact)();
+            (run.setup.backend.compact)();
         }
         _ => {}
     }
 }
 
-/// Starts a random ambush with a probability of 40 %.
-fn ambush_somebody(run: &Arc<Run>) {
-    let held = run.book().held.clone();
+/// Starts a random scenario of [`ambush`] with a probability of 40 %.
+fn start_ambush(run: &Arc<Run>) {
+    let held = run.observations().held.clone();
     let mut state = run.world.state();
-    let live = |held: &Held| held.id.is_some_and(|key| !state.ledger.is_ended(key));
+    let live = |held: &HeldKey| held.id.is_some_and(|key| !state.ledger.is_ended(key));
     let live: Vec<_> = held.into_iter().filter(live).collect();
     if live.is_empty() || !state.dice.chance(400) {
         return;
     }
     let held = state.dice.pick(&live).clone();
-    let place = state.dice.index(run.setup.nodes);
+    let machine = state.dice.index(run.setup.nodes);
     let kind = state.dice.between(0, 3);
     drop(state);
     let (world, run) = (&run.world, run.clone());
     match kind {
-        0 => world.spawn(None, ambush::at_the_edge(run, place, held)),
-        1 => world.spawn(None, ambush::late_reply(run, place, held)),
-        _ => world.spawn(None, ambush::twice(run, place, held)),
+        0 => world.spawn(None, ambush::at_the_edge(run, machine, held)),
+        1 => world.spawn(None, ambush::late_reply(run, machine, held)),
+        _ => world.spawn(None, ambush::twice(run, machine, held)),
     }
 }
 
 /// Draws the instant at which a fault ends. Faults often last longer than the bound.
-fn lasting(state: &mut State) -> Instant {
+fn fault_end(state: &mut WorldState) -> SimInstant {
     let bound = state.ledger.bound();
     state.now + state.dice.between(bound / 10, 3 * bound)
 }
 
 /// Presents keys until the faults end.
-pub(super) async fn present(run: Arc<Run>) {
+pub(super) async fn present_keys(run: Arc<Run>) {
     loop {
         let gap = {
             let mut state = run.world.state();
             state.dice.between(0, 2 * run.setup.between.0)
         };
         run.world.sleep(gap).await;
-        let held = run.book().held.clone();
+        let held = run.observations().held.clone();
         let mut state = run.world.state();
-        if state.calm {
+        if state.faults_ended {
             return;
         }
         if held.is_empty() {
             continue;
         }
-        let place = state.dice.index(run.setup.nodes);
-        // The newest keys are presented more often, because commands change the newest keys most.
+        let machine = state.dice.index(run.setup.nodes);
+        // Presents the newest keys more often, because most commands change these keys.
         let newest = held.len().min(4);
         let among = if state.dice.chance(600) {
             newest
@@ -142,29 +145,28 @@ pub(super) async fn present(run: Arc<Run>) {
             held.len()
         };
         let held = held[held.len() - 1 - state.dice.index(among)].clone();
-        let way = *state.dice.pick(&[
-            Way::Known,
-            Way::Known,
-            Way::Known,
-            Way::Known,
-            Way::OrFetch,
-            Way::OrFetch,
-            Way::OrFetch,
-            Way::Fresh,
+        let path = *state.dice.pick(&[
+            VerifyPath::Local,
+            VerifyPath::Local,
+            VerifyPath::Local,
+            VerifyPath::Local,
+            VerifyPath::OrFetch,
+            VerifyPath::OrFetch,
+            VerifyPath::OrFetch,
+            VerifyPath::Fresh,
         ]);
         let needs = *state
             .dice
             .pick(&[Some(READ), Some(WRITE), Some(WRITE), None]);
         drop(state);
-        let verify = run.clone().verify(place, held, needs, way);
-        run.world.spawn(Some(place), verify);
+        let verify = run.clone().verify(machine, held, needs, path);
+        run.world.spawn(Some(machine), verify);
     }
 }
 
-/// Presents a key to every node once: before, just after or long after the bound within which a
-/// change must arrive.
-fn probe(run: &Arc<Run>, held: &Held) {
-    for place in 0..run.setup.nodes {
+/// Presents a key to every node once, at a random time before, just after or long after the bound.
+fn probe(run: &Arc<Run>, held: &HeldKey) {
+    for machine in 0..run.setup.nodes {
         let mut state = run.world.state();
         let bound = state.ledger.bound();
         let at = state.now
@@ -180,62 +182,65 @@ fn probe(run: &Arc<Run>, held: &Held) {
         world.spawn(None, async move {
             run.world.until(at).await;
             let world = run.world.clone();
-            world.spawn(Some(place), run.verify(place, held, needs, Way::Known));
+            world.spawn(
+                Some(machine),
+                run.verify(machine, held, needs, VerifyPath::Local),
+            );
         });
     }
 }
 
-/// Gives commands until the faults end.
-pub(super) async fn command(run: Arc<Run>) {
+/// Executes random commands until the faults end.
+pub(super) async fn issue_commands(run: Arc<Run>) {
     loop {
         let gap = {
             let mut state = run.world.state();
             state.dice.between(0, 2 * run.setup.between.1)
         };
         run.world.sleep(gap).await;
-        if run.world.state().calm {
+        if run.world.state().faults_ended {
             return;
         }
-        // Never fails: names and drafts of this file are well-formed.
-        let Ok(asked) = ask(&run) else {
+        // Never fails, because every name in this file is valid.
+        let Ok(planned) = plan_command(&run) else {
             continue;
         };
-        let place = run.world.state().dice.index(run.setup.nodes);
-        let give = give(run.clone(), place, asked);
-        run.world.spawn(Some(place), give);
+        let machine = run.world.state().dice.index(run.setup.nodes);
+        let execute = execute(run.clone(), machine, planned);
+        run.world.spawn(Some(machine), execute);
         if run.world.state().dice.chance(200) {
             let upkeep = run.clone();
-            run.world.spawn(Some(place), async move {
-                if let Some((node, _)) = upkeep.node(place) {
-                    upkeep.world.turn(place).await;
+            run.world.spawn(Some(machine), async move {
+                if let Some((node, _)) = upkeep.node(machine) {
+                    upkeep.world.begin_command(machine).await;
                     node.upkeep().await;
-                    upkeep.world.state().places[place].busy = false;
+                    upkeep.world.state().machines[machine].busy = false;
                 }
             });
         }
     }
 }
 
-/// A command to give, with its row and its key.
-pub(super) struct Asked {
+/// A command to execute, with the row that it changes.
+pub(super) struct PlannedCommand {
     request: Request,
-    /// The row that the command changes; `None` if it creates one.
+    /// The row that the command changes; `None` if the command creates a key.
     row: Option<RowKey>,
     /// The key to present after the command has returned.
-    about: Option<Held>,
+    about: Option<HeldKey>,
     /// The token of an imported key.
     imports: Option<String>,
 }
 
-fn ask(run: &Arc<Run>) -> Result<Asked, Invalid> {
-    let held = run.book().held.clone();
+fn plan_command(run: &Arc<Run>) -> Result<PlannedCommand, Invalid> {
+    let held = run.observations().held.clone();
     let mut state = run.world.state();
-    let ended = |held: &Held| held.id.is_some_and(|key| state.ledger.is_ended(key));
+    let ended = |held: &HeldKey| held.id.is_some_and(|key| state.ledger.is_ended(key));
     let (ended, live): (Vec<_>, Vec<_>) = held.into_iter().partition(ended);
-    state.asked += 1;
-    let number = state.asked;
+    state.planned += 1;
+    let number = state.planned;
     let dice = &mut state.dice;
-    // Chooses mostly a key that can still be changed.
+    // Chooses an ended key in 10 % of the cases.
     let held = if dice.chance(900) { live } else { ended };
     let acme = TenantId::new("acme")?;
     let below = TenantId::new("acme/web")?;
@@ -306,15 +311,15 @@ fn ask(run: &Arc<Run>) -> Result<Asked, Invalid> {
             }
         }
     };
-    // An existing key stays in its tenant.
-    let place = match (&row, &command) {
+    // A command on an existing key belongs to the key's tenant.
+    let tenant = match (&row, &command) {
         (Some(RowKey::Key(key)), _) => state.ledger.tenant_of(*key).unwrap_or(tenant),
         (_, Command::CloseTenant) => below,
         _ => tenant,
     };
     let id = CommandId::new(format!("c{number}"))?;
-    let request = keyward::command::Request::new(id, admin()?, place, command);
-    Ok(Asked {
+    let request = keyward::command::Request::new(id, admin()?, tenant, command);
+    Ok(PlannedCommand {
         request,
         row,
         about,
@@ -327,18 +332,18 @@ fn admin() -> Result<Actor, Invalid> {
     Ok(Actor::new(TenantId::new("acme")?, alice, Role::ADMIN))
 }
 
-impl Asked {
-    /// Creates a command about an existing key.
+impl PlannedCommand {
+    /// Plans a command on an existing key.
     pub(super) fn about(
         run: &Arc<Run>,
         row: RowKey,
-        held: &Held,
+        held: &HeldKey,
         command: Command,
     ) -> Result<Self, Invalid> {
         let mut state = run.world.state();
-        state.asked += 1;
+        state.planned += 1;
         let tenant = command.key().and_then(|key| state.ledger.tenant_of(key));
-        let id = CommandId::new(format!("c{}", state.asked))?;
+        let id = CommandId::new(format!("c{}", state.planned))?;
         let tenant = tenant.unwrap_or(TenantId::new("acme")?);
         let request = keyward::command::Request::new(id, admin()?, tenant, command);
         Ok(Self {
@@ -359,22 +364,22 @@ fn rotation(kind: u64) -> RotateKey {
     }
 }
 
-pub(super) async fn give(run: Arc<Run>, place: usize, asked: Asked) {
-    let Asked {
+pub(super) async fn execute(run: Arc<Run>, machine: usize, planned: PlannedCommand) {
+    let PlannedCommand {
         request,
         row,
         about,
         imports,
-    } = asked;
+    } = planned;
     if let Some(token) = &imports {
         // A client may present the token before it is imported.
-        run.book().held.push(Held {
+        run.observations().held.push(HeldKey {
             token: token.clone(),
             id: None,
         });
     }
     for _ in 0..MOST_ATTEMPTS {
-        let Some((node, life)) = run.node(place) else {
+        let Some((node, incarnation)) = run.node(machine) else {
             return;
         };
         let patience = {
@@ -382,29 +387,32 @@ pub(super) async fn give(run: Arc<Run>, place: usize, asked: Asked) {
             state.report.commands += 1;
             state.log(|| {
                 format!(
-                    "node {place} is asked {}: {:?}",
+                    "node {machine} executes {}: {:?}",
                     request.id, request.command
                 )
             });
             3 * run.setup.patience + state.dice.between(0, SECOND)
         };
-        run.world.turn(place).await;
-        let done = run.world.within(patience, node.give(request.clone())).await;
-        run.world.state().places[place].busy = false;
-        let calm = {
+        run.world.begin_command(machine).await;
+        let done = run
+            .world
+            .within(patience, node.execute(request.clone()))
+            .await;
+        run.world.state().machines[machine].busy = false;
+        let faults_ended = {
             let mut state = run.world.state();
-            state.log(|| format!("node {place} answers {}: {done:?}", request.id));
-            if state.places[place].life != life {
+            state.log(|| format!("node {machine} returns {}: {done:?}", request.id));
+            if state.machines[machine].incarnation != incarnation {
                 return;
             }
             state.report.returned += u64::from(matches!(done, Some(Ok(_))));
-            state.calm
+            state.faults_ended
         };
         match done {
             Some(Ok(landed)) => {
                 let revision = landed.receipt.revision();
                 if let Some(row) = &row {
-                    run.returned(place, life, row, (&request.id, revision));
+                    run.returned(machine, incarnation, row, (&request.id, revision));
                 }
                 run.made(landed.outcome, imports.as_deref());
                 about.iter().for_each(|held| probe(&run, held));
@@ -413,7 +421,9 @@ pub(super) async fn give(run: Arc<Run>, place: usize, asked: Asked) {
             Some(Err(CommandError::Store(error))) if error.kind() == StoreErrorKind::Corrupt => {
                 return;
             }
-            Some(Err(CommandError::Store(_) | CommandError::Contended { .. })) | None if !calm => {
+            Some(Err(CommandError::Store(_) | CommandError::Contended { .. })) | None
+                if !faults_ended =>
+            {
                 run.world.sleep(50 * MILLI).await;
             }
             _ => return,
@@ -422,11 +432,13 @@ pub(super) async fn give(run: Arc<Run>, place: usize, asked: Asked) {
 }
 
 impl Run {
-    /// Records the tokens that the command returned, and immediately presents them to another node.
-    fn made(self: &Arc<Self>, outcome: Outcome, imported: Option<&str>) {
+    /// Records the tokens that the command returned, and immediately presents them to a random node.
+    fn made(self: &Arc<Self>, outcome: CommandOutcome, imported: Option<&str>) {
         let keys = match outcome {
-            Outcome::Issued { key, provisioned } => key.into_iter().chain(provisioned).collect(),
-            Outcome::Rotated { successor, .. } => vec![successor],
+            CommandOutcome::Issued { key, provisioned } => {
+                key.into_iter().chain(provisioned).collect()
+            }
+            CommandOutcome::Rotated { successor, .. } => vec![successor],
             _ => Vec::new(),
         };
         for key in keys {
@@ -435,15 +447,15 @@ impl Run {
                 continue;
             };
             let id = Some(key.id);
-            let held = Held { token, id };
+            let held = HeldKey { token, id };
             {
-                let mut book = self.book();
-                book.held.retain(|other| other.token != held.token);
-                book.held.push(held.clone());
+                let mut observations = self.observations();
+                observations.held.retain(|other| other.token != held.token);
+                observations.held.push(held.clone());
             }
             let other = self.world.state().dice.index(self.setup.nodes);
-            for way in [Way::Known, Way::OrFetch] {
-                let verify = self.clone().verify(other, held.clone(), Some(READ), way);
+            for path in [VerifyPath::Local, VerifyPath::OrFetch] {
+                let verify = self.clone().verify(other, held.clone(), Some(READ), path);
                 self.world.spawn(Some(other), verify);
             }
         }

@@ -1,13 +1,12 @@
-//! The ledger: every commit that landed, kept apart from every node. The ledger decides which
-//! acceptances are right.
+//! The record of all commits, separate from every node. The simulation checks each accepted key against it.
 //!
-//! Naive on purpose: the ledger keeps every version of every row with the real time at which the
-//! version landed, and calls none of the rules that verification follows.
+//! Naive on purpose: the ledger keeps every version of every row with its commit time, and calls none of the
+//! crate's rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Invariant;
-use super::world::Instant;
+use super::world::SimInstant;
 use crate::explore::check_cap;
 use keyward::audit::{AuditHead, verify_chain};
 use keyward::command::CommandId;
@@ -17,24 +16,24 @@ use keyward::store::{Commit, Revision, Row, RowKey};
 use keyward::{KeyId, PepperRing, Role, TenantId, Timestamp};
 
 /// A row after one commit.
-struct Version {
-    landed: Instant,
+struct RowVersion {
+    landed: SimInstant,
     revision: Revision,
     row: Row,
 }
 
-pub(super) struct Ledger {
+pub(super) struct CommitLedger {
     policy: Policy,
     peppers: PepperRing,
-    /// The longest time that a committed change may take to reach every verifier, in microseconds.
+    /// The longest time that a commit may take to reach every verifier, in microseconds.
     bound: u64,
-    rows: BTreeMap<RowKey, Vec<Version>>,
+    rows: BTreeMap<RowKey, Vec<RowVersion>>,
     keys: BTreeMap<TenantId, Vec<KeyId>>,
     heads: BTreeMap<TenantId, AuditHead>,
-    /// The newest instant of each tenant.
+    /// The latest `decided_at` of each tenant's commits.
     newest: BTreeMap<TenantId, Timestamp>,
     revision: Revision,
-    /// The rows that each command wrote, with the tenant of its commit, oldest first.
+    /// The rows that each command wrote, oldest first, with the tenant and the revision of the commit.
     commands: BTreeMap<CommandId, Vec<(TenantId, RowKey, Revision)>>,
 }
 
@@ -44,17 +43,17 @@ pub(super) struct Acceptance<'a> {
     pub(super) key: KeyId,
     /// The required scope; `None` if any scope suffices.
     pub(super) needs: Option<&'a str>,
-    /// The start of the span in which the decision's facts must have been current.
-    pub(super) since: Instant,
-    /// The end of that span: the instant of the decision.
-    pub(super) until: Instant,
+    /// The earliest instant whose rows the decision may be based on.
+    pub(super) since: SimInstant,
+    /// The instant of the decision.
+    pub(super) until: SimInstant,
     /// The node's wall clock at the decision.
     pub(super) wall: Timestamp,
 }
 
-type Found = (Invariant, String);
+type InvariantBreach = (Invariant, String);
 
-impl Ledger {
+impl CommitLedger {
     pub(super) fn new(policy: Policy, peppers: PepperRing) -> Self {
         let worst = policy.spec().propagation.worst_case();
         // Adds 2 µs for rounding: instants are whole microseconds, and clocks show whole
@@ -77,8 +76,8 @@ impl Ledger {
         self.bound
     }
 
-    /// Returns the instant at which a node with this time judges a key. Only the newest commit of
-    /// the key's own tenant can move the instant forward.
+    /// Returns the time at which a node judges a key: the node's own time, or the newest commit time of the
+    /// key's tenant if that is later.
     pub(super) fn instant_for(&self, key: KeyId, time: Timestamp) -> Timestamp {
         let first = self.rows.get(&RowKey::Key(key)).and_then(|v| v.first());
         let tenant = first.and_then(|version| Some(version.row.written_at()?.0));
@@ -100,8 +99,8 @@ impl Ledger {
         &mut self,
         commit: &Commit,
         revision: Revision,
-        now: Instant,
-    ) -> Result<(), Found> {
+        now: SimInstant,
+    ) -> Result<(), InvariantBreach> {
         if revision <= self.revision {
             let what = format!("revision {revision} follows {}", self.revision);
             return Err((Invariant::Progress, what));
@@ -125,7 +124,7 @@ impl Ledger {
                 }
             }
             let landed = now;
-            versions.push(Version {
+            versions.push(RowVersion {
                 landed,
                 revision,
                 row,
@@ -143,7 +142,7 @@ impl Ledger {
             .map_err(|what| (Invariant::CapKept, what))
     }
 
-    fn check_trail(&mut self, commit: &Commit) -> Result<(), Found> {
+    fn check_trail(&mut self, commit: &Commit) -> Result<(), InvariantBreach> {
         let head = self.heads.entry(commit.tenant.clone()).or_default();
         let entries = &commit.effects.audit;
         *head = verify_chain(&commit.tenant, *head, entries, &self.peppers, None)
@@ -166,8 +165,8 @@ impl Ledger {
         .collect()
     }
 
-    /// Returns the version of a row after a command: the version that the command wrote. If the
-    /// command did not change the row, returns the version that the command read.
+    /// Returns the version of a row that a command wrote. If the command did not change the row, returns the
+    /// version that the command read.
     pub(super) fn version_of(
         &self,
         row: &RowKey,
@@ -177,8 +176,8 @@ impl Ledger {
         let revision = match self.commands.get(command) {
             Some(left) => {
                 let wrote = left.iter().rfind(|(_, own, _)| own == row);
-                // A command that did not change the row read the row at the revision of the
-                // command's first commit in the row's tenant.
+                // A command that did not change the row read it at the revision of the command's first commit
+                // in the row's tenant.
                 let read = || left.iter().find(|(tenant, ..)| self.is_of(row, tenant));
                 wrote.or_else(read)?.2
             }
@@ -217,11 +216,11 @@ impl Ledger {
     }
 
     /// Returns whether a key existed at an instant, and still exists.
-    pub(super) fn is_there(&self, key: KeyId, since: Instant) -> bool {
+    pub(super) fn is_there(&self, key: KeyId, since: SimInstant) -> bool {
         let versions = self.rows.get(&RowKey::Key(key));
-        let there = |version: &Version| version.landed <= since;
+        let there = |version: &RowVersion| version.landed <= since;
         versions.is_some_and(|versions| {
-            let removed = |version: &Version| matches!(version.row, Row::Removed { .. });
+            let removed = |version: &RowVersion| matches!(version.row, Row::Removed { .. });
             versions.first().is_some_and(there) && !versions.last().is_some_and(removed)
         })
     }
@@ -238,10 +237,10 @@ impl Ledger {
         versions.is_some_and(|versions| versions.iter().any(|version| is_ended(&version.row)))
     }
 
-    /// Returns whether a key is valid now. The key must not have changed recently.
+    /// Returns whether the newest rows permit a key at `now`.
     pub(super) fn is_good(&self, key: KeyId, needs: Option<&str>, now: Timestamp) -> bool {
         let record = self.rows.get(&RowKey::Key(key)).and_then(|v| v.last());
-        let Some(Version {
+        let Some(RowVersion {
             row: Row::Key(record),
             ..
         }) = record
@@ -254,14 +253,14 @@ impl Ledger {
         })
     }
 
-    /// Checks an acceptance against every row that can end the key. At some instant of the span,
-    /// the newest version of the row must have admitted the key. This version must not be older
-    /// than the node's own change to the row.
+    /// Checks an acceptance against every row that can end the key. For each row, a version that was current
+    /// between `since` and `until` must permit the key. That version must not be older than the node's own
+    /// change `own`.
     pub(super) fn check(
         &self,
         acceptance: Acceptance<'_>,
         own: impl Fn(&RowKey) -> Option<usize>,
-    ) -> Result<(), Found> {
+    ) -> Result<(), InvariantBreach> {
         let Acceptance {
             key,
             needs,
@@ -271,24 +270,23 @@ impl Ledger {
         } = acceptance;
         let row = RowKey::Key(key);
         let first = self.rows.get(&row).and_then(|versions| versions.first());
-        let Some(Version {
+        let Some(RowVersion {
             row: Row::Key(record),
             ..
         }) = first
         else {
-            let what = format!("{key} was accepted, and there never was such a key");
+            let what = format!("{key} was accepted, but never existed");
             return Err((Invariant::NeverPastBound, what));
         };
         for gate in gates(record) {
             let Some(versions) = self.rows.get(&gate) else {
                 continue;
             };
-            // The newest version at the start of the span. Later versions up to the end of the span
-            // count too.
+            // The newest version at `since`. Later versions up to `until` count too.
             let oldest = versions.iter().rposition(|version| version.landed <= since);
             let floor = own(&gate);
             let good = |from: Option<usize>| {
-                // If no row of an owner or tenant existed yet, none could end the key.
+                // An owner or tenant without a row cannot end the key.
                 if from.is_none() && gate != row {
                     return true;
                 }
@@ -299,20 +297,20 @@ impl Ledger {
             if !good(oldest) {
                 let late = self.ended_since(&gate, record, needs, wall, until);
                 let what = format!(
-                    "{key} was accepted {late} us after {gate:?} ended that, {} us is the bound",
+                    "{key} was accepted {late} us after {gate:?} ended it; the bound is {} us",
                     self.bound
                 );
                 return Err((Invariant::NeverPastBound, what));
             }
             if !good(oldest.max(floor)) {
-                let what = format!("{key} was accepted where {gate:?} had been changed");
+                let what = format!("{key} was accepted on the node that had changed {gate:?}");
                 return Err((Invariant::AtOnceWhereApplied, what));
             }
         }
         Ok(())
     }
 
-    /// Returns the microseconds between the end of a row's last version that admitted the key and
+    /// Returns the microseconds from the first version of a row that no longer permitted the key until
     /// `until`.
     fn ended_since(
         &self,
@@ -320,7 +318,7 @@ impl Ledger {
         record: &KeyRecord,
         needs: Option<&str>,
         wall: Timestamp,
-        until: Instant,
+        until: SimInstant,
     ) -> u64 {
         let versions = self.rows.get(gate).map_or(&[][..], Vec::as_slice);
         let last = versions.iter().rposition(|version| {
@@ -343,7 +341,7 @@ fn gates(record: &KeyRecord) -> Vec<RowKey> {
     gates
 }
 
-/// Returns whether a row lets a key be accepted.
+/// Returns whether a row permits a key.
 fn admits(row: &Row, about: &KeyRecord, needs: Option<&str>, now: Timestamp) -> bool {
     let reads = needs.is_none_or(|scope| scope.ends_with(":read"));
     let reaches = |role: &Role| *role != Role::MEMBER || reads;
@@ -353,8 +351,8 @@ fn admits(row: &Row, about: &KeyRecord, needs: Option<&str>, now: Timestamp) -> 
             record.state == KeyState::Enabled
                 && record.expires_at.is_none_or(|end| now < end)
                 && needs.is_none_or(has)
-                // The roles at receipt of the secret limit the key permanently, whatever role its
-                // owner gets later.
+                // The roles at the issue of the secret limit the key permanently, even if its owner gets
+                // another role later.
                 && record.bound.iter().all(reaches)
         }
         Row::Owner(owner) => {

@@ -1,6 +1,6 @@
 //! A node's connection to the store: requests and replies take time, and may be lost.
 //!
-//! A request that was sent is carried out when it arrives, even if its sender has stopped.
+//! The store executes every request that arrives, even if its sender has stopped.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -10,7 +10,7 @@ use std::task::Poll;
 
 use async_trait::async_trait;
 
-use super::world::{MILLI, World};
+use super::world::{MILLI, SimulatedWorld};
 use crate::Call;
 use crate::explore::block_on;
 use keyward::TenantId;
@@ -24,8 +24,8 @@ use keyward::store::{LoadRequest, Revision, TenantView};
 /// The store, through one node's connection.
 #[derive(Clone)]
 pub(super) struct Link {
-    world: Arc<World>,
-    place: usize,
+    world: Arc<SimulatedWorld>,
+    machine: usize,
     store: Arc<dyn KeyStore>,
     /// The timeout of a call, in microseconds.
     patience: u64,
@@ -34,7 +34,7 @@ pub(super) struct Link {
 }
 
 /// The reason for a missing answer.
-enum Lost {
+enum NoReply {
     /// The request was not sent.
     Refused,
     /// The outcome is unknown.
@@ -43,21 +43,21 @@ enum Lost {
 
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Link").field(&self.place).finish()
+        f.debug_tuple("Link").field(&self.machine).finish()
     }
 }
 
 impl Link {
     pub(super) const fn new(
-        world: Arc<World>,
-        place: usize,
+        world: Arc<SimulatedWorld>,
+        machine: usize,
         store: Arc<dyn KeyStore>,
         patience: u64,
         page: NonZeroUsize,
     ) -> Self {
         Self {
             world,
-            place,
+            machine,
             store,
             patience,
             page,
@@ -67,31 +67,33 @@ impl Link {
     async fn call<T: Send + 'static>(
         &self,
         call: Call,
-        serve: impl FnOnce(&Arc<World>, &dyn KeyStore) -> T + Send + 'static,
-    ) -> Result<T, Lost> {
+        serve: impl FnOnce(&Arc<SimulatedWorld>, &dyn KeyStore) -> T + Send + 'static,
+    ) -> Result<T, NoReply> {
         let reply = Arc::new(Mutex::new(None));
-        let (place, store) = (self.place, self.store.clone());
+        let (machine, store) = (self.machine, self.store.clone());
         let (deadline, refused) = {
             let mut state = self.world.state();
             let caller = state.running();
-            let cut_off = state.places[place].cut_off > state.now;
+            let cut_off = state.machines[machine].cut_off > state.now;
             let deadline = state.now + self.patience;
             let refused = cut_off && state.dice.chance(500);
-            if let (Some(takes), false) = (state.message(place), refused) {
-                let (asked, at) = (state.now, state.now + takes);
+            if let (Some(takes), false) = (state.message(machine), refused) {
+                let (sent, at) = (state.now, state.now + takes);
                 let reply = reply.clone();
-                let job = move |world: &Arc<World>| {
+                let job = move |world: &Arc<SimulatedWorld>| {
                     let answer = serve(world, &*store);
                     let mut state = world.state();
-                    state.mark_call(place, call);
+                    state.mark_call(machine, call);
                     if call == Call::Changes {
-                        state.places[place].served = Some(asked);
+                        state.machines[machine].served = Some(sent);
                     }
-                    let takes = state.message(place);
+                    let takes = state.message(machine);
                     let now = state.now;
                     state.log(|| match takes {
-                        Some(takes) => format!("store does {call:?} of {place}, reply in {takes}"),
-                        None => format!("store does {call:?} of {place}, reply lost"),
+                        Some(takes) => {
+                            format!("store does {call:?} of {machine}, reply in {takes}")
+                        }
+                        None => format!("store does {call:?} of {machine}, reply lost"),
                     });
                     if let Some(takes) = takes {
                         let at = now + takes;
@@ -120,7 +122,11 @@ impl Link {
             }
         })
         .await;
-        let lost = if refused { Lost::Refused } else { Lost::Silent };
+        let lost = if refused {
+            NoReply::Refused
+        } else {
+            NoReply::Silent
+        };
         answer.ok_or(lost)
     }
 
@@ -155,8 +161,8 @@ impl KeyStore for Link {
     }
 
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
-        let place = self.place;
-        let serve = move |world: &Arc<World>, store: &dyn KeyStore| {
+        let machine = self.machine;
+        let serve = move |world: &Arc<SimulatedWorld>, store: &dyn KeyStore| {
             let done = block_on(store.commit(commit.clone()));
             if let Ok(revision) = done {
                 let mut state = world.state();
@@ -165,15 +171,15 @@ impl KeyStore for Link {
                 state.report.commits += 1;
                 state.log(|| {
                     let rows: Vec<_> = commit.rows().map(|row| row.key()).collect();
-                    format!("commit {revision} of {place}: {rows:?}")
+                    format!("commit {revision} of {machine}: {rows:?}")
                 });
                 if let Err((invariant, what)) = state.ledger.landed(&commit, revision, now) {
                     state.find(invariant, what);
                 }
-                for other in 0..state.places.len() {
-                    // A notification of other nodes, which may be lost like any message.
+                for other in 0..state.machines.len() {
+                    // Notifies the nodes. A notification may be lost like any message.
                     if state.message(other).is_some() {
-                        state.places[other].hinted = true;
+                        state.machines[other].notified = true;
                     }
                 }
             }
@@ -182,8 +188,8 @@ impl KeyStore for Link {
         let error = |kind| StoreError::new(kind, "committing").into();
         match self.call(Call::Commit, serve).await {
             Ok(done) => done,
-            Err(Lost::Refused) => Err(error(StoreErrorKind::Unavailable)),
-            Err(Lost::Silent) => Err(error(StoreErrorKind::Indeterminate)),
+            Err(NoReply::Refused) => Err(error(StoreErrorKind::Unavailable)),
+            Err(NoReply::Silent) => Err(error(StoreErrorKind::Indeterminate)),
         }
     }
 
@@ -219,14 +225,13 @@ impl KeyStore for Link {
         self.read(Call::Audit, "reading the trail", audit).await?
     }
 
-    /// Never resolves: the simulation notifies nodes in another way, or not at all.
+    /// Never resolves, because the simulation notifies nodes without this call.
     async fn wait_past(&self, _: Cursor) -> Result<(), StoreError> {
         std::future::pending().await
     }
 
     fn changes_now(&self, _: Cursor, _: NonZeroUsize) -> Option<Result<Changes, ChangesError>> {
-        // Returns no answer: an answer would confirm the node at every use, so that no change would
-        // have to propagate.
+        // Returns `None`, because an answer would sync the node at every verification.
         None
     }
 }

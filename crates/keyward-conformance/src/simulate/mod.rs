@@ -6,29 +6,28 @@
 //! - the latency of each message, and which messages are lost;
 //! - when a node is cut off, stopped, suspended or restarted;
 //! - how its wall clock jumps and its monotonic clock drifts;
-//! - which commands are given, and when each key is presented to which node.
+//! - which commands are executed, and when each key is presented to which node.
 //!
 //! The same seed produces the same run.
 //!
-//! The guarantee: **a key whose revocation returned at real time t is refused by every verifier from
-//! t + B on**, B = L / (1 - ρ), where L is the staleness bound and ρ the rate error of a node's
-//! monotonic clock. The check is stricter: it counts from the instant at which the change landed.
+//! The guarantee: **a key whose revocation returned at real time t is refused by every verifier from t + B
+//! on**. B = L / (1 - ρ), where L is the staleness bound and ρ the rate error of a node's monotonic clock.
+//! The check is stricter: it counts from the commit of the revocation.
 //!
-//! The checks are themselves tested with nodes that are broken on purpose: see
-//! [`Defect`].
+//! Nodes with a deliberate [`NodeDefect`] prove that the checks find violations.
 //!
 //! # Examples
 //!
 //! ```
-//! use keyward_conformance::simulate::{Defect, Options, Simulation, Subject};
+//! use keyward_conformance::simulate::{NodeDefect, NodeUnderTest, Options, Simulation};
 //!
 //! let report = Simulation::new(7, Options::default()).run()?;
 //! assert!(report.acceptances > 0);
 //!
-//! let broken = Options::default().of(Subject::Broken(Defect::ConnectedIsFresh));
+//! let broken = Options::default().of(NodeUnderTest::Broken(NodeDefect::ConnectedIsFresh));
 //! let found = (0..100).find_map(|seed| Simulation::new(seed, broken.clone()).run().err());
 //! println!("{}", found.expect("a hundred runs are enough"));
-//! # Ok::<(), keyward_conformance::simulate::Violation>(())
+//! # Ok::<(), keyward_conformance::simulate::InvariantViolation>(())
 //! ```
 
 mod ambush;
@@ -47,7 +46,7 @@ use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use self::sketch::Defect;
+pub use self::sketch::NodeDefect;
 use keyward::store::{KeyStore, MemoryStore};
 
 /// A property that a simulation checks.
@@ -58,30 +57,28 @@ pub enum Invariant {
     NeverPastBound,
     /// A change applies immediately on the node that made it.
     AtOnceWhereApplied,
-    /// A read through the store sees every commit that landed before the call.
+    /// A read through the store sees every earlier commit.
     FreshWhenAsked,
     /// No tenant has more active keys than its cap, on whatever nodes they are created.
     CapKept,
-    /// A key that was revoked or removed never comes back, neither in the store nor on a node that
-    /// knew the end of the key.
+    /// A revoked or removed key never comes back, neither in the store nor on a node that knew of its end.
     TombstonesStick,
-    /// Every tenant's audit trail is one sealed chain.
+    /// Every tenant's audit trail is one valid chain.
     TrailIntact,
-    /// A node that asks the store for a created key finds it.
+    /// A node that reads through the store finds every created key.
     NewKeysAtOnce,
-    /// No node refuses a key as revoked unless it was revoked.
+    /// No node refuses a key as revoked unless the key was revoked.
     RefusedForAReason,
-    /// After the faults end, every node confirms that it is current, and knows exactly what the
-    /// store contains.
+    /// After the faults end, every node syncs, and its verdicts match the contents of the store.
     FreshOnceHealed,
     /// The run makes progress, and revisions increase.
     Progress,
 }
 
-/// The nodes that a simulation runs.
+/// The kind of nodes that a simulation runs.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 #[non_exhaustive]
-pub enum Subject {
+pub enum NodeUnderTest {
     /// The crate's own [`Keyward`](keyward::Keyward).
     #[default]
     Keyward,
@@ -91,27 +88,29 @@ pub enum Subject {
     /// [`Keyward`](keyward::Keyward) on a monotonic clock that stops in suspend. The simulation
     /// must find the broken clock.
     KeywardWithSleepyClock,
-    /// A second, naive node.
-    Sketch,
+    /// A second, naive implementation of a node.
+    Naive,
     /// The naive node with a defect. The simulation must find the defect.
-    Broken(Defect),
+    Broken(NodeDefect),
 }
 
-/// A store for one run, and a function that compacts the tombstones of removed keys, if the store
-/// can.
+/// The store of one run, and a function that compacts the tombstones of removed keys, if the store supports
+/// it.
 #[derive(Clone)]
-pub struct Ground {
+pub struct SimulationBackend {
     store: Arc<dyn KeyStore>,
     compact: Arc<dyn Fn() + Send + Sync>,
 }
 
-impl fmt::Debug for Ground {
+impl fmt::Debug for SimulationBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Ground").field(&self.store).finish()
+        f.debug_tuple("SimulationBackend")
+            .field(&self.store)
+            .finish()
     }
 }
 
-impl Ground {
+impl SimulationBackend {
     /// Wraps a store that never compacts.
     #[must_use]
     pub fn new(store: Arc<dyn KeyStore>) -> Self {
@@ -127,7 +126,7 @@ impl Ground {
     }
 }
 
-impl Default for Ground {
+impl Default for SimulationBackend {
     /// Returns a [`MemoryStore`].
     fn default() -> Self {
         let store = MemoryStore::new();
@@ -135,11 +134,11 @@ impl Default for Ground {
     }
 }
 
-/// The nodes of a run, their store, and the run's length.
+/// The options of a simulation: its nodes, their store, and its length.
 #[derive(Clone)]
 pub struct Options {
-    subject: Subject,
-    ground: Arc<dyn Fn() -> Ground + Send + Sync>,
+    subject: NodeUnderTest,
+    backend: Arc<dyn Fn() -> SimulationBackend + Send + Sync>,
     span: Duration,
     reads_within_bound: bool,
     whole_pages: bool,
@@ -159,8 +158,8 @@ impl fmt::Debug for Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            subject: Subject::default(),
-            ground: Arc::new(Ground::default),
+            subject: NodeUnderTest::default(),
+            backend: Arc::new(SimulationBackend::default),
             span: Duration::from_secs(30),
             reads_within_bound: false,
             whole_pages: false,
@@ -169,17 +168,17 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Sets the nodes to run. Defaults to [`Subject::Keyward`].
+    /// Sets the nodes to run. Defaults to [`NodeUnderTest::Keyward`].
     #[must_use]
-    pub const fn of(mut self, subject: Subject) -> Self {
+    pub const fn of(mut self, subject: NodeUnderTest) -> Self {
         self.subject = subject;
         self
     }
 
-    /// Sets the source of stores; each run gets a fresh one. Defaults to [`MemoryStore`].
+    /// Sets the function that creates the store of each run. Defaults to [`MemoryStore`].
     #[must_use]
-    pub fn over(mut self, ground: impl Fn() -> Ground + Send + Sync + 'static) -> Self {
-        self.ground = Arc::new(ground);
+    pub fn over(mut self, backend: impl Fn() -> SimulationBackend + Send + Sync + 'static) -> Self {
+        self.backend = Arc::new(backend);
         self
     }
 
@@ -191,17 +190,16 @@ impl Options {
         self
     }
 
-    /// Applies the bound to reads through the store too, measured up to the acceptance of the key.
-    /// By default, the bound of a read is measured up to its request to the store, because a read
-    /// has no lease.
+    /// Applies the bound to reads through the store too. By default, a read that takes longer than the bound
+    /// may return the state at its start.
     #[must_use]
     pub const fn reads_within_bound(mut self) -> Self {
         self.reads_within_bound = true;
         self
     }
 
-    /// Sets the mean time during which faults happen. A run takes between half and one and a half
-    /// times the mean. Defaults to 30 simulated seconds.
+    /// Sets the mean duration of the faults. A run takes between half and one and a half times the mean.
+    /// Defaults to 30 simulated seconds.
     #[must_use]
     pub const fn span(mut self, span: Duration) -> Self {
         self.span = span;
@@ -209,37 +207,36 @@ impl Options {
     }
 }
 
-/// One run.
+/// One simulation run, defined by a seed and its options.
 #[derive(Clone, Debug)]
 pub struct Simulation {
     seed: u64,
     options: Options,
 }
 
-/// The counts of one run, or of several runs whose reports were added.
+/// The counters of one run, or of several runs whose reports were added.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
-pub struct Report {
+pub struct SimulationReport {
     /// The number of runs.
     pub runs: u64,
     /// The simulated time of all runs.
     pub simulated: Duration,
     /// The number of events.
     pub events: u64,
-    /// The number of calls that the store carried out.
+    /// The number of calls that the store executed.
     pub calls: u64,
-    /// The number of commits that landed.
+    /// The number of applied commits.
     pub commits: u64,
-    /// The number of commands that were given.
+    /// The number of attempts to execute a command.
     pub commands: u64,
-    /// The number of commands that returned without an error.
+    /// The number of commands that succeeded.
     pub returned: u64,
     /// The number of times that a key was presented.
     pub verifications: u64,
     /// The number of presented keys that were accepted.
     pub acceptances: u64,
-    /// The number of presented keys that were refused because the node had not confirmed within its
-    /// bound.
+    /// The number of presented keys that were refused because the node had not synced within its bound.
     pub stale: u64,
     /// The number of presented keys that were refused because the store did not answer.
     pub unavailable: u64,
@@ -253,11 +250,11 @@ pub struct Report {
     pub jumps: u64,
     /// The number of times that the store compacted its tombstones.
     pub compactions: u64,
-    /// A hash of all events in their order: equal for equal seeds.
+    /// A hash over the events of the run. Equal seeds produce equal hashes.
     pub mark: u64,
 }
 
-impl AddAssign for Report {
+impl AddAssign for SimulationReport {
     fn add_assign(&mut self, other: Self) {
         let Self {
             runs,
@@ -301,7 +298,7 @@ impl AddAssign for Report {
 
 /// A broken invariant.
 #[derive(Clone, Debug)]
-pub struct Violation {
+pub struct InvariantViolation {
     /// The invariant that is broken.
     pub invariant: Invariant,
     /// The seed of the run.
@@ -314,7 +311,7 @@ pub struct Violation {
     pub trace: Vec<String>,
 }
 
-impl fmt::Display for Violation {
+impl fmt::Display for InvariantViolation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             invariant,
@@ -328,7 +325,7 @@ impl fmt::Display for Violation {
     }
 }
 
-impl std::error::Error for Violation {}
+impl std::error::Error for InvariantViolation {}
 
 impl Simulation {
     /// Creates the run with this seed.
@@ -337,14 +334,14 @@ impl Simulation {
         Self { seed, options }
     }
 
-    /// Runs the simulation.
+    /// Runs the simulation to its end, or to the first broken invariant.
     ///
     /// # Errors
     ///
-    /// [`Violation`]: the first broken invariant, with the events that led to it.
-    pub fn run(&self) -> Result<Report, Violation> {
-        // The first run keeps no trace, which is faster. The same seed reproduces a violation with
-        // its trace.
+    /// [`InvariantViolation`]: the first broken invariant, with the events that led to it.
+    pub fn run(&self) -> Result<SimulationReport, InvariantViolation> {
+        // Runs without a trace first, because that is faster. After a violation, the same seed reproduces the
+        // run with a trace.
         let found = match drive::run(self.seed, &self.options, false) {
             Ok(report) => return Ok(report),
             Err(found) => found,

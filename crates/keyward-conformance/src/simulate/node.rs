@@ -1,29 +1,28 @@
-//! The interface of a node in the simulation: it syncs, takes commands, and verifies.
+//! The interface of a node in the simulation.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::sketch::{Defect, Sketch};
-use super::world::World;
-use keyward::command::{Command, Committed, Outcome, Request};
+use super::sketch::{NaiveNode, NodeDefect};
+use super::world::SimulatedWorld;
+use keyward::command::{Command, CommandOutcome, Committed, Request};
 use keyward::entropy::SeededEntropy;
 use keyward::node::KeyManager;
 use keyward::policy::Policy;
 use keyward::store::{KeyStore, StoreError};
 use keyward::{CommandError, KeyId, Keyward, Need, PepperRing, VerifyError};
 
-use super::clock::{Fault, PlaceClock};
+use super::clock::{ClockFault, SimulatedClock};
 
-/// The way in which a key is presented.
+/// The way in which a node verifies a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Way {
-    /// Verified by the node's own knowledge.
-    Known,
-    /// Verified by the node's own knowledge, and read through the store if the node does not know
-    /// the key.
+pub(super) enum VerifyPath {
+    /// Against the node's local rows only.
+    Local,
+    /// Against the node's local rows, and through the store if the key is unknown.
     OrFetch,
-    /// Read through the store.
+    /// Through the store.
     Fresh,
 }
 
@@ -33,37 +32,45 @@ pub(super) trait Node: Send + Sync {
     /// Catches up with the store.
     async fn sync(&self) -> Result<(), StoreError>;
 
-    /// Carries out a command, bulk commands included.
-    async fn give(&self, request: Request) -> Result<Committed, CommandError>;
+    /// Executes a command, which may be a bulk command.
+    async fn execute(&self, request: Request) -> Result<Committed, CommandError>;
 
-    /// Verifies a token, and returns its key.
-    async fn verify(&self, presented: &str, need: &Need, way: Way) -> Result<KeyId, VerifyError>;
+    /// Verifies a token, and returns the id of its key.
+    async fn verify(
+        &self,
+        presented: &str,
+        need: &Need,
+        path: VerifyPath,
+    ) -> Result<KeyId, VerifyError>;
 
     /// Runs the maintenance that follows verifications.
     async fn upkeep(&self);
 }
 
 /// The dependencies of a node.
-pub(super) struct Parts {
-    pub(super) world: Arc<World>,
-    pub(super) place: usize,
+pub(super) struct NodeParts {
+    pub(super) world: Arc<SimulatedWorld>,
+    pub(super) machine: usize,
     pub(super) store: Arc<dyn KeyStore>,
     pub(super) peppers: PepperRing,
     pub(super) policy: Policy,
     pub(super) seed: u64,
 }
 
-impl Parts {
-    pub(super) fn clock(&self, fault: Option<Fault>) -> PlaceClock {
-        PlaceClock::new(self.world.clone(), self.place, fault)
+impl NodeParts {
+    pub(super) fn clock(&self, fault: Option<ClockFault>) -> SimulatedClock {
+        SimulatedClock::new(self.world.clone(), self.machine, fault)
     }
 }
 
 /// The crate's own node.
-pub(super) struct Real(Keyward);
+pub(super) struct KeywardNode(Keyward);
 
-impl Real {
-    pub(super) async fn start(parts: Parts, fault: Option<Fault>) -> Result<Self, StoreError> {
+impl KeywardNode {
+    pub(super) async fn start(
+        parts: NodeParts,
+        fault: Option<ClockFault>,
+    ) -> Result<Self, StoreError> {
         let clock = parts.clock(fault);
         let builder = Keyward::builder(parts.store, parts.peppers)
             .policy(parts.policy)
@@ -74,31 +81,36 @@ impl Real {
 }
 
 #[async_trait]
-impl Node for Real {
+impl Node for KeywardNode {
     async fn sync(&self) -> Result<(), StoreError> {
         self.0.sync().await
     }
 
-    async fn give(&self, request: Request) -> Result<Committed, CommandError> {
-        give(self.0.manager(), request).await
+    async fn execute(&self, request: Request) -> Result<Committed, CommandError> {
+        execute(self.0.manager(), request).await
     }
 
-    async fn verify(&self, presented: &str, need: &Need, way: Way) -> Result<KeyId, VerifyError> {
-        let grant = match way {
-            Way::Known => self.0.verify(presented, need),
-            Way::OrFetch => self.0.verify_or_fetch(presented, need).await,
-            Way::Fresh => self.0.verify_fresh(presented, need).await,
+    async fn verify(
+        &self,
+        presented: &str,
+        need: &Need,
+        path: VerifyPath,
+    ) -> Result<KeyId, VerifyError> {
+        let grant = match path {
+            VerifyPath::Local => self.0.verify(presented, need),
+            VerifyPath::OrFetch => self.0.verify_or_fetch(presented, need).await,
+            VerifyPath::Fresh => self.0.verify_fresh(presented, need).await,
         };
         grant.map(|grant| grant.key_id())
     }
 
     async fn upkeep(&self) {
-        // A later call retries what failed.
+        // Ignores errors, because a later call retries.
         let _ = self.0.run_maintenance().await;
     }
 }
 
-pub(super) async fn give(
+pub(super) async fn execute(
     manager: &KeyManager,
     request: Request,
 ) -> Result<Committed, CommandError> {
@@ -110,32 +122,36 @@ pub(super) async fn give(
         return manager.execute(request).await;
     }
     let receipt = manager.execute_bulk(request).await?.receipt;
-    let outcome = Outcome::Done;
+    let outcome = CommandOutcome::Done;
     Ok(Committed { outcome, receipt })
 }
 
-/// Starts a node of the requested kind.
+/// Starts a node of the given kind.
 pub(super) async fn start(
-    parts: Parts,
-    subject: super::Subject,
+    parts: NodeParts,
+    subject: super::NodeUnderTest,
 ) -> Result<Arc<dyn Node>, StoreError> {
-    use super::Subject;
+    use super::NodeUnderTest;
 
     Ok(match subject {
-        Subject::Keyward => Arc::new(Real::start(parts, None).await?),
-        Subject::KeywardWithWallClock => Arc::new(Real::start(parts, Some(Fault::Wall)).await?),
-        Subject::KeywardWithSleepyClock => Arc::new(Real::start(parts, Some(Fault::Stops)).await?),
-        Subject::Sketch => Arc::new(Sketch::new(parts, None)),
-        Subject::Broken(defect) => Arc::new(Sketch::new(parts, Some(defect))),
+        NodeUnderTest::Keyward => Arc::new(KeywardNode::start(parts, None).await?),
+        NodeUnderTest::KeywardWithWallClock => {
+            Arc::new(KeywardNode::start(parts, Some(ClockFault::Wall)).await?)
+        }
+        NodeUnderTest::KeywardWithSleepyClock => {
+            Arc::new(KeywardNode::start(parts, Some(ClockFault::Stops)).await?)
+        }
+        NodeUnderTest::Naive => Arc::new(NaiveNode::new(parts, None)),
+        NodeUnderTest::Broken(defect) => Arc::new(NaiveNode::new(parts, Some(defect))),
     })
 }
 
-impl Defect {
+impl NodeDefect {
     /// Returns the fault of the node's clock, if the defect is a clock fault.
-    pub(super) fn clock(self) -> Option<Fault> {
+    pub(super) fn clock(self) -> Option<ClockFault> {
         match self {
-            Self::UsesWallTime => Some(Fault::Wall),
-            Self::ClockStopsInSuspend => Some(Fault::Stops),
+            Self::UsesWallTime => Some(ClockFault::Wall),
+            Self::ClockStopsInSuspend => Some(ClockFault::Stops),
             _ => None,
         }
     }

@@ -1,8 +1,7 @@
-//! A minimal node: the protocol and nothing else. Each step is separate, so that a defect can break
-//! one step.
+//! A naive node: the sync protocol without the crate's replica, index or verifier. Each step of the protocol
+//! is separate, so that a [`NodeDefect`] can break one step.
 //!
-//! The minimal node shares the manager with the real node, but not the replica, the index or the
-//! verifier.
+//! Commands go through the crate's own [`KeyManager`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -11,8 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::node::{Node, Parts, Way, give};
-use super::world::World;
+use super::node::{Node, NodeParts, VerifyPath, execute};
+use super::world::SimulatedWorld;
 use keyward::command::{Committed, Request};
 use keyward::entropy::SeededEntropy;
 use keyward::key::{Digest, KeyRecord};
@@ -28,46 +27,46 @@ use keyward::{Clock, CommandError, KeyId, Need, Role, TenantId, Timestamp, Verif
 /// A defect of a node, which a simulation must find.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
-pub enum Defect {
+pub enum NodeDefect {
     /// Applies changes without comparing revisions.
     AppliesAnything,
-    /// Confirms before it has applied the rows it read.
+    /// Marks itself as fresh before it applies the rows that it read.
     ConfirmsFirst,
     /// Measures its lease on the wall clock.
     UsesWallTime,
-    /// Caches that it did not know a key.
+    /// Caches refusals of unknown keys.
     CachesRefusals,
-    /// Starts the lease at the answer, not at the request.
+    /// Starts its lease when the answer arrives, not when the request was sent.
     LeaseFromAnswer,
-    /// Reads the clock before it loads the confirmation and looks the key up.
+    /// Reads the clock before it reads its lease and looks up the key.
     ReadsClockFirst,
     /// Runs on a monotonic clock that stops while the machine is suspended.
     ClockStopsInSuspend,
-    /// Counts as fresh as long as the node is connected.
+    /// Considers itself fresh as long as it is connected.
     ConnectedIsFresh,
-    /// Looks the key up before it loads the confirmation.
+    /// Looks up the key before it reads its lease.
     LooksUpFirst,
-    /// Confirms with the first of several pages.
+    /// Marks itself as fresh after the first of several pages.
     ConfirmsFirstPage,
-    /// Confirms at the head of the first of several pages. If a row changes between two pages, the
-    /// row's new revision is above that head, and the node misses the row's earlier change.
+    /// Marks itself as fresh at the head of the first page. A row that changes between two pages moves above
+    /// that head. The node then misses the row's earlier change.
     ConfirmsFirstHead,
-    /// Skips to the head when a page was lost.
+    /// Skips to the head if a page was lost.
     SkipsLostPage,
     /// Drops a removed key instead of keeping its tombstone.
     ForgetsTombstones,
     /// Loses its own commits during a resync.
     ForgetsOwnCommits,
-    /// Applies its own commits before a scan has ended. A key then stays if it was removed during
-    /// the scan and its tombstone was compacted.
+    /// Applies its own commits during a scan. A key that is removed during the scan then stays, if its
+    /// tombstone was compacted.
     AppliesTheScanTooSoon,
-    /// Never starts over, even if its position in the history was compacted.
+    /// Never starts over with a scan, even if its position in the history was compacted.
     NeverStartsOver,
     /// Ignores the rows of owners.
     IgnoresOwners,
 }
 
-impl Defect {
+impl NodeDefect {
     /// Every defect.
     pub const ALL: [Self; 17] = [
         Self::AppliesAnything,
@@ -92,20 +91,20 @@ impl Defect {
 
 const PAGE: NonZeroUsize = NonZeroUsize::new(1000).expect("the page size is not zero");
 
-pub(super) struct Sketch {
-    world: Arc<World>,
-    place: usize,
+pub(super) struct NaiveNode {
+    world: Arc<SimulatedWorld>,
+    machine: usize,
     clock: Arc<Timekeeper>,
     store: Arc<dyn KeyStore>,
     manager: KeyManager,
     policy: Policy,
-    known: Arc<Mutex<Known>>,
-    defect: Option<Defect>,
+    known: Arc<Mutex<NaiveState>>,
+    defect: Option<NodeDefect>,
 }
 
 /// Scanned rows, and the store's revision at the time of the scan.
 #[derive(Clone, Default)]
-struct Rows {
+struct NaiveRows {
     rows: BTreeMap<RowKey, Change>,
     base: Revision,
     /// True once the scan has ended.
@@ -113,12 +112,12 @@ struct Rows {
 }
 
 #[derive(Default)]
-struct Known {
-    live: Rows,
-    building: Option<Rows>,
-    /// The node's own commits during a scan. The node applies these commits after the scan, because
-    /// the scan shows which keys were removed.
-    meanwhile: Vec<Change>,
+struct NaiveState {
+    live: NaiveRows,
+    building: Option<NaiveRows>,
+    /// The node's own commits during a scan. The node applies these commits after the scan, because the scan
+    /// shows which keys were removed.
+    during_scan: Vec<Change>,
     cursor: Option<Cursor>,
     confirmed: Option<Duration>,
     newest: BTreeMap<TenantId, Timestamp>,
@@ -126,8 +125,8 @@ struct Known {
     refused: BTreeSet<String>,
 }
 
-impl Known {
-    /// Records the time at which a row was written, for the row's own tenant alone.
+impl NaiveState {
+    /// Records the write time of a row, for the row's own tenant only.
     fn saw(&mut self, row: &Row) {
         if let Some((tenant, at)) = row.written_at() {
             let newest = self.newest.entry(tenant.clone()).or_insert(at);
@@ -136,16 +135,16 @@ impl Known {
     }
 }
 
-impl Rows {
-    fn apply(&mut self, change: Change, defect: Option<Defect>) {
+impl NaiveRows {
+    fn apply(&mut self, change: Change, defect: Option<NodeDefect>) {
         let key = change.row.key();
         let before = self.rows.get(&key).map(|own| own.revision);
-        // If a row is absent and the change is no newer than the scan, the row was removed before
-        // the scan.
+        // If a row is absent, and the change is no newer than the scan, then the row was removed before the
+        // scan.
         let newer = change.revision > before.unwrap_or(self.base);
-        if newer || defect == Some(Defect::AppliesAnything) {
+        if newer || defect == Some(NodeDefect::AppliesAnything) {
             let removed = matches!(change.row, Row::Removed { .. });
-            if removed && defect == Some(Defect::ForgetsTombstones) {
+            if removed && defect == Some(NodeDefect::ForgetsTombstones) {
                 self.rows.remove(&key);
             } else {
                 self.rows.insert(key, change);
@@ -179,11 +178,11 @@ impl Rows {
     }
 }
 
-impl Sketch {
-    pub(super) fn new(parts: Parts, defect: Option<Defect>) -> Self {
-        let clock = Arc::new(parts.clock(defect.and_then(Defect::clock)));
+impl NaiveNode {
+    pub(super) fn new(parts: NodeParts, defect: Option<NodeDefect>) -> Self {
+        let clock = Arc::new(parts.clock(defect.and_then(NodeDefect::clock)));
         let clock = Arc::new(Timekeeper::new(clock, CheckedTime::ALLOWANCE));
-        let known: Arc<Mutex<Known>> = Arc::default();
+        let known: Arc<Mutex<NaiveState>> = Arc::default();
         let learns = known.clone();
         let manager = KeyManager::new(
             parts.store.clone(),
@@ -199,24 +198,26 @@ impl Sketch {
             for change in changes {
                 known.saw(&change.row);
                 known.live.apply(change.clone(), defect);
-                let Known {
+                let NaiveState {
                     building,
-                    meanwhile,
+                    during_scan,
                     ..
                 } = &mut *known;
                 match building {
-                    Some(_) if defect == Some(Defect::ForgetsOwnCommits) => {}
-                    Some(rows) if rows.filled || defect == Some(Defect::AppliesTheScanTooSoon) => {
+                    Some(_) if defect == Some(NodeDefect::ForgetsOwnCommits) => {}
+                    Some(rows)
+                        if rows.filled || defect == Some(NodeDefect::AppliesTheScanTooSoon) =>
+                    {
                         rows.apply(change.clone(), defect);
                     }
-                    Some(_) => meanwhile.push(change.clone()),
+                    Some(_) => during_scan.push(change.clone()),
                     None => {}
                 }
             }
         });
         Self {
             world: parts.world,
-            place: parts.place,
+            machine: parts.machine,
             clock,
             store: parts.store,
             manager,
@@ -226,11 +227,11 @@ impl Sketch {
         }
     }
 
-    fn has(&self, defect: Defect) -> bool {
+    fn has(&self, defect: NodeDefect) -> bool {
         self.defect == Some(defect)
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, NaiveState> {
         lock(&self.known)
     }
 
@@ -248,32 +249,32 @@ impl Sketch {
         let mut cursor = from;
         let mut goal = None;
         loop {
-            self.world.linger().await;
+            self.world.maybe_preempt().await;
             let page = match self.store.changes(cursor, PAGE).await {
-                Err(ChangesError::Store(_)) if self.has(Defect::SkipsLostPage) => match goal {
+                Err(ChangesError::Store(_)) if self.has(NodeDefect::SkipsLostPage) => match goal {
                     Some(head) => return Ok((sent, head)),
                     None => self.store.changes(cursor, PAGE).await?,
                 },
                 page => page?,
             };
             let first = *goal.get_or_insert(page.head);
-            let head = if self.has(Defect::ConfirmsFirstHead) {
+            let head = if self.has(NodeDefect::ConfirmsFirstHead) {
                 first
             } else {
                 page.head
             };
-            if self.has(Defect::LeaseFromAnswer) {
+            if self.has(NodeDefect::LeaseFromAnswer) {
                 sent = self.clock.monotonic();
             }
-            if self.has(Defect::ConfirmsFirst) {
+            if self.has(NodeDefect::ConfirmsFirst) {
                 self.confirm(sent);
             }
-            self.world.linger().await;
+            self.world.maybe_preempt().await;
             let mut known = self.known();
             page.changes
                 .iter()
                 .for_each(|change| known.saw(&change.row));
-            let Known { live, building, .. } = &mut *known;
+            let NaiveState { live, building, .. } = &mut *known;
             let rows = if aside { building.as_mut() } else { Some(live) };
             if let Some(rows) = rows {
                 let changes = page.changes.into_iter();
@@ -285,7 +286,7 @@ impl Sketch {
             if cursor.revision >= head.revision {
                 return Ok((sent, cursor));
             }
-            if self.has(Defect::ConfirmsFirstPage) && !aside {
+            if self.has(NodeDefect::ConfirmsFirstPage) && !aside {
                 self.confirm(sent);
             }
             if !moved {
@@ -297,15 +298,15 @@ impl Sketch {
     async fn rebuild(&self) -> Result<(), StoreError> {
         {
             let mut known = self.known();
-            known.building = Some(Rows::default());
-            known.meanwhile.clear();
+            known.building = Some(NaiveRows::default());
+            known.during_scan.clear();
         }
         let mut head = None;
         let mut after = None;
         loop {
             let page = self.store.scan(after, PAGE).await?;
             head.get_or_insert(page.head);
-            self.world.linger().await;
+            self.world.maybe_preempt().await;
             let mut known = self.known();
             page.rows.iter().for_each(|change| known.saw(&change.row));
             let building = known.building.get_or_insert_default();
@@ -320,12 +321,12 @@ impl Sketch {
         let head: Cursor = head.unwrap_or_default();
         {
             let mut known = self.known();
-            let meanwhile = std::mem::take(&mut known.meanwhile);
+            let during_scan = std::mem::take(&mut known.during_scan);
             let building = known.building.get_or_insert_default();
             building.base = head.revision;
             building.filled = true;
-            let meanwhile = meanwhile.into_iter();
-            meanwhile.for_each(|change| building.apply(change, self.defect));
+            let during_scan = during_scan.into_iter();
+            during_scan.for_each(|change| building.apply(change, self.defect));
         }
         let (sent, upto) = match self.catch_up(true, head).await {
             Ok(caught_up) => caught_up,
@@ -337,7 +338,7 @@ impl Sketch {
                 ));
             }
         };
-        self.world.linger().await;
+        self.world.maybe_preempt().await;
         let mut known = self.known();
         known.live = known.building.take().unwrap_or_default();
         known.cursor = Some(upto);
@@ -345,24 +346,24 @@ impl Sketch {
         Ok(())
     }
 
-    /// Judges a key by the node's own knowledge.
+    /// Verifies a key against the node's local rows.
     async fn judge(&self, presented: &str, need: &Need) -> Result<KeyId, VerifyError> {
         let bound = self.policy.spec().propagation.bound;
         let mut read = None;
-        if self.has(Defect::ReadsClockFirst) {
+        if self.has(NodeDefect::ReadsClockFirst) {
             read = Some(self.clock.monotonic());
-            self.world.linger().await;
+            self.world.maybe_preempt().await;
         }
         let mut found = None;
-        if self.has(Defect::LooksUpFirst) {
+        if self.has(NodeDefect::LooksUpFirst) {
             found = Some(self.look_up(presented));
-            self.world.linger().await;
+            self.world.maybe_preempt().await;
         }
         let confirmed = self.known().confirmed;
-        self.world.linger().await;
+        self.world.maybe_preempt().await;
         let (record, standing) = found.unwrap_or_else(|| self.look_up(presented))?;
         if read.is_none() {
-            self.world.linger().await;
+            self.world.maybe_preempt().await;
         }
         let monotonic = read.unwrap_or_else(|| self.clock.monotonic());
         let age = confirmed.map(|sent| monotonic.saturating_sub(sent));
@@ -392,12 +393,12 @@ impl Sketch {
     ) -> Result<KeyId, VerifyError> {
         use keyward::rules::{Presented, check};
 
-        if self.has(Defect::IgnoresOwners) {
+        if self.has(NodeDefect::IgnoresOwners) {
             standing.removed = false;
             standing.removed_at = None;
             standing.roles = vec![Role::ADMIN];
         }
-        // The simulation presents only tokens that the manager returned.
+        // Takes the digest from the record, because the simulation presents only issued tokens.
         let digest = record.credential.digest();
         let prefix = record.prefix.as_ref().map(token::TokenPrefix::as_str);
         let newest = self.known().newest.get(&record.tenant).copied();
@@ -422,7 +423,7 @@ impl Sketch {
             return Err(VerifyError::Unknown);
         };
         let record = KeyRecord::clone(record);
-        let mut read = Rows::default();
+        let mut read = NaiveRows::default();
         let select = LoadRequest {
             owners: record.owner.principal().cloned().into_iter().collect(),
             ..LoadRequest::none()
@@ -439,7 +440,7 @@ impl Sketch {
             rows.for_each(|row| read.apply(Change { revision, row }, None));
         }
         let standing = read.standing(&record);
-        self.world.linger().await;
+        self.world.maybe_preempt().await;
         {
             let mut known = self.known();
             let here = |cursor: Cursor| cursor.epoch == found.head.epoch;
@@ -451,11 +452,11 @@ impl Sketch {
         self.decide(&record, standing, need)
     }
 
-    /// Confirms if the store answers a call. The answer reveals nothing about changes.
+    /// Marks the node as fresh if the store answers any call. The call returns no changes.
     async fn ping(&self) -> Result<(), StoreError> {
         let sent = self.clock.monotonic();
         let anybody = TenantId::new("anybody")
-            .map_err(|_| StoreError::new(StoreErrorKind::Unavailable, "asking who is there"))?;
+            .map_err(|_| StoreError::new(StoreErrorKind::Unavailable, "pinging"))?;
         self.store.load(&anybody, &LoadRequest::none()).await?;
         self.confirm(sent);
         Ok(())
@@ -463,20 +464,21 @@ impl Sketch {
 }
 
 #[async_trait]
-impl Node for Sketch {
+impl Node for NaiveNode {
     async fn sync(&self) -> Result<(), StoreError> {
         let cursor = self.known().cursor;
         if let Some(cursor) = cursor {
-            if self.has(Defect::ConnectedIsFresh) {
+            if self.has(NodeDefect::ConnectedIsFresh) {
                 self.ping().await?;
-                let hinted = std::mem::take(&mut self.world.state().places[self.place].hinted);
-                if !hinted {
+                let notified =
+                    std::mem::take(&mut self.world.state().machines[self.machine].notified);
+                if !notified {
                     return Ok(());
                 }
             }
             match self.catch_up(false, cursor).await {
                 Ok((sent, upto)) => {
-                    self.world.linger().await;
+                    self.world.maybe_preempt().await;
                     self.known().cursor = Some(upto);
                     self.confirm(sent);
                     return Ok(());
@@ -485,7 +487,7 @@ impl Node for Sketch {
                 Err(ChangesError::Compacted) => {
                     let mut known = self.known();
                     known.confirmed = None;
-                    if self.has(Defect::NeverStartsOver) {
+                    if self.has(NodeDefect::NeverStartsOver) {
                         return Ok(());
                     }
                     known.cursor = None;
@@ -495,20 +497,25 @@ impl Node for Sketch {
         self.rebuild().await
     }
 
-    async fn give(&self, request: Request) -> Result<Committed, CommandError> {
-        give(&self.manager, request).await
+    async fn execute(&self, request: Request) -> Result<Committed, CommandError> {
+        execute(&self.manager, request).await
     }
 
-    async fn verify(&self, presented: &str, need: &Need, way: Way) -> Result<KeyId, VerifyError> {
-        if way == Way::Fresh {
+    async fn verify(
+        &self,
+        presented: &str,
+        need: &Need,
+        path: VerifyPath,
+    ) -> Result<KeyId, VerifyError> {
+        if path == VerifyPath::Fresh {
             return self.fetch(presented, need).await;
         }
-        let remembers = self.has(Defect::CachesRefusals);
+        let remembers = self.has(NodeDefect::CachesRefusals);
         if remembers && self.known().refused.contains(presented) {
             return Err(VerifyError::Unknown);
         }
         let mut verdict = self.judge(presented, need).await;
-        if way == Way::OrFetch && verdict == Err(VerifyError::Unknown) {
+        if path == VerifyPath::OrFetch && verdict == Err(VerifyError::Unknown) {
             verdict = self.fetch(presented, need).await;
         }
         if remembers && verdict == Err(VerifyError::Unknown) {

@@ -1,5 +1,5 @@
-//! The world: real time that only events advance, tasks that run one at a time, and the faults of
-//! nodes.
+//! The simulated world: a clock that only events advance, tasks that run one at a time, and machines with
+//! faults.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -9,46 +9,45 @@ use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
-use super::clock::{Hands, OwnTime};
+use super::clock::{ClockState, NodeTime};
 use super::dice::{Dice, mix};
-use super::ledger::Ledger;
+use super::ledger::CommitLedger;
 use super::node::Node;
-use super::{Invariant, Report};
+use super::{Invariant, SimulationReport};
 use crate::Call;
 
-/// Real time, in microseconds since the run began.
-pub(super) type Instant = u64;
+/// Simulated real time, in microseconds since the start of the run.
+pub(super) type SimInstant = u64;
 
 pub(super) const MILLI: u64 = 1_000;
 pub(super) const SECOND: u64 = 1_000_000;
 
-/// 5 million events, far more than any run takes. A run that takes more is in a loop.
+/// 5 million events, far more than any run takes. A run with more events is in an endless loop.
 const MOST_EVENTS: u64 = 5_000_000;
 
-/// 120 events: a violation's trace has the last events of the run, up to this number.
+/// 120 lines: the trace of a violation has the last lines of the log, up to this number.
 const TRACE: usize = 120;
 
-/// 2 levels: the events within an interrupted verification may be interrupted again, up to this
-/// depth.
+/// 2 levels: events that run during a preempted verification may be preempted too, up to this depth.
 const MOST_NESTED: usize = 2;
 
-type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
-type Job = Box<dyn FnOnce(&Arc<World>) + Send>;
+type TaskFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+type StoreCall = Box<dyn FnOnce(&Arc<SimulatedWorld>) + Send>;
 type TaskId = u64;
 
-/// An event at an instant.
-enum Event {
-    /// A task may be able to continue.
+/// A scheduled event.
+enum SimulatedEvent {
+    /// Polls a task.
     Wake(TaskId),
-    /// A request has reached the store.
-    Serve(Job),
+    /// Executes a request that has reached the store.
+    Serve(StoreCall),
 }
 
 struct Scheduled {
-    /// The sort key of the event. The instant comes first. Among the events of one instant the seed
-    /// decides the order.
-    order: (Instant, u32, u64),
-    event: Event,
+    /// The sort key of the event: its instant, a random number, and a counter. The seed thus decides the
+    /// order of events at one instant.
+    order: (SimInstant, u32, u64),
+    event: SimulatedEvent,
 }
 
 impl PartialEq for Scheduled {
@@ -71,19 +70,20 @@ impl Ord for Scheduled {
     }
 }
 
-struct Slot {
-    /// The node that runs the task and the number of its life. `None` for the world's own tasks.
-    place: Option<(usize, u32)>,
-    /// The future of the task. `None` while the task runs.
-    task: Option<Task>,
-    /// Whether an event woke the task while it ran, so that it must run again.
+struct TaskSlot {
+    /// The machine that runs the task, and the incarnation of its node. `None` for tasks of the simulation
+    /// itself.
+    machine: Option<(usize, u32)>,
+    /// The future of the task; `None` while it is being polled.
+    task: Option<TaskFuture>,
+    /// Whether the task was woken while it ran, so that it must be polled again.
     again: bool,
     waker: Waker,
 }
 
 /// The quality of a node's connection to the store.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Weather {
+pub(super) struct NetworkQuality {
     /// The usual latency of a message, in microseconds.
     pub(super) usual: u64,
     /// The highest latency of a message, in microseconds.
@@ -92,42 +92,42 @@ pub(super) struct Weather {
     pub(super) loss: u64,
 }
 
-/// A machine with a node on it.
-pub(super) struct Place {
-    pub(super) hands: Hands,
+/// A simulated machine, which runs one node.
+pub(super) struct Machine {
+    pub(super) clock: ClockState,
     /// The time that the machine's node derives from its own clock readings.
-    pub(super) own_time: OwnTime,
-    pub(super) weather: Weather,
+    pub(super) node_time: NodeTime,
+    pub(super) network: NetworkQuality,
     /// The instant at which the machine's network partition ends.
-    pub(super) cut_off: Instant,
+    pub(super) cut_off: SimInstant,
     /// The instant at which the machine's pause ends.
-    pub(super) paused: Instant,
+    pub(super) paused: SimInstant,
     /// The number of restarts of the node.
-    pub(super) life: u32,
-    /// Whether a notification of a commit has arrived, for nodes that listen.
-    pub(super) hinted: bool,
-    /// Whether a command is being carried out. The next command waits here, because the order in
-    /// which a lock serves its waiters depends on the real clock.
+    pub(super) incarnation: u32,
+    /// Whether a notification of a commit has arrived.
+    pub(super) notified: bool,
+    /// Whether the node executes a command. Other commands poll this flag. A lock is unsuitable, because the
+    /// order of its waiters depends on real time.
     pub(super) busy: bool,
-    /// The send time of the last answered request for changes.
-    pub(super) served: Option<Instant>,
+    /// The send time of the last request for changes that the store has executed.
+    pub(super) served: Option<SimInstant>,
     pub(super) node: Option<Arc<dyn Node>>,
 }
 
-pub(super) struct State {
-    pub(super) now: Instant,
+pub(super) struct WorldState {
+    pub(super) now: SimInstant,
     pub(super) dice: Dice,
     /// Whether the faults have ended.
-    pub(super) calm: bool,
-    pub(super) places: Vec<Place>,
-    pub(super) ledger: Ledger,
-    pub(super) report: Report,
+    pub(super) faults_ended: bool,
+    pub(super) machines: Vec<Machine>,
+    pub(super) ledger: CommitLedger,
+    pub(super) report: SimulationReport,
     pub(super) found: Option<(Invariant, String)>,
-    pub(super) last_commit: Instant,
+    pub(super) last_commit: SimInstant,
     /// The number of commands created so far.
-    pub(super) asked: u64,
+    pub(super) planned: u64,
     queue: BinaryHeap<Reverse<Scheduled>>,
-    tasks: BTreeMap<TaskId, Slot>,
+    tasks: BTreeMap<TaskId, TaskSlot>,
     running: Vec<TaskId>,
     scheduled: u64,
     spawned: TaskId,
@@ -135,41 +135,46 @@ pub(super) struct State {
 }
 
 /// The simulated world.
-pub(super) struct World {
-    state: Mutex<State>,
+pub(super) struct SimulatedWorld {
+    state: Mutex<WorldState>,
     ready: Arc<Mutex<Vec<TaskId>>>,
 }
 
-impl fmt::Debug for World {
+impl fmt::Debug for SimulatedWorld {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("World(…)")
+        f.write_str("SimulatedWorld(…)")
     }
 }
 
-struct Ready {
+struct TaskWaker {
     ready: Arc<Mutex<Vec<TaskId>>>,
     id: TaskId,
 }
 
-impl Wake for Ready {
+impl Wake for TaskWaker {
     fn wake(self: Arc<Self>) {
         lock(&self.ready).push(self.id);
     }
 }
 
-impl World {
-    pub(super) fn new(dice: Dice, places: Vec<Place>, ledger: Ledger, traced: bool) -> Arc<Self> {
+impl SimulatedWorld {
+    pub(super) fn new(
+        dice: Dice,
+        machines: Vec<Machine>,
+        ledger: CommitLedger,
+        traced: bool,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            state: Mutex::new(State {
+            state: Mutex::new(WorldState {
                 now: 0,
                 dice,
-                calm: false,
-                places,
+                faults_ended: false,
+                machines,
                 ledger,
-                report: Report::default(),
+                report: SimulationReport::default(),
                 found: None,
                 last_commit: 0,
-                asked: 0,
+                planned: 0,
                 queue: BinaryHeap::new(),
                 tasks: BTreeMap::new(),
                 running: Vec::new(),
@@ -181,50 +186,49 @@ impl World {
         })
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, WorldState> {
         lock(&self.state)
     }
 
-    /// Starts a task on the current life of a node, or on no node.
+    /// Starts a task of a machine's current node, or of no machine.
     pub(super) fn spawn(
         &self,
-        place: Option<usize>,
+        machine: Option<usize>,
         task: impl Future<Output = ()> + Send + 'static,
     ) {
         let mut state = self.state();
         state.spawned += 1;
         let id = state.spawned;
         let ready = self.ready.clone();
-        let slot = Slot {
-            place: place.map(|place| (place, state.places[place].life)),
+        let slot = TaskSlot {
+            machine: machine.map(|machine| (machine, state.machines[machine].incarnation)),
             task: Some(Box::pin(task)),
             again: false,
-            waker: Waker::from(Arc::new(Ready { ready, id })),
+            waker: Waker::from(Arc::new(TaskWaker { ready, id })),
         };
         state.tasks.insert(id, slot);
         let now = state.now;
-        state.schedule(now, Event::Wake(id));
+        state.schedule(now, SimulatedEvent::Wake(id));
     }
 
-    /// Ends a node's life. The node's tasks stop. Requests that the node has sent are still carried
-    /// out.
-    pub(super) fn kill(&self, place: usize) {
+    /// Stops a machine's node and its tasks. The store still executes requests that the node has sent.
+    pub(super) fn kill(&self, machine: usize) {
         let mut state = self.state();
-        state.places[place].life += 1;
-        state.places[place].busy = false;
-        let node = state.places[place].node.take();
-        let on_it = |slot: &Slot| slot.place.is_some_and(|(on, _)| on == place);
+        state.machines[machine].incarnation += 1;
+        state.machines[machine].busy = false;
+        let node = state.machines[machine].node.take();
+        let on_it = |slot: &TaskSlot| slot.machine.is_some_and(|(on, _)| on == machine);
         let tasks = std::mem::take(&mut state.tasks);
         let (gone, kept): (BTreeMap<_, _>, _) =
             tasks.into_iter().partition(|(_, slot)| on_it(slot));
         state.tasks = kept;
         drop(state);
-        // Dropped without the lock, because a drop may wake other tasks.
+        // Drops outside of the lock, because a drop may wake other tasks.
         drop((gone, node));
     }
 
     /// Runs events until `limit`, or until an invariant is broken.
-    pub(super) fn run_until(self: &Arc<Self>, limit: Instant) {
+    pub(super) fn run_until(self: &Arc<Self>, limit: SimInstant) {
         loop {
             let mut state = self.state();
             if state.found.is_some() {
@@ -233,7 +237,7 @@ impl World {
             let woken = std::mem::take(&mut *lock(&self.ready));
             for id in woken {
                 let now = state.now;
-                state.schedule(now, Event::Wake(id));
+                state.schedule(now, SimulatedEvent::Wake(id));
             }
             let due = state
                 .queue
@@ -251,25 +255,25 @@ impl World {
                 return;
             }
             match next.event {
-                Event::Serve(job) => {
+                SimulatedEvent::Serve(job) => {
                     drop(state);
                     job(self);
                 }
-                Event::Wake(id) => self.wake(state, id),
+                SimulatedEvent::Wake(id) => self.wake(state, id),
             }
         }
     }
 
-    fn wake(self: &Arc<Self>, mut state: MutexGuard<'_, State>, id: TaskId) {
+    fn wake(self: &Arc<Self>, mut state: MutexGuard<'_, WorldState>, id: TaskId) {
         let Some(slot) = state.tasks.get_mut(&id) else {
             return;
         };
-        let place = slot.place;
-        if let Some((on, _)) = place {
-            let paused = state.places[on].paused;
+        let machine = slot.machine;
+        if let Some((on, _)) = machine {
+            let paused = state.machines[on].paused;
             if paused > state.now {
                 let later = paused + state.dice.between(0, 2 * MILLI);
-                state.schedule(later, Event::Wake(id));
+                state.schedule(later, SimulatedEvent::Wake(id));
                 return;
             }
         }
@@ -291,7 +295,7 @@ impl World {
             (Some(slot), Poll::Pending) => {
                 slot.task = Some(task);
                 if std::mem::take(&mut slot.again) {
-                    state.schedule(now, Event::Wake(id));
+                    state.schedule(now, SimulatedEvent::Wake(id));
                 }
                 return;
             }
@@ -304,14 +308,14 @@ impl World {
     }
 
     /// Waits until an instant.
-    pub(super) async fn until(&self, at: Instant) {
-        let mut asked = false;
+    pub(super) async fn until(&self, at: SimInstant) {
+        let mut timer_set = false;
         poll_fn(|_| {
             let mut state = self.state();
             if state.now >= at {
                 return Poll::Ready(());
             }
-            if !std::mem::replace(&mut asked, true) {
+            if !std::mem::replace(&mut timer_set, true) {
                 state.wake_at(at);
             }
             Poll::Pending
@@ -319,26 +323,26 @@ impl World {
         .await;
     }
 
-    /// Waits for so many microseconds.
+    /// Waits for `micros` microseconds.
     pub(super) async fn sleep(&self, micros: u64) {
         let at = self.state().now + micros;
         self.until(at).await;
     }
 
-    /// Waits for so many microseconds, or until the node is notified.
-    pub(super) async fn sleep_or_hint(&self, place: usize, micros: u64) {
+    /// Waits for `micros` microseconds, or until the node is notified.
+    pub(super) async fn sleep_or_notified(&self, machine: usize, micros: u64) {
         let at = self.state().now + micros;
-        let mut asked = false;
+        let mut timer_set = false;
         poll_fn(|_| {
             let mut state = self.state();
-            let hinted = std::mem::take(&mut state.places[place].hinted);
-            if state.now >= at || hinted {
+            let notified = std::mem::take(&mut state.machines[machine].notified);
+            if state.now >= at || notified {
                 return Poll::Ready(());
             }
-            if !std::mem::replace(&mut asked, true) {
+            if !std::mem::replace(&mut timer_set, true) {
                 state.wake_at(at);
-                // Polls only three times before the timeout. The time to the next poll acts as the
-                // latency of the notification.
+                // Checks for a notification three times before the timeout. The delay until a check simulates
+                // the latency of the notification.
                 for step in 1..4 {
                     let between = state.now + step * micros / 4;
                     state.wake_at(between);
@@ -349,7 +353,7 @@ impl World {
         .await;
     }
 
-    /// Waits for a future with a timeout. If the future takes longer, drops it and returns `None`.
+    /// Returns the output of a future; `None` if it takes longer than `micros` microseconds.
     pub(super) async fn within<T>(
         &self,
         micros: u64,
@@ -357,7 +361,7 @@ impl World {
     ) -> Option<T> {
         let mut future = pin!(future);
         let at = self.state().now + micros;
-        let mut asked = false;
+        let mut timer_set = false;
         poll_fn(|cx| {
             if let Poll::Ready(done) = future.as_mut().poll(cx) {
                 return Poll::Ready(Some(done));
@@ -366,7 +370,7 @@ impl World {
             if state.now >= at {
                 return Poll::Ready(None);
             }
-            if !std::mem::replace(&mut asked, true) {
+            if !std::mem::replace(&mut timer_set, true) {
                 state.wake_at(at);
             }
             Poll::Pending
@@ -374,16 +378,16 @@ impl World {
         .await
     }
 
-    /// Marks a point where a node's task may be preempted.
-    pub(super) async fn linger(&self) {
+    /// Sleeps for a random time with some probability, as if the node's task had been preempted.
+    pub(super) async fn maybe_preempt(&self) {
         let for_long = self.state().interruption();
         if let Some(micros) = for_long {
             self.sleep(micros).await;
         }
     }
 
-    /// Marks a point where synchronous code may be preempted. Other events run in the meantime.
-    pub(super) fn interrupt(self: &Arc<Self>, place: usize) {
+    /// Runs other events for a random time with some probability, as if synchronous code had been preempted.
+    pub(super) fn interrupt(self: &Arc<Self>, machine: usize) {
         let mut state = self.state();
         if state.running.len() > MOST_NESTED {
             return;
@@ -396,17 +400,17 @@ impl World {
         loop {
             self.run_until(until);
             let state = self.state();
-            // The machine may have been paused in the meantime.
-            if state.found.is_some() || state.places[place].paused <= state.now {
+            // Waits longer if the machine was paused in the meantime.
+            if state.found.is_some() || state.machines[machine].paused <= state.now {
                 return;
             }
-            until = state.places[place].paused;
+            until = state.machines[machine].paused;
         }
     }
 
-    /// Waits until the node carries out no other command, and then marks the node as busy.
-    pub(super) async fn turn(&self, place: usize) {
-        while std::mem::replace(&mut self.state().places[place].busy, true) {
+    /// Waits until the node executes no other command, and then marks the node as busy.
+    pub(super) async fn begin_command(&self, machine: usize) {
+        while std::mem::replace(&mut self.state().machines[machine].busy, true) {
             self.sleep(5 * MILLI).await;
         }
     }
@@ -422,17 +426,17 @@ impl World {
         let tasks = std::mem::take(&mut state.tasks);
         let queue = std::mem::take(&mut state.queue);
         let nodes: Vec<_> = state
-            .places
+            .machines
             .iter_mut()
-            .map(|place| place.node.take())
+            .map(|machine| machine.node.take())
             .collect();
         drop(state);
         drop((tasks, queue, nodes));
     }
 }
 
-impl State {
-    fn schedule(&mut self, at: Instant, event: Event) {
+impl WorldState {
+    fn schedule(&mut self, at: SimInstant, event: SimulatedEvent) {
         self.scheduled += 1;
         let shuffle = u32::try_from(self.dice.next() >> 32).unwrap_or_default();
         let order = (at, shuffle, self.scheduled);
@@ -440,9 +444,9 @@ impl State {
     }
 
     /// Wakes the running task at an instant.
-    pub(super) fn wake_at(&mut self, at: Instant) {
+    pub(super) fn wake_at(&mut self, at: SimInstant) {
         if let Some(&id) = self.running.last() {
-            self.schedule(at, Event::Wake(id));
+            self.schedule(at, SimulatedEvent::Wake(id));
         }
     }
 
@@ -452,25 +456,25 @@ impl State {
     }
 
     /// Wakes a task at an instant.
-    pub(super) fn wake_task(&mut self, id: Option<TaskId>, at: Instant) {
+    pub(super) fn wake_task(&mut self, id: Option<TaskId>, at: SimInstant) {
         id.into_iter()
-            .for_each(|id| self.schedule(at, Event::Wake(id)));
+            .for_each(|id| self.schedule(at, SimulatedEvent::Wake(id)));
     }
 
-    pub(super) fn serve_at(&mut self, at: Instant, job: Job) {
-        self.schedule(at, Event::Serve(job));
+    pub(super) fn serve_at(&mut self, at: SimInstant, job: StoreCall) {
+        self.schedule(at, SimulatedEvent::Serve(job));
     }
 
     fn interruption(&mut self) -> Option<u64> {
         let most = 3 * self.ledger.bound();
-        let happens = !self.calm && self.dice.chance(120);
+        let happens = !self.faults_ended && self.dice.chance(120);
         happens.then(|| self.dice.tail(20 * MILLI, most))
     }
 
     /// Draws the latency of a message to or from a node; `None` if the message is lost.
-    pub(super) fn message(&mut self, place: usize) -> Option<u64> {
-        let Weather { usual, most, loss } = self.places[place].weather;
-        let lost = self.places[place].cut_off > self.now || self.dice.chance(loss);
+    pub(super) fn message(&mut self, machine: usize) -> Option<u64> {
+        let NetworkQuality { usual, most, loss } = self.machines[machine].network;
+        let lost = self.machines[machine].cut_off > self.now || self.dice.chance(loss);
         let takes = self.dice.tail(usual, most);
         (!lost).then_some(takes)
     }
@@ -495,17 +499,17 @@ impl State {
         self.trace.take().map(Vec::from).unwrap_or_default()
     }
 
-    /// Mixes an event into the hash by which two runs are compared.
+    /// Mixes a value into [`SimulationReport::mark`].
     pub(super) fn mark(&mut self, what: u64) {
         let now = self.now;
         let mark = &mut self.report.mark;
         *mark = mix(*mark ^ mix(now) ^ what);
     }
 
-    /// Counts an answered call, and mixes it into the hash.
-    pub(super) fn mark_call(&mut self, place: usize, call: Call) {
+    /// Counts a call that the store has executed, and mixes it into [`SimulationReport::mark`].
+    pub(super) fn mark_call(&mut self, machine: usize, call: Call) {
         self.report.calls += 1;
-        self.mark((place as u64) << 8 | call as u64);
+        self.mark((machine as u64) << 8 | call as u64);
     }
 }
 

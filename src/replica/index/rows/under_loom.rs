@@ -1,4 +1,4 @@
-//! A row under every interleaving of its writer and its readers.
+//! Loom tests of a row, under every interleaving of its writer and its readers.
 
 use std::sync::Arc;
 
@@ -7,11 +7,11 @@ use loom::thread;
 use super::super::under_loom::{content, explore_within};
 use super::*;
 
-fn is_whole(write: fn(&Row, Content), changes: u32, reads: usize) {
-    // More changes or more reads take minutes without a bound on the switches between threads.
-    let turns = (changes + reads as u32 > 2).then_some(1);
-    explore_within(turns, move || {
-        let row = Arc::new(Row::default());
+fn is_whole(write: fn(&IndexRow, Content), changes: u32, reads: usize) {
+    // With more changes or reads, loom takes minutes unless the number of preemptions is limited.
+    let switches = (changes + reads as u32 > 2).then_some(1);
+    explore_within(switches, move || {
+        let row = Arc::new(IndexRow::default());
         row.write(content(1));
         let reader = thread::spawn({
             let row = row.clone();
@@ -19,7 +19,7 @@ fn is_whole(write: fn(&Row, Content), changes: u32, reads: usize) {
                 let mut before = 1;
                 for _ in 0..reads {
                     let read = row.read();
-                    let number = read.parts.holder;
+                    let number = read.attribute_ids.key_owner;
                     assert_eq!(read, content(number), "half written");
                     assert!(number >= before, "older than what was read before");
                     before = number;
@@ -34,22 +34,22 @@ fn is_whole(write: fn(&Row, Content), changes: u32, reads: usize) {
 
 #[test]
 fn a_row_is_never_read_half_written() {
-    is_whole(Row::write, 1, 1);
+    is_whole(IndexRow::write, 1, 1);
 }
 
 #[test]
 fn a_row_is_never_read_older_than_before() {
-    is_whole(Row::write, 1, 2);
+    is_whole(IndexRow::write, 1, 2);
 }
 
 #[test]
 fn a_row_that_is_written_twice_is_never_read_half_written() {
-    is_whole(Row::write, 2, 1);
+    is_whole(IndexRow::write, 2, 1);
 }
 
-/// [`Row::write`] with one of its steps left out or weakened.
-fn write(row: &Row, content: Content, marks: bool, fences: bool, last: Ordering) {
-    let (state, ends) = words(content.key);
+/// [`IndexRow::write`] with one of its steps omitted or weakened.
+fn write(row: &IndexRow, content: Content, marks: bool, fences: bool, last: Ordering) {
+    let (state, ends) = words_of(content.key);
     if marks {
         row.revision.store(CHANGING, Ordering::Relaxed);
     }
@@ -58,28 +58,30 @@ fn write(row: &Row, content: Content, marks: bool, fences: bool, last: Ordering)
     }
     row.state.store(state, Ordering::Relaxed);
     row.ends.store(ends, Ordering::Relaxed);
-    row.holder.store(content.parts.holder, Ordering::Relaxed);
-    row.shape.store(content.parts.shape, Ordering::Relaxed);
+    row.key_owner
+        .store(content.attribute_ids.key_owner, Ordering::Relaxed);
+    row.traits
+        .store(content.attribute_ids.traits, Ordering::Relaxed);
     row.revision.store(content.revision.0, last);
 }
 
 #[test]
 #[should_panic(expected = "half written")]
 fn a_row_that_is_not_marked_is_read_half_written() {
-    let broken = |row: &Row, content| write(row, content, false, true, Ordering::Release);
+    let broken = |row: &IndexRow, content| write(row, content, false, true, Ordering::Release);
     is_whole(broken, 1, 1);
 }
 
 #[test]
 #[should_panic(expected = "half written")]
 fn a_row_that_is_marked_without_a_fence_is_read_half_written() {
-    let broken = |row: &Row, content| write(row, content, true, false, Ordering::Release);
+    let broken = |row: &IndexRow, content| write(row, content, true, false, Ordering::Release);
     is_whole(broken, 1, 1);
 }
 
 #[test]
 #[should_panic(expected = "half written")]
 fn a_row_that_is_finished_without_release_is_read_half_written() {
-    let broken = |row: &Row, content| write(row, content, true, true, Ordering::Relaxed);
+    let broken = |row: &IndexRow, content| write(row, content, true, true, Ordering::Relaxed);
     is_whole(broken, 1, 1);
 }

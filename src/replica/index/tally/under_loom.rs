@@ -1,4 +1,4 @@
-//! A tally under every interleaving of the counting threads.
+//! Loom test of a tally, under every interleaving of the counting threads.
 
 use std::sync::Arc;
 

@@ -1,5 +1,4 @@
-//! Counting under every interleaving of two threads that share a place and a third that takes the
-//! counts.
+//! Loom tests of counting: two threads share a counter, and a third thread takes the counts.
 
 use std::sync::Arc;
 
@@ -8,7 +7,7 @@ use loom::thread;
 use super::super::under_loom::explore_within;
 use super::*;
 
-type Count = fn(&Share, u32) -> Option<Counted>;
+type CountFn = fn(&CounterShard, u32) -> Option<Counted>;
 
 /// Adds a displaced count to the sum of its row.
 fn add(sum: &mut [u32; 2], counted: Option<Counted>) {
@@ -17,9 +16,9 @@ fn add(sum: &mut [u32; 2], counted: Option<Counted>) {
     }
 }
 
-fn adds_up(count: Count, one: &'static [u32], other: &'static [u32]) {
+fn adds_up(count: CountFn, one: &'static [u32], other: &'static [u32]) {
     explore_within((one.len() + other.len() > 3).then_some(2), move || {
-        let uses = Arc::new(Usage::default());
+        let uses = Arc::new(UseCounters::default());
         let use_all = |rows: &'static [u32]| {
             let uses = uses.clone();
             thread::spawn(move || {
@@ -48,8 +47,8 @@ fn adds_up(count: Count, one: &'static [u32], other: &'static [u32]) {
     });
 }
 
-fn count(share: &Share, row: u32) -> Option<Counted> {
-    share.count(row, 1)
+fn count(shard: &CounterShard, row: u32) -> Option<Counted> {
+    shard.count(row, 1)
 }
 
 #[test]
@@ -58,28 +57,27 @@ fn no_use_of_one_key_is_lost_or_counted_twice() {
 }
 
 #[test]
-fn no_use_of_two_keys_in_one_place_is_lost_or_counted_twice() {
+fn no_use_of_two_keys_in_one_counter_is_lost_or_counted_twice() {
     adds_up(count, &[1, 1], &[2, 1]);
 }
 
-/// Broken: does not compare before it stores, so it overwrites a concurrent count.
-fn count_blindly(share: &Share, row: u32) -> Option<Counted> {
-    let known = share.counts[0].load(Ordering::Relaxed);
+/// Broken: does not compare before the store, which overwrites a concurrent count.
+fn count_blindly(shard: &CounterShard, row: u32) -> Option<Counted> {
+    let known = shard.counts[0].load(Ordering::Relaxed);
     if row_of(known) == row {
-        share.counts[0].store(known + 1, Ordering::Relaxed);
+        shard.counts[0].store(known + 1, Ordering::Relaxed);
         return None;
     }
     counted(
-        share.counts[0].swap(u64::from(row) << 32 | 1, Ordering::Relaxed),
+        shard.counts[0].swap(u64::from(row) << 32 | 1, Ordering::Relaxed),
         1,
     )
 }
 
-/// Broken: reads the displaced count before it stores the new count, so it misses a concurrent
-/// count.
-fn displace_blindly(share: &Share, row: u32) -> Option<Counted> {
-    let known = share.counts[0].load(Ordering::Relaxed);
-    share.counts[0].store(u64::from(row) << 32 | 1, Ordering::Relaxed);
+/// Broken: loads the displaced count before storing the new count, and so misses a concurrent count.
+fn displace_blindly(shard: &CounterShard, row: u32) -> Option<Counted> {
+    let known = shard.counts[0].load(Ordering::Relaxed);
+    shard.counts[0].store(u64::from(row) << 32 | 1, Ordering::Relaxed);
     counted(known, 1)
 }
 

@@ -1,12 +1,12 @@
-//! Commands: every change of keys in one call.
+//! Commands: the methods that change keys.
 
 use std::time::Duration;
 
-use super::{Created, Imported, Keyward, LeakReport, Rotated, TimeRepaired};
+use super::{Created, ImportedKey, Keyward, LeakReport, Rotated, TimeRepaired};
 use crate::core::actor::{Actor, Invocation};
 use crate::core::command::{
-    Command, CreateKey, DeleteKey, Denial, ImportKey, IssuedKey, Outcome, Request, RevokeKey,
-    RotateKey, UpdateKey,
+    Command, CommandOutcome, CreateKey, DeleteKey, Denial, ImportKey, IssuedKey, Request,
+    RevokeKey, RotateKey, UpdateKey,
 };
 use crate::core::id::KeyId;
 use crate::core::need::Need;
@@ -21,13 +21,13 @@ use crate::core::view::LoadRequest;
 use crate::manager::{BulkReceipt, CommandError, Committed, Receipt};
 use crate::store::{Locator, Row, RowKey, StoreErrorKind};
 
-/// One minute, after which maintenance continues a command over many keys in place of its caller. A
-/// judgement: a page of a thousand keys takes well under a second. The caller and maintenance may run
-/// concurrently without harm.
+/// One minute: maintenance continues a bulk command that is older, in place of its caller. A page of a
+/// thousand keys takes well under a second. The caller and maintenance may run concurrently without harm.
 const SWEEP_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Every call takes an [`Actor`], or an actor with an idempotency key ([`Actor::with_command_id`]). With an
-/// idempotency key, a retry changes nothing. A call whose future is dropped may or may not commit.
+/// Commands. Each takes an [`Actor`], or an actor with an idempotency key ([`Actor::with_command_id`]). A
+/// retry with the same idempotency key changes nothing. If the future is dropped, the command may or may not
+/// commit.
 impl Keyward {
     /// Creates a key.
     ///
@@ -40,23 +40,24 @@ impl Keyward {
         key: CreateKey,
     ) -> Result<Created, CommandError> {
         let tenant = key.tenant().cloned();
-        let landed = self.give(by, tenant, key.into_command()?).await?;
-        Created::from_committed(landed).ok_or(CommandError::Denied(Denial::NotFound))
+        let committed = self.execute(by, tenant, key.into_command()?).await?;
+        Created::from_committed(committed).ok_or(CommandError::Denied(Denial::NotFound))
     }
 
-    /// Imports a key of another system as a digest. The client keeps using the key.
+    /// Imports a key of another system by its digest. Clients keep using the same key.
     ///
     /// # Errors
     ///
-    /// [`CommandError`]; [`Denial::DigestTaken`] if the digest was ever imported before.
+    /// [`CommandError`]; [`Denial::DigestTaken`] if the digest was imported before, even if that key was
+    /// removed since.
     pub async fn import(
         &self,
         by: impl Into<Invocation<'_>>,
         key: ImportKey,
-    ) -> Result<Imported, CommandError> {
+    ) -> Result<ImportedKey, CommandError> {
         let tenant = key.tenant().cloned();
-        let landed = self.give(by, tenant, key.into_command()?).await?;
-        Imported::from_committed(landed).ok_or(CommandError::Denied(Denial::NotFound))
+        let committed = self.execute(by, tenant, key.into_command()?).await?;
+        ImportedKey::from_committed(committed).ok_or(CommandError::Denied(Denial::NotFound))
     }
 
     /// Changes a key's name, attributes, permissions or lifetime.
@@ -71,7 +72,7 @@ impl Keyward {
         change: UpdateKey,
     ) -> Result<Receipt, CommandError> {
         let command = change.into_command(key)?;
-        Ok(self.give_about(by, command).await?.receipt)
+        Ok(self.execute_on_key(by, command).await?.receipt)
     }
 
     /// Disables a key until it is enabled again.
@@ -84,7 +85,10 @@ impl Keyward {
         by: impl Into<Invocation<'_>>,
         key: KeyId,
     ) -> Result<Receipt, CommandError> {
-        Ok(self.give_about(by, Command::Disable { key }).await?.receipt)
+        Ok(self
+            .execute_on_key(by, Command::Disable { key })
+            .await?
+            .receipt)
     }
 
     /// Enables a disabled key.
@@ -97,15 +101,18 @@ impl Keyward {
         by: impl Into<Invocation<'_>>,
         key: KeyId,
     ) -> Result<Receipt, CommandError> {
-        Ok(self.give_about(by, Command::Enable { key }).await?.receipt)
+        Ok(self
+            .execute_on_key(by, Command::Enable { key })
+            .await?
+            .receipt)
     }
 
-    /// Revokes a key permanently. This process refuses the key when the call returns, every other
-    /// process by [`Receipt::no_later_than`].
+    /// Revokes a key permanently. When the call returns, this process refuses the key. Every other process
+    /// refuses the key by [`Receipt::no_later_than`].
     ///
     /// # Errors
     ///
-    /// [`CommandError`]; [`Denial::ConfirmationRequired`] if the class asks for confirmation: pass
+    /// [`CommandError`]; [`Denial::ConfirmationRequired`] if the class requires confirmation: pass
     /// `reason.confirmed()`.
     pub async fn revoke(
         &self,
@@ -115,7 +122,7 @@ impl Keyward {
     ) -> Result<Receipt, CommandError> {
         let revocation = revocation.into();
         Ok(self
-            .give_about(by, Command::Revoke { key, revocation })
+            .execute_on_key(by, Command::Revoke { key, revocation })
             .await?
             .receipt)
     }
@@ -132,12 +139,12 @@ impl Keyward {
         deletion: DeleteKey,
     ) -> Result<Receipt, CommandError> {
         Ok(self
-            .give_about(by, Command::Delete { key, deletion })
+            .execute_on_key(by, Command::Delete { key, deletion })
             .await?
             .receipt)
     }
 
-    /// Replaces a key by a successor.
+    /// Replaces a key with a successor.
     ///
     /// # Errors
     ///
@@ -150,8 +157,10 @@ impl Keyward {
         how: impl Into<RotateKey>,
     ) -> Result<Rotated, CommandError> {
         let how = how.into();
-        let landed = self.give_about(by, Command::Rotate { key, how }).await?;
-        Rotated::from_committed(landed).ok_or(CommandError::Denied(Denial::NotFound))
+        let committed = self
+            .execute_on_key(by, Command::Rotate { key, how })
+            .await?;
+        Rotated::from_committed(committed).ok_or(CommandError::Denied(Denial::NotFound))
     }
 
     /// Ends the old key of a rotation immediately.
@@ -165,7 +174,7 @@ impl Keyward {
         old: KeyId,
     ) -> Result<Receipt, CommandError> {
         Ok(self
-            .give_about(by, Command::FinishRotation { key: old })
+            .execute_on_key(by, Command::FinishRotation { key: old })
             .await?
             .receipt)
     }
@@ -181,7 +190,7 @@ impl Keyward {
         old: KeyId,
     ) -> Result<Receipt, CommandError> {
         Ok(self
-            .give_about(by, Command::CancelRotation { key: old })
+            .execute_on_key(by, Command::CancelRotation { key: old })
             .await?
             .receipt)
     }
@@ -197,13 +206,15 @@ impl Keyward {
         by: impl Into<Invocation<'_>>,
         key: KeyId,
     ) -> Result<Created, CommandError> {
-        let landed = self.give_about(by, Command::ReplaceLost { key }).await?;
-        Created::from_committed(landed).ok_or(CommandError::Denied(Denial::NotFound))
+        let committed = self
+            .execute_on_key(by, Command::ReplaceLost { key })
+            .await?;
+        Created::from_committed(committed).ok_or(CommandError::Denied(Denial::NotFound))
     }
 
-    /// Sets the newest instant of a tenant back to the current time, if a wrong clock left it in
-    /// the future. Only the application may do so. Keys keep the times that the wrong clock gave
-    /// them: check when the tenant's keys were created and when they expire.
+    /// Sets the newest instant of a tenant back to the current time, if a wrong clock left it in the future.
+    /// Only the application itself may call this method. Keys keep the times that the wrong clock gave them:
+    /// check the creation and expiry times of the tenant's keys.
     ///
     /// # Errors
     ///
@@ -213,10 +224,10 @@ impl Keyward {
         by: impl Into<Invocation<'_>>,
         tenant: &TenantId,
     ) -> Result<TimeRepaired, CommandError> {
-        let landed = self
-            .give(by, Some(tenant.clone()), Command::RepairTime)
+        let committed = self
+            .execute(by, Some(tenant.clone()), Command::RepairTime)
             .await?;
-        Ok(TimeRepaired::from_committed(landed))
+        Ok(TimeRepaired::from_committed(committed))
     }
 
     /// Registers a tenant, and returns the keys that its policy provisions. Returns no keys if the tenant is
@@ -230,10 +241,10 @@ impl Keyward {
         by: impl Into<Invocation<'_>>,
         tenant: &TenantId,
     ) -> Result<Vec<IssuedKey>, CommandError> {
-        let landed = self
-            .give(by, Some(tenant.clone()), Command::ProvisionTenant)
+        let committed = self
+            .execute(by, Some(tenant.clone()), Command::ProvisionTenant)
             .await?;
-        Ok(provisioned(landed))
+        Ok(provisioned(committed))
     }
 
     /// Creates the keys that the policy provisions with a resource.
@@ -249,12 +260,12 @@ impl Keyward {
     ) -> Result<Vec<IssuedKey>, CommandError> {
         let command = Command::ProvisionResource(resource);
         Ok(provisioned(
-            self.give(by, Some(tenant.clone()), command).await?,
+            self.execute(by, Some(tenant.clone()), command).await?,
         ))
     }
 
-    /// Ends every key of a tenant and of its descendants permanently. The keys are refused from the first
-    /// commit on. Repeat an interrupted call: it continues where it stopped.
+    /// Closes a tenant: permanently ends every key of the tenant and of its descendants. All these keys are
+    /// refused from the first commit on. After an interruption, repeat the call to continue.
     ///
     /// # Errors
     ///
@@ -264,11 +275,11 @@ impl Keyward {
         by: impl Into<Invocation<'_>>,
         tenant: &TenantId,
     ) -> Result<BulkReceipt, CommandError> {
-        self.give_bulk(by, tenant, Command::CloseTenant).await
+        self.execute_bulk(by, tenant, Command::CloseTenant).await
     }
 
-    /// Refuses all keys of a principal from now on, in `tenant` and its descendants, and revokes these keys.
-    /// Repeat an interrupted call: it continues where it stopped.
+    /// Removes a principal as an owner: refuses and revokes all keys of the principal in `tenant` and its
+    /// descendants. After an interruption, repeat the call to continue.
     ///
     /// # Errors
     ///
@@ -279,14 +290,13 @@ impl Keyward {
         tenant: &TenantId,
         owner: PrincipalId,
     ) -> Result<BulkReceipt, CommandError> {
-        self.give_bulk(by, tenant, Command::RemoveOwner { owner })
+        self.execute_bulk(by, tenant, Command::RemoveOwner { owner })
             .await
     }
 
-    /// Stores the role that the application has for an owner wherever another role is stored: in the
-    /// ancestors of `tenant` that the actor reaches, in `tenant`, and in descendants with live keys of the
-    /// owner. Resolves [`Denial::RoleDrift`](crate::Denial::RoleDrift). Only the application itself may call
-    /// this method.
+    /// Corrects the stored role of an owner to `role`: in the ancestors of `tenant` that the actor reaches,
+    /// in `tenant`, and in descendants with live keys of the owner. Resolves
+    /// [`Denial::RoleDrift`]. Only the application itself may call this method.
     ///
     /// # Errors
     ///
@@ -305,14 +315,14 @@ impl Keyward {
             .filter(|above| by.actor.reaches(above))
             .collect();
         for above in above.into_iter().rev() {
-            self.give(&by, Some(above), command.clone()).await?;
+            self.execute(&by, Some(above), command.clone()).await?;
         }
-        Ok(self.give_bulk(by, tenant, command).await?.receipt)
+        Ok(self.execute_bulk(by, tenant, command).await?.receipt)
     }
 
-    /// Sets the role of a principal who owns keys, in `tenant` and in descendants with live keys of the
-    /// principal. Every key of a class with a live ceiling narrows or widens immediately. For actions of the
-    /// principal in person, the role in the [`Actor`] that the host makes counts.
+    /// Sets the role of a key owner, in `tenant` and in descendants with live keys of the owner. In classes
+    /// with a live ceiling, the owner's keys narrow or widen immediately. Actions of the owner in person are
+    /// not affected: the role in the [`Actor`] decides about them.
     ///
     /// # Errors
     ///
@@ -325,12 +335,12 @@ impl Keyward {
         role: Role,
     ) -> Result<Receipt, CommandError> {
         let command = Command::ChangeOwnerRole { owner, role };
-        Ok(self.give_bulk(by, tenant, command).await?.receipt)
+        Ok(self.execute_bulk(by, tenant, command).await?.receipt)
     }
 
     /// Revokes all matching keys of `tenant`, except legacy keys, in commits of at most
-    /// [`SWEEP_MAX`](crate::rules::SWEEP_MAX). [`BulkFilter::made_by`] includes the descendants
-    /// too.
+    /// [`SWEEP_MAX`](crate::rules::SWEEP_MAX) keys. A filter with [`BulkFilter::made_by`] also covers the
+    /// descendants.
     ///
     /// Call [`Keyward::made_by`](crate::Keyward::made_by) first to list the keys that this call would revoke.
     ///
@@ -344,12 +354,12 @@ impl Keyward {
         filter: BulkFilter,
         reason: Reason,
     ) -> Result<BulkReceipt, CommandError> {
-        self.give_bulk(by, tenant, Command::RevokeMany { filter, reason })
+        self.execute_bulk(by, tenant, Command::RevokeMany { filter, reason })
             .await
     }
 
-    /// Removes revoked and expired keys of `tenant` whose retention is over. The host itself calls this
-    /// method from time to time.
+    /// Removes revoked and expired keys of `tenant` whose retention period is over. The host should call this
+    /// method regularly.
     ///
     /// # Errors
     ///
@@ -359,11 +369,12 @@ impl Keyward {
         by: impl Into<Invocation<'_>>,
         tenant: &TenantId,
     ) -> Result<BulkReceipt, CommandError> {
-        self.give_bulk(by, tenant, Command::Purge).await
+        self.execute_bulk(by, tenant, Command::Purge).await
     }
 
-    /// Reports that a key was found in public, by its whole text. Anyone who has the whole text may end the
-    /// key. A secret key is revoked immediately (rule G-35), a publishable key only recorded (rule A2-14).
+    /// Reports a key that was found in public, by its full text. Needs no actor, because anyone who has the
+    /// full text may end the key. A secret key is revoked immediately (rule G-35). For a publishable key, the
+    /// leak is only recorded (rule A2-14).
     ///
     /// # Errors
     ///
@@ -382,7 +393,7 @@ impl Keyward {
                 let kind = crate::store::StoreErrorKind::Unavailable;
                 return Err(crate::store::StoreError::new(kind, "looking up a leaked key").into());
             }
-            // A rejection names its key only after the secret was compared.
+            // The error contains a key id only if the presented secret was correct.
             Err(rejection) => rejection
                 .key()
                 .ok_or(CommandError::Denied(Denial::NotFound))?,
@@ -395,7 +406,7 @@ impl Keyward {
         self.report_leak(&host, key, source).await
     }
 
-    /// Reports that a key was found in public, by its fingerprint, within the actor's reach.
+    /// Reports a key that was found in public, by its fingerprint. Finds only keys within the actor's reach.
     ///
     /// # Errors
     ///
@@ -427,30 +438,34 @@ impl Keyward {
         key: KeyId,
         source: LeakSource,
     ) -> Result<LeakReport, CommandError> {
-        let landed = self
-            .give_about(by, Command::ReportLeak { key, source })
+        let committed = self
+            .execute_on_key(by, Command::ReportLeak { key, source })
             .await?;
-        let revoked = matches!(landed.outcome, Outcome::LeakNoted { revoked: true });
+        let revoked = matches!(
+            committed.outcome,
+            CommandOutcome::LeakNoted { revoked: true }
+        );
         Ok(LeakReport {
             key,
             revoked,
-            receipt: landed.receipt,
+            receipt: committed.receipt,
         })
     }
 
-    /// Does the work that verifications left behind: records first uses of successors, and stores
-    /// digests under the current pepper. Returns the number of completed tasks. Call it from time
-    /// to time: a grace period that counts from a first use begins only once the use is recorded. A
-    /// first use stays counted in this process until a commit records it.
+    /// Runs deferred work: records first uses of successors, stores digests under the current pepper, and
+    /// finishes interrupted bulk commands. Returns the number of completed tasks.
+    ///
+    /// Call this method regularly: a grace period that counts from a successor's first use begins only when
+    /// the use is recorded. Until then, this process keeps the first use in memory.
     ///
     /// # Errors
     ///
-    /// [`CommandError`] of the store. A refused task is skipped.
+    /// [`CommandError`] of the store. A denied task is skipped.
     pub async fn run_maintenance(&self) -> Result<usize, CommandError> {
         let mut done = self.record_first_uses().await?;
         while let Some(chore) = self.inner.verifier.next_chore() {
             let host = Actor::application(chore.tenant);
-            done += self.do_chore(&host, chore.command).await?;
+            done += self.run_task(&host, chore.command).await?;
         }
         done += self.finish_sweeps().await?;
         Ok(done)
@@ -460,12 +475,12 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`CommandError`] of the store. A tenant that cannot be read delays no other.
+    /// [`CommandError`] of the store. A corrupt tenant does not delay the others.
     pub(super) async fn record_first_uses(&self) -> Result<usize, CommandError> {
         let (mut done, mut damaged) = (0, None);
         for (tenant, key) in self.inner.replica.first_uses() {
             let host = Actor::application(tenant);
-            match self.do_chore(&host, Command::NoteFirstUse { key }).await {
+            match self.run_task(&host, Command::NoteFirstUse { key }).await {
                 Ok(noted) => done += noted,
                 Err(CommandError::Store(error)) if error.kind() == StoreErrorKind::Corrupt => {
                     damaged.get_or_insert(error);
@@ -476,36 +491,36 @@ impl Keyward {
         damaged.map_or(Ok(done), |error| Err(error.into()))
     }
 
-    /// Returns the number of commands that committed: zero if the command is refused.
-    async fn do_chore(&self, host: &Actor, command: Command) -> Result<usize, CommandError> {
-        match self.give_about(host, command).await {
+    /// Executes a maintenance command. Returns 1 if the command committed, and 0 if it was denied.
+    async fn run_task(&self, host: &Actor, command: Command) -> Result<usize, CommandError> {
+        match self.execute_on_key(host, command).await {
             Ok(_) => Ok(1),
             Err(CommandError::Denied(denied)) => {
-                tracing::debug!(%denied, "chore passed over");
+                tracing::debug!(%denied, "maintenance task denied");
                 Ok(0)
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Finishes commands over many keys that any process began a while ago.
+    /// Finishes bulk commands that any process began at least [`SWEEP_PATIENCE`] ago.
     async fn finish_sweeps(&self) -> Result<usize, CommandError> {
         let mut done = 0;
         if self.inner.time.check().reference.is_some() {
-            // While other clocks contradict this one, the age of a command is unknown.
+            // Other clocks contradict this one, so the age of a command is unknown.
             return Ok(done);
         }
         for tenant in self.inner.replica.unfinished() {
             let view = self.inner.store.load(&tenant, &LoadRequest::none()).await?;
             for pending in view.tenant.map(|row| row.sweeps).unwrap_or_default() {
-                // A command from the future waits until the repair of its tenant sets it back.
+                // Skips a command whose start lies in the future, until `repair_time` corrects its tenant.
                 if self.now() < pending.began_at.saturating_add(SWEEP_PATIENCE) {
                     continue;
                 }
                 match self.inner.manager.resume(&tenant, pending).await {
                     Ok(_) => done += 1,
                     Err(CommandError::Denied(denied)) => {
-                        tracing::warn!(%tenant, %denied, "a command over many keys cannot go on");
+                        tracing::warn!(%tenant, %denied, "cannot continue a bulk command");
                     }
                     Err(error) => return Err(error),
                 }
@@ -514,8 +529,8 @@ impl Keyward {
         Ok(done)
     }
 
-    /// Gives a command about an existing key, in the key's own tenant.
-    async fn give_about(
+    /// Executes a command on an existing key, in the key's own tenant.
+    async fn execute_on_key(
         &self,
         by: impl Into<Invocation<'_>>,
         command: Command,
@@ -525,24 +540,25 @@ impl Keyward {
             Some(key) => Some(self.tenant_of(by.actor, key).await?),
             None => None,
         };
-        self.give(by, tenant, command).await
+        self.execute(by, tenant, command).await
     }
 
-    async fn give(
+    async fn execute(
         &self,
         by: impl Into<Invocation<'_>>,
         tenant: Option<TenantId>,
         command: Command,
     ) -> Result<Committed, CommandError> {
         let request = self.request(by.into(), tenant, command)?;
-        // Read before the commit: a history that is unchanged afterwards was unchanged during it.
+        // Reads the epoch before the commit: the receipt must name the history that this process followed
+        // when it sent the command.
         let epoch = self.inner.replica.epoch();
-        let mut landed = self.inner.manager.execute(request).await?;
-        landed.receipt = landed.receipt.within(epoch);
-        Ok(landed)
+        let mut committed = self.inner.manager.execute(request).await?;
+        committed.receipt = committed.receipt.within(epoch);
+        Ok(committed)
     }
 
-    async fn give_bulk(
+    async fn execute_bulk(
         &self,
         by: impl Into<Invocation<'_>>,
         tenant: &TenantId,
@@ -570,7 +586,7 @@ impl Keyward {
         Ok(Request::new(id, actor, tenant, command))
     }
 
-    /// Returns a key's tenant, which never changes and may therefore be cached.
+    /// Returns a key's tenant, from the local index if possible: the tenant of a key never changes.
     async fn tenant_of(&self, by: &Actor, key: KeyId) -> Result<TenantId, CommandError> {
         if let Some(tenant) = self.inner.replica.tenant_of(key) {
             return Ok(tenant);
@@ -578,7 +594,7 @@ impl Keyward {
         let found = self.inner.store.find(&Locator::Id(key)).await?;
         let row = found.map(|found| found.change.row);
         match &row {
-            // The row's tenant cannot be read, so only the host may see the key.
+            // The tenant of a corrupt row cannot be read, so only the host may learn that the key exists.
             Some(Row::Corrupt(RowKey::Key(key))) if by.is_application() => {
                 Err(Denial::CorruptRecord { key: *key }.into())
             }
@@ -598,9 +614,9 @@ fn tenant_of(row: &Row) -> Option<TenantId> {
     }
 }
 
-fn provisioned(landed: Committed) -> Vec<IssuedKey> {
-    match landed.outcome {
-        Outcome::Issued { provisioned, .. } => provisioned,
+fn provisioned(committed: Committed) -> Vec<IssuedKey> {
+    match committed.outcome {
+        CommandOutcome::Issued { provisioned, .. } => provisioned,
         _ => Vec::new(),
     }
 }

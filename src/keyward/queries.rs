@@ -8,7 +8,7 @@ use super::{KeyList, Keyward};
 use crate::clock::Clock;
 use crate::core::actor::Actor;
 use crate::core::audit::{AuditEntry, AuditHead, ChainError, verify_chain};
-use crate::core::authority::{Caller, Rows, Sight};
+use crate::core::authority::{AuthorityRows, Caller, VisibleKeys};
 use crate::core::command::Denial;
 use crate::core::id::KeyId;
 use crate::core::info::KeyInfo;
@@ -26,7 +26,7 @@ use crate::manager::{CommandError, lineage_of, load_ancestry};
 use crate::store::{Locator, Row, StoreError};
 use crate::verifier::Grant;
 
-/// The reason why an audit trail could not be verified.
+/// The error of an audit trail that could not be verified.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuditError {
@@ -36,30 +36,29 @@ pub enum AuditError {
     /// The trail could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The tenant is outside the actor's reach.
+    /// The actor does not reach the tenant, or may not read its audit trail.
     #[error(transparent)]
     Denied(#[from] Denial),
 }
 
-/// For queries as for commands, an actor sees only its own tenant and the tenants that it reaches.
+/// Queries. An actor sees only tenants that it reaches, as in commands.
 impl Keyward {
-    /// Returns the time of this process, from which statuses are derived. This time follows the wall clock,
-    /// but never goes back.
+    /// Returns the current time, from which key statuses are derived. This time follows the wall clock, but
+    /// never goes backwards.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.inner.time.now()
     }
 
-    /// Returns the tenants whose newest commit lies in the future, each with the commit's instant.
-    /// Either a clock was wrong at the commit, or this process's clock is behind.
-    /// [`repair_time`](Self::repair_time) sets the instant back.
+    /// Returns the tenants whose newest commit lies in the future, each with the time of that commit. Either
+    /// a clock was wrong at the commit, or this process's clock is behind. [`repair_time`](Self::repair_time)
+    /// corrects the tenant's time.
     #[must_use]
     pub fn tenants_ahead(&self) -> Vec<(TenantId, Timestamp)> {
         self.inner.replica.tenants_ahead()
     }
 
-    /// Returns a query for the current keys of `tenant`, without its descendants; set `below` to
-    /// include them.
+    /// Returns a query for the current keys of `tenant`. Set `below` to include its descendants.
     pub fn query(&self, tenant: &TenantId) -> KeyQuery {
         KeyQuery::tenant(tenant.clone(), self.now())
     }
@@ -67,13 +66,13 @@ impl Keyward {
     /// Lists the keys that the actor may look at, filtered, sorted and paged. A query without a
     /// tenant covers the actor's own tenant and its descendants.
     ///
-    /// A class decides who may look at its keys
-    /// ([`KeyClass::look`](crate::policy::KeyClass::look)). Other keys are left out.
+    /// Leaves out keys that the actor may not look at, according to
+    /// [`KeyClass::look`](crate::policy::KeyClass::look).
     ///
     /// # Errors
     ///
-    /// [`Denial::TenantNotFound`] outside the actor's reach, [`Denial::Forbidden`] for an actor who may
-    /// look at no keys there.
+    /// [`Denial::TenantNotFound`] if the actor does not reach the tenant. [`Denial::Forbidden`] if the actor
+    /// may look at no keys there.
     pub async fn list(&self, actor: &Actor, query: &KeyQuery) -> Result<KeyList, CommandError> {
         let mut query = query.clone();
         let tenant = query.tenant.take().unwrap_or_else(|| {
@@ -84,33 +83,35 @@ impl Keyward {
         query.below &= actor.reaches_descendants();
         query.made_by = self.with_lineage(query.made_by).await?;
         let policies = self.inner.policies.get();
-        let root = self.seat(actor, &tenant, BTreeSet::new()).await?;
+        let root = self.authority(actor, &tenant, BTreeSet::new()).await?;
         let mut list = KeyList::default();
-        // In a descendant the actor may see less.
+        // The class of a corrupt key is unknown, so only an actor that sees every key gets its id. In a
+        // descendant tenant, the actor may see fewer keys.
         let sees_all = !query.below && root.caller.sees_all(policies.of(&tenant));
         let sees_all = sees_all || actor.is_application();
-        match root.caller.sight(policies.of(&tenant))? {
-            Sight::Some => {}
-            Sight::Own(own) if query.owner.as_ref().is_none_or(|owner| *owner == own) => {
+        match root.caller.visible_keys(policies.of(&tenant))? {
+            VisibleKeys::OfAnyOwner => {}
+            VisibleKeys::OfOwner(own) if query.owner.as_ref().is_none_or(|owner| *owner == own) => {
                 query.owner = Some(own);
             }
-            Sight::Own(_) => return Ok(list),
+            VisibleKeys::OfOwner(_) => return Ok(list),
         }
         query.tenant = Some(tenant);
         let limit = query.limit.get();
-        // Keys that the actor may not look at are left out here, so that a page may take several
-        // reads.
+        // The store returns keys that the actor may not look at, so filling a page may take several reads.
         while list.keys.len() < limit {
             let page = self.inner.store.list(&query).await?;
             list.corrupt
                 .extend(page.corrupt.into_iter().filter(|_| sees_all));
-            let seats = self.seats(actor, &page.keys).await?;
+            let authorities = self.authorities(actor, &page.keys).await?;
             let mut more = page.keys.into_iter();
             for record in more.by_ref() {
                 query.after = Some(KeyPosition::of(&record));
-                let (seat, policy) = (seats.get(&record.tenant), policies.of(&record.tenant));
-                list.keys
-                    .extend(seat.and_then(|seat| seat.info(record, policy, query.at)));
+                let (authority, policy) =
+                    (authorities.get(&record.tenant), policies.of(&record.tenant));
+                list.keys.extend(
+                    authority.and_then(|authority| authority.info(record, policy, query.at)),
+                );
                 if list.keys.len() == limit {
                     break;
                 }
@@ -123,9 +124,9 @@ impl Keyward {
         Ok(list)
     }
 
-    /// Lists the keys that were made by `key` or by another key of its chain of rotations, directly or
-    /// through other keys. When `key` has leaked, these are the other keys to look at. Includes ended keys,
-    /// and leaves out keys that the actor may not look at.
+    /// Lists the keys that `key`, or another key of its rotation chain, made directly or through other keys.
+    /// If `key` has leaked, review these keys too. Includes revoked and expired keys. Leaves out keys that
+    /// the actor may not look at.
     ///
     /// [`revoke_many`](Self::revoke_many) with [`BulkFilter::made_by`](crate::command::BulkFilter::made_by)
     /// revokes them.
@@ -156,26 +157,26 @@ impl Keyward {
         }
     }
 
-    /// Returns everything that people see of one key, read from the store.
+    /// Returns the details of one key, read from the store.
     ///
     /// # Errors
     ///
     /// [`Denial::NotFound`] if the actor reaches no such key, or may not look at it.
     pub async fn key(&self, actor: &Actor, id: KeyId) -> Result<KeyInfo, CommandError> {
-        let (record, seat) = self.record(actor, id).await?;
+        let (record, authority) = self.record(actor, id).await?;
         let policies = self.inner.policies.get();
         let policy = policies.of(&record.tenant);
-        let info = seat.info(record, policy, self.now());
+        let info = authority.info(record, policy, self.now());
         info.ok_or_else(|| Denial::NotFound.into())
     }
 
-    /// Returns everything that the holder of a verified key may see of it, read from the store.
+    /// Returns the details of a verified key for the holder of the key, read from the store.
     ///
     /// # Errors
     ///
     /// [`Denial::NotFound`] if the key was removed since.
     pub async fn key_for_grant(&self, grant: &Grant) -> Result<KeyInfo, CommandError> {
-        // The key's holder asks, so the authority of an owner does not count.
+        // The caller has proved that it holds the key, so no owner's permissions are checked.
         let holder = Actor::application(grant.tenant().clone());
         self.key(&holder, grant.key_id()).await
     }
@@ -205,12 +206,13 @@ impl Keyward {
         ))
     }
 
-    /// Reads the audit trail, oldest first. A query without a tenant reads the trail of the actor's own
-    /// tenant. For administrators and [auditors](crate::policy::PolicySpec::auditors).
+    /// Reads the audit trail, oldest entry first. A query without a tenant reads the trail of the actor's own
+    /// tenant. Administrators and [auditors](crate::policy::PolicySpec::auditors) may read it.
     ///
     /// # Errors
     ///
-    /// [`Denial::TenantNotFound`] outside the actor's reach, [`Denial::Forbidden`] for any other actor.
+    /// [`Denial::TenantNotFound`] if the actor does not reach the tenant. [`Denial::Forbidden`] if the actor
+    /// may not read the trail.
     pub async fn audit(
         &self,
         actor: &Actor,
@@ -220,9 +222,9 @@ impl Keyward {
             .tenant
             .clone()
             .unwrap_or_else(|| actor.tenant().clone());
-        let seat = self.seat(actor, &tenant, BTreeSet::new()).await?;
+        let authority = self.authority(actor, &tenant, BTreeSet::new()).await?;
         let policies = self.inner.policies.get();
-        seat.caller.permit_audit(policies.of(&tenant))?;
+        authority.caller.permit_audit(policies.of(&tenant))?;
         let query = AuditQuery {
             tenant: Some(tenant),
             ..query.clone()
@@ -230,8 +232,9 @@ impl Keyward {
         Ok(self.inner.store.audit(&query).await?)
     }
 
-    /// Verifies that a tenant's audit trail is exactly what was written, and returns its head. `seen` is a
-    /// head that was recorded elsewhere before. Comparing `seen` with the trail reveals a truncation.
+    /// Verifies that nobody altered a tenant's audit trail, and returns the trail's head. `seen` is an
+    /// earlier head that was recorded outside the store. The check fails if the trail does not contain
+    /// `seen`, for example because the trail was truncated.
     ///
     /// # Errors
     ///
@@ -242,11 +245,11 @@ impl Keyward {
         tenant: &TenantId,
         seen: Option<AuditHead>,
     ) -> Result<AuditHead, AuditError> {
-        let seat = self.seat(actor, tenant, BTreeSet::new()).await?;
+        let authority = self.authority(actor, tenant, BTreeSet::new()).await?;
         let policies = self.inner.policies.get();
-        seat.caller.permit_audit(policies.of(tenant))?;
-        // The chain must lead to the store's head. Otherwise a truncated trail would pass.
-        let stands = self
+        authority.caller.permit_audit(policies.of(tenant))?;
+        // The chain must contain the head that the store records. Otherwise a truncated trail would pass.
+        let stored_head = self
             .inner
             .store
             .load(tenant, &LoadRequest::none())
@@ -269,47 +272,52 @@ impl Keyward {
             &self.inner.peppers,
             seen,
         )?;
-        let passed = |entry: &AuditEntry| entry.head() == stands;
-        if stands != AuditHead::GENESIS && !entries.iter().any(passed) {
-            let expected = stands.sequence;
+        let passed = |entry: &AuditEntry| entry.head() == stored_head;
+        if stored_head != AuditHead::GENESIS && !entries.iter().any(passed) {
+            let expected = stored_head.sequence;
             return Err(ChainError::Truncated { expected }.into());
         }
         Ok(head)
     }
 
-    /// Returns the events of the whole store, with notices for `windows` before keys expire. For the host
-    /// itself, since the events cover all tenants.
+    /// Returns the events of the whole store, with notices before keys expire, as `windows` sets. Only for
+    /// the host itself, because the events cover all tenants.
     pub fn events(&self, windows: ExpiryWindows) -> Events {
         let (store, clock) = (self.inner.store.clone(), self.inner.time.clone());
         Events::new(store, clock, windows)
     }
 
-    async fn record(&self, actor: &Actor, id: KeyId) -> Result<(KeyRecord, Seat), CommandError> {
+    async fn record(
+        &self,
+        actor: &Actor,
+        id: KeyId,
+    ) -> Result<(KeyRecord, ActorAuthority), CommandError> {
         let found = self.inner.store.find(&Locator::Id(id)).await?;
         let Some(Row::Key(record)) = found.map(|found| found.change.row) else {
             return Err(Denial::NotFound.into());
         };
         let owners = record.owner.principal().cloned().into_iter().collect();
-        let seat = match self.seat(actor, &record.tenant, owners).await {
-            Err(SeatError::Denied(Denial::TenantNotFound)) => return Err(Denial::NotFound.into()),
-            seat => seat?,
+        let authority = match self.authority(actor, &record.tenant, owners).await {
+            Err(AuthorityError::Denied(Denial::TenantNotFound)) => {
+                return Err(Denial::NotFound.into());
+            }
+            authority => authority?,
         };
         let policies = self.inner.policies.get();
         let policy = policies.of(&record.tenant);
-        match seat.caller.sees(policy, &record.class, &record.owner) {
-            true => Ok((*record, seat)),
+        match authority.caller.sees(policy, &record.class, &record.owner) {
+            true => Ok((*record, authority)),
             false => Err(Denial::NotFound.into()),
         }
     }
 
-    /// Returns the authority of `actor` in `tenant`, by the store's current state, with the rows of
-    /// `owners`.
-    async fn seat(
+    /// Loads the authority of `actor` in `tenant` from the store, and the rows of `owners`.
+    async fn authority(
         &self,
         actor: &Actor,
         tenant: &TenantId,
         mut owners: BTreeSet<PrincipalId>,
-    ) -> Result<Seat, SeatError> {
+    ) -> Result<ActorAuthority, AuthorityError> {
         if !actor.reaches(tenant) {
             return Err(Denial::TenantNotFound.into());
         }
@@ -323,45 +331,45 @@ impl Keyward {
         let store = &*self.inner.store;
         let view = store.load(tenant, &select).await?;
         let ancestry = load_ancestry(store, tenant, owners, std::iter::once(actor)).await?;
-        let rows = Rows {
+        let rows = AuthorityRows {
             view: &view,
             ancestry: &ancestry,
         };
         let policies = self.inner.policies.get();
         let both = (&**policies.of(tenant), &**policies.of(actor.tenant()));
         let caller = Caller::resolve(actor, tenant, rows, both, self.now())?;
-        Ok(Seat {
+        Ok(ActorAuthority {
             caller,
             view,
             ancestry,
         })
     }
 
-    /// Returns the authority of `actor` in each tenant of `records`, with the rows of their owners.
-    async fn seats(
+    /// Loads the authority of `actor` in each tenant of `records`, and the rows of the records' owners.
+    async fn authorities(
         &self,
         actor: &Actor,
         records: &[KeyRecord],
-    ) -> Result<HashMap<TenantId, Seat>, CommandError> {
+    ) -> Result<HashMap<TenantId, ActorAuthority>, CommandError> {
         let mut owners: BTreeMap<&TenantId, BTreeSet<PrincipalId>> = BTreeMap::new();
         for record in records {
             let of_tenant = owners.entry(&record.tenant).or_default();
             of_tenant.extend(record.owner.principal().cloned());
         }
-        let seats = owners.into_iter().map(async |(tenant, owners)| {
-            match self.seat(actor, tenant, owners).await {
-                Ok(seat) => Ok(Some((tenant.clone(), seat))),
+        let authorities = owners.into_iter().map(async |(tenant, owners)| {
+            match self.authority(actor, tenant, owners).await {
+                Ok(authority) => Ok(Some((tenant.clone(), authority))),
                 // The acting key has no authority in this descendant, for example because the
                 // tenant was closed.
-                Err(SeatError::Denied(denied)) => {
+                Err(AuthorityError::Denied(denied)) => {
                     tracing::debug!(%tenant, %denied, "keys are left out of a list");
                     Ok(None)
                 }
-                Err(SeatError::Store(error)) => Err(error),
+                Err(AuthorityError::Store(error)) => Err(error),
             }
         });
-        let seats = try_join_all(seats).await?;
-        Ok(seats.into_iter().flatten().collect())
+        let authorities = try_join_all(authorities).await?;
+        Ok(authorities.into_iter().flatten().collect())
     }
 
     async fn with_lineage(&self, made_by: Option<MadeBy>) -> Result<Option<MadeBy>, CommandError> {
@@ -374,60 +382,60 @@ impl Keyward {
 }
 
 /// The authority of an actor in a tenant, with the rows from which it was derived.
-struct Seat {
+struct ActorAuthority {
     caller: Caller,
     view: TenantView,
     ancestry: Ancestry,
 }
 
-impl Seat {
+impl ActorAuthority {
     /// Returns the part of a key that the caller may see; `None` if the caller may not look at the
     /// key.
     fn info(&self, record: KeyRecord, policy: &Policy, at: Timestamp) -> Option<KeyInfo> {
         if !self.caller.sees(policy, &record.class, &record.owner) {
             return None;
         }
-        let rows = Rows {
+        let rows = AuthorityRows {
             view: &self.view,
             ancestry: &self.ancestry,
         };
-        let standing = rows.standing(&record.tenant, &record.owner);
+        let standing = rows.owner_status(&record.tenant, &record.owner);
         Some(KeyInfo::new(record, policy, &standing, at))
     }
 }
 
-/// The reason why an actor's authority could not be derived.
-enum SeatError {
+/// The error of an actor's authority that could not be loaded.
+enum AuthorityError {
     Denied(Denial),
     Store(StoreError),
 }
 
-impl From<Denial> for SeatError {
+impl From<Denial> for AuthorityError {
     fn from(denied: Denial) -> Self {
         Self::Denied(denied)
     }
 }
 
-impl From<StoreError> for SeatError {
+impl From<StoreError> for AuthorityError {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
     }
 }
 
-impl From<SeatError> for CommandError {
-    fn from(error: SeatError) -> Self {
+impl From<AuthorityError> for CommandError {
+    fn from(error: AuthorityError) -> Self {
         match error {
-            SeatError::Denied(denied) => denied.into(),
-            SeatError::Store(error) => error.into(),
+            AuthorityError::Denied(denied) => denied.into(),
+            AuthorityError::Store(error) => error.into(),
         }
     }
 }
 
-impl From<SeatError> for AuditError {
-    fn from(error: SeatError) -> Self {
+impl From<AuthorityError> for AuditError {
+    fn from(error: AuthorityError) -> Self {
         match error {
-            SeatError::Denied(denied) => denied.into(),
-            SeatError::Store(error) => error.into(),
+            AuthorityError::Denied(denied) => denied.into(),
+            AuthorityError::Store(error) => error.into(),
         }
     }
 }

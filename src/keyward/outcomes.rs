@@ -1,6 +1,6 @@
 //! The results of the facade's commands and queries.
 
-use crate::core::command::{IssuedKey, Outcome};
+use crate::core::command::{CommandOutcome, IssuedKey};
 use crate::core::id::KeyId;
 use crate::core::info::KeyInfo;
 use crate::core::query::KeyPosition;
@@ -10,48 +10,47 @@ use crate::core::text::{ClassName, Hint};
 use crate::core::time::Timestamp;
 use crate::manager::{Committed, Receipt};
 
-/// A created key, with its secret. The secret is shown only this once.
+/// A created key and its secret. No later call can return the secret.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Created {
     /// The key's public id.
     pub id: KeyId,
-    /// The key's whole text. Hand it to the key's owner; it cannot be shown again.
+    /// The full text of the key. Give it to the key's owner; it cannot be shown again.
     pub secret: Secret,
     /// The key's class.
     pub class: ClassName,
-    /// The part of the key's text that people see later.
+    /// The part of the key's text by which people recognize the key later.
     pub hint: Hint,
     /// The fingerprint by which the key can be found.
     pub fingerprint: Fingerprint,
     /// The time at which the key expires; `None` for never.
     pub expires_at: Option<Timestamp>,
-    /// The scopes that the key effectively reaches. They are fewer than the key's own scopes if a role,
-    /// the key's bound or the key's class allows fewer.
+    /// The effective scopes of the key. They are fewer than the scopes in the key if a role, the key's bound
+    /// or the key's class allows fewer.
     pub reach: ScopeSet,
     /// The keys that the policy provisioned with the tenant, because this was the tenant's first
     /// command.
     pub provisioned: Vec<IssuedKey>,
-    /// The place and time of the commit.
+    /// The position and time of the commit.
     pub receipt: Receipt,
 }
 
-/// A tenant whose time was repaired.
+/// The result of correcting a tenant's time after a wrong clock.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct TimeRepaired {
-    /// The tenant's newest instant before and after the repair. `None` if that instant was not in the
-    /// future.
+    /// The tenant's newest instant before and after the repair. `None` if nothing had to be repaired.
     pub set_back: Option<(Timestamp, Timestamp)>,
-    /// The place and time of the commit.
+    /// The position and time of the commit.
     pub receipt: Receipt,
 }
 
 impl TimeRepaired {
-    pub(super) fn from_committed(landed: Committed) -> Self {
-        let Committed { outcome, receipt } = landed;
+    pub(super) fn from_committed(committed: Committed) -> Self {
+        let Committed { outcome, receipt } = committed;
         let set_back = match outcome {
-            Outcome::TimeRepaired { from, to } => Some((from, to)),
+            CommandOutcome::TimeRepaired { from, to } => Some((from, to)),
             _ => None,
         };
         Self { set_back, receipt }
@@ -61,38 +60,38 @@ impl TimeRepaired {
 /// A key that was imported as a digest.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Imported {
+pub struct ImportedKey {
     /// The key's public id in this store.
     pub id: KeyId,
     /// The fingerprint by which the key can be found.
     pub fingerprint: Fingerprint,
-    /// The scopes that the key effectively reaches.
+    /// The effective scopes of the key.
     pub reach: ScopeSet,
     /// The keys that the policy provisioned with the tenant, because this was the tenant's first
     /// command.
     pub provisioned: Vec<IssuedKey>,
-    /// The place and time of the commit.
+    /// The position and time of the commit.
     pub receipt: Receipt,
 }
 
-/// The created successor of a rotation, with its secret. The secret is shown only this once.
+/// The successor that a rotation created, and its secret. No later call can return the secret.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Rotated {
     /// The successor's public id.
     pub id: KeyId,
-    /// The successor's whole text.
+    /// The full text of the successor.
     pub secret: Secret,
     /// The time at which the successor expires; `None` for never.
     pub expires_at: Option<Timestamp>,
-    /// The scopes that the successor effectively reaches.
+    /// The effective scopes of the successor.
     pub reach: ScopeSet,
     /// The key that the successor replaces.
     pub predecessor: KeyId,
-    /// The end of the old key. If that end counts from the successor's first use, this is the latest
-    /// possible end.
+    /// The time at which the old key stops working. If its grace period starts at the successor's first use,
+    /// the latest possible time.
     pub until: Timestamp,
-    /// The place and time of the commit.
+    /// The position and time of the commit.
     pub receipt: Receipt,
 }
 
@@ -104,15 +103,15 @@ pub struct LeakReport {
     pub key: KeyId,
     /// Whether the report revoked the key; publishable and legacy keys are only recorded.
     pub revoked: bool,
-    /// The place and time of the commit.
+    /// The position and time of the commit.
     pub receipt: Receipt,
 }
 
-/// A page of keys, as people see them.
+/// A page of keys, without their secrets.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct KeyList {
-    /// The keys, in order.
+    /// The keys, in the query's order.
     pub keys: Vec<KeyInfo>,
     /// Keys whose stored bytes failed their checksum.
     pub corrupt: Vec<KeyId>,
@@ -121,11 +120,11 @@ pub struct KeyList {
 }
 
 impl Created {
-    pub(super) fn from_committed(landed: Committed) -> Option<Self> {
-        let Outcome::Issued {
+    pub(super) fn from_committed(committed: Committed) -> Option<Self> {
+        let CommandOutcome::Issued {
             key: Some(key),
             provisioned,
-        } = landed.outcome
+        } = committed.outcome
         else {
             return None;
         };
@@ -138,7 +137,7 @@ impl Created {
             reach,
             token,
         } = key;
-        let (secret, receipt) = (token?, landed.receipt);
+        let (secret, receipt) = (token?, committed.receipt);
         Some(Self {
             id,
             secret,
@@ -153,12 +152,12 @@ impl Created {
     }
 }
 
-impl Imported {
-    pub(super) fn from_committed(landed: Committed) -> Option<Self> {
-        let Outcome::Issued {
+impl ImportedKey {
+    pub(super) fn from_committed(committed: Committed) -> Option<Self> {
+        let CommandOutcome::Issued {
             key: Some(key),
             provisioned,
-        } = landed.outcome
+        } = committed.outcome
         else {
             return None;
         };
@@ -173,18 +172,18 @@ impl Imported {
             fingerprint,
             reach,
             provisioned,
-            receipt: landed.receipt,
+            receipt: committed.receipt,
         })
     }
 }
 
 impl Rotated {
-    pub(super) fn from_committed(landed: Committed) -> Option<Self> {
-        let Outcome::Rotated {
+    pub(super) fn from_committed(committed: Committed) -> Option<Self> {
+        let CommandOutcome::Rotated {
             successor,
             predecessor,
             until,
-        } = landed.outcome
+        } = committed.outcome
         else {
             return None;
         };
@@ -195,7 +194,7 @@ impl Rotated {
             token,
             ..
         } = successor;
-        let (secret, receipt) = (token?, landed.receipt);
+        let (secret, receipt) = (token?, committed.receipt);
         Some(Self {
             id,
             secret,

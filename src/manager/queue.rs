@@ -1,14 +1,15 @@
-//! One lane per tenant, in which commands queue. One command at a time has the turn: as the leader,
-//! it carries out all waiting commands as a batch.
+//! The commands of each tenant that wait. One of them at a time is the leader, which executes all waiting
+//! commands as one batch.
 //!
-//! A command whose future is dropped while it waits may be carried out nevertheless, like a command
-//! whose reply was lost. A command whose leader is dropped midway takes the turn itself.
+//! A command whose future is dropped while it waits may be executed nevertheless, like a command whose reply
+//! was lost. If the leader is dropped midway, another command of its batch becomes the leader.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{CommandError, Committed, Receipt};
-use crate::core::command::{Denial, Outcome, Request};
+use super::error::CommandError;
+use super::receipt::{Committed, Receipt};
+use crate::core::command::{CommandOutcome, Denial, Request};
 use crate::core::id::KeyId;
 use crate::core::secret::KeyMaterial;
 use crate::core::tenant::TenantId;
@@ -28,7 +29,7 @@ pub(super) struct Pending {
 struct Progress {
     /// The decided outcome, stored before the commit. If the commit's reply is lost, the secret is
     /// kept here.
-    tentative: Option<Outcome>,
+    tentative: Option<CommandOutcome>,
     result: Option<Result<Committed, CommandError>>,
 }
 
@@ -50,27 +51,16 @@ impl Pending {
         *lock(&self.material) = Arc::new(material);
     }
 
-    pub(super) fn decided(&self, outcome: Outcome) {
+    pub(super) fn decided(&self, outcome: CommandOutcome) {
         lock(&self.progress).tentative = Some(outcome);
-    }
-
-    /// Returns the keys that an earlier attempt decided to make.
-    pub(super) fn made(&self) -> Vec<KeyId> {
-        match &lock(&self.progress).tentative {
-            Some(Outcome::Issued { key, provisioned }) => {
-                key.iter().chain(provisioned).map(|key| key.id).collect()
-            }
-            Some(Outcome::Rotated { successor, .. }) => vec![successor.id],
-            _ => Vec::new(),
-        }
     }
 
     /// Records that nothing is left to change. An earlier outcome stays if its keys have landed,
     /// that is, if `keys` contains them. Only that outcome has the keys' secrets.
-    pub(super) fn unchanged(&self, outcome: Outcome, keys: &[KeyId]) {
+    pub(super) fn unchanged(&self, outcome: CommandOutcome, keys: &[KeyId]) {
         let mut progress = lock(&self.progress);
         let landed = match &progress.tentative {
-            Some(Outcome::Issued { provisioned, .. }) => {
+            Some(CommandOutcome::Issued { provisioned, .. }) => {
                 !provisioned.is_empty() && provisioned.iter().all(|key| keys.contains(&key.id))
             }
             _ => false,
@@ -91,7 +81,7 @@ impl Pending {
             }
             (Some(denied), _) => Err(denied.into()),
             (None, outcome) => Ok(Committed {
-                outcome: outcome.unwrap_or(Outcome::Done),
+                outcome: outcome.unwrap_or(CommandOutcome::Done),
                 receipt,
             }),
         });
@@ -107,7 +97,7 @@ impl Pending {
 
     pub(super) fn result(&self) -> Result<Committed, CommandError> {
         let result = lock(&self.progress).result.take();
-        // A command that had the turn always has a result. Without a result, no commit is known to
+        // A leader always sets a result. Without a result, no commit is known to
         // have landed.
         result.unwrap_or(Err(CommandError::Contended { attempts: 0 }))
     }
@@ -115,30 +105,30 @@ impl Pending {
 
 /// Returns whether the stored key `id` is the one in `outcome`. Compares the fingerprint too,
 /// because a replaced secret keeps the id.
-fn landed(outcome: &Outcome, id: KeyId, view: &TenantView) -> bool {
+fn landed(outcome: &CommandOutcome, id: KeyId, view: &TenantView) -> bool {
     let made = match outcome {
-        Outcome::Issued { key: Some(key), .. } => key,
-        Outcome::Rotated { successor, .. } => successor,
+        CommandOutcome::Issued { key: Some(key), .. } => key,
+        CommandOutcome::Rotated { successor, .. } => successor,
         _ => return false,
     };
     let stands = view.record(id).map(|record| record.fingerprint);
     made.id == id && stands == Some(made.fingerprint)
 }
 
-/// The waiting commands of one tenant, and the lock that gives one of them the turn.
+/// The waiting commands of one tenant, and the lock that makes one of them the leader.
 #[derive(Default)]
-struct Lane {
+struct CommandQueue {
     waiting: Mutex<Vec<Arc<Pending>>>,
-    turn: async_lock::Mutex<()>,
+    leadership: async_lock::Mutex<()>,
 }
 
-impl Lane {
-    fn queue(&self, pending: Arc<Pending>) {
+impl CommandQueue {
+    fn push(&self, pending: Arc<Pending>) {
         lock(&self.waiting).push(pending);
     }
 
-    async fn turn(&self) -> async_lock::MutexGuard<'_, ()> {
-        self.turn.lock().await
+    async fn leadership(&self) -> async_lock::MutexGuard<'_, ()> {
+        self.leadership.lock().await
     }
 
     /// Returns `own` and other waiting commands. `own` may be missing from the queue if its leader
@@ -153,63 +143,63 @@ impl Lane {
     }
 }
 
-/// The lanes in use.
+/// The queues in use.
 #[derive(Default)]
-pub(super) struct Lanes(Mutex<HashMap<TenantId, Arc<Lane>>>);
+pub(super) struct CommandQueues(Mutex<HashMap<TenantId, Arc<CommandQueue>>>);
 
-impl Lanes {
-    pub(super) fn enter(&self, tenant: &TenantId) -> Visit<'_> {
-        let lane = lock(&self.0).entry(tenant.clone()).or_default().clone();
-        Visit {
-            lanes: self,
+impl CommandQueues {
+    pub(super) fn enter(&self, tenant: &TenantId) -> QueueGuard<'_> {
+        let queue = lock(&self.0).entry(tenant.clone()).or_default().clone();
+        QueueGuard {
+            queues: self,
             tenant: tenant.clone(),
-            lane: Some(lane),
+            queue: Some(queue),
         }
     }
 }
 
-/// A command's visit to a lane. The last visit to end removes the lane, with any dropped commands
+/// A command's registration with a queue. The last one to end removes the queue, with any dropped commands
 /// in it.
-pub(super) struct Visit<'a> {
-    lanes: &'a Lanes,
+pub(super) struct QueueGuard<'a> {
+    queues: &'a CommandQueues,
     tenant: TenantId,
-    /// `None` only during drop. The reference is dropped under the lock of `lanes`, so that the
-    /// count of the remaining visits is exact.
-    lane: Option<Arc<Lane>>,
+    /// `None` only during drop. The reference is dropped under the lock of `queues`, so that the
+    /// count of the remaining guards is exact.
+    queue: Option<Arc<CommandQueue>>,
 }
 
-impl Visit<'_> {
-    pub(super) fn queue(&self, pending: &Arc<Pending>) {
-        self.lane
+impl QueueGuard<'_> {
+    pub(super) fn push(&self, pending: &Arc<Pending>) {
+        self.queue
             .iter()
-            .for_each(|lane| lane.queue(pending.clone()));
+            .for_each(|queue| queue.push(pending.clone()));
     }
 
-    pub(super) async fn turn(&self) -> Option<async_lock::MutexGuard<'_, ()>> {
-        match &self.lane {
-            Some(lane) => Some(lane.turn().await),
+    pub(super) async fn leadership(&self) -> Option<async_lock::MutexGuard<'_, ()>> {
+        match &self.queue {
+            Some(queue) => Some(queue.leadership().await),
             None => None,
         }
     }
 
     pub(super) fn next_batch(&self, own: &Arc<Pending>) -> Vec<Arc<Pending>> {
-        self.lane
+        self.queue
             .as_ref()
-            .map_or_else(|| vec![own.clone()], |lane| lane.next_batch(own))
+            .map_or_else(|| vec![own.clone()], |queue| queue.next_batch(own))
     }
 }
 
-impl Drop for Visit<'_> {
+impl Drop for QueueGuard<'_> {
     fn drop(&mut self) {
-        let mut lanes = lock(&self.lanes.0);
-        drop(self.lane.take());
+        let mut queues = lock(&self.queues.0);
+        drop(self.queue.take());
         // Only the map's own reference is left. Nobody can enter, because entering takes the lock
         // held here.
-        if lanes
+        if queues
             .get(&self.tenant)
-            .is_some_and(|lane| Arc::strong_count(lane) == 1)
+            .is_some_and(|queue| Arc::strong_count(queue) == 1)
         {
-            lanes.remove(&self.tenant);
+            queues.remove(&self.tenant);
         }
     }
 }

@@ -1,0 +1,93 @@
+//! The result of a command that was carried out.
+
+use std::time::Duration;
+
+use crate::core::command::CommandOutcome;
+use crate::core::time::Timestamp;
+use crate::core::view::Revision;
+use crate::store::Epoch;
+
+/// The outcome and the receipt of a committed command.
+#[derive(Debug)]
+pub struct Committed {
+    /// The outcome of the command.
+    pub outcome: CommandOutcome,
+    /// The receipt of the commit.
+    pub receipt: Receipt,
+}
+
+/// The position and time of a committed change, and the bound on its propagation.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Receipt {
+    pub(super) epoch: Option<Epoch>,
+    pub(super) revision: Revision,
+    pub(super) decided_at: Timestamp,
+    pub(super) no_later_than: Timestamp,
+    pub(super) returned: Duration,
+    pub(super) bound: Duration,
+}
+
+impl Receipt {
+    /// Returns one receipt for this change and a later change.
+    pub(super) fn and(self, later: Self) -> Self {
+        let Self {
+            epoch,
+            revision: _,
+            decided_at: _,
+            no_later_than,
+            returned,
+            bound,
+        } = self;
+        Self {
+            epoch: later.epoch.filter(|_| later.epoch == epoch),
+            no_later_than: no_later_than.max(later.no_later_than),
+            returned: returned.max(later.returned),
+            bound: bound.max(later.bound),
+            ..later
+        }
+    }
+
+    /// Sets the epoch of the store that this process followed when it sent the command.
+    pub(crate) const fn within(mut self, epoch: Option<Epoch>) -> Self {
+        self.epoch = epoch;
+        self
+    }
+
+    /// Returns the epoch of the store that this process followed when it sent the command. `None` if it
+    /// followed none. A restored store has a new epoch.
+    #[must_use]
+    pub const fn epoch(&self) -> Option<Epoch> {
+        self.epoch
+    }
+
+    /// Returns the time of the store's answer, on this process's monotonic clock.
+    pub(crate) const fn returned(&self) -> Duration {
+        self.returned
+    }
+
+    /// Returns the staleness bound: after the store's answer, another verifier may act on the earlier state
+    /// for at most this time.
+    #[must_use]
+    pub const fn bound(&self) -> Duration {
+        self.bound
+    }
+
+    /// Returns the store's revision that contains the change.
+    #[must_use]
+    pub const fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// Returns the time for which the command was decided.
+    #[must_use]
+    pub const fn decided_at(&self) -> Timestamp {
+        self.decided_at
+    }
+
+    /// Returns the instant, on this node's clock, from which no verifier acts on the state before
+    /// the change. In the process that made the change, this holds as soon as the call returns.
+    #[must_use]
+    pub const fn no_later_than(&self) -> Timestamp {
+        self.no_later_than
+    }
+}
