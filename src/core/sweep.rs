@@ -126,7 +126,7 @@ impl BulkFilter {
 pub(crate) struct Sweep {
     /// The keys that this commit processes.
     pub(crate) keys: Vec<KeyId>,
-    /// Whether this commit finishes the command.
+    /// Marks the last commit of the command.
     pub(crate) last: bool,
 }
 

@@ -61,9 +61,9 @@ impl Rule {
 /// A set of characters.
 #[derive(Clone, Copy)]
 pub(crate) struct Characters {
-    /// Whether each ASCII character, indexed by its code, is in the set.
+    /// Membership of each ASCII character, indexed by its code.
     ascii: [bool; 128],
-    /// Whether all characters beyond ASCII, except control characters, are in the set.
+    /// Membership of all characters beyond ASCII that are not control characters.
     non_ascii: bool,
     words: &'static str,
 }

@@ -46,7 +46,7 @@ pub struct LoadRequest {
     pub keys: Vec<KeyId>,
     /// All keys that are neither revoked nor expired at this instant.
     pub live_at: Option<Timestamp>,
-    /// Whether the tenant's legacy key is selected.
+    /// Selects the tenant's legacy key.
     pub legacy: bool,
     /// The rows of these owners. The rows of the owners of loaded keys are always loaded.
     pub owners: Vec<PrincipalId>,

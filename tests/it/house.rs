@@ -341,7 +341,7 @@ fn every_link_of_the_documents_leads_to_a_file() {
 
 /// The largest number of doc comments that may begin with a question word. These are boolean fields with
 /// "Whether".
-const SUMMARIES_THAT_ASK: usize = 60;
+const SUMMARIES_THAT_ASK: usize = 58;
 
 /// Returns the Rust sources of the whole workspace.
 fn workspace_sources() -> Vec<PathBuf> {
@@ -440,7 +440,10 @@ fn repeated_types(folders: &[&str]) -> Vec<String> {
     let declared = Regex::new(declared).unwrap();
     let mut files = Vec::new();
     for folder in folders {
-        sources(&root().join(folder), &mut files);
+        sources(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join(folder),
+            &mut files,
+        );
     }
     let mut places: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
     for path in files {
@@ -457,7 +460,11 @@ fn repeated_types(folders: &[&str]) -> Vec<String> {
 
 #[test]
 fn a_type_name_stands_for_one_type() {
-    let folders = ["src", "crates/keyward-conformance/src", "crates/keyctl/src"];
+    let folders = [
+        "../src",
+        "../crates/keyward-conformance/src",
+        "../crates/keyctl/src",
+    ];
     assert_eq!(repeated_types(&folders), Vec::<String>::new());
 }
 

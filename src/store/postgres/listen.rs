@@ -48,7 +48,7 @@ where
                 match select(receive, stopped).await {
                     Either::Left((Ok(()), _)) => {}
                     Either::Left((Err(fault), _)) => {
-                        tracing::debug!(%fault, "lost the LISTEN connection, reconnecting");
+                        tracing::debug!(%fault, "lost the connection that listens for notifications, reconnecting");
                     }
                     Either::Right(_) => return,
                 }
@@ -140,7 +140,9 @@ async fn hint(database: &Database) {
     };
     match tokio::time::timeout(database.timeouts.request, notify).await {
         Ok(Ok(())) => {}
-        Ok(Err(fault)) => tracing::debug!(%fault, "could not notify the other nodes of a commit"),
-        Err(_) => tracing::debug!("timed out while notifying the other nodes of a commit"),
+        Ok(Err(fault)) => {
+            tracing::debug!(%fault, "could not send a commit hint to the other nodes")
+        }
+        Err(_) => tracing::debug!("timed out while sending a commit hint to the other nodes"),
     }
 }

@@ -128,14 +128,14 @@ fn a_trail_with_a_damaged_or_missing_end_fails_verification() {
         checked()
             .unwrap_err()
             .to_string()
-            .contains("does not lead to it")
+            .contains("does not contain the saved head")
     );
     conn.execute("DELETE FROM audit", []).unwrap();
     assert!(
         checked()
             .unwrap_err()
             .to_string()
-            .contains("does not lead to it")
+            .contains("does not contain the saved head")
     );
 }
 
