@@ -82,6 +82,7 @@ async fn main() -> Fallible<()> {
         .await?;
 
     let keyed = KeywardLayer::new(keys.clone())
+        .grpc()
         .require(Need::scope("health:read")?)
         .peer_addr(peer);
     let listener = TcpListener::bind("127.0.0.1:0").await?;

@@ -4,9 +4,12 @@
 //! the machine is suspended.
 
 use std::fmt;
-use std::sync::Mutex;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use event_listener::Event;
 
 use crate::core::time::Timestamp;
 
@@ -28,6 +31,14 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
             wall: self.now(),
             monotonic: self.monotonic(),
         }
+    }
+
+    /// Waits until the monotonic clock has advanced by `duration`.
+    ///
+    /// By default, a thread of the `futures-timer` crate wakes the caller after that time, whatever the async
+    /// runtime. A clock that a test moves should complete the wait when the test has moved it far enough.
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(futures_timer::Delay::new(duration))
     }
 }
 
@@ -167,17 +178,31 @@ impl Clock for SystemClock {
 /// # Ok::<(), keyward::command::Invalid>(())
 /// ```
 #[derive(Debug)]
-pub struct ManualClock(Mutex<Reading>);
+pub struct ManualClock(Arc<ManualTime>);
+
+#[derive(Debug)]
+struct ManualTime {
+    reading: Mutex<Reading>,
+    moved: Event,
+}
+
+impl ManualTime {
+    fn reading(&self) -> Reading {
+        *self.reading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl ManualClock {
     /// Creates a clock that shows `wall`.
     #[must_use]
-    pub const fn at(wall: Timestamp) -> Self {
+    pub fn at(wall: Timestamp) -> Self {
         // Not zero, because a lease that starts at zero counts as absent.
-        Self(Mutex::new(Reading {
+        let reading = Mutex::new(Reading {
             wall,
             monotonic: Duration::from_secs(1),
-        }))
+        });
+        let moved = Event::new();
+        Self(Arc::new(ManualTime { reading, moved }))
     }
 
     /// Advances both clocks.
@@ -197,34 +222,44 @@ impl ManualClock {
         change(
             &mut self
                 .0
+                .reading
                 .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner),
+                .unwrap_or_else(PoisonError::into_inner),
         );
-    }
-
-    fn reading(&self) -> Reading {
-        *self
-            .0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0.moved.notify(usize::MAX);
     }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
-        self.reading().wall
+        self.0.reading().wall
     }
 
     fn monotonic(&self) -> Duration {
-        self.reading().monotonic
+        self.0.reading().monotonic
     }
 
     fn read(&self) -> Reading {
-        self.reading()
+        self.0.reading()
+    }
+
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let time = self.0.clone();
+        let until = time.reading().monotonic.saturating_add(duration);
+        Box::pin(async move {
+            loop {
+                // Listens before the check, so that no move between the two is missed.
+                let moved = time.moved.listen();
+                if time.reading().monotonic >= until {
+                    return;
+                }
+                moved.await;
+            }
+        })
     }
 }
 
-impl<C: Clock + ?Sized> Clock for std::sync::Arc<C> {
+impl<C: Clock + ?Sized> Clock for Arc<C> {
     fn now(&self) -> Timestamp {
         (**self).now()
     }
@@ -235,6 +270,10 @@ impl<C: Clock + ?Sized> Clock for std::sync::Arc<C> {
 
     fn read(&self) -> Reading {
         (**self).read()
+    }
+
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        (**self).sleep(duration)
     }
 }
 
@@ -305,6 +344,20 @@ mod tests {
                 assert_eq!(within, passed <= bound, "{passed:?} of {bound:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_sleep_ends_when_the_clock_has_moved_far_enough() {
+        let clock = ManualClock::at(Timestamp::UNIX_EPOCH);
+        let mut sleep = clock.sleep(Duration::from_secs(5));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut is_over = || sleep.as_mut().poll(&mut context).is_ready();
+        assert!(!is_over());
+        clock.advance(Duration::from_secs(4));
+        clock.set_wall(Timestamp::MAX);
+        assert!(!is_over());
+        clock.advance(Duration::from_secs(1));
+        assert!(is_over());
     }
 
     #[test]

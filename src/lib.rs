@@ -52,6 +52,7 @@
 //!     match error.kind() {
 //!         VerifyErrorKind::Invalid => 401,
 //!         VerifyErrorKind::Forbidden => 403,
+//!         VerifyErrorKind::Busy => 429, // a flood of unknown keys
 //!         VerifyErrorKind::Unavailable => 503, // an outage never looks like a bad key
 //!     }
 //! }

@@ -1,9 +1,56 @@
-//! Gauges and counters through the `metrics` crate (feature `metrics`). Without the feature every function
-//! does nothing.
+//! Gauges and counters through the `metrics` crate (feature `metrics`), and limits on log lines that clients
+//! can cause. Without the feature, the functions that count do nothing.
 //!
 //! No metric name or label contains presented or stored data.
 
+use std::collections::HashSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use crate::core::id::KeyId;
+
+/// 10 s: an operator sees an outage soon, and a client writes at most a few thousand lines a day.
+const LOG_PERIOD: Duration = Duration::from_secs(10);
+
+/// 32 different lines per period.
+const LOG_LINES: usize = 32;
+
+/// The subject of a log line: the kind of the line, and the key that it names.
+pub(crate) type LogSubject = (&'static str, Option<KeyId>);
+
+/// A limit on log lines that clients can cause: one line per subject in 10 s, and 32 lines in all. Counts the
+/// lines that are left out.
+#[derive(Debug, Default)]
+pub(crate) struct LogSampler {
+    period: Mutex<LogPeriod>,
+    suppressed: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct LogPeriod {
+    start: Duration,
+    logged: HashSet<LogSubject>,
+}
+
+impl LogSampler {
+    /// Returns the number of lines left out since the last line, if a line may be logged at `now` on the
+    /// monotonic clock. Never waits: a line is left out while another thread decides about one.
+    pub(crate) fn admit(&self, now: Duration, subject: LogSubject) -> Option<u64> {
+        let admitted = self.period.try_lock().is_ok_and(|mut period| {
+            if period.logged.is_empty() || now.saturating_sub(period.start) >= LOG_PERIOD {
+                period.start = now;
+                period.logged.clear();
+            }
+            period.logged.len() < LOG_LINES && period.logged.insert(subject)
+        });
+        if admitted {
+            return Some(self.suppressed.swap(0, Ordering::Relaxed));
+        }
+        self.suppressed.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+}
 
 /// Counts a sync, by its outcome.
 pub(crate) fn synced(outcome: &'static str) {
@@ -59,3 +106,40 @@ const fn count(_: &'static str, _: Option<&'static str>) {}
 
 #[cfg(not(feature = "metrics"))]
 const fn gauge(_: &'static str, _: f64) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::time::Timestamp;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn key(number: u8) -> Option<KeyId> {
+        Some(KeyId::from_parts(Timestamp::UNIX_EPOCH, [number; 10]))
+    }
+
+    #[test]
+    fn a_subject_is_logged_once_in_ten_seconds_with_the_number_left_out() {
+        let sampler = LogSampler::default();
+        assert_eq!(sampler.admit(SECOND, ("a", key(1))), Some(0));
+        for _ in 0..1000 {
+            assert_eq!(sampler.admit(10 * SECOND, ("a", key(1))), None);
+        }
+        // Another subject has its own line, and reports what was left out.
+        assert_eq!(sampler.admit(10 * SECOND, ("a", key(2))), Some(1000));
+        assert_eq!(sampler.admit(10 * SECOND, ("b", key(1))), Some(0));
+        assert_eq!(sampler.admit(10 * SECOND, ("a", key(1))), None);
+        assert_eq!(sampler.admit(11 * SECOND, ("a", key(1))), Some(1));
+    }
+
+    #[test]
+    fn many_subjects_share_a_limit() {
+        let sampler = LogSampler::default();
+        let admitted = |now| {
+            let lines = (0..=u8::MAX).map(|number| sampler.admit(now, ("a", key(number))));
+            lines.flatten().count()
+        };
+        assert_eq!([admitted(SECOND), admitted(2 * SECOND)], [LOG_LINES, 0]);
+        assert_eq!(admitted(11 * SECOND), LOG_LINES);
+    }
+}

@@ -6,6 +6,7 @@
 //! jump becomes permanent after it has lasted for the allowance, or when another clock agrees.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -83,6 +84,10 @@ impl Clock for Timekeeper {
     #[inline]
     fn read(&self) -> Reading {
         self.own(self.clock.read())
+    }
+
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        self.clock.sleep(duration)
     }
 }
 

@@ -52,6 +52,8 @@ pub(super) struct Conditions {
     pub(super) tenant: Option<TenantId>,
     pub(super) address: Option<IpAddr>,
     pub(super) publishable: bool,
+    /// Marks a use that is already counted.
+    uncounted: bool,
 }
 
 /// 8 bits, for 256 cached kinds of keys. The cache takes 2 KiB, and most services issue fewer combinations of
@@ -205,12 +207,25 @@ impl Need {
         let conditions = Conditions {
             address: self.conditions.address,
             publishable: true,
+            uncounted: self.conditions.uncounted,
             ..Conditions::default()
         };
         Self {
             conditions,
             met: Met::default(),
         }
+    }
+
+    /// Checks a key whose use is already counted, for a request that was verified before.
+    #[cfg(feature = "http")]
+    pub(crate) fn without_counting(mut self) -> Self {
+        self.conditions.uncounted = true;
+        self
+    }
+
+    /// Returns whether a verification counts as a use of the key.
+    pub(crate) const fn counts(&self) -> bool {
+        !self.conditions.uncounted
     }
 
     /// Returns whether a publishable key of `class` is accepted together with a secret key.

@@ -130,9 +130,14 @@ pub enum VerifyError {
     /// [`verify_fresh`](crate::Keyward::verify_fresh).
     #[error("keys of this class are verified against the store")]
     NeedsFresh,
-    /// The store did not answer, or too many reads are in flight. An outage, not a bad key.
+    /// The store did not answer in time. An outage, not a bad key.
     #[error("store is unavailable")]
     StoreUnavailable,
+    /// Too many keys that this node does not know were presented in a short time, so this key was not looked up
+    /// in the store. It may be valid. During such a flood, a wrong secret of a known key is refused in the same
+    /// way, so that the refusal does not reveal which keys exist.
+    #[error("too many unknown keys were presented")]
+    Busy,
     /// The ring lacks the pepper of the key's digest, which is a configuration error.
     #[error("pepper {pepper} is not in the ring")]
     UnknownPepper {
@@ -162,6 +167,8 @@ pub enum VerifyErrorKind {
     Forbidden,
     /// The service cannot decide at the moment: 503. The key may be valid.
     Unavailable,
+    /// The service limits how many unknown keys it looks up: 429. The key may be valid.
+    Busy,
 }
 
 impl VerifyError {
@@ -191,6 +198,7 @@ impl VerifyError {
             | Self::UnknownPepper { .. }
             | Self::UnknownClass { .. }
             | Self::Corrupt { .. } => VerifyErrorKind::Unavailable,
+            Self::Busy => VerifyErrorKind::Busy,
         }
     }
 
@@ -222,6 +230,7 @@ impl VerifyError {
             VerifyErrorKind::Invalid => "invalid API key".to_owned(),
             VerifyErrorKind::Forbidden => self.to_string(),
             VerifyErrorKind::Unavailable => "API keys cannot be verified at the moment".to_owned(),
+            VerifyErrorKind::Busy => "too many requests".to_owned(),
         }
     }
 }

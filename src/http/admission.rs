@@ -4,24 +4,25 @@
 //! the verifier.
 
 use std::borrow::Cow;
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use http::header::{
     ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, Entry, HeaderMap, HeaderName, ORIGIN,
 };
 use http::request::Parts;
-use http::{Extensions, Method};
+use http::{Extensions, Method, StatusCode};
+use zeroize::Zeroizing;
 
 use super::refusal::AuthError;
-use super::settings::Settings;
+use super::settings::{Limit, Settings};
 use super::sources::{self, RequestCredentials};
-use crate::core::id::KeyId;
 use crate::core::need::Need;
 use crate::core::rejection::VerifyError;
 use crate::core::tenant::TenantId;
 use crate::observe;
-use crate::verifier::Grant;
+use crate::verifier::{Grant, Verifier};
 
 /// The address of the socket's peer. The code that accepts connections inserts it into the extensions of each
 /// request.
@@ -36,12 +37,94 @@ pub struct PeerAddr(pub IpAddr);
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct RequestTenant(pub TenantId);
 
+/// Removes the results of outer layers from a request, and hides the key from everything that sees the request
+/// later: the key's headers become sensitive, and the URI loses the key's parameter.
+pub(super) fn prepare(settings: &Settings, request: &mut Parts) {
+    request.extensions.remove::<Grant>();
+    request.extensions.remove::<RequestTenant>();
+    let sources = &settings.sources;
+    if sources.bearer || sources.basic {
+        mark_sensitive(&mut request.headers, &AUTHORIZATION);
+    }
+    if let Some(name) = &sources.header {
+        mark_sensitive(&mut request.headers, name);
+    }
+    if let Some(parameter) = &sources.query {
+        hide_parameter(request, parameter);
+    }
+}
+
+/// Removes a parameter from the request's URI. The full query stays readable for inner layers.
+fn hide_parameter(request: &mut Parts, parameter: &str) {
+    let full = request
+        .uri
+        .query()
+        .map(|query| Zeroizing::new(query.to_owned()));
+    let Some(without) = sources::uri_without(&request.uri, parameter) else {
+        return;
+    };
+    request.uri = without;
+    #[cfg(feature = "axum")]
+    if let Some(original) = request.extensions.get_mut::<axum::extract::OriginalUri>()
+        && let Some(without) = sources::uri_without(&original.0, parameter)
+    {
+        original.0 = without;
+    }
+    // An outer layer may have removed another parameter, and stored the query that has both.
+    if request.extensions.get::<FullQuery>().is_none()
+        && let Some(full) = full
+    {
+        request.extensions.insert(FullQuery(Arc::new(full)));
+    }
+}
+
+/// The query of a request whose URI lost the parameter with the key.
+#[derive(Clone)]
+struct FullQuery(Arc<Zeroizing<String>>);
+
+/// The credentials that the layers around a service have accepted for one request. An inner layer verifies a
+/// key again, but neither counts the use again nor asks the same limiter again.
+#[derive(Clone, Default)]
+struct AcceptedCredentials(Vec<AcceptedByLayer>);
+
+#[derive(Clone)]
+struct AcceptedByLayer {
+    credentials: CredentialsHash,
+    /// The limiter that the layer asked.
+    limit: Option<Limit>,
+}
+
+impl AcceptedCredentials {
+    fn of(request: &Parts) -> &[AcceptedByLayer] {
+        request
+            .extensions
+            .get::<Self>()
+            .map_or(&[], |accepted| &accepted.0)
+    }
+}
+
+/// A keyed hash of the credentials and the address of their verifier. Compares for equality only within one
+/// request, and reveals nothing about the credentials.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct CredentialsHash(u64);
+
+impl CredentialsHash {
+    fn of(settings: &Settings, credentials: &RequestCredentials<'_>) -> Self {
+        static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        let verifier: *const Verifier = settings.keys.verifier();
+        let (key, public) = credentials.as_credentials().halves();
+        Self(KEY.hash_one((verifier.addr(), key, public)))
+    }
+}
+
 /// Verifies a request as far as possible without reading the store.
 pub(super) fn decide(settings: &Settings, request: &Parts) -> Admission {
     if settings.allow_preflight && is_preflight(request) {
         return Admission::Done(Ok(None));
     }
-    let found = sources::find(&settings.sources, &request.headers, request.uri.query());
+    let full = request.extensions.get::<FullQuery>();
+    let query = full.map(|full| full.0.as_str()).or(request.uri.query());
+    let found = sources::find(&settings.sources, &request.headers, query);
     let credentials = match found {
         Ok(Some(credentials)) => credentials,
         Ok(None) if settings.optional => return Admission::Done(Ok(None)),
@@ -56,6 +139,11 @@ pub(super) fn decide(settings: &Settings, request: &Parts) -> Admission {
         TenantLookup::Found(tenant) => Cow::Owned(settings.need.clone().for_tenant(tenant.clone())),
         TenantLookup::Off | TenantLookup::NotFound => Cow::Borrowed(&settings.need),
     };
+    let hash = CredentialsHash::of(settings, &credentials);
+    let accepted = AcceptedCredentials::of(request);
+    if accepted.iter().any(|outer| outer.credentials == hash) {
+        need = Cow::Owned(need.into_owned().without_counting());
+    }
     let verifier = settings.keys.verifier();
     let mut verdict = verifier.verify_unasked(credentials.as_credentials(), &need);
     // Determines the client's address only if the verdict may depend on it: few keys have an address
@@ -69,11 +157,12 @@ pub(super) fn decide(settings: &Settings, request: &Parts) -> Admission {
         }
     }
     match verdict {
-        Some(verdict) => Admission::Done(tenant.authorize(verdict, credentials.in_query)),
+        Some(verdict) => Admission::Done(tenant.authorize(verdict, (hash, credentials.in_query))),
         None => Admission::NeedsStore(Box::new(PendingVerification {
             credentials: credentials.into_owned(),
             need: need.into_owned(),
             tenant,
+            hash,
         })),
     }
 }
@@ -85,7 +174,7 @@ pub(super) fn admit(
     request: &mut Parts,
 ) -> Result<Forward, AuthError> {
     let forward = verdict.and_then(|authorized| forward(settings, authorized, request));
-    forward.inspect_err(report)
+    forward.inspect_err(|refusal| report(settings, refusal))
 }
 
 fn forward(
@@ -93,12 +182,6 @@ fn forward(
     authorized: Option<Authorized>,
     request: &mut Parts,
 ) -> Result<Forward, AuthError> {
-    if settings.sources.bearer || settings.sources.basic {
-        mark_sensitive(&mut request.headers, &AUTHORIZATION);
-    }
-    if let Some(name) = &settings.sources.header {
-        mark_sensitive(&mut request.headers, name);
-    }
     #[cfg(feature = "axum")]
     request.extensions.insert(LayerSettings(settings.clone()));
     let Some(authorized) = authorized else {
@@ -111,12 +194,27 @@ fn forward(
     let Authorized {
         grant,
         tenant,
+        hash,
         in_query,
     } = authorized;
     if let Some(tenant) = tenant {
         request.extensions.insert(RequestTenant(tenant));
     }
-    if let Some(limit) = &settings.limit
+    let by_outer = |outer: &&AcceptedByLayer| outer.credentials == hash;
+    let outer: Vec<_> = AcceptedCredentials::of(request)
+        .iter()
+        .filter(by_outer)
+        .cloned()
+        .collect();
+    let asked = |limit: &Limit| {
+        outer.iter().any(|outer| {
+            outer
+                .limit
+                .as_ref()
+                .is_some_and(|own| Arc::ptr_eq(own, limit))
+        })
+    };
+    if let Some(limit) = settings.limit.as_ref().filter(|limit| !asked(limit))
         && let Err(reached) = limit(&grant, request)
     {
         // A refused request must not carry the tenant.
@@ -126,12 +224,24 @@ fn forward(
             retry_after: reached.retry_after(),
         });
     }
-    observe::http_request("accepted");
+    if outer.is_empty() {
+        observe::http_request("accepted");
+    }
     let span = tracing::info_span!(
         "api_key",
         key_id = %grant.key_id(),
         tenant = %grant.tenant(),
     );
+    let limit = settings.limit.clone();
+    let own = AcceptedByLayer {
+        credentials: hash,
+        limit,
+    };
+    request
+        .extensions
+        .get_or_insert_default::<AcceptedCredentials>()
+        .0
+        .push(own);
     request.extensions.insert(grant);
     Ok(Forward { span, in_query })
 }
@@ -160,6 +270,7 @@ pub(super) type AdmissionResult = Result<Option<Authorized>, AuthError>;
 pub(super) struct Authorized {
     pub(super) grant: Grant,
     tenant: Option<TenantId>,
+    hash: CredentialsHash,
     in_query: bool,
 }
 
@@ -180,6 +291,7 @@ pub(super) struct PendingVerification {
     credentials: RequestCredentials<'static>,
     need: Need,
     tenant: TenantLookup,
+    hash: CredentialsHash,
 }
 
 impl PendingVerification {
@@ -188,12 +300,13 @@ impl PendingVerification {
             credentials,
             need,
             tenant,
+            hash,
         } = *self;
         let keys = &settings.keys;
         let verdict = keys
             .verify_or_fetch(credentials.as_credentials(), &need)
             .await;
-        tenant.authorize(verdict, credentials.in_query)
+        tenant.authorize(verdict, (hash, credentials.in_query))
     }
 }
 
@@ -211,7 +324,11 @@ impl TenantLookup {
         found.map_or(Self::NotFound, Self::Found)
     }
 
-    fn authorize(self, verdict: Result<Grant, VerifyError>, in_query: bool) -> AdmissionResult {
+    fn authorize(
+        self,
+        verdict: Result<Grant, VerifyError>,
+        (hash, in_query): (CredentialsHash, bool),
+    ) -> AdmissionResult {
         let grant = verdict?;
         let tenant = match self {
             Self::Off => None,
@@ -224,6 +341,7 @@ impl TenantLookup {
         Ok(Some(Authorized {
             grant,
             tenant,
+            hash,
             in_query,
         }))
     }
@@ -258,17 +376,29 @@ fn peer(extensions: &Extensions) -> Option<IpAddr> {
     own
 }
 
-/// Logs and counts a refusal. A server error is logged at `warn`. A refused key whose secret was presented is
-/// rare, and is logged at `info`. Every other refusal is logged at `debug`, because clients can cause it at
-/// will.
-pub(super) fn report(refusal: &AuthError) {
+/// Counts a refusal, and logs it by who can cause it. Anybody can present a bad key, so such a refusal is logged
+/// at `debug`; so is a reached limit. The holder of a key causes the lines at `info`, and an outage causes those
+/// at `warn`. Of both, the verifier's [`LogSampler`](crate::observe::LogSampler) admits a sample.
+pub(super) fn report(settings: &Settings, refusal: &AuthError) {
     observe::http_request(refusal.code());
-    let (code, key) = (refusal.code(), refusal.key());
-    let rare = key.is_some() && !matches!(refusal, AuthError::LimitReached { .. });
-    let key = key.as_ref().map(tracing::field::display::<&KeyId>);
-    match refusal.status().is_server_error() {
-        true => tracing::warn!(code, key, reason = %refusal, "request refused"),
-        false if rare => tracing::info!(code, key, reason = %refusal, "request refused"),
-        false => tracing::debug!(code, key, reason = %refusal, "request refused"),
+    let code = refusal.code();
+    let verifier = settings.keys.verifier();
+    if refusal.status().is_server_error() {
+        if let Some(suppressed) = verifier.log_outage(code) {
+            tracing::warn!(code, reason = %refusal, suppressed, "request refused");
+        }
+        return;
+    }
+    let limited = refusal.status() == StatusCode::TOO_MANY_REQUESTS;
+    match refusal.key().filter(|_| !limited) {
+        Some(key) => {
+            if let Some(suppressed) = verifier.log_refusal(code, key) {
+                tracing::info!(code, %key, reason = %refusal, suppressed, "request refused");
+            }
+        }
+        None => {
+            let key = refusal.key().map(tracing::field::display);
+            tracing::debug!(code, key, reason = %refusal, "request refused");
+        }
     }
 }

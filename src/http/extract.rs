@@ -4,6 +4,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
+use std::sync::Once;
 
 use axum::body::Body;
 use axum::extract::{FromRequestParts, OptionalFromRequestParts};
@@ -15,6 +16,7 @@ use super::admission::{LayerSettings, RequestTenant, report};
 use super::refusal::{self, AuthError, RefusalSettings};
 use super::sources::CredentialSources;
 use crate::core::scope::Scope;
+use crate::observe;
 use crate::verifier::Grant;
 
 /// A type that stands for a scope, for use with [`Scoped`]. A malformed scope does not compile.
@@ -163,10 +165,18 @@ fn grant(request: &Parts) -> Result<Grant, AuthError> {
 }
 
 fn refused(refusal: &AuthError, request: &Parts) -> AuthRejection {
-    report(refusal);
     AuthRejection(match request.extensions.get::<LayerSettings>() {
-        Some(LayerSettings(settings)) => settings.respond(refusal, request),
+        Some(LayerSettings(settings)) => {
+            report(settings, refusal);
+            settings.respond(refusal, request)
+        }
         None => {
+            static LOGGED: Once = Once::new();
+            observe::http_request(refusal.code());
+            // Once, because every request to this route has this error.
+            LOGGED.call_once(
+                || tracing::error!(reason = %refusal, path = request.uri.path(), "request refused"),
+            );
             let (settings, sources) = (RefusalSettings::default(), CredentialSources::default());
             let answer = refusal::answer(refusal, (&settings, &sources), request);
             refusal::without_body_for_head(request, answer)

@@ -124,6 +124,7 @@ impl KeywardLayer {
     /// client gets 429 with `Retry-After`. Defaults to no limiter.
     ///
     /// `check` sees the request as the inner service would, except that the extensions hold no [`Grant`] yet.
+    /// Clones of one layer that are stacked around a service ask `check` once for a request and a key.
     /// Refused requests and requests without a key never reach `check`, so they use up no allowance.
     /// Extractors run after `check`. `check` must not block, because the request waits for it.
     ///
@@ -189,7 +190,17 @@ impl KeywardLayer {
         self.with(|settings| settings.refusals.problem_types = prefix)
     }
 
-    /// Sets the `Retry-After` of 503 responses, which mean that keys cannot be verified for now. Rounded up
+    /// Answers gRPC and gRPC-Web calls in gRPC's form: HTTP status 200, with the refusal in `grpc-status` and
+    /// `grpc-message`. Use it only on routes that serve gRPC.
+    ///
+    /// Off by default. The client chooses the content type, and with it the form: on other routes, a proxy or
+    /// an alert that looks at the HTTP status would take a refusal for a success.
+    pub fn grpc(self) -> Self {
+        self.with(|settings| settings.refusals.grpc = true)
+    }
+
+    /// Sets the `Retry-After` of 503 responses, which mean that keys cannot be verified for now, and of 429
+    /// responses during a flood of unknown keys ([`VerifyError::Busy`](crate::VerifyError::Busy)). Rounded up
     /// to whole seconds, at least one. Defaults to one second. A refusal by [`rate_limit`](Self::rate_limit)
     /// has its own `Retry-After`.
     pub fn retry_after(self, pause: Duration) -> Self {
@@ -218,6 +229,7 @@ impl KeywardLayer {
     ///
     /// [`AuthError`]; answer it with [`respond`](Self::respond).
     pub async fn authenticate(&self, request: &mut Parts) -> Result<Option<Grant>, AuthError> {
+        admission::prepare(&self.settings, request);
         let verdict = match admission::decide(&self.settings, request) {
             Admission::Done(verdict) => verdict,
             Admission::NeedsStore(pending) => pending.verdict(&self.settings).await,

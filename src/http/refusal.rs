@@ -104,6 +104,7 @@ impl AuthError {
                 VerifyErrorKind::Invalid => AuthErrorKind::Invalid,
                 VerifyErrorKind::Forbidden => AuthErrorKind::Forbidden,
                 VerifyErrorKind::Unavailable => AuthErrorKind::Unavailable,
+                VerifyErrorKind::Busy => AuthErrorKind::LimitReached,
             },
             Self::NoTenant { .. } => AuthErrorKind::Forbidden,
             Self::LimitReached { .. } => AuthErrorKind::LimitReached,
@@ -240,6 +241,7 @@ impl Realm {
 pub(super) struct RefusalSettings {
     pub(super) realm: Option<Realm>,
     pub(super) problem_types: Cow<'static, str>,
+    pub(super) grpc: bool,
     pub(super) retry_after: Duration,
 }
 
@@ -248,6 +250,7 @@ impl Default for RefusalSettings {
         Self {
             realm: None,
             problem_types: Cow::Borrowed("urn:problem-type:keyward:"),
+            grpc: false,
             retry_after: Duration::from_secs(1),
         }
     }
@@ -265,15 +268,17 @@ struct ProblemDetails<'a> {
     scope: Option<&'a Scope>,
 }
 
-/// Returns the response to a refused request. A gRPC call gets a "Trailers-Only" response: the gRPC status is
-/// in the headers, and the body is empty.
+/// Returns the response to a refused request. With `grpc`, a gRPC call gets a "Trailers-Only" response: the
+/// gRPC status is in the headers, and the body is empty.
 pub(super) fn answer(
     refusal: &AuthError,
     (settings, sources): (&RefusalSettings, &CredentialSources),
     request: &Parts,
 ) -> Response<Bytes> {
     let mut headers = common_headers(refusal, (settings, sources));
-    if let Some(content_type) = grpc_content_type(&request.headers) {
+    if settings.grpc
+        && let Some(content_type) = grpc_content_type(&request.headers)
+    {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         headers.insert(
             "grpc-status",
@@ -331,8 +336,11 @@ fn common_headers(
     }
     let pause = match refusal {
         AuthError::LimitReached { retry_after, .. } => Some(*retry_after),
-        _ if refusal.kind() == AuthErrorKind::Unavailable => Some(settings.retry_after),
-        _ => None,
+        _ => matches!(
+            refusal.kind(),
+            AuthErrorKind::Unavailable | AuthErrorKind::LimitReached
+        )
+        .then_some(settings.retry_after),
     };
     if let Some(pause) = pause {
         // Rounds up to at least 1, because `Retry-After: 0` asks for an immediate retry.
@@ -515,6 +523,7 @@ mod tests {
             (VerifyError::Stale { age, bound }, "unavailable", 503),
             (VerifyError::NeedsFresh, "unavailable", 503),
             (VerifyError::StoreUnavailable, "unavailable", 503),
+            (VerifyError::Busy, "rate-limited", 429),
             (VerifyError::UnknownPepper { pepper }, "unavailable", 503),
             (VerifyError::UnknownClass { class }, "unavailable", 503),
             (VerifyError::Corrupt { key }, "unavailable", 503),
@@ -530,8 +539,9 @@ mod tests {
             let body: serde_json::Value = serde_json::from_slice(answer.body()).unwrap();
             assert_eq!(body["type"], format!("urn:problem-type:keyward:{code}"));
             assert_eq!(body["status"], status);
-            assert_eq!(headers.contains_key(WWW_AUTHENTICATE), status != 503);
-            assert_eq!(headers.contains_key(RETRY_AFTER), status == 503);
+            let later = matches!(status, 429 | 503);
+            assert_eq!(headers.contains_key(WWW_AUTHENTICATE), !later);
+            assert_eq!(headers.contains_key(RETRY_AFTER), later);
             assert_eq!(headers[CONTENT_TYPE], "application/problem+json");
             assert_eq!(headers[CACHE_CONTROL], "no-store");
             assert_eq!(headers[VARY], "authorization, x-api-key");
@@ -559,10 +569,11 @@ mod tests {
             let mut call = get();
             let grpc = HeaderValue::from_static("application/grpc");
             call.headers.insert(CONTENT_TYPE, grpc);
-            let how = (
-                &RefusalSettings::default(),
-                &CredentialSources::default().with_basic(),
-            );
+            let settings = RefusalSettings {
+                grpc: true,
+                ..RefusalSettings::default()
+            };
+            let how = (&settings, &CredentialSources::default().with_basic());
             let call = answer(&rejection.into(), how, &call);
             format!("{web:?} {call:?}")
         });
@@ -647,7 +658,11 @@ mod tests {
             let mut call = get();
             let own = HeaderValue::from_static(content_type);
             call.headers.insert(CONTENT_TYPE, own);
-            let how = (&RefusalSettings::default(), &CredentialSources::default());
+            let settings = RefusalSettings {
+                grpc: true,
+                ..RefusalSettings::default()
+            };
+            let how = (&settings, &CredentialSources::default());
             let answer = answer(refusal, how, &call);
             let header = |name: &str| {
                 let value = answer.headers().get(name);

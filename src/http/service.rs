@@ -15,7 +15,7 @@ use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use super::admission::{Admission, AdmissionResult, Forward, admit, decide};
+use super::admission::{Admission, AdmissionResult, Forward, admit, decide, prepare};
 use super::body::ResponseBody;
 use super::settings::Settings;
 
@@ -62,7 +62,8 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture<S, B> {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        prepare(&self.settings, &mut parts);
         let state = match decide(&self.settings, &parts) {
             Admission::Done(verdict) => {
                 let state = pass(&self.settings, verdict, (parts, body), &mut self.inner);
@@ -76,7 +77,10 @@ where
             Admission::NeedsStore(pending) => {
                 let settings = self.settings.clone();
                 let verdict = async move { pending.verdict(&settings).await }.boxed();
-                let inner = self.take_ready();
+                // Dropping the ready service releases its reservation. Otherwise requests with made-up keys
+                // would hold all reservations while the store is read.
+                drop(self.take_ready());
+                let inner = self.inner.clone();
                 let waiting = Some((self.settings.clone(), inner, parts, body));
                 ResponseState::Verifying { verdict, waiting }
             }
@@ -96,23 +100,33 @@ where
     S: Service<Request<B>>,
 {
     match admit(settings, verdict, &mut parts) {
-        Ok(Forward { span, in_query }) => {
-            let request = Request::from_parts(parts, body);
-            let future = span.in_scope(|| inner.call(request));
-            let headers = CacheHeaders {
-                vary: settings.vary.clone(),
-                in_query,
-            };
-            ResponseState::Inner {
-                future,
-                span,
-                headers,
-            }
-        }
+        Ok(forward) => call(settings, forward, Request::from_parts(parts, body), inner),
         Err(refusal) => {
             let answer = Some(settings.respond(&refusal, &parts));
             ResponseState::Refused { answer }
         }
+    }
+}
+
+/// Calls the inner service, which must be ready.
+fn call<S, B>(
+    settings: &Settings,
+    Forward { span, in_query }: Forward,
+    request: Request<B>,
+    inner: &mut S,
+) -> ResponseState<S, B>
+where
+    S: Service<Request<B>>,
+{
+    let future = span.in_scope(|| inner.call(request));
+    let headers = CacheHeaders {
+        vary: settings.vary.clone(),
+        in_query,
+    };
+    ResponseState::Inner {
+        future,
+        span,
+        headers,
     }
 }
 
@@ -133,10 +147,15 @@ pin_project! {
     where
         S: Service<Request<B>>,
     {
-        // Reads the store. Holds the request and the ready inner service until the verdict.
+        // Reads the store. Holds the request and the inner service, which is not ready, until the verdict.
         Verifying {
             verdict: BoxFuture<'static, AdmissionResult>,
             waiting: Option<(Arc<Settings>, S, Parts, B)>,
+        },
+        // The key was accepted. Waits until the inner service is ready.
+        Readying {
+            inner: S,
+            waiting: Option<(Arc<Settings>, Forward, Request<B>)>,
         },
         Inner {
             #[pin]
@@ -162,10 +181,25 @@ where
             let next = match this.state.as_mut().project() {
                 ResponseStateProjection::Verifying { verdict, waiting } => {
                     let verdict = ready!(verdict.poll_unpin(context));
-                    let (settings, mut inner, parts, body) = waiting
+                    let (settings, inner, mut parts, body) = waiting
                         .take()
                         .expect("the request is taken once, by the poll that gets the verdict");
-                    pass(&settings, verdict, (parts, body), &mut inner)
+                    match admit(&settings, verdict, &mut parts) {
+                        Ok(forward) => ResponseState::Readying {
+                            inner,
+                            waiting: Some((settings, forward, Request::from_parts(parts, body))),
+                        },
+                        Err(refusal) => ResponseState::Refused {
+                            answer: Some(settings.respond(&refusal, &parts)),
+                        },
+                    }
+                }
+                ResponseStateProjection::Readying { inner, waiting } => {
+                    ready!(inner.poll_ready(context))?;
+                    let (settings, forward, request) = waiting
+                        .take()
+                        .expect("the request is taken once, when the inner service is ready");
+                    call(&settings, forward, request, inner)
                 }
                 ResponseStateProjection::Inner {
                     future,
@@ -200,7 +234,10 @@ struct CacheHeaders {
 impl CacheHeaders {
     fn add_to<B>(&mut self, response: &mut Response<B>) {
         let headers = response.headers_mut();
-        if let Some(vary) = self.vary.take() {
+        // An inner layer may have set the same value.
+        if let Some(vary) = self.vary.take()
+            && !headers.get_all(VARY).iter().any(|own| *own == vary)
+        {
             headers.append(VARY, vary);
         }
         if self.in_query && !headers.contains_key(CACHE_CONTROL) {

@@ -19,7 +19,7 @@ use crate::verifier::Grant;
 
 type TenantFrom = Arc<dyn Fn(&Parts) -> Option<TenantId> + Send + Sync>;
 type PeerFrom = Arc<dyn Fn(&Extensions) -> Option<IpAddr> + Send + Sync>;
-type Limit = Arc<dyn Fn(&Grant, &Parts) -> Result<(), LimitReached> + Send + Sync>;
+pub(super) type Limit = Arc<dyn Fn(&Grant, &Parts) -> Result<(), LimitReached> + Send + Sync>;
 type OnRefusal = Arc<dyn Fn(&AuthError, &Parts, Response<Bytes>) -> Response<Bytes> + Send + Sync>;
 
 #[derive(Clone)]

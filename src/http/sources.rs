@@ -6,6 +6,7 @@ use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use http::uri::{PathAndQuery, Uri};
 use zeroize::Zeroizing;
 
 use crate::core::token::MAX_PRESENTED_LEN;
@@ -73,6 +74,9 @@ impl CredentialSources {
     ///
     /// Off by default. URLs, and the keys in them, end up in the logs of servers and proxies, in browser
     /// histories, and in `Referer` headers (RFC 6750, section 5.3).
+    ///
+    /// The layer removes the parameter from the request's URI before anything behind the layer sees the URI.
+    /// A middleware in front of the layer, such as `TraceLayer`, still sees the key.
     pub fn with_query(mut self, parameter: impl Into<String>) -> Self {
         self.query = Some(parameter.into());
         self
@@ -233,6 +237,29 @@ fn basic<'r>(encoded: &[u8]) -> Result<RequestCredentials<'r>, CredentialsError>
         key: half(&pair[colon + 1..])?,
         in_query: false,
     })
+}
+
+/// Returns `uri` without the query parameter `name`; `None` if the URI does not have the parameter.
+pub(super) fn uri_without(uri: &Uri, name: &str) -> Option<Uri> {
+    let query = uri.query()?;
+    let is_named = |pair: &&str| {
+        let found = form_urlencoded::parse(pair.as_bytes()).next();
+        found.is_some_and(|(found, _)| found == name)
+    };
+    let kept: Vec<_> = query.split('&').filter(|pair| !is_named(pair)).collect();
+    if kept.len() == query.split('&').count() {
+        return None;
+    }
+    let path = match &*kept {
+        [] => uri.path().to_owned(),
+        kept => format!("{}?{}", uri.path(), kept.join("&")),
+    };
+    let mut parts = uri.clone().into_parts();
+    // Both parts come from a valid URI, so they parse. If not, the whole query is removed.
+    parts.path_and_query = PathAndQuery::try_from(path)
+        .or_else(|_| PathAndQuery::try_from(uri.path()))
+        .ok();
+    Some(Uri::from_parts(parts).unwrap_or_default())
 }
 
 /// Returns all values of the query parameter `name`.

@@ -12,7 +12,7 @@ use crate::core::id::KeyId;
 use crate::core::need::Need;
 use crate::core::query::KeyQuery;
 use crate::core::record::{Reason, Resource};
-use crate::core::rejection::VerifyError;
+use crate::core::rejection::{VerifyError, VerifyErrorKind};
 use crate::core::secret::Fingerprint;
 use crate::core::sweep::BulkFilter;
 use crate::core::tenant::TenantId;
@@ -389,7 +389,7 @@ impl Keyward {
             .await
         {
             Ok(grant) => grant.key_id(),
-            Err(VerifyError::StoreUnavailable) => {
+            Err(rejection) if rejection.key().is_none() && !is_final(&rejection) => {
                 let kind = crate::store::StoreErrorKind::Unavailable;
                 return Err(crate::store::StoreError::new(kind, "looking up a leaked key").into());
             }
@@ -619,4 +619,12 @@ fn provisioned(committed: Committed) -> Vec<IssuedKey> {
         CommandOutcome::Issued { provisioned, .. } => provisioned,
         _ => Vec::new(),
     }
+}
+
+/// Returns whether a repetition of the verification would be refused in the same way.
+const fn is_final(rejection: &VerifyError) -> bool {
+    !matches!(
+        rejection.kind(),
+        VerifyErrorKind::Unavailable | VerifyErrorKind::Busy
+    )
 }

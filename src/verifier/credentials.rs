@@ -36,7 +36,7 @@ pub enum Credentials<'a> {
 
 impl<'a> Credentials<'a> {
     /// Returns the key to verify, and the public half of a pair.
-    pub(super) const fn halves(self) -> (&'a [u8], Option<&'a [u8]>) {
+    pub(crate) const fn halves(self) -> (&'a [u8], Option<&'a [u8]>) {
         match self {
             Self::Key(key) => (key, None),
             Self::Pair { public, secret } => (secret, Some(public)),

@@ -38,8 +38,10 @@ use crate::core::record::KeyType;
 use crate::core::rejection::VerifyError;
 use crate::core::secret::Digest;
 use crate::core::subject::{KeyToVerify, KeyTraits, Lifecycle};
+use crate::core::text::PepperId;
 use crate::core::time::Timestamp;
 use crate::core::token::{self, Token, TokenError};
+use crate::observe::LogSampler;
 use crate::replica::{
     Attributes, DigestPrefix, Hit, IndexLookup, Prefetched, Replica, RowState, View,
 };
@@ -59,6 +61,8 @@ pub struct Verifier {
     redigests: RedigestQueue,
     flights: Flights,
     on_stale: OnStale,
+    outage_lines: LogSampler,
+    refusal_lines: LogSampler,
 }
 
 impl fmt::Debug for Verifier {
@@ -128,6 +132,8 @@ impl Verifier {
             redigests: RedigestQueue::default(),
             flights: Flights::new(ReadThroughLimits::default()),
             on_stale: OnStale::default(),
+            outage_lines: LogSampler::default(),
+            refusal_lines: LogSampler::default(),
         }
     }
 
@@ -354,7 +360,9 @@ impl Verifier {
         if let (true, Some(token)) = (under_older, token) {
             self.notice_pepper(token, subject);
         }
-        view.count(&hit, now);
+        if need.counts() {
+            view.count(&hit, now);
+        }
         if lifecycle.awaits_first_use {
             view.note_first_use();
         }
@@ -466,11 +474,32 @@ impl Verifier {
         let pepper = missing(attributes).and_then(|_| missing(&view.attributes_of(token?.id())?));
         match pepper {
             Some(pepper) => {
-                let key = token.map(Token::id).map(tracing::field::display);
-                tracing::error!(%pepper, key, "pepper is not in the ring");
+                self.log_missing_pepper(&pepper, token.map(Token::id));
                 VerifyError::UnknownPepper { pepper }
             }
             None => VerifyError::WrongSecret,
+        }
+    }
+
+    /// Returns whether a line about an outage may be logged now: the number of such lines that were left out since
+    /// the last one.
+    pub(crate) fn log_outage(&self, what: &'static str) -> Option<u64> {
+        let now = self.clock.raw().monotonic;
+        self.outage_lines.admit(now, (what, None))
+    }
+
+    /// Returns whether a line about a refused key may be logged now: the number of such lines that were left out
+    /// since the last one.
+    #[cfg(feature = "http")]
+    pub(crate) fn log_refusal(&self, what: &'static str, key: KeyId) -> Option<u64> {
+        let now = self.clock.raw().monotonic;
+        self.refusal_lines.admit(now, (what, Some(key)))
+    }
+
+    fn log_missing_pepper(&self, pepper: &PepperId, key: Option<KeyId>) {
+        if let Some(suppressed) = self.log_outage("pepper is missing") {
+            let key = key.map(tracing::field::display);
+            tracing::error!(%pepper, key, suppressed, "pepper is not in the ring");
         }
     }
 

@@ -12,7 +12,7 @@ use keyward_conformance::Call;
 use proptest::prelude::*;
 use support::gated::GatedStore;
 
-use keyward::command::{Created, ImportKey};
+use keyward::command::{Created, DeleteKey, ImportKey};
 use keyward::entropy::SeededEntropy;
 use keyward::key::Digest;
 use keyward::node::{OnStale, ReadThroughLimits};
@@ -185,16 +185,16 @@ fn a_flood_of_unknown_ids_causes_a_bounded_number_of_reads() {
         }
         match wait(world.here.verify_or_fetch(token, &reading())).unwrap_err() {
             VerifyError::Unknown => outcomes[0] += 1,
-            VerifyError::StoreUnavailable => outcomes[1] += 1,
+            VerifyError::Busy => outcomes[1] += 1,
             other => panic!("{other}"),
         }
     }
     assert_eq!(world.finds(), burst + rate);
     assert_eq!(outcomes, [burst + rate, FLOOD - burst - rate]);
     assert_eq!(
-        VerifyError::StoreUnavailable.kind(),
-        VerifyErrorKind::Unavailable,
-        "an outage must not look like a bad key"
+        VerifyError::Busy.kind(),
+        VerifyErrorKind::Busy,
+        "a flood must not look like a bad key or an outage"
     );
     assert_eq!(world.link.asked(Call::Load), 0);
 }
@@ -240,7 +240,7 @@ fn the_number_of_reads_in_flight_is_limited() {
         .map(|key| world.fetch(key).begun())
         .collect();
     let refused = world.fetch(&keys[3]).end().unwrap_err();
-    assert_eq!((refused, world.finds()), (VerifyError::StoreUnavailable, 3));
+    assert_eq!((refused, world.finds()), (VerifyError::Busy, 3));
     // A cancelled read makes room for another read.
     drop(waiting.pop());
     let fourth = world.fetch(&keys[3]).begun();
@@ -421,15 +421,72 @@ fn a_flood_does_not_lock_out_holders_of_known_keys() {
         assert!(wait(world.here.verify_or_fetch(token, &reading())).is_err());
     }
     let refused = wait(world.here.verify_fresh(&tokens[0], &reading()));
-    assert_eq!(refused.unwrap_err(), VerifyError::StoreUnavailable);
+    assert_eq!(refused.unwrap_err(), VerifyError::Busy);
     world.fetch(&key).end().unwrap();
     world.fresh(&key).end().unwrap();
     assert_eq!(world.finds(), burst + 2);
     // A token with the key's id but another secret does not get around the limit.
     let forged = with_other_secret(key.secret.expose());
     let refused = wait(world.here.verify_or_fetch(&forged, &reading()));
-    assert_eq!(refused.unwrap_err(), VerifyError::StoreUnavailable);
+    assert_eq!(refused.unwrap_err(), VerifyError::Busy);
     assert_eq!(world.finds(), burst + 2);
+}
+
+#[test]
+fn during_a_flood_a_known_id_and_an_unknown_one_are_refused_alike() {
+    let world = Nodes::new();
+    let (key, removed) = (world.known_key(), world.known_key());
+    wait(world.there.delete(&admin(), removed.id, DeleteKey::plain())).unwrap();
+    wait(world.here.sync()).unwrap();
+    let burst = ReadThroughLimits::default().burst.get() as usize;
+    let known = with_other_secret(key.secret.expose());
+    let removed = removed.secret.expose().to_owned();
+    let unknown = strangers(burst + 1);
+    let refusals = || {
+        let tokens = [&known, &removed, &unknown[burst]];
+        tokens.map(|token| wait(world.here.verify_or_fetch(token, &reading())).unwrap_err())
+    };
+    for flood in [
+        &vec![known.clone(); burst],
+        &vec![removed.clone(); burst],
+        &unknown,
+    ] {
+        world.clock.advance(Duration::from_secs(1));
+        let expected = [
+            VerifyError::WrongSecret,
+            VerifyError::Unknown,
+            VerifyError::Unknown,
+        ];
+        assert_eq!(refusals(), expected);
+        for token in flood {
+            assert!(wait(world.here.verify_or_fetch(token, &reading())).is_err());
+        }
+        assert_eq!(
+            refusals(),
+            [VerifyError::Busy, VerifyError::Busy, VerifyError::Busy]
+        );
+        // The holder of the known key notices nothing.
+        world.fetch(&key).end().unwrap();
+    }
+}
+
+#[test]
+fn a_store_that_does_not_answer_is_an_outage_after_the_timeout() {
+    let world = Nodes::new();
+    let (known, key) = (world.known_key(), world.new_key());
+    let gate = world.link.hold(Call::Find);
+    let mut waiting = world.fetch(&key).begun();
+    let timeout = ReadThroughLimits::default().timeout;
+    world.clock.advance(timeout - Duration::from_micros(1));
+    assert!(waiting.poll().is_none());
+    world.fetch(&known).end().unwrap();
+    world.clock.advance(Duration::from_micros(1));
+    let refused = waiting.poll().expect("the timeout has passed");
+    assert_eq!(refused.unwrap_err(), VerifyError::StoreUnavailable);
+    // The read was dropped with its last caller, so the next caller starts another one.
+    drop(gate);
+    world.link.let_pass(Call::Find);
+    world.fetch(&key).end().unwrap();
 }
 
 #[test]
@@ -533,10 +590,7 @@ fn past_the_bound_reads_have_the_same_limits() {
     let verdicts = keys.each_ref().map(|key| world.fetch(key).end());
     assert!(verdicts[0].is_ok() && verdicts[1].is_ok());
     let refused = verdicts[2].as_ref().unwrap_err();
-    assert_eq!(
-        (refused, world.finds()),
-        (&VerifyError::StoreUnavailable, 2)
-    );
+    assert_eq!((refused, world.finds()), (&VerifyError::Busy, 2));
 }
 
 #[test]

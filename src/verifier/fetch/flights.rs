@@ -80,8 +80,10 @@ pub(super) struct ReadContext<'a> {
     pub(super) clock: &'a Arc<Timekeeper>,
 }
 
-/// Removes a read from the list and releases its permit, when the read ends or is dropped.
+/// Removes a read from the list and releases its permit, when the read ends or is dropped. Counts a read that
+/// was dropped before its end.
 struct FlightGuard {
+    ended: bool,
     by_key: Arc<ByKey>,
     locator: Locator,
     started: LogicalTime,
@@ -95,6 +97,16 @@ impl Flights {
             logical_clock: AtomicU64::new(0),
             by_key: Arc::default(),
         }
+    }
+
+    /// Returns the longest time that a verification waits for its read.
+    pub(super) const fn timeout(&self) -> Duration {
+        self.gate.timeout()
+    }
+
+    /// Counts a refusal that reads nothing towards the limits. Returns whether the limits allow one now.
+    pub(super) fn admits(&self, now: Duration) -> bool {
+        self.gate.admit(now).is_some()
     }
 
     /// Returns the next logical timestamp. If `a < b`, everything that one caller did before drawing `a`
@@ -127,6 +139,7 @@ impl Flights {
             Some(self.gate.admit(now.monotonic)?)
         };
         let guard = FlightGuard {
+            ended: false,
             by_key: self.by_key.clone(),
             locator,
             started: self.tick(),
@@ -178,7 +191,7 @@ impl Flight {
 /// Reads a key, and removes the read from the list as soon as it has ended.
 fn fetch(
     context: &ReadContext<'_>,
-    guard: FlightGuard,
+    mut guard: FlightGuard,
     sent: Reading,
 ) -> impl Future<Output = Arc<Fetched>> + Send + use<> {
     let (store, replica) = (context.store.clone(), context.replica.clone());
@@ -191,6 +204,7 @@ fn fetch(
             Err(_) => "failed",
         });
         let started = guard.started;
+        guard.ended = true;
         drop(guard);
         Arc::new(Fetched {
             started,
@@ -202,6 +216,9 @@ fn fetch(
 
 impl Drop for FlightGuard {
     fn drop(&mut self) {
+        if !self.ended {
+            observe::read_through("abandoned");
+        }
         let mut by_key = lock(&self.by_key);
         // Remove only this read. Once this read was too old to join, a newer read may have replaced it in the
         // list.

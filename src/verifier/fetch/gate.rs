@@ -13,7 +13,8 @@ use async_lock::{Semaphore, SemaphoreGuardArc};
 
 /// The limits on a verifier's reads through the store, so that a flood of unknown ids does not
 /// become a flood of reads. Beyond these limits a key is refused as
-/// [`StoreUnavailable`](crate::VerifyError::StoreUnavailable), never as a bad key.
+/// [`Busy`](crate::VerifyError::Busy), never as a bad key. So is a wrong secret of a known key, which takes part
+/// in the limits without a read: a refusal does not reveal which keys exist.
 ///
 /// Reads for a caller who presents the secret of a known key do not count. A flood therefore never locks out
 /// the holders of keys that are always verified against the store.
@@ -27,6 +28,9 @@ pub struct ReadThroughLimits {
     pub per_second: NonZeroU32,
     /// The largest number of reads that may begin together after a quiet time. Defaults to 100.
     pub burst: NonZeroU32,
+    /// The longest time that a verification waits for the store. Defaults to 5 s: longer than a busy store needs,
+    /// and shorter than the patience of most clients.
+    pub timeout: Duration,
 }
 
 impl ReadThroughLimits {
@@ -47,6 +51,7 @@ impl Default for ReadThroughLimits {
             max_in_flight: const { count(16) },
             per_second: const { count(1000) },
             burst: const { count(100) },
+            timeout: Duration::from_secs(5),
         }
     }
 }
@@ -61,6 +66,7 @@ pub(super) struct Gate {
     ahead: u64,
     /// The time at which the bucket is full again, in nanoseconds of the monotonic clock.
     full_at: AtomicU64,
+    timeout: Duration,
 }
 
 /// A permit for one read. Dropping the permit makes room for another read.
@@ -72,6 +78,7 @@ impl Gate {
             max_in_flight,
             per_second,
             burst,
+            timeout,
         } = bounds;
         // Rounded up, so that no second exceeds the limit. Beyond 10⁹ a second there is no limit.
         let interval = 1_000_000_000_u64.div_ceil(u64::from(per_second.get()));
@@ -80,7 +87,13 @@ impl Gate {
             interval,
             ahead: interval.saturating_mul(u64::from(burst.get()) - 1),
             full_at: AtomicU64::new(0),
+            timeout,
         }
+    }
+
+    /// Returns the longest time that a verification waits for its read.
+    pub(super) const fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// Returns a permit for one read, if the limits allow one now.

@@ -13,7 +13,9 @@ mod gate;
 mod read;
 
 use std::hint::black_box;
+use std::pin::pin;
 
+use futures_util::future::{Either, select};
 use subtle::{Choice, ConstantTimeEq};
 
 pub(super) use self::flights::Flights;
@@ -24,6 +26,7 @@ use super::grant::RecordAttributes;
 use super::{
     Claim, Confirmation, Credentials, Grant, Verifier, check_fresh, check_pair, publishable_half,
 };
+use crate::clock::Clock;
 use crate::core::check;
 use crate::core::need::Need;
 use crate::core::owner::OwnerStatus;
@@ -74,8 +77,8 @@ impl Verifier {
     ///
     /// # Errors
     ///
-    /// [`VerifyError`]; [`StoreUnavailable`](VerifyError::StoreUnavailable) if the store did not answer. Also
-    /// if [`ReadThroughLimits`] are exceeded and the caller holds no known key.
+    /// [`VerifyError`]; [`StoreUnavailable`](VerifyError::StoreUnavailable) if the store did not answer in time,
+    /// and [`Busy`](VerifyError::Busy) if [`ReadThroughLimits`] are exceeded and the caller holds no known key.
     pub async fn verify_fresh<'a>(
         &self,
         credentials: impl Into<Credentials<'a>> + Send,
@@ -98,6 +101,7 @@ impl Verifier {
     /// # Errors
     ///
     /// [`VerifyError`]. A refusal is never cached. Beyond the limits of [`ReadThroughLimits`] the refusal is
+    /// [`Busy`](VerifyError::Busy). If the store does not answer in time, it is
     /// [`StoreUnavailable`](VerifyError::StoreUnavailable).
     pub async fn verify_or_fetch<'a>(
         &self,
@@ -152,12 +156,12 @@ impl Verifier {
         match self.verify(presented, need) {
             // A removed key never comes back, so do not read the store.
             Err(VerifyError::Unknown) if self.row_kind(presented) == Some(RowKind::Removed) => {
-                LocalVerdict::Final(Err(VerifyError::Unknown))
+                LocalVerdict::Final(Err(self.refusal_of_known(VerifyError::Unknown)))
             }
             // Without a matching secret, the index has compared only a 32-bit hash of the id. So look up the
             // id itself.
             Err(VerifyError::WrongSecret) if self.row_kind(presented).is_some() => {
-                LocalVerdict::Final(Err(VerifyError::WrongSecret))
+                LocalVerdict::Final(Err(self.refusal_of_known(VerifyError::WrongSecret)))
             }
             Err(VerifyError::Unknown | VerifyError::WrongSecret) => {
                 LocalVerdict::NeedsStore(RequiredFreshness::WithinBound, false)
@@ -172,7 +176,37 @@ impl Verifier {
         }
     }
 
+    /// Returns `refusal`, unless an unknown key would be refused as [`Busy`](VerifyError::Busy) now.
+    fn refusal_of_known(&self, refusal: VerifyError) -> VerifyError {
+        match self.flights.admits(self.clock.raw().monotonic) {
+            true => refusal,
+            false => too_many(),
+        }
+    }
+
+    /// Reads the key through the store, and decides within [`ReadThroughLimits::timeout`].
     async fn read_through(
+        &self,
+        presented: &[u8],
+        need: &Need,
+        required: RequiredFreshness,
+        holds_key: bool,
+    ) -> Result<Grant, VerifyError> {
+        let read = pin!(self.read_key(presented, need, required, holds_key));
+        let timeout = self.flights.timeout();
+        match select(read, self.clock.sleep(timeout)).await {
+            Either::Left((verdict, _)) => verdict,
+            Either::Right(((), _)) => {
+                observe::read_through("timed_out");
+                if let Some(suppressed) = self.log_outage("store timed out") {
+                    tracing::warn!(?timeout, suppressed, "the store did not answer in time");
+                }
+                Err(VerifyError::StoreUnavailable)
+            }
+        }
+    }
+
+    async fn read_key(
         &self,
         presented: &[u8],
         need: &Need,
@@ -239,7 +273,12 @@ impl Verifier {
             }
             Ok(StoreLookup::Corrupt(key)) => Err(VerifyError::Corrupt { key: *key }),
             Ok(StoreLookup::Nothing) => Err(self.unknown(claim)),
-            Err(_) => Err(VerifyError::StoreUnavailable),
+            Err(error) => {
+                if let Some(suppressed) = self.log_outage("store failed") {
+                    tracing::warn!(%error, suppressed, "cannot verify against the store");
+                }
+                Err(VerifyError::StoreUnavailable)
+            }
         }
     }
 
@@ -285,7 +324,9 @@ impl Verifier {
         if let Some(token) = claim.token() {
             self.notice_pepper(token, subject);
         }
-        snapshot.view.count_id(id, now);
+        if need.counts() {
+            snapshot.view.count_id(id, now);
+        }
         if lifecycle.awaits_first_use {
             snapshot.view.note_first_use();
         }
@@ -307,7 +348,7 @@ impl Verifier {
             }
             (Credential::Peppered { pepper, digest }, Claim::Token(token)) => {
                 let Some(pepper) = self.peppers.live(pepper) else {
-                    tracing::error!(%pepper, key = %token.id(), "pepper is not in the ring");
+                    self.log_missing_pepper(pepper, Some(token.id()));
                     return Err(VerifyError::UnknownPepper {
                         pepper: pepper.clone(),
                     });
@@ -359,8 +400,8 @@ impl Verifier {
     }
 }
 
-/// Counts a read beyond the limits of [`ReadThroughLimits`], and returns its rejection.
+/// Counts a refusal beyond the limits of [`ReadThroughLimits`], and returns its rejection.
 fn too_many() -> VerifyError {
     observe::read_through("refused");
-    VerifyError::StoreUnavailable
+    VerifyError::Busy
 }

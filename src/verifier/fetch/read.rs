@@ -27,19 +27,7 @@ pub(super) async fn read(
     replica: &Replica,
     locator: Locator,
 ) -> Result<StoreLookup, StoreError> {
-    let read = find(store, replica, &locator).await;
-    if let Err(error) = &read {
-        tracing::warn!(%error, "cannot verify against the store");
-    }
-    read
-}
-
-async fn find(
-    store: &dyn KeyStore,
-    replica: &Replica,
-    locator: &Locator,
-) -> Result<StoreLookup, StoreError> {
-    let Some(found) = store.find(locator).await? else {
+    let Some(found) = store.find(&locator).await? else {
         return Ok(StoreLookup::Nothing);
     };
     let Row::Key(record) = &found.change.row else {

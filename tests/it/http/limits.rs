@@ -83,7 +83,8 @@ fn a_request_beyond_the_limit_gets_a_retry_time_and_is_not_passed_on() {
     let text = key.secret.expose();
     let budget = Budget::new(&world.clock, 2);
     // The layer sends this `Retry-After` only during outages, not for reached limits.
-    let layer = KeywardLayer::new(world.keys.clone()).retry_after(Duration::from_secs(7));
+    let layer = KeywardLayer::new(world.keys.clone());
+    let layer = layer.retry_after(Duration::from_secs(7)).grpc();
     let (server, reached) = counting(budget.of(layer));
     for _ in 0..2 {
         let passed = server.bearer("/", text);

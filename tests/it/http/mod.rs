@@ -10,4 +10,5 @@ mod revoke;
 mod rules;
 mod server;
 mod service;
+mod stacked;
 mod wire;

@@ -241,8 +241,21 @@ fn curl_can_present_a_key_in_each_documented_way() {
 }
 
 #[test]
+fn the_content_type_of_a_request_does_not_change_the_form_of_a_refusal() {
+    let (server, _) = service();
+    for content_type in ["application/grpc", "application/grpc-web", "text/html"] {
+        let headers = [("content-type", content_type)];
+        let refused = server.ask(Method::POST, "/v1/keys", &headers);
+        assert_eq!((refused.status, &*refused.code()), (401, "missing-key"));
+        assert_eq!(refused.header("grpc-status"), "");
+    }
+}
+
+#[test]
 fn a_grpc_call_is_refused_with_a_grpc_status() {
-    let (server, key) = service();
+    let world = TestService::new();
+    let key = world.some_key();
+    let server = Server::with(KeywardLayer::new(world.keys.clone()).grpc());
     let call = |headers: &[(&str, &str)]| {
         let mut all = vec![("content-type", "application/grpc")];
         all.extend(headers);

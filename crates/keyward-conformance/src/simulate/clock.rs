@@ -1,6 +1,7 @@
 //! The clocks of a machine: a wall clock that jumps, and a monotonic clock that drifts.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -181,6 +182,11 @@ impl SimulatedClock {
 }
 
 impl Clock for SimulatedClock {
+    /// Never ends: in a simulation, the store answers or fails every call.
+    fn sleep(&self, _: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(std::future::pending())
+    }
+
     fn now(&self) -> Timestamp {
         let monotonic = self.monotonic();
         let mut state = self.world.state();

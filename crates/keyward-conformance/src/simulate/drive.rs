@@ -413,7 +413,7 @@ impl Run {
                 }
             }
             Err(VerifyError::Stale { .. }) => state.report.stale += 1,
-            Err(VerifyError::StoreUnavailable) => state.report.unavailable += 1,
+            Err(VerifyError::StoreUnavailable | VerifyError::Busy) => state.report.unavailable += 1,
             Err(VerifyError::Unknown) if path != VerifyPath::Local => {
                 if expected.is_some_and(|key| state.ledger.is_there(key, called)) {
                     let what = format!("node {machine} does not know {expected:?}, which is there");
