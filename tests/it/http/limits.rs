@@ -82,7 +82,8 @@ fn a_request_beyond_the_limit_gets_a_retry_time_and_is_not_passed_on() {
     let key = world.some_key();
     let text = key.secret.expose();
     let budget = Budget::new(&world.clock, 2);
-    // The layer sends this `Retry-After` only during outages, not for reached limits.
+    // The layer sends the `Retry-After` that is set here only during outages. If a limit is reached, the
+    // limiter sets the header.
     let layer = KeywardLayer::new(world.keys.clone()).retry_after(Duration::from_secs(7));
     let (server, reached) = counting(budget.of(layer));
     for _ in 0..2 {
@@ -233,7 +234,7 @@ fn a_limiter_gets_the_grant_and_the_request() {
     let text = key.secret.expose();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let own = seen.clone();
-    // Limits writes but not reads.
+    // This limiter refuses all writes, and no reads.
     let check = move |grant: &Grant, request: &Parts| {
         let RequestTenant(tenant) = request.extensions.get().unwrap();
         let tenant = tenant.to_string();
