@@ -34,7 +34,8 @@ impl Clock for FixedClock {
     }
 }
 
-/// Runs the work under a symbol name that callgrind can find. Never inlined, so that the symbol exists.
+/// Runs `work` inside a function that callgrind can find by its name. Never inlined, so that the function
+/// keeps its name.
 #[inline(never)]
 fn counted(work: &dyn Fn()) {
     work();
@@ -47,7 +48,7 @@ fn main() {
         match argument.as_str() {
             "--what" => what = arguments.next().unwrap(),
             "--count" => count = arguments.next().unwrap().parse().unwrap(),
-            // Cargo passes this argument.
+            // `cargo bench` passes this argument to every benchmark.
             "--bench" => {}
             other => panic!("unknown argument {other}"),
         }

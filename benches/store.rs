@@ -1,5 +1,5 @@
-//! Measures the SQLite store as ratios to plain SQLite, on the same disk in the same run, so that the speed
-//! of the machine cancels out. Rounds are interleaved, and the table shows medians.
+//! Measures the SQLite store as ratios to plain SQLite on the same disk. Both are measured in the same run,
+//! so that the speed of the machine cancels out. Rounds are interleaved, and the table shows medians.
 //!
 //! `cargo bench --package keyward-benches --bench store -- [--quick] [--json] [--only
 //! create,group,start,point]`
@@ -39,11 +39,11 @@ CREATE TABLE audit (place INTEGER PRIMARY KEY, tenant TEXT, sequence INTEGER, co
 
 /// The size of a benchmark run.
 struct Workload {
-    /// Keys in each file before single creates are measured.
+    /// The number of keys in each file before single create commands are measured.
     filled: usize,
     rounds: usize,
     creates: usize,
-    /// Creates per thread in a round of concurrent creates.
+    /// The number of keys that each thread creates in a round with concurrent threads.
     burst: usize,
     keys: usize,
     points: usize,
@@ -67,7 +67,7 @@ const QUICK: Workload = Workload {
     points: 500,
 };
 
-/// Creates of one subject before the next subject runs: 20.
+/// The number of keys that one subject creates before the next subject runs: 20.
 const BLOCK: usize = 20;
 
 /// A row of the table.
@@ -265,7 +265,7 @@ fn millis(seconds: f64) -> String {
     format!("{:.0} ms", seconds * 1e3)
 }
 
-/// Measures sequential creates. Each create is on disk before the next one starts.
+/// Measures one thread that creates keys. Each key is on disk before the thread creates the next one.
 fn create(size: &Workload, table: &mut Table) {
     eprintln!("create: one writer");
     let folder = tempfile::tempdir().unwrap();
@@ -287,7 +287,7 @@ fn create(size: &Workload, table: &mut Table) {
     CommitGenerator::new().fill(&open(&folder.path().join("whole.db")), size.filled, name);
 
     let mut rounds: [Vec<Vec<Duration>>; 4] = Default::default();
-    // The first round lets the write-ahead logs grow to their final size.
+    // The first round is not counted: it lets the write-ahead logs grow to their final size.
     for round in 0..=size.rounds {
         let mut times: [Vec<Duration>; 4] = Default::default();
         for block in 0..size.creates / BLOCK {
@@ -362,8 +362,8 @@ fn create(size: &Workload, table: &mut Table) {
     }
 }
 
-/// Returns the creates per second of several threads. Each thread waits for its create before it starts the
-/// next one.
+/// Returns the number of keys that several threads together create per second. Each thread waits for its key
+/// before it creates the next one.
 fn rate(keys: &Keyward, threads: usize, each: usize, name: impl Fn(usize) -> String) -> f64 {
     let barrier = Barrier::new(threads + 1);
     let (time, ()) = std::thread::scope(|scope| {
@@ -386,7 +386,7 @@ fn rate(keys: &Keyward, threads: usize, each: usize, name: impl Fn(usize) -> Str
     creates / time.as_secs_f64()
 }
 
-/// Measures sixteen concurrent creates.
+/// Measures sixteen threads that create keys concurrently.
 fn group(size: &Workload, table: &mut Table) {
     eprintln!("group: 16 writers");
     let folder = tempfile::tempdir().unwrap();
@@ -413,7 +413,7 @@ fn group(size: &Workload, table: &mut Table) {
     }
 }
 
-/// Reads and decodes every record in file order.
+/// Reads and decodes every record with plain SQLite, in file order.
 fn plain_scan(path: &Path) -> usize {
     let conn = Connection::open(path).unwrap();
     let mut statement = conn
@@ -429,7 +429,7 @@ fn plain_scan(path: &Path) -> usize {
     read
 }
 
-/// Reads and discards every page.
+/// Reads all pages of a scan through the store, and discards them.
 fn store_scan(store: &SqliteStore) -> usize {
     let limit = NonZeroUsize::new(4096).unwrap();
     let (mut after, mut read) = (None, 0);
@@ -446,7 +446,7 @@ fn store_scan(store: &SqliteStore) -> usize {
 fn start_up(store: &SqliteStore, size: &Workload, what: &str, table: &mut Table) {
     let (mut ratios, mut loads, mut scans) = (Vec::new(), Vec::new(), Vec::new());
     let (mut page_ratios, mut pages) = (Vec::new(), Vec::new());
-    // The first round warms the cache.
+    // The first round is not counted: it warms the cache.
     for round in 0..=3 {
         let (scan, read) = timed(|| plain_scan(store.path()));
         assert_eq!(read, size.keys);
@@ -478,8 +478,8 @@ fn start_up(store: &SqliteStore, size: &Workload, what: &str, table: &mut Table)
     table.add(&line, median(ratios), Goal::AtMost(2.0), note);
 }
 
-/// Measures loading a whole store into an index: first a fresh store, then an aged one. Then measures single
-/// reads of a large store.
+/// Measures the time to load a whole store into an index, first from a fresh file and then from a file with
+/// many changes. If `points` is true, also measures single reads.
 fn start(size: &Workload, table: &mut Table, points: bool) {
     eprintln!("start: filling");
     let folder = tempfile::tempdir().unwrap();
@@ -585,7 +585,7 @@ fn main() {
             "--quick" => size = &QUICK,
             "--json" => json = true,
             "--only" => only = arguments.next(),
-            // Cargo passes this argument.
+            // `cargo bench` passes this argument to every benchmark.
             "--bench" => {}
             other => panic!("unknown argument {other}"),
         }

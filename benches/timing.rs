@@ -2,7 +2,8 @@
 //!
 //! Inputs of two classes run in random order. Welch's t-test compares their times without the slowest tenth
 //! (Reparaz, Balasch and Verbauwhede: Dude, is my code constant time?). A |t| above 4.5 shows that the
-//! classes differ. A comparison that returns early proves that the method detects leaks.
+//! classes differ. To show that the method detects leaks, the run also measures a comparison that returns
+//! early.
 //!
 //! `cargo bench --package keyward-benches --bench timing -- [--quick] [--json] [--only
 //! compare,secret,unknown]`
@@ -30,9 +31,9 @@ use shared::served::{BenchVerifier, TokenKind, need};
 use shared::table::{BenchOptions, Goal, Table};
 use shared::{Random, mixed};
 
-/// The largest |t| that still counts as no difference: 4.5, the convention of the method's authors.
+/// The largest |t| at which two classes count as equal: 4.5, the convention of the method's authors.
 const LIMIT: f64 = 4.5;
-/// Inputs per class: 1000.
+/// The number of inputs of each class: 1000.
 const POOL: usize = 1000;
 const KEPT: f64 = 0.9;
 
@@ -95,7 +96,7 @@ fn welch(times: &mut [(u64, usize)]) -> TTest {
         spread[class] += (time as f64 - means[class]).powi(2);
     }
     let error = |class: usize| spread[class] / (counts[class] - 1.0) / counts[class];
-    // If all times are equal, the error is 0, and the minimum makes t 0 instead of NaN.
+    // If all times are equal, the error is 0. The minimum then makes t 0 instead of NaN.
     let error = (error(0) + error(1)).sqrt().max(f64::MIN_POSITIVE);
     TTest {
         t: (means[0] - means[1]) / error,
@@ -201,14 +202,16 @@ fn main() -> ExitCode {
         table.add(line, verdict.t.abs(), Goal::AtMost(LIMIT), verdict.note());
     }
     if asked.wants("unknown") {
-        // Ids of the same millisecond share their first characters.
+        // The first id of a pair has the timestamp of an existing key, so both have the same first
+        // characters. The second id is far from all keys.
         let mut near = |number: u64| text(&of.compose(of.stranger(number, random.next()), number));
         let pairs = (0..keys).map(|number| [near(number), near(number + (1 << 40))]);
         let verdict = verify(&served, &InputPool::new(pairs), samples, TokenKind::Unknown);
         let line = "|t|, unknown ids near a known one : far from all";
         table.add(line, verdict.t.abs(), Goal::AtMost(LIMIT), verdict.note());
 
-        // This comparison has no goal. It shows whether timing reveals to an attacker that an id exists.
+        // This comparison cannot fail the run. Its result shows whether timing reveals to an attacker that an
+        // id exists.
         let mut stranger = |number| text(&of.compose(of.stranger(number, random.next()), number));
         let pairs = (0..keys).map(|number| [altered(&of.token(number), 0), stranger(number)]);
         let pool = InputPool::new(pairs);

@@ -33,7 +33,7 @@ const BOUND: Duration = Duration::from_secs(2);
 /// The interval between two verifications of a process: 1 ms.
 const EVERY: Duration = Duration::from_millis(1);
 
-/// The shortest time a key is in use before it is revoked: 300 ms.
+/// The shortest time for which a key is in use before it is revoked: 300 ms.
 const IN_USE: Duration = Duration::from_millis(300);
 
 /// The interval between two checks for confirmations: 5 ms.
@@ -127,7 +127,7 @@ async fn story() -> Fallible<()> {
     Ok(())
 }
 
-/// Opens a node over the shared file. This process and its three children each open one.
+/// Opens a node over the shared file. The parent process and its three children each open one node.
 async fn open(folder: &Path, label: &str) -> Fallible<Keyward> {
     let store = SqliteStore::open(folder.join("keys.db")).await?;
     let peppers = PepperFile::open_or_create(folder.join("pepper"))?.ring();
@@ -159,7 +159,8 @@ async fn hand_out(
     // Waits until no process has anything to write. A process that is stopped during a write would keep the
     // file locked, and block all other writers.
     keys.wait_confirmed(&created.receipt, sleep).await;
-    // A random pause, so that the revocation does not coincide with the polls of the processes.
+    // Pauses for a random time, so that the revocation does not always hit the same moment between two polls
+    // of the processes.
     let mut drawn = [0];
     SystemEntropy.fill(&mut drawn)?;
     sleep(IN_USE + Duration::from_millis(drawn[0].into())).await;
@@ -170,7 +171,7 @@ async fn hand_out(
 struct Revoked {
     receipt: Receipt,
     returned: Duration,
-    /// The end of the bound: a verification that starts later must refuse the key.
+    /// The time at which the staleness bound ends. A verification that starts later must refuse the key.
     limit: Duration,
 }
 
@@ -362,7 +363,8 @@ impl Process {
         })
     }
 
-    /// Sends the key through a pipe. A command-line argument would be visible to every user of the machine.
+    /// Sends a key to the process through a pipe. A command-line argument would be visible to every user of
+    /// the machine.
     fn present(&mut self, key: &Secret) -> Fallible<()> {
         let presents = self.presents.as_mut().ok_or("it was ended")?;
         Ok(writeln!(presents, "{}", key.expose())?)

@@ -103,8 +103,8 @@ async fn story() -> Fallible<()> {
     println!("  both are accepted now\n");
 
     clock.advance(hours(24));
-    // Other processes may have changed the file. A verifier that has not synced within its staleness bound
-    // fails closed.
+    // Reads changes that other processes made. Without a sync within its staleness bound, a verifier fails
+    // closed.
     keys.sync().await?;
     println!("A day later:");
     println!(
@@ -154,7 +154,8 @@ fn refused<T: std::fmt::Debug>(result: &Result<T, VerifyError>) -> Fallible<Stri
     }
 }
 
-/// Forges a key: the same key id, another secret, and a valid checksum, which anybody can compute.
+/// Forges a token with the id of an existing key, another secret, and a valid checksum, which anybody can
+/// compute.
 fn forge(token: &str) -> String {
     let (before, _) = token.split_at(token.len() - 6);
     let (kept, last) = before.split_at(before.len() - 1);

@@ -40,8 +40,8 @@ impl Sender {
         }
     }
 
-    /// Sends all pending events. With `crash`, simulates a crash after that many batches, before the last
-    /// cursor is saved.
+    /// Sends all pending events. If `crash` is set, simulates a crash after that many batches, before the
+    /// last cursor is saved.
     async fn run(&self, crash: Option<usize>) -> Fallible<()> {
         for batches in 1.. {
             let batch = match self.events.next_batch(&self.cursor()?, BATCH_SIZE).await {

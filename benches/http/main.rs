@@ -39,7 +39,7 @@ use shared::table::{BenchOptions, Goal, Table};
 /// The size of a benchmark run.
 struct Workload {
     keys: u64,
-    /// The number of rounds of each of the three routes.
+    /// The number of rounds that are measured on each of the three routes.
     pairs: usize,
     /// Duration of a round, in seconds.
     seconds: u32,
@@ -96,8 +96,8 @@ fn main() {
     let mut table = Table::default();
     let mut rounds: [Vec<Round>; 3] = Default::default();
     let routes = [PLAIN, KEYED, LAYERED];
-    // The first turn warms up and is not counted. The order rotates, so that every route goes first equally
-    // often.
+    // The first turn only warms up the service, and is not counted. The order of the routes rotates, so that
+    // every route goes first equally often.
     for turn in 0..=size.pairs {
         for number in 0..routes.len() {
             let which = (turn + number) % routes.len();
@@ -141,7 +141,7 @@ fn main() {
     table.print(asked.json);
 }
 
-/// Adds a line to the table: the median of a ratio over all pairs of rounds, and the interquartile range.
+/// Adds a line to the table: the median and the interquartile range of a ratio over all pairs of rounds.
 fn compare(
     table: &mut Table,
     what: &str,

@@ -28,11 +28,11 @@ use support::postgres::{Server, TestSchema};
 /// The size of a benchmark run.
 struct Workload {
     rounds: usize,
-    /// Creates per round if one writer runs alone.
+    /// The number of keys that one writer creates in a round in which it runs alone.
     alone: usize,
-    /// Creates per round of each of the sixteen concurrent writers.
+    /// The number of keys that each of sixteen concurrent writers creates in a round.
     each: usize,
-    /// Keys in the store that a starting node loads.
+    /// The number of keys in the store that a starting node loads.
     keys: usize,
     starts: usize,
 }

@@ -17,8 +17,8 @@ use support::postgres::TestSchema;
 
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// Reads and discards the rows that a starting node reads. Takes the same steps with the same driver:
-/// connects, opens a snapshot, reads the head and then the rows.
+/// Reads the rows that a starting node reads, and discards them. Takes the same steps as a node with the same
+/// driver: connects, opens a snapshot, and reads the head and the rows.
 async fn stream(place: &TestSchema) -> usize {
     let client = plain(place).await;
     let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
@@ -97,7 +97,7 @@ pub(crate) fn start(runtime: &Runtime, place: &TestSchema, size: &Workload, tabl
         client.batch_execute("CHECKPOINT").await.unwrap();
     });
     let mut taken: [Vec<f64>; 4] = Default::default();
-    // The first round warms the server's cache.
+    // The first round is not counted: it warms the server's cache.
     for round in 0..=size.starts {
         let raw_cpu = process_time();
         let (raw, read) = runtime.block_on(timed(stream(place)));

@@ -18,7 +18,7 @@ const TENANTS: usize = 64;
 /// The measurements of a round.
 struct Round {
     rate: f64,
-    /// Durations of the creates in seconds, in ascending order.
+    /// The times that single creates took, in seconds and in ascending order.
     times: Vec<f64>,
     failed: usize,
 }
@@ -56,7 +56,7 @@ impl Rounds {
         self.0.iter().map(|round| round.failed).sum()
     }
 
-    /// Returns the median over all rounds of this rate divided by the rate of `other`.
+    /// Divides this rate by the rate of `other` in each round, and returns the median of these ratios.
     fn against(&self, other: &Self) -> f64 {
         let pairs = self.0.iter().zip(&other.0);
         median(pairs.map(|(own, other)| own.rate / other.rate))
@@ -138,7 +138,7 @@ async fn commits(store: &PostgresStore, writers: &mut Vec<Writer>, count: usize)
     Round::of(began.elapsed(), times)
 }
 
-/// Measures full creates through the service. All writers use all `tenants`.
+/// Measures writers that create keys with [`Keyward::create`], in all of a number of tenants.
 async fn creates(nodes: &[Keyward], writers: usize, count: usize, tenants: usize) -> Round {
     let began = Instant::now();
     let own = (0..writers).map(|writer| {
@@ -172,7 +172,8 @@ async fn creates(nodes: &[Keyward], writers: usize, count: usize, tenants: usize
     }
 }
 
-/// Measures one writer and sixteen writers, directly on the store and through the service.
+/// Measures one writer and sixteen writers. They commit directly to the store, or create keys with
+/// [`Keyward`].
 pub(crate) fn create(
     runtime: &Runtime,
     place: &TestSchema,
@@ -187,7 +188,7 @@ pub(crate) fn create(
     let many = (0..WRITERS).map(|number| Writer::new(number, TENANTS / WRITERS));
     let mut many: Vec<_> = many.collect();
     let mut rounds: [Rounds; 5] = Default::default();
-    // The first round creates the tenants and prepares the statements.
+    // The first round is not counted: it creates the tenants and prepares the statements.
     for round in 0..=size.rounds {
         let taken = runtime.block_on(async {
             [
@@ -223,8 +224,8 @@ pub(crate) fn create(
     }
 }
 
-/// Measures sixteen writers on one tenant, with one node and with four. Only one commit at a time can change
-/// a tenant.
+/// Measures sixteen writers that create keys in the same tenant, over one node and over four. Only one commit
+/// at a time can change a tenant.
 pub(crate) fn hot(runtime: &Runtime, place: &TestSchema, size: &Workload, table: &mut Table) {
     eprintln!("hot: 16 writers, one tenant");
     let nodes: Vec<_> = (0..4).map(|_| keyward(connect(runtime, place))).collect();

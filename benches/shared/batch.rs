@@ -1,11 +1,11 @@
 //! The tokens for one measured run, built beforehand and contiguous in memory.
 //!
-//! Reading a token is as cheap as in a service, which has just read the request's header.
+//! So reading a token is as cheap as in a service that has just read it from a request's header.
 
 use crate::Random;
 use crate::keys::{BODY, ID_AND_SECRET, Keys, WIDTH};
 
-/// Texts of equal length in one buffer.
+/// Tokens of equal length in one buffer.
 #[derive(Clone, Debug)]
 pub struct Batch {
     text: Vec<u8>,
@@ -36,8 +36,8 @@ impl Batch {
         &self.text[at * self.width..][..self.width]
     }
 
-    /// Returns the input for the HMAC of the floor: id and secret of a keyward token, or as many bytes of
-    /// another text.
+    /// Returns the bytes of a token that `HmacFloor` hashes: its id and secret. For a foreign text, returns
+    /// as many bytes of the text.
     #[inline]
     pub fn id_and_secret(&self, at: usize) -> &[u8; ID_AND_SECRET] {
         let end = (at + 1) * self.width;

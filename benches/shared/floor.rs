@@ -1,4 +1,4 @@
-//! The floor: the lowest possible cost of a verification that keeps its secrets under a pepper.
+//! The floor: the lowest possible cost of verifying a key whose secret is hashed with a pepper.
 //!
 //! The floor is one HMAC-SHA-256 of `id ‖ secret` with a prepared key, which takes two raw compressions.
 

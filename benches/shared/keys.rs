@@ -1,5 +1,5 @@
-//! Keys whose data is derived from their number, with the contents of a typical record. Each tenant has 50
-//! keys and five owners.
+//! Keys with typical records. All data of a key is derived from its number. Each tenant has 50 keys and five
+//! owners.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -33,7 +33,7 @@ const OWNERS_OF_A_TENANT: u64 = 5;
 /// The creation time of the first key: 2025-01-01, in milliseconds since the Unix epoch.
 const FIRST_MILLIS: u64 = 1_735_689_600_000;
 
-/// A bit in the random part of an id. Only ids without a key have this bit set.
+/// A bit in the random part of an id. It is set only in ids that belong to no key.
 const STRANGER: u64 = 1 << 63;
 
 /// The scope that every measured verification requires.
@@ -105,13 +105,13 @@ impl Keys {
         self.first
     }
 
-    /// Returns the id of key `number`. Ids sort in the order of the numbers, so that a store in id order
-    /// needs no list of ids.
+    /// Returns the id of key `number`. Ids sort in the order of the numbers. So the store can list keys in id
+    /// order without storing the ids.
     pub fn id(&self, number: u64) -> KeyId {
         Self::id_of(number, mixed(number) & !STRANGER)
     }
 
-    /// Returns an id without a key, with the timestamp of key `number`.
+    /// Returns an id that belongs to no key, with the timestamp of key `number`.
     pub fn stranger(&self, number: u64, random: u64) -> KeyId {
         Self::id_of(number, random | STRANGER)
     }
@@ -220,7 +220,8 @@ impl Keys {
                 resource: None,
                 exposed_at: None,
                 updated: created.clone(),
-                // Each change moves the expiry, which shows whether the newest change has arrived.
+                // Each change moves the expiry. So a benchmark can check whether the newest change has
+                // arrived.
                 expires_at: Some(
                     created
                         .at

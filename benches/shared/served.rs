@@ -33,7 +33,7 @@ impl BenchVerifier {
         let store = Arc::new(SyntheticStore::new(keys.clone(), scanned, feed));
         let replica = Arc::new(Replica::new(store.clone(), clock.clone()));
         let mut spec = profiles::standard();
-        // The bound is so long that no verification during a run is refused as stale.
+        // The staleness bound is so long that no verification during a run is refused as stale.
         spec.propagation = Propagation { bound: days(1) };
         let policies = Policy::new(spec).unwrap();
         let verifier = Verifier::new(
@@ -67,8 +67,8 @@ impl BenchVerifier {
 
     /// Verifies the tokens of a batch one after another. Returns the number of accepted tokens.
     pub fn run(&self, batch: &Batch, need: &Need) -> usize {
-        // The compiler does not know that this is 0. So the position of the next token depends on the last
-        // verdict.
+        // `nothing` is 0, but the compiler cannot know this. So the next position depends on the last
+        // verdict, and verifications cannot overlap.
         let nothing = black_box(0);
         let (mut at, mut granted) = (0, 0);
         while at < batch.len() {
@@ -83,7 +83,8 @@ impl BenchVerifier {
         granted
     }
 
-    /// Checks the verdicts of a batch, so that the benchmark measures the operation in its name.
+    /// Checks the verdicts of a batch with `right`, so that the benchmark measures the operation that its
+    /// name promises.
     pub fn expect(&self, batch: &Batch, need: &Need, right: fn(&Result<(), VerifyError>) -> bool) {
         for at in 0..batch.len().min(50) {
             let verdict = self.verifier.verify(batch.at(at), need).map(drop);

@@ -1,5 +1,5 @@
-//! A store without stored data. Rows are computed when they are read, so that ten million keys use memory
-//! only in the measured index.
+//! A store that computes its rows when they are read. So ten million keys use memory only in the index under
+//! test.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,7 +30,7 @@ pub struct SyntheticStore {
     head: AtomicU64,
 }
 
-/// The revision of all scanned rows.
+/// The revision of all rows that a scan returns.
 const FILLED: u64 = 1;
 
 impl SyntheticStore {

@@ -110,7 +110,7 @@ impl BenchOptions {
                 "--quick" => asked.quick = true,
                 "--json" => asked.json = true,
                 "--only" => asked.only = arguments.next(),
-                // Cargo passes this argument.
+                // `cargo bench` passes this argument to every benchmark.
                 "--bench" => {}
                 other => panic!("unknown argument {other}"),
             }

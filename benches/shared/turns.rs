@@ -1,4 +1,4 @@
-//! Runs measurements in alternating rounds, so that a disturbance affects all of them.
+//! Runs measurements in alternating rounds, so that a disturbance of the machine affects all of them.
 
 use crate::Random;
 use crate::batch::Batch;
@@ -16,7 +16,7 @@ pub struct Subject<'a> {
 }
 
 /// Returns the times of one operation in nanoseconds: one list for each subject, with one entry per round.
-/// The last list is the floor's, measured on the first subject's batches.
+/// The last list has the times of the floor, which hashes the batches of the first subject.
 pub fn take_turns(rounds: usize, subjects: &mut [Subject<'_>]) -> Vec<Vec<Elapsed>> {
     let floor = HmacFloor::new();
     let mut random = Random(1);
@@ -50,7 +50,7 @@ pub fn take_turns(rounds: usize, subjects: &mut [Subject<'_>]) -> Vec<Vec<Elapse
     taken
 }
 
-/// Returns the median over all rounds of one CPU time divided by the other.
+/// Divides the CPU time of `own` by that of `other` in each round, and returns the median of these ratios.
 pub fn ratio(own: &[Elapsed], other: &[Elapsed]) -> f64 {
     median(
         own.iter()

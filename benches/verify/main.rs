@@ -1,7 +1,7 @@
 //! Measures the cost of a verification as a ratio to the floor.
 //!
-//! The floor is an HMAC with a prepared key, two raw compressions of SHA-256, measured between the same
-//! rounds. The table shows medians of the thread's CPU time, unless a line names another time.
+//! The floor is an HMAC with a prepared key: two raw compressions of SHA-256. Its rounds alternate with those
+//! of the verifications. The table shows medians of the thread's CPU time, unless a line names another time.
 //!
 //! `cargo bench --package keyward-benches --bench verify -- [--quick] [--json] [--only
 //! valid,refused,kinds,threads,writer,growth,heap,allocations,start]`
@@ -31,12 +31,12 @@ static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 struct Workload {
     /// The numbers of keys to measure, each with its goal, if it has one.
     keys: &'static [(u64, Option<f64>)],
-    /// The number of keys in measurements that do not vary it.
+    /// The number of keys in measurements that do not vary the number of keys.
     typical: u64,
     rounds: usize,
-    /// Verifications of one subject before the next subject runs.
+    /// The number of verifications that one subject runs before the next subject's turn.
     batch: usize,
-    /// Measured rounds of the reader, each with a busy and with an idle writer.
+    /// The number of rounds in which the reader is measured, once with a busy and once with an idle writer.
     windows: usize,
     /// The number of keys to which the index grows while a reader runs. The index starts with a tenth of that
     /// number.

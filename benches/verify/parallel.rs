@@ -40,7 +40,7 @@ fn rate(served: &BenchVerifier, batches: &[Batch], laps: usize) -> (f64, f64) {
     (rates, cpu / taken.len() as f64)
 }
 
-/// Compares two reader threads with one.
+/// Compares the rate of two reader threads with the rate of one.
 pub(crate) fn threads(size: &Workload, table: &mut Table) {
     let keys = size.typical;
     eprintln!("threads: {keys} keys");
@@ -72,7 +72,8 @@ pub(crate) fn threads(size: &Workload, table: &mut Table) {
     }
 }
 
-/// Returns the cost of reading the clock, which the time of a single verification includes.
+/// Returns the time that reading the clock takes, which is part of the measured time of a single
+/// verification.
 fn clock_cost() -> u64 {
     let mut costs: Vec<_> = (0..10_000)
         .map(|_| Instant::now().elapsed().as_nanos() as u64)
@@ -132,7 +133,7 @@ pub(crate) fn writer(size: &Workload, table: &mut Table) {
                 working.fetch_add(taken.cpu as u64, Ordering::Relaxed);
                 ticks.fetch_add(1, Ordering::Relaxed);
             }
-            // Runs a late tick immediately, so that the rate is exact.
+            // If a tick is late, the next one starts immediately, so that the average rate is exact.
             due += TICK;
             if let Some(wait) = due.checked_duration_since(Instant::now()) {
                 thread::sleep(wait);
@@ -209,13 +210,14 @@ fn longest_while(
     longest
 }
 
-/// Rows of an index in a block of 128 KiB: about 1024.
+/// The number of rows in a block of 128 KiB of the index's memory: about 1024.
 const ROWS_OF_A_BLOCK: u64 = 1024;
 
 /// Measures the longest pause of a reader while the index grows tenfold.
 ///
-/// The baseline is a reader while the same rows are made without an index. The baseline allocates as much
-/// memory, in blocks of the same size. The machine affects both readers alike, so its effects cancel out.
+/// The baseline is a reader while the same rows are computed but put into no index. The baseline allocates as
+/// much memory, in blocks of the same size. The machine affects both readers alike, so its effects cancel
+/// out.
 pub(crate) fn growth(size: &Workload, table: &mut Table) {
     let (from, to) = (size.growth / 10, size.growth);
     eprintln!("growth: {from} to {to} keys");

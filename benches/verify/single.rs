@@ -62,7 +62,7 @@ fn presented<'a>(
     }
 }
 
-/// Keys per call of `verify_many`: 64.
+/// The number of keys in a call of `verify_many`: 64.
 const TOGETHER: usize = 64;
 
 fn together<'a>(served: &'a BenchVerifier, keys: u64, size: &Workload) -> Subject<'a> {
@@ -158,7 +158,7 @@ fn resident_bytes() -> f64 {
     pages.unwrap_or(0.0) * rustix::param::page_size() as f64
 }
 
-/// Measures refused verifications against granted ones, and the allocations of each.
+/// Measures refused verifications as ratios to granted ones, and the allocations of each.
 pub(crate) fn refused(size: &Workload, asked: &BenchOptions, table: &mut Table) {
     let keys = size.typical;
     eprintln!("refused: {keys} keys");
@@ -183,7 +183,7 @@ pub(crate) fn refused(size: &Workload, asked: &BenchOptions, table: &mut Table) 
         for what in TokenKind::ALL {
             let batch = what.batch(&served.keys, keys, 1_000, &mut Random(3));
             let need = need();
-            // The first run allocates the data that a need caches.
+            // The first run is not counted, because it allocates the data that a need caches.
             served.run(&batch, &need);
             let region = Region::new(HEAP);
             black_box(served.run(&batch, &need));
@@ -196,7 +196,7 @@ pub(crate) fn refused(size: &Workload, asked: &BenchOptions, table: &mut Table) 
     }
 }
 
-/// Measures keys that are found by digest, and public keys.
+/// Measures imported keys, which are found by digest, and publishable keys.
 pub(crate) fn kinds(size: &Workload, table: &mut Table) {
     let keys = size.typical;
     for (kind, name) in [

@@ -19,7 +19,7 @@ impl IntoResponse for Failure {
         let status = status(&self.0);
         let detail = match &self.0 {
             CommandError::Denied(denied) => denied.to_string(),
-            // The outcome may be unknown. A retry with the same id applies the command once.
+            // The command may or may not have committed. A retry with the same id applies it at most once.
             error => {
                 tracing::error!(%error, "a change failed");
                 "try again with the same Idempotency-Key".to_owned()
@@ -48,7 +48,7 @@ fn status(error: &CommandError) -> StatusCode {
         | Denial::ScopeNotAllowed { .. }
         | Denial::Expiry { .. } => StatusCode::BAD_REQUEST,
         Denial::NotFound | Denial::TenantNotFound => StatusCode::NOT_FOUND,
-        // The key became invalid during the request.
+        // The key that the client used became invalid during the request.
         Denial::ActingKey { .. } | Denial::ActorExpired => StatusCode::UNAUTHORIZED,
         Denial::Forbidden { .. }
         | Denial::SupportOnly { .. }

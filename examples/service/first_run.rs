@@ -11,7 +11,7 @@ use crate::Fallible;
 /// Commands to try in a terminal where `SERVICE` and `ADMIN_KEY` are set. Indented lines are commands.
 const TRY: &str = include_str!("try.txt");
 
-/// The place where keys are stored, and the verb for deleting that place to start over.
+/// The place where keys are stored, and a verb for deleting this place, such as `drop` for a schema.
 pub(crate) struct Kept {
     pub(crate) place: String,
     pub(crate) end: &'static str,

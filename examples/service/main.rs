@@ -113,7 +113,7 @@ async fn serve(settings: &Settings) -> Fallible<()> {
         served = serving => served?,
         () = patience => tracing::warn!("aborting requests still in flight after {FINISH_WITHIN:?}"),
     }
-    // Follows the store to the end, so that a key revoked during shutdown is refused.
+    // Stops the follower last, so that a key that is revoked during the shutdown is still refused.
     follower.stop().await;
     keys.deregister().await?;
     tracing::info!("stopped");
@@ -149,7 +149,7 @@ where
     S: KeyStore + NodeRegistry + Clone,
 {
     let pepper = data.join("pepper");
-    // Existing keys need their own pepper: a new pepper would verify none of them.
+    // If the store has keys, their pepper must exist too: a new pepper would verify none of them.
     let peppers = match known {
         true => PepperFile::open(pepper)?,
         false => PepperFile::open_or_create(pepper)?,
@@ -158,7 +158,8 @@ where
     Ok(keys.build().await?)
 }
 
-/// Returns a future that resolves on ctrl-c or SIGTERM. Signals that arrive after this call count.
+/// Returns a future that resolves on ctrl-c or SIGTERM. A signal that arrives after this call is not lost,
+/// even if the future is not polled yet.
 fn stop_signal() -> Fallible<impl Future<Output = ()>> {
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;

@@ -1,7 +1,7 @@
 //! Routes that manage keys: create, list, rotate, revoke.
 //!
 //! The actor is the request's key. It cannot create a key with more scopes or a later expiry than its own. A
-//! key with fewer scopes than its owner's role has no role, and cannot create keys.
+//! key with fewer scopes than its owner's role does not act with that role, so it cannot create keys.
 
 use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::request::Parts;
@@ -67,7 +67,7 @@ impl<S: Sync> FromRequestParts<S> for Caller {
 struct Wanted {
     name: String,
     scopes: Vec<String>,
-    /// `None` for the longest lifetime that the policy and the caller's own key allow.
+    /// The lifetime in days. `None` selects the longest one that the policy and the caller's own key allow.
     expires_in_days: Option<u32>,
 }
 
@@ -100,7 +100,7 @@ struct Listed {
     keys: Vec<KeyInfo>,
     /// Keys whose stored bytes are damaged.
     corrupt: Vec<KeyId>,
-    /// The value of `?after=` for the next page, if there is one.
+    /// The value of `?after=` that returns the next page. `None` on the last page.
     next: Option<KeyId>,
 }
 
@@ -130,7 +130,7 @@ async fn list(
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Rotation {
-    /// Time the old key keeps working. `None` ends it immediately.
+    /// The number of hours for which the old key keeps working. `None` ends it immediately.
     grace_hours: Option<u32>,
 }
 
@@ -195,7 +195,7 @@ struct Replaced {
     works_until: Timestamp,
 }
 
-/// Sends a secret with `no-store`, so that no cache keeps it.
+/// Returns a response that contains a secret. Its `no-store` header keeps caches from storing the secret.
 fn issued(key: &Issued<'_>) -> Response {
     let kept = [(header::CACHE_CONTROL, "no-store")];
     (StatusCode::CREATED, kept, Json(key)).into_response()

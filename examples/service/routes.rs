@@ -18,12 +18,12 @@ const KEYS_MANAGE: Scope = Scope::from_static("keys:manage");
 /// Returns all routes. Each requires a key, except `/health`.
 pub(crate) fn router(keys: &Keyward) -> Router {
     let keyed = KeywardLayer::new(keys.clone());
-    // The layer accepts any valid key. Each handler's signature requires a scope.
+    // Here the layer accepts any valid key, and each handler's signature requires a scope.
     let reports = Router::new()
         .route("/v1/reports", get(list).post(add))
         .with_state(Reports::default())
         .route_layer(keyed.clone());
-    // Here the layer requires one scope for all routes.
+    // For the management routes, the layer itself requires one scope.
     let managing = keyed.require(Need::from(KEYS_MANAGE));
     let management = management::router(keys).route_layer(managing);
     Router::new()
@@ -64,7 +64,7 @@ impl RequiredScope for ReportsWrite {
     const SCOPE: Scope = Scope::from_static("reports:write");
 }
 
-/// The tenant comes from the key, never from the request.
+/// Returns the reports of one tenant. The tenant comes from the key, never from the request.
 async fn list(key: Scoped<ReportsRead>, State(reports): State<Reports>) -> Json<Vec<Report>> {
     let all = reports.0.lock().unwrap_or_else(PoisonError::into_inner);
     Json(all.get(key.tenant()).cloned().unwrap_or_default())

@@ -1,7 +1,7 @@
 //! The position of an event reader in the audit trail and among the notices.
 //!
 //! Pure. Invariant: a cursor continues only in the history that it was created in. A cursor contains part of
-//! the hash of the last entry passed, so it detects a restored store even if the store's head is already
+//! the hash of the last entry before it. So it detects a restored store even if the store's head is already
 //! beyond the cursor.
 
 use std::collections::BTreeMap;
@@ -30,12 +30,13 @@ pub struct EventCursor(CursorFields);
 struct CursorFields {
     /// The store's epoch. `None` before the first read.
     epoch: Option<u128>,
-    /// The revision and sequence of the last entry passed.
+    /// The revision and sequence of the last audit entry that the reader has passed.
     after: (u64, u64),
-    /// The revision, sequence and mark of the last entry passed that was not damaged.
+    /// The revision, sequence and mark (part of the hash) of the last undamaged entry that the reader has
+    /// passed.
     anchor: Option<(u64, u64, EntryMark)>,
-    /// The position of the sweep in the order of notices. Notices up to this position are not emitted again,
-    /// unless a later entry changes the key's expiry.
+    /// The last position in the order of notices that the reader has passed. Notices up to this position are
+    /// not emitted again, unless a later entry changes the key's expiry.
     swept: Option<Due>,
 }
 
@@ -58,8 +59,8 @@ impl EventCursor {
         swept: None,
     });
 
-    /// Returns a cursor that skips all entries up to commit `revision`, and all notices due until `now`.
-    /// `newest` is the last audit entry of that commit.
+    /// Returns a cursor that skips all entries up to commit `revision`, and all notices that are due at
+    /// `now`. The argument `newest` is the last audit entry of that commit.
     pub(super) fn end(
         epoch: u128,
         revision: Revision,
@@ -78,7 +79,7 @@ impl EventCursor {
         cursor
     }
 
-    /// Returns the position of the last entry passed.
+    /// Returns the position of the last audit entry that the reader has passed.
     pub(super) const fn position(&self) -> AuditPosition {
         position(self.0.after)
     }
@@ -91,8 +92,8 @@ impl EventCursor {
         self.0.swept = Some(swept);
     }
 
-    /// Returns the query for the entries that follow the cursor. The result includes the last entry passed,
-    /// so that [`read`](Self::read) can check whether the history is still the same.
+    /// Returns the query for the entries that follow the cursor. The result also includes the last entry
+    /// before the cursor, so that [`read`](Self::read) can check whether the history is still the same.
     pub(super) fn query(&self, limit: NonZeroUsize) -> AuditQuery {
         let after = match self.0.anchor {
             Some((revision, sequence, _)) => (revision, sequence.saturating_sub(1)),
@@ -105,12 +106,12 @@ impl EventCursor {
         }
     }
 
-    /// Returns the entries of `page` that follow the cursor. `epoch` and `head` are those of the store that
-    /// returned the page.
+    /// Returns the entries of `page` that follow the cursor. The arguments `epoch` and `head` belong to the
+    /// store that returned the page.
     ///
     /// # Errors
     ///
-    /// Returns the cursor to continue from if the store has another history than this cursor.
+    /// Fails if the store has another history than this cursor. The error is the cursor to continue from.
     pub(super) fn read(
         &self,
         page: AuditPage,
@@ -126,7 +127,7 @@ impl EventCursor {
         let anchored = self.0.anchor.is_none_or(|(revision, sequence, mark)| {
             let place = position((revision, sequence));
             let same = |row: &AuditRow| row.position() == place && EntryMark::of(row) == mark;
-            // A damaged entry at the anchor's position does not mean another history.
+            // If the entry at the anchor's position is damaged, the history still counts as the same.
             rows.iter().any(same) || corrupt.contains(&place)
         });
         let there = anchored && head >= self.position().revision;
@@ -163,9 +164,9 @@ impl EventCursor {
         }
     }
 
-    /// Sets the cursor's epoch. If the clock was set back, also moves the sweep back to `now`, so that no key
-    /// with a newly set expiry is missed. Notices that were emitted too early are emitted again when they
-    /// fall due.
+    /// Sets the cursor's epoch. If the clock was set back, also moves the position among the notices back to
+    /// `now`. Otherwise a key whose expiry is set after that could be missed. Notices that were emitted too
+    /// early are emitted again when they fall due.
     pub(super) fn enter(&mut self, epoch: u128, now: Timestamp) {
         self.0.epoch = Some(epoch);
         self.0.swept = self.0.swept.map(|swept| swept.min(Due::until(now)));

@@ -62,8 +62,8 @@ pub struct Event {
 #[serde(tag = "type", content = "data", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum EventKind {
-    /// The key expires soon, and no successor has replaced the key. A successor that still waits for its
-    /// first use does not count.
+    /// The key expires soon, and no successor has replaced the key. As long as a successor still waits for
+    /// its first use, it has not replaced the key.
     #[serde(rename = "key_expiring_soon")]
     ExpiringSoon {
         /// The instant at which the key expires.
@@ -146,8 +146,8 @@ impl Event {
         }
     }
 
-    /// Returns the notice of a key's expiry at `expires_at`. The notice falls due `within` before the expiry;
-    /// zero means the expiry itself.
+    /// Returns the notice of a key's expiry at `expires_at`. The notice falls due `within` before the expiry.
+    /// If `within` is zero, it is the notice of the expiry itself.
     pub(super) fn notice(record: &KeyRecord, expires_at: Timestamp, within: Duration) -> Self {
         let owner = record.owner.principal().cloned();
         let successor = record.succession.as_ref().map(|s| s.successor);
@@ -174,8 +174,8 @@ impl Event {
     }
 }
 
-/// Returns the key of an entry that may have changed the key's expiry. The sweep may already have passed the
-/// notice of the new expiry.
+/// Returns the key of an entry that may have changed the key's expiry. The notice of the new expiry may
+/// already be due, and may lie before the reader's position among the notices.
 pub(super) fn may_set_end(entry: &AuditEntry) -> Option<KeyId> {
     let sets = match &entry.action {
         Action::KeyCreated { .. }

@@ -27,7 +27,7 @@ use crate::core::time::{Timestamp, days};
 pub struct ExpiryWindows(BTreeSet<Duration>);
 
 impl ExpiryWindows {
-    /// 8 windows at most, because each window costs one query of the store.
+    /// The largest number of windows: 8, because each window costs one query of the store.
     pub const MAX: usize = 8;
     /// 3,650 days, ten years of 365 days: the widest window.
     pub const WIDEST: Duration = days(3650);
@@ -36,8 +36,8 @@ impl ExpiryWindows {
     ///
     /// # Errors
     ///
-    /// [`Invalid`] for more than [`MAX`](Self::MAX) windows, and for a window that is shorter than a second,
-    /// longer than [`WIDEST`](Self::WIDEST) or not a whole number of seconds.
+    /// [`Invalid`] for more than [`MAX`](Self::MAX) windows. Also for a window that is shorter than a second,
+    /// longer than [`WIDEST`](Self::WIDEST), or not a whole number of seconds.
     pub fn new(windows: impl IntoIterator<Item = Duration>) -> Result<Self, Invalid> {
         let mut checked = BTreeSet::new();
         for window in windows {
@@ -82,8 +82,8 @@ impl ExpiryWindows {
             KeyState::Revoked { .. } => return None,
             KeyState::Enabled | KeyState::Disabled(_) => record.expires_at?,
         };
-        // A key that a successor has replaced needs no warning. A successor that still waits for its first
-        // use does not count.
+        // A key that a successor has replaced needs no warning. While the successor still waits for its first
+        // use, the key is not replaced yet.
         let replaced = (record.succession.as_ref())
             .is_some_and(|succession| succession.grace_from_first_use.is_none());
         let windows = self.iter().filter(|_| !replaced);
@@ -93,9 +93,9 @@ impl ExpiryWindows {
         notices.find(|due| due.at <= now.as_micros())
     }
 
-    /// Returns the queries of a sweep, each with its window. The window of the query for expired keys is
-    /// zero. The queries find every key whose notice fell due after `swept` and not later than `now`, each
-    /// key once.
+    /// Returns the queries that find due notices, each with its window. The query for expired keys has the
+    /// window zero. The queries find every key whose notice fell due after `swept` and not later than `now`,
+    /// each key once.
     pub(super) fn listings(
         &self,
         swept: Option<Due>,
@@ -103,8 +103,8 @@ impl ExpiryWindows {
         limit: NonZeroUsize,
     ) -> Vec<(Duration, KeyQuery)> {
         let mut listings = Vec::new();
-        // The last instant of the next narrower window. The query of that window finds all keys that expire
-        // until then.
+        // The end of the next narrower window. The query of that window finds all keys that expire by then,
+        // so the query of this window starts after that instant.
         let mut narrower = None;
         for within in std::iter::once(Duration::ZERO).chain(self.iter()) {
             let last = now.as_micros().saturating_add(micros(within));
@@ -160,7 +160,7 @@ fn listing(
             Status::Expired,
         ]),
         expires_from: Some(Timestamp::from_micros(from).ok()?),
-        // `None` if `last` is the last possible instant. An upper bound is then unnecessary, because only
+        // `None` if `last` is the last possible instant. The query then needs no upper bound, because only
         // keys that never expire come later.
         expires_before: Timestamp::from_micros(last.saturating_add(1)).ok(),
         sort: KeySort::Expiry,
@@ -192,7 +192,7 @@ impl Due {
         }
     }
 
-    /// Returns a position after every notice that falls due until `instant`.
+    /// Returns the position just after all notices that are due at `instant`.
     pub(super) const fn until(instant: Timestamp) -> Self {
         Self {
             at: instant.as_micros(),

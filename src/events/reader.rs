@@ -44,8 +44,8 @@ pub struct EventBatch {
 #[non_exhaustive]
 pub enum EventsError {
     /// The store has another history than the cursor: the store was restored from a backup, or is another
-    /// store. The new history lacks the changes between the backup and the loss, even if their events were
-    /// emitted.
+    /// store. After a restore, the new history lacks the changes made after the backup, even if their events
+    /// were emitted.
     #[error("the store has another history than the cursor: it was restored from a backup")]
     HistoryReplaced {
         /// The cursor to continue from, after an operator was notified of the restore. This cursor keeps the
@@ -119,8 +119,8 @@ impl Events {
         };
         batch.cursor.enter(top.head.epoch.0, now);
         self.emit_entries(found, now, &mut batch).await?;
-        // Sweeps only after all entries are emitted. If a later change sets an expiry that this sweep has
-        // passed, its entry follows in a later batch and emits the notice.
+        // Looks for due notices only after all entries are emitted. If a later change sets an expiry whose
+        // notice is already passed, the entry of that change emits the notice in a later batch.
         if !batch.more {
             self.sweep(now, limit, &mut batch).await?;
         }
@@ -163,8 +163,8 @@ impl Events {
     ) -> Result<(), StoreError> {
         let swept = batch.cursor.swept();
         let ends = |row: &Option<AuditRow>| may_set_end(&row.as_ref()?.entry);
-        // Emits a key's notice only after the last of its entries, because the record that is read shows the
-        // final expiry.
+        // Emits a key's notice only after the key's last entry in this batch, because the stored record
+        // already has the final expiry.
         let last: HashMap<KeyId, AuditPosition> = (found.entries.iter())
             .filter_map(|(place, row)| Some((ends(row)?, *place)))
             .collect();
@@ -182,8 +182,8 @@ impl Events {
         Ok(())
     }
 
-    /// Emits the notice of a key if the sweep has already passed that notice, because the sweep does not go
-    /// back.
+    /// Emits the notice of a key if the reader is already past that notice. The search for due notices would
+    /// miss it, because that search never goes back.
     async fn emit_passed(
         &self,
         key: KeyId,
@@ -206,7 +206,7 @@ impl Events {
         Ok(())
     }
 
-    /// Emits the notices that fell due since the last sweep.
+    /// Emits the notices that fell due since the last call, and moves the cursor past them.
     async fn sweep(
         &self,
         now: Timestamp,
@@ -219,7 +219,7 @@ impl Events {
             return Ok(());
         };
         let mut found = Vec::new();
-        // The position up to which all listings have been read.
+        // The position up to which the pages of all windows have been read.
         let mut upto = Due::until(now);
         let mut corrupt = BTreeSet::new();
         for (within, query) in self.windows.listings(swept, now, limit) {

@@ -50,8 +50,8 @@ impl FollowOptions {
     /// 2 s, a fifth of the default staleness bound.
     pub const DEFAULT_BACKOFF: Duration = Duration::from_secs(2);
 
-    /// 1 s: the longest usual delay between a successor's first use and the start of the old key's grace
-    /// period.
+    /// 1 s. An old key's grace period can start at its successor's first use. It usually starts at most this
+    /// much later.
     pub const DEFAULT_UPKEEP: Duration = Duration::from_secs(1);
 
     /// Sets the interval at which the follower polls the store if no hint arrives. Defaults to
@@ -64,7 +64,8 @@ impl FollowOptions {
 
     /// Sets the longest wait for a page before a sync times out. Defaults to
     /// [`DEFAULT_TIMEOUT`](Self::DEFAULT_TIMEOUT). Each page restarts the wait, so a sync that reads many
-    /// pages may take longer. The follower uses at most half of the shortest bound, and at least 10 ms.
+    /// pages may take longer. The follower uses at most half of the shortest nonzero staleness bound in
+    /// force, and at least 10 ms.
     pub const fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
@@ -72,7 +73,7 @@ impl FollowOptions {
 
     /// Sets the longest pause after consecutive failures. Each pause is random, up to a limit that starts at
     /// 50 ms and doubles with each failure. Defaults to [`DEFAULT_BACKOFF`](Self::DEFAULT_BACKOFF). The
-    /// follower uses at most a quarter of the shortest bound, and at least 10 ms.
+    /// follower uses at most a quarter of the shortest nonzero staleness bound in force, and at least 10 ms.
     pub const fn with_backoff(mut self, backoff: Duration) -> Self {
         self.backoff = backoff;
         self
@@ -157,11 +158,11 @@ pub struct Follower {
 }
 
 impl Keyward {
-    /// Starts a task that follows the store and does the upkeep. The task runs on the current tokio runtime,
-    /// whose timers must be enabled. The first sync starts immediately.
+    /// Starts a task that syncs this node with its store and runs maintenance. The task runs on the current
+    /// tokio runtime, whose timers must be enabled. The first sync starts immediately.
     ///
-    /// One follower is enough. Calling [`sync`](Self::sync) and [`run_maintenance`](Self::run_maintenance)
-    /// concurrently is safe.
+    /// One follower per [`Keyward`] is enough. Calling [`sync`](Self::sync) and
+    /// [`run_maintenance`](Self::run_maintenance) concurrently is safe.
     ///
     /// # Errors
     ///
@@ -212,11 +213,11 @@ impl Follower {
         !self.task.is_finished()
     }
 
-    /// Stops the task: cancels the sync in flight, and waits until the task has ended. A cancelled upkeep
-    /// task may or may not have committed.
+    /// Stops the task: cancels the sync in flight, and waits until the task has ended. If a maintenance
+    /// command was in flight, it may or may not have committed.
     ///
-    /// If the follower did the upkeep, this call runs the upkeep one last time, for at most 30 seconds. This
-    /// last run records the first uses of successors that would otherwise be lost.
+    /// If the follower ran the maintenance, this call runs it one last time, for at most 30 seconds. The last
+    /// run records first uses of rotation successors that would otherwise be lost.
     pub async fn stop(mut self) {
         self.task.abort();
         // The result does not matter: an aborted task and a finished task have both ended.

@@ -32,8 +32,8 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Limits the options by the bound. A pause takes at most a quarter of the bound, and a hanging sync at
-    /// most half. So a single failed sync does not make the node refuse keys.
+    /// Limits `options` by the staleness bound. A pause takes at most a quarter of the bound, and a hanging
+    /// sync at most half. So a single failed sync does not make the node refuse keys.
     pub(super) fn of(options: &FollowOptions, bound: Option<Duration>) -> Self {
         let bound = bound.unwrap_or(Duration::MAX);
         let within = |chosen: Duration, most: Duration| chosen.min(most).max(FLOOR);

@@ -10,10 +10,10 @@ use super::pace::{FLOOR, Pace, SyncOutcome, pause};
 use super::{FollowError, FollowOptions, FollowStatus};
 use crate::keyward::Keyward;
 
-/// 30 s: the timeout of a round of upkeep. The next round does the remaining work.
+/// 30 s: the timeout of one maintenance run. The next run does the remaining work.
 const UPKEEP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Follows the store and does the upkeep, until the future is dropped.
+/// Syncs with the store and runs maintenance, until the future is dropped.
 pub(super) async fn run(
     keys: Keyward,
     options: FollowOptions,
@@ -75,8 +75,8 @@ async fn step(keys: &Keyward, limit: Duration) -> Result<(), FollowError> {
     }
 }
 
-/// Waits for a hint from the store, for at most `pause`. Waits at least [`FLOOR`], because hints may be
-/// spurious, and waiting for a hint may fail.
+/// Waits for a hint from the store, for at most `pause`. Waits at least [`FLOOR`], so that spurious hints and
+/// failing waits do not cause a busy loop.
 async fn hint_within(keys: &Keyward, pause: Duration) {
     sleep(FLOOR).await;
     let hint = async {

@@ -68,13 +68,13 @@ impl KeywardBuilder {
     }
 
     /// Sets the registry in which this node reports the changes that it has applied: see
-    /// [`Keyward::confirmations`]. All nodes over one store must use the same registry, because receipts do
-    /// not wait for a node without it. Every store of this crate is also a registry. Defaults to none:
-    /// receipts then rely on the staleness bound alone.
+    /// [`Keyward::confirmations`]. All nodes over one store must use the same registry: a receipt does not
+    /// wait for a node that is not registered. Every store of this crate is also a registry. Defaults to
+    /// none: receipts then rely on the staleness bound alone.
     ///
-    /// The node reports whenever [`sync`](Keyward::sync) finds changes, and about every ten seconds. If its
-    /// reports fail for a minute, further syncs do not renew its freshness. After the staleness bound, the
-    /// node then fails closed until a report succeeds.
+    /// The node reports whenever [`sync`](Keyward::sync) finds changes, and about every ten seconds. If the
+    /// node's reports fail for a minute, its syncs no longer count as confirmations. After the staleness
+    /// bound the node fails closed, until a report succeeds.
     pub fn registry(mut self, registry: impl NodeRegistry) -> Self {
         self.registry = Some(Arc::new(registry));
         self
@@ -92,16 +92,18 @@ impl KeywardBuilder {
         self
     }
 
-    /// Sets the behavior of [`verify_or_fetch`](Keyward::verify_or_fetch) for a key past the staleness bound
-    /// of its class. Defaults to [`OnStale::Reject`].
+    /// Sets whether [`verify_or_fetch`](Keyward::verify_or_fetch) refuses a known key or reads the store, if
+    /// this node has not synced within the staleness bound of the key's class. Defaults to
+    /// [`OnStale::Reject`].
     pub const fn on_stale(mut self, on_stale: OnStale) -> Self {
         self.on_stale = on_stale;
         self
     }
 
     /// Sets the largest tolerated difference between clocks, at least two minutes. Defaults to five minutes.
-    /// A node refuses to issue or prolong keys if its clock differs by more from the database server's clock,
-    /// or from most other nodes of a [registry](Self::registry); see `docs/time.md`.
+    /// If a node's clock differs by more, the node refuses to issue or prolong keys. It compares its clock
+    /// with the database server's clock and with those of other nodes of a [registry](Self::registry); see
+    /// `docs/time.md`.
     pub const fn clock_allowance(mut self, allowance: Duration) -> Self {
         self.clock_allowance = allowance;
         self

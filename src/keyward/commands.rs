@@ -21,13 +21,14 @@ use crate::core::view::LoadRequest;
 use crate::manager::{BulkReceipt, CommandError, Committed, Receipt};
 use crate::store::{Locator, Row, RowKey, StoreErrorKind};
 
-/// One minute: maintenance continues a bulk command that is older, in place of its caller. A page of a
-/// thousand keys takes well under a second. The caller and maintenance may run concurrently without harm.
+/// One minute: the age at which maintenance takes over an unfinished bulk command, in case its caller
+/// crashed. A page of a thousand keys takes well under a second. The caller and maintenance may run
+/// concurrently without harm.
 const SWEEP_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Commands. Each takes an [`Actor`], or an actor with an idempotency key ([`Actor::with_command_id`]). A
-/// retry with the same idempotency key changes nothing. If the future is dropped, the command may or may not
-/// commit.
+/// The methods that change keys. Each takes an [`Actor`], or an actor with an idempotency key
+/// ([`Actor::with_command_id`]). A retry with the same idempotency key changes nothing. If the future is
+/// dropped, the command may or may not commit.
 impl Keyward {
     /// Creates a key.
     ///
@@ -195,12 +196,12 @@ impl Keyward {
             .receipt)
     }
 
-    /// Gives a key a new secret because the response with the first one was lost.
+    /// Gives a key a new secret, because the response with the first secret was lost.
     ///
     /// # Errors
     ///
-    /// [`CommandError`]; [`Denial::NotReplaceable`] more than an hour after creation, or for any actor but
-    /// the creator.
+    /// [`CommandError`]; [`Denial::NotReplaceable`] if the key was created more than an hour ago, or if the
+    /// actor did not create it.
     pub async fn replace_lost(
         &self,
         by: impl Into<Invocation<'_>>,
@@ -212,9 +213,9 @@ impl Keyward {
         Created::from_committed(committed).ok_or(CommandError::Denied(Denial::NotFound))
     }
 
-    /// Sets the newest instant of a tenant back to the current time, if a wrong clock left it in the future.
-    /// Only the application itself may call this method. Keys keep the times that the wrong clock gave them:
-    /// check the creation and expiry times of the tenant's keys.
+    /// Sets the time of a tenant's newest commit back to the current time, if a wrong clock left it in the
+    /// future. Only the application itself may call this method. Keys keep the times that the wrong clock
+    /// gave them: check the creation and expiry times of the tenant's keys.
     ///
     /// # Errors
     ///
@@ -264,8 +265,8 @@ impl Keyward {
         ))
     }
 
-    /// Closes a tenant: permanently ends every key of the tenant and of its descendants. All these keys are
-    /// refused from the first commit on. After an interruption, repeat the call to continue.
+    /// Closes a tenant: permanently ends every key of the tenant and of its descendants. The first commit
+    /// already makes all these keys invalid. After an interruption, repeat the call to continue.
     ///
     /// # Errors
     ///
@@ -294,8 +295,8 @@ impl Keyward {
             .await
     }
 
-    /// Corrects the stored role of an owner to `role`: in the ancestors of `tenant` that the actor reaches,
-    /// in `tenant`, and in descendants with live keys of the owner. Resolves
+    /// Corrects the stored role of an owner to `role` in `tenant` and in its ancestors that the actor
+    /// reaches. Also corrects the role in descendants in which the owner has live keys. Resolves
     /// [`Denial::RoleDrift`]. Only the application itself may call this method.
     ///
     /// # Errors
@@ -320,9 +321,9 @@ impl Keyward {
         Ok(self.execute_bulk(by, tenant, command).await?.receipt)
     }
 
-    /// Sets the role of a key owner, in `tenant` and in descendants with live keys of the owner. In classes
-    /// with a live ceiling, the owner's keys narrow or widen immediately. Actions of the owner in person are
-    /// not affected: the role in the [`Actor`] decides about them.
+    /// Sets the role of a key owner, in `tenant` and in descendants in which the owner has live keys. The
+    /// current role of its owner limits every key, so the owner's keys narrow or widen immediately. Commands
+    /// that the owner gives in person are not affected: the role in the [`Actor`] decides about them.
     ///
     /// # Errors
     ///
@@ -393,7 +394,8 @@ impl Keyward {
                 let kind = crate::store::StoreErrorKind::Unavailable;
                 return Err(crate::store::StoreError::new(kind, "looking up a leaked key").into());
             }
-            // The error contains a key id only if the presented secret was correct.
+            // The error contains a key id only if the presented secret was correct, so a forged token reveals
+            // nothing.
             Err(rejection) => rejection
                 .key()
                 .ok_or(CommandError::Denied(Denial::NotFound))?,
@@ -475,7 +477,8 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`CommandError`] of the store. A corrupt tenant does not delay the others.
+    /// [`CommandError`] of the store. If one tenant's rows are corrupt, the first uses of the other tenants
+    /// are still recorded.
     pub(super) async fn record_first_uses(&self) -> Result<usize, CommandError> {
         let (mut done, mut damaged) = (0, None);
         for (tenant, key) in self.inner.replica.first_uses() {
@@ -507,13 +510,15 @@ impl Keyward {
     async fn finish_sweeps(&self) -> Result<usize, CommandError> {
         let mut done = 0;
         if self.inner.time.check().reference.is_some() {
-            // Other clocks contradict this one, so the age of a command is unknown.
+            // Another clock contradicts this process's clock, so the age of a bulk command is unknown, and
+            // this run finishes none.
             return Ok(done);
         }
         for tenant in self.inner.replica.unfinished() {
             let view = self.inner.store.load(&tenant, &LoadRequest::none()).await?;
             for pending in view.tenant.map(|row| row.sweeps).unwrap_or_default() {
-                // Skips a command whose start lies in the future, until `repair_time` corrects its tenant.
+                // Skips a command younger than a minute. A command whose start lies in the future also waits,
+                // until `repair_time` corrects its tenant.
                 if self.now() < pending.began_at.saturating_add(SWEEP_PATIENCE) {
                     continue;
                 }

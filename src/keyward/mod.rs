@@ -106,9 +106,9 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`VerifyError`]; [`StoreUnavailable`](VerifyError::StoreUnavailable) if the store did not answer.
-    /// Calls without a known key also get this error if [`ReadThroughLimits`](crate::node::ReadThroughLimits)
-    /// are exceeded.
+    /// [`VerifyError`]; [`StoreUnavailable`](VerifyError::StoreUnavailable) if the store did not answer. Also
+    /// if [`ReadThroughLimits`](crate::node::ReadThroughLimits) are exceeded, unless the caller presents the
+    /// secret of a key that this node knows.
     pub async fn verify_fresh<'a>(
         &self,
         credentials: impl Into<Credentials<'a>> + Send,
@@ -117,9 +117,10 @@ impl Keyward {
         self.inner.verifier.verify_fresh(credentials, need).await
     }
 
-    /// Verifies, and reads the store if this node cannot decide alone. A node cannot decide about a key that
-    /// it does not know yet (rule A1-25), or if the key's class requires the latest state. Past the staleness
-    /// bound, [`OnStale`](crate::node::OnStale) selects whether to read the store.
+    /// Verifies a key, and reads the store if this node cannot decide alone. A node cannot decide about a key
+    /// that it does not know yet (rule A1-25), or if the key's class requires the latest state. If this node
+    /// has not synced within the staleness bound, [`OnStale`](crate::node::OnStale) selects whether to read
+    /// the store.
     ///
     /// # Errors
     ///
@@ -168,8 +169,9 @@ impl Keyward {
 
     /// Replaces the policies. Affects commands and verifications that begin after this call.
     ///
-    /// A node with a [registry](KeywardBuilder::registry) must report a staleness bound that is longer than
-    /// every earlier bound. Until its next [`sync`](Self::sync) has done so, the node refuses keys as stale.
+    /// If the new staleness bound is longer than every earlier one, a node with a
+    /// [registry](KeywardBuilder::registry) must report it first. Until the next [`sync`](Self::sync) has
+    /// reported the bound, the node refuses keys as stale.
     pub fn set_policies(&self, policies: impl Into<Policies>) {
         let policies = policies.into();
         self.inner.replica.widen(policies.longest_bound());
@@ -192,23 +194,25 @@ impl Keyward {
         }
     }
 
-    /// Returns the number of answers from the store so far. The number rises during a sync that makes
-    /// progress.
+    /// Returns the number of answers that this node has received from the store. A follower sees from this
+    /// number that a long sync still makes progress.
     #[cfg(feature = "tokio")]
     pub(crate) fn answers(&self) -> u64 {
         self.inner.replica.answers()
     }
 
-    /// Returns a random number, which varies a follower's pause between two syncs.
+    /// Returns a random number. A follower uses it to vary its pause after a failed sync.
     #[cfg(feature = "tokio")]
     pub(crate) fn random(&self) -> u64 {
         let mut bytes = [0; 8];
-        // Without randomness the number is zero: all nodes then sync at the same pace, which is safe.
+        // If the entropy source fails, the number is zero. All nodes then sync at the same pace, which is
+        // safe.
         let _ = self.inner.entropy.fill(&mut bytes);
         u64::from_le_bytes(bytes)
     }
 
-    /// Returns the manager, which executes commands that are given as values.
+    /// Returns the manager. It executes commands that the application builds as values, instead of by a
+    /// method call.
     #[must_use]
     pub fn manager(&self) -> &KeyManager {
         &self.inner.manager

@@ -8,13 +8,15 @@ use crate::manager::Receipt;
 use crate::replica::{Awaited, Confirmations};
 use crate::store::{NodeId, StoreError};
 
-/// 250 ms between two reads of the registry, about the poll interval of a follower.
+/// 250 ms: the longest pause between two reads of the registry, equal to the default poll interval of a
+/// follower.
 const ASK_EVERY: Duration = Duration::from_millis(250);
 
 /// Confirmations of a change by all nodes; see [`KeywardBuilder::registry`](crate::KeywardBuilder::registry).
 impl Keyward {
     /// Reads the registry once, and returns which nodes have applied a change and which may still act on the
-    /// earlier state. Without a registry, only the [bound](Receipt::bound) decides.
+    /// earlier state. Without a registry, the result depends only on whether the [bound](Receipt::bound) has
+    /// passed.
     ///
     /// A verification that was in flight when its node reported the change may still use the earlier state.
     /// As in [`no_later_than`](Receipt::no_later_than), all nodes are assumed to have this node's policies.

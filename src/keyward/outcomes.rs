@@ -20,7 +20,7 @@ pub struct Created {
     pub secret: Secret,
     /// The key's class.
     pub class: ClassName,
-    /// The part of the key's text by which people recognize the key later.
+    /// A part of the key's text that is safe to show, so that people can recognize the key later.
     pub hint: Hint,
     /// The fingerprint by which the key can be found.
     pub fingerprint: Fingerprint,
@@ -29,7 +29,7 @@ pub struct Created {
     /// The effective scopes of the key. They are fewer than the scopes in the key if a role, the key's bound
     /// or the key's class allows fewer.
     pub reach: ScopeSet,
-    /// The keys that the policy provisioned with the tenant, because this was the tenant's first
+    /// The keys that the policy provisioned with the tenant. Empty unless this was the tenant's first
     /// command.
     pub provisioned: Vec<IssuedKey>,
     /// The position and time of the commit.
@@ -40,7 +40,8 @@ pub struct Created {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct TimeRepaired {
-    /// The tenant's newest instant before and after the repair. `None` if nothing had to be repaired.
+    /// The time of the tenant's newest commit, before and after the repair. `None` if nothing had to be
+    /// repaired.
     pub set_back: Option<(Timestamp, Timestamp)>,
     /// The position and time of the commit.
     pub receipt: Receipt,
@@ -67,7 +68,7 @@ pub struct ImportedKey {
     pub fingerprint: Fingerprint,
     /// The effective scopes of the key.
     pub reach: ScopeSet,
-    /// The keys that the policy provisioned with the tenant, because this was the tenant's first
+    /// The keys that the policy provisioned with the tenant. Empty unless this was the tenant's first
     /// command.
     pub provisioned: Vec<IssuedKey>,
     /// The position and time of the commit.
@@ -89,7 +90,7 @@ pub struct Rotated {
     /// The key that the successor replaces.
     pub predecessor: KeyId,
     /// The time at which the old key stops working. If its grace period starts at the successor's first use,
-    /// the latest possible time.
+    /// this is the latest possible time.
     pub until: Timestamp,
     /// The position and time of the commit.
     pub receipt: Receipt,
@@ -101,7 +102,7 @@ pub struct Rotated {
 pub struct LeakReport {
     /// The leaked key.
     pub key: KeyId,
-    /// Whether the report revoked the key; publishable and legacy keys are only recorded.
+    /// Whether the report revoked the key. A leak of a publishable or legacy key is only recorded.
     pub revoked: bool,
     /// The position and time of the commit.
     pub receipt: Receipt,

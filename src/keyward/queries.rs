@@ -26,7 +26,7 @@ use crate::manager::{CommandError, lineage_of, load_ancestry};
 use crate::store::{Locator, Row, StoreError};
 use crate::verifier::Grant;
 
-/// The error of an audit trail that could not be verified.
+/// The reason why an audit trail could not be verified.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuditError {
@@ -58,7 +58,8 @@ impl Keyward {
         self.inner.replica.tenants_ahead()
     }
 
-    /// Returns a query for the current keys of `tenant`. Set `below` to include its descendants.
+    /// Returns a query for the current keys of `tenant`. To include descendants of the tenant, set the
+    /// query's field `below`.
     pub fn query(&self, tenant: &TenantId) -> KeyQuery {
         KeyQuery::tenant(tenant.clone(), self.now())
     }
@@ -85,8 +86,8 @@ impl Keyward {
         let policies = self.inner.policies.get();
         let root = self.authority(actor, &tenant, BTreeSet::new()).await?;
         let mut list = KeyList::default();
-        // The class of a corrupt key is unknown, so only an actor that sees every key gets its id. In a
-        // descendant tenant, the actor may see fewer keys.
+        // The class of a corrupt key is unknown, so only an actor that sees every key gets its id. An actor
+        // may see fewer keys in a descendant tenant, so a query with descendants does not return the id.
         let sees_all = !query.below && root.caller.sees_all(policies.of(&tenant));
         let sees_all = sees_all || actor.is_application();
         match root.caller.visible_keys(policies.of(&tenant))? {
@@ -124,12 +125,12 @@ impl Keyward {
         Ok(list)
     }
 
-    /// Lists the keys that `key`, or another key of its rotation chain, made directly or through other keys.
-    /// If `key` has leaked, review these keys too. Includes revoked and expired keys. Leaves out keys that
-    /// the actor may not look at.
+    /// Lists the keys that were made with `key` or with a key of its rotation chain, directly or through
+    /// other keys. If `key` has leaked, review these keys too. Includes revoked and expired keys. Leaves out
+    /// keys that the actor may not look at.
     ///
     /// [`revoke_many`](Self::revoke_many) with [`BulkFilter::made_by`](crate::command::BulkFilter::made_by)
-    /// revokes them.
+    /// revokes all of these keys.
     ///
     /// # Errors
     ///
@@ -181,7 +182,7 @@ impl Keyward {
         self.key(&holder, grant.key_id()).await
     }
 
-    /// Returns the progress of a key's rotation; `None` if the key is not being replaced.
+    /// Returns the progress of a key's rotation; `None` if the key is not being replaced. The argument
     /// `old_last_seen` is the time at which the old key was last presented, if the host records it.
     ///
     /// # Errors
@@ -232,8 +233,8 @@ impl Keyward {
         Ok(self.inner.store.audit(&query).await?)
     }
 
-    /// Verifies that nobody altered a tenant's audit trail, and returns the trail's head. `seen` is an
-    /// earlier head that was recorded outside the store. The check fails if the trail does not contain
+    /// Verifies that nobody altered a tenant's audit trail, and returns the trail's head. The argument `seen`
+    /// is an earlier head that was recorded outside the store. The check fails if the trail does not contain
     /// `seen`, for example because the trail was truncated.
     ///
     /// # Errors
@@ -280,8 +281,8 @@ impl Keyward {
         Ok(head)
     }
 
-    /// Returns the events of the whole store, with notices before keys expire, as `windows` sets. Only for
-    /// the host itself, because the events cover all tenants.
+    /// Returns the events of the whole store, and notices before keys expire. The argument `windows` sets how
+    /// long before the expiry. Only for the host itself, because the events cover all tenants.
     pub fn events(&self, windows: ExpiryWindows) -> Events {
         let (store, clock) = (self.inner.store.clone(), self.inner.time.clone());
         Events::new(store, clock, windows)
@@ -404,7 +405,7 @@ impl ActorAuthority {
     }
 }
 
-/// The error of an actor's authority that could not be loaded.
+/// The reason why the authority of an actor could not be loaded.
 enum AuthorityError {
     Denied(Denial),
     Store(StoreError),

@@ -32,28 +32,28 @@ pub enum Recovery {
     /// were kept elsewhere, such as an exported trail. Changes after the last entry are not repeated, so a
     /// key that was revoked later verifies again.
     Replay(Vec<AuditEntry>),
-    /// Trusts the backup as it is: the host knows that no key was ended or narrowed since the backup.
+    /// Trusts the backup as it is. Choose this only if no key was ended or narrowed since the backup.
     TrustBackup,
 }
 
-/// The result of a recovery. Numbers count only changes of this call, not those of an earlier, interrupted
-/// call. Lists are always complete.
+/// The result of a recovery. The numbers count only changes of this call, not those of an earlier,
+/// interrupted call. The lists are always complete.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct RecoveryReport {
-    /// Tenants with keys to disable, or with entries after the backup.
+    /// The number of tenants with keys to disable, or with audit entries after the backup.
     pub tenants: usize,
-    /// Tenants that were closed again.
+    /// The number of tenants that were closed again.
     pub closed: usize,
-    /// Owners that were removed again or got a role again.
+    /// The number of owners that were removed again, or whose role was set again.
     pub owners: usize,
-    /// Keys that were disabled.
+    /// The number of keys that were disabled.
     pub disabled: usize,
-    /// Keys that were revoked.
+    /// The number of keys that were revoked.
     pub revoked: usize,
-    /// Keys that were removed.
+    /// The number of keys that were removed.
     pub removed: usize,
-    /// Keys whose scopes, networks or expiry were narrowed again.
+    /// The number of keys whose scopes, networks or expiry were narrowed again.
     pub changed: usize,
     /// Legacy keys that are now disabled. Rotate them, or enable a key if its secret was not replaced since
     /// the backup.
@@ -63,8 +63,8 @@ pub struct RecoveryReport {
     pub to_review: Vec<KeyId>,
     /// Keys that were created since the backup and are lost. Their holders need new keys.
     pub lost: Vec<KeyId>,
-    /// Keys that entries after the backup name, although neither the backup nor those entries contain their
-    /// creation.
+    /// Keys that are named in audit entries after the backup, but whose creation is neither in the backup nor
+    /// in these entries.
     pub unknown: Vec<KeyId>,
     /// Keys whose stored bytes failed their checksum. They are always refused.
     pub corrupt: Vec<KeyId>,
@@ -107,7 +107,8 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`RecoveryError::Chain`] if entries are altered, missing or foreign. Nothing was changed then.
+    /// [`RecoveryError::Chain`] if entries are altered or missing, or belong to another trail. In this case
+    /// nothing was changed.
     pub async fn recover(&self, recovery: Recovery) -> Result<RecoveryReport, RecoveryError> {
         let mut report = RecoveryReport::default();
         match recovery {
@@ -193,8 +194,8 @@ impl Keyward {
         Ok(())
     }
 
-    /// Returns the head after each stored entry, from one entry before the first given entry, and the newest
-    /// head.
+    /// Returns the audit head after each stored entry, by sequence. Starts one entry before the first entry
+    /// of `given`, and always includes the newest head.
     async fn stored_heads(
         &self,
         tenant: &TenantId,
@@ -232,7 +233,8 @@ impl Keyward {
     ) -> Result<(), RecoveryError> {
         for (marks, hash) in &later.blocked {
             for (number, (mark, key)) in marks.iter().enumerate() {
-                // One command per digest: a digest that was imported again is denied, and the others still commit.
+                // Sends one command per digest. If a digest was imported again, its command is denied, and
+                // the others still commit.
                 let id = recovery::command_id(*hash, &format!("digest-{number}"));
                 let id = id.map_err(CommandError::from)?;
                 let marks = vec![(*mark, *key)];
@@ -356,7 +358,8 @@ impl Keyward {
             let Some((mark, id)) = mark else {
                 continue;
             };
-            // One command per digest: a digest that was imported again is denied, and the others still commit.
+            // Sends one command per digest. If a digest was imported again, its command is denied, and the
+            // others still commit.
             let key = **key;
             let marks = vec![(mark, key)];
             let blocked = self.execute_as_host(tenant, id, Command::BlockDigests { marks });
@@ -397,7 +400,7 @@ impl Keyward {
                         false => Some(&mut report.to_review),
                         true => None,
                     };
-                    // Several steps may affect one key, which is listed once.
+                    // Several steps may affect one key. The report lists the key only once.
                     if let Some(list) = list.filter(|list| list.last() != Some(&record.id)) {
                         list.push(record.id);
                     }
@@ -408,7 +411,7 @@ impl Keyward {
         Ok(())
     }
 
-    /// Returns the ids whose commands an earlier call committed.
+    /// Returns those of `ids` whose commands an earlier, interrupted recovery already committed.
     async fn committed(
         &self,
         tenant: &TenantId,
@@ -465,7 +468,7 @@ impl Keyward {
     }
 }
 
-/// [`SWEEP_MAX`] rows per page, the number of keys in a commit.
+/// The rows per page: [`SWEEP_MAX`], the largest number of keys in one commit.
 const PAGE: NonZeroUsize = NonZeroUsize::new(SWEEP_MAX).expect("`SWEEP_MAX` is greater than zero");
 
 fn as_host(tenant: &TenantId, id: CommandId, command: Command) -> Request {
@@ -473,8 +476,8 @@ fn as_host(tenant: &TenantId, id: CommandId, command: Command) -> Request {
     Request::new(id, actor, tenant.clone(), command)
 }
 
-/// Turns a denial into `None`, because a denial does not fail a recovery. In a closed tenant no key verifies
-/// anyway. Elsewhere the caller tries another command.
+/// Turns a denial into `None`, because a denial does not fail a recovery. If the tenant is closed, no key
+/// verifies there, so the command is unnecessary. Otherwise the caller tries another command.
 fn accepted<T>(result: Result<T, CommandError>) -> Result<Option<T>, CommandError> {
     match result {
         Ok(done) => Ok(Some(done)),

@@ -10,7 +10,7 @@ use crate::core::need::Need;
 use crate::core::rejection::VerifyError;
 use crate::core::token;
 
-/// 16 lookups at a time: about as many memory reads as a processor keeps in flight.
+/// 16 keys: a batch looks up this many at a time, about as many memory reads as a processor keeps in flight.
 const BATCH_SIZE: usize = 16;
 
 impl Verifier {
@@ -30,8 +30,8 @@ impl Verifier {
         verdicts
     }
 
-    /// Verifies at most [`BATCH_SIZE`] keys, in the order of a single verification: load `confirmed`, look up
-    /// all keys, and then read the clock.
+    /// Verifies at most [`BATCH_SIZE`] keys, in the order of a single verification: load the time of the last
+    /// confirmation, look up all keys, and then read the clock.
     fn verify_some<P: AsRef<[u8]>>(
         &self,
         presented: &[P],
@@ -39,7 +39,7 @@ impl Verifier {
         verdicts: &mut Vec<Result<Grant, VerifyError>>,
     ) {
         let confirmed = Confirmation::Sent(self.replica.confirmed_at());
-        // One owned reference to the snapshot, which all grants share.
+        // All grants share one owned reference to the snapshot.
         let snapshot = Guard::into_inner(self.snapshot());
         let view = &*snapshot.view;
         let tokens: [_; BATCH_SIZE] = array::from_fn(|at| {
@@ -66,7 +66,7 @@ impl Verifier {
                     let shared = Guard::from_inner(Arc::clone(&snapshot));
                     Ok(Grant::of_index(shared, accepted))
                 }
-                // A store in this process may confirm the index now. So verify the key again.
+                // If the store is in this process, it may confirm the index now. So verify the key again.
                 Err(VerifyError::Stale { .. } | VerifyError::NeedsFresh) => {
                     self.verify(presented.as_ref(), need)
                 }

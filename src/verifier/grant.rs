@@ -22,7 +22,7 @@ use crate::core::text::{ClassName, Environment};
 use crate::core::time::Timestamp;
 use crate::replica::{AttributeIds, Attributes, OwnerRef, RowState};
 
-/// A verified key, as it was at that moment. Holds no secret.
+/// A verified key, as it was at the moment of verification. Contains no secret.
 ///
 /// Meant for one request. A grant keeps the whole index that verified it in memory, so copy the fields that
 /// you need for longer. The key's name, metadata and description are not in a grant:
@@ -53,7 +53,7 @@ pub(super) struct Accepted {
     pub(super) id: KeyId,
     pub(super) row: u32,
     pub(super) attribute_ids: AttributeIds,
-    /// The index of the owner's status in the attribute tables.
+    /// The number under which the attribute tables store the owner's status.
     pub(super) status: u32,
     pub(super) at: Timestamp,
     pub(super) address: Option<IpAddr>,
@@ -148,7 +148,7 @@ impl Grant {
         };
         let lifecycle = match snapshot.view.row_state(*row) {
             RowState::Key(lifecycle) => lifecycle,
-            // The key was removed since, or its row became unreadable. So the key ends now.
+            // The key was removed since its verification, or its row became unreadable. So the key ends now.
             RowState::Removed | RowState::Corrupt => Lifecycle {
                 phase: LifecyclePhase::Disabled,
                 created_at: self.at,
@@ -263,7 +263,8 @@ impl Grant {
         self.traits().resource.as_ref()
     }
 
-    /// Returns the time at which the key expires, as far as is known now; `None` for never.
+    /// Returns the time at which the key expires, as far as this node knows at the moment of the call; `None`
+    /// for never.
     #[must_use]
     pub fn expires_at(&self) -> Option<Timestamp> {
         let state = match &self.source {
@@ -272,7 +273,7 @@ impl Grant {
         };
         match state {
             RowState::Key(lifecycle) => lifecycle.expires_at,
-            // The key was removed since, or its row became unreadable. So the key ends now.
+            // The key was removed since its verification, or its row became unreadable. So the key ends now.
             RowState::Removed | RowState::Corrupt => Some(self.at),
         }
     }
@@ -316,12 +317,13 @@ impl Grant {
     /// Returns an actor that manages keys on behalf of this key.
     ///
     /// Each command is checked against the state of the key and its owner at the moment of commit. The
-    /// command is denied if the key was revoked, disabled, narrowed or expired by then, or if its owner was
-    /// removed. A command's effect never exceeds the key on any [`Dimension`](crate::key::Dimension).
+    /// command is denied if, by that moment, the key was revoked, disabled, narrowed or expired, or its owner
+    /// was removed. A command's effect never exceeds the key on any [`Dimension`](crate::key::Dimension).
     ///
-    /// A key manages keys by the roles of its owner and of the recipient of its secret. The key itself must
-    /// also reach everything that these roles reach. For example, a key limited to reading reports cannot
-    /// close a tenant, even if its owner may. Tenant-owned keys and publishable keys cannot manage keys.
+    /// A key may manage only those keys that the roles of both its owner and the recipient of its secret may
+    /// manage. The key itself must also reach everything that these roles reach. For example, a key limited
+    /// to reading reports cannot close a tenant, even if its owner may. Tenant-owned keys and publishable
+    /// keys cannot manage keys.
     #[must_use]
     pub fn actor(&self) -> Actor {
         let class = self.policy().class(&self.traits().class);

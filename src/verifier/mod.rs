@@ -1,8 +1,8 @@
 //! The verifier: parse, look up, compare, check.
 //!
 //! [`Verifier::verify`] does no I/O and never waits. The order of its steps matters: load the time of the
-//! last confirmation, look the key up, and then read the clock. Any other order could accept a revoked key
-//! past the staleness bound.
+//! last confirmation, look the key up, and then read the clock. In any other order, a revoked key could be
+//! accepted after the staleness bound has passed.
 
 mod batch;
 mod credentials;
@@ -86,14 +86,14 @@ enum Claim<'a> {
 
 /// A presented key that the index found, with its shared attributes.
 struct ResolvedKey<'v> {
-    /// `None` if the secret does not match.
+    /// The key's place in the index. `None` if the secret does not match.
     hit: Option<Hit>,
     attributes: Attributes<'v>,
-    /// Whether the lookup tried an older pepper.
+    /// Whether the lookup also tried a digest under an older pepper.
     under_older: bool,
 }
 
-/// The uses of a key in this process.
+/// The uses of a key that this process has counted.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Usage {
     /// The number of times that the key was accepted.
@@ -105,7 +105,8 @@ pub struct Usage {
 /// The evidence that the index was current at the moment of use.
 #[derive(Clone, Copy)]
 enum Confirmation {
-    /// The send time of the confirming read; `None` if no read confirms the index.
+    /// The time at which the last read that confirmed the index was sent; `None` if no read confirms the
+    /// index.
     Sent(Option<Reading>),
     /// The index was confirmed after the call began.
     DuringCall,
@@ -144,7 +145,8 @@ impl Verifier {
         self
     }
 
-    /// Sets the handling of keys past their staleness bound. Defaults to [`OnStale::Reject`].
+    /// Sets the handling of known keys, if this node has not synced within the staleness bound of the key's
+    /// class. Defaults to [`OnStale::Reject`].
     #[must_use]
     pub const fn with_on_stale(mut self, on_stale: OnStale) -> Self {
         self.on_stale = on_stale;
@@ -157,7 +159,7 @@ impl Verifier {
     /// Allocates only in three cases:
     ///
     /// - to refuse a key;
-    /// - once in each [`Need`], for a cache of the kinds of keys that met the need;
+    /// - once in each [`Need`], for a cache that records which kinds of keys met the need;
     /// - if rows of a descendant tenant change the status of the key's owner.
     ///
     /// # Errors
@@ -271,7 +273,8 @@ impl Verifier {
         Ok(Grant::of_index(snapshot, accepted))
     }
 
-    /// Verifies the digest of a key that may be imported, in the same order as `verify_token`.
+    /// Verifies text that may be an imported key, by its digest. Takes the same steps in the same order as
+    /// `verify_token`.
     fn verify_digest(
         &self,
         digest: &Digest,
@@ -378,8 +381,8 @@ impl Verifier {
     }
 
     /// Decides about a key that expires between the current time and the store's newest commit. At that
-    /// commit's time the key has already expired. `floor` is the newest commit time of the key's own tenant.
-    /// Returns the time at which to check the key.
+    /// commit's time the key has already expired. The argument `floor` is the newest commit time of the key's
+    /// own tenant. Returns the time at which to check the key.
     #[cold]
     fn judge_end(
         &self,
@@ -540,8 +543,8 @@ impl Verifier {
         Some(Usage { count, last })
     }
 
-    /// Replaces an outdated snapshot, so that its memory is freed. A verification does so too, but without
-    /// verifications the old snapshot would stay in memory.
+    /// Replaces an outdated snapshot, so that its memory is freed. A verification also replaces it, but while
+    /// there are no verifications, the old snapshot would stay in memory.
     pub(crate) fn drop_stale_snapshot(&self) {
         drop(self.snapshot());
     }
@@ -595,7 +598,7 @@ fn check_pair(grant: &Grant, public: &Grant, need: &Need) -> Result<(), VerifyEr
     }
 }
 
-/// Checks that the index was confirmed within the bound of the key's class.
+/// Checks that the index was confirmed within the staleness bound of the key's class.
 #[inline(always)]
 fn check_fresh(
     policy: &Policy,

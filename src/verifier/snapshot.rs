@@ -42,8 +42,8 @@ impl Snapshot {
     }
 
     /// Returns a number that stands for the key's policy, traits and owner status. Keys with the same number
-    /// either all meet a need, or none of them does. A principal's key and a tenant's key never share an
-    /// owner status.
+    /// either all meet a need, or none of them does. The number of a principal's key always differs from the
+    /// number of a tenant's key.
     ///
     /// Returns `None` if tenants have different policies, or if the number does not fit in one word.
     #[inline]

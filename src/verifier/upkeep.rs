@@ -10,7 +10,7 @@ use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
 use crate::core::text::PepperId;
 
-/// 1024 tasks: bounds the memory of the queue.
+/// 1024 tasks at most, so that the queue's memory is bounded.
 const CAPACITY: usize = 1024;
 
 #[derive(Debug)]

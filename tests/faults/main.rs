@@ -1,6 +1,8 @@
-//! Faults of processes, disks and connections: killed processes, failing disks, cut connections.
+//! Tests with faults of processes, disks and connections: killed processes, failing disks, and cut
+//! connections.
 //!
-//! Child processes are this test binary, started again. `KEYWARD_LONG=1` runs many more rounds.
+//! Each child process is this test binary, started again. `KEYWARD_LONG=1` makes the tests run many more
+//! rounds.
 #![allow(clippy::unwrap_used, reason = "a test panics on failure")]
 #![allow(
     unreachable_pub,
@@ -11,7 +13,8 @@
 mod postgres;
 mod sqlite;
 
-/// Runs the part of a test that `CHILD_PART` names. Only child processes have that variable.
+/// The entry point of a child process. The variable `CHILD_PART`, which only child processes have, names the
+/// code to run.
 #[test]
 #[ignore = "runs only as a child process of other tests"]
 fn child() {

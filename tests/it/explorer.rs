@@ -1,5 +1,5 @@
-//! Explores every interleaving of a few writers. Invariants hold in each interleaving, and broken stores are
-//! caught.
+//! Explores every interleaving of a few concurrent commands. The invariants hold in each interleaving, and
+//! broken stores are detected.
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -97,7 +97,7 @@ fn race(
     Race::new(policy(cap), prepare)
 }
 
-/// Returns whether the long test tier runs, which explores more lost replies and more writers.
+/// Returns whether the long test tier runs. It explores more lost replies and more concurrent commands.
 fn long() -> bool {
     std::env::var("KEYWARD_EXPLORE").is_ok_and(|tier| tier == "long")
 }
@@ -269,8 +269,8 @@ fn manager_of_acme(setup: &RaceSetup) -> Result<(KeyId, Actor), CommandError> {
     }
 }
 
-/// Returns a race: a key of acme creates a key below `above`, while a command in `above` removes the acting
-/// key's authority.
+/// Returns a race: a key of acme creates a key in a descendant of `above`, while a command in `above` removes
+/// the acting key's authority.
 fn create_below(above: &'static str, narrowing: Narrowing) -> Race {
     Race::new(reaching_below(), move |setup| {
         let path = ["acme", "acme/web", "acme/web/api"];
@@ -310,7 +310,7 @@ fn remove(owner: PrincipalId) -> Command {
     Command::RemoveOwner { owner }
 }
 
-/// Commands in the acting key's own tenant that remove the key's authority.
+/// Commands in the tenant of the acting key, each of which removes the key's authority.
 const ABOVE: &[Narrowing] = &[
     |key| {
         let revocation = Reason::Lost.into();
@@ -330,7 +330,8 @@ const MIDWAY: &[Narrowing] = &[lowered, owner_removed, closed];
 #[test]
 fn nothing_is_created_below_once_authority_above_is_gone() {
     for &narrowing in ABOVE {
-        // One lost reply is enough, even in the long tier, because a command over many keys takes many steps.
+        // Only one reply may be lost, even in the long tier: a command over many keys takes many steps, so
+        // more losses would take too long.
         let report = create_below("acme", narrowing)
             .explore(&Explorer::new().lost_replies(1), MemoryStore::new)
             .unwrap_or_else(|f| panic!("{f}"));
@@ -368,8 +369,8 @@ fn a_store_that_ignores_guards_is_caught_when_authority_above_is_gone() {
     }
 }
 
-/// Deleting a key also writes the row of the key's tenant. A commit that creates a key below guards that row
-/// too, so this defect does no harm.
+/// The store does not notice that a key on which a commit depends was deleted. Still no key is created,
+/// because a deletion also writes the row of the key's tenant, and the commit depends on that row too.
 #[test]
 fn a_store_that_ignores_removed_keys_lets_no_deleted_key_create_below() {
     let overlooks = || BrokenStore::new(MemoryStore::new(), StoreDefect::RemovedKeysStand);
@@ -412,8 +413,8 @@ fn an_organisation_busy_with_other_keys_starves_no_project() {
         Ok(vec![within("acme/web", below), create("above")])
     });
     let report = race.explore(&Explorer::new(), MemoryStore::new).unwrap();
-    // One command makes three store calls and the other one two, so there are ten orders. No command was
-    // decided twice.
+    // One command makes three store calls and the other one two, so there are ten orders. Ten executions thus
+    // mean that no command was decided twice.
     assert_eq!((report.max_depth, report.executions), (5, 10));
     let starves = || BrokenStore::new(MemoryStore::new(), StoreDefect::GuardsWholeTenants);
     let found = race.explore(&Explorer::new(), starves).unwrap_err();

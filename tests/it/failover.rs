@@ -1,12 +1,13 @@
 //! A model of the strict mode of `PostgresStore`, checked in every order of events.
 //!
-//! The model has a primary, a synchronous standby, one revocation, one verifier and cancelled waits. The
-//! standby may be promoted at any time, while the former primary still answers. Time advances by at most two
-//! ticks. `protocol.rs` models how a verification uses a confirmation.
+//! The model has a primary, a synchronous standby, one revocation and one verifier. Waits for the standby may
+//! be cancelled. The standby may be promoted at any time, while the former primary still answers. Time
+//! advances by at most two ticks. `protocol.rs` models how a verification uses a confirmation.
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
-/// Ticks for which a confirmation is valid: 1, the smallest bound that the model's time can exceed.
+/// The number of ticks for which a confirmation is valid: 1, so that the model's two ticks of time can exceed
+/// it.
 const BOUND: u8 = 1;
 
 const LIVE: &str = "now and then a key is accepted after its revocation returned";
@@ -15,16 +16,16 @@ const MOVED: &str = "now and then a promoted server confirms";
 /// The condition under which a poll confirms that the verifier is up to date.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 enum Rule {
-    /// Requires an acknowledged heartbeat on the same server that began after the read.
+    /// Requires that a heartbeat on the same server began after the read and was acknowledged.
     Strict,
 
-    /// Requires no heartbeat.
+    /// Confirms every answered poll, without any heartbeat.
     None,
-    /// Also accepts a heartbeat that was in flight during the read.
+    /// Like `Strict`, but also accepts a heartbeat that was in flight during the read.
     OneOnItsWay,
-    /// Accepts a heartbeat on either server.
+    /// Like `Strict`, but accepts a heartbeat on either server.
     AnyServer,
-    /// Counts a cancelled wait for the standby as an acknowledgement.
+    /// Counts a cancelled wait for the standby as an acknowledgement by the standby.
     CancelledCounts,
     /// Reports a commit as done although its wait for the standby was cancelled.
     CancelledIsReported,
@@ -60,7 +61,7 @@ struct Budget {
     polls: u8,
     beats: u8,
     cancels: u8,
-    /// Polls and heartbeats that are lost.
+    /// The number of polls and heartbeats that may be lost.
     losses: u8,
 }
 
@@ -182,7 +183,7 @@ impl State {
 }
 
 impl Failover {
-    /// Returns whether the rule uses heartbeats of other nodes.
+    /// Returns whether the rule accepts heartbeats that other nodes sent.
     fn shares(&self) -> bool {
         matches!(self.rule, Rule::OneFurther | Rule::OneFurtherFromNow)
     }
@@ -219,7 +220,7 @@ impl Failover {
         Some(())
     }
 
-    /// Returns whether the answered poll counts as confirmed.
+    /// Returns whether the answered poll confirms the verifier under the rule.
     fn proven(&self, state: &State) -> bool {
         let Poll::Read { server, after, .. } = state.poll else {
             return false;

@@ -67,7 +67,8 @@ const ENDS: [(&str, End); 4] = [
     }),
 ];
 
-/// The old key ends once its successor has been used, even if the use is not recorded yet.
+/// Once a successor has been used, the old key ends after its grace period, even if the successor ends before
+/// the use is recorded.
 #[test]
 fn ending_a_used_successor_still_ends_the_old_key() {
     for (what, end) in ENDS {
@@ -106,7 +107,8 @@ fn a_first_use_recorded_by_a_command_is_attributed_to_the_application() {
     assert_eq!(noticed, vec![(Author::Application, None); 2]);
 }
 
-/// A refused command does not record a counted first use, and does not lose it.
+/// A first use that this process has counted is recorded with the next command on the key. If that command is
+/// refused, the first use stays counted.
 #[test]
 fn a_refused_command_leaves_a_first_use_counted() {
     let world = TestService::new();
@@ -167,7 +169,7 @@ fn tenants_take_turns_when_first_uses_are_recorded() {
     for new in rotated("acme", 20).iter().chain(&rotated("zebra", 1)) {
         use_it(&keys, &new.secret);
     }
-    // Two commits succeed, and the third one fails.
+    // The store accepts two commits, and fails the third one.
     store.next(Call::Commit, [Fault::None, Fault::None, Fault::Unavailable]);
     assert!(wait(keys.run_maintenance()).is_err());
     let trail = AuditQuery::tenant(tenant("zebra"));
@@ -233,7 +235,7 @@ fn a_node_that_leaves_records_its_counted_first_uses() {
     assert_eq!(end_of(&other, old.id), Some(grace_ends));
 }
 
-// Tests of the latest time at which a rotated key ends.
+// The tests below cover the latest time at which a rotated key ends.
 
 #[test]
 fn an_old_key_ends_although_its_successor_is_never_used() {
@@ -391,7 +393,7 @@ fn a_bulk_command_by_a_successor_is_executed() {
     }
 }
 
-/// A command id still identifies its command, even if the command also recorded many first uses.
+/// A command that also recorded many first uses is still recognized when its command id is repeated.
 #[test]
 fn a_repeated_command_is_recognized_although_many_first_uses_were_recorded_with_it() {
     let world = TestService::new();
@@ -414,8 +416,8 @@ fn a_repeated_command_is_recognized_although_many_first_uses_were_recorded_with_
     assert_eq!(denied(create()), Denial::AlreadyCreated { id: made.id });
 }
 
-/// A successor acts on another key. That command does not load the old key, so it does not record the first
-/// use.
+/// A successor is used for a command on another key. The command does not load the old key, so it does not
+/// record the successor's first use.
 #[test]
 fn a_first_use_is_recorded_only_together_with_the_grace_it_starts() {
     let world = TestService::with_policy(
@@ -435,8 +437,8 @@ fn a_first_use_is_recorded_only_together_with_the_grace_it_starts() {
     assert_eq!(end_of(&world.keys, old.id), Some(grace_ends));
 }
 
-/// Cancelling the rotation of a compromised key does not lengthen the key's life. That takes a separate
-/// command.
+/// Cancelling the rotation of a compromised key does not lengthen the key's life. Lengthening it takes a
+/// separate command.
 #[test]
 fn cancelling_the_rotation_of_a_compromised_key_gives_it_no_more_time() {
     let world = TestService::new();
@@ -446,7 +448,8 @@ fn cancelling_the_rotation_of_a_compromised_key_gives_it_no_more_time() {
     assert_eq!(end_of(&world.keys, old.id), Some(new.until));
 }
 
-/// A first use in a tenant that is closed later is recorded once, not in each maintenance run.
+/// A tenant is closed after a successor's first use. Maintenance records the use once, and does not try again
+/// in each run.
 #[test]
 fn a_first_use_in_a_closed_tenant_is_recorded_too() {
     let world = TestService::new();

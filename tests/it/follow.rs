@@ -14,7 +14,7 @@ use support::gated::{GatedStore, WaitOutcome};
 use support::*;
 use tokio::time::{Instant, sleep};
 
-/// A node that follows its store over a controllable link, and another node that makes the changes.
+/// A node whose link to the store can be cut or delayed, and another node that makes the changes.
 struct Nodes {
     clock: Arc<ManualClock>,
     store: MemoryStore,
@@ -64,7 +64,7 @@ impl Nodes {
         revoked.unwrap();
     }
 
-    /// Starts following the store, without maintenance runs.
+    /// Starts a follower that syncs with the store but never runs maintenance.
     fn follow(&self) -> Follower {
         let options = FollowOptions::default().with_upkeep(None);
         self.here.follow(options).unwrap()
@@ -81,7 +81,7 @@ impl Nodes {
         self.syncs() - before
     }
 
-    /// Advances the node's clock and the timers by `time`, in small steps.
+    /// Advances both the node's clock and the runtime's timers by `time`, in small steps.
     async fn pass(&self, time: Duration) {
         let step = Duration::from_millis(50);
         let mut left = time;
@@ -249,7 +249,7 @@ fn a_full_scan_may_exceed_the_timeout_while_pages_arrive() {
             let key = reader(&n.to_string());
             world.there.create(&admin(), key).await.unwrap();
         }
-        // The node must read everything again. Each answer is slow but arrives before the timeout.
+        // The node must read the whole store again. Each answer is slow, but arrives before the timeout.
         world.key().await;
         let removed = world.there.create(&admin(), reader("x")).await.unwrap();
         let plain = keyward::command::DeleteKey::plain();
@@ -290,7 +290,7 @@ fn consecutive_failures_are_counted_and_retried_with_growing_pauses() {
         assert!(status.failures as usize >= later);
         assert!(matches!(status.last_error, Some(FollowError::Store(_))));
 
-        // A success resets the growing pause between retries.
+        // After failures, the pause between retries grows. A success resets it.
         world.link.link.partition(false);
         sleep(ms(3000)).await;
         assert_eq!(follower.status().failures, 0);
@@ -345,7 +345,7 @@ fn the_task_has_ended_when_stop_returns_even_if_its_step_hung() {
         gate.open();
         world.link.let_pass(Call::Changes);
         assert_eq!(world.syncs_in(ms(10_000)).await, 0);
-        // The cancelled step does not block later syncs.
+        // The sync that `stop` cancelled does not block later syncs.
         world.here.sync().await.unwrap();
     });
 }

@@ -216,8 +216,8 @@ fn mark() -> DigestMark {
     serde_json::from_value(vec![7; 32].into()).unwrap()
 }
 
-/// Returns one entry for each action, and for each kind of change and evidence. The position of an entry pins
-/// the action's index in the stored format, so new actions go to the end.
+/// Returns one entry for each action, and for each kind of change and evidence. The position of an entry
+/// fixes the number of its action in the stored format. So append new actions at the end.
 fn entries() -> Vec<AuditEntry> {
     let class = class("secret");
     let (owner, role, reason) = (who("ann"), Role::MEMBER, Reason::Leaked);
@@ -324,8 +324,8 @@ fn entries() -> Vec<AuditEntry> {
     actions.into_iter().map(with).collect()
 }
 
-/// Returns the bytes that an older version wrote to the file `name`. Creates a missing file from `now` if
-/// `KEYWARD_WRITE_GOLDEN` is set.
+/// Returns the bytes that an older version wrote to the file `name`. If the file is missing and
+/// `KEYWARD_WRITE_GOLDEN` is set, creates the file with the bytes `now`.
 fn golden(name: &str, now: &[u8]) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("../src/core/golden")

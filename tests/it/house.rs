@@ -61,7 +61,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("http", &["core", "observe", "verifier", "keyward"]),
 ];
 
-/// Files that may contain `unsafe`, and how often. The only use is a prefetch hint for the processor.
+/// Files that may contain `unsafe`, and how often. The only `unsafe` code is a prefetch hint for the
+/// processor.
 const MAY_BE_UNSAFE: &[(&str, usize)] = &[("replica/index/prefetch.rs", 1)];
 
 /// Files outside `core` that must be as pure as `core`: no I/O, no clock, no randomness.
@@ -219,7 +220,7 @@ fn a_runtime_is_named_only_where_it_is_needed() {
     let named = Regex::new(r"\b(tokio|async_std|smol)::").unwrap();
     for path in all_sources() {
         let code = code(&fs::read_to_string(&path).unwrap());
-        // The PostgreSQL driver runs on tokio.
+        // The PostgreSQL driver runs on tokio, so its store may name tokio too.
         let driver = path.starts_with(root().join("store/postgres"));
         if room(&path) != "follow" && !driver {
             assert!(!named.is_match(&code), "{}", path.display());
@@ -259,7 +260,7 @@ fn no_error_repeats_its_source() {
 
 #[test]
 fn every_public_item_is_documented() {
-    // The lint `missing_docs` warns in every build, and CI denies warnings.
+    // The lint `missing_docs` warns in every build. CI denies warnings, so every public item has a comment.
     let manifest = fs::read_to_string(root().join("../Cargo.toml")).unwrap();
     assert!(manifest.contains("missing_docs = \"warn\""));
     for path in all_sources() {
@@ -384,7 +385,7 @@ fn doc_comments_begin_with_what_the_item_is_or_does() {
     let all: Vec<_> = texts.iter().flat_map(|text| summaries(text)).collect();
     let asking: Vec<_> = all.iter().filter(|summary| asks(summary)).collect();
     assert!(all.len() > 4000, "{}", all.len());
-    // A boolean field may say "Whether". The limit is never raised.
+    // A comment of a boolean field may begin with "Whether". Never raise the limit.
     let most = SUMMARIES_THAT_ASK;
     assert!(
         asking.len() <= most,
@@ -414,7 +415,7 @@ fn no_comment_or_name_contains_tell_or_told() {
     let banned = ["tell", "tells", "told", "telling"];
     let mut found = Vec::new();
     for path in workspace_sources() {
-        // This file has to spell the banned words.
+        // Skips this file, which has to contain the banned words.
         if path.ends_with("it/house.rs") {
             continue;
         }
@@ -508,8 +509,8 @@ fn named_paths(own: &[String], code: &str) -> Vec<Vec<String>> {
     found
 }
 
-/// Returns the files that each file imports from. Skips each `mod.rs`, because it re-exports the files beside
-/// it and these use its items.
+/// Returns the files that each file imports from. Skips each `mod.rs`: it re-exports the files next to it and
+/// they use its items, so each would be a cycle.
 fn imported_files() -> BTreeMap<String, BTreeSet<String>> {
     let files = all_sources();
     let leaves = files

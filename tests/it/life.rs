@@ -69,8 +69,8 @@ fn old_peppers_still_verify_and_a_used_key_moves_to_the_current_one() {
         0,
         "the key now has the current pepper"
     );
-    // An idle key never moves to the new pepper. An operator finds such keys by their pepper and revokes
-    // them.
+    // A key that is never used stays under the old pepper. An operator finds such keys by their pepper, and
+    // revokes them.
     let old = BulkFilter::all().pepper(PepperId::new("p1").unwrap());
     let done = wait(node.revoke_many(&admin(), &tenant("acme"), old, Reason::Unused)).unwrap();
     assert_eq!(done.ended, 1);
@@ -113,12 +113,13 @@ fn processes_that_adopt_a_pepper_rotation_one_by_one_refuse_no_key() {
         start(&peppers)
     };
     keys.push(created(&other));
-    // A key that `other` verifies moves to the new pepper.
+    // When the node `other` verifies a key, the key's digest moves to the new pepper.
     all_verify(&other, &keys);
     assert_eq!(wait(other.run_maintenance()).unwrap(), 2);
     all_verify(&one, &keys);
 
-    // This process has not adopted the prepared pepper yet. It reports an unknown pepper until it restarts.
+    // The process `late` has not adopted the prepared pepper yet. It reports an unknown pepper until it
+    // restarts.
     wait(late.sync()).unwrap();
     let refused = late.verify(keys[2].secret.expose(), &reading());
     assert!(matches!(refused, Err(VerifyError::UnknownPepper { .. })));
@@ -179,7 +180,8 @@ fn live_keys_never_exceed_twice_the_cap() {
     let world = TestService::with_policy(capped(2));
     let grace = RotateKey::grace(days(1));
     let first = world.some_key();
-    // The cap of two allows four live keys: one active key and three draining ones.
+    // The cap of two active keys allows four live keys here: one active key, and three replaced keys in their
+    // grace period.
     let mut newest = first.id;
     for _ in 0..3 {
         world.clock.advance(hours(1));

@@ -1,4 +1,5 @@
-//! Once a call has returned, its effect is visible in its process, even if the store's reply was lost.
+//! Once a call has returned, its effect is visible in the calling process, even if the store's reply to the
+//! process was lost.
 
 use keyward::command::{Created, DeleteKey};
 use keyward::pepper::Pepper;

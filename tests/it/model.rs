@@ -43,8 +43,8 @@ fn real() -> Box<dyn System> {
     Box::new(Facade::new(Arc::new(MemoryStore::new()), policy(CAP)))
 }
 
-/// Runs random steps on the system from `make`. Ignores violations of other invariants than `invariant`,
-/// because each invariant has its own property.
+/// Runs random steps on the system from `make`. Fails only if the invariant `invariant` is violated, because
+/// each invariant has its own property.
 fn check(make: Make, invariant: Option<u8>, mut runner: TestRunner) -> Result<(), String> {
     let steps = strategies::steps(60);
     let result = runner.run(&steps, |steps: Vec<ModelStep>| {
@@ -164,7 +164,8 @@ async fn creating_ends_the_oldest_grace_before_live_keys_exceed_twice_the_cap() 
     let (keys, _, alice) = host().await;
     let grace = || RotateKey::grace(hours(24));
     for _ in 0..2 * CAP {
-        // Revokes the successor after each rotation, so that only retiring keys accumulate.
+        // Revokes the successor after each rotation, so that only replaced keys in their grace period
+        // accumulate.
         let made = keys.create(&alice, CreateKey::new("one")).await.unwrap();
         let extra = keys.create(&alice, CreateKey::new("two")).await.unwrap();
         assert!(live(&keys, &alice).await <= 2 * CAP);
@@ -385,7 +386,7 @@ fn compares_paths_as_text() -> Box<dyn System> {
 /// A defect in a system that otherwise forwards every call.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Fault {
-    /// Ignores the limits of an actor: its expiry and its key.
+    /// Ignores the expiry of an actor, and the limits of the key that it acts with.
     WidensActors,
     /// Accepts a key at the instant of its expiry, because it compares with `now > expires_at`.
     ExpiresLate,
@@ -434,7 +435,7 @@ impl System for Wrapped {
         }
         let seen = self.inner.sees(secret);
         if late {
-            // Only the wall clock matters here, so the monotonic clock may run ahead.
+            // The model compares only the wall clock, so the monotonic clock may advance a little each time.
             self.inner.wait(Duration::from_micros(1));
         }
         seen

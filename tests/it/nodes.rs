@@ -1,4 +1,4 @@
-//! Several nodes over one store that can fail. The tests check when each node learns of a change, and when it
+//! Several nodes over one store that can fail. The tests check when each node sees a change, and when it
 //! refuses keys.
 
 use std::pin::pin;
@@ -98,7 +98,7 @@ fn trap_01_a_node_without_a_confirmed_sync_is_never_fresh() {
     let world = Nodes::new();
     let key = wait(world.nodes[0].create(&admin(), reader("a"))).unwrap();
     world.clock.advance(hours(1));
-    // A verification through the store does not confirm that the node is up to date. Only a sync does.
+    // A verification that reads the store does not confirm that the node is up to date. Only a sync does.
     wait(world.nodes[0].verify_fresh(key.secret.expose(), &reading())).unwrap();
     let refusal = world.nodes[0]
         .verify(key.secret.expose(), &reading())
@@ -354,7 +354,7 @@ fn concurrent_commands_are_committed_together() {
     assert!(commits() - before <= WRITERS);
 }
 
-/// Fails if a node accepts a batch past its staleness bound.
+/// Fails if a node accepts a batch of keys after its staleness bound has passed.
 #[test]
 fn a_batch_is_refused_past_its_bound() {
     let world = Nodes::new();
@@ -370,8 +370,8 @@ fn a_batch_is_refused_past_its_bound() {
     assert!(verdicts.iter().all(stale), "{verdicts:?}");
 }
 
-/// Fails if an imported key is found by only half of its digest. An importer can choose a digest with a given
-/// half.
+/// Fails if half of a digest is enough to find an imported key. An actor that imports keys can choose a
+/// digest with a given half.
 #[test]
 fn a_key_imported_under_half_of_anothers_digest_does_not_match_it() {
     let world = Nodes::new();

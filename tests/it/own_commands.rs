@@ -1,5 +1,5 @@
-//! Effects of a node's own commands on its local state. The node applies the rows on which a command was
-//! decided, and notices if its store was replaced.
+//! Effects of a node's own commands on its local state. The node applies the rows that a command read from
+//! the store, and notices if the store was replaced.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -74,7 +74,8 @@ fn a_key_works_where_it_was_created_although_another_node_raised_its_owner() {
     assert!(verdict.is_ok(), "{verdict:?}");
 }
 
-/// A command is also decided on the rows of ancestor tenants.
+/// A command also reads the rows of ancestor tenants. The node applies them too, so it accepts the new key
+/// without a sync.
 #[test]
 fn a_key_works_where_it_was_created_although_another_node_wrote_the_rows_above() {
     let two = Two::new();
@@ -83,10 +84,11 @@ fn a_key_works_where_it_was_created_although_another_node_wrote_the_rows_above()
     works(&two.a, &create(&two.a, &alice("acme"), below));
 }
 
-/// A command on a key. Returns the new secret, if any.
+/// A command on a key. Returns the key's new secret, or `None` if the secret stays the same.
 type Give = fn(&Keyward, &Created) -> Option<String>;
 
-/// Holds for every command that leaves a working key.
+/// A node that does not know a key accepts it after its own command on the key. The test covers every command
+/// after which the key works.
 #[test]
 fn a_node_applies_the_rows_its_commands_were_decided_on() {
     let commands: [(&str, Give); 4] = [
@@ -120,7 +122,7 @@ fn a_node_applies_the_rows_its_commands_were_decided_on() {
     }
 }
 
-/// Rows that are older than the node's state change nothing.
+/// If a command reads rows that are older than the node's state, they change nothing.
 #[test]
 fn the_rows_of_a_command_overwrite_no_newer_rows() {
     let two = Two::new();
@@ -169,8 +171,8 @@ impl Swapped {
         *self.store.lock().unwrap() = with;
     }
 
-    /// Lets `others` reads of changes pass. The next read is delayed: `meanwhile` runs before its answer
-    /// arrives.
+    /// Lets the next `others` reads of changes pass. The read after them is delayed: `meanwhile` runs before
+    /// its answer arrives.
     fn interrupt(&self, others: usize, meanwhile: impl FnOnce() + Send + 'static) {
         *self.meanwhile.lock().unwrap() = Some((others, Box::new(meanwhile)));
     }
@@ -228,8 +230,8 @@ impl KeyStore for Swapped {
     }
 }
 
-/// A store at an earlier revision replaces the followed store. The node's state then belongs to another
-/// history.
+/// A store at an earlier revision replaces the store that the node follows. After a commit to the new store,
+/// the node's state belongs to another history.
 #[test]
 fn trap_34_after_a_commit_to_another_history_nothing_is_fresh() {
     let store = Swapped::new();
@@ -270,8 +272,8 @@ fn a_forward_step_of_the_wall_clock_past_the_bound_ends_freshness_until_the_next
         clock.set_wall(Timestamp::from_micros(now).unwrap());
     };
     let verdict = || keys.verify(key.secret.expose(), &reading());
-    // The node stays fresh after steps within the bound of ten seconds, and after a step back that is
-    // corrected.
+    // The node stays fresh if its wall clock steps by less than the bound of ten seconds. It also stays fresh
+    // if a long step back is followed by the same step forward.
     for by in [9, -9, -3600, 3600] {
         step(by);
         assert!(verdict().is_ok(), "{by}");
@@ -290,8 +292,8 @@ fn a_forward_step_of_the_wall_clock_past_the_bound_ends_freshness_until_the_next
     assert!(verdict().is_ok());
 }
 
-/// Other nodes ignore a node whose last report is too old by their clocks. After a pause, the node must
-/// register again before it is fresh.
+/// A node pauses in a way that its monotonic clock does not count. Meanwhile other nodes stop waiting for it,
+/// so it must register again before it is fresh.
 #[test]
 fn after_an_uncounted_pause_a_node_registers_again() {
     let store = FaultyStore::new(MemoryStore::new());
@@ -325,7 +327,7 @@ fn a_sync_in_flight_does_not_confirm_a_replaced_store() {
         let there = node(other.clone(), &clock, policy());
         let twin = create(&there, &alice("acme"), reader("twin"));
         if rebuilds {
-            // This first replacement makes the next sync a full scan.
+            // If the store is replaced before the sync, the sync must scan the whole store.
             store.swap(MemoryStore::new());
         }
         let (own, swapped) = (keys.clone(), store.clone());

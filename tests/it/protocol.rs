@@ -6,13 +6,14 @@
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
-/// Ticks for which a confirmation is valid: 1, the smallest bound that the model's time can exceed.
+/// The number of ticks for which a confirmation is valid: 1, so that the model's few ticks of time can exceed
+/// it.
 const BOUND: u8 = 1;
 
 const ACCEPTED: &str = "now and then a key is accepted";
 const STARTED_OVER: &str = "now and then a node starts over";
 
-/// The variant of the nodes: sound, or with one defect.
+/// The variant of the nodes: sound, or with one defect that the model must find.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 enum Variant {
     Sound,
@@ -114,7 +115,8 @@ enum Poll {
         goal: Option<u8>,
         aside: Option<Rows>,
         page: Page,
-        /// Whether the node has confirmed before it applied the page, as the variant `ConfirmsFirst` does.
+        /// Whether the node already counts the poll as a confirmation before it applies the page. Only the
+        /// variant `ConfirmsFirst` does so.
         confirmed: bool,
     },
 }
@@ -136,7 +138,7 @@ enum Verification {
     /// The verification is running. Each `Option` is `None` until its step is done.
     On {
         place: usize,
-        /// Whether the node had ended the key itself before the verification began.
+        /// Whether the node itself had ended the key, and applied the change, before the verification began.
         knew: bool,
         confirmed: Option<Option<u8>>,
         live: Option<bool>,
@@ -352,7 +354,7 @@ impl Node {
                 self.poll = Poll::Idle;
             }
             Page::Scan { rows, head } => {
-                // `learn` also applies rows that this process commits during the scan.
+                // The method `learn` adds the rows that this process commits during the scan.
                 let rows = Rows { rows, base: head };
                 self.poll = Poll::Asked {
                     sent: now,
@@ -431,7 +433,7 @@ impl Protocol {
         }
         let now = state.now + 1;
         state.nodes.iter_mut().all(|node| {
-            // Drops all requests in flight.
+            // From here on no more faults occur: requests in flight are dropped, and each node polls again.
             node.poll = Poll::Idle;
             for _ in 0..2 {
                 node.send(now);
@@ -495,7 +497,8 @@ impl Model for Protocol {
         may(Step::Tick, left.ticks);
         may(Step::Forget, left.compactions);
         for key in 0..2 {
-            // The first node runs one command at a time.
+            // The first node runs one command at a time, so it starts no write before it has applied the last
+            // one.
             let writes = if state.landing.is_none() {
                 left.writes
             } else {
@@ -651,7 +654,7 @@ impl Model for Protocol {
     }
 }
 
-/// Budgets that take only seconds to explore. Together they find every broken variant.
+/// Budgets that take only seconds to explore. Together they are large enough to find every broken variant.
 const SMALL: [Budget; 4] = [
     // Explores leases and lost messages.
     Budget {

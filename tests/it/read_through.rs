@@ -1,4 +1,5 @@
-//! Read-through of unknown keys from the store: shared reads, their limits, and the grants they allow.
+//! Verifications that read a key from the store: reads that calls share, their limits, and the keys that they
+//! may grant.
 
 use std::num::NonZeroU32;
 use std::pin::Pin;
@@ -23,7 +24,7 @@ use support::*;
 
 type Verdict = Result<Grant, VerifyError>;
 
-/// A node over a controllable link, and another node that makes the changes.
+/// A node whose link to the store can be cut or delayed, and another node that makes the changes.
 struct Nodes {
     clock: Arc<ManualClock>,
     store: MemoryStore,
@@ -180,7 +181,7 @@ fn a_flood_of_unknown_ids_causes_a_bounded_number_of_reads() {
             );
         }
         if n >= FLOOD / 2 {
-            // The requests of the second half arrive within one second.
+            // The second half of the requests is spread over one second, so the rate allows more reads.
             world.clock.advance(Duration::from_micros(20));
         }
         match wait(world.here.verify_or_fetch(token, &reading())).unwrap_err() {
@@ -288,7 +289,7 @@ fn each_caller_of_a_shared_read_gets_its_own_verdict() {
 fn a_refusal_is_never_taken_from_a_read_that_began_before_the_call() {
     let world = Nodes::new();
     let key = Nodes::new().new_key();
-    // The first read runs before the key exists, and its answer is delayed.
+    // The store answers the first read before the key exists, and the answer is delayed.
     let gate = world.link.hold(Call::Find);
     let early = world.fetch(&key).begun();
     assert_eq!(world.new_key().id, key.id, "as predicted");
@@ -336,7 +337,7 @@ fn no_caller_hangs_when_the_first_caller_of_a_read_is_gone() {
         let gate = world.link.hold(Call::Find);
         let first = world.fetch(&key).begun();
         let mut second = world.fetch(&key).begun();
-        // The first call is dropped, or kept and never polled again.
+        // The first call is dropped, or kept without being polled again. Neither blocks the second call.
         let first = kept.then_some(first);
         gate.open();
         second
@@ -425,7 +426,8 @@ fn a_flood_does_not_lock_out_holders_of_known_keys() {
     world.fetch(&key).end().unwrap();
     world.fresh(&key).end().unwrap();
     assert_eq!(world.finds(), burst + 2);
-    // A token with the key's id but another secret does not get around the limit.
+    // The limit does not apply to holders of a known key. A token with the key's id but another secret is
+    // still limited.
     let forged = with_other_secret(key.secret.expose());
     let refused = wait(world.here.verify_or_fetch(&forged, &reading()));
     assert_eq!(refused.unwrap_err(), VerifyError::Busy);
@@ -505,7 +507,7 @@ fn an_answer_in_flight_for_longer_than_the_bound_grants_nothing() {
     gate.open();
     let refused = first.end().unwrap_err();
     assert!(matches!(refused, VerifyError::Stale { .. }), "{refused}");
-    // The call that shared the read tries again.
+    // The second call shared the failed read, and reads again by itself.
     let refused = second.end().unwrap_err();
     assert!(matches!(refused, VerifyError::Revoked { .. }), "{refused}");
 }
@@ -551,7 +553,8 @@ fn past_the_bound_a_key_is_refused_unless_the_deployment_reads_through() {
         }
         asked[0].as_ref().unwrap();
         assert!(matches!(asked[1], Err(VerifyError::Revoked { .. })));
-        // The read confirms nothing about other keys, and nothing for later calls.
+        // The read of one key confirms nothing for later calls, so a call that does not read the store is
+        // still refused.
         let plain = world.here.verify(key.secret.expose(), &reading());
         assert!(matches!(plain, Err(VerifyError::Stale { .. })), "{plain:?}");
     }
@@ -663,8 +666,8 @@ impl History {
         self.0.last().unwrap().2
     }
 
-    /// Returns whether the key had this state at some instant for which `since` holds. Once `since` holds, it
-    /// holds for all later instants.
+    /// Returns whether the key had this state at some instant for which `since` holds. If `since` holds for
+    /// an instant, it must hold for all later instants.
     fn was(&self, key: Key, since: impl Fn(usize, Duration) -> bool) -> bool {
         let ends = self
             .0
@@ -695,7 +698,8 @@ impl Open {
             }
             Ok(_) => past.was(Key::On, lately),
             Err(VerifyError::Unknown) => past.was(Key::Absent, during),
-            // Without `fresh`, a known key may be refused for any state that it had within the bound.
+            // If `fresh` is false, a known key may be refused for any state that it had within the staleness
+            // bound.
             Err(VerifyError::Disabled { .. }) if self.fresh => past.was(Key::Off, during),
             Err(VerifyError::Disabled { .. }) => {
                 past.was(Key::Off, lately) || past.was(Key::Off, during)
@@ -713,8 +717,9 @@ impl Open {
 }
 
 proptest! {
-    /// Reads are shared, delayed and dropped in any order. A grant must be true at some instant within the
-    /// bound. A fresh call, and the refusal of an unknown key, must be true since the call began.
+    /// Reads are shared, delayed and dropped in any order. A granted key must have been valid at some instant
+    /// within the staleness bound. The verdict of `verify_fresh`, and the refusal of an unknown key, must
+    /// have been true at some instant since the call began.
     #[test]
     fn no_order_of_reads_grants_too_late_or_refuses_too_early(
         steps in prop::collection::vec(step(), 1..60),

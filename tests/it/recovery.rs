@@ -128,7 +128,7 @@ fn after_a_restore_nothing_verifies_until_it_is_enabled() {
             "{refused:?}"
         );
     }
-    // The other tenant has a legacy key too.
+    // The second tenant has a legacy key too, so the report lists two.
     assert_eq!((report.tenants, report.disabled), (2, 5));
     assert_eq!(report.legacy.len(), 2);
     assert!(report.legacy.contains(&legacy.id));
@@ -285,7 +285,8 @@ fn a_replay_repeats_every_change_that_ended_or_narrowed_a_key() {
     let writing = Need::scope("reports:write").unwrap();
     assert!(restored.verify(of_carol.secret.expose(), &writing).is_err());
 
-    // The key has none of its former scopes, so the report lists it for review.
+    // The narrowing left the key none of the scopes that it had in the backup. So the replay disables the
+    // key, and the report lists it for review.
     assert_eq!(report.to_review, [narrowed.id]);
     assert!(report.lost.contains(&newest.id) && report.lost.contains(&successor.id));
     assert_eq!(report.lost.len(), 4, "{report:?}");
@@ -607,7 +608,8 @@ fn replayed_accepts_no_more(
     };
     let clock = Arc::new(ManualClock::at(system.clock()));
     let lost = model_node(store.clone(), &clock);
-    // Sets the correct time, in case the last command had changed the clock.
+    // Sets the wall clock of the new nodes to the time of the system's facade, which its last step may have
+    // changed.
     clock.set_wall(system.facade.time());
     let entries = trail(&store);
     let broken = model_node(dying(backup.clone(), commits), &clock);
@@ -659,7 +661,7 @@ proptest! {
     }
 }
 
-// Tests of effects on authority.
+// The tests below check how a recovery affects the reach of keys.
 
 #[test]
 fn a_widening_is_not_repeated() {
@@ -678,7 +680,7 @@ fn a_widening_is_not_repeated() {
         .allow_addresses([])
         .expiry(Expiry::Never);
     wait(world.keys.update(&developer, key.id, wider)).unwrap();
-    // This change widens one scope and removes the other.
+    // This update widens one scope of the key and removes the other scope.
     let other = UpdateKey::new().scopes(["reports:*"]);
     wait(world.keys.update(&developer, mixed.id, other)).unwrap();
     let restored = world.restored(&store, standard());
@@ -754,7 +756,8 @@ fn a_blocked_digest_stays_blocked_after_a_second_loss() {
     }
 }
 
-/// Some keys end without an audit entry of their own: a row of the owner or tenant ends them, or they expire.
+/// An imported key can end without an audit entry that names it: its owner is removed, its tenant is closed,
+/// or it expires.
 #[test]
 fn an_import_ended_by_a_row_or_by_time_is_not_repeated() {
     let world = TestService::with_policies(standard());
@@ -805,8 +808,8 @@ fn an_import_ended_by_a_row_or_by_time_is_not_repeated() {
     import(&restored, "alive", reader("old")).unwrap();
 }
 
-/// A replay repeats a narrowing even if a later change undid it, because entries do not record the limits of
-/// their author.
+/// A replay repeats a narrowing even if a later change undid it. It cannot repeat the widening, because
+/// entries do not record the limits of their author.
 #[test]
 fn a_key_narrowed_and_widened_again_is_narrow_after_a_replay() {
     let world = TestService::with_policies(standard());
@@ -830,7 +833,8 @@ fn a_key_narrowed_and_widened_again_is_narrow_after_a_replay() {
     assert_eq!(info.allowlist, narrow.allowlist);
 }
 
-/// The end that a rotation sets may equal the key's own expiry. The key still counts as replaced.
+/// A rotation may set an end that equals the key's own expiry. Even then the key counts as replaced, so the
+/// replay disables it.
 #[test]
 fn a_key_replaced_near_its_end_is_disabled_if_it_rotates_itself() {
     let mut spec = profiles::standard();
@@ -854,7 +858,8 @@ fn a_key_replaced_near_its_end_is_disabled_if_it_rotates_itself() {
     assert_eq!(status(&restored, key.id), Status::Disabled);
 }
 
-/// The holder of a key that was only widened may import it again.
+/// Two keys were imported after the backup, so the restored store lacks them. The key that was only widened
+/// may be imported again, and the narrowed key may not.
 #[test]
 fn an_import_that_was_only_widened_is_repeated() {
     let world = TestService::with_policies(standard());

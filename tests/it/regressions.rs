@@ -176,7 +176,8 @@ fn after_an_unknown_outcome_no_error_claims_that_nothing_was_written() {
     let clock = Arc::new(ManualClock::at(at(START)));
     let keys = node(store.clone(), &clock, standard());
     store.next(Call::Commit, [Fault::ReplyLost]);
-    // The first load succeeds. The load that would reveal the outcome fails.
+    // The load before the commit succeeds. The load after it, which would show whether the commit succeeded,
+    // fails.
     store.next(Call::Load, [Fault::None, Fault::Unavailable]);
     let failed = wait(keys.create(&admin(), reader("k"))).unwrap_err();
     let CommandError::Store(error) = failed else {
@@ -230,7 +231,7 @@ fn a_read_from_before_a_resync_restores_no_deleted_key() {
         store.compact();
         wait(follower.sync()).unwrap();
     };
-    // The action runs between reading the key's record and reading the owner's row.
+    // The deletion runs after the key's record is read, and before the owner's row is read.
     *meanwhile.lock().unwrap() = Some((Call::Load, Box::new(elsewhere)));
     let _ = wait(there.verify_or_fetch(key.secret.expose(), &reading()));
     for _ in 0..3 {

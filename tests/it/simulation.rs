@@ -15,13 +15,13 @@ use keyward_conformance::simulate::{
     SimulationBackend, SimulationReport,
 };
 
-/// Seeds in a normal run: 10,000, over three times as many as needed to find every broken node.
+/// The number of seeds in a normal run: 10,000, over three times as many as needed to find every broken node.
 const SEEDS: u64 = 10_000;
 
-/// Seeds within which every broken node must be found: 3,000. Most are found within fifty.
+/// The number of seeds within which every broken node must be found: 3,000. Most are found within fifty.
 const WITHIN: u64 = 3_000;
 
-/// Seeds between two lines of progress: 10,000.
+/// The number of seeds between two lines of progress: 10,000.
 const EVERY: u64 = 10_000;
 
 /// Runs seeds from zero on all processors. Returns the violation with the lowest seed, if any.
@@ -75,7 +75,7 @@ fn seeds() -> u64 {
     asked.map_or(SEEDS, |seeds| seeds.parse().unwrap())
 }
 
-/// Returns the violation of the first seed that finds a broken node.
+/// Returns the violation from the lowest seed under which a broken node violates an invariant.
 #[track_caller]
 fn find(subject: NodeUnderTest, within: u64) -> InvariantViolation {
     match run(within, &Options::default().of(subject)) {
@@ -124,8 +124,8 @@ fn the_promise_holds_under_every_seed() {
     );
 }
 
-/// This store keeps all tombstones, and its feed is never split into pages. The orders of events differ from
-/// those of the test above.
+/// The store of this test never drops tombstones, and its feed is never split into pages. So other orders of
+/// events occur than with a store that compacts.
 #[test]
 fn the_promise_holds_over_a_store_that_forgets_nothing() {
     let never_forgets = || SimulationBackend::new(Arc::new(MemoryStore::new()));
@@ -158,7 +158,7 @@ fn a_broken_clock_is_found() {
     }
 }
 
-/// Some invariants can only be broken by a store: the cap, the audit trail, the end of a key.
+/// Only a broken store can violate some invariants: the cap, the audit trail, and the end of a key.
 #[test]
 fn every_violation_of_a_broken_store_is_found() {
     for (defect, expected) in [

@@ -139,7 +139,7 @@ fn a_lasting_step_forward_is_adopted_and_a_step_back_revives_nothing() {
     }
     step_back(&clock, days(91));
     assert!(matches!(refused(&keys, &key), VerifyError::Expired { .. }));
-    // A step within the clock allowance is applied immediately.
+    // A step of the clock that is smaller than the clock allowance is applied immediately.
     let soon = reader("soon").expires_in(4 * MINUTE);
     let soon = create(&keys, &admin(), soon);
     step(&clock, days(91));
@@ -177,7 +177,8 @@ fn moving_a_manual_clock_works_on_one_node_and_on_three() {
     }
 }
 
-/// A machine without a clock battery starts in 1970, and serves until its clock is set.
+/// A machine without a clock battery starts with its clock in 1970. Its node accepts a key, unless the key's
+/// tenant has a commit at or after the key's expiry.
 #[test]
 fn a_node_that_starts_in_1970_refuses_keys_it_cannot_judge() {
     let (store, right) = (MemoryStore::new(), clock());
@@ -219,8 +220,8 @@ fn a_node_that_starts_in_1970_refuses_keys_it_cannot_judge() {
     create(&keys, &admin(), reader("new"));
 }
 
-/// After a restart with an earlier clock, a key stays expired if its tenant has a commit at or after the
-/// key's end.
+/// A process restarts with an earlier clock. A key stays expired if its tenant has a commit at or after the
+/// key's expiry.
 #[test]
 fn an_earlier_clock_after_a_restart_revives_nothing() {
     let (store, first) = (MemoryStore::new(), clock());
@@ -242,8 +243,8 @@ fn an_earlier_clock_after_a_restart_revives_nothing() {
     }
 }
 
-/// A deletion leaves only a tombstone. Even without the tombstone, the tenant keeps the instant of the
-/// commit.
+/// The latest commit of the tenant deletes a key. Even after the tombstone is dropped, the tenant keeps the
+/// time of this commit.
 #[test]
 fn a_deletion_leaves_its_instant_after_its_tombstone_is_forgotten() {
     let (store, first) = (MemoryStore::new(), clock());
@@ -301,16 +302,18 @@ fn a_server_contradicts_a_clock_that_is_ahead() {
             other => panic!("{what}: {other}"),
         }
     }
-    // A contradicted clock does not refuse a command that changes nothing.
+    // While the server contradicts the node's clock, a command that changes nothing or only narrows keys
+    // still succeeds.
     wait(keys.provision_tenant(&admin(), &tenant("acme"))).unwrap();
     wait(keys.revoke(&admin(), spare.id, Reason::Lost)).unwrap();
-    // A bulk revocation also revokes a key that is expired only by the wrong clock.
+    // Only by the wrong clock is the key expired. The bulk revocation revokes it too.
     let everything = BulkFilter::all();
     wait(keys.revoke_many(&admin(), &tenant("acme"), everything, Reason::Lost)).unwrap();
     assert!(matches!(refused(&keys, &key), VerifyError::Revoked { .. }));
 }
 
-/// The server's clock agrees with the node's clock, so the commit from the far future is wrong.
+/// A commit in the store is from the far future, and contradicts the node's clock. The server's clock agrees
+/// with the node, so the commit's time is wrong.
 #[test]
 fn a_server_confirms_a_clock_that_a_commit_contradicts() {
     let (server, wrong) = (clock(), clock());
@@ -332,7 +335,7 @@ fn a_server_confirms_a_clock_that_a_commit_contradicts() {
     assert!(matches!(refused(&keys, &key), VerifyError::Expired { .. }));
 }
 
-/// Several nodes with one registry, over a store whose server may have a clock.
+/// Several nodes with one registry. Their store may report the time of its server.
 struct Fleet {
     clocks: Vec<Arc<ManualClock>>,
     nodes: Vec<Keyward>,
@@ -397,8 +400,8 @@ fn one_of_three_nodes_is_contradicted_and_two_that_disagree_are_not() {
     step(&fleet.clocks[2], YEARS);
     fleet.settle();
     assert_eq!(fleet.creating(), [true, true, false]);
-    // Other nodes learn of a step with the next report. The node whose clock stepped compares its clock with
-    // their reports immediately.
+    // When a node's clock steps, the node itself notices immediately, by comparing its clock with the other
+    // nodes' reports. The other nodes notice with its next report.
     let fleet = Fleet::new(3, false);
     fleet.settle();
     step(&fleet.clocks[0], YEARS);
@@ -437,7 +440,7 @@ fn a_wrong_server_is_outvoted_by_a_majority_of_nodes() {
     );
 }
 
-/// A node that is gone has no vote, even while the registry still has its entry.
+/// A node's clock no longer counts once the node is gone, even while the registry still has its entry.
 #[test]
 fn a_node_that_is_gone_has_no_vote_on_the_time() {
     let fleet = Fleet::new(3, false);
@@ -452,7 +455,8 @@ fn a_node_that_is_gone_has_no_vote_on_the_time() {
     assert!(fleet.creating()[0], "silent nodes have no vote");
 }
 
-/// Ending an unused successor gives the old key its time back, but not while the time is in doubt.
+/// Ending an unused successor gives the old key its former expiry back, but not while another clock
+/// contradicts the node's clock.
 #[test]
 fn a_clock_that_is_behind_revives_no_ended_key() {
     let (store, first, server) = (MemoryStore::new(), clock(), clock());
@@ -475,8 +479,8 @@ fn a_clock_that_is_behind_revives_no_ended_key() {
     }
 }
 
-/// The server's clock is the only one that contradicts the node. One contradicting clock proves nothing, so
-/// the key stays refused.
+/// Only the server's clock contradicts the node's clock. One contradicting clock proves nothing, so an
+/// expired key stays refused.
 #[test]
 fn a_server_whose_clock_steps_back_alone_revives_nothing() {
     let (server, own) = (clock(), clock());
@@ -499,7 +503,8 @@ fn a_server_whose_clock_steps_back_alone_revives_nothing() {
     ));
 }
 
-/// A node's own time can be ahead of the wall clock and hide a step. Freshness follows the wall clock.
+/// A node's own time never goes back, so after a backward step it is ahead of the wall clock. It then hides a
+/// forward step, which must end freshness.
 #[test]
 fn a_step_of_the_wall_clock_ends_freshness_even_if_own_time_hides_it() {
     let (store, own) = (FaultyStore::new(MemoryStore::new()), clock());
@@ -538,8 +543,8 @@ fn keys_from_the_future_are_narrowed_like_others() {
     assert!(verdict(&a, &more).is_err());
 }
 
-/// A wrong clock starts a command in the future. A repair limits that command to the keys that exist at the
-/// repair.
+/// A process with a wrong clock starts a bulk command, so the command lies in the future. A repair limits the
+/// command to keys that exist at the repair.
 #[test]
 fn a_command_from_the_future_does_not_affect_keys_created_after_the_repair() {
     let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
@@ -563,7 +568,7 @@ fn a_command_from_the_future_does_not_affect_keys_created_after_the_repair() {
     assert_eq!(verdict(&a, &after), Ok(()));
 }
 
-/// Every effect of a wrong clock on a tenant can be repaired, even if the tenant is unknown or closed.
+/// Every effect of a wrong clock on a tenant can be repaired, even if the tenant has no keys or is closed.
 #[test]
 fn every_tenant_can_be_repaired() {
     let (store, right, wrong) = (MemoryStore::new(), clock(), clock());
@@ -631,8 +636,8 @@ fn an_end_can_be_moved_closer_while_the_tenant_is_ahead() {
     assert!(matches!(denied(raised), Denial::TenantAhead { .. }));
 }
 
-/// A key of a parent tenant may act in a descendant tenant until the parent has a commit at or after the
-/// key's expiry.
+/// The node's clock is behind, so the key has not expired by that clock. The key's own tenant has a commit
+/// after the expiry, so the key may not act in a descendant tenant either.
 #[test]
 fn an_acting_key_is_judged_by_the_commits_of_its_own_tenant() {
     let (store, first) = (MemoryStore::new(), clock());
@@ -732,7 +737,7 @@ fn a_deed() -> impl Strategy<Value = Deed> {
 
 proptest! {
     /// The other node's clock moves at random. Keys of other tenants work exactly until they expire by the
-    /// correct clock. The correct clock also decides commands on these keys.
+    /// correct clock. Commands on these keys are decided by the correct clock too.
     #[test]
     fn a_wrong_clock_affects_no_other_tenant(deeds in prop::collection::vec(a_deed(), 1..24)) {
         let (store, right, wrong) = (MemoryStore::new(), clock(), clock());

@@ -170,7 +170,7 @@ fn trap_08_a_lost_answer_costs_no_key() {
             .create(&first.with_command_id(command("c1")), reader("a")),
     )
     .unwrap();
-    // The answer was lost. Repeating the command creates nothing and returns no secret.
+    // The response to the command was lost. Repeating the command creates nothing and returns no secret.
     let again = wait(
         world
             .keys
@@ -268,7 +268,8 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
         Denial::ExceedsActor { dimension, .. } => dimension,
         other => panic!("{other:?}"),
     };
-    // A key with all scopes of its owner also acts with the owner's role, but only within its own lifetime.
+    // A key with all scopes of its owner's role also has that role. Even so, it cannot create a key that
+    // outlives it.
     let mallory = acting(&whole);
     let longer = reader("longer").expires_in(days(3));
     assert_eq!(exceeds(world.create(&mallory, longer)), Dimension::Lifetime);
@@ -290,7 +291,7 @@ fn trap_13_a_key_cannot_mint_a_stronger_one() {
         .create(&mallory, reader("short").expires_in(days(1)))
         .unwrap();
 
-    // A key that may only read reports manages nothing that requires a role.
+    // A key that may only read reports does not have its owner's role, so it may manage no keys.
     let narrowed = acting(&weak);
     let wider = CreateKey::new("wider")
         .scope("billing:write")
@@ -340,7 +341,7 @@ fn trap_13_nobody_gains_a_stronger_role_through_anothers_key() {
         let keys = &world.keys;
         wait(keys.change_owner_role(&host(), &acme, who(owner), role)).unwrap();
     }
-    // Developers and admins have the same scopes here, but may manage different things.
+    // In this policy developers and admins have the same scopes, but may manage different things.
     for (owner, named) in [
         ("alice", Role::DEVELOPER),
         ("alice", Role::ADMIN),
@@ -354,7 +355,7 @@ fn trap_13_nobody_gains_a_stronger_role_through_anothers_key() {
         alices.id,
         RotateKey::immediate(),
     )));
-    // Only an admin may give a role to a person without a role, even a low one.
+    // If a person has no role yet, only an admin may give the person one, even the lowest role.
     let unknown = reader("z").owned_by(who("nora"), Role::MEMBER);
     assert!(matches!(
         denied(world.create(&dave, unknown)),

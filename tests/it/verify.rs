@@ -22,10 +22,10 @@ fn refused(world: &TestService, token: &str, need: &Need) -> Option<VerifyError>
     world.keys.verify(token, need).err()
 }
 
-/// Fails if a cached result outlives a change of the owner's role.
+/// Fails if a need's cached result is still used after the role of the key's owner has changed.
 ///
-/// Also fails if the result for a tenant's key, which needs no role, is reused for the key of a person
-/// without a role.
+/// Also fails if the cached result of a tenant-owned key, which needs no role, is used for the key of a
+/// person without a role.
 #[test]
 fn a_cached_need_is_not_met_by_keys_with_less_reach() {
     let world = TestService::new();
@@ -212,7 +212,7 @@ impl Clock for Interrupted {
     }
 }
 
-/// Fails if a position in one index is used in another index.
+/// Fails if a verification looks a key up in one index and uses the found position in another index.
 #[test]
 fn a_key_verifies_during_a_full_resync() {
     let clock = Arc::new(Interrupted {
@@ -291,7 +291,7 @@ fn a_batch_gets_the_same_verdicts_as_its_keys_one_by_one() {
     }
 }
 
-/// Fails if a batch is verified without first asking the in-process store for changes.
+/// Fails if a batch is verified without first reading the latest changes from the store in this process.
 #[test]
 fn a_batch_is_confirmed_at_the_moment_of_use() {
     let world = TestService::new();

@@ -1,4 +1,4 @@
-//! Connecting to a server: refusals, preserved settings, and secrets in errors.
+//! Connecting to a server: refused connections, kept settings, and errors without secrets.
 
 use std::collections::BTreeSet;
 use std::error::Error as _;
@@ -16,7 +16,7 @@ use support::postgres::{Server, TestSchema, on_runtime, open, pool, runtime};
 use support::raw::{ALL, next};
 use support::*;
 
-/// Returns the message and the `Debug` text of an error and of all its causes.
+/// Returns the message and the `Debug` output of an error and of all of its sources.
 pub(crate) fn full_text(error: &dyn std::error::Error) -> String {
     let mut text = format!("{error} {error:?}");
     let mut source = error.source();
@@ -121,7 +121,8 @@ fn a_schema_upgrade_stops_a_running_store() {
 #[test]
 fn tables_are_set_up_whole_or_not_at_all() {
     let place = TestSchema::new();
-    // The store creates the table `nodes` last, and a table of that name already exists.
+    // Setup creates the table `nodes` last. A table with that name already exists, so setup fails after all
+    // other tables.
     place.run("CREATE SCHEMA $s; CREATE TABLE $s.nodes (theirs integer)");
     let refused = open(place.options()).unwrap_err();
     assert!(matches!(refused, ConnectError::Database(_)), "{refused:?}");
@@ -202,7 +203,7 @@ fn commits_continue_while_readers_hold_all_connections() {
     let lock = place.hold("SELECT 1 FROM $s.nodes FOR UPDATE");
     let mut held = join_all([report(2), report(2)]);
     assert!((&mut held).now_or_never().is_none());
-    // Waits until both reports wait for the row, each on its own connection.
+    // Waits until each of the two reports occupies a connection and is blocked by the lock on the row.
     let waiting = "SELECT pid::text FROM pg_stat_activity \
                    WHERE wait_event_type = 'Lock' AND query LIKE '%$s%'";
     while place.ask(waiting).len() < 2 {
@@ -237,7 +238,7 @@ fn a_demoted_primary_is_not_read() {
     let store = open(options).unwrap();
     wait(store.scan(None, ALL)).unwrap();
     server.demote();
-    // The first calls may fail on connections that were lost.
+    // The first calls may fail because their connections were lost when the server restarted.
     for _ in 0..2 {
         wait(store.scan(None, ALL)).unwrap_err();
     }

@@ -1,4 +1,4 @@
-//! A killed server, and commits with an unknown outcome.
+//! A server that is killed, and commits whose outcome is then unknown.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -45,7 +45,7 @@ fn a_killed_server_loses_no_acknowledged_commit() {
     });
     assert!(written.len() > 300);
     server.resume();
-    // A lost connection is detected only when a call on it fails, so the scan is retried.
+    // The store detects a lost connection only when a call on it fails, so the scan is repeated.
     let back = (0..50).find_map(|_| wait(stores[0].scan(None, ALL)).ok());
     assert!(
         back.is_some(),
@@ -62,7 +62,7 @@ fn a_killed_server_loses_no_acknowledged_commit() {
     assert!(error.is_none(), "{error:?}");
 }
 
-/// Makes the server run `body` in the `COMMIT` of every later commit.
+/// Makes the server run the PL/pgSQL code `body` during the `COMMIT` of every later commit.
 fn at_commit(place: &TestSchema, body: &str) {
     place.run(&format!(
         "CREATE OR REPLACE FUNCTION $s.at_commit() RETURNS trigger LANGUAGE plpgsql AS \
@@ -111,7 +111,7 @@ fn a_connection_lost_before_commit_wrote_nothing() {
 fn rolled_back_commits_are_retried_and_then_reported_as_a_conflict() {
     let place = TestSchema::new();
     let store = place.connect();
-    // A rollback does not reset a sequence, so the sequence counts all tries.
+    // A rollback does not reset a sequence, so the sequence counts the attempts that were rolled back too.
     place.run("CREATE SEQUENCE $s.tries");
     at_commit(
         &place,

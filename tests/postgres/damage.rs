@@ -1,4 +1,4 @@
-//! Damaged rows: a read names the damaged row, and all other rows stay usable.
+//! Damaged rows. An error names the damaged row, and all other rows can still be read.
 
 use std::sync::Arc;
 

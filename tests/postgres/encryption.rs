@@ -1,4 +1,4 @@
-//! Encrypted connections reach the intended host or fail.
+//! Encrypted connections, which must reach the intended server or fail.
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use support::*;
 /// The password of the database user `alice`.
 const PASSWORD: &str = "hunter2 correct";
 
-/// A certificate authority, with its own certificate.
+/// A certificate authority that a test creates, with its self-signed certificate.
 struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
@@ -34,7 +34,7 @@ impl Authority {
         self.0.pem()
     }
 
-    /// Returns a signed certificate and its private key.
+    /// Returns a certificate that this authority has signed, and its private key.
     fn signed(&self, params: &CertificateParams) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
@@ -53,14 +53,14 @@ impl Authority {
     }
 }
 
-/// A server with encryption, and with a certificate for `db.test`.
+/// A server that offers encryption, with a certificate for the host name `db.test`.
 struct Encrypting {
     server: Server,
     authority: Authority,
 }
 
 impl Encrypting {
-    /// Returns the server that all tests share. Each test has its own schema.
+    /// Returns a server that all tests share. Each test creates its own schema on it.
     fn shared() -> &'static Self {
         static SHARED: OnceLock<Encrypting> = OnceLock::new();
         SHARED.get_or_init(Self::start)
@@ -89,7 +89,7 @@ impl Encrypting {
         Self { server, authority }
     }
 
-    /// Returns a URL for `user`. Its host name `host` resolves to the server.
+    /// Returns a URL that connects `user` to the server under the host name `host`.
     fn url(&self, user: &str, host: &str) -> String {
         let port = self.server.port();
         format!("host={host} hostaddr=127.0.0.1 port={port} user={user} dbname=postgres")
@@ -104,7 +104,8 @@ fn options(url: &str, place: &TestSchema) -> PostgresOptions {
     PostgresStore::options(url).schema(&place.schema)
 }
 
-/// Returns whether each connection with this name and last statement is encrypted.
+/// Returns `true` or `false` for each connection of the application `name` whose last statement begins with
+/// `statement`: whether it is encrypted.
 fn encrypted(place: &TestSchema, name: &str, statement: &str) -> Vec<String> {
     place.ask(&format!(
         "SELECT ssl::text FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
@@ -123,8 +124,8 @@ fn all_connections_are_encrypted_under_every_setting_that_requests_it() {
         (0, "sslmode=require", Some(&roots)),
         (1, "sslmode=verify-ca", Some(&roots)),
         (2, "sslmode=verify-full", Some(&roots)),
-        // A server on this machine needs no encryption by default. Root certificates make encryption
-        // required.
+        // The server is on this machine, so encryption is optional by default. The root certificates alone
+        // must make it mandatory.
         (3, "sslmode=prefer", Some(&roots)),
         (4, "", Some(&roots)),
         (5, &*file, None),
@@ -160,7 +161,7 @@ fn until(mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Checks that a connection is refused. Returns the full text of the error.
+/// Checks that the store cannot connect with these options. Returns the full text of the error.
 fn refused(options: PostgresOptions) -> String {
     let options = options.connection_timeout(Duration::from_secs(60));
     let error = open(options).unwrap_err();
@@ -184,9 +185,9 @@ fn a_certificate_of_an_untrusted_authority_is_refused() {
         assert!(error.contains("invalid peer certificate"), "{error}");
         open(options.root_certificates(there.authority.pem())).unwrap();
     }
-    // The system's certificates do not include the test's authority either.
+    // The certificates of the operating system do not include the authority that this test has created.
     let options = options(&format!("{url} sslrootcert=system"), &place);
-    // On a system without any trusted certificates, the error says so.
+    // If the operating system has no certificates at all, the error is `Certificates` instead.
     match open(options) {
         Err(ConnectError::Certificates(_)) => {}
         refused => {
@@ -238,7 +239,7 @@ fn a_server_without_encryption_is_refused_if_encryption_is_requested() {
     let own = options(&url, &place).connect_tls(NoTls);
     let error = full_text(&on_runtime(own).unwrap_err());
     assert!(error.contains("does not support TLS"), "{error}");
-    // A connection to this machine may be unencrypted, by default and with `sslmode=disable`.
+    // A connection to this machine may be unencrypted, both by default and with `sslmode=disable`.
     let store = open(options(&url, &place)).unwrap();
     wait(store.load(&tenant("acme"), &LoadRequest::none())).unwrap();
     let plain = format!("{url} sslmode=disable");
@@ -250,7 +251,7 @@ fn a_server_without_encryption_is_refused_if_encryption_is_requested() {
 fn unencrypted_connections_to_other_machines_need_an_explicit_setting() {
     let server = Server::on_loopback("fsync = off", &[]);
     let place = TestSchema::at(server.url());
-    // This address leads to this machine, but does not look local.
+    // The address 0.0.0.0 leads to this machine, but the store does not consider it local.
     let port = server.port();
     let away = format!("host=db.test hostaddr=0.0.0.0 port={port} user=postgres");
     for words in ["", "sslmode=allow", "sslmode=prefer"] {
@@ -362,12 +363,12 @@ impl std::io::Write for Log {
 fn no_log_contains_a_password() {
     use tracing_subscriber::util::SubscriberInitExt;
 
-    // Sets up the server before the log is captured. Setup sends a password in a statement, and the driver
-    // logs statements.
+    // The driver logs every statement, and the server's setup contains a password. The setup therefore runs
+    // before the log is captured.
     let there = Encrypting::shared();
     let log = Log::default();
     let writer = log.clone();
-    // The subscriber covers all threads of the process, so that the log includes the driver's lines.
+    // The subscriber is global, because the driver logs on threads of its own.
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::TRACE)
         .with_ansi(false)

@@ -1,4 +1,4 @@
-//! Failover to a synchronous standby while the former primary stays up and answers.
+//! A failover to a synchronous standby, while the former primary keeps running and still answers.
 
 use std::error::Error as _;
 use std::sync::Arc;
@@ -22,13 +22,13 @@ use support::postgres::{Server, TestSchema, on_runtime, open};
 use support::raw::{ALL, beginning, next};
 use support::*;
 
-/// The commit timeout: 2 s, short because tests wait for it.
+/// 2 s until a request times out, because some tests wait for the timeout.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The staleness bound of the standard policy: 10 s.
+/// 10 s, the staleness bound of the standard policy.
 const BOUND: Duration = Duration::from_secs(10);
 
-/// A primary with a store, and its synchronous standby.
+/// A primary with a store, and a synchronous standby that replicates it.
 struct Cluster {
     primary: Server,
     standby: Server,
@@ -58,7 +58,7 @@ impl Cluster {
         self.node(strict(&self.place))
     }
 
-    /// Returns the same schema on the standby.
+    /// Returns the schema of the store, but on the standby.
     fn other(&self) -> TestSchema {
         TestSchema {
             url: self.standby.url(),
@@ -66,7 +66,7 @@ impl Cluster {
         }
     }
 
-    /// Disconnects the standby from the primary.
+    /// Ends the replication from the primary to the standby. Both keep running.
     fn cut(&self) {
         let standby = self.other();
         standby.run("ALTER SYSTEM SET primary_conninfo = ''");
@@ -75,7 +75,7 @@ impl Cluster {
             .until("SELECT count(*)::text FROM pg_stat_replication", "0");
     }
 
-    /// Disconnects the standby and promotes it. The former primary stays up.
+    /// Ends the replication and promotes the standby to a primary. The former primary keeps running.
     fn fail_over(&self) -> TestSchema {
         self.cut();
         let standby = self.other();
@@ -84,7 +84,7 @@ impl Cluster {
     }
 }
 
-/// Adds a standby to `primary`. From then on, commits on the primary wait for the standby.
+/// Adds a synchronous standby to `primary`, so that every later commit waits until the standby has it.
 fn joined(primary: &Server, place: &TestSchema) -> Server {
     let standby = Server::standby_of(primary);
     primary.reconfigure("synchronous_standby_names = 'walreceiver'");
@@ -132,13 +132,14 @@ fn strict_nodes_work_normally_while_the_standby_follows() {
         matches!(refused, VerifyError::Revoked { .. }),
         "{refused:?}"
     );
-    // Strict mode needs no more privileges than the other modes of the store.
+    // Strict mode must work for a role that has only the privileges that the store needs in any mode.
     cluster
         .place
         .run("CREATE ROLE plain LOGIN; GRANT CREATE ON DATABASE postgres TO plain");
     let plain = TestSchema::at(cluster.primary.url().replace("user=postgres", "user=plain"));
     wait(strict(&plain).commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
-    // Heartbeats are not commits and do not raise the revision.
+    // The store proves with heartbeats that the standby follows. Heartbeats are not commits, so they leave
+    // the revision unchanged.
     let after = wait(store.scan(None, ALL)).unwrap().head;
     assert_eq!(after.revision, Revision(head.revision.0 + 1));
 }
@@ -146,7 +147,7 @@ fn strict_nodes_work_normally_while_the_standby_follows() {
 #[test]
 fn verifiers_that_see_only_a_former_primary_refuse_within_the_bound() {
     let cluster = Cluster::new();
-    // The node knows both servers and connects to the first one that is up.
+    // The URL names both servers. The store connects to the first one that accepts writes.
     let both = TestSchema {
         url: cluster.primary.url_or(&cluster.standby),
         schema: cluster.place.schema.clone(),
@@ -173,13 +174,13 @@ fn verifiers_that_see_only_a_former_primary_refuse_within_the_bound() {
             verdict.is_ok() == (since <= BOUND),
             "{since:?}: {verdict:?}"
         );
-        // Without strict mode, the failover goes undetected. The test shows that difference.
+        // A node without strict mode does not detect the failover, and still accepts the revoked key.
         wait(careless.sync()).unwrap();
         accepts(&careless, &key).unwrap();
     }
     let refused = accepts(&service, &key).unwrap_err();
     assert!(matches!(refused, VerifyError::Stale { .. }), "{refused:?}");
-    // The node trusts no other answer of the former primary either.
+    // The strict node also refuses every other read from the former primary.
     let presented = key.secret.expose();
     let refused = wait(service.verify_fresh(presented, &Need::any())).unwrap_err();
     assert!(
@@ -196,7 +197,8 @@ fn verifiers_that_see_only_a_former_primary_refuse_within_the_bound() {
     ));
     let results = [results.0, results.1, results.2, results.3];
     assert!(results.iter().all(Result::is_err), "{results:?}");
-    // The new primary gets its own standby. Nodes reach the new primary once the former one is stopped.
+    // The new primary needs a standby too, for strict mode. The nodes connect to it once the former primary
+    // is stopped.
     let _third = joined(&cluster.standby, &promoted);
     cluster.primary.kill();
     let reached = (0..20).any(|_| wait(service.sync()).is_ok());
@@ -212,7 +214,8 @@ fn verifiers_that_see_only_a_former_primary_refuse_within_the_bound() {
 #[test]
 fn a_wait_that_ends_without_the_standby_confirms_nothing() {
     let cluster = Cluster::new();
-    // These settings suppress the wait for the standby, and the warning about a cancelled wait.
+    // The first setting hides the warning about a cancelled wait. The second makes commits of this role wait
+    // for no standby, unless the store overrides it.
     cluster.place.run(
         "ALTER ROLE postgres SET client_min_messages = error; \
          ALTER ROLE postgres SET synchronous_commit = off",
@@ -261,7 +264,8 @@ fn a_heartbeat_of_one_server_confirms_nothing_about_another() {
     };
     let store = strict(&both);
     let reads = || wait(join3(store.nodes(), store.nodes(), store.nodes()));
-    // Opens enough connections to the primary that one stays open when the others are terminated below.
+    // Opens several connections to the primary. The test terminates some of them below, and at least one of
+    // them must stay open.
     reads().2.unwrap();
     let promoted = cluster.fail_over();
     let _third = joined(&cluster.standby, &promoted);
@@ -307,7 +311,8 @@ fn a_commit_without_the_standbys_acknowledgement_is_not_reported_as_done() {
         panic!("{result:?}")
     };
     assert_eq!(error.kind(), StoreErrorKind::Indeterminate);
-    // A store that is not strict cannot detect the cancelled wait.
+    // A store without strict mode cannot detect that the wait for the standby was cancelled, so it reports
+    // success.
     let head = wait(careless.scan(None, ALL)).unwrap().head;
     assert_eq!(cancelled(&careless, head.revision).unwrap().0, 3);
 }
@@ -321,7 +326,7 @@ fn strict_mode_requires_a_synchronous_standby_and_a_url() {
     let refused = open(options()).unwrap_err();
     assert!(matches!(refused, ConnectError::NoStandby), "{refused:?}");
     server.reconfigure("synchronous_standby_names = 'nobody'");
-    // After a restart, the setting applies from the first commit on.
+    // The restart makes sure that the setting applies to the first commit already.
     server.kill();
     server.resume();
     let refused = open(options()).unwrap_err();

@@ -1,4 +1,4 @@
-//! The integrity check reports exactly the broken rows, and correct sizes.
+//! The integrity check reports exactly the rows that are damaged. The statistics report the right sizes.
 
 use keyward::command::{DeleteKey, ImportKey};
 use keyward::key::Digest;
@@ -80,7 +80,7 @@ fn each_broken_row_is_named_once_and_no_other() {
             "the store's own row is damaged",
         ),
         (
-            // The import stored its digest in a separate row.
+            // The import has stored the digest of its key in this table.
             "UPDATE $s.digests SET id = overlay(id placing '\\x07' from 6) \
              WHERE digest = (SELECT digest FROM $s.digests ORDER BY digest LIMIT 1)",
             "an imported digest is damaged",

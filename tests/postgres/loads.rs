@@ -1,4 +1,4 @@
-//! Concurrent loads share one transaction, and each load gets its own answer.
+//! Concurrent loads share one transaction, but each caller gets the answer to its own load.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use support::*;
 
 const TENANTS: usize = 20;
 
-/// Creates 20 tenants with keys, and returns a load for each tenant. The loads are of five kinds.
+/// Creates 20 tenants with keys, and returns one load for each tenant. There are five kinds of loads.
 fn tenants(place: &TestSchema) -> Vec<(TenantId, LoadRequest)> {
     let keys = service(place);
     let mut made: Vec<KeyId> = Vec::new();
@@ -29,7 +29,7 @@ fn tenants(place: &TestSchema) -> Vec<(TenantId, LoadRequest)> {
         }
         let select = match number % 5 {
             0 => LoadRequest::none(),
-            // Loads a key of the first tenant and a key of this tenant.
+            // Requests a key of the first tenant too, which a load of this tenant must not return.
             1 => LoadRequest {
                 keys: vec![made[0], made[made.len() - 1]],
                 ..LoadRequest::none()
@@ -55,7 +55,8 @@ fn tenants(place: &TestSchema) -> Vec<(TenantId, LoadRequest)> {
 
 type Answer = Result<TenantView, StoreError>;
 
-/// Starts all loads while a table is locked, so that they wait. Returns their answers.
+/// Starts all loads while a table is locked, so that they wait together. Then releases the lock, and returns
+/// all answers.
 fn at_once(
     place: &TestSchema,
     store: &PostgresStore,
@@ -77,7 +78,8 @@ fn one_by_one(store: &PostgresStore, asked: &[(TenantId, LoadRequest)]) -> Vec<T
     asked.iter().map(one).collect()
 }
 
-/// Asserts that all loads but one return the expected views, and that one fails with `kind`.
+/// Asserts that the load with the number `failing` fails with `kind`, and that all other loads return the
+/// expected views.
 fn fails_alone(
     answers: Vec<Answer>,
     expected: &[TenantView],
@@ -132,7 +134,7 @@ fn a_tenant_that_cannot_be_loaded_fails_alone() {
     let asked = tenants(&place);
     let store = place.connect();
     let expected = one_by_one(&store, &asked);
-    // Makes the server fail when it reads a row of `t7`.
+    // Makes the statement fail in the server whenever it reads a row of the tenant `t7`.
     place.run(
         "ALTER TABLE $s.rows RENAME TO read_before; CREATE VIEW $s.rows AS \
          SELECT place, kind, tenant, name, id, ends, legacy, fingerprint, \
@@ -142,7 +144,8 @@ fn a_tenant_that_cannot_be_loaded_fails_alone() {
     let answers = at_once(&place, &store, &asked);
     fails_alone(answers, &expected, (7, StoreErrorKind::Unavailable));
     place.run("DROP VIEW $s.rows; ALTER TABLE $s.read_before RENAME TO rows");
-    // Damages a row in a way that only the store detects.
+    // Damages a row of the tenant `t8`. The server returns it normally, and only the store detects the
+    // damage.
     place.run("UPDATE $s.tenants SET seal = seal + 1 WHERE tenant = 't8'");
     let answers = at_once(&place, &store, &asked);
     fails_alone(answers, &expected, (8, StoreErrorKind::Corrupt));

@@ -1,4 +1,4 @@
-//! The PostgreSQL store: the conformance suite, several nodes, damage, and a killed server.
+//! Tests of the PostgreSQL store: the conformance suite, several nodes, damaged rows, and a killed server.
 #![allow(clippy::unwrap_used, reason = "a test panics on failure")]
 
 mod connecting;
@@ -23,7 +23,8 @@ keyward_conformance::suite! {
     store = shared(1);
 }
 
-// Two instances on one schema, used in turn like two processes.
+// Runs the suite on two store instances with one schema. Calls alternate between them, as if two processes
+// shared the schema.
 keyward_conformance::suite! {
     mod two_nodes;
     block_on = pollster::block_on;

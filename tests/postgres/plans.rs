@@ -1,4 +1,4 @@
-//! Query plans: no statement reads many rows to return few.
+//! Query plans. No statement of the store may read many rows to return a few.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -19,16 +19,17 @@ use support::*;
 
 const TEN: NonZeroUsize = NonZeroUsize::new(10).unwrap();
 
-/// Settings of a server that logs the plan of each statement.
+/// The settings with which a server logs the plan of each statement.
 const LOGS_PLANS: &str = "session_preload_libraries = 'auto_explain'\n\
     auto_explain.log_min_duration = 0\nauto_explain.log_nested_statements = on\n\
     auto_explain.log_analyze = on\nauto_explain.log_buffers = on\nauto_explain.log_timing = off\nfsync = off\n\
     max_wal_size = '4GB'\nautovacuum = off";
 
-/// Rows of other tenants: `$n` keys, and `$n` owners but at most 40,000.
+/// SQL that adds rows of other tenants: `$n` keys, and `$n` owners but at most 40,000. The contents of the
+/// rows do not matter.
 ///
-/// With this limit, even a million keys and the owners have a `place` below 2^20, where the first commit
-/// begins. The contents of the rows do not matter.
+/// The number of owners is limited because each row needs its own `place` below 2^20, where the places of
+/// real commits begin. A million keys and 40,000 owners still fit.
 const OTHERS: &str = "
     INSERT INTO $s.rows SELECT g, 2, 't' || g % 500, NULL, decode(md5(g::text), 'hex'),
         4000000000000000 + g, NULL, md5(g::text), '\\x00', 0 FROM generate_series(1, $n) g;
@@ -42,16 +43,15 @@ const OTHERS: &str = "
     INSERT INTO $s.gone SELECT decode(md5('gone' || g), 'hex') FROM generate_series(1, $n) g;
     ANALYZE $s.rows, $s.audit, $s.tenants, $s.digests, $s.gone;";
 
-/// Rows that a plan may read: 2,000, more than any plan here needs and far fewer than a table holds.
+/// 2,000 rows. A plan of the store needs fewer, and a plan that reads a whole table needs far more.
 const FEW: u64 = 2_000;
 
-/// Pages that a plan may read: 120 pages of 8 KiB, more than any plan here needs and fewer than a table
-/// holds.
+/// 120 pages of 8 KiB. A plan of the store needs fewer, and a plan that reads a whole table needs more.
 ///
-/// A plan that scans a whole index reports only the rows that match. Therefore pages are counted too.
+/// Rows alone are not enough: a plan that reads a whole index reports only the rows that match.
 const FEW_PAGES: u64 = 120;
 
-/// A service over a store that also holds many rows of other tenants.
+/// A service on a store that also contains many rows of other tenants.
 struct World {
     server: Server,
     place: TestSchema,
@@ -81,14 +81,16 @@ impl World {
         }
     }
 
-    /// Runs everything that a service does. Returns the plans that read many rows.
+    /// Runs every kind of statement that a service runs. Returns the plans that read many rows or pages.
     fn work(&self, name: &str) -> Vec<String> {
         let from = self.server.log().len();
-        // Repeats every statement, so that the server switches to a generic plan.
+        // Repeats every statement, because the server chooses the generic plan of a statement only after
+        // several runs.
         for number in 0..8 {
             self.change_and_ask(&format!("{name} {number}"));
         }
-        // The log of a cancelled statement is complete once its connection answers again.
+        // The server may still write to its log after a statement was cancelled. Waits until its connections
+        // answer again.
         self.place.run("SELECT 1");
         wait(self.store.find(&Locator::Imported(Digest::sha256("none")))).unwrap();
         let log = self.server.log();
@@ -107,7 +109,8 @@ impl World {
         let digest = Digest::sha256(name);
         let import = ImportKey::sha256(digest, reader(name));
         wait(keys.import(&admin(), import)).unwrap();
-        // A key acts in a descendant tenant. The rows of its key, owner and tenant guard the commit.
+        // A key creates a key in a descendant tenant. The commit then has guards on the rows of the key, its
+        // owner and its tenant.
         let whole = wait(keys.create(&admin(), CreateKey::new(name).scope("*:*"))).unwrap();
         let by = keys.verify(whole.secret.expose(), &Need::any()).unwrap();
         let below = reader(name).in_tenant(tenant("acme/web"));
@@ -123,8 +126,8 @@ impl World {
             commands: vec![command("some")],
         };
         wait(store.load(&tenant("acme"), &everything)).unwrap();
-        // Many tenants load concurrently. The first two loads run immediately, and the others wait and share
-        // transactions.
+        // Loads many tenants concurrently. The store runs the first two loads immediately, and the others
+        // wait to share transactions.
         let many: Vec<_> = (0..20)
             .map(|other| tenant(&format!("none-{other}")))
             .collect();
@@ -134,7 +137,8 @@ impl World {
         }
         wait(store.find(&Locator::Id(key.id))).unwrap();
         wait(store.find(&Locator::Imported(digest))).unwrap();
-        // Each call reads at most ten rows. The newest rows are those that the service wrote.
+        // Reads at most ten rows per call. The newest rows in the feed are those that this test has written,
+        // not those of other tenants.
         let head = wait(store.scan(None, TEN)).unwrap().head;
         wait(store.changes(keys.freshness().cursor.unwrap(), TEN)).unwrap();
         assert!(head.revision > self.start);
@@ -149,7 +153,8 @@ impl World {
             of_tenant.sort = sort;
             wait(store.list(&of_tenant)).unwrap();
         }
-        // Lists the tenants below too. Then filters by a part of the name, and then by the hint.
+        // Lists keys of descendant tenants too: first all of them, then by a part of the name, and then by
+        // the hint.
         of_tenant.below = true;
         wait(store.list(&of_tenant)).unwrap();
         of_tenant.name = Some(name.to_owned());
@@ -161,7 +166,7 @@ impl World {
             0,
             "deleted"
         );
-        // Filters by the fingerprint alone, in all tenants.
+        // Lists keys in all tenants, with the fingerprint as the only condition.
         let mut of_all = KeyQuery::all(at(START));
         of_all.fingerprint = Some(Fingerprint::of_token("some token"));
         wait(store.list(&of_all)).unwrap();
@@ -184,7 +189,7 @@ impl World {
     }
 }
 
-/// Returns the plans with a step that read many rows or pages. Rows that a step filtered out count too.
+/// Returns the plans in which a step read many rows or pages. Rows that the step filtered out count as read.
 fn looks_at_many(log: &str) -> Vec<String> {
     let rows = Regex::new(r"rows=(\d+)(?:\.\d+)? loops=(\d+)\)|Rows Removed by [A-Za-z ]+: (\d+)")
         .unwrap();
@@ -208,12 +213,12 @@ fn looks_at_many(log: &str) -> Vec<String> {
             })
     };
     let plans = log.split("Query Text: ").skip(1);
-    // Excludes statements of this test, and statements that the server runs on its own tables.
+    // Leaves out statements of this test itself, and statements that the server runs on its own tables.
     let plans = plans.filter(|plan| !plan.starts_with("\n") && !plan.contains("generate_series"));
     plans.filter(many).map(str::to_owned).collect()
 }
 
-/// Returns the number of rows of other tenants. `KEYWARD_LONG=1` makes it a million.
+/// Returns the number of rows of other tenants: 100,000, or a million if `KEYWARD_LONG=1`.
 fn others() -> usize {
     match std::env::var("KEYWARD_LONG").as_deref() {
         Ok("1") => 1_000_000,
@@ -228,7 +233,8 @@ fn no_statement_reads_many_rows_to_return_few() {
     assert!(found.is_empty(), "{} such: {}", found.len(), found[0]);
 }
 
-/// Each index is needed: a schema without one of them is caught.
+/// Drops each index in turn. The store's statements must then read many rows, which proves that every index
+/// is needed.
 #[test]
 fn a_schema_without_one_of_its_indexes_is_caught() {
     let world = World::new(60_000);

@@ -1,4 +1,5 @@
-//! SQL statements also run on databases with the same protocol, such as CockroachDB and YugabyteDB.
+//! The SQL of the store, which must also run on other databases with PostgreSQL's protocol, such as
+//! CockroachDB and YugabyteDB.
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -20,11 +21,12 @@ use support::postgres::{Server, TestSchema, open};
 use support::raw::{ALL, beginning};
 use support::*;
 
-/// The only file that may use LISTEN and NOTIFY. Notifications are only hints, and no result depends on them.
+/// The only file with LISTEN and NOTIFY, which other databases lack. The store works without notifications,
+/// because they are only hints.
 const HINTS: &str = "listen.rs";
 
-/// Features that no essential statement may use: advisory locks, notifications, ids of transactions and rows,
-/// and sequences. A sequence draws its numbers before the commit.
+/// Features that other databases lack: advisory locks, notifications, and ids of transactions and rows.
+/// Sequences count too, because a number is drawn before its commit, so numbers are not in commit order.
 static FOREIGN: LazyLock<Regex> = LazyLock::new(|| {
     let words = [
         r"\w*advisory\w*",
@@ -42,7 +44,7 @@ static FOREIGN: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(&format!(r"(?i)\b({})\b", words.join("|"))).unwrap()
 });
 
-/// Returns the string literals of a source file, without comments and unit tests.
+/// Returns the string literals in a Rust file. Leaves out its comments and unit tests.
 fn literals(source: &str) -> Vec<String> {
     let source = source.split("#[cfg(test)]\nmod tests").next().unwrap();
     let token =
@@ -56,7 +58,7 @@ fn literals(source: &str) -> Vec<String> {
     found.collect()
 }
 
-/// Returns all SQL that a file may send to the server.
+/// Returns all SQL in a file: the whole text of an SQL file, or the string literals of a Rust file.
 fn sent_by(name: &str, text: &str) -> Vec<String> {
     match name.ends_with(".sql") {
         true => {
@@ -67,7 +69,7 @@ fn sent_by(name: &str, text: &str) -> Vec<String> {
     }
 }
 
-/// Returns all SQL that the store may send, each with its file.
+/// Returns all SQL that the store contains, each text with the name of its file.
 fn sent() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/store");
     let mut folders = vec![root.join("postgres"), root.join("sql")];
@@ -156,10 +158,11 @@ fn features_that_other_databases_lack_are_detected() {
     assert!(!FOREIGN.is_match(&sent_by("1.sql", "SELECT 1 -- xmin")[0]));
 }
 
-/// Returns a pattern that matches a statement in the server's log. A placeholder matches any text.
+/// Returns a pattern that matches a statement in the server's log. A placeholder in the statement matches any
+/// text.
 fn as_logged(statement: &str) -> Regex {
     let gap = Regex::new(r"\\\{[^{}]*\\\}").unwrap();
-    // A statement of several lines fills several lines of the log, so only its first line is matched.
+    // The log splits a statement at its line breaks, so the pattern contains only the first line.
     let first = statement.split("\\n").next().unwrap();
     let pattern = regex::escape(&first.replace("$s.", "{schema}"));
     Regex::new(&gap.replace_all(&pattern, ".*?")).unwrap()
@@ -186,7 +189,7 @@ fn the_server_accepts_every_statement() {
     assert!(!log.contains("ERROR:"), "{log}");
 }
 
-/// Runs every statement of the store.
+/// Calls every method of the store, so that each of its statements runs at least once.
 fn do_everything(place: &TestSchema) {
     const ONE: NonZeroUsize = NonZeroUsize::MIN;
     let store = place.connect();
@@ -196,7 +199,8 @@ fn do_everything(place: &TestSchema) {
     secret.tenant_reach = TenantReach::Descendants;
     let keys = node(store.clone(), &clock, Policy::new(spec).unwrap());
     let start = beginning(&store);
-    // A key acts in a descendant tenant. The rows of its key, owner and tenant guard the commit.
+    // A key creates a key in a descendant tenant. The commit then has guards on the rows of the key, its
+    // owner and its tenant.
     let whole = wait(keys.create(&admin(), CreateKey::new("whole").scope("*:*"))).unwrap();
     let by = keys.verify(whole.secret.expose(), &Need::any()).unwrap();
     let below = reader("below").in_tenant(tenant("acme/web"));

@@ -1,4 +1,5 @@
-//! Round trips: a call sends its requests together and does not wait for answers in between.
+//! Round trips: the store sends the requests of a call together, and does not wait for one answer before the
+//! next request.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -15,8 +16,8 @@ use support::postgres::{Server, TestSchema, open};
 use support::raw::{ALL, beginning, next};
 use support::*;
 
-/// A proxy between a node and its server. Once a transaction begins, the proxy withholds the server's answers
-/// until the node has sent the expected number of requests.
+/// A proxy between a store and its server. Within a transaction, it withholds the server's answers until the
+/// store has sent a given number of requests.
 struct Between {
     folder: TempDir,
     gate: Arc<Gate>,
@@ -30,11 +31,11 @@ struct Gate {
 
 #[derive(Default)]
 struct State {
-    /// The number of requests that a transaction must send before the proxy lets an answer pass.
+    /// The number of requests that the store must send in a transaction before the proxy forwards an answer.
     at_once: usize,
-    /// The number of requests that each connection must still send, by number of the connection.
+    /// The number of requests that are still missing on each connection, by the number of the connection.
     missing: HashMap<usize, usize>,
-    /// Whether the measured call has returned.
+    /// Whether the call that is measured has returned.
     over: bool,
 }
 
@@ -72,8 +73,8 @@ impl Gate {
         self.moved.notify_all();
     }
 
-    /// Returns whether `call` sends exactly `expected` requests before it waits for an answer. The call must
-    /// succeed.
+    /// Returns whether `call` sends exactly `expected` requests and then waits for an answer. Panics if the
+    /// call fails.
     fn sends_at_once<E: std::fmt::Debug + Send>(
         &self,
         expected: usize,
@@ -97,9 +98,9 @@ impl Gate {
     }
 }
 
-/// Forwards the node's messages one at a time.
+/// Forwards the messages of the store to the server, one at a time, and counts the requests.
 fn to_server(connection: usize, mut from: UnixStream, mut to: UnixStream, gate: &Gate) {
-    // A connection's first message has no type byte.
+    // Unlike later messages, the first message of a connection has no type byte.
     let mut begun = false;
     loop {
         let mut head = [0; 5];
@@ -111,7 +112,7 @@ fn to_server(connection: usize, mut from: UnixStream, mut to: UnixStream, gate: 
         let length = u32::from_be_bytes(length.try_into().unwrap());
         let mut body = vec![0; length as usize - 4];
         from.read_exact(&mut body).unwrap();
-        // `Q` is a simple query. `S` (Sync) ends an extended query.
+        // A `Q` message is a simple query. An `S` (Sync) message is the end of an extended query.
         if matches!(kind, b"Q" | b"S") {
             gate.asked(connection, body.starts_with(b"START TRANSACTION"));
         }
@@ -178,10 +179,11 @@ fn a_read_takes_one_round_trip() {
     };
     let imported = Locator::Imported(Digest::sha256("imported"));
     let loading = |select| wait(store.load(&tenant("acme"), &select)).map(drop);
-    // Two requests begin each transaction and read the store's position. The other requests are the call's
-    // own.
+    // The expected numbers include the two requests with which each transaction begins and reads the store's
+    // position.
     let sent = |expected, call: &mut (dyn FnMut() -> Result<(), String> + Send)| {
-        // The first call is not measured, because it also prepares the statements.
+        // The first call also prepares its statements, which takes more requests, so only the second call is
+        // measured.
         call().unwrap();
         assert!(
             between.gate.sends_at_once(expected, call),
@@ -216,7 +218,7 @@ fn a_read_takes_one_round_trip() {
         let nodes = wait(store.nodes()).map(drop);
         nodes.map_err(|error| plainly(&error))
     });
-    // A commit begins with four requests: the settings, two locks, and the version of the tables.
+    // A commit waits after its first four requests: the settings, two locks, and the version of the tables.
     sent(4, &mut || {
         let commit = next(&tenant("acme"), at).1;
         at = wait(store.commit(commit)).map_err(|error| plainly(&error))?;

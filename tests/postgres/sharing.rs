@@ -1,4 +1,4 @@
-//! Several nodes on one database schema.
+//! Several nodes that share one database schema.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -73,8 +73,8 @@ fn first_uses_are_not_lost() {
     pairs::first_uses_are_not_lost(&a, &b, &clock);
 }
 
-/// Runs `check` with two nodes, each with its own clock. The last argument starts another node with the first
-/// clock.
+/// Calls `check` with two nodes, each with a clock of its own. The third argument of `check` is a function
+/// that starts another node on the first clock.
 fn on_two_clocks(
     check: impl Fn((&Keyward, &ManualClock), (&Keyward, &ManualClock), &dyn Fn() -> Keyward),
 ) {
@@ -100,7 +100,8 @@ fn the_time_of_a_tenant_is_repaired() {
     on_two_clocks(|a, b, again| pairs::the_time_of_a_tenant_is_repaired(a, b, again));
 }
 
-/// The store returns the server's time with every load and every poll.
+/// The store gets the server's time with every load and every poll, so that the node can detect its own wrong
+/// clock.
 #[test]
 fn the_servers_clock_contradicts_one_that_is_ten_years_ahead() {
     let place = TestSchema::new();
@@ -119,7 +120,8 @@ fn the_servers_clock_contradicts_one_that_is_ten_years_ahead() {
     wait(started.revoke(&admin(), key.id, Reason::Lost)).unwrap();
 }
 
-/// Creates a key, with retries on conflicts. Returns whether the cap allowed the key.
+/// Creates a key, and retries while other writers cause conflicts. Returns false if the tenant has reached
+/// its cap.
 fn created(keys: &Keyward, path: &str, name: &str) -> bool {
     loop {
         let admin = actor(path, "alice", Role::ADMIN);
@@ -132,7 +134,8 @@ fn created(keys: &Keyward, path: &str, name: &str) -> bool {
     }
 }
 
-/// Runs 16 writers on four nodes. Each writer tries to create `each` keys in every tenant.
+/// Runs 16 writers on four nodes. Each writer attempts to create `each` keys in every tenant. Checks that
+/// each tenant ends exactly at its cap.
 fn cap_holds(tenants: usize, each: usize, cap: u32) {
     let place = TestSchema::new();
     let nodes = nodes(&place, 4, cap);
@@ -198,7 +201,8 @@ fn a_poller_misses_no_change_while_others_write() {
         let mut seen: Vec<(Revision, _)> = Vec::new();
         let mut cursor: Cursor = start;
         loop {
-            // Reads the counter before the feed. If no writer is left, an empty page is the end of the feed.
+            // The counter must be read before the feed. If all writers have ended by then, an empty page
+            // proves that no change is missing.
             let over = writing.load(Ordering::SeqCst) == 0;
             let (page, upto) = removed_since(&reader, cursor, NonZeroUsize::new(7).unwrap());
             for change in &page {
@@ -247,7 +251,7 @@ fn waiting_commits_share_one_transaction_and_each_gets_its_answer() {
         store.commit(commit)
     };
     let mut all = join_all((0..16).map(commit));
-    // All commits are in flight, and none can complete.
+    // All commits were sent and are blocked by the lock, so none of them is done.
     assert!((&mut all).now_or_never().is_none());
     drop(lock);
     let mut answers = wait(all);

@@ -1,4 +1,4 @@
-//! Tables that the application's own migrations created.
+//! Tables that an application has created in its own migrations, from the SQL that the store prints.
 
 use keyward::store::postgres::ConnectError;
 use keyward::store::{KeyStore, PostgresStore, Revision};
@@ -7,7 +7,8 @@ use support::postgres::{TestSchema, open};
 use support::raw::{ALL, next};
 use support::*;
 
-/// Returns each table and index of the schema with the transaction that created it, and the schema's version.
+/// Returns each table and index with the transaction that created it, and the version of the schema. The
+/// result changes if any of them is altered.
 fn tables(place: &TestSchema) -> Vec<String> {
     let mut tables = place.ask(
         "SELECT c.relname || ' ' || c.oid || ' ' || c.xmin FROM pg_class AS c \

@@ -1,9 +1,10 @@
-//! C libraries that a test preloads into a process to intercept its calls to the operating system.
+//! C libraries that a test preloads into a process, to intercept the process's calls to the operating system.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Compiles the C code in `source` into a shared library in `folder`, for `LD_PRELOAD`. Returns its path.
+/// Compiles C code into a shared library in `folder`, and returns the library's path. A process loads it
+/// through `LD_PRELOAD`.
 pub fn library(source: &str, folder: &Path) -> PathBuf {
     let (text, library) = (folder.join("shim.c"), folder.join("shim.so"));
     std::fs::write(&text, source).unwrap();

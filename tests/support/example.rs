@@ -1,17 +1,17 @@
-//! Builds `keyctl` and the examples for tests that run them as processes.
+//! Builds the programs that tests run as processes: `keyctl` and the examples.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-/// Builds a program of the workspace (`keyctl`, or an example) and returns the path of its binary.
+/// Builds `keyctl` or an example, and returns the path of its binary.
 ///
-/// Cargo does not build programs of other packages for a test. Therefore this function runs cargo, with the
-/// profile of the test.
+/// Cargo builds only the package of the test itself. This function therefore runs cargo for the other
+/// packages, with the profile of the test.
 pub fn build(program: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
-    // The path of this test binary is `<target>/<profile>/deps/<name>`.
+    // The path of a test binary is `<target>/<profile>/deps/<name>`, from which the profile is derived.
     let folders: Vec<_> = own.ancestors().skip(2).take(2).collect();
     let profile = match folders[0].file_name().unwrap().to_str().unwrap() {
         "debug" => "test",
@@ -19,8 +19,8 @@ pub fn build(program: &str) -> PathBuf {
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    // Builds the workspace in the same way as the test run, so that cargo can reuse most artifacts. The
-    // examples get all of their features.
+    // Uses the same packages and features as the test run, so that cargo has little left to build. The
+    // examples need all of their features.
     command.args(["build", "--quiet", "--workspace", "--features"]);
     command.arg("keyward-examples/postgres,keyward-examples/grpc");
     match program {

@@ -1,11 +1,11 @@
-//! SQLite stores in a temporary folder, which is removed on drop.
+//! SQLite stores in a temporary folder. Dropping the stores removes the folder.
 
 use keyward::store::SqliteStore;
 use tempfile::TempDir;
 
 use crate::turns::RoundRobin;
 
-/// Several store instances on one file. Each call goes to the next instance in turn.
+/// Several store instances on one database file, which are called in turn.
 pub type SqliteInstances = RoundRobin<SqliteStore, TempDir>;
 
 pub fn folder(instances: usize) -> SqliteInstances {

@@ -1,4 +1,4 @@
-//! A store that counts calls and can hold back answers until a test releases them.
+//! A store that counts its calls, and can hold back their answers until a test releases them.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -16,7 +16,8 @@ use keyward::store::{
 };
 use keyward_conformance::{Call, FaultyStore};
 
-/// An in-memory store behind a [`FaultyStore`], which lets tests make calls fail. Clones share all state.
+/// An in-memory store whose calls a test can delay or, through its [`FaultyStore`], make fail. Clones share
+/// all state.
 #[derive(Clone, Debug)]
 pub struct GatedStore {
     pub link: FaultyStore<MemoryStore>,
@@ -34,24 +35,24 @@ struct GatedState {
 /// The way a call of `wait_past` ends.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum WaitOutcome {
-    /// The call returns when the store changes.
+    /// The call returns once the store has changed.
     #[default]
     Heard,
     /// The call never returns.
     Lost,
-    /// The call returns although nothing has changed.
+    /// The call returns after a moment, although nothing has changed.
     Spurious,
     /// The call fails immediately.
     Failing,
 }
 
-/// A gate that delays answers. The store has done the work, but the caller gets no answer until the gate
-/// opens.
+/// A gate that holds back answers. The store has already executed the call, but its caller gets the answer
+/// only when the gate is open.
 #[derive(Clone, Debug, Default)]
 pub struct AnswerGate(Arc<(AtomicBool, Event)>);
 
 impl AnswerGate {
-    /// Releases all answers that this gate holds back.
+    /// Releases the answers that this gate holds back, and lets later answers pass.
     pub fn open(&self) {
         self.0.0.store(true, Ordering::SeqCst);
         self.0.1.notify(usize::MAX);
@@ -76,15 +77,14 @@ impl GatedStore {
         }
     }
 
-    /// Holds back the answers to calls of this kind, starting with the next call, until the returned gate
-    /// opens.
+    /// Holds back the answers to all later calls of this kind, until the returned gate is opened.
     pub fn hold(&self, call: Call) -> AnswerGate {
         let gate = AnswerGate::default();
         self.shared.lock().unwrap().held.insert(call, gate.clone());
         gate
     }
 
-    /// Stops holding back answers to new calls of this kind. Calls in flight still wait for their gate.
+    /// Lets the answers to later calls of this kind pass. A call in flight still waits for its own gate.
     pub fn let_pass(&self, call: Call) {
         self.shared.lock().unwrap().held.remove(&call);
     }
@@ -93,12 +93,13 @@ impl GatedStore {
         self.shared.lock().unwrap().wait_outcome = outcome;
     }
 
-    /// Delays each answer by this time, on the timers of tokio.
+    /// Delays the answer to every later call by this time, which a test with tokio's paused clock can
+    /// control.
     pub fn slow(&self, by: Duration) {
         self.shared.lock().unwrap().slow = by;
     }
 
-    /// Returns the number of calls of this kind so far.
+    /// Returns the number of calls of this kind that the store has received so far.
     pub fn asked(&self, call: Call) -> usize {
         let shared = self.shared.lock().unwrap();
         shared.asked.get(&call).copied().unwrap_or_default()
@@ -172,8 +173,8 @@ impl KeyStore for GatedStore {
                 WaitOutcome::Heard => self.link.wait_past(after).await,
                 WaitOutcome::Lost => pending().await,
                 WaitOutcome::Spurious => {
-                    // Sleeps first: on a paused clock, a loop that never sleeps would keep the timers from
-                    // advancing.
+                    // Without this sleep, a caller that waits in a loop would never be idle. Tokio's paused
+                    // clock advances only while all tasks are idle.
                     tokio::time::sleep(Duration::from_millis(1)).await;
                     Ok(())
                 }

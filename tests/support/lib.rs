@@ -1,5 +1,5 @@
-//! Helpers for the test programs: a service with a manual clock, servers, child processes, and stores that
-//! fail.
+//! Helpers that the test programs share: a service with a manual clock, servers, child processes, and stores
+//! that fail.
 #![allow(clippy::unwrap_used, reason = "a test panics on failure")]
 #![allow(
     missing_docs,
@@ -40,7 +40,7 @@ use keyward::{
 
 pub const START: &str = "2026-01-01T00:00:00Z";
 
-/// A service over an in-memory store, with a manual clock.
+/// A service on an in-memory store, with a clock that the test moves.
 pub struct TestService {
     pub keys: Keyward,
     pub clock: Arc<ManualClock>,
@@ -48,7 +48,7 @@ pub struct TestService {
 }
 
 impl TestService {
-    /// Starts a service over a backup, as after the loss of the original store.
+    /// Starts a service on a backup of the store, as an operator does after the original was lost.
     pub fn restored(&self, backup: &MemoryStore, policies: impl Into<Policies>) -> Keyward {
         node(backup.clone(), &self.clock, policies)
     }
@@ -68,7 +68,7 @@ impl TestService {
         Self { keys, clock, store }
     }
 
-    /// Starts another node over the same store, with the same clock.
+    /// Starts another node, which has the same store and the same clock as the first node.
     pub fn another_node(&self, policies: impl Into<Policies>) -> Keyward {
         node(self.store.clone(), &self.clock, policies)
     }
@@ -77,7 +77,7 @@ impl TestService {
         wait(self.keys.create(actor, key))
     }
 
-    /// Creates a secret key of the tenant `acme` with the scope `reports:read`.
+    /// Creates a key of the tenant `acme` with the scope `reports:read`, as the user `alice`.
     pub fn some_key(&self) -> Created {
         self.create(&admin(), reader("some key")).unwrap()
     }
@@ -118,7 +118,7 @@ pub fn who(principal: &str) -> PrincipalId {
     PrincipalId::new(principal).unwrap()
 }
 
-/// Returns the author of a change that a person made in a session, not with a key.
+/// Returns the author of a change that a user made without a key.
 pub fn author(principal: &str) -> Author {
     Author::Principal(who(principal))
 }
@@ -143,12 +143,12 @@ pub fn actor(path: &str, principal: &str, role: Role) -> Actor {
     Actor::new(tenant(path), who(principal), role)
 }
 
-/// Returns alice, an admin of the tenant `acme`.
+/// Returns the user `alice` as an actor with the role `admin` in the tenant `acme`.
 pub fn admin() -> Actor {
     actor("acme", "alice", Role::ADMIN)
 }
 
-/// Returns the application itself as the actor, on the tenant `acme`.
+/// Returns the application itself as an actor in the tenant `acme`.
 pub fn host() -> Actor {
     Actor::application(tenant("acme"))
 }
@@ -161,7 +161,7 @@ pub fn reading() -> Need {
     Need::scope("reports:read").unwrap()
 }
 
-/// Returns the standard profile with a cap of `limit` active keys.
+/// Returns the standard policy, but with a cap of `limit` active keys.
 pub fn capped(limit: u32) -> PolicySpec {
     let limit = NonZeroU32::new(limit).unwrap();
     let active_keys = ActiveKeyCap::Limited {
@@ -171,7 +171,7 @@ pub fn capped(limit: u32) -> PolicySpec {
     profiles::standard().with(|spec| spec.active_keys = active_keys)
 }
 
-/// Returns the reason why a command was denied. Panics if the command was not denied.
+/// Returns the reason for which a command was denied. Panics if the command succeeded or failed otherwise.
 #[track_caller]
 pub fn denied<T: std::fmt::Debug>(result: Result<T, CommandError>) -> Denial {
     match result.unwrap_err() {
@@ -180,7 +180,7 @@ pub fn denied<T: std::fmt::Debug>(result: Result<T, CommandError>) -> Denial {
     }
 }
 
-/// Returns a forged token: the key id of `token`, another secret, and a valid checksum.
+/// Returns a forged token, with the key id of the given token and a valid checksum, but with another secret.
 pub fn with_other_secret(token: &str) -> String {
     let before = &token[..token.len() - 6];
     let (kept, last) = before.split_at(before.len() - 1);
@@ -189,7 +189,8 @@ pub fn with_other_secret(token: &str) -> String {
     forged + &checksum
 }
 
-/// Returns the whole contents of a store as text, in every stored form, to search for secrets.
+/// Returns everything that a store contains as text, in every stored form. A test can then search it for
+/// secrets.
 pub fn dump(store: &MemoryStore) -> String {
     use keyward::store::{AuditQuery, Row};
 
@@ -215,13 +216,13 @@ pub fn secret_part(token: &str) -> &str {
     &token[id.prefix().len() + id.id().to_string().len()..token.len() - 6]
 }
 
-/// Returns the keys that `by` sees when it lists the keys of its own tenant.
+/// Returns the keys that the actor `by` sees in a list of its own tenant.
 pub fn listed(world: &TestService, by: &Actor) -> Vec<keyward::KeyInfo> {
     let query = world.keys.query(by.tenant());
     wait(world.keys.list(by, &query)).unwrap().keys
 }
 
-/// Returns the actions on a key in a tenant's audit trail, oldest first.
+/// Returns the actions on a key in the audit trail of a tenant, oldest first.
 pub fn recorded_actions(
     world: &TestService,
     tenant: &TenantId,

@@ -1,4 +1,4 @@
-//! Checks of two nodes that share a store. The tests of each kind of store call these functions.
+//! Checks with two nodes on one store. Each kind of store has tests that call these functions.
 
 use keyward::key::RotationReason;
 use keyward::{
@@ -7,7 +7,8 @@ use keyward::{
 
 use crate::*;
 
-/// A key works on the node that created it, even if another node wrote the owner's row a moment earlier.
+/// A new key works immediately on the node that created it, even if the other node has just written the row
+/// of the key's owner.
 pub fn a_key_works_where_it_was_created(a: &Keyward, b: &Keyward) {
     wait(b.create(&admin(), reader("first"))).unwrap();
     let key = wait(a.create(&admin(), reader("second"))).unwrap();
@@ -15,8 +16,8 @@ pub fn a_key_works_where_it_was_created(a: &Keyward, b: &Keyward) {
     assert!(verdict.is_ok(), "{verdict:?}");
 }
 
-/// The node that counted a first use records the use with its next command on the key, or when it
-/// deregisters. A compromised key ends at its deadline even if no node records a use.
+/// A node counts the first use of a key locally. The node records the use with its next command on that key,
+/// or when it deregisters. If no node records the use, a compromised predecessor ends at its deadline.
 pub fn first_uses_are_not_lost(a: &Keyward, b: &Keyward, clock: &ManualClock) {
     let how = || {
         let how = RotateKey::on_first_use(hours(1)).no_later_than(hours(24));
@@ -47,13 +48,13 @@ pub fn first_uses_are_not_lost(a: &Keyward, b: &Keyward, clock: &ManualClock) {
     assert_eq!(end_of(old.id), Some(now().saturating_add(hours(1))));
 }
 
-/// A node and its clock.
+/// A node, together with the clock that it reads.
 type Node<'a> = (&'a Keyward, &'a ManualClock);
 
 const YEARS: std::time::Duration = std::time::Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
-/// A node whose clock is ten years ahead commits once, in one tenant. `again` starts another node with the
-/// correct clock.
+/// A wrong clock affects only one tenant. Node `b`, whose clock is ten years ahead, commits in the tenant
+/// `globex`. The function `again` starts another node with the correct clock.
 pub fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(
     (a, right): Node<'_>,
     (b, wrong): Node<'_>,
@@ -77,8 +78,8 @@ pub fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(
         verify(&old).unwrap();
         let new = create(keys, &admin(), ninety_days("new"));
         assert_eq!(new.expires_at, Some(right.now().saturating_add(days(90))));
-        // In the tenant of that commit, the two clocks disagree, and no third clock decides which one is
-        // wrong.
+        // In `globex`, the times of the two nodes contradict each other. A node cannot know which clock is
+        // wrong, so it refuses a key that expires.
         let unsure = verify(&theirs).unwrap_err();
         assert!(
             matches!(unsure, VerifyError::ClockUnsure { .. }),
@@ -102,14 +103,15 @@ pub fn a_clock_ten_years_ahead_decides_for_its_own_tenant_alone(
         .verify(compromised.secret.expose(), &reading())
         .unwrap_err();
     assert!(matches!(ended, VerifyError::Expired { .. }), "{ended}");
-    // A command that only narrows a key, such as a revocation, is never refused because of the clock.
+    // A command that only takes away access, such as a revocation, is allowed even if the clocks contradict
+    // each other.
     wait(a.revoke(&globex(), lasting.id, Reason::Lost)).unwrap();
     let ended = a.verify(lasting.secret.expose(), &reading()).unwrap_err();
     assert!(matches!(ended, VerifyError::Revoked { .. }), "{ended}");
 }
 
-/// A repair removes the future instant that a wrong clock recorded in a tenant. The repair takes effect on
-/// this node, on other nodes, and on nodes that start later.
+/// A repair sets back the time that a wrong clock has recorded for a tenant. The repair takes effect on the
+/// node itself, on other nodes, and on nodes that start later.
 pub fn the_time_of_a_tenant_is_repaired(
     (a, right): Node<'_>,
     (b, wrong): Node<'_>,
@@ -139,10 +141,11 @@ pub fn the_time_of_a_tenant_is_repaired(
         let again = wait(keys.repair_time(&host(), &place)).unwrap();
         assert_eq!(again.set_back, None);
     }
-    // The audit trail stays ordered by sequence number, and records the repair.
+    // The audit trail is still one valid chain, although the recorded times went back.
     let head = wait(a.verify_audit(&host(), &place, None)).unwrap();
     assert!(head.sequence > 0);
-    // Records with instants in the future stay in the store, for inspection.
+    // The key that was created with the wrong clock keeps its creation time in the future, so that an
+    // operator can find it.
     let future = wait(a.key(&host(), future.id)).unwrap();
     assert_eq!(
         future.created.at,

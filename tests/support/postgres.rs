@@ -1,7 +1,7 @@
-//! A PostgreSQL server for the tests, in a temporary folder.
+//! A PostgreSQL server for the tests, with its data in a temporary folder.
 //!
-//! A watchdog stops the server when the test process ends, even if the test process is killed.
-//! `KEYWARD_TEST_POSTGRES_URL` makes the tests use another server.
+//! A watchdog process stops the server when the test process ends, even if the test process is killed.
+//! `KEYWARD_TEST_POSTGRES_URL` names another server that the tests use instead.
 
 use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
@@ -20,29 +20,32 @@ use tokio::runtime::Handle;
 
 use crate::turns::RoundRobin;
 
-/// The environment variable with the URL of an existing server. If set, the tests use that server.
+/// The name of an environment variable. If it is set, most tests use the server at its URL instead of
+/// starting one.
 const GIVEN: &str = "KEYWARD_TEST_POSTGRES_URL";
 
-/// A PostgreSQL server that a test may kill, pause and restart.
+/// A PostgreSQL server that the test has started, and can kill, pause and restart.
 #[derive(Debug)]
 pub struct Server {
     folder: PathBuf,
     port: u16,
-    /// A watchdog process. When the test process ends or closes the pipe, the watchdog stops the server and
-    /// removes its folder.
+    /// A process that waits for the end of its pipe, which closes when the test process ends. The watchdog
+    /// then stops the server and removes its folder.
     watchdog: Child,
     process: Mutex<Option<Child>>,
-    /// The path of a library that the server preloads. The library intercepts calls to the operating system.
+    /// The path of a library that the server preloads, which intercepts calls to the operating system.
     shim: Option<PathBuf>,
 }
 
 impl Server {
-    /// Starts a server on a Unix socket. `settings` are lines of its configuration file.
+    /// Starts a server that listens only on a Unix socket. The text `settings` is added to its configuration
+    /// file.
     pub fn start(settings: &str) -> Self {
         Self::begin(5432, settings, &[], |_| None)
     }
 
-    /// Starts a server that also listens on 127.0.0.1. `files` are additional files in its data folder.
+    /// Starts a server that also listens on 127.0.0.1. Each pair in `files` is the name and the contents of a
+    /// file in the server's data folder.
     pub fn on_loopback(settings: &str, files: &[(&str, &str)]) -> Self {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
@@ -51,13 +54,13 @@ impl Server {
         Self::begin(port, &settings, files, |_| None)
     }
 
-    /// Starts a server that preloads a library. `shim` gets the server's folder and returns the library's
-    /// path.
+    /// Starts a server that preloads a library. The function `shim` gets the server's folder, and returns the
+    /// path of the library.
     pub fn start_with(settings: &str, shim: impl FnOnce(&Path) -> Option<PathBuf>) -> Self {
         Self::begin(5432, settings, &[], shim)
     }
 
-    /// Starts a standby that replicates from `primary`.
+    /// Starts a standby that replicates the data of `primary`.
     pub fn standby_of(primary: &Self) -> Self {
         let server = Self::prepare(5432, |_| None);
         let mut copy = server.program("pg_basebackup");
@@ -93,7 +96,7 @@ impl Server {
         server
     }
 
-    /// Creates the folder, and the watchdog that later removes it.
+    /// Creates the folder of a server, and starts the watchdog that later removes the folder.
     fn prepare(port: u16, shim: impl FnOnce(&Path) -> Option<PathBuf>) -> Self {
         let folder = TempDir::new().unwrap().keep();
         let shim = shim(&folder);
@@ -101,14 +104,15 @@ impl Server {
         if let Some(user) = user {
             run(Command::new("chown").arg(user).arg(&folder));
         }
-        // A process stopped by SIGSTOP handles no other signal, so the script sends SIGCONT first.
+        // A test may have stopped the server with SIGSTOP. A stopped process handles no other signal, so the
+        // script continues it first.
         let script = r#"read -r _; read -r pid <"$2/data/postmaster.pid"
             kill -CONT "$pid" $(cat "/proc/$pid/task/$pid/children")
             "$1" -D "$2/data" -m immediate stop; rm -rf "$2""#;
         let mut watchdog = as_user(Path::new("sh"));
         watchdog.args(["-c", script, "watchdog"]);
         watchdog.arg(programs().join("pg_ctl")).arg(&folder);
-        // In its own process group, the watchdog survives the Ctrl-C that ends a test run.
+        // A process group of its own protects the watchdog from the Ctrl-C with which a user ends a test run.
         watchdog.stdin(Stdio::piped()).process_group(0);
         watchdog.stdout(Stdio::null()).stderr(Stdio::null());
         let watchdog = watchdog.spawn().unwrap();
@@ -121,7 +125,8 @@ impl Server {
         }
     }
 
-    /// Appends settings to the configuration file. PostgreSQL uses the last value of each setting.
+    /// Adds settings to the configuration file. If a setting occurs several times, PostgreSQL uses the last
+    /// value.
     fn configure(&self, settings: &str) {
         let file = self.folder.join("data/postgresql.conf");
         let mut text = std::fs::read_to_string(&file).unwrap();
@@ -130,7 +135,7 @@ impl Server {
         std::fs::write(&file, text).unwrap();
     }
 
-    /// Appends settings to the configuration file and reloads the file.
+    /// Adds settings to the configuration file, and makes the server reload the file.
     pub fn reconfigure(&self, settings: &str) {
         self.configure(settings);
         run(self.program("pg_ctl").arg("reload"));
@@ -141,7 +146,7 @@ impl Server {
         format!("host={host} port={port} user=postgres dbname=postgres")
     }
 
-    /// Returns the port of the server.
+    /// Returns the number of the port on which the server listens.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -151,28 +156,30 @@ impl Server {
         self.folder.join(name)
     }
 
-    /// Returns a URL with the hosts of both servers. The store connects to the first one that accepts writes.
+    /// Returns a URL that names this server and another one. The store connects to the first of them that
+    /// accepts writes.
     pub fn url_or(&self, other: &Self) -> String {
         let (one, other) = (self.folder.display(), other.folder.display());
         format!("host={one},{other} user=postgres dbname=postgres")
     }
 
-    /// Returns the folder of the server's socket.
+    /// Returns the folder that contains the server's Unix socket.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Returns the server's log so far.
+    /// Returns everything that the server has logged so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.join("log")).unwrap()
     }
 
-    /// Restarts the server on its existing data.
+    /// Starts the server again, with the data that it had before.
     pub fn resume(&self) {
         let log = self.folder.join("log");
         let mut file = std::fs::File::options();
         let file = file.create(true).append(true).open(&log).unwrap();
-        // Retries, because child processes of a killed server may hold its shared memory for a moment.
+        // Starting may fail at first, because child processes of a killed server hold its shared memory until
+        // they have ended.
         for _ in 0..100 {
             let mut start = self.program("postgres");
             start.stdin(Stdio::null()).stdout(Stdio::null());
@@ -188,7 +195,8 @@ impl Server {
         panic!("the server does not start: {log}");
     }
 
-    /// Waits until the server accepts connections. Returns `false` if the server exits first.
+    /// Waits until the server accepts connections, and returns `true`. Returns `false` if the server exits
+    /// before.
     fn is_up(&self, process: &mut Child) -> bool {
         while process.try_wait().unwrap().is_none() {
             let mut asked = Command::new(programs().join("pg_isready"));
@@ -201,7 +209,8 @@ impl Server {
         false
     }
 
-    /// Kills all processes of the server. Data that the server passed to the operating system survives.
+    /// Kills all processes of the server. The operating system keeps the data that the server has already
+    /// written to files.
     pub fn kill(&self) {
         self.stop_main();
         self.signal(Signal::KILL);
@@ -209,7 +218,7 @@ impl Server {
         process.unwrap().wait().unwrap();
     }
 
-    /// Stops all processes of the server with SIGSTOP until the returned value is dropped.
+    /// Suspends all processes of the server, until the returned value is dropped.
     pub fn pause(&self) -> PausedServer<'_> {
         self.stop_main();
         self.signal(Signal::STOP);
@@ -220,8 +229,8 @@ impl Server {
         Pid::from_child(self.process.lock().unwrap().as_ref().unwrap())
     }
 
-    /// Sends SIGSTOP to the postmaster, which starts all other processes, and waits until the postmaster is
-    /// stopped.
+    /// Suspends the postmaster, the process that starts all others, so that no new process appears. Waits
+    /// until it is suspended.
     fn stop_main(&self) {
         let main = self.main();
         kill_process(main, Signal::STOP).unwrap();
@@ -234,18 +243,19 @@ impl Server {
         let children = std::fs::read_to_string(children).unwrap();
         for child in children.split_whitespace() {
             let child = Pid::from_raw(child.parse().unwrap()).unwrap();
-            // The process may have exited already.
+            // The process may have exited since it was listed, so an error is ignored.
             let _ = kill_process(child, signal);
         }
         kill_process(main, signal).unwrap();
     }
 
-    /// Removes the server's socket file. New connections fail, and existing connections stay open.
+    /// Removes the file of the server's socket, so that new connections fail. Existing connections continue
+    /// to work.
     pub fn hide(&self) {
         std::fs::remove_file(self.folder.join(".s.PGSQL.5432")).unwrap();
     }
 
-    /// Restarts the server as a standby without a primary.
+    /// Restarts the server as a standby, but without a primary to follow.
     pub fn demote(&self) {
         self.stop("fast");
         std::fs::write(self.folder.join("data/standby.signal"), "").unwrap();
@@ -268,7 +278,7 @@ impl Server {
     }
 }
 
-/// A server that stays stopped until this value is dropped.
+/// A suspended server, which continues when this value is dropped.
 #[must_use = "the server continues when this value is dropped"]
 pub struct PausedServer<'s>(&'s Server);
 
@@ -286,7 +296,7 @@ impl Drop for Server {
     }
 }
 
-/// Returns the folder with the programs of the newest installed PostgreSQL version.
+/// Returns the folder with the programs of PostgreSQL, in the newest version that is installed.
 pub fn programs() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql");
     let folders = versions.into_iter().flatten().flatten();
@@ -302,7 +312,7 @@ pub fn programs() -> PathBuf {
     newest
 }
 
-/// Returns the user that runs the server if the tests run as root, because PostgreSQL refuses to run as root.
+/// Returns the name of an unprivileged user if the tests run as root. PostgreSQL refuses to run as root.
 fn unprivileged() -> Option<&'static str> {
     let root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
     root.then_some("postgres")
@@ -323,16 +333,18 @@ fn run(command: &mut Command) {
     assert!(ran.status.success(), "{command:?}: {ran:?}");
 }
 
-/// Returns the URL of the server that tests share. These tests must not change its settings.
+/// Returns the URL of a server that most tests share. A test that changes a server's settings must start its
+/// own.
 pub fn url() -> String {
     static SHARED: OnceLock<Server> = OnceLock::new();
-    // Without fsync, a killed process still loses no writes, because the operating system keeps them.
+    // The server runs without fsync. A process that is killed loses no writes even so, because the operating
+    // system has them.
     std::env::var(GIVEN)
         .unwrap_or_else(|_| SHARED.get_or_init(|| Server::start("fsync = off")).url())
 }
 
-/// Returns the runtime that all tests share. Tests call the store from outside the runtime, as applications
-/// may.
+/// Returns the runtime of the tests, on which the driver runs. Tests call the store from threads outside the
+/// runtime, as an application may.
 pub fn runtime() -> Handle {
     static SHARED: OnceLock<Handle> = OnceLock::new();
     let start = || {
@@ -347,13 +359,13 @@ pub fn runtime() -> Handle {
     SHARED.get_or_init(start).clone()
 }
 
-/// Runs a future on the runtime and waits for it.
+/// Runs a future on the runtime of the tests, and waits for its output.
 pub fn on_runtime<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
     pollster::block_on(runtime().spawn(work)).unwrap()
 }
 
-/// A database schema for one test. On a server named by the environment variable, dropping this value drops
-/// the schema.
+/// A database schema for one test. Dropping this value also drops the schema if the server is one that the
+/// tests did not start.
 #[derive(Debug)]
 pub struct TestSchema {
     pub url: String,
@@ -361,7 +373,7 @@ pub struct TestSchema {
 }
 
 impl TestSchema {
-    /// Waits until the query `sql` returns exactly one row with the value `text`.
+    /// Waits until a query returns exactly one row, whose value is `text`.
     pub fn until(&self, sql: &str, text: &str) {
         assert!(
             (0..5000).any(|_| self.ask(sql) == [text]),
@@ -370,8 +382,8 @@ impl TestSchema {
         );
     }
 
-    /// Waits until a commit waits for the standby. Then calls the server function `function` with the process
-    /// id of that commit's backend.
+    /// Waits until a commit waits for the standby. Then calls a function of the server, such as
+    /// `pg_cancel_backend`, with the process id of that commit.
     pub fn on_who_waits(&self, function: &str) {
         let sql = format!(
             "SELECT {function}(pid)::text FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
@@ -397,7 +409,8 @@ impl TestSchema {
         PostgresStore::options(&self.url)
             .schema(&self.schema)
             .max_connections(4.try_into().unwrap())
-            // Most tests use a manual clock, which the server's real clock would contradict.
+            // The clock of the server is off here, because most tests use a manual clock, and the two would
+            // contradict each other.
             .server_clock(false)
     }
 
@@ -405,19 +418,20 @@ impl TestSchema {
         open(self.options()).unwrap()
     }
 
-    /// Runs SQL on a separate connection, not through the store. `$s` stands for the name of the schema.
+    /// Runs SQL statements directly on the server, not through the store. `$s` in the text stands for the
+    /// name of the schema.
     pub fn run(&self, sql: &str) {
         self.try_run(sql).unwrap();
     }
 
-    /// Like `run`, but returns the error if the server refuses a statement.
+    /// Runs SQL statements like `run`, but returns an error if the server refuses one of them.
     pub fn try_run(&self, sql: &str) -> Result<(), tokio_postgres::Error> {
         let sql = sql.replace("$s", &self.schema);
         let client = self.client();
         on_runtime(async move { client.batch_execute(&sql).await })
     }
 
-    /// Returns the first column of a query's rows, which must be text.
+    /// Runs a query, and returns the first column of each row. The column must be text.
     pub fn ask(&self, sql: &str) -> Vec<String> {
         let sql = sql.replace("$s", &self.schema);
         let client = self.client();
@@ -425,8 +439,8 @@ impl TestSchema {
         rows.iter().map(|row| row.get(0)).collect()
     }
 
-    /// Begins a transaction and runs a statement in it. The transaction ends when the returned client is
-    /// dropped.
+    /// Begins a transaction, runs a statement, and leaves the transaction open with all of its locks.
+    /// Dropping the returned client ends it.
     pub fn hold(&self, sql: &str) -> tokio_postgres::Client {
         let sql = format!("BEGIN; {}", sql.replace("$s", &self.schema));
         let client = self.client();
@@ -436,12 +450,12 @@ impl TestSchema {
         })
     }
 
-    /// Waits until a query returns a row.
+    /// Waits until a query returns at least one row.
     pub fn until_found(&self, sql: &str) {
         while self.ask(sql).is_empty() {}
     }
 
-    /// Waits until no transaction holds the lock on the row in `head`.
+    /// Waits until no commit is in progress. Every commit locks the only row of the table `head`.
     pub fn until_free(&self) {
         self.run("SELECT 1 FROM $s.head FOR UPDATE");
     }
@@ -459,8 +473,8 @@ impl TestSchema {
 
 impl Drop for TestSchema {
     fn drop(&mut self) {
-        // Only a server named by the environment variable needs this. A server that the tests start is
-        // deleted with all its schemas.
+        // Servers that the tests start are deleted with all of their schemas. Only on another server must the
+        // schema be dropped.
         if std::env::var(GIVEN).is_ok_and(|given| given == self.url) {
             self.run("DROP SCHEMA IF EXISTS $s CASCADE");
         }
@@ -471,14 +485,14 @@ pub fn open(options: PostgresOptions) -> Result<PostgresStore, ConnectError> {
     on_runtime(options.connect())
 }
 
-/// Creates a connection pool, as an application would.
+/// Creates a connection pool, as an application that brings its own pool would.
 pub fn pool(url: &str, connections: usize) -> Pool {
     let manager = Manager::new(url.parse().unwrap(), tokio_postgres::NoTls);
     let pool = Pool::builder(manager).max_size(connections);
     pool.runtime(Runtime::Tokio1).build().unwrap()
 }
 
-/// Creates several store instances on one schema. Each call goes to the next instance in turn.
+/// Creates several store instances on one schema, which are called in turn.
 pub fn shared(instances: usize) -> RoundRobin<PostgresStore, TestSchema> {
     let place = TestSchema::new();
     let stores: Vec<_> = (0..instances).map(|_| place.connect()).collect();

@@ -1,11 +1,12 @@
-//! Child processes for tests. A child is this test binary, started again to run only the test `child`.
+//! Child processes for tests. A child process is this test binary, started again to run only the test
+//! `child`.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-/// A child process that reports its steps on stdout and reads lines from the test on stdin. Killed on drop if
-/// it is still running.
+/// A child process, which reports its progress on stdout and reads lines from the test on stdin. Dropping
+/// this value kills the process.
 pub struct ChildProcess {
     child: Child,
     input: Option<ChildStdin>,
@@ -13,7 +14,8 @@ pub struct ChildProcess {
 }
 
 impl ChildProcess {
-    /// Starts a child that runs `part`. `path` is the file, folder or database URL for the child.
+    /// Starts a child process that runs `part`. The child process gets `path`, which is a file, a folder, or
+    /// the URL of a database.
     pub fn start(part: &str, path: &(impl AsRef<OsStr> + ?Sized), env: &[(&str, String)]) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child", "--ignored", "--nocapture"])
@@ -34,10 +36,11 @@ impl ChildProcess {
         }
     }
 
-    /// Waits for the child's next report. Returns `None` once the child has exited.
+    /// Waits for the next report of the child process. Returns `None` once the process has exited.
     pub fn next(&mut self) -> Option<String> {
         loop {
-            // The test harness may print its own lines, or text before a report on the same line.
+            // Not every line is a report, because the test harness prints lines too. A report may also follow
+            // such text on the same line.
             let line = self.output.next()?.unwrap();
             if let Some((_, report)) = line.split_once("@ ") {
                 return Some(report.to_owned());
@@ -63,20 +66,21 @@ impl ChildProcess {
         writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
     }
 
-    /// Takes the child's stdin. When the returned value is dropped, the child reads end of file, as if its
-    /// parent had exited.
+    /// Takes the stdin of the child process. Dropping it ends the input of the child, as if the parent had
+    /// exited.
     pub fn take_stdin(&mut self) -> ChildStdin {
         self.input.take().unwrap()
     }
 
-    /// Kills the child with SIGKILL. Returns the reports that were not read yet.
+    /// Kills the child process with SIGKILL. Returns the reports that the test has not read yet.
     pub fn kill(mut self) -> Vec<String> {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         std::iter::from_fn(|| self.next()).collect()
     }
 
-    /// Closes the child's stdin and waits for a successful exit. Returns the reports that were not read yet.
+    /// Closes the stdin of the child process, and waits until it exits successfully. Returns the reports that
+    /// the test has not read yet.
     #[track_caller]
     pub fn finish(mut self) -> Vec<String> {
         drop(self.input.take());
@@ -89,20 +93,21 @@ impl ChildProcess {
 
 impl Drop for ChildProcess {
     fn drop(&mut self) {
-        // `kill` has no effect on a child that has already exited.
+        // Killing a process that has already exited does nothing.
         drop(self.child.kill());
         drop(self.child.wait());
     }
 }
 
-/// Sends a report to the parent. Writes to stdout directly, because the test harness may capture `println!`.
+/// Sends a report to the parent. The function writes directly to stdout, because the test harness may capture
+/// the output of `println!`.
 pub fn report(line: impl std::fmt::Display) {
     let mut out = std::io::stdout().lock();
     out.write_all(format!("@ {line}\n").as_bytes()).unwrap();
     out.flush().unwrap();
 }
 
-/// Waits for a line from the parent. Returns `false` if the parent closed the pipe.
+/// Waits until the parent sends a line. Returns `false` if the parent has closed the pipe instead.
 pub fn wait_for_parent() -> bool {
     std::io::stdin()
         .lock()
@@ -111,7 +116,7 @@ pub fn wait_for_parent() -> bool {
         > 0
 }
 
-/// Returns the number of rounds to run: `long` if `KEYWARD_LONG=1`, otherwise `short`.
+/// Returns the number of rounds that a test runs: `long` if `KEYWARD_LONG=1` is set, and `short` otherwise.
 pub fn rounds(short: usize, long: usize) -> usize {
     match std::env::var("KEYWARD_LONG").as_deref() {
         Ok("1") => long,
@@ -119,7 +124,7 @@ pub fn rounds(short: usize, long: usize) -> usize {
     }
 }
 
-/// A pseudo-random number generator (SplitMix64). The same seed gives the same numbers.
+/// A pseudo-random number generator (SplitMix64), which returns the same numbers for the same seed.
 pub struct SeededRandom(pub u64);
 
 impl SeededRandom {

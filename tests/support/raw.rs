@@ -1,5 +1,5 @@
-//! Commits made directly on a store, without a service. Each commit removes a key that never existed, which
-//! writes one tombstone.
+//! Commits that a test makes directly on a store, without a service. Each commit removes a key that never
+//! existed, and so writes one tombstone.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,11 +13,12 @@ use crate::*;
 
 pub const ALL: NonZeroUsize = NonZeroUsize::new(1_000_000).unwrap();
 
-/// Returns a commit of `tenant` at revision `expected`, and the id of the key that the commit removes.
+/// Returns a commit for a tenant that is at the revision `expected`, and the id of the key that the commit
+/// removes.
 pub fn next(tenant: &TenantId, expected: Revision) -> (KeyId, Commit) {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let number = u128::from(NEXT.fetch_add(1, Ordering::Relaxed));
-    // The process id makes the number unique across processes.
+    // The number contains the process id, so that no other process uses the same key id or tag.
     let number = number << 32 | u128::from(std::process::id());
     let key = KeyId::from_u128(number << 32 | 1);
     let commit = Commit {
@@ -35,8 +36,8 @@ pub fn next(tenant: &TenantId, expected: Revision) -> (KeyId, Commit) {
     (key, commit)
 }
 
-/// Commits to the tenant `name` until a commit fails or `most` commits are done. Returns the acknowledged
-/// commits, and the error if one failed.
+/// Commits to the tenant `name` up to `most` times, but stops at the first error. Returns the successful
+/// commits, and the error, if any.
 pub fn write(
     store: &PostgresStore,
     name: &str,
@@ -60,7 +61,7 @@ pub fn write(
     (done, None)
 }
 
-/// Returns the cursor before the store's first commit.
+/// Returns the cursor at the beginning of the store's history, before its first commit.
 pub fn beginning(store: &PostgresStore) -> Cursor {
     let page = wait(store.scan(None, ALL)).unwrap();
     Cursor {
@@ -69,7 +70,8 @@ pub fn beginning(store: &PostgresStore) -> Cursor {
     }
 }
 
-/// Returns the tombstones on one page of the feed after `after`, and the cursor at the end of the page.
+/// Reads one page of the feed after the cursor `after`. Returns the tombstones on the page, and the cursor
+/// for the next page.
 pub fn removed_since(
     store: &PostgresStore,
     after: Cursor,

@@ -1,4 +1,4 @@
-//! The example `service` as a real process, and HTTP requests to it.
+//! The example `service` as a real process, with functions that send HTTP requests to it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,7 +14,8 @@ use serde_json::Value;
 
 use crate::example;
 
-/// The longest wait for a response or a log line: 60 s, so that no test fails on a busy machine.
+/// 60 s, the longest that a test waits for a response or a log line. The time is long, so that no test fails
+/// on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn command(folder: &Path, listen: &str) -> Command {
@@ -22,15 +23,15 @@ pub fn command(folder: &Path, listen: &str) -> Command {
     let mut command = Command::new(&*BUILT);
     command.args(["--listen", listen, "--data"]);
     command.arg(folder.join("data"));
-    // Enables every log line of the service and of its dependencies.
+    // The log contains every line, so that a test can search all of it for secrets.
     command.env("RUST_LOG", "trace").stdin(Stdio::null());
     command
 }
 
-/// A running service process. Killed on drop if it is still running.
+/// A process that runs the example `service`. Dropping this value kills it.
 pub struct ServiceProcess {
     pub child: Child,
-    /// The lines that the service printed on stdout before it started to serve.
+    /// The lines that the service printed to stdout before it accepted connections.
     pub printed: Vec<String>,
     pub address: SocketAddr,
     logs: Receiver<String>,
@@ -43,7 +44,7 @@ impl ServiceProcess {
         Self::start_with(folder, &[])
     }
 
-    /// Starts a service with additional environment variables.
+    /// Starts the service with the given environment variables in addition to the usual ones.
     pub fn start_with(folder: &Path, variables: &[(&str, &str)]) -> Self {
         let mut command = command(folder, "127.0.0.1:0");
         command.envs(variables.iter().copied());
@@ -76,14 +77,14 @@ impl ServiceProcess {
         }
     }
 
-    /// Returns the example commands that the service prints for its user to paste into a shell.
+    /// Returns the indented lines among the printed ones: commands for the user to paste into a shell.
     pub fn lines_to_try(&self) -> Vec<&str> {
         let indented = |line: &'_ String| line.starts_with("    ");
         let lines = self.printed.iter().filter(|line| indented(line));
         lines.map(|line| line.trim()).collect()
     }
 
-    /// Returns the admin key, which the service prints only on its first run.
+    /// Returns the key of the administrator, which the service prints only when it runs for the first time.
     pub fn admin_key(&self) -> String {
         let line = self.lines_to_try();
         let key = line
@@ -96,7 +97,7 @@ impl ServiceProcess {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Reads log lines until a line contains `words`.
+    /// Waits for a log line that contains `words`.
     pub fn wait_for(&mut self, words: &str) {
         loop {
             let line = self.logs.recv_timeout(PATIENCE).unwrap();
@@ -108,7 +109,7 @@ impl ServiceProcess {
         }
     }
 
-    /// Waits for the process to exit successfully and returns its whole log.
+    /// Waits until the process exits successfully, and returns its whole log.
     pub fn ended(mut self) -> String {
         let status = self.child.wait().unwrap();
         self.reader.take().unwrap().join().unwrap();
@@ -123,7 +124,7 @@ impl ServiceProcess {
         self.ended()
     }
 
-    /// Sends a request on a new connection. Returns the status and the body of the response.
+    /// Sends a request on a new connection. Returns the status of the response, and its JSON body.
     pub fn ask(&self, key: &str, method_and_path: &str, body: Option<Value>) -> (u16, Value) {
         self.ask_with(
             &[("authorization", &format!("Bearer {key}"))],
@@ -170,7 +171,7 @@ impl Drop for ServiceProcess {
     }
 }
 
-/// Reads a response to its end. Returns the status and the JSON body. The body is null if it is not JSON.
+/// Reads a response to its end. Returns its status and its JSON body, or null if the body is not JSON.
 pub fn answer(stream: &mut TcpStream) -> (u16, Value) {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();

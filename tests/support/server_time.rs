@@ -1,4 +1,4 @@
-//! A store whose server reports its own time.
+//! A store whose server reports the time of its own clock.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use keyward::store::{
 };
 use keyward::{Clock, ManualClock, TenantId};
 
-/// An in-memory store that reports a server time with each load and each page of the feed.
+/// An in-memory store, which returns the time of the clock `server` with each load and each page of the feed.
 #[derive(Clone, Debug)]
 pub struct ServerTimeStore {
     inner: MemoryStore,

@@ -1,5 +1,5 @@
-//! Several store instances on one database. Each call uses the next instance, as if several processes shared
-//! the database.
+//! Several store instances on one database. Each call goes to the next instance, as if several processes
+//! shared the database.
 
 use std::fmt::Debug;
 use std::num::NonZeroUsize;
@@ -12,7 +12,8 @@ use keyward::store::{
     ScanPage, StoreError, TakePage, TenantView, async_trait,
 };
 
-/// Store instances that are used in turn, and a resource that must outlive them, such as a temporary folder.
+/// Several store instances, which are called in turn. The resource that they need, such as a temporary
+/// folder, is dropped after them.
 #[derive(Debug)]
 pub struct RoundRobin<S, K> {
     stores: Vec<S>,

@@ -19,8 +19,8 @@ use shared::served::{BenchVerifier, need};
 use shared::turns::{Subject, cpu, ratio, take_turns};
 
 const SIZES: [u64; 3] = [1_000, 100_000, 1_000_000];
-/// Verifications of one peer before the next peer runs: 10,000. Short turns spread a disturbance over all
-/// peers.
+/// The number of verifications that one peer runs before the next peer's turn: 10,000. With short turns, a
+/// disturbance of the machine affects all peers.
 const BATCH: usize = 10_000;
 
 /// A row of the table.

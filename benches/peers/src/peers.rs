@@ -30,7 +30,7 @@ pub(crate) fn run(peer: &dyn Peer, batch: &Batch) -> usize {
     let nothing = black_box(0);
     let (mut at, mut granted) = (0, 0);
     while at < batch.len() {
-        // The conversion is measured too, because a service reads a request's header as text.
+        // The conversion to text is measured too, because a service reads a request's header as text.
         let text = std::str::from_utf8(batch.at(at)).unwrap_or_default();
         let account = black_box(peer.verify(text, SCOPE));
         granted += usize::from(account.is_some());
@@ -40,7 +40,7 @@ pub(crate) fn run(peer: &dyn Peer, batch: &Batch) -> usize {
     granted
 }
 
-/// The data a service keeps about a key besides its hash.
+/// The data that a service keeps about a key in addition to the key's hash.
 #[allow(dead_code, reason = "a service reads these fields after verification")]
 #[derive(Debug)]
 pub(crate) struct Account {
@@ -68,7 +68,7 @@ impl Account {
     }
 }
 
-/// A key's hash and account.
+/// The hash and the account of a key.
 type Entry<H> = (H, Arc<Account>);
 type Map<I, H> = RwLock<HashMap<I, Entry<H>>>;
 
@@ -156,7 +156,7 @@ pub(crate) mod prefixed {
         map: Map<String, String>,
     }
 
-    /// Makes a key with the default lengths of the crate.
+    /// Makes a key with the default lengths of `prefixed-api-key`.
     fn key(number: u64) -> PrefixedApiKey {
         let (short, long) = (letters(number, 11), letters(!number, 33));
         PrefixedApiKey::new("mycompany".to_owned(), short, long)
@@ -212,7 +212,7 @@ pub(crate) mod argon {
     use super::{Account, Arc, Batch, Map, Peer, Random, letters};
 
     /// The number of real keys: 4, because hashing a million takes hours. Placeholders fill the rest of the
-    /// map. A key's place in the map does not affect a hash of 25 ms.
+    /// map. The time to find a key in the map does not matter next to a hash that takes 25 ms.
     const REAL: u64 = 4;
 
     pub(crate) struct Stack {

@@ -1,4 +1,5 @@
-//! Stores that each break one clause of the contract, to test checks against.
+//! Stores that each break one clause of the [`KeyStore`] contract, to prove that the contract's checks find
+//! violations.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::future::poll_fn;
@@ -35,7 +36,8 @@ macro_rules! defects {
             /// Every defect.
             pub const ALL: &[Self] = &[$(Self::$name),*];
 
-            /// Returns the clause that catches the defect. Other clauses may catch it too.
+            /// Returns the name of a clause whose check must find the defect. Other checks may find the
+            /// defect too.
             #[must_use]
             pub const fn caught_by(self) -> &'static str {
                 match self {
@@ -51,206 +53,226 @@ mod nodes;
 pub use self::nodes::{BrokenRegistry, RegistryDefect};
 
 defects! {
-    /// One deliberate mistake of a store. Most were found in real stores.
+    /// One deliberate mistake of a store. Most of these mistakes were found in real stores.
     enum StoreDefect;
 
-    /// Returns the store's head as the revision of an unknown tenant.
+    /// Returns the revision of the whole store, not zero, for a tenant that never had a commit.
     UnknownTenantHasRevision => "an_unknown_tenant_is_empty_at_revision_zero",
-    /// Returns views without an epoch.
+    /// Returns tenant views with an empty epoch instead of the store's epoch.
     LoadsWithoutEpoch => "load_returns_the_epoch",
-    /// Stores the epoch with each tenant, so an unknown tenant has none.
+    /// Stores the epoch with each tenant. The view of a tenant without commits then has an empty epoch.
     LoadsNoEpochOfUnknownTenants => "load_returns_the_epoch",
-    /// Returns a cached view of a tenant after the tenant has changed.
+    /// Caches the first view of a tenant, and returns that view even after the tenant has changed.
     LoadsFromCache => "load_reflects_every_commit_that_returned",
-    /// Leaves out keys that are not live, even if they are requested by id.
+    /// Leaves revoked keys out of a view, even if the request names them by id.
     LoadsOnlyLiveKeysById => "load_returns_keys_by_id",
-    /// Takes "live" to mean enabled, and leaves out disabled keys.
+    /// Leaves disabled keys out of a view, although a disabled key counts as live.
     LoadsNoDisabledKeys => "load_returns_keys_live_at_an_instant",
-    /// Leaves out a legacy key that was revoked.
+    /// Leaves the legacy key out of a view if that key is revoked.
     LoadsNoRevokedLegacyKey => "load_returns_the_legacy_key",
-    /// Leaves out the rows of owners that are requested.
+    /// Leaves the row of an owner out of a view, although the request names the owner.
     LoadsNoOwnersAskedFor => "load_returns_rows_of_owners",
-    /// Leaves out the rows of the owners of loaded keys.
+    /// Loads keys without the rows of their owners.
     LoadsNoOwnersOfKeys => "load_returns_rows_of_the_owners_of_loaded_keys",
-    /// Loads the newest entries of a command instead of its first.
+    /// Returns the audit entries of a command newest first, instead of oldest first.
     LoadsNewestOfCommands => "load_returns_what_commands_did",
-    /// Loads only the first audit entry of each command.
+    /// Loads only the first audit entry of each requested command.
     LoadsOneEntryOfCommands => "load_returns_what_commands_did",
-    /// Loads a key requested by id from any tenant.
+    /// Loads a key that is requested by id even if the key belongs to another tenant.
     LoadsAcrossTenants => "load_stays_within_the_tenant",
-    /// Loads the tenant's row only together with keys.
+    /// Leaves the tenant's own row out of a view that contains no keys.
     LoadsTenantRowWithKeysOnly => "load_always_returns_the_tenants_row",
-    /// Returns the first entry of a commit as the audit head.
+    /// Returns the head after the first audit entry of the last commit, although that commit may have more
+    /// entries.
     AuditHeadOfFirstEntry => "the_audit_head_is_that_of_the_newest_entry",
-    /// Returns `decided_at` of the last commit, even if that commit's clock went back.
+    /// Returns the decision time of the last commit as `decided_at`, even if an earlier commit was decided
+    /// later.
     DecidedAtOfLastCommit => "decided_at_never_goes_back",
-    /// Never lets `decided_at` go back, not even in a repair.
+    /// Keeps the latest `decided_at`, even after a commit that repairs the tenant's time and must lower it.
     DecidedAtStaysInRepairs => "decided_at_goes_back_in_a_repair",
-    /// Loads rows with the tenant's revision instead of their own.
+    /// Returns the tenant's revision for every loaded row, instead of the revision that wrote the row.
     LoadsRowsAtTenantRevision => "load_returns_the_revision_of_each_row",
-    /// Loads rows of owners without a revision.
+    /// Loads the rows of owners without the revisions that wrote them.
     LoadsOwnersWithoutRevision => "load_returns_the_revision_of_each_row",
-    /// Returns a found key with the store's revision instead of the key's own.
+    /// Returns a found key with the revision of the store's head, instead of the revision that wrote the key.
     FindsAtHeadRevision => "find_returns_a_key_by_its_id",
-    /// Keeps no index of imported digests.
+    /// Keeps no index of imported digests, so `find` returns `None` for every digest.
     FindsNoDigests => "find_returns_a_key_by_its_imported_digest",
-    /// Returns a cached key after the key has changed.
+    /// Caches the first result for a key, and returns it even after the key has changed.
     FindsFromCache => "find_reflects_every_commit_that_returned",
-    /// Does not find removed keys.
+    /// Returns `None` for a removed key instead of its tombstone.
     FindsNoTombstones => "find_returns_the_tombstone_of_a_removed_key",
-    /// Returns a found key together with a head that has no tag.
+    /// Returns a found key with a head whose tag is zero, so the feed refuses this head as a cursor.
     FindsHeadWithoutTag => "find_returns_a_head_that_can_be_followed",
-    /// Returns a found key together with a head that is one revision ahead of the store's head.
+    /// Returns a found key with a head that is one revision ahead of the store's head.
     FindsHeadAhead => "find_returns_a_head_that_can_be_followed",
-    /// Ignores the expected revision.
+    /// Applies a commit even if the tenant is not at the commit's expected revision.
     IgnoresExpected => "a_commit_on_another_revision_is_a_conflict",
-    /// Refuses an expected revision only if it is too old.
+    /// Refuses a commit whose expected revision is too low, but accepts one that is too high.
     AcceptsExpectedAhead => "a_commit_on_another_revision_is_a_conflict",
-    /// Ignores the history that a commit was decided on.
+    /// Applies a commit even if it names another epoch than the store's.
     IgnoresEpochs => "a_commit_on_another_history_is_a_conflict",
-    /// Checks the history that a commit was decided on for known tenants only.
+    /// Applies the first commit of a tenant even if it names another epoch than the store's.
     IgnoresEpochsOfNewTenants => "a_commit_on_another_history_is_a_conflict",
-    /// Writes audit entries outside the transaction, so they remain after a conflict.
+    /// Writes audit entries outside the transaction, so that they remain although the commit is refused as a
+    /// conflict.
     ConflictLeavesAudit => "a_conflict_writes_nothing",
-    /// Notices a conflict when it writes records, after it has written the owners' rows.
+    /// Writes the owners' rows before it detects a conflict, so that these rows remain although the commit is
+    /// refused.
     ConflictLeavesOwners => "a_conflict_writes_nothing",
-    /// Writes the valid part of a refused batch.
+    /// Refuses a commit with a taken id, but writes all of its other rows.
     RefusalLeavesTheRest => "a_refused_batch_writes_nothing",
-    /// Accepts an id that another tenant uses, without writing its record.
+    /// Reports success for a key whose id another tenant uses, but does not write the key.
     IdsPerTenant => "ids_are_unique_across_tenants",
-    /// Accepts the id of a removed key, without writing its record.
+    /// Reports success for a key whose id belonged to a removed key, but does not write the key.
     ForgetsRemovedIds => "a_removed_key_never_comes_back",
-    /// Ignores the removal of a key that was never stored.
+    /// Ignores the removal of a key that was never stored, so that the key's id stays free.
     RemovesOnlyWhatIsThere => "removing_a_key_never_stored_takes_its_id",
-    /// Accepts an imported digest that another tenant uses, without writing its record.
+    /// Reports success for a key whose imported digest another tenant uses, but does not write the key.
     DigestsPerTenant => "imported_digests_are_unique_across_tenants",
-    /// Refuses to change an imported key, because its own digest is taken.
+    /// Refuses every change of an imported key, because it finds the key's own digest and considers it taken.
     DigestTakenByItself => "imported_digests_are_unique_across_tenants",
-    /// Compares imported digests with stored digests, but not within a commit.
+    /// Compares an imported digest with stored digests, but not with the other digests of the same commit.
     DigestsNotComparedInBatch => "imported_digests_are_unique_within_a_batch",
-    /// Frees the digest of a removed key.
+    /// Reports success for a key that imports the digest of a removed key, although that digest stays taken.
     RemovalFreesDigest => "the_digest_of_a_removed_key_stays_taken",
-    /// Drops digests that are claimed without a record.
+    /// Drops the digests that a commit claims without a record, so that another key can take them.
     ForgetsClaimedDigests => "a_claimed_digest_stays_taken",
-    /// Frees the claimed digests of a removed key.
+    /// Frees the digests that a key claimed once the key is removed, although they stay taken.
     RemovalFreesClaimedDigests => "a_claimed_digest_stays_taken",
-    /// Looks up a claimed digest and stores it in two steps.
+    /// Checks a claimed digest and stores the claim in two steps, so that two concurrent claims can both
+    /// succeed.
     ClaimsInTwoSteps => "concurrent_claims_of_one_digest_have_one_winner",
-    /// Refuses a guard on an absent row, even at revision zero.
+    /// Refuses every guard on a row that does not exist. The store must accept a guard at revision zero for
+    /// such a row.
     AbsentRowsNeverStand => "a_commit_whose_guards_hold_is_applied",
-    /// Ignores guards.
+    /// Applies a commit even if one of its guarded rows has changed.
     IgnoresGuards => "a_commit_whose_guarded_row_moved_is_a_conflict",
-    /// Checks only the first of several guards.
+    /// Checks only the first guard of a commit.
     ChecksOneGuard => "a_commit_whose_guarded_row_moved_is_a_conflict",
     /// Refuses a guard that is behind its row, but accepts a guard that is ahead of its row.
     AcceptsGuardsAhead => "a_commit_whose_guarded_row_moved_is_a_conflict",
-    /// Accepts a guard if the tenant of the guarded row has reached the guard's revision.
+    /// Accepts a guard as soon as the tenant of the guarded row has reached the guard's revision. The row
+    /// itself may have changed.
     AcceptsGuardsTheTenantPassed => "a_commit_whose_guarded_row_moved_is_a_conflict",
-    /// Ignores a guard at revision zero.
+    /// Accepts a guard at revision zero even if the guarded row exists.
     AbsentRowsAlwaysStand => "a_commit_whose_guarded_row_appeared_is_a_conflict",
-    /// Ignores a guard on a row that is absent now.
+    /// Accepts any guard on a row that does not exist now, so that the removal of a guarded key goes
+    /// undetected.
     RemovedKeysStand => "a_commit_whose_guarded_key_was_removed_is_a_conflict",
-    /// Compares a guard with the tenant's revision, so every commit of the tenant breaks it.
+    /// Compares a guard with the tenant's revision, so that every commit of the tenant breaks the guard.
     GuardsWholeTenants => "a_guard_holds_while_its_tenant_changes",
-    /// Compares guards before it takes the lock that orders commits.
+    /// Checks guards before it takes the lock that orders commits, so that a guarded row can change in
+    /// between.
     GuardsBeforeTheLock => "a_guard_holds_until_its_commit_is_applied",
-    /// Counts revisions per tenant.
+    /// Counts revisions for each tenant separately, so that commits of different tenants have no common
+    /// order.
     RevisionsPerTenant => "revisions_increase_in_commit_order",
-    /// Draws revisions from a sequence before the commit becomes visible.
+    /// Draws the revision of a commit before readers can see the commit. A lower revision can then appear
+    /// after a higher one.
     SequenceBeforeCommit => "nothing_appears_behind_a_revision_seen",
-    /// Compares the revision and writes the batch in two steps.
+    /// Compares the expected revision and writes the commit in two steps, so that two concurrent commits can
+    /// both succeed.
     CheckThenWrite => "concurrent_commits_have_one_winner",
-    /// Writes records first, then owners and audit entries, in two steps.
+    /// Writes keys first, and the other rows and audit entries in a second step. A dropped commit can be half
+    /// written.
     CommitsInTwoSteps => "a_dropped_commit_is_all_or_nothing",
     /// Truncates long texts.
     CutsLongTexts => "records_come_back_as_they_were_written",
     /// Stores instants in whole seconds.
     KeepsWholeSeconds => "records_come_back_as_they_were_written",
-    /// Drops the instant at which an owner was removed.
+    /// Drops `removed_at` of an owner's row, the instant at which the owner was removed.
     ForgetsWhenOwnersLeft => "other_rows_come_back_as_they_were_written",
-    /// Keeps the old value of a field that a new record leaves empty.
+    /// Keeps the old description of a key if the new record has none, although a put replaces the whole
+    /// record.
     MergesRecords => "a_put_replaces_the_whole_record",
-    /// Returns changes newest first.
+    /// Returns the changes of a page newest first.
     FeedNewestFirst => "changes_come_oldest_first",
-    /// Returns a feed without owners' rows.
+    /// Leaves the rows of owners out of the change feed.
     FeedWithoutOwners => "changes_end_at_the_rows_of_the_store",
-    /// Cuts a page at `limit`, in the middle of a revision.
+    /// Ends a page of the feed after `limit` changes, even in the middle of a revision.
     FeedSplitsRevisions => "a_revision_is_never_split_across_pages",
-    /// Cuts a page at `limit`, and sets its `upto` to the head.
+    /// Sets `upto` of each page to the head, although changes beyond `limit` are still missing.
     FeedClaimsTheHead => "nothing_up_to_upto_is_missing",
-    /// Returns a feed that is one commit behind.
+    /// Returns a feed that lacks the last commit.
     FeedLags => "an_empty_page_means_caught_up",
-    /// Ends an empty page at the requested cursor, although commits without rows followed.
+    /// Returns the requested cursor as `upto` of an empty page, although commits without rows have moved the
+    /// head.
     FeedStaysBehind => "an_empty_page_means_caught_up",
-    /// Drops removed keys from the feed.
+    /// Leaves tombstones out of the change feed, so that followers keep removed keys.
     FeedWithoutTombstones => "tombstones_are_in_the_feed",
-    /// Answers a cursor ahead of the head with an empty page.
+    /// Returns an empty page for a cursor ahead of the head, instead of refusing the cursor.
     AcceptsCursorsAhead => "a_cursor_ahead_of_the_head_is_compacted",
-    /// Does not compare epochs.
+    /// Accepts a cursor of another epoch.
     AcceptsOtherEpochs => "a_cursor_of_another_epoch_is_compacted",
-    /// Does not compare tags.
+    /// Accepts a cursor whose tag differs from the tag of its revision.
     AcceptsOtherTags => "a_cursor_with_another_tag_is_compacted",
-    /// Returns cursors without their tags, and does not compare tags.
+    /// Returns cursors with the tag zero, and accepts cursors with any tag.
     CursorsWithoutTags => "cursors_carry_the_tag_of_their_commit",
-    /// Answers `changes_now` from a copy that lags.
+    /// Answers `changes_now` from a copy of the store that lacks the last commit.
     ChangesNowLags => "changes_now_returns_what_changes_returns",
-    /// Scans keys before owners and tenants.
+    /// Scans keys first, although owners and tenants precede keys in the order of [`RowKey`].
     ScansKeysFirst => "a_scan_returns_every_row_in_order",
-    /// Skips the first row of every page after the first.
+    /// Leaves out the first row of every page of a scan, except on the first page.
     ScanSkipsRows => "a_scan_returns_every_row_in_order",
-    /// Continues a scan by the number of rows returned, not after the last row.
+    /// Continues a scan at the number of rows already returned, not after the last row. Rows written or
+    /// removed in between shift that position.
     ScansByOffset => "a_scan_and_its_changes_lead_to_the_store",
-    /// Reads a page's head after its rows.
+    /// Reads the head of a page after its rows, so that a commit in between is in neither the page nor the
+    /// later changes.
     ScanReadsHeadLast => "a_scan_reads_its_head_before_its_rows",
-    /// Leaves out owners and tenants from a scan of everything.
+    /// Makes `scan_all` return keys only, without the rows of owners and tenants.
     ScanOfAllLeavesOutOwners => "a_scan_of_all_returns_every_row_once",
-    /// Ends a scan of everything before its last page.
+    /// Ends `scan_all` before the last page.
     ScanOfAllLosesItsEnd => "a_scan_of_all_returns_every_row_once",
-    /// Returns no page from a scan of an empty store.
+    /// Makes `scan_all` return no page at all if the store is empty, although a page with the head is
+    /// required.
     ScanOfNothingHasNoPage => "a_scan_of_all_returns_every_row_once",
-    /// Reads the head of a scan of everything after all rows.
+    /// Reads the head that `scan_all` returns after all rows, so that a commit in between goes unnoticed.
     ScanOfAllReadsHeadLast => "a_scan_of_all_reads_its_head_before_its_rows",
-    /// Continues a scan of everything after its callback has failed.
+    /// Makes `scan_all` continue with the next page after its callback has failed.
     ScanOfAllIgnoresTheError => "a_scan_of_all_returns_the_consumers_error",
-    /// Stops a scan of everything at an error of its callback, but does not return the error.
+    /// Stops `scan_all` if its callback fails, but returns `Ok` instead of the error.
     ScanOfAllHidesTheError => "a_scan_of_all_returns_the_consumers_error",
-    /// Compares names case-sensitively.
+    /// Compares the requested part of a name case-sensitively, although a list ignores case.
     ListMindsCase => "a_list_holds_exactly_what_matches",
-    /// Compares tenant paths as text: treats `acme-two` as a descendant of `acme`.
+    /// Compares tenant paths as text, so that `acme-two` counts as a descendant of `acme`.
     ListComparesPathsByText => "a_list_holds_exactly_what_matches",
-    /// Lists a key that expires at an instant as expiring before it.
+    /// Lists a key that expires exactly at `expires_before`, although the key must expire earlier to match.
     ListIncludesTheEnd => "a_list_holds_exactly_what_matches",
-    /// Lists keys without an expiry first, as some databases order nulls.
+    /// Sorts keys without an expiry first, as some databases sort nulls, although keys without an expiry must
+    /// come last.
     ListPutsEndlessKeysFirst => "a_list_comes_in_the_querys_order",
-    /// Orders names case-insensitively.
+    /// Sorts names case-insensitively, although the order by name is case-sensitive.
     ListOrdersNamesByLowerCase => "a_list_comes_in_the_querys_order",
-    /// Starts a page one key too late.
+    /// Leaves out the first key of every page of a list, except on the first page.
     ListSkipsAKey => "pages_of_a_list_neither_repeat_nor_skip",
-    /// Starts a page with the last key of the previous page.
+    /// Repeats the last key of the previous page as the first key of a page.
     ListRepeatsAKey => "pages_of_a_list_neither_repeat_nor_skip",
-    /// Returns a position for a further page even on the last page.
+    /// Returns `next` even on the last page of a list.
     ListHasNoLastPage => "pages_of_a_list_neither_repeat_nor_skip",
-    /// Continues a list after a key only if the key still exists.
+    /// Returns an empty page if the key at the requested position was removed.
     ListNeedsThePreviousKey => "a_list_goes_on_after_a_key_that_is_gone",
     /// Lists removed keys.
     ListsRemovedKeys => "a_list_reflects_every_commit_that_returned",
     /// Returns the audit trail newest first.
     AuditNewestFirst => "the_audit_trail_comes_oldest_first",
-    /// Includes entries at the exact end of a time span.
+    /// Includes audit entries at exactly the end of the requested time span, although the end is exclusive.
     AuditIncludesTheEnd => "the_audit_trail_holds_exactly_what_matches",
-    /// Ignores the actor in a query.
+    /// Ignores the actor in an audit query, and returns the entries of all actors.
     AuditIgnoresActors => "the_audit_trail_holds_exactly_what_matches",
-    /// Continues with the next commit after a page that ended within a commit.
+    /// Continues an audit query with the next commit, although the previous page ended in the middle of a
+    /// commit.
     AuditSkipsRestOfCommit => "pages_of_the_audit_trail_neither_repeat_nor_skip",
-    /// Keeps only the last entry of a commit, as if entries shared a primary key.
+    /// Keeps only the last audit entry of each commit, as if the entries shared a primary key.
     AuditKeepsOnePerCommit => "the_audit_trail_reflects_every_commit_that_returned",
-    /// Fails every wait.
+    /// Fails every call of `wait_past`.
     WaitFails => "waiting_does_not_fail",
-    /// Holds the only connection during a wait.
+    /// Holds the store's only connection while a call of `wait_past` is pending, so that commits fail.
     WaitHoldsTheConnection => "waiting_holds_up_no_commit",
 }
 
-/// A store with one [`StoreDefect`]. Otherwise behaves like `inner`.
+/// A store with one [`StoreDefect`]. Apart from the defect, it behaves like `inner`.
 #[derive(Debug)]
 pub struct BrokenStore<S> {
     inner: S,
@@ -258,7 +280,7 @@ pub struct BrokenStore<S> {
     state: Mutex<DefectState>,
 }
 
-/// The state that defects need.
+/// The data that a [`BrokenStore`] remembers for its defect.
 #[derive(Debug, Default)]
 struct DefectState {
     views: HashMap<TenantId, TenantView>,
@@ -266,12 +288,12 @@ struct DefectState {
     tags: BTreeMap<Revision, CommitTag>,
     lasts: HashMap<TenantId, Commit>,
     latest: HashMap<TenantId, Timestamp>,
-    /// The head before the last commit.
+    /// The store's head before the last commit, for defects that return outdated pages.
     behind: Option<Cursor>,
     unseen: BTreeSet<Revision>,
     records: BTreeMap<KeyId, KeyRecord>,
     counted: HashMap<TenantId, u64>,
-    /// The digests that commits claimed without a record.
+    /// The digests that commits have claimed without a record, each with the key that owns it.
     claimed: HashMap<Digest, KeyId>,
     scanned: usize,
     waiting: usize,
@@ -285,7 +307,7 @@ impl DefectState {
 }
 
 impl<S: KeyStore> BrokenStore<S> {
-    /// Wraps `inner` with a defect.
+    /// Wraps `inner` in a store with the given defect.
     pub fn new(inner: S, defect: StoreDefect) -> Self {
         let state = Mutex::default();
         Self {
@@ -320,8 +342,8 @@ impl<S: KeyStore> BrokenStore<S> {
         Ok(found.map(|found| found.change.row))
     }
 
-    /// Returns the row's tenant, and the revision of the commit that wrote the row. Tombstones count as
-    /// absent.
+    /// Returns the tenant of a row, and the revision of the commit that wrote it. For a removed key, returns
+    /// no tenant and revision zero.
     async fn row_at(&self, row: &RowKey) -> Result<(Option<TenantId>, Revision), StoreError> {
         let (tenant, select) = match row {
             RowKey::Tenant(tenant) => (tenant, LoadRequest::none()),
@@ -342,7 +364,7 @@ impl<S: KeyStore> BrokenStore<S> {
         Ok((Some(tenant.clone()), revision))
     }
 
-    /// Returns whether a guard holds in a store with the defect.
+    /// Returns whether a store with the defect would accept this guard.
     async fn stands(&self, guard: &Guard) -> Result<bool, StoreError> {
         let (tenant, at) = self.row_at(&guard.row).await?;
         let absent = at == Revision::ZERO;
@@ -360,7 +382,7 @@ impl<S: KeyStore> BrokenStore<S> {
         })
     }
 
-    /// Applies the defect to a commit before the commit is written.
+    /// Changes a commit as the defect requires, before the inner store executes it.
     async fn spoil(&self, commit: &mut Commit) -> Result<(), CommitError> {
         let guards = &mut commit.guards;
         let Effects {
@@ -471,7 +493,8 @@ impl<S: KeyStore> BrokenStore<S> {
         Ok(())
     }
 
-    /// Handles a refusal of the inner store as a store with the defect would.
+    /// Handles a commit that the inner store refused. Some defects write a part of the refused commit, or
+    /// report success.
     async fn after_refusal(
         &self,
         mut commit: Commit,
@@ -593,8 +616,8 @@ impl<S: KeyStore> BrokenStore<S> {
         }
     }
 
-    /// Returns the cursor for the inner store. Some defects change `after`, so that the inner store accepts
-    /// it.
+    /// Returns the cursor to send to the inner store. A defect that accepts an invalid cursor `after` must
+    /// make it valid first.
     fn lenient(&self, mut after: Cursor, head: Cursor) -> Cursor {
         match self.defect {
             StoreDefect::AcceptsCursorsAhead if after.revision > head.revision => return head,
@@ -648,7 +671,7 @@ impl<S: KeyStore> BrokenStore<S> {
     }
 }
 
-/// Removes the last commit from a page, as a lagging copy of the store would.
+/// Removes the changes of the last commit from a page, as an outdated copy of the store would.
 fn lag(page: &mut Changes, behind: Option<Cursor>) {
     let Some(behind) = behind else { return };
     page.changes
@@ -659,7 +682,7 @@ fn lag(page: &mut Changes, behind: Option<Cursor>) {
     }
 }
 
-/// Yields once, as I/O would.
+/// Yields once, as a call that waits for I/O would, so that a concurrent call can run in between.
 async fn pause() {
     let mut paused = false;
     poll_fn(|cx| {
@@ -673,7 +696,7 @@ async fn pause() {
     .await;
 }
 
-/// Counts a pending wait, until the wait ends or is dropped.
+/// Counts a pending call of `wait_past` in `waiting`, until the call returns or is dropped.
 struct WaitCounter<'a>(&'a Mutex<DefectState>);
 
 impl<'a> WaitCounter<'a> {
@@ -822,8 +845,7 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
         self.state().behind = Some(head);
         match self.defect {
             StoreDefect::SequenceBeforeCommit => {
-                // Hides the commit from readers until this future is polled again. Its revision is already
-                // drawn.
+                // The commit has its revision, but readers cannot see it until this future is polled again.
                 self.state().unseen.insert(revision);
                 pause().await;
                 self.state().unseen.remove(&revision);

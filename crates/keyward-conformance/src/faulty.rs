@@ -1,7 +1,7 @@
-//! A store that fails when a test asks for it.
+//! A store that fails when a test requests it.
 //!
-//! Wraps any store, and injects only faults that the contract allows: an unavailable store, or a write with
-//! an unknown outcome. Otherwise behaves like the inner store.
+//! [`FaultyStore`] wraps any store, and injects only faults that the contract of stores allows: a call that
+//! fails, or a write whose outcome is unknown. Without a fault, a call behaves as on the inner store.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -48,26 +48,26 @@ pub enum Call {
 /// A fault to inject into a call.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Fault {
-    /// No fault: the inner store executes the call.
+    /// No fault. The inner store executes the call.
     #[default]
     None,
-    /// Does not call the inner store. The call returns `Unavailable`.
+    /// The call does not reach the inner store, and returns `Unavailable`.
     Unavailable,
-    /// The inner store executes the call, but the reply of a successful write is lost. The write then returns
-    /// `Indeterminate`. A refused write returns its refusal. Reads succeed.
+    /// The inner store executes a write, but its success is not reported: the write returns `Indeterminate`.
+    /// A refused write still returns its refusal, and a read succeeds.
     ReplyLost,
-    /// The request is lost before it reaches the inner store. A write returns `Indeterminate`, because its
-    /// caller cannot know that. A read returns `Unavailable`.
+    /// The call does not reach the inner store. A write returns `Indeterminate`, because a caller cannot
+    /// distinguish a lost request from a lost reply. A read returns `Unavailable`.
     RequestLost,
 }
 
 type FaultPlan = dyn FnMut(Call) -> Fault + Send;
 
-/// A store that injects faults. Clones share the inner store and the faults, so a test can keep one clone to
-/// control the others.
+/// A store that injects faults. Clones share the inner store and the faults. A test can give one clone to a
+/// service and control the faults through another.
 ///
-/// By default, [`KeyStore::changes_now`] returns `None`, so that nodes can become stale.
-/// [`answer_at_once`](Self::answer_at_once) forwards `changes_now` to the inner store.
+/// By default, [`KeyStore::changes_now`] returns `None`, so that a node becomes stale unless it syncs. After
+/// [`answer_at_once`](Self::answer_at_once), `changes_now` returns the answer of the inner store.
 ///
 /// # Examples
 ///
@@ -125,7 +125,7 @@ impl<S> Clone for FaultyStore<S> {
 }
 
 impl<S> FaultyStore<S> {
-    /// Wraps `inner`. Injects no faults until a test configures some.
+    /// Wraps `inner`. No call fails until a test configures a fault.
     pub fn new(inner: S) -> Self {
         Self {
             inner: Arc::new(inner),
@@ -133,39 +133,39 @@ impl<S> FaultyStore<S> {
         }
     }
 
-    /// Sets the function that chooses the fault of each call. A partition and the faults of
-    /// [`next`](Self::next) take precedence.
+    /// Sets a function that chooses the fault of each call, unless the store is disconnected or
+    /// [`next`](Self::next) has set a fault for the call.
     #[must_use]
     pub fn with_plan(self, plan: impl FnMut(Call) -> Fault + Send + 'static) -> Self {
         self.control().plan = Some(Box::new(plan));
         self
     }
 
-    /// Queues `faults` for the next calls of this method, one fault per call.
+    /// Sets the faults of the next calls of one method, one fault per call. Later calls succeed again.
     pub fn next(&self, call: Call, faults: impl IntoIterator<Item = Fault>) {
         let faults = faults.into_iter().map(|fault| (call, fault));
         self.control().scripted.extend(faults);
     }
 
-    /// Cuts the store off, or reconnects it. While the store is cut off, every call returns `Unavailable`,
-    /// and queued faults stay queued.
+    /// Disconnects the store, or reconnects it. While it is disconnected, every call returns `Unavailable`.
+    /// Faults that [`next`](Self::next) has set wait until it is reconnected.
     pub fn partition(&self, cut_off: bool) {
         self.control().partitioned = cut_off;
     }
 
     /// Sets whether [`KeyStore::changes_now`] returns the answer of the inner store. Defaults to false. While
-    /// the store is cut off, `changes_now` always returns `None`.
+    /// the store is disconnected, `changes_now` returns `None` in any case.
     pub fn answer_at_once(&self, at_once: bool) {
         self.control().at_once = at_once;
     }
 
-    /// Returns all calls so far, each with its injected fault.
+    /// Returns all calls so far, in order, each with the fault that was injected into it.
     #[must_use]
     pub fn met(&self) -> Vec<(Call, Fault)> {
         self.control().met.clone()
     }
 
-    /// Returns the inner store, without injected faults.
+    /// Returns the inner store, whose calls never get a fault.
     #[must_use]
     pub fn inner(&self) -> &S {
         &self.inner
@@ -178,7 +178,7 @@ impl<S> FaultyStore<S> {
         fault
     }
 
-    /// Records a read, and returns an error if the read must fail.
+    /// Records a read call. Returns an error if the fault of this call makes reads fail.
     fn pass(&self, call: Call, doing: &'static str) -> Result<(), StoreError> {
         match self.fault(call) {
             Fault::None | Fault::ReplyLost => Ok(()),
@@ -188,7 +188,8 @@ impl<S> FaultyStore<S> {
         }
     }
 
-    /// Executes or drops a write, and returns or drops its reply.
+    /// Records a write call. The fault of the call decides whether the write is executed, and whether its
+    /// result is returned.
     async fn write<T, E: From<StoreError>>(
         &self,
         call: Call,

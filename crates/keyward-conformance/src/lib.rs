@@ -20,5 +20,5 @@ pub use self::contract::{
 };
 pub use self::explore::block_on;
 pub use self::faulty::{Call, Fault, FaultyStore};
-/// The version of `proptest` that [`strategies`] uses.
+/// The version of `proptest` in the types that [`strategies`] returns.
 pub use proptest;

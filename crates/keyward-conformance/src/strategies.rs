@@ -20,7 +20,7 @@ use keyward::{
     Timestamp, days, hours,
 };
 
-/// Generates scopes that often overlap: few resources and actions, and wildcards.
+/// Generates scopes from a few resources, actions and wildcards, so that two scopes often overlap.
 pub fn scopes() -> impl Strategy<Value = Scope> + Clone {
     let sides = (
         select(vec!["reports", "users", "*"]),
@@ -31,21 +31,21 @@ pub fn scopes() -> impl Strategy<Value = Scope> + Clone {
     })
 }
 
-/// Generates sets of up to four [`scopes`], including the empty set.
+/// Generates sets of up to four [`scopes`], sometimes the empty set.
 pub fn scope_sets() -> impl Strategy<Value = ScopeSet> + Clone {
     prop::collection::vec(scopes(), 0..5)
         .prop_map(|scopes| ScopeSet::new(scopes).expect("a set below the scope limit"))
 }
 
-/// Generates tenants one to three levels deep, including unrelated tenants with a common prefix.
+/// Generates tenants with one to three levels. Some have names that begin alike without being related.
 pub fn tenants() -> impl Strategy<Value = TenantId> + Clone {
     let segment = select(vec!["acme", "acme-two", "web", "website", "other"]);
     prop::collection::vec(segment, 1..4)
         .prop_map(|path| TenantId::new(path.join("/")).expect("a path of valid segments"))
 }
 
-/// Generates actors of every built-in role in any of [`tenants`], some with narrowed scopes and some with an
-/// expiry.
+/// Generates actors in any of [`tenants`] with any built-in role. Some are limited to a few scopes, and some
+/// expire.
 pub fn actors() -> impl Strategy<Value = Actor> {
     let roles = select(vec![
         Role::ADMIN,
@@ -78,7 +78,7 @@ pub fn instants() -> impl Strategy<Value = Timestamp> + Clone {
     })
 }
 
-/// Generates keys that the [`standard`] policy accepts from an actor with enough permissions.
+/// Generates keys that the [`standard`] policy accepts if the actor may grant their permissions.
 pub fn new_keys() -> impl Strategy<Value = CreateKey> {
     let names = "[a-z][a-z ]{0,15}[a-z]";
     let classes = select(vec!["secret", "publishable"]);
@@ -92,7 +92,8 @@ pub fn new_keys() -> impl Strategy<Value = CreateKey> {
     })
 }
 
-/// Generates creations, and commands that change one of `keys`. If `keys` is empty, generates creations only.
+/// Generates commands that create a key, or change one of `keys`. If `keys` is empty, every command creates a
+/// key.
 pub fn commands(keys: Vec<KeyId>) -> BoxedStrategy<Command> {
     let create =
         new_keys().prop_filter_map("drafts of this module parse", |key| key.into_command().ok());
@@ -121,8 +122,8 @@ pub fn commands(keys: Vec<KeyId>) -> BoxedStrategy<Command> {
     prop_oneof![create, about].boxed()
 }
 
-/// Generates valid policies: the [`standard`] one with other caps, lifetimes, graces, deletions,
-/// revocations and bounds, some with a legacy key.
+/// Generates valid policies: the [`standard`] policy with other caps, lifetimes, grace periods, deletions,
+/// revocations and bounds. Some policies require a legacy key.
 pub fn policies() -> impl Strategy<Value = Policy> {
     let cap = prop::option::of(1_u32..6);
     let lifetime = prop::option::of(1_u32..400);
@@ -131,8 +132,8 @@ pub fn policies() -> impl Strategy<Value = Policy> {
     parts.prop_map(|(cap, lifetime, grace, flags, bound)| {
         let [legacy, typed, confirm, renews, support] = flags;
         let mut spec = standard();
-        // Gives support all scopes, because a support actor can rotate only keys within its role's
-        // permissions.
+        // Support gets all scopes here, because a support actor can rotate only keys within the scopes of its
+        // role.
         spec.roles.insert(Role::SUPPORT, ScopeSet::all());
         for class in spec.classes.values_mut() {
             class
@@ -160,7 +161,7 @@ pub fn policies() -> impl Strategy<Value = Policy> {
             let classes = BTreeSet::new();
             spec.active_keys = ActiveKeyCap::Limited { limit, classes };
         }
-        // Omits the legacy key if keys expire, because an expired legacy key cannot be rotated.
+        // A policy whose keys expire gets no legacy key, because an expired legacy key could not be rotated.
         if legacy && lifetime.is_none() {
             spec.legacy = LegacyRule::One {
                 class: spec.default_class.clone(),
@@ -177,7 +178,7 @@ pub fn policies() -> impl Strategy<Value = Policy> {
     })
 }
 
-/// Generates specs with one contradiction each, which [`Policy::new`] refuses.
+/// Generates policy specs that contain one contradiction each, so that [`Policy::new`] refuses them.
 pub fn contradictory_specs() -> impl Strategy<Value = PolicySpec> {
     (policies(), 0_u8..7).prop_map(|(policy, which)| {
         let mut spec = PolicySpec::from(policy);
@@ -213,8 +214,8 @@ pub fn contradictory_specs() -> impl Strategy<Value = PolicySpec> {
     })
 }
 
-/// Generates invalid variants of `token`: one byte changed, removed or inserted, or the end cut off. Never
-/// generates `token` itself.
+/// Generates tokens that differ from `token`: one byte is changed, removed or inserted, or the end is cut
+/// off.
 pub fn mutated_tokens(token: String) -> impl Strategy<Value = Vec<u8>> {
     let len = token.len().max(1);
     (0..len, any::<u8>(), 0_u8..4)
@@ -234,7 +235,7 @@ pub fn mutated_tokens(token: String) -> impl Strategy<Value = Vec<u8>> {
         )
 }
 
-/// Generates arbitrary bytes, some longer than verification ever reads.
+/// Generates arbitrary bytes, some of them longer than the longest token that verification reads.
 pub fn arbitrary_tokens() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         prop::collection::vec(any::<u8>(), 0..600),
@@ -243,7 +244,7 @@ pub fn arbitrary_tokens() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-/// Generates durations by which a test moves its clock, from microseconds to months.
+/// Generates durations for moving a test clock, from microseconds to months.
 pub fn clock_moves() -> impl Strategy<Value = Duration> + Clone {
     prop_oneof![
         (0_u64..3).prop_map(Duration::from_micros),
@@ -261,7 +262,7 @@ fn modes() -> impl Strategy<Value = RotationTiming> + Clone {
     ]
 }
 
-/// Generates between one and `most - 1` steps for the [`model`](super::model).
+/// Generates lists of steps for the reference model. Each list has at least one step and fewer than `most`.
 pub fn steps(most: usize) -> impl Strategy<Value = Vec<ModelStep>> {
     let persona = prop_oneof![
         6 => Just(Persona::Alice),

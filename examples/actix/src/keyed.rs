@@ -18,8 +18,8 @@ use keyward::http::{KeywardLayer, PeerAddr};
 
 /// Forwards a request only if the layer accepts it, and puts the key's grant into the request's extensions.
 ///
-/// Wrap it around a resource or a scope:
-/// `.wrap(from_fn(move |request, next| keyed(layer.clone(), request, next)))`.
+/// Wrap this function around a resource or a scope: `.wrap(from_fn(move |request, next| keyed(layer.clone(),
+/// request, next)))`.
 pub(crate) async fn keyed<B: MessageBody>(
     layer: KeywardLayer,
     request: ServiceRequest,
@@ -46,17 +46,18 @@ pub(crate) async fn keyed<B: MessageBody>(
     }
 }
 
-/// Returns everything the layer reads: the whole request except its body.
+/// Returns the parts of the request that the layer reads: everything except the body.
 fn parts(request: &ServiceRequest) -> Result<Parts, http::Error> {
     let mut copy = Request::builder()
         .method(request.method().as_str())
         .uri(request.uri().to_string());
-    // Copies every value: the layer must see both of two keys in one request.
+    // Copies every value of a header, because the layer refuses a request with two different keys and so must
+    // see both.
     for (name, value) in request.headers() {
         copy = copy.header(name.as_str(), value.as_bytes());
     }
     let (mut parts, ()) = copy.body(())?.into_parts();
-    // Uses the peer of the socket, never an address from a header. Behind a proxy, set
+    // Passes on the address of the socket's peer, never an address from a header. Behind a proxy, set
     // `KeywardLayer::trusted_proxies`.
     if let Some(peer) = request.peer_addr() {
         parts.extensions.insert(PeerAddr(peer.ip()));

@@ -17,7 +17,7 @@ use crate::keyed::keyed;
 
 const REPORTS_READ: Scope = Scope::from_static("reports:read");
 
-/// Registers the routes, each with the scope a request needs.
+/// Registers the routes, each with the scope that a request needs.
 fn routes(config: &mut web::ServiceConfig, keys: &Keyward) {
     let reading = KeywardLayer::new(keys.clone()).require(Need::from(REPORTS_READ));
     let reports = web::resource("/reports")
@@ -35,7 +35,7 @@ async fn health() -> impl Responder {
     "up\n"
 }
 
-/// The tenant comes from the key, never from the request.
+/// Returns the reports of one tenant. The tenant comes from the key, never from the request.
 async fn reports(grant: web::ReqData<Grant>) -> impl Responder {
     format!("reports of {}\n", grant.tenant())
 }

@@ -125,7 +125,7 @@ fn a_key_with_the_scope_reaches_the_handler_with_its_grant() {
     ] {
         let passed = server.reports(&[&header]);
         assert_eq!((passed.status, &*passed.body), (200, "reports of acme\n"));
-        // Keeps a shared cache from serving this answer to another key.
+        // The header `Vary` keeps a shared cache from serving this response to a client with another key.
         assert_eq!(passed.header("vary"), ["authorization, x-api-key"]);
     }
     for headers in [&[][..], &[b"X-API-Key: garbage".as_slice()]] {
@@ -143,7 +143,8 @@ fn refusals_arrive_unchanged_from_the_layer() {
     ask("X-API-Key: garbage").refused(401, "invalid-key", INVALID);
     let challenge = "bearer error=\"insufficient_scope\", scope=\"reports:read\"";
     ask(&format!("X-API-Key: {other}")).refused(403, "insufficient-scope", challenge);
-    // A header that is not text, and a query parameter that the layer ignores.
+    // The first request has a key that is not valid text. The second one has a key in the query, which the
+    // layer ignores by default.
     let odd = server.ask("GET /reports", &[b"Authorization: Bearer \xff\xfe"]);
     odd.refused(401, "invalid-key", INVALID);
     let key = server.reader();
@@ -169,7 +170,7 @@ fn every_value_of_a_header_is_checked() {
             .reports(&headers)
             .refused(400, "ambiguous-credentials", UNCLEAR);
     }
-    // The same key twice is one key.
+    // A request that sends the same key several times is not ambiguous.
     assert_eq!(server.reports(&[&one, &one, &bearer]).status, 200);
 }
 

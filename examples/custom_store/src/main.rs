@@ -13,7 +13,7 @@ use keyward::{Actor, CreateKey, KeyId, Keyward, Need, PepperRing, Role, TenantId
 
 type StoreResult<T> = Result<T, StoreError>;
 
-/// All state behind one lock, so that every call is atomic.
+/// A store that keeps all state behind one lock, so that every call is atomic.
 #[derive(Debug, Default)]
 struct Shelf(Mutex<State>);
 
@@ -22,7 +22,8 @@ struct State {
     head: Cursor,
     /// The store's head after each commit: revision `n` at index `n - 1`.
     heads: Vec<Cursor>,
-    /// Every row with the revision that last wrote it. Tombstones are kept, so that no id is used twice.
+    /// Every row with the revision that last wrote it. Tombstones of removed keys stay, so that no id is used
+    /// twice.
     rows: BTreeMap<RowKey, Change>,
     /// The rows and the audit trail of each tenant.
     tenants: HashMap<TenantId, TenantView>,

@@ -20,11 +20,12 @@ use super::ledger::AttributeIds;
 use super::prefetch::prefetch;
 use super::sync::{AtomicU32, AtomicU64, OnceLock, Ordering};
 
-/// 64 slots in the first segment; 4 under loom, which explores every interleaving.
+/// The number of slots in the first segment: 64. Under loom, which explores every interleaving, only 4.
 const FIRST: usize = if cfg!(keyward_loom) { 4 } else { 64 };
-/// At most 4096 slots per segment; a full segment is split. A split copies at most 128 KiB.
+/// The largest number of slots in a segment: 4096. A full segment of this size is split, which copies at most
+/// 128 KiB.
 const LARGEST: usize = if cfg!(keyward_loom) { 8 } else { 4096 };
-/// 20 splits at most: 2²⁰ segments, 2³² slots.
+/// The largest number of splits on the way to a segment: 20, for 2²⁰ segments with 2³² slots.
 const DEEPEST: u32 = 20;
 
 /// The tag of a slot that never held a key.
@@ -32,14 +33,14 @@ const EMPTY: u64 = 0;
 /// The tag of a slot whose key is now in another slot. No row has this tag, because row numbers start at 1.
 const GONE: u64 = 1;
 
-/// Returns the number of slots that may be taken before a segment is replaced: three quarters. A higher limit
-/// would save memory, but lengthen the search for an unknown id, which ends at a free slot.
+/// Returns the number of slots of a segment that may be taken before the segment is replaced: three quarters.
+/// A higher limit would save memory, but lengthen the search for an unknown id, which ends at a free slot.
 const fn limit(slots: usize) -> usize {
     slots / 4 * 3
 }
 
 /// The keyed hash of a key's id or imported digest. A slot stores the whole hash, so the writer can rebuild a
-/// segment from its slots alone. Two keys with the same hash cost one more comparison.
+/// segment from its slots alone. If two keys have the same hash, a search compares one more digest.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Hash(pub(super) u32);
 
@@ -72,8 +73,8 @@ impl Hash {
 pub(crate) struct DigestPrefix([u64; 2]);
 
 impl DigestPrefix {
-    /// The placeholder in a slot that is found by id, and whose digest is not compared. The key of such a
-    /// slot is imported, removed or unreadable.
+    /// The placeholder for slots whose digest is not compared: slots that are found by id, and whose key is
+    /// imported, removed or unreadable.
     pub(super) const NONE: Self = Self([0; 2]);
 
     pub(crate) fn of(digest: &[u8; 32]) -> Self {
@@ -104,7 +105,8 @@ struct TableSlot {
     value: AtomicU64,
 }
 
-/// The bit widths in a slot's value: 67 million owners, 262,144 traits, and hours until the year 2106.
+/// The bit widths of the fields in a slot's value. They allow 67 million owners, 262,144 sets of traits, and
+/// hours until the year 2106.
 const UNTIL_BITS: u32 = 20;
 const OWNER_BITS: u32 = 26;
 const TRAITS_BITS: u32 = 18;
@@ -256,8 +258,8 @@ impl TableSegment {
             .map(|(slot, tag)| slot.found(tag))
     }
 
-    /// Fills the first free slot. One always exists, because the writer replaces a full segment before it
-    /// inserts.
+    /// Fills the first free slot. A free slot always exists, because the writer replaces a full segment
+    /// before it inserts.
     fn insert(&self, tag: u64, digest_prefix: DigestPrefix, value: u64) {
         let hash = Hash::of_tag(tag);
         let home = hash.home(self.depth, self.slots.len());
@@ -334,7 +336,7 @@ impl<'a> Probe<'a> {
     }
 }
 
-/// The writer's table: the newest segment for each prefix of hash bits.
+/// The writer's table: the newest segment for each value of the leading hash bits.
 pub(super) struct Table {
     depth: u32,
     segments: Vec<Arc<TableSegment>>,
@@ -484,8 +486,8 @@ impl TableSegment {
         taken >= limit(self.slots.len())
     }
 
-    /// Returns a new segment with copies of the slots whose hash satisfies `belongs`. It has room for a
-    /// quarter more keys.
+    /// Returns a new segment with copies of the slots whose hash satisfies `belongs`. The new segment has
+    /// room for a quarter more keys.
     fn copy(&self, depth: u32, belongs: impl Fn(Hash) -> bool) -> Arc<Self> {
         let tag = |slot: &TableSlot| slot.tag.load(Ordering::Relaxed);
         let moves = |slot: &&TableSlot| {

@@ -9,11 +9,12 @@ use crate::core::tenant::TenantId;
 use crate::core::text::PrincipalId;
 use crate::store::{Change, Row, RowKey};
 
-/// The columns of the table `rows`: the place, then the fields of [`RowColumns`] in order, then the seal.
+/// The columns of the table `rows`: the place (the row's position in commit order), the fields of
+/// [`RowColumns`] in order, and the seal (a checksum).
 pub(in crate::store) const COLUMNS: &str =
     "place, kind, tenant, name, id, ends, legacy, fingerprint, body, seal";
 
-/// The columns of a row, without its place and its seal.
+/// The columns of a row of the table `rows`, without its place and its seal.
 pub(in crate::store) struct RowColumns<T, B> {
     pub(in crate::store) kind: i64,
     pub(in crate::store) tenant: T,
@@ -65,8 +66,8 @@ fn ends(record: &KeyRecord) -> Option<i64> {
     }
 }
 
-/// Decodes a row of [`COLUMNS`]. Returns [`Row::Corrupt`] for a damaged row, and fails if even the key of a
-/// damaged row cannot be read.
+/// Decodes a row that was selected with [`COLUMNS`]. Returns [`Row::Corrupt`] for a damaged row, and fails if
+/// even the row's key cannot be read.
 pub(in crate::store) fn change(row: &impl Cells) -> Result<Change, RowFault> {
     let place = row.number(0, "the place of a row")?;
     let mut typed = true;
@@ -95,7 +96,7 @@ pub(in crate::store) fn change(row: &impl Cells) -> Result<Change, RowFault> {
     Ok(Change { revision, row })
 }
 
-/// Returns the place of a row of [`COLUMNS`].
+/// Returns the place (the position in commit order) of a row that was selected with [`COLUMNS`].
 #[cfg(feature = "postgres")]
 pub(in crate::store) fn place_at(row: &impl Cells) -> Result<i64, RowFault> {
     row.number(0, "the place of a row")

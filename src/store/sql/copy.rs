@@ -10,7 +10,7 @@ use crate::core::view::Revision;
 use crate::store::Row;
 use crate::store::transfer::{Counts, Item, Origin, Part};
 
-/// Returns the table of a part, its columns, and the column that orders its items.
+/// Returns the table that holds a part of a store, its columns, and the column that orders its items.
 pub(in crate::store) const fn table(part: Part) -> (&'static str, &'static str, &'static str) {
     match part {
         Part::Commits => ("commits", "revision, tag, seal", "revision"),

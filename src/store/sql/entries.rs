@@ -6,11 +6,12 @@ use super::{RowFault, id_bytes, revision_of, signed};
 use crate::core::audit::AuditEntry;
 use crate::core::query::{AuditPosition, AuditRow};
 
-/// The columns of the table `audit`: the place, then the fields of [`AuditColumns`] in order, then the seal.
+/// The columns of the table `audit`: the place (the position in commit order), the fields of [`AuditColumns`]
+/// in order, and the seal (a checksum).
 pub(in crate::store) const AUDIT_COLUMNS: &str =
     "place, tenant, sequence, command, key, body, seal";
 
-/// The columns of an entry, without its place and its seal.
+/// The columns of an audit entry, without its place and its seal.
 pub(in crate::store) struct AuditColumns<T, B> {
     pub(in crate::store) tenant: T,
     pub(in crate::store) sequence: i64,
@@ -46,8 +47,8 @@ impl<T: AsRef<str>, B: AsRef<[u8]>> AuditColumns<T, B> {
     }
 }
 
-/// Decodes a row of [`AUDIT_COLUMNS`]. The inner error is the position of a damaged entry. The outer error
-/// means that even the position cannot be read.
+/// Decodes an audit entry that was selected with [`AUDIT_COLUMNS`]. The inner error is the position of a
+/// damaged entry. The outer error means that even the position cannot be read.
 pub(in crate::store) fn entry(
     row: &impl Cells,
 ) -> Result<Result<AuditRow, AuditPosition>, RowFault> {

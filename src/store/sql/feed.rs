@@ -24,7 +24,7 @@ impl FeedPage {
         }
     }
 
-    /// Returns the statement that selects all rows from the place `$1` on, in order.
+    /// Returns the statement that selects all rows whose place is `$1` or later, in order.
     pub(in crate::store) fn sql() -> String {
         format!("SELECT {COLUMNS} FROM $s.rows WHERE place >= $1 ORDER BY place")
     }
@@ -34,8 +34,8 @@ impl FeedPage {
         first_after(after.revision)
     }
 
-    /// Adds a row. If the page is complete without the row, drops the row and returns the last revision of
-    /// the page.
+    /// Adds a row, unless the page is already complete. In that case drops the row, and returns the last
+    /// revision of the page.
     pub(in crate::store) fn add(&mut self, change: Change) -> Option<Revision> {
         self.end = self.changes.last().and_then(|last| {
             let full = self.changes.len() >= self.limit.get();
@@ -47,7 +47,8 @@ impl FeedPage {
         self.end
     }
 
-    /// Builds the page. `stored` is the tag that the table `commits` has for the page's last revision.
+    /// Builds the page. The argument `stored` is the tag that the table `commits` has for the page's last
+    /// revision.
     pub(in crate::store) fn end(
         self,
         head: &Head,
@@ -94,7 +95,7 @@ impl Scan {
         }
         let last = match after {
             Some(RowKey::Key(id)) => id_bytes(*id).to_vec(),
-            // The empty byte string sorts before every id.
+            // Starts at the first key, because the empty byte string sorts before every id.
             _ => Vec::new(),
         };
         // The unary plus keeps the planner from using the index `rows_by_name`.

@@ -17,15 +17,15 @@ const STORE: &str = "the store's own row";
 #[derive(Clone, Copy, Debug)]
 pub(in crate::store) struct StoreRow {
     pub(in crate::store) epoch: Epoch,
-    /// The revision up to which tombstones were dropped. The feed cannot continue from a cursor below the
-    /// floor.
+    /// The revision up to which tombstones were dropped. The feed cannot continue from a cursor below this
+    /// revision.
     pub(in crate::store) floor: Revision,
-    /// Whether the store was restored from a backup and not recovered yet.
+    /// Whether the store was restored from a backup and is not recovered yet.
     pub(in crate::store) unrecovered: bool,
 }
 
 impl StoreRow {
-    /// Returns the fault of a store without this row.
+    /// Returns the error for a store whose table `store` is empty.
     pub(in crate::store) fn missing() -> RowFault {
         RowFault::corrupt("the store's own row is missing")
     }
@@ -61,7 +61,7 @@ pub(in crate::store) struct CommitRow {
 }
 
 impl CommitRow {
-    /// The last commit of an empty store.
+    /// A placeholder for the last commit of a store that has no commit yet.
     pub(in crate::store) const NONE: Self = Self {
         revision: Revision::ZERO,
         tag: CommitTag(0),
@@ -95,7 +95,7 @@ impl CommitRow {
 pub(in crate::store) struct Head {
     pub(in crate::store) store: StoreRow,
     pub(in crate::store) last: CommitRow,
-    /// The clock of the database's server when the head was read. `None` for a file, which has no
+    /// The clock of the database's server when the head was read. `None` for an SQLite file, which has no
     /// server.
     pub(in crate::store) server_time: Option<Timestamp>,
 }
@@ -116,8 +116,8 @@ impl Head {
         self.last
     }
 
-    /// Returns whether the feed can continue after a cursor. `stored` is the tag that the table `commits` has
-    /// for the cursor's revision, if any.
+    /// Returns whether the feed can continue after a cursor. The argument `stored` is the tag that the table
+    /// `commits` has for the cursor's revision, if any.
     pub(in crate::store) fn continues(&self, after: Cursor, stored: Option<CommitTag>) -> bool {
         after.epoch == self.store.epoch
             && after.revision <= self.last.revision
@@ -125,8 +125,8 @@ impl Head {
             && self.tag_at(after.revision, stored) == Some(after.tag)
     }
 
-    /// Returns the tag of the commit at `revision`. `stored` is the tag that the table `commits` has for this
-    /// revision, if any. The head and revision zero need no row.
+    /// Returns the tag of the commit at `revision`. The argument `stored` is the tag that the table `commits`
+    /// has for this revision, if any. The tags of the head and of revision zero are known without it.
     pub(super) fn tag_at(
         &self,
         revision: Revision,

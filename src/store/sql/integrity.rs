@@ -7,7 +7,7 @@ use super::{
 };
 use crate::store::{AuditPosition, Cursor, Row, RowKey};
 
-/// 1,000 faults at most in a report, because a damaged store can have millions.
+/// The largest number of faults in a report: 1,000, because a damaged store can have millions.
 const MAX_FAULTS: usize = 1000;
 
 /// The result of an integrity check.
@@ -53,7 +53,8 @@ pub(in crate::store) enum IntegrityPass {
     Audit,
     /// Compares the head of each tenant with the tenant's audit trail.
     Trails,
-    /// Finds tenants that have rows but no head. The store would treat such a tenant as empty.
+    /// Finds tenants that have rows but no row in the table `tenants`. The store would treat such a tenant as
+    /// empty.
     Headless,
     /// Checks the imported digests.
     Digests,

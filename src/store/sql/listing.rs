@@ -1,5 +1,5 @@
-//! Listings of keys and audit entries. A statement selects candidate rows by index, and the query then
-//! filters each row.
+//! Listings of keys and audit entries. A statement selects rows that may match the query, and the code here
+//! then checks each row.
 
 use super::{AUDIT_COLUMNS, COLUMNS, KEY, Sql, ends_at, id_bytes, place};
 use crate::core::query::{
@@ -26,14 +26,15 @@ pub(in crate::store) fn key_candidates(query: &KeyQuery) -> (Sql, bool) {
         KeySort::Expiry if query.tenant.is_none() && leaves_out_revoked(query) => {
             return (by_end(sql, query), true);
         }
-        // No index has these orders, so all candidates are read and sorted in memory.
+        // No index sorts by name, and the indexes by expiry lack revoked keys. So all candidates are read and
+        // sorted in memory.
         KeySort::Name | KeySort::Expiry => return (sql, false),
     };
     if let Some(after) = &query.after {
         sql.and(beyond, id_bytes(after.id).to_vec());
     }
-    // The indexes `rows_of_tenant` and `rows_by_id` have this order. A query with descendants can use neither
-    // index, so the database would have to sort.
+    // The indexes `rows_of_tenant` and `rows_by_id` sort by id. A query that includes descendants can use
+    // neither index, so the database would have to sort.
     let ordered = query.tenant.is_none() || !query.below;
     if ordered {
         sql.text += order;
@@ -41,7 +42,8 @@ pub(in crate::store) fn key_candidates(query: &KeyQuery) -> (Sql, bool) {
     (sql, ordered)
 }
 
-/// Returns whether the query excludes revoked keys. The indexes by expiry contain no revoked keys.
+/// Returns whether the query excludes revoked keys. Only then is an index by expiry usable, because these
+/// indexes contain no revoked keys.
 fn leaves_out_revoked(query: &KeyQuery) -> bool {
     !query.statuses.is_empty() && !query.statuses.contains(&Status::Revoked)
 }
@@ -68,8 +70,8 @@ fn by_end(mut sql: Sql, query: &KeyQuery) -> Sql {
     sql
 }
 
-/// Builds a page of keys. Keeps the first rows in the query's order, and one more that shows whether another
-/// page follows.
+/// Builds a page of keys. Keeps the first rows in the query's order, and one more row. The extra row shows
+/// that another page follows.
 pub(in crate::store) struct KeyListing<'q> {
     query: &'q KeyQuery,
     ordered: bool,
@@ -154,8 +156,8 @@ pub(in crate::store) fn audit_entries(query: &AuditQuery) -> Sql {
         }
     }
     if query.tenant.is_some() && query.key.is_none() && query.command.is_none() {
-        // Within a tenant, the sequence has the same order, and the index `audit_of_tenant` provides this
-        // order.
+        // Within one tenant, sorting by sequence gives commit order too, and the index `audit_of_tenant`
+        // sorts by sequence.
         order = "sequence";
     }
     sql.text += &format!(" ORDER BY {order}");

@@ -1,4 +1,4 @@
-//! Builds the view of a tenant that a decision needs, from the loaded rows.
+//! Builds the view of a tenant on which a command is decided, from the loaded rows.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,8 +14,8 @@ use crate::core::time::Timestamp;
 use crate::core::view::{LoadRequest, Revision, TenantView};
 use crate::store::{Change, Epoch, Row, RowKey};
 
-/// The rows of a tenant that are loaded so far. A damaged tenant row or owner row is an error, because no
-/// decision is possible without the row.
+/// The rows of a tenant that are loaded so far. A damaged row of the tenant or of an owner is an error,
+/// because a command cannot be decided without it.
 #[derive(Default)]
 pub(in crate::store) struct LoadedRows {
     pub(in crate::store) head: Option<TenantHead>,

@@ -4,7 +4,7 @@
 //! PostgreSQL's dialect, with the placeholder `$s.` for the schema. [`Sql`] holds a statement with its
 //! parameters.
 //!
-//! Invariant: a row is decoded only if its seal matches. Every other row is reported as corrupt.
+//! Invariant: a row is decoded only if its seal, a checksum, matches. Every other row is reported as corrupt.
 
 mod cells;
 mod columns;
@@ -44,17 +44,17 @@ pub(in crate::store) const OWNER: i64 = 1;
 pub(in crate::store) const KEY: i64 = 2;
 pub(in crate::store) const REMOVED: i64 = 3;
 
-/// The value of `ends` for a key that never expires: the largest number.
+/// The value in the column `ends` for a key that never expires: the largest number.
 const NEVER: i64 = i64::MAX;
 
-/// 20 bits of a place hold the row's number within its commit. The place is `revision * 2^20 + number`, so
-/// all rows after a revision are one range.
+/// 20: the number of bits that hold a row's number within its commit. A row's place is `revision * 2^20 +
+/// number`, so all rows after a revision are one range.
 const PLACE_BITS: u32 = 20;
 
 /// The error of a row that cannot be read or written.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(in crate::store) enum RowFault {
-    /// The stored bytes are not those that were written.
+    /// The stored bytes differ from those that were written.
     #[error("{0}")]
     Corrupt(String),
     /// The row cannot be written, for example because a number is out of range.
@@ -68,7 +68,7 @@ impl RowFault {
     }
 }
 
-/// Returns the place of the `number`th row of a commit.
+/// Returns the place of the `number`th row of a commit, which is the row's position in commit order.
 pub(in crate::store) fn place(revision: Revision, number: usize) -> Result<i64, RowFault> {
     let number = u64::try_from(number).unwrap_or(u64::MAX);
     let fits = number < 1 << PLACE_BITS && revision.0 < 1 << (63 - PLACE_BITS);
@@ -97,7 +97,7 @@ pub(in crate::store) fn id_of(bytes: &[u8]) -> Option<KeyId> {
     Some(KeyId::from_u128(u128::from_be_bytes(bytes)))
 }
 
-/// Returns the value of `ends` for a key that is not revoked.
+/// Returns the value in the column `ends` for a key that is not revoked.
 pub(in crate::store) fn ends_at(expires_at: Option<Timestamp>) -> i64 {
     expires_at.map_or(NEVER, Timestamp::as_micros)
 }

@@ -14,7 +14,7 @@ use crate::store::{CommitTag, Cursor, Epoch, NodeId, NodeReport};
 pub(in crate::store) const NODE_COLUMNS: &str =
     "node, beat, lease, label, epoch, revision, tag, clock, seal";
 
-/// One hour: the shortest lease assumed for the nodes of a history that was replaced. Usual staleness bounds
+/// One hour: the least lease to assume for nodes that still follow a replaced history. Usual staleness bounds
 /// are shorter.
 const FORMER_LEASE: Duration = Duration::from_secs(60 * 60);
 
@@ -26,7 +26,7 @@ pub(in crate::store) struct NodeRow {
     pub(in crate::store) label: Option<String>,
     /// The epoch, revision and tag of the last commit that the node has applied.
     pub(in crate::store) applied: Option<([u8; 16], i64, [u8; 16])>,
-    /// The node's clock at the time of the report, in microseconds.
+    /// The reading of the node's clock at the time of the report, in microseconds.
     pub(in crate::store) clock: i64,
 }
 
@@ -122,7 +122,8 @@ impl NodeRow {
     }
 
     /// Returns one entry that stands for all nodes of a replaced history. Those nodes may accept keys until
-    /// their leases end, and a backup does not list all of them. `longest` is the longest known lease.
+    /// their leases end, and a backup does not list all of them. The argument `longest` is the longest known
+    /// lease.
     pub(in crate::store) fn former(node: u128, longest: Duration) -> Result<Self, RowFault> {
         Self::of(&NodeReport {
             node: NodeId::from_u128(node),

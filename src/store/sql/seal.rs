@@ -1,7 +1,7 @@
 //! The seal of a row: a checksum that detects flipped bits.
 
-/// A CRC-32 over the fields of a row. The length of each text or blob is included, so that different fields
-/// never give the same input bytes.
+/// A CRC-32 over the fields of a row. The checksum also covers the length of each text or blob. So two rows
+/// with different fields never have the same input bytes.
 pub(in crate::store) struct Seal {
     summed: crc32fast::Hasher,
     /// A buffer for short fields, because hashing many short slices costs several times as much as hashing

@@ -28,7 +28,8 @@ impl From<Vec<u8>> for Value {
     }
 }
 
-/// A statement in PostgreSQL's dialect, with the placeholder `$s.` for the schema, and its parameters.
+/// An SQL statement and its parameters. The text is in PostgreSQL's dialect, with the placeholder `$s.` for
+/// the schema.
 #[derive(Clone, Debug)]
 pub(in crate::store) struct Sql {
     pub(in crate::store) text: String,
@@ -55,11 +56,11 @@ impl Sql {
         self.text += &format!(" AND {condition} {bound}");
     }
 
-    /// Restricts the rows to a tenant, or with `below` to a range that contains the tenant and its
+    /// Restricts the rows to a tenant or, if `below` is true, to a range that contains the tenant and its
     /// descendants. The range may also contain siblings such as `acme-two`, so the query must check each row.
     ///
-    /// The path of a descendant begins with the tenant's path and a slash. In byte order, "0" follows the
-    /// slash.
+    /// The path of a descendant begins with the tenant's path and a slash. The range ends before the tenant's
+    /// path and "0", because "0" follows the slash in byte order.
     pub(super) fn and_tenants(&mut self, tenant: &TenantId, below: bool) {
         let path = tenant.as_str();
         if below {

@@ -48,7 +48,7 @@ pub(super) fn stats(conn: &Connection, journal: &'static str) -> Result<Stats, S
 }
 
 /// Writes a copy of the file from one snapshot, while the store is in use. The copy is marked as unrecovered,
-/// so the copy opens only for recovery.
+/// so it can be opened only to recover it.
 pub(super) fn backup(from: &StoreFile, to: &Path) -> Result<Cursor, OpenError> {
     let copy = copy(from, to)?;
     let fail = |fault: SqliteFault| OpenError::of(&from.path, fault);
@@ -86,7 +86,7 @@ pub(super) fn restore(backup: &StoreFile, to: &Path) -> Result<(), OpenError> {
             what: format!("{} faults, the first: {first}", report.faults.len()),
         });
     }
-    // The new epoch makes all followers start over, even a follower whose revision exists in the backup.
+    // The new epoch makes every follower start over, even a follower whose revision exists in the backup too.
     let start_epoch = || -> Result<(), SqliteFault> {
         let store = StoreRow {
             epoch: Epoch(schema::random(&conn)?),
@@ -101,7 +101,7 @@ pub(super) fn restore(backup: &StoreFile, to: &Path) -> Result<(), OpenError> {
     copy.draft.publish(to)
 }
 
-/// A copy of the file that is not published yet.
+/// A finished copy of the file that is not yet at its final path.
 struct DraftCopy {
     draft: DraftStore,
     file: StoreFile,
@@ -144,8 +144,8 @@ pub(super) fn finish_recovery(file: &StoreFile) -> Result<(), SqliteFault> {
     })
 }
 
-/// Drops the tombstones of commits at or below `upto`, and returns their number. The ids move to `gone`, so
-/// that no new key can use them.
+/// Drops the tombstones of commits at or below the revision `upto`, and returns their number. The ids of the
+/// removed keys move to the table `gone`, so that no new key can use them.
 pub(super) fn compact(file: &StoreFile, upto: Revision) -> Result<u64, SqliteFault> {
     session::write(file, |conn| {
         let head = head::read(conn)?;
@@ -156,8 +156,8 @@ pub(super) fn compact(file: &StoreFile, upto: Revision) -> Result<u64, SqliteFau
             [end],
         )?;
         let dropped = conn.execute("DELETE FROM rows WHERE kind = 3 AND place < ?1", [end])?;
-        // Cursors below the floor are refused, so their tags are not needed. The last commit is never below
-        // the floor.
+        // The feed refuses cursors below the floor, so the tags of these commits are not needed. The last
+        // commit is never below the floor.
         let sql = "DELETE FROM commits WHERE revision < ?1";
         conn.execute(sql, [signed(floor.0)?])?;
         head::write_store(

@@ -47,7 +47,7 @@ impl CopyTarget for SqliteStore {
 }
 
 /// Begins the transaction of a copy on a new connection, if the file is empty and is not the source. Closing
-/// the connection rolls back.
+/// the connection rolls the transaction back.
 fn begin(file: &StoreFile, source: Epoch) -> Result<Result<Connection, CopyError>, SqliteFault> {
     let conn = file.open()?;
     file.make_durable(&conn)?;

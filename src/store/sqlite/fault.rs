@@ -13,7 +13,7 @@ use crate::store::{StoreError, StoreErrorKind};
 pub(super) enum SqliteFault {
     #[error(transparent)]
     Sql(#[from] rusqlite::Error),
-    /// A commit failed, and may or may not be on disk.
+    /// A commit failed in such a way that it may or may not be on disk.
     #[error("{0}")]
     Unknown(Box<SqliteFault>),
     #[error("{0}; run the integrity check, then restore a backup")]
@@ -107,13 +107,13 @@ impl SqliteFault {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// The file does not exist, and creating it was not allowed.
+    /// The file does not exist, and the options do not allow creating it.
     #[error("{} does not exist", path.display())]
     NotFound {
         /// The path of the file.
         path: PathBuf,
     },
-    /// The file exists, and a new one was required.
+    /// The file exists, but the options require that the file is new.
     #[error("{} exists already", path.display())]
     Exists {
         /// The path of the file.
@@ -124,7 +124,7 @@ pub enum OpenError {
     NotAFile {
         /// The path.
         path: PathBuf,
-        /// The kind of object at the path, such as `a directory`.
+        /// The kind of the object at the path, such as `a directory`.
         what: &'static str,
     },
     /// Users other than the owner may read or change the file.
@@ -138,7 +138,8 @@ pub enum OpenError {
         /// The permission bits of the file.
         mode: u32,
     },
-    /// A journal exists next to the path, but no file does. SQLite would apply the journal to a new file.
+    /// A journal exists next to the path, but the file itself does not. SQLite would apply the journal to a
+    /// new file.
     #[error("{} is left from another store: move it away, or put its store back", path.display())]
     Leftover {
         /// The path of the journal.

@@ -11,8 +11,8 @@ use rusqlite::{Connection, OpenFlags};
 use super::fault::{OpenError, SqliteFault};
 use super::{head, schema};
 
-/// 3.51.3: the first SQLite without the bug that can corrupt a WAL file shared by several connections.
-/// Versions 3.7.0 to 3.51.2 have the bug.
+/// 3.51.3: the first version of SQLite without a bug that can corrupt a file in WAL mode that several
+/// connections use. Versions 3.7.0 to 3.51.2 have the bug.
 const SAFE_WAL: i32 = 3_051_003;
 
 /// 64 MiB: the `journal_size_limit`. SQLite truncates a longer journal to this size.
@@ -44,7 +44,7 @@ impl JournalMode {
 pub(super) struct StoreFile {
     pub(super) path: PathBuf,
     pub(super) group_access: bool,
-    /// Whether a restored file may be opened before its recovery is finished.
+    /// Whether a file that was restored from a backup may be opened before its recovery is finished.
     pub(super) unrecovered: bool,
     pub(super) busy: Duration,
 }
@@ -186,8 +186,8 @@ impl StoreFile {
         let wal_is_safe = rusqlite::version_number() >= SAFE_WAL;
         let mode = match (wal_is_safe, now.as_str()) {
             (true, "wal") => JournalMode::Wal,
-            // SQLite cannot change the mode while another process has the file open. The rollback journal is
-            // safe too.
+            // SQLite cannot change the mode while another process has the file open. In this case the file
+            // keeps the rollback journal, which is safe too.
             (true, _) => match set_journal(conn, "WAL") {
                 Ok(mode) if mode == "wal" => JournalMode::Wal,
                 _ => self.truncate(conn)?,
@@ -280,8 +280,8 @@ const DRAFT: &str = ".keyward-draft-";
 /// The files that the folder of a draft may contain.
 const PARTS: [&str; 4] = ["store", "store-wal", "store-shm", "store-journal"];
 
-/// A store file that is not published yet, in a temporary folder next to its final path. Dropping the draft
-/// removes the folder. If the process is killed, [`clear_drafts`] removes the folder later.
+/// A store file that is not yet at its final path, in a temporary folder next to that path. Dropping the
+/// draft removes the folder. If the process is killed, [`clear_drafts`] removes the folder later.
 pub(super) struct DraftStore {
     pub(super) path: PathBuf,
     folder: PathBuf,
@@ -325,8 +325,8 @@ impl DraftStore {
         Err(fail(io::ErrorKind::AlreadyExists.into()))
     }
 
-    /// Publishes the draft durably at `path`, and fails if something exists there. No process may have the
-    /// file open.
+    /// Moves the draft durably to `path`, and fails if something exists there. No process may have the draft
+    /// open.
     pub(super) fn publish(self, path: &Path) -> Result<(), OpenError> {
         self.link(path)?;
         sync_folder(path).map_err(|error| {
@@ -368,7 +368,8 @@ pub(super) fn clear_drafts(path: &Path) {
             continue;
         }
         let path = entry.path();
-        // A running process holds the lock of its draft.
+        // The process that makes a draft holds a lock on its folder. If the lock is taken, the draft is in
+        // use.
         let Ok(lock) = File::open(&path) else {
             continue;
         };

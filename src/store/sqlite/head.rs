@@ -1,4 +1,4 @@
-//! The head of the store, and the heads of its tenants.
+//! Reads and writes the head of the store and the heads of its tenants.
 
 use rusqlite::{Connection, params};
 

@@ -40,13 +40,14 @@ use super::{
 };
 use crate::core::tenant::TenantId;
 
-/// 16 concurrent reads at most. Reads are short, and each one uses a thread and a file descriptor.
+/// The largest number of concurrent reads: 16. Reads are short, and each one uses a thread and a file
+/// descriptor.
 const READERS: usize = 16;
-/// 4 more concurrent reads, reserved for the feed and the node registry.
+/// The number of additional concurrent reads for the feed and the node registry only: 4.
 const FOLLOWERS: usize = 4;
 
-/// 100 keys at most for a read on the writer's connection. Such a read delays commits by a millisecond or
-/// less.
+/// 100: the largest number of keys that a read on the writer's connection may return. Such a read delays
+/// commits by a millisecond or less.
 const FEW: usize = 100;
 
 /// A store in one SQLite file. Several processes may share the file, for example a service and an operator's
@@ -266,7 +267,7 @@ impl SqliteStore {
 
     /// Runs a short read on the writer's connection if that connection is idle, and on a pooled connection
     /// otherwise. The writer's page cache stays valid, but each commit invalidates the caches of all other
-    /// connections. `read` returns `None` if there are more keys than its limit.
+    /// connections. The closure `read` returns `None` if there are more keys than its limit.
     async fn read_few<T: Send + 'static>(
         &self,
         doing: &'static str,
@@ -365,7 +366,8 @@ impl KeyStore for SqliteStore {
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
         self.watch()?;
         loop {
-            // Starts to listen before the read, so that a commit after the read still wakes this call.
+            // Starts to listen before reading the head, so that a commit after the read still wakes this
+            // call.
             let commit = self.shared.on_commit.listen();
             if self.follow("reading the head", read::cursor).await? != after {
                 return Ok(());

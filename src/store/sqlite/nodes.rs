@@ -32,8 +32,8 @@ fn write(row: &NodeRow, conn: &Connection) -> Result<(), SqliteFault> {
     Ok(())
 }
 
-/// Returns the beat (the report number) of the node's stored report. `None` if the row is missing or damaged,
-/// so that any new report replaces a damaged row.
+/// Returns the beat (the report number) of the node's stored report. `None` if the row is missing or damaged.
+/// So a new report always replaces a damaged row.
 fn beat(conn: &Connection, node: NodeId) -> Result<Option<i64>, SqliteFault> {
     let sql = format!("SELECT {COLUMNS} FROM nodes WHERE node = ?1");
     let node = node.to_u128().to_be_bytes();
@@ -52,7 +52,8 @@ pub(super) fn report(conn: &Connection, report: &NodeReport) -> Result<bool, Sql
     Ok(true)
 }
 
-/// Reads all reports. Fails if a report is damaged: without the report, its node would be treated as gone.
+/// Reads all reports. Fails if a report is damaged: if the report were skipped, its node would be treated as
+/// gone.
 pub(super) fn all(conn: &Connection) -> Result<Vec<NodeReport>, SqliteFault> {
     let mut reports = Vec::new();
     each(conn, &format!("SELECT {COLUMNS} FROM nodes"), [], |row| {

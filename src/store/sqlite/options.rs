@@ -9,8 +9,8 @@ use super::fault::OpenError;
 use super::file::{StoreFile, clear_drafts};
 use super::session::Pool;
 
-/// 5 seconds: the default wait for a lock of another process. A checkpoint after a burst of commits takes
-/// less.
+/// 5 seconds: the default wait for a lock of another process. A checkpoint after a burst of commits holds the
+/// lock for less than that.
 const BUSY: Duration = Duration::from_secs(5);
 
 /// 100 ms: the default interval between checks for commits of other processes. A check takes a microsecond.
@@ -65,9 +65,9 @@ impl SqliteOptions {
         self
     }
 
-    /// Sets whether the file must be created, and opening an existing file fails. Defaults to `false`.
+    /// Sets whether the file must be new, so that opening an existing file fails. Defaults to `false`.
     ///
-    /// The later of the two calls, this one and [`create`](Self::create), decides.
+    /// If [`create`](Self::create) is called too, the later of the two calls decides.
     pub const fn create_new(mut self, create_new: bool) -> Self {
         self.creation = match create_new {
             true => Creation::Always,
@@ -91,14 +91,14 @@ impl SqliteOptions {
     }
 
     /// Sets how long a call waits for a lock of another process. After that time the call fails as
-    /// unavailable. Defaults to 5 seconds, at most about 24 days.
+    /// unavailable. Defaults to 5 seconds, and can be at most about 24 days.
     pub fn busy_timeout(mut self, busy: Duration) -> Self {
         self.file.busy = busy.min(LONGEST_BUSY);
         self
     }
 
     /// Sets the interval between checks for commits of other processes. The checks start with the first call
-    /// of [`wait_past`](crate::store::KeyStore::wait_past). Defaults to 100 ms, at least 1 ms.
+    /// of [`wait_past`](crate::store::KeyStore::wait_past). Defaults to 100 ms, and can be as short as 1 ms.
     pub fn poll_interval(mut self, every: Duration) -> Self {
         self.poll = every.max(SHORTEST_POLL);
         self
@@ -131,7 +131,7 @@ impl SqliteOptions {
             },
         }
         let conn = file.open()?;
-        // First, so that a refused file keeps its journal mode.
+        // Checks this before the journal mode is set, so that a refused file keeps its journal mode.
         file.check_recovered(&conn)?;
         let journal = file.make_durable(&conn)?;
         tracing::info!(

@@ -23,8 +23,8 @@ use crate::store::{
     AuditPage, Change, Changes, ChangesError, Cursor, FoundKey, KeyPage, Locator, RowKey, ScanPage,
 };
 
-/// Loads the rows of a tenant that `select` requests. Returns `None` if `select` lists more than `most`
-/// items, or if the tenant has more than `most` live keys.
+/// Loads the rows of a tenant that the request `select` names. Returns `None` if the request lists more than
+/// `most` items, or if the tenant has more than `most` live keys.
 pub(super) fn load(
     conn: &Connection,
     tenant: &TenantId,

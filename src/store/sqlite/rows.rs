@@ -1,5 +1,5 @@
-//! Runs statements and reads the cells of their rows. SQLite does not detect flipped bits; the seals of
-//! [`sql`](crate::store::sql) do.
+//! Runs statements and reads the cells of their rows. SQLite does not detect flipped bits, so each row
+//! carries a checksum, its seal (see [`sql`](crate::store::sql)).
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Params, Row, ToSql, params_from_iter};

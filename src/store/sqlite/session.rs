@@ -8,7 +8,7 @@ use super::fault::{OpenError, SqliteFault};
 use super::file::{FileIdentity, StoreFile};
 use super::schema;
 
-/// 8 idle connections are kept at most, because more concurrent reads are rare.
+/// The largest number of idle connections to keep: 8, because more concurrent reads are rare.
 const IDLE: usize = 8;
 
 #[derive(Debug)]
@@ -109,7 +109,7 @@ impl<'a> Tx<'a> {
 impl Drop for Tx<'_> {
     fn drop(&mut self) {
         if !self.conn.is_autocommit() {
-            // If the rollback fails, the next `BEGIN` on this connection fails too, and its user drops the
+            // If the rollback fails, the next `BEGIN` on this connection fails too. The caller then drops the
             // connection.
             drop(self.conn.execute_batch("ROLLBACK"));
         }

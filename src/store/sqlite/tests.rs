@@ -96,7 +96,7 @@ fn commit() -> Commit {
     }
 }
 
-/// Returns one guard for each kind of row. None of the guarded rows exists.
+/// Returns one guard for each kind of row. None of the guarded rows exists in the store.
 fn guards() -> Vec<Guard> {
     let tenant: TenantId = "above".parse().unwrap();
     let rows = [
@@ -111,8 +111,8 @@ fn guards() -> Vec<Guard> {
     rows.into_iter().map(guard).collect()
 }
 
-/// Asserts that every step of the plans searches an index. The head is the only exception: the last row of
-/// `commits`.
+/// Asserts that every step of the plans searches an index. The only exception is the read of the head, which
+/// takes the last row of `commits`.
 #[track_caller]
 fn assert_all_search(plans: &[String]) {
     assert!(!plans.is_empty(), "no statement was recorded");

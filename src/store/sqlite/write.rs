@@ -57,7 +57,8 @@ fn check(
     (epoch, before): (Epoch, Option<&TenantHead>),
 ) -> Result<Result<HashSet<KeyId>, CommitError>, SqliteFault> {
     let at = before.map_or(Revision::ZERO, |head| head.revision);
-    // Reads the revisions first, because the closure passed to `Commit::check` cannot return an error.
+    // Reads the revisions of the guarded rows first, because the closure passed to `Commit::check` cannot
+    // return an error.
     let mut guarded = HashMap::new();
     for guard in &commit.guards {
         guarded.insert(&guard.row, row_at(conn, &guard.row)?);
@@ -109,7 +110,7 @@ fn row_at(conn: &Connection, row: &RowKey) -> Result<Revision, SqliteFault> {
     Ok(place.map_or(Revision::ZERO, revision_of))
 }
 
-/// The use of a key id in the store, before the commit.
+/// The state of a key id in the store before the commit: free, used by the tenant's own key, or taken.
 enum IdStatus {
     Free,
     /// A key of the record's tenant has the id.
@@ -150,7 +151,8 @@ pub(super) fn insert_digest(
     Ok(())
 }
 
-/// Writes a row at `place`, and deletes the row's earlier version. A `new` key has no earlier version.
+/// Writes a row at `place`, and deletes the row's earlier version. If `new` is true, the row has no earlier
+/// version.
 pub(super) fn put(conn: &Connection, place: i64, row: &Row, new: bool) -> Result<(), SqliteFault> {
     let columns = RowColumns::of(row)?;
     match row {

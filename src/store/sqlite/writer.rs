@@ -20,14 +20,14 @@ use crate::core::view::Revision;
 use crate::store::sql::Head;
 use crate::store::{Commit, CommitError, StoreError, StoreErrorKind};
 
-/// 256 commits in one transaction at most.
+/// The largest number of commits in one transaction: 256.
 const MAX_GROUP: usize = 256;
 
 const DOING: &str = "committing to the file";
 
 type Answer = Result<Revision, CommitError>;
 
-/// The handle of the thread, which ends when the handle is dropped and all jobs are done.
+/// The handle of the writer thread. The thread ends once the handle is dropped and all jobs are done.
 pub(super) struct SqliteWriter {
     jobs: Sender<Job>,
     /// The number of jobs without an answer.
@@ -71,14 +71,15 @@ impl SqliteWriter {
         self.jobs
             .send(Job::Commit(Box::new(SqliteCommit { commit, answer })))
             .map_err(|_| gone(StoreErrorKind::Unavailable))?;
-        // The writer answers each job, unless its thread ends before.
+        // An answer is missing only if the writer thread has ended. Then the commit may or may not be on
+        // disk.
         let answer = answered.recv().await;
         answer.unwrap_or_else(|_| Err(gone(StoreErrorKind::Indeterminate).into()))
     }
 
-    /// Reads within one snapshot, like [`Pool::read`]. Returns `None` if another job is in flight, if there
-    /// is no connection to this file yet, or if the read failed or found too many rows. The caller uses the
-    /// pool then.
+    /// Reads within one snapshot, like [`Pool::read`]. Returns `None` if another job is in flight or there is
+    /// no connection to this file yet. Also if the read failed, or found too many rows. In all these cases
+    /// the caller reads through the pool.
     pub(super) async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Connection) -> Result<Option<T>, SqliteFault> + Send + 'static,
@@ -94,7 +95,7 @@ impl SqliteWriter {
         let job = move |thread: &mut Thread| {
             let read = thread.read(read);
             thread.close();
-            // The caller may have stopped waiting.
+            // Ignores a failed send, because the caller may have stopped waiting.
             drop(answer.try_send(read));
         };
         self.jobs.send(Job::Own(Box::new(job))).ok()?;
@@ -133,8 +134,8 @@ struct Thread {
 struct Ready {
     conn: Connection,
     file: FileIdentity,
-    /// The head after the last commit, with SQLite's data version. While the data version is the same, no
-    /// other connection has written to the file.
+    /// The head after the last commit, with SQLite's data version. As long as the data version stays the
+    /// same, no other connection has written to the file.
     last: Option<(i64, Head)>,
 }
 
@@ -155,7 +156,7 @@ impl Thread {
         }
     }
 
-    /// Counts a job as answered.
+    /// Counts a job as answered, so that reads can use the connection when no other job is open.
     fn close(&self) {
         self.open.fetch_sub(1, Ordering::AcqRel);
     }
@@ -165,7 +166,7 @@ impl Thread {
         read: impl FnOnce(&Connection) -> Result<Option<T>, SqliteFault>,
     ) -> Option<T> {
         let file = self.pool.current().ok()?;
-        // Takes the connection out, so that a failure closes it.
+        // Takes the connection out of `self`, so that a failure closes it.
         let ready = self.ready.take().filter(|ready| ready.file == file)?;
         // A read that panics must not end the writer.
         let read = catch_unwind(AssertUnwindSafe(|| snapshot(&ready.conn, read)));
@@ -189,7 +190,8 @@ impl Thread {
     fn settle(&mut self, group: Vec<SqliteCommit>) {
         let answers = match self.group(&group) {
             Ok(Ok(answers)) => answers,
-            // A commit that cannot be written must not fail the others of its group.
+            // One commit of the group cannot be written. Commits each one by itself, so that the others do
+            // not fail.
             Ok(Err(_)) if group.len() > 1 => {
                 group
                     .into_iter()
@@ -208,18 +210,18 @@ impl Thread {
             // Counts the commit as answered before the answer is sent, because the caller may read
             // immediately.
             self.close();
-            // The caller may have stopped waiting.
+            // Ignores a failed send, because the caller may have stopped waiting.
             drop(queued.answer.try_send(answer));
         }
     }
 
-    /// Writes a group in one transaction. Returns the fault of one of its commits as the inner error.
-    /// Nothing is written in that case.
+    /// Writes a group in one transaction. If one of its commits cannot be written, nothing is written, and
+    /// the fault is the inner error.
     fn group(
         &mut self,
         group: &[SqliteCommit],
     ) -> Result<Result<Vec<Answer>, SqliteFault>, SqliteFault> {
-        // Takes the connection out, so that a failure closes it.
+        // Takes the connection out of `self`, so that a failure closes it.
         let mut ready = self.ready()?;
         let (tx, version, mut head) = begin(&ready)?;
         let apply = |queued: &SqliteCommit| write::apply(&ready.conn, &mut head, &queued.commit);

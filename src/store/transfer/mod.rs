@@ -50,7 +50,7 @@ use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 
-/// 2,000 items: the usual size of a page, about a megabyte.
+/// The usual page size: 2,000 items, about a megabyte.
 pub const PAGE: NonZeroUsize = NonZeroUsize::new(2000).expect("2000 is not zero");
 
 /// The parts of a store, in the order in which they are copied.
@@ -136,7 +136,7 @@ pub enum Item {
         /// The number of the entry within its commit, from zero.
         number: u32,
     },
-    /// A row.
+    /// The row of a tenant, of an owner or of a key.
     Row {
         /// The row, with the revision of its commit. Never a corrupt row.
         change: Change,
@@ -160,7 +160,7 @@ impl Item {
     }
 }
 
-/// Names the item without its content.
+/// Displays the kind and the name of the item, without its content.
 impl fmt::Display for Item {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -207,8 +207,8 @@ pub struct Origin {
     pub head: Cursor,
     /// The floor of the source: tombstones of commits at or below this revision were dropped.
     pub floor: Revision,
-    /// Whether the source was restored from a backup and is not recovered yet. The copy is then unrecovered
-    /// too.
+    /// Whether the source was restored from a backup and is not recovered yet. In this case the copy is
+    /// unrecovered too.
     pub unrecovered: bool,
     /// The longest lease of a node of the source: the time for which a node may accept keys without a new
     /// report.
@@ -218,7 +218,8 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Returns whether `head` and `floor` are still those of this origin.
+    /// Returns whether `head` and `floor` still equal those of this origin, so that nothing was written
+    /// since.
     #[must_use]
     pub fn is_where(&self, head: Cursor, floor: Revision) -> bool {
         self.head == head && self.floor == floor
@@ -232,7 +233,7 @@ pub struct CopyPage {
     pub head: Cursor,
     /// The floor of the store: tombstones of commits at or below this revision were dropped.
     pub floor: Revision,
-    /// The items in order. Empty if no items are left.
+    /// The items in order. Empty if no item follows the one where the page starts.
     pub items: Vec<Item>,
 }
 
@@ -345,19 +346,19 @@ pub struct Copied {
     pub head: Cursor,
     /// The number of items of each part.
     pub counts: Counts,
-    /// Whether the copy opens only for recovery, because the source was unrecovered.
+    /// Whether the copy can be opened only to recover it, because its source was not recovered yet.
     pub unrecovered: bool,
 }
 
-/// The reason why a store was not copied. Neither store is changed, unless a [`StoreError`] is
-/// `Indeterminate`.
+/// The reason why a store was not copied. Neither store is changed, except that an `Indeterminate`
+/// [`StoreError`] leaves the target's state unknown.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CopyError {
     /// The target contains keys, or the history of earlier keys.
     #[error("the target is not empty")]
     NotEmpty,
-    /// The target is the source.
+    /// The target and the source are the same store.
     #[error("source and target are the same store")]
     SameStore,
     /// The source was written to during the copy.

@@ -25,8 +25,8 @@ use crate::replica::Replica;
 use crate::store::{KeyStore, Locator, StoreError};
 use crate::timekeeper::Timekeeper;
 
-/// 1 s, the default timeout of a sync: callers may join a read for this long. A later caller begins another
-/// read, so a store that hangs delays only the callers of that second.
+/// 1 s, the default timeout of a sync: the time during which further callers may join a read. A later caller
+/// begins another read, so a hanging read delays only the callers of one second.
 const JOINED_FOR: Duration = Duration::from_secs(1);
 
 /// A logical timestamp of a call or a read.
@@ -46,7 +46,7 @@ pub(super) struct Fetched {
 /// A shared read. Every caller that awaits the read polls it.
 type Read = Shared<BoxFuture<'static, Arc<Fetched>>>;
 
-/// A second read, shared by the callers that need a read begun after their calls.
+/// A second read, shared by all callers that need a read that began after their own calls.
 type SecondRead = Arc<Mutex<Option<Read>>>;
 
 /// A read that a caller joined.
@@ -116,7 +116,8 @@ impl Flights {
     }
 
     /// Joins the read of this key that is in flight, or begins a read. Returns `None` if the limits are
-    /// exceeded. No limit applies if `holds_key` is true: the caller presented the secret of a known key.
+    /// exceeded. If `holds_key` is true, the caller presented the secret of a known key, and no limit
+    /// applies.
     pub(super) fn join(
         &self,
         locator: Locator,
@@ -220,8 +221,7 @@ impl Drop for FlightGuard {
             observe::read_through("abandoned");
         }
         let mut by_key = lock(&self.by_key);
-        // Remove only this read. Once this read was too old to join, a newer read may have replaced it in the
-        // list.
+        // Remove only this read: a newer read may have replaced it in the list, once it was too old to join.
         let own = by_key.get(&self.locator).map(|own| own.started) == Some(self.started);
         let removed = own.then(|| by_key.remove(&self.locator));
         drop(by_key);

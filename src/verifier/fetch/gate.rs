@@ -16,8 +16,8 @@ use async_lock::{Semaphore, SemaphoreGuardArc};
 /// [`Busy`](crate::VerifyError::Busy), never as a bad key. So is a wrong secret of a known key, which takes part
 /// in the limits without a read: a refusal does not reveal which keys exist.
 ///
-/// Reads for a caller who presents the secret of a known key do not count. A flood therefore never locks out
-/// the holders of keys that are always verified against the store.
+/// Reads for a caller who presents the secret of a known key do not count. So a flood of unknown ids never
+/// locks out holders of keys that are always verified against the store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct ReadThroughLimits {
@@ -62,7 +62,7 @@ pub(super) struct Gate {
     max_in_flight: Arc<Semaphore>,
     /// Nanoseconds from one read to the next, in the long run.
     interval: u64,
-    /// The burst in nanoseconds: the time by which reads may begin ahead of the rate.
+    /// The burst in nanoseconds: how far ahead of the rate a read may begin.
     ahead: u64,
     /// The time at which the bucket is full again, in nanoseconds of the monotonic clock.
     full_at: AtomicU64,
@@ -80,7 +80,8 @@ impl Gate {
             burst,
             timeout,
         } = bounds;
-        // Rounded up, so that no second exceeds the limit. Beyond 10⁹ a second there is no limit.
+        // Rounded up, so that no second exceeds the limit. A limit above 10⁹ a second acts like 10⁹, because
+        // the shortest interval is 1 ns.
         let interval = 1_000_000_000_u64.div_ceil(u64::from(per_second.get()));
         Self {
             max_in_flight: Arc::new(Semaphore::new(max_in_flight.get() as usize)),
@@ -98,7 +99,8 @@ impl Gate {
 
     /// Returns a permit for one read, if the limits allow one now.
     pub(super) fn admit(&self, now: Duration) -> Option<ReadPermit> {
-        // Acquire the permit first, so that a read refused for too many in flight does not use up the rate.
+        // Acquire the permit first. So a read that is refused because too many are in flight does not use up
+        // the rate.
         let permit = self.max_in_flight.try_acquire_arc()?;
         let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         let spend = |full_at| next(full_at, now, self.interval, self.ahead);
@@ -122,7 +124,8 @@ mod tests {
 
     use super::*;
 
-    /// A naive token bucket of `size` tokens, whose level is counted in nanoseconds of filling.
+    /// A naive token bucket of `size` tokens. Its level is stored as the time in nanoseconds that filling
+    /// took.
     struct Bucket {
         interval: u64,
         size: u64,

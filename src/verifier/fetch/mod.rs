@@ -2,7 +2,8 @@
 //!
 //! - keys that must be checked against the latest state;
 //! - keys that this node does not know;
-//! - keys past their staleness bound, with [`OnStale::ReadThrough`].
+//! - keys whose class has a shorter staleness bound than the time since the last sync, if
+//!   [`OnStale::ReadThrough`] is set.
 //!
 //! Concurrent callers with the same key share a read. A read that began before the call may grant a key, if
 //! the read is within the staleness bound of the key's class. Such a read may not refuse a key, because the
@@ -40,8 +41,8 @@ use crate::observe;
 use crate::replica::{IndexLookup, RowKind};
 use crate::store::Locator;
 
-/// The handling of a known key past the staleness bound of its class, by
-/// [`verify_or_fetch`](crate::Keyward::verify_or_fetch). `verify` always refuses such a key.
+/// The way in which [`verify_or_fetch`](crate::Keyward::verify_or_fetch) handles a known key, if this node
+/// has not synced within the staleness bound of the key's class. `verify` always refuses such a key.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum OnStale {
@@ -49,8 +50,7 @@ pub enum OnStale {
     #[default]
     Reject,
     /// Reads the key through the store, within the limits of [`ReadThroughLimits`]. Useful if the store can
-    /// still read keys while its change feed fails. A busy service needs a rate that covers all of its
-    /// verifications.
+    /// still read keys while its change feed fails. Set a rate that covers all verifications of the service.
     ReadThrough,
 }
 
@@ -91,8 +91,8 @@ impl Verifier {
     }
 
     /// Verifies a key, and reads the store if the replica cannot decide. The replica cannot decide about a
-    /// key that it does not know yet (rule A1-25), or whose class requires the latest state. Past the
-    /// staleness bound, [`OnStale`] decides whether the store is read.
+    /// key that it does not know yet (rule A1-25), or whose class requires the latest state. If this node has
+    /// not synced within the staleness bound, [`OnStale`] decides whether the store is read.
     ///
     /// Two changes become visible only with the next sync. One is the first imported key, on a node that
     /// knows no imported key yet. The other is a new secret that replaced a lost secret under the same key
@@ -158,8 +158,8 @@ impl Verifier {
             Err(VerifyError::Unknown) if self.row_kind(presented) == Some(RowKind::Removed) => {
                 LocalVerdict::Final(Err(self.refusal_of_known(VerifyError::Unknown)))
             }
-            // Without a matching secret, the index has compared only a 32-bit hash of the id. So look up the
-            // id itself.
+            // If the secret does not match, the index has compared only a 32-bit hash of the id. So look up
+            // the id itself.
             Err(VerifyError::WrongSecret) if self.row_kind(presented).is_some() => {
                 LocalVerdict::Final(Err(self.refusal_of_known(VerifyError::WrongSecret)))
             }
@@ -297,7 +297,8 @@ impl Verifier {
         let policy = snapshot.policies.of(&key_owner.tenant);
         let (reading, now) = self.clock.judged();
         let newest = snapshot.view.index().newest().max(floor.unwrap_or(now));
-        // The record's age counts from the start of its read, however long the read took.
+        // The record's age counts from the start of the read, because the record may have changed while the
+        // read was in flight.
         match check_fresh(policy, &traits, confirmed, reading) {
             Err(VerifyError::NeedsFresh) if required == RequiredFreshness::AfterCall => {}
             verdict => verdict?,
@@ -360,7 +361,8 @@ impl Verifier {
         })
     }
 
-    /// Returns the rejection of an unknown key, after the same work as for a known one (trap 6).
+    /// Returns the rejection of an unknown key. Does the same work as for a known key, so that timing does
+    /// not reveal that the id is unknown (trap 6).
     fn unknown(&self, claim: &Claim<'_>) -> VerifyError {
         match claim {
             Claim::Token(token) => {

@@ -12,7 +12,7 @@ use crate::store::{Change, KeyStore, Locator, Row, RowKey, StoreError};
 /// The store's answer about a key.
 #[derive(Debug)]
 pub(super) enum StoreLookup {
-    /// No key, or a removed key.
+    /// No key has this id or digest, or the key was removed.
     Nothing,
     /// A record that cannot be decoded.
     Corrupt(KeyId),
@@ -42,8 +42,8 @@ pub(super) async fn read(
     Ok(StoreLookup::Key(record.clone(), status, floor))
 }
 
-/// Returns the status of the owner of `record` in `tenant`. `None` unless `tenant` is a descendant
-/// of the record's tenant and the status there differs from `own`.
+/// Returns the status of the owner of `record` in `tenant`. `None` if `tenant` is not a descendant of the
+/// record's tenant, or if the status there equals `own`.
 pub(super) async fn status_in(
     store: &dyn KeyStore,
     record: &KeyRecord,

@@ -1,4 +1,4 @@
-//! The code that child processes run.
+//! The code that the child processes of the PostgreSQL tests run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,25 +16,26 @@ use support::process::{report, wait_for_parent};
 use support::raw::next;
 use support::*;
 
-/// The cap on active keys in each shared tenant: 5, small enough for the writers to reach.
+/// 5 active keys in each shared tenant, so few that the writers reach this cap.
 pub const CAP: u32 = 5;
 
-/// A cap above the number of keys that any child creates.
+/// 1,000,000 active keys, a cap that no child reaches.
 const NO_CAP: u32 = 1_000_000;
 
-/// Writers per process.
+/// 4 writers in each process.
 pub const TASKS: usize = 4;
 
-/// Tenants that belong to one writer, which commits to all of them concurrently.
+/// 8 tenants for each writer alone. The writer commits to all of them concurrently.
 pub const STREAMS: usize = 8;
 
-/// Tenants that all writers share. `HOT` is one more shared tenant, which each writer uses in every step.
+/// 64 tenants that all writers share. `HOT` is one more shared tenant, in which a writer creates a key at
+/// every step.
 pub const TENANTS: usize = 64;
 pub const HOT: &str = "hot";
 
 pub fn run(part: &str) {
-    // A panic in any thread ends the process. Otherwise the parent would wait forever for the panicked
-    // thread.
+    // A panic in any thread must end this process. Otherwise the thread would be gone, and the parent would
+    // wait for its reports forever.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panicked| {
         hook(panicked);
@@ -57,7 +58,7 @@ pub fn number(name: &str) -> usize {
     text(name).parse().unwrap()
 }
 
-/// Returns options that connect to the parent's schema.
+/// Returns the options for connecting to the schema that the parent created.
 pub fn options() -> PostgresOptions {
     PostgresStore::options(text("CHILD_PATH"))
         .schema(text("CHILD_SCHEMA"))
@@ -70,7 +71,8 @@ fn service(store: PostgresStore) -> Keyward {
     node(store, &clock, Policy::new(capped(CAP)).unwrap())
 }
 
-/// Waits for a line from the parent, then runs all writers of this process concurrently.
+/// Reports that this process is ready, waits for the parent's signal, and then runs all of its writers
+/// concurrently.
 fn at_once(writer: impl Fn(usize) + Sync) {
     report("ready");
     assert!(wait_for_parent());
@@ -86,8 +88,8 @@ fn together(writer: impl Fn(usize) + Sync) {
     });
 }
 
-/// Creates keys in shared tenants up to the cap, and revokes them again. Each writer also commits to tenants
-/// of its own.
+/// Creates keys in the shared tenants until their caps are reached, and revokes these keys. Concurrently,
+/// each writer commits to tenants of its own.
 fn writes() {
     let store = open(options()).unwrap();
     let keys = service(store.clone());
@@ -126,7 +128,7 @@ fn report_change(revision: Revision, what: &str, key: KeyId, tenant: &str) {
     ));
 }
 
-/// Creates one key in each tenant that is below its cap, then revokes all of these keys.
+/// Creates one key in each shared tenant that is below its cap, and then revokes all of these keys.
 async fn churn(keys: &Keyward, name: &str) {
     let mut mine = Vec::new();
     for number in 0..TENANTS {
@@ -155,7 +157,8 @@ async fn churn(keys: &Keyward, name: &str) {
     }
 }
 
-/// Writes to a broken feed, which is ordered by sequence numbers drawn before the commit.
+/// Inserts rows into a table whose order is broken. A row gets its sequence number before its commit, so a
+/// lower number can appear later.
 fn numbers() {
     let (url, table, rounds) = (
         text("CHILD_PATH"),
@@ -182,13 +185,13 @@ fn numbers() {
     });
 }
 
-/// Commits until the parent closes the pipe, and reports the answer to each commit. Failed commits do not end
-/// the process.
+/// Commits and reports the answer to each commit, until the parent closes the pipe. The process continues
+/// after a failed commit.
 fn goes_on() {
     let me = number("CHILD_NUMBER");
     let short = Duration::from_millis(500);
     let options = options().request_timeout(short).connection_timeout(short);
-    // Retries, because connecting may time out on a busy machine.
+    // Connecting may time out on a busy machine, so it is repeated.
     let store = loop {
         if let Ok(store) = open(options.clone()) {
             break store;
@@ -213,7 +216,8 @@ fn goes_on() {
     });
 }
 
-/// Pauses between tries, so that no busy loop polls an unavailable server.
+/// Waits 10 ms before the next attempt, so that a process does not use a whole processor while the server is
+/// unavailable.
 async fn pause() {
     let pause = async { tokio::time::sleep(Duration::from_millis(10)).await };
     runtime().spawn(pause).await.unwrap();
@@ -242,7 +246,7 @@ async fn commits(
                 StoreErrorKind::Indeterminate => answer("Indeterminate"),
                 other => panic!("{other:?}"),
             },
-            // An earlier commit, which was reported with unknown outcome, has succeeded.
+            // An earlier commit of this writer was reported as `Indeterminate`, and has in fact succeeded.
             Err(CommitError::Conflict) => answer("Conflict"),
             Err(other) => panic!("{other:?}"),
         }
@@ -256,8 +260,8 @@ async fn commits(
     }
 }
 
-/// Creates keys one after another. Each creation is repeated until its outcome is known; only the last one
-/// may stay unknown.
+/// Creates keys one after another. Repeats each creation until its outcome is known, except the last one,
+/// which the end of the run may interrupt.
 async fn creations(keys: &Keyward, me: usize, task: usize, going: &impl Fn() -> bool) {
     let tenant = format!("made-{me}-{task}");
     let admin = actor(&tenant, "alice", Role::ADMIN);

@@ -1,5 +1,5 @@
-//! Connections that are cut or go silent in the middle of a commit. Every answer must be true, and a retry
-//! with the same command id must return the outcome.
+//! Connections that are cut or become silent in the middle of a commit. The store must never report a wrong
+//! outcome. A retry with the same command id must return the true one.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,7 +22,7 @@ use support::process::rounds;
 use support::raw::{beginning, next};
 use support::*;
 
-/// The answer to a commit, combined with whether the commit was written.
+/// The store's answer to a commit, and whether the commit was in fact written.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Outcome {
     Done,
@@ -32,7 +32,8 @@ enum Outcome {
 }
 
 impl Outcome {
-    /// Checks that the answer is true. `there` is whether the store has the commit.
+    /// Checks that the answer agrees with the store. The argument `there` is true if the store contains the
+    /// commit.
     #[track_caller]
     fn of(answer: Result<(), StoreError>, there: bool, when: &str) -> Self {
         let kind = answer.as_ref().map_err(StoreError::kind);
@@ -46,7 +47,7 @@ impl Outcome {
     }
 }
 
-/// A schema on a server, with a direct connection and a proxy.
+/// A schema that a test reaches through a proxy, and also directly.
 struct Ground {
     proxy: Proxy,
     place: TestSchema,
@@ -55,7 +56,8 @@ struct Ground {
 
 impl Ground {
     fn new() -> Self {
-        // Always starts its own server, because the proxy must know the path of the server's socket.
+        // The tests start a server of their own here, because the proxy needs the path of the server's
+        // socket.
         static SHARED: OnceLock<Server> = OnceLock::new();
         let server = SHARED.get_or_init(|| Server::start("fsync = off"));
         let place = TestSchema::at(server.url());
@@ -66,7 +68,8 @@ impl Ground {
         }
     }
 
-    /// Returns options with one connection for reads and one for commits.
+    /// Returns options for a store that connects through the proxy, with one connection for reads and one for
+    /// commits.
     fn options(&self) -> PostgresOptions {
         PostgresStore::options(self.proxy.url())
             .schema(&self.place.schema)
@@ -74,7 +77,7 @@ impl Ground {
             .server_clock(false)
     }
 
-    /// Returns whether the tenant has a commit, after all commits in progress have ended.
+    /// Returns whether a tenant has a commit. Waits first until every commit in progress has ended.
     fn is_there(&self, name: &str) -> bool {
         self.place.until_free();
         let view = wait(self.direct.load(&tenant(name), &LoadRequest::none())).unwrap();
@@ -88,12 +91,12 @@ impl Ground {
     }
 }
 
-/// Commits once, which makes the connection for commits the newest one. The proxy disturbs the newest
+/// Commits once, so that the connection for commits is the newest one. The proxy disturbs only the newest
 /// connection.
 fn warm(store: &PostgresStore) {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    // Retries, because connecting may time out on a busy machine.
+    // Connecting may time out on a busy machine, so the commit is repeated.
     for again in 0.. {
         if raw(store, &format!("warm-{number}-{again}")).is_ok() {
             return;
@@ -120,10 +123,11 @@ fn create(keys: &Keyward, name: &str) -> Result<Created, CommandError> {
     wait(keys.create(&by, reader("key")))
 }
 
-/// Returns the points of a recorded conversation at which a test cuts the connection: every `every`th one,
-/// and all in the last messages.
+/// Returns the points of a recorded conversation at which a test cuts the connection.
 ///
-/// If `every` is 1, each byte is a point. Otherwise the start and the middle of each message are points.
+/// If `every` is 1, each byte is such a point. Otherwise the points are the start and the middle of each
+/// message, and only one in `every` points is used. In the last messages all points are used, because these
+/// messages contain the commit.
 fn points(said: &(Vec<u8>, Vec<u8>), every: usize) -> Vec<(Side, Point)> {
     let of = |side, bytes: &[u8]| {
         let lengths = lengths(bytes).into_iter().enumerate();
@@ -208,7 +212,8 @@ fn the_outcome_of_a_cut_creation_is_found_by_its_command_id() {
         let there = ground.is_there(&name);
         let outcome = Outcome::of(answer, there, &when);
         *outcomes.entry(outcome).or_insert(0) += 1;
-        // The first tries may fail, because a lost connection is detected only when a call on it fails.
+        // The first attempts may fail, because the store detects a lost connection only when a call on it
+        // fails.
         let again = loop {
             match create(&keys, &name) {
                 Err(CommandError::Store(error)) if error.kind() == StoreErrorKind::Unavailable => {}
@@ -226,8 +231,8 @@ fn the_outcome_of_a_cut_creation_is_found_by_its_command_id() {
     }
     print("creations", &outcomes);
     assert!(outcomes.contains_key(&Outcome::NotDone), "{outcomes:?}");
-    // One of the two unknown outcomes may not occur, depending on how the conversation splits into messages.
-    // Both occur if the connection is cut at each byte.
+    // A short run may reach only one of the two unknown outcomes, depending on how the conversation splits
+    // into messages. A long run cuts at each byte, and reaches both.
     let unknown = [Outcome::UnknownAndThere, Outcome::UnknownAndNotThere];
     let seen = unknown.iter().filter(|one| outcomes.contains_key(one));
     assert!(seen.count() >= rounds(1, 2), "{outcomes:?}");
@@ -244,7 +249,7 @@ fn a_commit_on_a_silent_connection_times_out_with_a_true_answer() {
         let (name, when) = (format!("t{number}"), format!("{side:?} {point:?}"));
         let short = Duration::from_millis(150);
         let options = ground.options().connection_timeout(short);
-        // Retries, because connecting may time out on a busy machine.
+        // Connecting may time out on a busy machine, so it is repeated.
         let store = loop {
             if let Ok(store) = open(options.clone().request_timeout(short)) {
                 break store;
@@ -286,8 +291,8 @@ fn a_node_silent_within_a_commit_blocks_others_only_until_its_timeout() {
         if ground.proxy.is_over() {
             break silent;
         }
-        // On a busy machine, the server may end the idle transaction before `COMMIT` arrives. Then the test
-        // tries again.
+        // `COMMIT` never reached the proxy: on a busy machine, the server may end an idle transaction before.
+        // The test then tries again.
         silent.join().unwrap().unwrap_err();
     };
     raw(&other, "other").unwrap();
@@ -325,7 +330,8 @@ fn commits_end_with_an_answer_while_readers_hold_every_connection() {
     let place = TestSchema::new();
     let long = Duration::from_secs(60);
     let pool = pool(&place.url, CONNECTIONS);
-    // Opens all connections first, so that the measured calls do not time out while they connect.
+    // Opens all connections before the measurement. Otherwise the measured calls could time out while they
+    // connect.
     on_runtime({
         let pool = pool.clone();
         async move {

@@ -1,5 +1,5 @@
-//! A server that is killed or stopped under load. Afterwards the store has every acknowledged commit and no
-//! commit that was reported as failed.
+//! A server that is killed or stopped under load. Afterwards, the store must have every commit that was
+//! reported as done, and none that was reported as failed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,10 +21,10 @@ use support::*;
 
 const PROCESSES: usize = 2;
 
-/// The line that marks the end of a child's reports.
+/// The line that this test adds after the last report of a child process.
 const ENDED: &str = "Ended";
 
-/// The reports of the child processes, in order of arrival.
+/// The lines that the child processes have reported so far, and the channel for further ones.
 struct Load {
     lines: Receiver<String>,
     all: Vec<String>,
@@ -41,14 +41,14 @@ impl Load {
         self.all.last().unwrap()
     }
 
-    /// Waits for `count` more acknowledged commits.
+    /// Waits until the child processes have reported `count` more successful commits.
     fn acknowledged(&mut self, count: usize) {
         for _ in 0..count {
             while !self.next().starts_with("Done") {}
         }
     }
 
-    /// Waits until a commit has failed in each process.
+    /// Waits until every child process has reported a failed commit.
     fn failed_in_each(&mut self) {
         let mut waiting: BTreeSet<_> = (0..PROCESSES).map(|me| me.to_string()).collect();
         while !waiting.is_empty() {
@@ -61,8 +61,8 @@ impl Load {
     }
 }
 
-/// Runs two processes that commit continuously, while `disturb` disturbs their server several times. Then
-/// compares their reports with the store.
+/// Runs two child processes that commit continuously, and disturbs their server several times. Then checks
+/// that their reports agree with the store.
 fn disturbed(
     what: &str,
     settings: &str,
@@ -99,7 +99,7 @@ fn disturbed(
             let sender = sender.clone();
             scope.spawn(move || {
                 while let Some(line) = part.next() {
-                    // The receiver is gone if the test has already failed.
+                    // Sending fails only if the test has already failed and dropped the receiver.
                     drop(sender.send(line));
                 }
                 drop(sender.send(ENDED.to_owned()));
@@ -109,7 +109,7 @@ fn disturbed(
         drop(sender);
         for _ in 0..cycles {
             load.acknowledged(100 + random.below(400));
-            // Pauses for a random time, so that the disturbance hits any point of a commit.
+            // Waits for a random time, so that the disturbance can hit a commit at any point.
             let while_they_work = Duration::from_millis(random.below(50) as u64);
             on_runtime(async move { tokio::time::sleep(while_they_work).await });
             disturb(&server, &mut load);
@@ -123,7 +123,7 @@ fn disturbed(
     compare(what, &place, start, &reports);
 }
 
-/// Compares the reports with the contents of the store.
+/// Checks that the reports of all child processes agree with the contents of the store.
 fn compare(what: &str, place: &TestSchema, start: keyward::store::Cursor, reports: &[String]) {
     let store = place.connect();
     let mut commits: BTreeMap<&str, BTreeSet<u128>> = BTreeMap::new();
@@ -149,7 +149,7 @@ fn compare(what: &str, place: &TestSchema, start: keyward::store::Cursor, report
             _ => panic!("{line}"),
         }
     }
-    // Waits until commits in progress release the lock on the head row.
+    // Waits until commits that are still in progress have ended and released their lock.
     place.until_free();
     let (kept, _) = page(&store, start, ALL.get());
     let kept: BTreeSet<_> = kept.into_iter().map(|(_, key)| key).collect();
@@ -182,7 +182,8 @@ fn compare(what: &str, place: &TestSchema, start: keyward::store::Cursor, report
         strange <= open.len(),
         "{strange} commits are in the store, and no child reported them"
     );
-    // Each creation was repeated until its outcome was known, and created exactly one key.
+    // Each writer repeated a creation until it knew the outcome, so every creation must have created exactly
+    // one key.
     assert_eq!(created.len(), PROCESSES * TASKS);
     for (name, known) in created {
         let mut query = KeyQuery::tenant(tenant(name), at(START));
@@ -200,7 +201,8 @@ fn compare(what: &str, place: &TestSchema, start: keyward::store::Cursor, report
 
 #[test]
 fn a_server_killed_under_load_loses_nothing_and_every_answer_is_true() {
-    // These settings delay each commit just before its fsync, so that most kills hit that point.
+    // With these settings, the server waits before each fsync. Most kills therefore hit a commit just before
+    // it becomes durable.
     let slow = "fsync = on\ncommit_delay = 10000\ncommit_siblings = 0";
     disturbed("killed", slow, rounds(4, 40), |server, _| {
         server.kill();
@@ -222,7 +224,7 @@ fn service(place: &TestSchema, clock: &Arc<ManualClock>) -> Keyward {
     let short = Duration::from_millis(200);
     let options = place.options().request_timeout(short);
     let options = options.connection_timeout(short);
-    // Retries, because connecting may time out on a busy machine.
+    // Connecting may time out on a busy machine, so it is repeated.
     let store = loop {
         if let Ok(store) = open(options.clone()) {
             break store;
@@ -253,7 +255,7 @@ fn verifiers_refuse_while_the_server_is_stopped_past_the_bound_and_recover_after
     let by = admin();
     let tried = |result: &dyn Fn() -> Result<KeyId, CommandError>| loop {
         match result() {
-            // A dead connection is detected only when a call on it fails.
+            // The store detects a lost connection only when a call on it fails, so this error is retried.
             Err(CommandError::Store(error)) if error.kind() == StoreErrorKind::Unavailable => {}
             result => break result,
         }
@@ -269,7 +271,8 @@ fn verifiers_refuse_while_the_server_is_stopped_past_the_bound_and_recover_after
     until(&|| verify(&kept.secret).is_ok() && verify(&lost.secret).is_ok());
 
     let paused = server.pause();
-    // An answer confirms the state at the time its request was sent, which was before the pause.
+    // A late answer cannot make the verifier fresh again: an answer counts from the time of its request,
+    // which was sent before the pause.
     clock.advance(Duration::from_secs(60));
     let stale = |secret| matches!(verify(secret), Err(VerifyError::Stale { .. }));
     assert!(stale(&kept.secret) && stale(&lost.secret));

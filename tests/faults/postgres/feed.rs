@@ -1,5 +1,5 @@
-//! Faults of a change feed: changes that a poller missed, got twice or got out of order. Tests look for these
-//! faults in the store's feed, and must find them in a broken feed.
+//! Detects faults in a poller's view of a change feed: changes that it missed, received twice, or received
+//! out of order. A test with a broken feed proves that the faults are found.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -8,23 +8,23 @@ use keyward::store::{Cursor, KeyStore, PostgresStore, Row};
 
 use support::wait;
 
-/// A change: its revision, and the number of the changed key or row.
+/// A change in a feed, as its revision and the number of the changed key or row.
 pub type Event = (u64, u128);
 
-/// The faults found in a poller's view of a feed.
+/// The faults in the changes that a poller has received.
 #[derive(Debug, Default)]
 pub struct Faults {
-    /// Changes that were written but never seen.
+    /// Changes that were written, but that the poller never received.
     pub missed: Vec<Event>,
-    /// Changes that were seen but never written.
+    /// Changes that the poller received, although nobody wrote them.
     pub strange: Vec<Event>,
-    /// Changes that were seen twice, or after a change with a later revision.
+    /// Changes that the poller received twice, or after a change with a higher revision.
     pub late: Vec<Event>,
 }
 
 impl Faults {
-    /// Finds the faults in `seen`, which must hold all of `last` and may hold older changes from `written`. A
-    /// feed may omit all but the last change of a row.
+    /// Finds the faults in the changes `seen`, which must include all of `last`, the newest change of each
+    /// row. Older changes may be missing, because a feed may leave them out.
     pub fn of(seen: &[Event], last: &BTreeSet<Event>, written: &BTreeSet<Event>) -> Self {
         let mut faults = Self::default();
         let (mut known, mut at) = (BTreeSet::new(), 0);
@@ -53,7 +53,8 @@ impl Faults {
     }
 }
 
-/// Reads a page of the store's feed. Returns the changes of keys, and the next cursor.
+/// Reads a page of the store's feed. Returns the changes of keys on the page, and the cursor for the next
+/// page.
 pub fn page(store: &PostgresStore, after: Cursor, limit: usize) -> (Vec<Event>, Cursor) {
     let limit = NonZeroUsize::new(limit).unwrap();
     let page = wait(store.changes(after, limit)).unwrap();
@@ -68,8 +69,8 @@ pub fn page(store: &PostgresStore, after: Cursor, limit: usize) -> (Vec<Event>, 
     (events.collect(), page.upto)
 }
 
-/// Polls until a poll that began after `over` returned true finds nothing. Each poll continues after the
-/// given revision. Returns all events and the number of polls.
+/// Polls until `over` has returned true and a later poll finds nothing. The function `poll` gets the revision
+/// that the previous poll reached. Returns all changes and the number of polls.
 pub fn watch(
     mut over: impl FnMut() -> bool,
     mut poll: impl FnMut(u64) -> (Vec<Event>, u64),

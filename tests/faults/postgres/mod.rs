@@ -1,7 +1,8 @@
 //! Faults that the PostgreSQL store must survive: many concurrent processes, a killed or stopped server, and
-//! connections that are cut or go silent.
+//! connections that are cut or become silent.
 //!
-//! Child processes are this test binary, started again. `KEYWARD_LONG=1` runs many more rounds.
+//! Each child process is this test binary, started again. `KEYWARD_LONG=1` makes the tests run many more
+//! rounds.
 #![allow(
     unreachable_pub,
     reason = "the modules of one test program share items"

@@ -1,5 +1,5 @@
-//! A proxy in front of a server's socket. The proxy cuts or silences a connection at a given point of the
-//! conversation.
+//! A proxy between a store and the socket of its server. A test can make it cut or silence a connection after
+//! a certain byte.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -12,43 +12,44 @@ use tempfile::TempDir;
 
 const SOCKET: &str = ".s.PGSQL.5432";
 
-/// The side of a connection that sends bytes.
+/// The side of a connection whose bytes are counted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Side {
     Client,
     Server,
 }
 
-/// The disturbance of a connection that the proxy causes.
+/// The disturbance that the proxy causes on a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Fate {
-    /// Closes the connection at both ends. Later connections work.
+    /// Closes the connection on both sides. Connections that are opened later work.
     Cut,
-    /// Closes the connection and every later one.
+    /// Closes the connection on both sides, and every connection that is opened later.
     Down,
-    /// Forwards no more bytes in either direction, not even the end of the stream. Later connections get no
-    /// answer either.
+    /// Forwards nothing any more in either direction, not even that one side has closed the connection. Later
+    /// connections get no answer either.
     Silent,
 }
 
-/// A point in one side's bytes: a number of whole messages, and a number of bytes of the next message.
+/// A position in the bytes of one side: the number of complete messages, and the number of bytes in the next
+/// message.
 pub type Point = (usize, usize);
 
-/// The moment at which the disturbance begins.
+/// The moment at which the proxy causes the disturbance.
 #[derive(Clone, Copy, Debug)]
 enum When {
     At(Side, Point),
-    /// Just before this query of the client, which must arrive in a single read.
+    /// Just before the client's query with this text, which must arrive in one read.
     Before(&'static str),
 }
 
-/// Splits bytes into messages of the PostgreSQL protocol. A message is a type byte, four length bytes that
-/// count themselves, and the body.
+/// Splits the bytes of one side into messages of the PostgreSQL protocol. A message consists of a type byte,
+/// four bytes with its length, and its body. The length includes its own four bytes.
 #[derive(Debug, Default)]
 struct Messages {
     header: Vec<u8>,
     left: usize,
-    /// The position after the last byte received.
+    /// The position after the bytes that have been taken.
     at: Point,
 }
 
@@ -72,7 +73,7 @@ impl Messages {
     }
 }
 
-/// Returns the lengths of the messages in `bytes`.
+/// Returns the length of each complete message in `bytes`.
 pub fn lengths(bytes: &[u8]) -> Vec<usize> {
     let mut messages = Messages::default();
     let (mut lengths, mut length) = (Vec::new(), 0);
@@ -89,24 +90,26 @@ pub fn lengths(bytes: &[u8]) -> Vec<usize> {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The planned disturbance: its moment, its kind, and the number of the affected connection.
+    /// The planned disturbance: when it begins, what it does, and the number of the connection that it
+    /// affects.
     plan: Option<(When, Fate, usize)>,
-    /// The number of connections accepted so far.
+    /// The number of connections that the proxy has accepted so far, which is also the number of the newest
+    /// one.
     made: usize,
     came: Messages,
-    /// The bytes of the client and of the server since recording began.
+    /// The bytes of the client and those of the server, since `record` began. `None` outside of `record`.
     recorded: Option<(Vec<u8>, Vec<u8>)>,
-    /// A disturbance that has happened and also applies to later connections.
+    /// The disturbance that has begun, if it also affects later connections.
     fate: Option<Fate>,
-    /// The number of connections, counted from the first one, that `silence` has silenced.
+    /// The number of the last connection that `silence` has silenced. All earlier connections are silent too.
     silent: usize,
-    /// Both ends of every connection.
+    /// Both sockets of every connection, so that `heal` can close them.
     ends: Vec<UnixStream>,
 }
 
 impl State {
-    /// Returns the number of bytes of `said` that pass before the disturbance begins. `None` if all of them
-    /// pass.
+    /// Returns how many bytes of `said` the proxy still forwards before the disturbance begins. `None` if the
+    /// disturbance does not begin within these bytes.
     fn comes_through(&mut self, who: Side, said: &[u8], when: When) -> Option<usize> {
         match when {
             When::At(side, point) if side == who => said.iter().position(|byte| {
@@ -117,7 +120,7 @@ impl State {
                 over
             }),
             When::Before(query) if who == Side::Client => {
-                // A type byte and four length bytes precede the query, and a zero byte follows it.
+                // A type byte and four length bytes precede the text of a query, and a zero byte follows it.
                 let query = [query.as_bytes(), b"\0"].concat();
                 let found = said.windows(query.len()).position(|part| part == query);
                 found.map(|at| at - 5)
@@ -127,7 +130,7 @@ impl State {
     }
 }
 
-/// A running proxy. Dropping it closes all of its connections.
+/// A running proxy, which closes all of its connections on drop.
 #[derive(Debug)]
 pub struct Proxy {
     folder: TempDir,
@@ -135,7 +138,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts a proxy for the server with a socket in the folder `server`.
+    /// Starts a proxy for the server whose socket is in the folder `server`.
     pub fn before(server: &Path) -> Self {
         let folder = TempDir::new().unwrap();
         let listener = UnixListener::bind(folder.path().join(SOCKET)).unwrap();
@@ -159,13 +162,14 @@ impl Proxy {
         )
     }
 
-    /// Forwards the bytes of `side` on the newest connection up to `point`, counted from now on. The next
-    /// byte triggers `fate`.
+    /// Disturbs the newest connection. The proxy forwards the bytes of `side` up to `point`, counted from
+    /// this call, and the next byte triggers `fate`.
     pub fn arm(&self, side: Side, point: Point, fate: Fate) {
         self.plan(When::At(side, point), fate);
     }
 
-    /// Forwards everything on the newest connection until the client sends `query`, which triggers `fate`.
+    /// Disturbs the newest connection. The proxy forwards everything until the client sends `query`, which
+    /// triggers `fate`.
     pub fn arm_before(&self, query: &'static str, fate: Fate) {
         self.plan(When::Before(query), fate);
     }
@@ -176,29 +180,30 @@ impl Proxy {
         state.plan = Some((when, fate, state.made));
     }
 
-    /// Returns whether the planned disturbance has happened.
+    /// Returns whether the planned disturbance has begun.
     pub fn is_over(&self) -> bool {
         self.state.lock().unwrap().plan.is_none()
     }
 
-    /// Cancels the plan, closes all existing connections, and accepts new connections again.
+    /// Ends every disturbance: cancels the plan, closes all connections, and lets new connections work.
     pub fn heal(&self) {
         let mut state = self.state.lock().unwrap();
         state.plan = None;
         state.fate = None;
         for end in state.ends.drain(..) {
-            // The socket may be closed already.
+            // The socket may be closed already, so an error is ignored.
             drop(end.shutdown(Shutdown::Both));
         }
     }
 
-    /// Silences all existing connections. New connections work.
+    /// Silences all connections that exist now. Connections that are opened later work.
     pub fn silence(&self) {
         let mut state = self.state.lock().unwrap();
         state.silent = state.made;
     }
 
-    /// Runs `conversation` and records both sides' bytes on the newest connection.
+    /// Calls `conversation`, and returns the bytes that the client and the server sent on the newest
+    /// connection during the call.
     pub fn record<T>(&self, conversation: impl FnOnce() -> T) -> (Vec<u8>, Vec<u8>) {
         self.state.lock().unwrap().recorded = Some(Default::default());
         conversation();
@@ -240,7 +245,7 @@ fn connect(state: &Arc<Mutex<State>>, client: UnixStream, server: &PathBuf) {
     }
 }
 
-/// Forwards one direction of a connection until its end.
+/// Forwards the bytes of one side of a connection until the connection ends.
 fn pass(
     state: &Mutex<State>,
     (number, side): (usize, Side),
@@ -275,12 +280,13 @@ fn pass(
             held.plan = None;
             held.fate = fate.filter(|fate| *fate != Fate::Cut);
         }
-        // The lock is held during the write, so the write happens-before any later event on this connection.
+        // The lock is held during this write. The write thus happens-before every event on this connection
+        // that another thread handles later.
         let written = to.write_all(&said[..through]);
         let over = read == 0 || written.is_err() || fate.is_some_and(|fate| fate != Fate::Silent);
         drop(held);
         if over {
-            // `shutdown` still delivers the bytes that were written before it.
+            // Bytes that were written before `shutdown` still reach the other side.
             drop(to.shutdown(Shutdown::Both));
             drop(from.shutdown(Shutdown::Both));
             return;

@@ -1,8 +1,8 @@
-//! Measures how long other processes accept a revoked key. Three processes verify continuously. A fourth one
-//! revokes, while the server or a verifier is killed or stopped.
+//! Measures for how long other processes accept a revoked key. Three processes verify continuously, and a
+//! fourth revokes while the server or a verifier is killed or stopped.
 //!
-//! The tests assert the guarantee: no verification that begins after the bound accepts the key.
-//! `KEYWARD_LONG=1` repeats the measurement many times and prints the figures of docs/propagation.md.
+//! The tests check the guarantee: no verification that begins after the bound has passed accepts the key.
+//! `KEYWARD_LONG=1` repeats the measurement many times, and prints the figures for docs/propagation.md.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use support::*;
 
 const VERIFIERS: usize = 3;
 
-/// The way a process learns of changes.
+/// The way in which a verifying process gets notice of a change.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Hears {
     Notified,
@@ -35,7 +35,8 @@ enum Disturbed {
     VerifierStopped,
 }
 
-/// Returns the time since boot, including suspended time. All processes of a machine share this clock.
+/// Returns the time since the machine started, including suspended time. All processes of the machine read
+/// the same clock.
 fn now() -> Duration {
     let at = clock_gettime(ClockId::Boottime);
     Duration::new(at.tv_sec.unsigned_abs(), u32::try_from(at.tv_nsec).unwrap())
@@ -48,8 +49,9 @@ fn service(store: impl KeyStore, bound: Duration) -> Keyward {
     wait(builder.build()).unwrap()
 }
 
-/// Verifies the newest key of the parent every millisecond. Reports the first acceptance, and the first
-/// refusal as revoked. When the next key arrives, reports the last acceptance of the previous key.
+/// Verifies the key that the parent has sent last, once per millisecond. Reports when the key is first
+/// accepted, and when it is first refused as revoked. When the parent sends the next key, reports the time of
+/// the last acceptance.
 pub fn verifies() {
     let bound = Duration::from_millis(number("CHILD_BOUND") as u64);
     let options = match text("CHILD_HEARS").as_str() {
@@ -104,7 +106,8 @@ pub fn verifies() {
     }
 }
 
-/// A measured revocation: the time of its return, its bound, and each verifier's last acceptance of the key.
+/// A measured revocation: the time at which it returned, and the time at which each verifier last accepted
+/// the key.
 struct Revocation {
     disturbed: Disturbed,
     returned: Duration,
@@ -112,12 +115,12 @@ struct Revocation {
     accepted: Vec<Duration>,
 }
 
-/// Sleeps in real time, because this test measures real time.
+/// Waits in real time, because these tests measure real time.
 fn pause(pause: Duration) {
     on_runtime(async move { tokio::time::sleep(pause).await });
 }
 
-/// Reads a child's reports up to the first one that starts with `word`. Returns the rest of that report.
+/// Reads the reports of a child process until one starts with `word`. Returns the rest of that report.
 #[track_caller]
 fn until(part: &mut ChildProcess, word: &str) -> String {
     loop {
@@ -138,7 +141,7 @@ fn stopped(part: &ChildProcess, signal: Signal) {
     .unwrap();
 }
 
-/// Revokes one key after another, while `plan` disturbs the processes.
+/// Revokes one key after another, and causes the disturbances in `plan`. Returns the measured revocations.
 fn revocations(hears: Hears, bound: Duration, plan: &[Disturbed]) -> Vec<Revocation> {
     let server = Server::start("fsync = off");
     let place = TestSchema::at(server.url());
@@ -156,7 +159,8 @@ fn revocations(hears: Hears, bound: Duration, plan: &[Disturbed]) -> Vec<Revocat
     let mut measured: Vec<Revocation> = Vec::new();
     let by = admin();
     for disturbed in plan {
-        // After a fault, the first tries may fail on lost connections that are not detected yet.
+        // After a disturbance, the first attempts may fail, because the store detects a lost connection only
+        // when a call on it fails.
         let made = loop {
             match wait(keys.create(&by, reader("key"))) {
                 Ok(made) => break made,
@@ -175,12 +179,13 @@ fn revocations(hears: Hears, bound: Duration, plan: &[Disturbed]) -> Vec<Revocat
         parts
             .iter_mut()
             .for_each(|part| drop(until(part, "accepted")));
-        // Pauses for a random time, so that the revocation is out of step with the verifiers' polls.
+        // Waits for a random time, so that the revocation can come at any time between two polls of a
+        // verifier.
         pause(Duration::from_millis(random.below(300) as u64));
         let longer = bound.mul_f64(1.5);
         let revoke = || {
             let by = by.with_command_id(command(&made.id.to_string()));
-            // Retries until the revocation succeeds, as a caller would.
+            // Repeats the revocation until it succeeds, as an application would.
             loop {
                 match wait(keys.revoke(&by, made.id, Reason::Lost)) {
                     Ok(receipt) => return (now(), receipt.bound()),
@@ -234,7 +239,7 @@ fn revocations(hears: Hears, bound: Duration, plan: &[Disturbed]) -> Vec<Revocat
     measured
 }
 
-/// Prints, for each kind of disturbance, the time from the return of a revocation to the last acceptance.
+/// Prints for each kind of disturbance how long after the revocation returned the key was last accepted.
 fn print(hears: Hears, measured: &[Revocation]) {
     let kinds = [
         Disturbed::Nothing,

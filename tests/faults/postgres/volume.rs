@@ -1,5 +1,5 @@
-//! Sixteen writers in four processes. No tenant exceeds its cap, and a poller misses no change. Another test
-//! shows that the same checks find the faults of a broken feed.
+//! Sixteen writers in four processes. No tenant may exceed its cap, and a poller must receive every change. A
+//! test with a broken feed proves that missed changes are found.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
@@ -16,8 +16,8 @@ use support::*;
 
 const PROCESSES: usize = 4;
 
-/// Runs writers in four processes and polls the feed while they write. Returns the polled events, the number
-/// of polls, and the writers' reports.
+/// Runs writers in four processes, and polls the feed while they write. Returns the changes from the feed,
+/// the number of polls, and the writers' reports.
 fn watched(
     place: &TestSchema,
     part: &str,
@@ -89,7 +89,7 @@ fn caps_hold_under_16_writers_in_4_processes_and_a_poller_misses_nothing() {
     let last = last.into_iter().map(|(key, at)| (at, key)).collect();
     Faults::of(&seen, &last, &all).assert_none();
 
-    // Replays the acknowledged commits in order and counts each tenant's live keys.
+    // Counts the live keys of each tenant after every reported commit, in the order of revisions.
     let mut live: BTreeMap<&str, u32> = BTreeMap::new();
     let mut most: BTreeMap<&str, u32> = BTreeMap::new();
     for (at, events) in &written {
@@ -182,7 +182,7 @@ fn a_slow_commit_is_not_overtaken() {
     let first = commit(&slow, "slow");
     place.until_found(&waiting("gate"));
     let second = commit(&fast, "fast");
-    // Waits until the second commit waits for the lock on the head row, or has committed.
+    // Waits until the second commit is done, or is blocked by the lock that the first commit holds.
     let over = "SELECT 'over' FROM $s.commits UNION ALL SELECT 'waits' FROM pg_stat_activity \
                 WHERE wait_event_type = 'Lock' AND query LIKE '%$s%FOR UPDATE%'";
     place.until_found(over);

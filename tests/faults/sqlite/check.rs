@@ -1,4 +1,4 @@
-//! Invariants that a database file keeps after any fault.
+//! The invariants of a database file, which must hold after any fault.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -12,16 +12,16 @@ use keyward::{Actor, KeyId, TenantId};
 use crate::sqlite::child::{NO_CAP, open, service};
 use support::wait;
 
-/// The contents of an intact file.
+/// The contents of a database file that was checked.
 pub struct Held {
     pub store: SqliteStore,
     pub revision: u64,
     pub keys: BTreeMap<KeyId, KeyRecord>,
-    /// The keys that the audit trail names, each with the revision of its entry.
+    /// The keys that are named in the audit trail, each with the revision of the commit that names it.
     pub named: BTreeSet<(u64, KeyId)>,
 }
 
-/// Opens a file, checks its integrity, and reads its contents.
+/// Opens a database file, checks its integrity and its audit trails, and returns its contents.
 #[track_caller]
 pub fn examine(path: &Path) -> Held {
     let store = open(path);
@@ -75,8 +75,8 @@ impl Held {
         matches!(self.keys[&key].state, KeyState::Revoked { .. })
     }
 
-    /// Checks that the file has a change that was acknowledged to a child. `line` is a report written by
-    /// `done`.
+    /// Checks that the file has the change that a child process has reported. The argument `line` is a report
+    /// of the function `done`.
     #[track_caller]
     pub fn has(&self, line: &str) {
         let words: Vec<_> = line.split(' ').collect();

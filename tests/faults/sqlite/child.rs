@@ -1,4 +1,4 @@
-//! The code that child processes run.
+//! The code that the child processes of the SQLite tests run.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -18,13 +18,14 @@ use keyward::policy::Policy;
 use support::process::{report, wait_for_parent};
 use support::{START, actor, at, capped, peppers, reader, wait};
 
-/// A cap above the number of keys that any child creates and keeps.
+/// 1,000,000 active keys, a cap that no child reaches.
 pub const NO_CAP: u32 = 1_000_000;
 
-/// The cap of the tenant that all processes share: 5, small enough for the processes to reach.
+/// 5 active keys in the tenant that all processes share, so few that they reach this cap.
 pub const CAP: u32 = 5;
 
-/// Commits of a child under faults or recording: 8, so few that the tests can fail each call in turn.
+/// 8 commits of the child process `steps`. The number is small, so that a test can let each call of the
+/// process fail in turn.
 pub const STEPS: usize = 8;
 
 pub fn run(part: &str) {
@@ -66,7 +67,7 @@ fn done(revision: Revision, what: &str, key: KeyId) {
     report(format_args!("done {} {what} {key}", revision.0));
 }
 
-/// Creates and revokes keys in a shared tenant, and in a tenant of its own.
+/// Creates and revokes keys, both in a tenant that all processes share and in a tenant of this process alone.
 fn races(path: &Path) {
     let own = format!("own-{}", number("CHILD_NUMBER"));
     let keys = service(open(path), CAP);
@@ -96,7 +97,7 @@ fn races(path: &Path) {
     }
 }
 
-/// Creates, rotates and revokes keys in several tenants until the process is killed.
+/// Creates, rotates and revokes keys in several tenants, until the parent kills this process.
 fn works(path: &Path) {
     let keys = service(open(path), NO_CAP);
     for round in 0_usize.. {
@@ -116,7 +117,7 @@ fn works(path: &Path) {
     }
 }
 
-/// Commits once, and again for each line from the parent.
+/// Commits once, and once more for each line from the parent.
 fn stays(path: &Path) {
     let store = open(path);
     let keys = service(store, NO_CAP);
@@ -130,7 +131,7 @@ fn stays(path: &Path) {
     }
 }
 
-/// A store that reports the outcome of each commit.
+/// A store that reports the outcome of every commit to the parent.
 #[derive(Debug)]
 struct Reporting(SqliteStore);
 
@@ -184,8 +185,8 @@ impl KeyStore for Reporting {
     }
 }
 
-/// Commits while calls fail, and once more after the faults have ended. The parent may kill the process
-/// before the last commit.
+/// Commits while calls to the operating system fail, and once more after the faults have ended. The parent
+/// may kill this process before the last commit.
 fn steps(path: &Path) {
     let store = match wait(SqliteStore::open(path)) {
         Ok(store) => store,
@@ -205,7 +206,7 @@ fn steps(path: &Path) {
     };
     let admin = actor("acme", "alice", Role::ADMIN);
     for round in 0..STEPS {
-        // `Reporting` reports the outcome of each commit, so the result is ignored here.
+        // The result is ignored, because `Reporting` has already reported the outcome of the commit.
         drop(wait(keys.create(&admin, reader("key"))));
         if round == STEPS / 2 {
             checkpoint(path);
@@ -221,24 +222,25 @@ fn steps(path: &Path) {
     assert!(wait(store.check_integrity()).unwrap().is_sound());
 }
 
-/// Checkpoints the write-ahead log into the file, as SQLite does every thousand pages.
+/// Moves the contents of the write-ahead log into the database file, as SQLite does after every thousand
+/// pages.
 fn checkpoint(path: &Path) {
     let Ok(conn) = rusqlite::Connection::open(path) else {
         return;
     };
-    // The checkpoint may fail, because the disk fails.
+    // An error is ignored, because the disk is failing on purpose.
     drop(conn.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(())));
-    // Closing the connection is another call that may fail.
+    // Closing the connection makes calls too, and these may fail as well.
     drop(conn);
 }
 
-/// Ends the faults by creating a file: once the file exists, the shim fails no more calls.
+/// Creates the file `SHIM_LIFT`, which ends the faults: once it exists, the shim lets every call succeed.
 fn lift() {
     std::fs::write(std::env::var_os("SHIM_LIFT").unwrap(), "").unwrap();
 }
 
-/// A file for marks. The shim records each mark in order with the database's writes. A mark names an
-/// acknowledged commit.
+/// A file to which a child process writes a line after each acknowledged commit. The shim records these lines
+/// in order with the writes to the database. A power cut after a line must not lose the commit.
 struct Marker(std::fs::File);
 
 impl Marker {
@@ -252,7 +254,7 @@ impl Marker {
     }
 }
 
-/// Commits, and writes a mark after each acknowledged commit.
+/// Creates and revokes keys, and writes a mark after each acknowledged commit.
 fn recorded(path: &Path) {
     let keys = service(open(path), NO_CAP);
     let mut marker = Marker::beside(path);
@@ -267,7 +269,8 @@ fn recorded(path: &Path) {
     }
 }
 
-/// Commits rows without waiting for fsync, and writes a mark after each commit.
+/// Commits rows without waiting for fsync, and still writes a mark after each commit. A power cut must be
+/// seen to lose some rows.
 fn rows(path: &Path) {
     let conn = rusqlite::Connection::open(path).unwrap();
     conn.pragma_update(None, "synchronous", "NORMAL").unwrap();
@@ -282,7 +285,7 @@ fn rows(path: &Path) {
     }
 }
 
-/// Holds the write lock until the parent sends a line.
+/// Holds the write lock of the database until the parent sends a line.
 fn locks(path: &Path) {
     let conn = rusqlite::Connection::open(path).unwrap();
     conn.busy_timeout(Duration::from_secs(5)).unwrap();
@@ -294,7 +297,7 @@ fn locks(path: &Path) {
     wait_for_parent();
 }
 
-/// Creates a store, or opens it if another process created it first. Reports the store's epoch.
+/// Creates a store and reports its epoch. Opens the store instead if another process has created it first.
 fn creates(path: &Path) {
     let mut options = SqliteStore::options(path);
     if std::env::var_os("CHILD_NEW").is_some() {
@@ -309,7 +312,7 @@ fn creates(path: &Path) {
     }
 }
 
-/// Commits and reads while the file system is writable, then read-only, then writable again.
+/// Commits and reads while the file system is first writable, then read-only, and then writable again.
 fn reads(path: &Path) {
     let store = open(path);
     let keys = service(Reporting(store.clone()), NO_CAP);

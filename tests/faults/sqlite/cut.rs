@@ -1,5 +1,5 @@
-//! Simulated power cuts. Files are rebuilt from recorded writes, and any part of the unsynced writes is left
-//! out.
+//! Simulated power cuts. A test records all writes of a process, and then rebuilds the files with any part of
+//! the unsynced writes left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,7 +12,7 @@ use crate::sqlite::check::examine;
 use crate::sqlite::shim::shim;
 use support::process::{ChildProcess, SeededRandom, rounds};
 
-/// One recorded call: a write, truncation, sync or unlink.
+/// One recorded call to the operating system: a write, a truncation, a sync or a deletion.
 #[derive(Debug)]
 struct Step {
     kind: u8,
@@ -47,13 +47,13 @@ fn steps(log: &Path) -> Vec<Step> {
     steps
 }
 
-/// Returns the number of recorded calls that a test can make fail.
+/// Returns the number of recorded calls that a test can let fail.
 pub fn count(log: &Path) -> usize {
     let steps = steps(log);
     steps.iter().filter(|step| step.kind != b'u').count()
 }
 
-/// A file: its synced bytes, and the later edits, which a power cut may partly undo.
+/// A file: the bytes that are synced, and the edits since. A power cut may lose any part of these edits.
 #[derive(Clone, Default)]
 struct File {
     safe: Vec<u8>,
@@ -79,19 +79,19 @@ impl Edit {
     }
 }
 
-/// A folder of files. Until the folder is synced, a power cut may bring back a deleted file.
+/// A folder of files. A deleted file may come back in a power cut until the folder is synced.
 #[derive(Clone, Default)]
 struct Disk {
     files: BTreeMap<String, File>,
     deleted: BTreeMap<String, File>,
-    /// The marks of the commits that were acknowledged so far.
+    /// The marks that the child process has written so far, one for each acknowledged commit.
     marks: Vec<String>,
 }
 
 impl Disk {
     fn of(folder: &Path) -> Self {
-        // A dropped store closes its connections on its own threads. The last of these threads removes the
-        // log.
+        // A store closes its connections on threads of their own. Waits until the last connection is closed,
+        // which removes the log files.
         let log = |end: &str| folder.join(format!("keys.db{end}")).exists();
         while log("-wal") || log("-shm") {
             std::thread::yield_now();
@@ -152,11 +152,12 @@ impl Disk {
         }
     }
 
-    /// Writes one of the many states that a power cut may leave. Each unsynced sector or page is kept or lost
-    /// independently.
+    /// Writes the files as a power cut might leave them. Each unsynced sector or page is kept or lost at
+    /// random.
     fn cut(&self, random: &mut SeededRandom, to: &Path) {
         let grain = [512, 4096][random.below(2)];
-        // The number of unsynced parts, out of eight, that are kept on average: from none to all.
+        // Each unsynced part is kept with a probability of `kept` eighths. Zero keeps none, and eight keeps
+        // all.
         let kept = random.below(9);
         let mut files = self.files.clone();
         for (name, file) in &self.deleted {
@@ -198,8 +199,8 @@ fn owner_only(path: &Path) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
 }
 
-/// Runs a child, records its writes to the file in `folder`, and simulates power cuts. Passes each resulting
-/// file to `check`, with the marks acknowledged before the cut.
+/// Runs a child process, records its writes to `folder`, and simulates power cuts at random points. Calls
+/// `check` for each cut, with the resulting file and the commits acknowledged before.
 fn cut(
     part: &str,
     folder: &Path,
@@ -287,7 +288,7 @@ fn a_power_cut_loses_no_acknowledged_commit() {
     );
 }
 
-/// Proves that these tests find losses: a program that does not wait for fsync loses rows.
+/// Proves that a simulated power cut finds losses: rows that were committed without fsync must be lost.
 #[test]
 fn a_power_cut_is_seen_to_lose_commits_without_fsync() {
     let folder = tempdir().unwrap();

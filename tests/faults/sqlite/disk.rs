@@ -1,4 +1,4 @@
-//! A disk that fails at any single call: full, broken, or suddenly read-only.
+//! A disk on which any single call fails, because it is full, broken or suddenly read-only.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -52,7 +52,7 @@ impl Disk {
         ("SHIM_ARM", path.to_str().unwrap().to_owned())
     }
 
-    /// Checks that the file agrees with each reported outcome.
+    /// Checks that the file contains exactly the commits that were reported as written.
     #[track_caller]
     fn settle(&self, reports: &[String], run: &str) -> BTreeMap<String, usize> {
         let held = examine(&self.path());
@@ -111,7 +111,8 @@ fn every_answer_is_true_whichever_call_fails() {
     let mut runs = 0;
     for (error, name) in [(ENOSPC, "ENOSPC"), (EIO, "EIO")] {
         for on in [false, true] {
-            // Starts at a random call, so that repeated runs cover all calls.
+            // Starts at a random call, because a short run tries only every seventh call. Several runs
+            // together cover all calls.
             for at in (1 + random.below(every)..=calls).step_by(every) {
                 let disk = Disk::new();
                 let run = format!("{name} at {at}, {}", if on { "lasting" } else { "once" });
@@ -121,8 +122,8 @@ fn every_answer_is_true_whichever_call_fails() {
                     ("SHIM_ON", u8::from(on).to_string()),
                 ];
                 let mut env = disk.env(&shim, &fault);
-                // Every other child is killed during the faults. The reported outcomes must also hold after
-                // recovery.
+                // Every second child is killed while calls still fail. The killed child's reports must be
+                // true for the file that the next process recovers.
                 let dies = (at / every).is_multiple_of(2);
                 env.extend(dies.then(|| ("CHILD_DIES", "1".to_owned())));
                 let mut part = ChildProcess::start("sqlite:steps", &disk.path(), &env);
@@ -154,7 +155,8 @@ fn every_answer_is_true_whichever_call_fails() {
     }
 }
 
-/// Permission bits do not stop root, so the shim simulates a read-only file system.
+/// The shim simulates the read-only file system, because the tests may run as root, whom permission bits do
+/// not stop.
 #[test]
 fn a_store_that_becomes_read_only_can_still_be_read() {
     let built = tempdir().unwrap();

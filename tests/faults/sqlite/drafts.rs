@@ -1,5 +1,5 @@
-//! Drafts: temporary files of a store's creation. A killed creation leaves its draft behind, and the next
-//! open removes it.
+//! Drafts, the temporary files in which a new store is built. A process that is killed while it builds a
+//! store leaves its draft behind. The next process that opens the store removes it.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use support::{actor, reader, wait};
 
 const EIO: i32 = 5;
 
-/// Returns the names of the drafts in `folder`.
+/// Returns the names of the files in `folder` that are drafts of a store.
 fn drafts(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -27,7 +27,8 @@ fn epoch(path: &Path) -> u128 {
     wait(open(path).stats()).unwrap().head.epoch.0
 }
 
-/// Starts a child that creates a store. The shim disturbs the call with the number `at`.
+/// Starts a child process that creates a store. The argument `what` is `kill` or `hold`: the shim does this
+/// to the child at its call with the number `at`.
 fn creates(
     shim: &Path,
     path: &Path,
@@ -89,8 +90,8 @@ fn a_creation_in_progress_keeps_its_draft() {
         slow.expect("held");
         let before = drafts(folder.path());
         assert_eq!(before.len(), 1, "held at call {at}");
-        // The child is held in the middle of creating the store. This process creates, opens and backs up the
-        // same store.
+        // The child process is halted while it creates the store. This process creates, opens and backs up
+        // the same store in that time.
         let made = epoch(&path);
         assert_eq!(epoch(&path), made);
         wait(open(&path).backup(folder.path().join("copy.db"))).unwrap();
@@ -135,7 +136,8 @@ fn a_creation_that_fails_late_removes_no_store_that_others_use() {
             drop(slow.kill());
             continue;
         }
-        // The store exists now, and the child is about to sync its directory entry.
+        // The child has created the store, and is halted just before it syncs the folder. Other processes can
+        // already use the store.
         let keys = service(open(&path), NO_CAP);
         let made = wait(keys.create(&actor("acme", "alice", Role::ADMIN), reader("key"))).unwrap();
         slow.go_on();

@@ -1,6 +1,7 @@
-//! Faults that the SQLite store must survive: other processes, kill -9, a failing disk, a power cut.
+//! Faults that the SQLite store must survive: other processes, `kill -9`, a failing disk, and a power cut.
 //!
-//! Child processes are this test binary, started again. `KEYWARD_LONG=1` runs many more rounds.
+//! Each child process is this test binary, started again. `KEYWARD_LONG=1` makes the tests run many more
+//! rounds.
 
 #![allow(
     unreachable_pub,
@@ -33,8 +34,8 @@ fn a_process_that_opens_and_closes_the_file_removes_no_log() {
     let mut stays = ChildProcess::start("sqlite:stays", &path, &[]);
     let mut reports = vec![stays.next().unwrap()];
     for _ in 0..3 {
-        // SQLite removes the log when the last connection to the file closes. This connection is not the last
-        // one.
+        // SQLite removes the write-ahead log when the last connection to the file closes. The child still has
+        // a connection, so the log must stay.
         drop(examine(&path));
         stays.go_on();
         reports.push(stays.next().unwrap());
@@ -47,8 +48,8 @@ fn a_process_that_opens_and_closes_the_file_removes_no_log() {
     assert_eq!(held.revision, reports.len() as u64);
 }
 
-/// SQLite since 3.51 also has other ways to detect that a file is in use. An older SQLite, such as that of an
-/// operator's tool, relies on this lock alone and would remove the log.
+/// Since version 3.51, SQLite can detect by other means that a file is in use. An older SQLite, for example
+/// in an operator's tool, sees only the lock, and would remove the log without it.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_process_keeps_its_lock_while_it_opens_more_connections() {
@@ -67,8 +68,8 @@ fn a_process_keeps_its_lock_while_it_opens_more_connections() {
             .is_some_and(|file| file.ends_with(&format!(":{inode}")));
         of_file && words.get(4) == Some(&stays.id().to_string().as_str())
     });
-    // Outside of a transaction, a connection holds a lock only in WAL mode. The store uses WAL mode from
-    // SQLite 3.51.3 on.
+    // A connection without a transaction holds a lock on the file only in WAL mode. The store uses WAL mode
+    // only with SQLite 3.51.3 or later.
     let wal = rusqlite::version_number() >= 3_051_003;
     assert_eq!(held, wal, "locks on {inode}:\n{locks}");
     stays.finish();
@@ -95,7 +96,7 @@ fn three_processes_keep_a_cap_and_lose_nothing() {
     parts.iter_mut().for_each(ChildProcess::go_on);
     let mut reports = Vec::new();
     while let Some(line) = parts[0].next() {
-        // The follower syncs while all writers work.
+        // Syncs the follower after each report, while the other processes still write.
         wait(follower.sync()).unwrap();
         reports.push(line);
     }
@@ -117,7 +118,8 @@ fn three_processes_keep_a_cap_and_lose_nothing() {
         held.revision,
         "each commit was acknowledged"
     );
-    // Replays the trail to check that the shared tenant never exceeded its cap.
+    // Counts the live keys of the shared tenant after every commit, to check that they never exceeded the
+    // cap.
     let mut live = BTreeSet::new();
     let by_revision = reports.iter().map(|line| {
         let words: Vec<_> = line.split(' ').collect();
@@ -140,7 +142,7 @@ fn three_processes_keep_a_cap_and_lose_nothing() {
         }
         assert!(live.len() <= CAP as usize, "over the cap at {revision}");
     }
-    // The follower has the same cursor as a node that starts now.
+    // The follower must have reached the same cursor as a node that starts only now.
     let fresh = service(held.store.clone(), CAP);
     wait(fresh.sync()).unwrap();
     assert_eq!(follower.freshness().cursor, fresh.freshness().cursor);

@@ -1,5 +1,5 @@
-//! The bound of a key: the role of the person who received its secret limits the key. Promoting the owner
-//! does not widen a key whose secret another person received.
+//! The bound of a key: the role of the person who received the key's secret limits the key. If that person is
+//! not the owner, promoting the owner does not widen the key.
 
 use keyward::command::Created;
 use keyward::key::Dimension;
@@ -29,7 +29,7 @@ fn manages(grant: &Grant, world: &TestService) -> bool {
     wait(world.keys.close_tenant(&grant.actor(), &tenant("acme"))).is_ok()
 }
 
-/// Attack: mallory creates a key for bob and keeps the secret. Bob's later promotion must not give the key an
+/// Mallory creates a key for bob and keeps the secret. If bob is promoted later, the key must not get an
 /// administrator's rights.
 #[test]
 fn trap_27_promoting_bob_does_not_widen_a_key_that_mallory_made_for_him() {
@@ -65,7 +65,7 @@ fn a_secret_received_by_its_owner_follows_the_owners_role() {
     assert!(manages(&grant(&world, &created), &world));
 }
 
-/// Attack: the holder of bob's narrow key rotates bob's wider key.
+/// The holder of a narrow key of bob must not get a wider key of bob by rotating it.
 #[test]
 fn a_narrow_key_cannot_change_other_keys_of_its_owner() {
     let world = world();
@@ -115,8 +115,8 @@ fn a_narrow_key_cannot_change_other_keys_of_its_owner() {
     );
 }
 
-/// A key narrower than its owner's role manages nothing. A later demotion to a role no wider than the key
-/// does not change that.
+/// A key with fewer scopes than its owner's role may manage no keys. It still may not if the owner is later
+/// demoted to a role that the key's scopes cover.
 #[test]
 fn a_demotion_does_not_let_a_narrow_key_manage() {
     let world = world();
@@ -136,7 +136,7 @@ fn a_demotion_does_not_let_a_narrow_key_manage() {
     assert!(matches!(denied, Denial::Forbidden { .. }), "{denied:?}");
 }
 
-/// A key without scopes manages nothing, even if its owner's role allows no scopes either.
+/// A key without scopes may manage no keys, even if its owner's role allows no scopes either.
 #[test]
 fn a_key_without_scopes_manages_nothing() {
     let mut spec = super::policy();
@@ -185,7 +185,8 @@ fn rotation_by_the_owner_keeps_the_bound_of_the_old_key() {
     assert_eq!(rotated.reach, reads());
 }
 
-/// An actor who widens a key may hold its secret, so the actor's role bounds the key.
+/// An actor who widens a key may hold its secret. So the actor's role limits the key from then on, even if
+/// the owner is promoted.
 #[test]
 fn promoting_bob_does_not_widen_a_key_that_mallory_widened() {
     let world = world();
@@ -219,7 +220,8 @@ fn the_application_names_the_recipient_of_a_secret() {
     assert!(matches!(refused, Denial::HostOnly { .. }));
 }
 
-/// Attack: the application states a role below the stored one, and the key acts with the stored role.
+/// The application states a lower role for bob than the stored role. The new key must act with the stated
+/// role, not with the stored one.
 #[test]
 fn a_stored_role_above_the_stated_one_is_ignored() {
     let world = world();
@@ -253,7 +255,8 @@ fn a_stated_role_above_the_stored_one_issues_and_widens_nothing_until_it_is_sync
     let place = tenant("acme");
     let raised = set_role(&world, &by, (place.as_str(), "eve"), Role::MEMBER);
     assert_eq!(denied(raised), drift);
-    // Disabling a key only narrows it, so this command is checked against the stated role.
+    // Disabling a key only narrows it, so the command succeeds although the stated role is above the stored
+    // one.
     wait(world.keys.disable(&by, key.id)).unwrap();
 
     let synced = world.keys.sync_role(&by, &place, who("bob"), Role::ADMIN);
@@ -293,7 +296,8 @@ fn a_role_sync_updates_rows_above_and_below_and_restores_no_removed_owner() {
     assert_eq!(refused, Denial::OwnerRemoved { owner: who("bob") });
 }
 
-/// A person's stored role limits that person's rights, so only administrators may set it.
+/// A person's stored role limits that person's keys, so only administrators may set the role of another
+/// person.
 #[test]
 fn only_administrators_set_the_role_of_others() {
     let world = world();
@@ -335,7 +339,8 @@ fn a_role_named_for_ones_own_key_is_not_stored() {
     assert!(world.create(&admin(), reader("alice is an admin")).is_ok());
 }
 
-/// A key's roles are looked up in the current policy. A role missing from the policy allows nothing.
+/// The rights of a role always come from the current policy. If a new policy lacks a role, keys that the role
+/// limits reach nothing.
 #[test]
 fn a_bound_by_a_role_missing_from_the_policy_allows_nothing() {
     let world = world();
@@ -356,7 +361,8 @@ fn a_bound_by_a_role_missing_from_the_policy_allows_nothing() {
     assert!(world.keys.verify(created.secret.expose(), &need).is_err());
 }
 
-/// Special actors are enum variants, never strings, so no login name can impersonate one of them.
+/// Special actors such as the application are enum variants, never strings. So no login name can impersonate
+/// one of them.
 #[test]
 fn trap_32_a_login_named_system_or_like_a_key_is_an_ordinary_person() {
     let world = world();
@@ -382,7 +388,8 @@ fn trap_32_a_login_named_system_or_like_a_key_is_an_ordinary_person() {
     );
 }
 
-/// A role without rights in one tenant may have rights in a descendant tenant with other rules.
+/// A role may have no rights in one tenant and all rights in a descendant tenant with another policy. So a
+/// role change is checked under both policies.
 #[test]
 fn roles_are_also_compared_under_the_rules_of_tenants_below() {
     let root = Role::new("root").unwrap();
@@ -401,7 +408,7 @@ fn roles_are_also_compared_under_the_rules_of_tenants_below() {
     }
 }
 
-// Tests of owner rows in descendant tenants.
+// The tests below cover an owner who has one role in a tenant and another role in a descendant tenant.
 
 /// Makes bob a developer in acme and a member in acme/web. Returns a key of bob whose secret another person
 /// holds.
@@ -435,7 +442,7 @@ fn a_promotion_below_does_not_widen_secrets_received_by_others() {
         for role in [Role::DEVELOPER, Role::MEMBER, Role::ADMIN] {
             set_role(&world, &host(), ("acme/web", "bob"), role).unwrap();
             assert!(!writes(&world.keys) && !acts());
-            // Verifying against the store's rows refuses the key too.
+            // A verification that reads the rows from the store refuses the key too.
             let fresh = world.keys.verify_fresh(key.secret.expose(), &there);
             assert!(wait(fresh).is_err());
             assert!(!writes(&world.another_node(rules())));
@@ -464,8 +471,8 @@ fn a_promotion_below_widens_a_secret_received_by_the_owner() {
     assert!(!writes());
 }
 
-/// A key from before its owner's removal stays refused in the tenant of the removal, and works elsewhere. The
-/// removal does not limit the owner's later keys.
+/// Bob is removed from acme/web and added again. A key that he had before the removal stays refused in
+/// acme/web, and still works in acme.
 #[test]
 fn an_owner_restored_below_gets_no_old_key_back_there() {
     let world = super::world();

@@ -16,7 +16,8 @@ fn refused(denied: Denial) -> VerifyError {
     }
 }
 
-/// Changes a stolen key while a request made with the key is in flight.
+/// Creates a key and an actor that acts with it, and then changes the key with `what`. A command of that
+/// actor resembles a request that was in flight during the change.
 fn after(what: impl FnOnce(&TestService, keyward::KeyId)) -> (TestService, Actor) {
     let world = world();
     let (created, key) = acting(&world, &admin(), whole("wide"));
@@ -143,8 +144,8 @@ fn a_key_whose_owner_is_demoted_in_flight_grants_only_what_the_role_allows() {
     }
 }
 
-/// A committed command stays committed. If its actor repeats the command id, the ids and outcomes are the
-/// same.
+/// If an actor repeats the id of a committed command, it gets the same result again. This holds even if the
+/// actor's key was revoked in between.
 #[test]
 fn a_repeated_command_returns_its_result_even_to_a_key_revoked_since() {
     let world = world();
@@ -219,7 +220,8 @@ fn trail_and_record_name_the_acting_key_and_its_owner() {
     );
 }
 
-/// All descendants of a stolen key are found, even if keys between them were rotated or deleted.
+/// All keys that a stolen key made, directly or through other keys, are found. This holds even if keys
+/// between them were rotated or deleted.
 #[test]
 fn all_descendants_of_a_key_are_found() {
     let world = world();
@@ -270,7 +272,8 @@ fn a_key_has_at_most_eight_makers() {
     assert_eq!(ninth, Denial::TooManyMakers { limit: 8 });
 }
 
-/// The command of a deleted key fails without failing the other commands of its batch.
+/// Two commands on one tenant run concurrently. The command of a deleted key fails, and the command of an
+/// admin succeeds.
 #[test]
 fn a_deleted_key_does_not_block_other_commands_below() {
     let world = world();

@@ -6,7 +6,7 @@ use keyward::{CreateKey, Denial, Role};
 use super::{acting, developer, whole, world};
 use support::*;
 
-/// Attack: a role that the policy does not know lists all keys and reads the trail.
+/// An actor whose role is missing from the policy must not list other owners' keys or read the audit trail.
 #[test]
 fn an_unknown_role_reads_nothing() {
     let world = world();
@@ -18,7 +18,7 @@ fn an_unknown_role_reads_nothing() {
         role: by.role().cloned(),
     };
     let looked = wait(world.keys.list(&by, &query));
-    // An unknown role may list its own keys, and eve has none.
+    // An actor with an unknown role may list the keys that it owns. Eve owns none, so the list is empty.
     assert!(looked.unwrap().keys.is_empty());
     assert_eq!(denied(wait(world.keys.key(&by, key.id))), Denial::NotFound);
     assert_eq!(
@@ -137,7 +137,8 @@ fn a_key_reads_with_the_roles_it_manages_with() {
     ));
 }
 
-/// Only administrators may learn that a key's class no longer exists.
+/// Only administrators may learn that a key's class no longer exists. Other actors get the same refusal as
+/// for any key.
 #[test]
 fn a_refusal_does_not_reveal_that_a_class_is_gone() {
     let world = super::world();

@@ -22,8 +22,8 @@ use keyward::{
 
 use support::*;
 
-/// Returns a policy with classes of every kind. Admins and developers have all scopes, and only admins
-/// administer.
+/// Returns a policy with classes of every kind. Admins and developers have all scopes, and only admins are
+/// administrators.
 fn policy() -> PolicySpec {
     let mut spec = profiles::standard();
     let prefix = |text: &str| TokenPrefix::new(text).unwrap();

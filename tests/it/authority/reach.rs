@@ -14,7 +14,7 @@ fn exceeds(denied: Denial) -> Dimension {
     }
 }
 
-/// Attack: an admin gave a key to a developer, and she tries to widen it.
+/// An admin gave a key to a developer. The developer must not widen the key beyond her own role.
 #[test]
 fn a_developer_cannot_widen_an_admins_key_that_was_given_to_her() {
     let world = world();
@@ -55,7 +55,8 @@ fn a_developer_cannot_enable_extend_or_unbind_an_admins_key() {
     );
 }
 
-/// A command that only narrows a key is never refused for lack of reach, no matter who owns the key.
+/// A command that only narrows a key may come from an actor with less reach than the key, no matter who owns
+/// the key.
 #[test]
 fn a_developer_can_narrow_disable_and_revoke_an_admins_key() {
     let world = world();
@@ -72,7 +73,7 @@ fn a_developer_can_narrow_disable_and_revoke_an_admins_key() {
     wait(world.keys.revoke(&by, key.id, keyward::Reason::Lost)).unwrap();
 }
 
-/// Attack: a key limited to its own tenant creates a key that reaches all descendant tenants.
+/// A key that is limited to its own tenant must not create a key that reaches all descendant tenants.
 #[test]
 fn a_key_of_its_own_tenant_makes_no_key_that_reaches_below() {
     let mut spec = policy();
@@ -87,7 +88,7 @@ fn a_key_of_its_own_tenant_makes_no_key_that_reaches_below() {
     assert_eq!(exceeds(denied(refused)), Dimension::Tenants);
 }
 
-/// Attack: a test key creates and rotates live keys.
+/// A key of the test environment must not create or change keys of the live environment.
 #[test]
 fn trap_26_a_test_key_cannot_create_import_rotate_enable_or_widen_live_keys() {
     let world = world();
@@ -118,7 +119,8 @@ fn trap_26_a_test_key_cannot_create_import_rotate_enable_or_widen_live_keys() {
     );
 }
 
-/// Attack: a key restricted to a network creates an unrestricted key, and removes its own restriction.
+/// A key that is restricted to a network must not create an unrestricted key, and must not remove its own
+/// restriction.
 #[test]
 fn a_key_bound_to_a_network_unbinds_neither_another_key_nor_itself() {
     let world = world();
@@ -173,7 +175,7 @@ fn a_key_acts_only_from_the_networks_of_its_current_list() {
     }
 }
 
-/// Attack: anyone who reads an admin's publishable key acts as the admin.
+/// An admin's publishable key is public. Anyone who reads it must not be able to act as the admin.
 #[test]
 fn a_publishable_key_manages_nothing_not_even_itself() {
     let world = world();
@@ -231,7 +233,8 @@ fn a_key_issues_its_own_class_and_the_classes_its_class_lists() {
     );
 }
 
-/// Without this rule, a chain of keys would reach a class that the first key's class does not issue.
+/// A key may issue a class only if that class issues nothing more than the key's own class. Otherwise a chain
+/// of keys could reach a class that the first key must not issue.
 #[test]
 fn a_key_issues_no_class_that_issues_more_than_its_own_class() {
     let mut spec = policy();
@@ -300,7 +303,8 @@ fn no_key_outlives_the_key_that_made_or_extended_it() {
     assert_eq!(exceeds(denied(prolonged)), Dimension::Lifetime);
 }
 
-/// A role has no expiry, class, environment or network, so a key's limits cannot be compared with a role.
+/// A role has no limits on expiry, class, environment or network, but a key has. So no key covers a role, and
+/// a key cannot give a person a higher role.
 #[test]
 fn a_key_cannot_raise_a_role_and_can_lower_one_like_an_admin() {
     let world = world();
@@ -338,8 +342,8 @@ fn nobody_grants_a_role_that_manages_more_than_their_own() {
     );
 }
 
-/// A later change of the owner's role may widen a narrow key. Therefore a session with few scopes grants no
-/// key with more scopes.
+/// Bob's key has more scopes than his session, although his current role narrows the key. The session must
+/// not rotate or loosen the key, because a promotion of bob would widen it.
 #[test]
 fn a_session_with_few_scopes_grants_no_key_with_more() {
     let world = super::world();
@@ -373,6 +377,6 @@ fn a_session_with_few_scopes_grants_no_key_with_more() {
             other => panic!("{other:?}"),
         }
     }
-    // A session with all scopes is compared only with the key's current reach.
+    // For a session with all scopes, only the key's current reach counts, so the session may rotate the key.
     wait(world.keys.rotate(&bob(Role::MEMBER), key.id, how)).unwrap();
 }

@@ -79,7 +79,8 @@ fn a_key_renews_itself_until_its_chain_reaches_the_maximum_age() {
     assert!(wait(world.keys.rotate(&key, id, grace())).is_err());
 }
 
-/// A self-renewing key that creates a key does not reset the age. The maximum age counts from the first key.
+/// Self-rotation ends at a maximum age. If a key creates another key, the age of the new key still counts
+/// from the first key.
 #[test]
 fn the_maximum_age_counts_from_the_first_key_through_keys_that_make_keys() {
     let world = world();
@@ -132,7 +133,8 @@ fn no_retiring_or_leaked_key_rotates_itself_and_no_key_does_so_without_grace() {
     assert_eq!(reason(denied(refused)), "it was found in the open");
 }
 
-/// A lost answer costs no access: the old key can ask again for its successor's secret.
+/// If the response to a self-rotation is lost, the old key still works and can ask again for its successor's
+/// secret.
 #[test]
 fn a_key_that_lost_the_answer_to_its_rotation_asks_again() {
     let world = world();
@@ -161,7 +163,8 @@ fn the_trail_records_that_a_key_rotated_itself() {
     assert_eq!(rotated, Some(Some(created.id)));
 }
 
-// Tests of asking again after a lost answer. The key gets no more than its current rights allow.
+// In the tests below, a key asks again for its successor's secret after a lost response. The successor gets
+// no more than the key's current rights.
 
 fn lost() -> RotateKey {
     RotateKey::on_first_use(hours(1))
@@ -190,7 +193,7 @@ fn a_narrowed_key_gets_no_wider_successor_by_asking_again() {
         };
         let stale = act();
         let new = wait(world.keys.rotate(&stale, old.id, lost())).unwrap();
-        // The old key is not narrowed yet, so it may ask for its successor's secret.
+        // As long as the old key is not narrowed, it may ask again for its successor's secret.
         wait(world.keys.replace_lost(&stale, new.id)).unwrap();
         wait(world.keys.update(&admin(), old.id, narrowing)).unwrap();
         for by in [stale, act()] {
@@ -220,7 +223,8 @@ fn a_key_gets_no_successor_widened_by_others_by_asking_again() {
     }
 }
 
-/// Self-rotation may renew the expiry. Asking again for the lost secret keeps the renewed expiry.
+/// A self-rotation may give the successor a later expiry. If the old key asks again for the lost secret, the
+/// successor keeps that expiry.
 #[test]
 fn a_key_that_renews_itself_asks_again_for_a_later_end() {
     let world = world();

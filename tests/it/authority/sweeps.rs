@@ -1,5 +1,5 @@
-//! Commands that take several commits. The first commit is authorized, and the later commits only narrow
-//! keys.
+//! Commands that take several commits. Authority is checked at the first commit, and the later commits only
+//! narrow keys.
 
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
@@ -102,7 +102,8 @@ fn trail(
         .collect()
 }
 
-/// The filter of an interrupted command still decides which keys maintenance revokes.
+/// Maintenance finishes an interrupted bulk revocation, and revokes only keys that match the filter of the
+/// command.
 #[test]
 fn maintenance_revokes_no_key_that_the_filter_of_the_command_excludes() {
     for by_maker in [false, true] {
@@ -153,8 +154,8 @@ fn a_bulk_revocation_continues_after_its_callers_key_is_revoked() {
     let place = tenant("acme");
     assert!(wait(node.revoke_many(&by, &place, filter(), Reason::Unused)).is_err());
     wait(world.keys.revoke(&admin(), created.id, Reason::Lost)).unwrap();
-    // The repeated call continues the bulk revocation, although the key that started it is revoked. That key
-    // has no authority for anything else.
+    // The repeated call continues the bulk revocation, although the key that started it is revoked. The
+    // revoked key may do nothing else.
     let swept = wait(
         world
             .keys
@@ -255,7 +256,8 @@ fn maintenance_reaches_no_further_than_the_caller() {
     );
 }
 
-/// Repeating a finished command does not run it again.
+/// Repeating the id of a finished command does not run the command again. So keys that were created since are
+/// not affected.
 #[test]
 fn a_repeated_removal_ends_no_key_created_since() {
     let world = super::world();
@@ -276,8 +278,8 @@ fn a_repeated_removal_ends_no_key_created_since() {
     assert!(world.keys.verify(new.secret.expose(), &Need::any()).is_ok());
 }
 
-/// A key without authority repeats a finished command and gains nothing. Keys that began to match the filter
-/// later stay untouched.
+/// A revoked key repeats the id of its finished bulk revocation. Keys that began to match the filter after
+/// the command are not revoked.
 #[test]
 fn a_key_without_authority_revokes_nothing_by_repeating_a_finished_command() {
     let world = super::world();
@@ -293,7 +295,8 @@ fn a_key_without_authority_revokes_nothing_by_repeating_a_finished_command() {
     };
     let repeated = || key.with_command_id(command("sweep"));
     assert_eq!(sweep(repeated()).unwrap().ended, 0);
-    // From here on, the key counts as a maker of the victim, because it widened the victim.
+    // The key widens the key `victim`. From here on it counts as a maker of `victim`, so the filter of the
+    // old command matches.
     let widened = UpdateKey::new().scopes(["reports:*"]);
     wait(world.keys.update(&key, victim.id, widened)).unwrap();
     let made = wait(world.keys.made_by(&admin(), &place, created.id)).unwrap();
@@ -302,13 +305,14 @@ fn a_key_without_authority_revokes_nothing_by_repeating_a_finished_command() {
     let _ = sweep(repeated());
     let verified = |secret| world.keys.verify(secret, &Need::any());
     assert!(verified(victim.secret.expose()).is_ok());
-    // A new command by an authorized actor finds the victim.
+    // A new command by an authorized actor revokes `victim`.
     let by = admin();
     assert_eq!(sweep((&by).into()).unwrap().ended, 1);
     assert!(verified(victim.secret.expose()).is_err());
 }
 
-// Tests of descendants. A key's descendants are all keys that it helped to make.
+// The tests below cover the descendants of a key: all keys that it helped to make, directly or through other
+// keys.
 
 fn made_by(world: &TestService, key: keyward::KeyId) -> Vec<keyward::KeyId> {
     let made = wait(world.keys.made_by(&admin(), &tenant("acme"), key)).unwrap();
@@ -372,7 +376,8 @@ fn keys_made_by_a_deleted_key_of_a_chain_are_found() {
     assert!(verdict.is_err());
 }
 
-// A command continues in a descendant tenant even if its command id was already used there.
+// In the tests below, a bulk command continues in a descendant tenant in which its command id was already
+// used.
 
 /// Returns the id of a wide key that was stolen and revoked, and the keys that it made in acme and acme/web.
 fn stolen(world: &TestService) -> (keyward::KeyId, [keyward::command::Created; 2]) {

@@ -8,7 +8,7 @@ use keyward::{Actor, CreateKey, Denial, Need, Role, ScopeSet, TenantId, VerifyEr
 use super::{acting, developer, set_role, whole, world};
 use support::*;
 
-/// Attack: a developer of acme creates fifty keys in fifty new projects, past any cap.
+/// A developer of acme must not exceed the cap by creating fifty keys in fifty new descendant tenants.
 #[test]
 fn a_developer_cannot_create_a_tenant_by_creating_a_key_in_it() {
     let world = TestService::with_policy(capped(2));
@@ -41,7 +41,7 @@ fn at(path: &str) -> Need {
         .for_tenant(tenant(path))
 }
 
-/// Verifies against the local index, against the store, and on another node.
+/// Returns three verdicts on a key: from the local index, from the store, and from another node.
 fn everywhere(world: &TestService, secret: &str, need: &Need) -> Vec<Result<(), VerifyError>> {
     let other = world.another_node(keyward::policy::Policy::new(super::policy()).unwrap());
     wait(other.sync()).unwrap();
@@ -52,7 +52,7 @@ fn everywhere(world: &TestService, secret: &str, need: &Need) -> Vec<Result<(), 
     ]
 }
 
-/// Attack: a key whose class reaches descendants is used in a closed descendant tenant.
+/// A key whose class reaches descendants must not work in a closed descendant tenant.
 #[test]
 fn a_closed_tenant_below_is_not_reached() {
     let world = world();
@@ -118,7 +118,8 @@ fn an_owner_removed_or_demoted_below_is_restricted_there() {
     assert!(matches!(denied(made), Denial::ActingKey { .. }));
 }
 
-/// Attack: a path with dot segments, such as `GET /projects/acme%2F..%2Fvictim/secrets`.
+/// A tenant path must not have dot segments, which an attacker could put into a URL such as `GET
+/// /projects/acme%2F..%2Fvictim/secrets`.
 #[test]
 fn tenant_paths_with_dot_segments_are_refused() {
     for path in ["acme/../victim", "..", ".", "acme/.", "./acme"] {
@@ -127,7 +128,7 @@ fn tenant_paths_with_dot_segments_are_refused() {
     assert!(TenantId::new("acme/..web").is_ok());
 }
 
-/// The importer knows the secret of an imported key, so only administrators may import.
+/// An actor that imports a key knows the key's secret, so only administrators may import keys.
 #[test]
 fn only_administrators_import_keys() {
     let world = world();
@@ -146,7 +147,7 @@ fn only_administrators_import_keys() {
     assert!(import(&host(), "c").is_ok());
 }
 
-// Tests with rules that differ between tenants.
+// In the tests below, a tenant and its descendant have different policies.
 
 /// Makes a service with one policy for acme and another for acme/web.
 fn two_rules(above: PolicySpec, below: PolicySpec) -> TestService {
@@ -211,7 +212,8 @@ fn nobody_cancels_the_rotation_of_a_key_that_manages_more_below_than_they_do() {
     exceeds(refused, Dimension::Role);
 }
 
-/// A key of acme is verified under acme's rules, where its role allows more.
+/// A key of acme is verified under the policy of acme, in which a role may allow more than in acme/web. So a
+/// role change in acme/web is checked under both policies.
 #[test]
 fn roles_are_also_compared_under_the_rules_of_tenants_above() {
     let role = |name: &str| Role::new(name).unwrap();
@@ -237,7 +239,7 @@ fn roles_are_also_compared_under_the_rules_of_tenants_above() {
     assert!(world.keys.verify(key.secret.expose(), &there).is_err());
 }
 
-/// A new owner row in a descendant tenant may not hold a larger role than the row above it.
+/// An owner without a role in a descendant tenant may not get a higher role there than in the tenant above.
 #[test]
 fn a_new_row_below_is_no_larger_than_the_row_above() {
     let world = super::world();

@@ -32,7 +32,7 @@ thread_local! {
     static ACCEPTED: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Returns the number of attacks accepted since the last call.
+/// Returns the number of attacks that were accepted since the last call of this function.
 #[allow(dead_code, reason = "used only in builds without an open hole")]
 pub(crate) fn accepted() -> usize {
     ACCEPTED.replace(0)
@@ -211,7 +211,7 @@ impl Episode {
         done
     }
 
-    // Actions of other users.
+    // The functions below are actions of other users.
 
     fn alice(&self) -> Actor {
         Actor::new(tenant(0), who("alice"), role("admin"))
@@ -317,7 +317,7 @@ impl Episode {
         let points = self.points(&secret);
         let mut roles = record.bound.clone();
         roles.extend(self.live_roles(&record));
-        // A key that was narrow when handed over can never manage keys.
+        // A key that was narrower than its owner's role when it was handed over can never manage keys.
         if record.owner.principal().is_none() || !record.manages {
             roles.clear();
         }
@@ -433,7 +433,7 @@ impl Episode {
         format!("others disabled or revoked {id}: {done}")
     }
 
-    // Actions of the attacker.
+    // The functions below are actions of the attacker.
 
     fn keep_actors(&mut self) {
         let addresses = ADDRESSES.map(|address| address.parse::<IpAddr>().unwrap());
@@ -510,7 +510,8 @@ impl Episode {
     /// Returns an error if the acting key no longer worked when its command committed.
     fn dead(&self, acting: Option<&KeyRecord>, what: &str) -> Option<String> {
         let acting = acting?;
-        // A command on the acting key itself may end that key, but only after it was authorized.
+        // A command on the acting key itself may end that key. The key counts as working, because the command
+        // was authorized before that.
         let itself = what.contains(&acting.id.to_string())
             || what.contains("cancel")
             || what.contains("remove")
@@ -615,7 +616,8 @@ impl Episode {
             }
             _ => {
                 let done = block_on(keys.replace_lost(actor, id));
-                // A key that rotated itself and lost the answer may ask again.
+                // A key that rotated itself may ask again for its successor's secret, as if the response was
+                // lost.
                 let before = target.predecessor.as_ref().map(|old| old.key);
                 let own = by.is_some() && before == by;
                 let right = own || potential(self, Verb::Create, &class, &owner);
@@ -723,7 +725,8 @@ impl Episode {
                 let lowers = match &before {
                     Some(Some(before)) => policy::no_more(self.policy(), &given, before),
                     Some(None) => false,
-                    // A new row counts as lower if the owner already has a role in the tenant above.
+                    // If the owner has no role in this tenant yet but has one in the tenant above, a new role
+                    // counts as lower.
                     None => place == 1 && matches!(above, Some(Some(_))),
                 };
                 let raises = own.is_some_and(|own| policy::no_more(self.policy(), &given, &own));
@@ -781,7 +784,7 @@ impl Episode {
         });
     }
 
-    // Uses of the attacker's secrets.
+    // The functions below check all uses of the attacker's secrets.
 
     fn points(&self, secret: &str) -> BTreeSet<Point> {
         let mut points = BTreeSet::new();
@@ -794,7 +797,7 @@ impl Episode {
                         .for_tenant(tenant(t))
                         .in_environment(environment.clone())
                         .from_address(*address);
-                    // All nodes must give the same verdict, so each point asks only one node.
+                    // All nodes must give the same verdict, so each use of a key is checked on only one node.
                     let grant = self.nodes[(t + a) % 3].verify(secret, &need);
                     let allowed =
                         |grant: &Grant, scope: &str| grant.allows(&Scope::new(scope).unwrap());
@@ -809,7 +812,7 @@ impl Episode {
         points
     }
 
-    /// Checks that every use of the attacker's secrets lies within its potential.
+    /// Checks that every use of the attacker's secrets lies within the rights that others gave the attacker.
     pub(crate) fn check(&self) -> Result<(), String> {
         let now = self.now();
         for Held { id, secret } in &self.held {

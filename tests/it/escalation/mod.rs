@@ -42,7 +42,7 @@ fn no_attacker_exceeds_what_others_gave_it() {
         play(seed).unwrap_or_else(|wrong| panic!("{wrong}"));
         accepted += episode::accepted();
     }
-    // A search without accepted attacks would prove nothing.
+    // If no attack was accepted, the search tested only refusals and would prove nothing.
     assert!(
         accepted as u64 > episodes,
         "{accepted} attacks were accepted"
@@ -52,9 +52,9 @@ fn no_attacker_exceeds_what_others_gave_it() {
 /// The holes that the search must find. Each one alone lets an attacker exceed the rights that others
 /// granted.
 ///
-/// Checks that a second check backs up are not listed, because removing them opens no hole. For example, a
-/// key's bound also narrows a request beyond the key's scopes. `tests/it/authority` tests such checks one by
-/// one.
+/// If a second check backs up a check, the check is not listed here, because removing it alone opens no hole.
+/// For example, a key's bound also narrows a request beyond the key's scopes. `tests/it/authority` tests such
+/// checks one by one.
 #[cfg(keyward_hole)]
 const HOLES: &[&str] = &[
     "role",

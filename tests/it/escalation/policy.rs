@@ -137,7 +137,7 @@ fn access<'a>(policy: &'a Policy, verb: Verb, class: &ClassName) -> &'a Access {
     }
 }
 
-/// Returns whether `roles` is not empty and the access list for `verb` contains all of them.
+/// Returns whether the access list for `verb` contains all of `roles`. False if `roles` is empty.
 pub(crate) fn on_list(
     policy: &Policy,
     roles: &BTreeSet<Role>,

@@ -1,4 +1,4 @@
-//! The most that an attacker can do, derived from the design alone.
+//! The rights that an attacker can have at most, derived from the design alone.
 //!
 //! The *potential* is the union of two sets. One is the roles that others gave the attacker. The other is
 //! each secret that others handed over, with the key's reach at that time.
@@ -30,7 +30,7 @@ pub(crate) struct Handed {
     /// The roles with which the key could manage keys when it was handed over. Empty if the key managed
     /// nothing.
     pub(crate) roles: BTreeSet<Role>,
-    /// Whether the owner received the secret in person. If so, the key's reach follows the owner's role.
+    /// Whether the owner received the secret in person. If so, the key's reach changes with the owner's role.
     pub(crate) follows: bool,
 }
 
@@ -43,8 +43,8 @@ pub(crate) struct Potential {
     pub(crate) role: Option<Role>,
     pub(crate) ever: BTreeSet<Role>,
     pub(crate) handed: Vec<Handed>,
-    /// Every role that others have given bob so far. A secret that bob received and handed on follows later
-    /// changes of bob's role.
+    /// Every role that others have given bob so far. If bob received a secret and handed it on, the key's
+    /// reach still changes with bob's role.
     pub(crate) bob_ever: BTreeSet<Role>,
     /// Whether others have closed acme/web.
     pub(crate) closed: bool,
@@ -114,7 +114,8 @@ impl Potential {
             && until.is_none_or(|until| record.expires_at.is_some_and(|end| end <= until))
     }
 
-    /// Returns whether a key that its owner received in person may gain this use later.
+    /// Returns whether a key that its owner received in person may allow this use after a promotion of the
+    /// owner.
     fn follows(&self, key: &KeyRecord, (t, e, _, a): Point, scope: &Scope) -> bool {
         let class = self.policy.class(&key.class).unwrap();
         let there = match class.tenant_reach {
@@ -168,8 +169,8 @@ impl Potential {
         }
     }
 
-    /// Returns whether `key` may act with some set of roles that satisfies `has`. Only a whole key (see
-    /// `is_whole`) may act with the roles that others gave.
+    /// Returns whether `key` may act with some set of roles that satisfies `has`. Only a key that covers all
+    /// of its roles (see `is_whole`) may act with the roles that others gave.
     fn acts_by(&self, key: &Acting, has: impl Fn(&BTreeSet<Role>) -> bool) -> bool {
         let own = self.roles_for(key).into_iter();
         let mut given = own.map(|role| BTreeSet::from([role]));

@@ -16,14 +16,14 @@ use keyward::{KeyId, TenantId, Timestamp};
 
 use support::wait;
 
-/// The behaviour of the event stream: correct, or with one defect.
+/// A variant of the event stream: correct, or with one defect that the tests must detect.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Bend {
     /// No defect.
     Straight,
-    /// No defect, but fewer entries than requested, as a store may return.
+    /// No defect, but the store returns fewer entries than requested, as stores may do.
     GivesLess,
-    /// No defect, but an epoch that never changes, as in a store that was copied by hand.
+    /// No defect, but the store's epoch never changes, as if an operator had copied the store by hand.
     HasNoEpoch,
     /// Saves the advanced cursor before the events are handled.
     MovesOnFirst,
@@ -31,21 +31,21 @@ pub(crate) enum Bend {
     MovesOnUnseen,
     /// Returns the newest events first.
     NewestFirst,
-    /// Skips the other keys with the same expiry as the last key of a page.
+    /// Skips the remaining keys that have the same expiry as the last key of a page.
     SkipsTies,
     /// Skips one key between two pages of keys.
     LosesAKeyBetweenPages,
     /// Skips one entry between two pages of entries.
     LosesAnEntryBetweenPages,
-    /// Ignores keys that appear behind the position of the sweep.
+    /// Emits no notice for a key whose notice lies before the position that the reader has reached.
     NeverLooksBehind,
-    /// Keeps using the latest time even after the clock is set back.
+    /// Keeps using the latest time that it has read, even after the clock is set back.
     StaysAhead,
-    /// Reports keys in the state in which they were first read.
+    /// Reports a key in the state in which it was first read, even after it has changed.
     ReportsOldState,
     /// Sends notices one hour early.
     IsAhead,
-    /// Omits a key that ends exactly now.
+    /// Emits no notice for a key that expires exactly now.
     LeavesTheLastInstantOut,
     /// Lists the keys before reading the audit entries.
     SweepsFirst,

@@ -138,7 +138,7 @@ fn an_unreadable_entry_is_an_event_and_does_not_stop_the_stream() {
     ));
     for (n, row) in rows.unwrap().rows.iter().enumerate() {
         desk.reader.damage(row.position());
-        // The cursor was at this entry when the entry was damaged, so nothing follows for this reader.
+        // The reader had already passed this entry when the entry was damaged, so it gets no further event.
         assert_eq!(read(&desk.events, &cursor, 5).events, []);
         let mut from = EventCursor::BEGINNING;
         let received = drain(&desk.events, &mut from);

@@ -1,5 +1,5 @@
-//! Random changes in random order, with a reader that may crash at any point. Plain loops compare the events
-//! with the audit trail and the records. Each check must also catch a broken stream.
+//! Random changes in random order, with a reader that may crash at any point. Simple loops compare the events
+//! with the audit trail and the records. Other tests show that each check detects a broken stream.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::events::bent::{Bend, Bent, When, records};
 use crate::events::{WINDOWS, limit, notice, windows};
 use support::*;
 
-/// A command. Keys are given by their index among all keys.
+/// A command of a random scenario. A number names a key by its index among all keys.
 #[derive(Clone, Debug)]
 enum Ask {
     Create(Option<Duration>),
@@ -201,19 +201,19 @@ fn place((key, end, window): Notice) -> (i64, u64, KeyId) {
     (end.as_micros() - window as i64 * 1_000_000, window, key)
 }
 
-/// A simulated application that reads events, with its expectations.
+/// A simulated application that reads events, together with the events that it expects.
 struct Host {
     keys: Keyward,
     clock: Arc<ManualClock>,
-    /// The clock of the event stream.
+    /// The clock that the event stream reads. It may differ from the clock of the commands.
     reads_by: Arc<ManualClock>,
     bent: Arc<Bent>,
     events: Events,
     bend: Bend,
     cursor: EventCursor,
-    /// The number of entries sent before the saved cursor.
+    /// The number of audit entries whose events were sent before the cursor was last saved.
     kept: usize,
-    /// The sort key of the last notice that a sweep sent before the saved cursor.
+    /// The sort key of the last notice that was sent before the cursor was last saved.
     swept: Option<(i64, u64, KeyId)>,
     handled: HashSet<Notice>,
     kept_notices: HashMap<Notice, usize>,
@@ -403,8 +403,8 @@ impl Host {
             return Err(format!("missed: entries after {}", self.kept));
         }
         for (key, end, window) in self.truths() {
-            // A notice that was due before the clock was set back may be missing. While the clock was ahead,
-            // the notice of a narrower window replaced it.
+            // After the clock was set back, an earlier notice may be missing: while the clock was ahead, the
+            // notice of a narrower window replaced it.
             let (due, ..) = place((key, end, window));
             let behind = self.set_back.is_some_and(|to| due <= to.as_micros());
             if !self.handled.contains(&(key, end, window)) && (window == 0 || !behind) {
@@ -414,7 +414,7 @@ impl Host {
         Ok(())
     }
 
-    /// Checks that a key whose expiry was set only once got each notice once.
+    /// Checks that no notice was repeated for a key whose expiry was set only once.
     fn check_no_repetition(&self) -> Result<(), String> {
         let mut set = HashMap::<KeyId, usize>::new();
         for row in self.trail() {

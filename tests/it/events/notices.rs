@@ -1,4 +1,4 @@
-//! Notices about keys that end, one scenario per test.
+//! Notices about keys that expire, one scenario per test.
 
 use keyward::command::Expiry;
 use keyward::events::{EventCursor, EventKind, Events, ExpiryWindows};
@@ -50,7 +50,7 @@ fn a_key_that_skipped_a_window_gets_the_notice_of_the_narrowest() {
     let (world, events, mut cursor) = desk();
     world.create(&admin(), ends_in("long", 10)).unwrap();
     drain(&events, &mut cursor);
-    // The application reads no events for nine days.
+    // The application reads no events for nine days, in which two windows of the first key begin.
     world.clock.advance(days(9));
     world
         .create(&admin(), reader("short").expires_in(hours(2)))
@@ -177,7 +177,7 @@ fn invalid_windows_are_refused() {
     assert!(ExpiryWindows::new([std::time::Duration::from_millis(1500)]).is_err());
 }
 
-/// Many keys in a file expire at the same instant, and a page of notices ends between two of them.
+/// Many keys in an SQLite file expire at the same instant, and a page of notices ends between two of them.
 #[cfg(feature = "sqlite")]
 #[test]
 fn pages_that_end_among_keys_with_one_expiry_lose_no_key_in_a_file() {

@@ -34,7 +34,7 @@ fn the_client_address_is_the_peer_of_the_socket() {
     let server = Server::with(layer(&world));
     assert_eq!(status(&server, &near, &[]), 200);
     assert_eq!(status(&server, &far, &[]), 403);
-    // Here `peer_addr` supplies the client address, not the socket.
+    // Here the closure `peer_addr` supplies the client address, which would otherwise come from the socket.
     let elsewhere = layer(&world).peer_addr(|_| Some(IpAddr::from([203, 0, 113, 9])));
     let server = Server::with(elsewhere);
     assert_eq!(status(&server, &near, &[]), 403);
@@ -50,7 +50,8 @@ fn trap_23_no_header_forges_the_clients_address() {
     let list = |text| ("x-forwarded-for", text);
     let standard = |text| ("forwarded", text);
 
-    // The peer is not trusted: the first layer trusts no proxy, and the second one trusts another network.
+    // Neither layer trusts this peer as a proxy: the first one trusts no proxy, and the second one trusts
+    // another network.
     let others = TrustedProxies::x_forwarded_for(["10.0.0.0/8".parse().unwrap()]);
     for layer in [layer(&world), layer(&world).trusted_proxies(others)] {
         let server = Server::with(layer);

@@ -75,7 +75,8 @@ fn names(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|&name| name.to_owned()).collect()
 }
 
-/// The names that tower-http's CORS layer lists in `Vary`. `KEYS` are the names that keyward's layer lists.
+/// The names that tower-http's CORS layer lists in `Vary`. The constant `KEYS` has those that keyward's layer
+/// lists.
 const CORS: [&str; 3] = [
     "origin",
     "access-control-request-method",
@@ -165,8 +166,8 @@ fn an_inner_cors_layer_answers_preflights_that_are_let_through() {
     assert_eq!(vary(&passed), names(&all));
     assert_eq!(reached.load(Ordering::SeqCst), 1);
 
-    // Browsers hide this refusal from the page, because it did not pass through the CORS layer. Therefore the
-    // documentation recommends the other order.
+    // Here keyward's layer wraps the CORS layer, so its refusals get no CORS headers, and browsers hide them
+    // from the page. The documentation recommends the other order.
     let refused = asked(&server, PAGE, "garbage");
     assert_eq!((refused.status, &*refused.code()), (401, "invalid-key"));
     assert!(!readable(&refused, PAGE));

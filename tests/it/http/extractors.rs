@@ -86,7 +86,7 @@ fn an_optional_layer_accepts_requests_without_a_key_and_refuses_bad_keys() {
     );
     assert_eq!(server.bearer("/optional", "garbage").status, 401);
     assert_eq!(server.get("/optional", &[("x-api-key", "")]).status, 400);
-    // An extractor that requires a key sends the same refusal as the layer.
+    // If a request has no key, an extractor that requires one sends the same refusal as the layer.
     let refused = server.get("/required", &[]);
     assert_eq!(
         (refused.status, refused.header("www-authenticate")),

@@ -234,7 +234,7 @@ fn a_limiter_gets_the_grant_and_the_request() {
     let text = key.secret.expose();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let own = seen.clone();
-    // Limits writes but not reads.
+    // This limiter refuses all writes, and no reads.
     let check = move |grant: &Grant, request: &Parts| {
         let RequestTenant(tenant) = request.extensions.get().unwrap();
         let tenant = tenant.to_string();

@@ -57,7 +57,7 @@ fn a_node_accepts_a_new_key_before_it_has_synced() {
     assert_eq!(server.bearer("/", &key).status, 200);
     assert_eq!(nodes.link.asked(Call::Find), 2);
 
-    // This Basic pair has two keys, and the node knows neither of them.
+    // The user name and the password are one key each, and the node knows neither of them.
     let page = CreateKey::new("page")
         .class("publishable")
         .scope("reports:read");

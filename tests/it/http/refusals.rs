@@ -102,7 +102,7 @@ fn a_request_with_ambiguous_keys_is_refused_before_verification() {
             json!({"title": "Ambiguous credentials", "detail": detail})
         );
     }
-    // A key that is sent several times counts as one key.
+    // If a request sends the same key several times, it counts as one key.
     let twice = [
         ("authorization", &*bearer),
         ("x-api-key", one),

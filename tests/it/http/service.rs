@@ -47,7 +47,7 @@ impl Picky {
     }
 }
 
-/// A clone has no reserved place, so it is not ready.
+/// A clone of a service has no reserved place, so the clone is not ready.
 impl Clone for Picky {
     fn clone(&self) -> Self {
         Self {
@@ -81,7 +81,8 @@ impl Service<Request<Untouched>> for Picky {
     type Future = std::future::Ready<Result<Self::Response, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // The service holds one reference to `places`, and each reserved place holds one more.
+        // The service holds one reference to `places`, and each reserved place holds another. So the
+        // reference count counts the reserved places.
         self.place.get_or_insert_with(|| self.places.clone());
         Poll::Ready(Ok(()))
     }

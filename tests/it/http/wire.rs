@@ -82,7 +82,8 @@ fn head_gets_the_headers_of_get_without_the_body() {
     }
     let passed = server.ask(Method::HEAD, "/", &[("x-api-key", key.secret.expose())]);
     assert_eq!(passed.status, 200);
-    // The raw response has no body. A client would take a body for the start of the next response.
+    // The raw response to a HEAD request has no body. A client would read a body as the start of the next
+    // response.
     let raw = server.raw(b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     assert!(raw.ends_with("\r\n\r\n") && !raw.contains("title"), "{raw}");
 }
@@ -128,7 +129,7 @@ fn trap_16_a_long_key_is_refused_like_a_bad_key_at_no_extra_cost() {
         let more = format!("{}{long}", key.secret.expose());
         assert_eq!(server.bearer("/", &more).code(), "invalid-key");
     }
-    // Other headers may be as long as the server accepts.
+    // The layer limits only headers with keys. Other headers may be as long as the server accepts.
     let cookie = "c".repeat(64 * 1024);
     let headers = [("cookie", &*cookie), ("x-api-key", key.secret.expose())];
     assert_eq!(server.get("/", &headers).status, 200);

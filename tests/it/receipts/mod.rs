@@ -1,4 +1,5 @@
-//! Receipts report which nodes have applied a change. A receipt never overlooks a node that has not.
+//! Receipts report which nodes have applied a change. A receipt never counts as complete while a node may
+//! still act on the earlier state.
 
 mod schedules;
 
@@ -20,9 +21,9 @@ use support::*;
 
 /// The default staleness bound: 10 s.
 const BOUND: Duration = Duration::from_secs(10);
-/// 10.03 s, just past the staleness bound on every clock within the allowed drift.
+/// 10.03 s: just longer than the staleness bound, even on the slowest clock that the allowed drift permits.
 const PAST: Duration = Duration::from_millis(10_030);
-/// The time by which a node's lease is longer than its staleness bound: 60 s.
+/// 60 s: a node's lease is this much longer than its staleness bound.
 const SLACK: Duration = Duration::from_secs(60);
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -215,7 +216,7 @@ fn a_dead_node_blocks_no_receipt_longer_than_the_bound() {
         [dead]
     );
 
-    // A node with an expired lease no longer blocks any receipt.
+    // Once the lease of a node has expired, no receipt waits for the node.
     world.clock.advance(SLACK + SECOND);
     world.sync();
     let asked = world.ask(&world.revoke(&second));
@@ -227,7 +228,8 @@ fn a_dead_node_blocks_no_receipt_longer_than_the_bound() {
 fn the_silence_of_a_node_counts_from_when_its_report_was_seen() {
     let mut world = Nodes::new(1);
     let key = world.key();
-    // The observer has not seen a report of the new node yet. The last report may be very recent.
+    // Node 0 has not yet seen a report of the new node, so it cannot know how old the last report is. It must
+    // assume that the report was made just now.
     world.clock.advance(hours(2));
     world.start();
     wait(world.keys(1).sync()).unwrap();
@@ -243,7 +245,8 @@ fn a_receipt_waits_for_a_node_with_lost_reports_as_long_as_it_may_be_fresh() {
     world.ask(&world.revoke(&first));
     world.nodes[1].roll.partition(true);
     wait(world.keys(1).sync()).unwrap();
-    // This sync keeps the node fresh until the very end of its lease.
+    // Node 1 can still read the store, but cannot report. The second sync keeps it fresh until the very end
+    // of its lease.
     world.clock.advance(SLACK);
     wait(world.keys(1).sync()).unwrap();
     world.clock.advance(SECOND);
@@ -254,7 +257,7 @@ fn a_receipt_waits_for_a_node_with_lost_reports_as_long_as_it_may_be_fresh() {
     assert!(at_most < PAST, "the wait ends with the lease: {at_most:?}");
     assert!(at_most >= BOUND - SECOND, "{at_most:?}");
 
-    // The node cannot register, so its reads confirm nothing.
+    // After its lease, node 1 must register again. It cannot, so its reads confirm nothing.
     assert!(wait(world.keys(1).sync()).is_err());
     world.clock.advance(at_most);
     assert!(world.ask(&receipt).is_complete() && !world.accepts(1, &second));
@@ -286,7 +289,7 @@ fn a_node_registers_durably_before_the_read_that_confirms_it() {
         start(&link).is_err(),
         "a node that cannot register does not start"
     );
-    // Before a node registers, it reads the clocks of the other nodes.
+    // Before a node registers, it reads the other nodes' reports, to compare its clock with theirs.
     let looked = (Call::Nodes, Fault::None);
     assert_eq!(link.met(), [looked, (Call::Report, Fault::Unavailable)]);
     drop(start(&link).unwrap());
@@ -298,7 +301,7 @@ fn a_node_registers_durably_before_the_read_that_confirms_it() {
     assert_eq!(calls[2..4], [Call::Nodes, Call::Report]);
     assert!(calls[4..changes].contains(&Call::Scan));
 
-    // A node that registers after a revocation already has it, so no receipt waits for that node.
+    // A node that registers after a revocation reads the revocation first, so no receipt waits for that node.
     wait(world.store.forget(world.registered()[0].node, u64::MAX)).unwrap();
     let receipt = world.revoke(&key);
     world.clock.advance(PAST);
@@ -314,7 +317,8 @@ fn the_entry_of_a_node_lost_at_its_first_report_lapses() {
     link.next(Call::Report, [Fault::ReplyLost]);
     let builder = Keyward::builder(link.clone(), peppers()).registry(link);
     assert!(wait(builder.clock(world.clock.clone()).build()).is_err());
-    // The node that failed to start left an entry in the registry. The entry lapses.
+    // The node that failed to start left an entry in the registry. Receipts wait for the node until its lease
+    // ends.
     let key = world.key();
     let receipt = world.revoke(&key);
     assert_eq!(world.ask(&receipt).waiting().count(), 1);
@@ -410,7 +414,7 @@ fn a_node_that_left_blocks_no_receipt_and_is_not_fresh() {
     assert!(matches!(refused.unwrap_err(), VerifyError::Stale { .. }));
     let receipt = world.revoke(&key);
     assert!(world.ask(&receipt).is_complete());
-    // A node that syncs after it left must register again first.
+    // If a deregistered node syncs, it first registers again, so receipts wait for it again.
     wait(world.keys(1).sync()).unwrap();
     assert_eq!(world.registered().len(), 2);
     assert!(world.ask(&receipt).is_complete() && !world.accepts(1, &key));
@@ -423,7 +427,8 @@ fn an_entry_silent_for_a_day_is_removed_and_a_reporting_one_is_not() {
     let cut_off = world.nodes.remove(1);
     cut_off.link.partition(true);
     cut_off.roll.partition(true);
-    // The cut-off node was last seen within the first hour. Its lease lasts one minute longer than that.
+    // The last report of the node that was cut off is seen in the first hour, and its lease ends about a
+    // minute later. So a full day of silence ends after the 25th hour.
     for _ in 0..25 {
         world.clock.advance(hours(1));
         world.sync();
@@ -433,7 +438,8 @@ fn an_entry_silent_for_a_day_is_removed_and_a_reporting_one_is_not() {
     world.sync();
     assert_eq!(world.registered().len(), 2);
 
-    // The cut-off node was running all along. It must register again before it is fresh.
+    // The node that was cut off was running all the time. After the link returns, it must register again
+    // before it is fresh.
     cut_off.link.partition(false);
     assert!(wait(cut_off.keys.sync()).is_err());
     let stale = cut_off.keys.verify(key.secret.expose(), &reading());
@@ -537,7 +543,7 @@ fn a_longer_bound_is_registered_before_a_key_is_accepted_under_it() {
     wait(world.keys(1).sync()).unwrap();
     assert!(world.accepts(1, &key));
     assert_eq!(world.report_of(1).lease, hours(1) + SLACK);
-    // A shorter bound needs no new registration.
+    // If the staleness bound becomes shorter, the node need not register again.
     world.keys(1).set_policies(with_bound(BOUND));
     assert!(world.accepts(1, &key));
 }
@@ -674,7 +680,8 @@ fn a_store_in_this_process_is_served_even_without_its_registry() {
     let key = wait(keys.create(&admin(), reader("a"))).unwrap();
     roll.partition(true);
     clock.advance(hours(3));
-    // Each verification reads the committed state, so there is nothing to confirm.
+    // Each verification reads the committed state from the store in this process, so a node without a
+    // registration accepts keys.
     keys.verify(key.secret.expose(), &reading()).unwrap();
     assert!(wait(keys.sync()).is_err());
     wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
@@ -687,7 +694,7 @@ fn reads_of_a_store_in_this_process_confirm_nothing_without_a_registration() {
     let key = world.key();
     world.nodes[0].link.answer_at_once(true);
     world.clock.advance(SLACK);
-    // The node is still registered, so it may continue with the state that it has read.
+    // As long as the node is registered, it may continue with the state that it has read.
     assert!(world.accepts(0, &key));
     world.nodes[0].link.answer_at_once(false);
     assert!(world.accepts(0, &key));
@@ -705,14 +712,15 @@ fn reads_of_a_store_in_this_process_confirm_nothing_without_a_registration() {
     );
 }
 
-/// An operator restores the registry together with its store, epoch included. That registry lacks nodes that
-/// registered after the copy was made. Fails if it counts as complete.
+/// An operator restores the registry together with its store, epoch included. The restored registry lacks
+/// nodes that registered after the backup was made. Fails if a receipt is complete without those nodes.
 #[test]
 fn after_a_lost_history_receipts_wait_out_the_bound_even_under_the_same_epoch() {
     let world = Nodes::new(2);
     let (kept, gone) = (world.key(), world.key());
     wait(world.keys(0).revoke(&admin(), gone.id, Reason::Lost)).unwrap();
-    // The store compacts the history that the other node follows, and that node does not know it.
+    // The store compacts commits that node 0 has not read, so node 0 cannot continue in the history that it
+    // follows.
     wait(world.keys(1).delete(&admin(), gone.id, DeleteKey::plain())).unwrap();
     world.store.compact();
     world.sync();
@@ -734,8 +742,8 @@ fn after_a_lost_history_receipts_wait_out_the_bound_even_under_the_same_epoch() 
     );
 }
 
-/// A command may end keys in descendant tenants with other policies. Fails if the receipt uses only the bound
-/// of the tenant that the command names.
+/// A command may end keys in descendant tenants with other policies. Fails if the receipt uses only the
+/// staleness bound of the tenant that the command names.
 #[test]
 fn a_receipt_for_keys_below_has_the_longest_of_their_bounds() {
     let policy = |bound| {

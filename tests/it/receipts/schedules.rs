@@ -1,7 +1,7 @@
 //! Random schedules of several nodes. Every call to the store or the registry takes two steps, and other
 //! operations run in between. Clocks drift, links fail, and nodes start, crash and are cut off.
 //!
-//! Once a receipt was complete, no running node accepts the revoked key.
+//! The property: once a receipt was complete, no running node accepts the revoked key.
 
 use std::collections::BTreeSet;
 use std::future::poll_fn;
@@ -104,7 +104,7 @@ impl KeyStore for Slow {
     }
 }
 
-/// The registry as one node sees it.
+/// The registry as one node reaches it, with the defect of the system under test.
 #[derive(Debug)]
 struct Roll {
     inner: FaultyStore<MemoryStore>,
@@ -175,9 +175,9 @@ enum Op {
     Leave(usize),
     Revoke(usize, usize),
     Ask(usize, usize),
-    /// Polls the running operation of this node, this many times.
+    /// Polls the running operation of the node with this number, at most this many times.
     Run(usize, usize),
-    /// Drops the running operation of this node.
+    /// Drops the running operation of the node with this number.
     GiveUp(usize),
     /// Cuts a node off from the store, the registry or both, or reconnects it.
     Cut(usize, bool, bool),
@@ -271,7 +271,7 @@ impl Schedule {
                 self.nodes[n].roll.partition(roll);
             }
             Op::Advance(millis) => {
-                // The first clock runs fast and the last one slow, each by one in a thousand.
+                // The first node's clock runs 0.1 % fast, and the last node's clock 0.1 % slow.
                 for (n, node) in self.nodes.iter().enumerate() {
                     let parts = 1_001 - n as u64;
                     node.clock.advance(Duration::from_micros(millis * parts));
@@ -450,7 +450,7 @@ fn no_receipt_overlooks_a_node_that_starts_or_returns_during_a_revocation() {
         starting.extend(ask.clone());
         starting.push(Op::Run(2, 40));
 
-        // The observer has seen node 1. Node 1 is silent for longer than its lease, and then returns.
+        // Node 1 has reported once. It is then silent for longer than its lease, and syncs again.
         let mut returning = revoke(7).to_vec();
         returning.extend(ask.clone());
         returning.extend([Op::Advance(80_000), Op::Sync(1), Op::Run(1, steps)]);

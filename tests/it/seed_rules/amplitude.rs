@@ -30,7 +30,7 @@ fn project() -> TestService {
     world
 }
 
-/// Returns a service without the project.
+/// Returns a service in which the project does not exist yet.
 fn unprovisioned() -> TestService {
     TestService::with_policy(profiles::amplitude())
 }
@@ -104,7 +104,7 @@ fn assert_forbidden<T: std::fmt::Debug>(result: Result<T, CommandError>) {
     assert!(matches!(refusal, Denial::Forbidden { .. }), "{refusal:?}");
 }
 
-/// Tries every command that could make an ended key work again. Returns the refusals.
+/// Tries every command that could make a revoked or expired key work again. Returns the refusals.
 fn attempts_to_undo(world: &TestService, id: KeyId) -> Vec<Denial> {
     let (keys, by) = (&world.keys, admin());
     let renamed = UpdateKey::new().name("again").expiry(Expiry::Never);
@@ -326,7 +326,7 @@ fn a1_10_the_legacy_key_comes_with_its_project() {
         "the legacy key belongs to the tenant"
     );
 
-    // A project that becomes known through a new key gets a legacy key too.
+    // If the first command in a project creates a key, the project gets a legacy key too.
     let late = world
         .create(&admin(), api("web").in_tenant(tenant("acme/late")))
         .unwrap();
@@ -573,7 +573,7 @@ fn a1_20_a_secret_is_never_stored_and_never_returned_again() {
 
     let hidden = &secret_part(export.secret.expose())[..16];
     assert!(!answers.contains(hidden) && !stored.contains(hidden));
-    // The same search finds the API key, which may be stored and shown again.
+    // To show that the search works: it finds the text of the API key, which may be stored and shown again.
     let shown = &secret_part(web.secret.expose())[..16];
     assert!(answers.contains(shown) && stored.contains(shown));
 }
@@ -630,7 +630,7 @@ fn a1_22_deleting_requires_the_exact_word() {
             "{said}"
         );
     }
-    // The key cannot be revoked instead of deleted.
+    // Revoking the key, instead of deleting it, is refused too.
     let confirmed = Reason::Lost.confirmed();
     let revoked = denied(wait(world.keys.revoke(&admin(), id, confirmed)));
     assert!(

@@ -81,7 +81,7 @@ impl Company {
         wait(keys.provision_resource(&admin(), &self.web.tenant, deployed(id, side)))
     }
 
-    /// Creates a deployment of acme/web. Returns the key that was issued with it.
+    /// Creates a deployment of acme/web. Returns the key that was issued with the deployment.
     fn deployment(&self, side: &str, id: &str) -> IssuedKey {
         let [key] = self.deploy(side, id).unwrap().try_into().unwrap();
         key
@@ -162,8 +162,8 @@ impl Company {
         text.to_owned()
     }
 
-    /// Checks that only support can rotate, revoke or delete a compromised key. Support rotates the key
-    /// immediately.
+    /// Checks that only support can rotate, revoke or delete a compromised key. In a rotation by support, the
+    /// old key ends immediately.
     fn only_support_deals_with(&self, key: KeyId, text: &str, need: &Need) {
         for by in [admin(), developer(), member()] {
             let rotated = denied(self.rotate_compromised(&by, key));
@@ -387,7 +387,7 @@ fn a2_12_a_project_api_key_may_be_embedded_in_browsers_and_apps() {
         let need = ingest().from_address(address.parse().unwrap());
         assert_eq!(company.verify(text(key), &need).unwrap(), key.id);
     }
-    // Holding a publishable key proves nothing about its holder.
+    // A publishable key proves nothing about a client that presents it, so it grants no scope.
     let refusal = company.verify(text(key), &Need::scope("ingest:write").unwrap());
     assert_eq!(
         refusal.unwrap_err(),
@@ -724,7 +724,7 @@ fn a2_28_a_server_key_is_deleted_once_nothing_refers_to_it() {
         assert_eq!(denied(refused), Denial::StillReferenced { references });
         both_work();
     }
-    // Revoking the key does not bypass the check of references to it.
+    // The key cannot be revoked at all, so a revocation cannot bypass the check for references to the key.
     let revoked = company.revoke(&admin(), old.id, Reason::Compromised);
     let class = class("deployment-server");
     assert_eq!(denied(revoked), Denial::NotRevocable { class });
@@ -1024,7 +1024,7 @@ fn a2_41_an_admin_rotates_a_compromised_scim_key() {
         let (action, role) = ("rotate keys", by.role().cloned());
         assert_eq!(refusal, Denial::Forbidden { action, role });
     }
-    // The admin who rotates the key is not the admin who created it.
+    // Any admin may rotate the key: this one did not create it.
     let ada = actor("acme", "ada", Role::ADMIN);
     let rotated = company.rotate_compromised(&ada, key.id).unwrap();
     let old = company.verify(key.secret.expose(), &scim());

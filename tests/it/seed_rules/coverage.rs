@@ -38,7 +38,8 @@ const DOCUMENTS: &[(&str, &str, &str, usize)] = &[
     ),
 ];
 
-/// The states of a rule: shown by a test, or waiting for usage counts or a web page.
+/// The states of a rule. A test shows the rule, or the rule waits for one of two missing features: usage
+/// counts, or a web page.
 const STATES: &[&str] = &["shown", "usage", "page"];
 
 /// The source of the HTTP tests, which cover the rules about requests in all documents.

@@ -438,7 +438,7 @@ fn g_14_a_rotation_goes_through_its_five_steps() {
     assert!(works(keys, old.secret.expose()));
     let used_at = keys.now();
 
-    // 1. The new key is created.
+    // Step 1: the new key is created.
     let new = wait(keys.rotate(&developer(), old.id, RotateKey::default())).unwrap();
     let created = seen(Some(used_at)).unwrap();
     assert_eq!(created.step, RotationStep::SuccessorCreated);
@@ -446,7 +446,7 @@ fn g_14_a_rotation_goes_through_its_five_steps() {
     assert_eq!(created.old_key_ends, at(START).saturating_add(days(7)));
     assert!(!created.safe_to_finish);
 
-    // 2. Applications switch to the new key.
+    // Step 2: applications switch to the new key.
     world.clock.advance(hours(1));
     assert!(works(keys, new.secret.expose()));
     wait(keys.run_maintenance()).unwrap();
@@ -460,17 +460,17 @@ fn g_14_a_rotation_goes_through_its_five_steps() {
         "without usage counts, the old key does not count as silent"
     );
 
-    // 3. Only the new key is used.
+    // Step 3: only the new key is used.
     world.clock.advance(hours(24));
     let silent = seen(Some(used_at)).unwrap();
     assert_eq!(silent.step, RotationStep::OldKeySilent);
     assert!(silent.safe_to_finish);
 
-    // 4. The old key is revoked.
+    // Step 4: the old key is revoked.
     wait(keys.finish_rotation(&developer(), old.id)).unwrap();
     assert_eq!(seen(Some(used_at)).unwrap().step, RotationStep::OldKeyEnded);
 
-    // 5. A client still tries the old key.
+    // Step 5: a client still tries the old key.
     world.clock.advance(hours(1));
     assert!(!works(keys, old.secret.expose()));
     let tried = seen(Some(keys.now())).unwrap();
@@ -602,7 +602,8 @@ fn g_21_a_revocation_is_in_effect_on_every_node_when_it_returns() {
         let refusal = verdict.map(drop).unwrap_err();
         assert!(matches!(refusal, VerifyError::Revoked { .. }), "{refusal}");
     };
-    // Without a round trip, a node far from the store fails closed with `NeedsFresh`.
+    // The node `far` may not decide alone about this class. Without a round trip to the store it fails closed
+    // with `NeedsFresh`.
     let refusal = far.verify(text, &reading()).unwrap_err();
     assert_eq!(refusal, VerifyError::NeedsFresh);
     remote.partition(true);
@@ -702,7 +703,7 @@ fn g_24_a_revoked_key_cannot_be_made_to_work_again() {
         assert_eq!(denied(cancelled), Denial::NotRotating);
         assert_eq!(denied(wait(keys.replace_lost(&by, id))), Denial::Revoked);
     }
-    // Cancelling its rotation does not restore a revoked key either.
+    // A revoked key also stays revoked if its rotation is cancelled.
     let old = create(&world, "old");
     let how = RotateKey::on_first_use(hours(1));
     wait(world.keys.rotate(&developer(), old.id, how)).unwrap();
@@ -885,7 +886,7 @@ fn g_38_a_key_states_its_purpose() {
     wait(world.keys.update(&developer(), key.id, changed)).unwrap();
     assert_eq!(purpose(), "weekly reports");
 
-    // A purpose is optional unless the policy requires one.
+    // If the policy does not require a purpose, a key without one is accepted.
     let advised = organization_under(profiles::guide().with(|spec| spec.purpose_required = false));
     let key = advised.create(&developer(), silent).unwrap();
     assert_eq!(info(&advised, key.id).purpose, None);

@@ -124,7 +124,7 @@ fn i_05_at_most_two_keys_exist_at_the_same_time() {
     wait(world.keys.sync()).unwrap();
     assert_eq!(listed(&world, &admin()).len(), 2);
     assert_eq!(denied(world.create(&admin(), draft("third"))), FULL);
-    // A disabled key still counts towards the cap of two. Another account has a separate cap.
+    // A disabled key still counts towards the account's cap of two keys. Each account has its own cap.
     let disabled = created[0].as_ref().unwrap().id;
     wait(world.keys.disable(&admin(), disabled)).unwrap();
     assert_eq!(denied(world.create(&admin(), draft("third"))), FULL);

@@ -152,7 +152,7 @@ fn y_07_only_admins_create_keys() {
     let demoted = bob_the_developer();
     let created = world.create(&demoted, draft("more"));
     only_admins_may("create keys", &demoted, created);
-    // The key that bob created as an admin cannot create keys either.
+    // After bob's demotion, the key that he created as an admin cannot create keys either.
     let with_key = world
         .keys
         .verify(key.secret.expose(), &clusters())
@@ -358,8 +358,8 @@ fn y_19_a_key_is_shown_once() {
 fn y_20_a_lost_key_is_revoked_and_replaced_by_a_new_one() {
     let world = world();
     let lost = world.create(&admin(), draft("lost")).unwrap();
-    // If the answer to a create was lost, its caller can ask again for an hour. The key then gets another
-    // secret.
+    // If the response to a create command was lost, its caller can ask for another secret for an hour. The
+    // lost secret then stops working.
     let replaced = wait(world.keys.replace_lost(&admin(), lost.id)).unwrap();
     let verify = |key: &Created| world.keys.verify(key.secret.expose(), &clusters());
     assert_eq!(verify(&lost).unwrap_err(), VerifyError::WrongSecret);

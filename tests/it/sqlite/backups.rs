@@ -65,7 +65,8 @@ fn a_restored_store_opens_only_for_recovery_and_its_followers_start_over() {
         wait(SqliteStore::open(desk.path())),
         Err(OpenError::Unrecovered { .. })
     ));
-    // The running service sees only that the file changed, and refuses the restored file too.
+    // The running service sees that the file was replaced. It refuses the restored file until the recovery is
+    // finished.
     let error = format!("{:?}", wait(service.sync()).unwrap_err());
     assert!(error.contains("Unrecovered"), "{error}");
     let refused = wait(service.create(&admin(), reader("too early"))).unwrap_err();
@@ -95,7 +96,7 @@ fn a_restored_store_opens_only_for_recovery_and_its_followers_start_over() {
     assert!(head.revision < lost.revision, "the head went backwards");
     assert_ne!(head.epoch, lost.epoch);
 
-    // The service had the lost file open. It follows the restored file without a restart.
+    // The service had opened the lost file. It uses the recovered file without a restart.
     let operator = desk.node(opened);
     wait(operator.revoke(&admin(), key.id, Reason::Lost)).unwrap();
     wait(service.sync()).unwrap();
@@ -132,7 +133,7 @@ fn a_damaged_backup_is_not_restored() {
     assert!(!desk.at("new.db").exists());
 }
 
-/// Version 1 wrote this file and the tokens of its keys. See `tests/it/golden.rs`.
+/// Version 1 of the format wrote the file `store.v1.db` and the tokens of its keys. See `tests/it/golden.rs`.
 #[test]
 fn a_file_of_version_1_opens_with_this_version() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/store.v1.db");

@@ -54,7 +54,7 @@ pub(crate) fn policy() -> keyward::policy::Policy {
     keyward::policy::Policy::new(profiles::standard()).unwrap()
 }
 
-/// Opens the file with plain SQLite, as another program might.
+/// Opens the file with SQLite directly, as another program might.
 pub(crate) fn sql(path: &Path) -> rusqlite::Connection {
     rusqlite::Connection::open(path).unwrap()
 }

@@ -224,8 +224,8 @@ fn the_journal_mode_is_safe_with_the_linked_sqlite() {
             (JournalMode::Wal, "wal")
         );
     } else {
-        // The file does not store the mode TRUNCATE, so another connection reports its own default. That
-        // default must not be WAL.
+        // An SQLite file does not record the mode TRUNCATE, so another connection reports its own default
+        // mode. It must not report WAL.
         assert_eq!(store.journal_mode(), JournalMode::Truncate);
         assert_ne!(now, "wal");
     }

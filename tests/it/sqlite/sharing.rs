@@ -68,7 +68,8 @@ fn the_time_of_a_tenant_is_repaired() {
     on_two_clocks(|a, b, again| pairs::the_time_of_a_tenant_is_repaired(a, b, again));
 }
 
-/// Another file replaces the followed one. Revisions of two histories cannot be compared.
+/// Another file replaces the file that a node follows. Revisions of the two files cannot be compared, so the
+/// node must not stay fresh.
 #[test]
 fn a_revocation_in_a_replaced_file_ends_freshness() {
     let desk = Desk::new();

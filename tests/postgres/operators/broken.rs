@@ -1,4 +1,4 @@
-//! Broken copies are detected: a target that differs from its source, or a source that changes during the
+//! Copies that must be refused, because the target differs from its source or the source changes during the
 //! copy.
 
 use std::num::NonZeroUsize;
@@ -14,10 +14,10 @@ use crate::operators::fill::{FEW, File, Filled, copy, fill, is_empty, seen, serv
 use support::postgres::TestSchema;
 use support::*;
 
-/// The change that a broken target makes to each page.
+/// The change that a broken target makes to the items of a page.
 type Bend = fn(Vec<Item>) -> Vec<Item>;
 
-/// A target that changes each page of `part` before it writes the page.
+/// A broken target, which changes each page of one `part` of the store before it writes the page.
 #[derive(Debug)]
 struct Bent<'a> {
     inner: &'a dyn CopyTarget,
@@ -105,7 +105,7 @@ fn a_copy_that_differs_in_anything_is_rolled_back() {
     assert_eq!(seen(&place.connect()), seen(&source));
 }
 
-/// A source that runs an action when its nth page is read.
+/// A source that runs an action once, when a certain page is read.
 struct Moving {
     inner: SqliteStore,
     left: AtomicUsize,
@@ -140,7 +140,7 @@ impl CopySource for Moving {
 
 #[test]
 fn a_write_to_the_source_during_a_copy_is_detected_at_any_page() {
-    // Counts the pages that a copy of an unchanged source reads.
+    // Counts the pages of a copy whose source does not change.
     let (file, other) = (File::new(), File::new());
     fill(&file.open());
     let still = Moving {

@@ -1,4 +1,4 @@
-//! Copies that are equal to their source.
+//! Copies of a store, which must be equal to their source.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -25,7 +25,8 @@ use support::*;
 
 const CAP: usize = 4;
 
-/// An in-memory store for the model's service. Every commit is also applied to a file.
+/// The in-memory store of the model's service, which also applies every commit to a file. The test copies the
+/// file.
 #[derive(Debug)]
 struct Mirrored {
     memory: MemoryStore,
@@ -46,7 +47,8 @@ impl KeyStore for Mirrored {
     }
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
         let revision = self.memory.commit(commit.clone()).await?;
-        // The file has its own epoch, and would refuse a commit with the epoch of the in-memory store.
+        // The file has another epoch than the in-memory store, so it would refuse a commit that names the
+        // epoch.
         let commit = Commit {
             epoch: None,
             ..commit
@@ -141,7 +143,8 @@ fn a_copy_behaves_like_its_source() {
     copy(&file.open(), &to_file).unwrap();
     let to_database = open(place.options()).unwrap();
     copy(&file.open(), &to_database).unwrap();
-    // The handles that made the copies work, and so do new handles.
+    // Checks the store instances that were the targets of the copies. New instances on the copies are checked
+    // below.
     works(to_file, &filled);
     works(to_database, &filled);
     assert_ne!(seen(&other.open()), seen(&file.open()), "two stores");
@@ -151,7 +154,7 @@ fn a_copy_behaves_like_its_source() {
         .unwrap();
 }
 
-/// Returns a commit that writes a new key with the id `id`.
+/// Returns a commit that creates a key with the given `id`.
 fn takes(id: keyward::KeyId, expected: Revision) -> Commit {
     let mut record = None;
     let keys = support::TestService::new();

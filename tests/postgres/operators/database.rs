@@ -1,4 +1,4 @@
-//! `keyctl` on a database: real processes, and PostgreSQL's own tools.
+//! `keyctl` on a database, tested with real processes and with PostgreSQL's own tools.
 
 use std::io::{BufRead, BufReader};
 use std::num::NonZeroUsize;
@@ -23,7 +23,8 @@ const UNAVAILABLE: i32 = 3;
 const CORRUPT: i32 = 4;
 const NOT_FOUND: i32 = 5;
 
-/// Returns the server's URL with a password, which the server does not check.
+/// Returns the URL of the server with a password in it. The server accepts any password, and no output may
+/// show it.
 pub(crate) fn uri() -> String {
     let given = url();
     if given.contains("://") {
@@ -39,7 +40,7 @@ fn binary() -> &'static Path {
     &BUILT
 }
 
-/// The output and exit code of a process.
+/// The output of a process that has ended, and its exit code.
 #[derive(Debug)]
 struct Said {
     code: i32,
@@ -59,7 +60,7 @@ impl Said {
     }
 }
 
-/// A folder for files, and a database schema.
+/// A folder for the files of a test, and a schema in the database.
 struct Shop {
     folder: TempDir,
     place: TestSchema,
@@ -88,12 +89,12 @@ impl Shop {
         command
     }
 
-    /// Runs `keyctl` on the database. Checks that its output never contains the password.
+    /// Runs `keyctl` on the database until it ends. Checks that its output does not contain the password.
     fn run(&self, args: &[&str]) -> Said {
         self.finish(self.command(&[args, &["--pepper-file", "pepper"]].concat()))
     }
 
-    /// Runs `keyctl` on a file.
+    /// Runs `keyctl` on a file in the folder, not on the database.
     fn on_file(&self, args: &[&str]) -> Said {
         self.run(&[args, &["--store", "keys.db"]].concat())
     }
@@ -130,7 +131,7 @@ impl Shop {
         keys.verify(token, &Need::any()).is_ok()
     }
 
-    /// Runs a PostgreSQL tool, such as `pg_dump`.
+    /// Runs one of PostgreSQL's own tools on the database, such as `pg_dump`.
     fn tool(&self, name: &str, args: &[&str]) -> String {
         let mut tool = Command::new(programs().join(name));
         tool.arg("--dbname").arg(&self.place.url).args(args);
@@ -252,7 +253,7 @@ fn a_store_moves_from_a_file_into_a_database_and_back() {
 
 const KEYS: usize = 3_000;
 
-/// Writes so many keys into a file that copying them takes some time.
+/// Writes 3,000 keys into a file, so many that copying them takes some time.
 fn many_keys(path: &Path) {
     let store = wait(SqliteStore::open(path)).unwrap();
     let world = TestService::new();
@@ -298,8 +299,8 @@ fn a_copy_that_is_killed_leaves_nothing_and_can_be_started_again() {
             "copy.db" => rows(&wait(SqliteStore::open(&copy)).unwrap()),
             _ => rows(&shop.place.connect()),
         };
-        // Each run is killed one output line later than the run before. The process prints a line for each
-        // compared part.
+        // `keyctl` prints a line for each part of the store that it has compared. Each run is killed after
+        // one more line than the run before.
         for lines in 0.. {
             let args = ["migrate-store", "keys.db", to, "--pepper-file", "pepper"];
             let mut command = shop.command(&args);
@@ -328,7 +329,7 @@ fn a_restored_database_is_recovered_before_it_serves() {
     let schema = format!("--schema={}", shop.place.schema);
     shop.tool("pg_dump", &[&schema, "--file", "dump.sql"]);
     shop.run(&["revoke", &lost, "--reason", "lost"]).ended(0);
-    // The database is lost, and only this copy of its trail is left.
+    // A copy of the audit trail, the only thing that is left when the database is lost below.
     shop.run(&["migrate-store", "env:KEYWARD_STORE", "trail.db"])
         .ended(0);
     let restore = || {

@@ -1,4 +1,4 @@
-//! Stores with test data, and the observable state of a store.
+//! Stores with test data, and comparisons of their contents.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -22,10 +22,10 @@ use support::*;
 
 pub(crate) const ALL: NonZeroUsize = NonZeroUsize::new(1_000_000).unwrap();
 
-/// A page size of 3, so that a small store has many pages.
+/// 3 items per page, so that even a small store has many pages.
 pub(crate) const FEW: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 
-/// A file in its own folder.
+/// A database file in a temporary folder of its own.
 pub(crate) struct File(TempDir);
 
 impl File {
@@ -41,7 +41,7 @@ impl File {
         wait(SqliteStore::open(self.path())).unwrap()
     }
 
-    /// Changes the file with plain SQL, without the store.
+    /// Changes the database file with SQL, as a fault or an attacker would, and not through the store.
     pub(crate) fn tamper(&self, sql: &str) {
         let file = rusqlite::Connection::open(self.path()).unwrap();
         file.execute_batch(sql).unwrap();
@@ -59,7 +59,7 @@ pub(crate) fn service(store: impl KeyStore) -> Keyward {
 
 pub(crate) const TOKEN: &str = "token-from-elsewhere";
 
-/// The keys of a store that has rows of every kind.
+/// The keys in a store that [`fill`] has filled. The store has rows of every kind.
 pub(crate) struct Filled {
     pub(crate) live: Created,
     pub(crate) revoked: Created,
@@ -68,8 +68,8 @@ pub(crate) struct Filled {
     pub(crate) imported: KeyId,
 }
 
-/// Fills a store with live, revoked, imported and removed keys. The tombstone of `forgotten` is compacted
-/// away.
+/// Fills a store with live, revoked, imported and removed keys. The tombstone of the key `forgotten` is
+/// already compacted.
 pub(crate) fn fill(store: &SqliteStore) -> Filled {
     let keys = service(store.clone());
     let create = |name: &str| wait(keys.create(&admin(), reader(name))).unwrap();
@@ -105,7 +105,7 @@ pub(crate) fn fill(store: &SqliteStore) -> Filled {
     }
 }
 
-/// The observable state and history of a store, except its epoch.
+/// Everything that can be read from a store, except its epoch, for comparing two stores.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct Seen {
     head: (u64, u128),
@@ -136,7 +136,7 @@ pub(crate) fn seen(store: &dyn KeyStore) -> Seen {
     }
 }
 
-/// Reads the feed from its earliest remaining revision.
+/// Reads the change feed from the beginning. Returns no changes if the beginning was compacted.
 fn feed(store: &dyn KeyStore, head: Cursor) -> Vec<Change> {
     let beginning = Cursor {
         epoch: head.epoch,
@@ -152,7 +152,7 @@ pub(crate) fn head(store: &dyn KeyStore) -> Cursor {
     wait(store.scan(None, FEW)).unwrap().head
 }
 
-/// Returns whether a store is empty and has never had a commit.
+/// Returns whether a store has no rows, and never had a commit.
 pub(crate) fn is_empty(store: &dyn KeyStore) -> bool {
     let trail = wait(store.audit(&AuditQuery::all())).unwrap();
     let scan = wait(store.scan(None, ALL)).unwrap();
@@ -161,7 +161,7 @@ pub(crate) fn is_empty(store: &dyn KeyStore) -> bool {
         && trail.rows.is_empty()
 }
 
-/// Asserts that a service over a copy gives the same answers as a service over the source.
+/// Asserts that a service works on a copy of a filled store as it works on the source.
 pub(crate) fn works(store: impl KeyStore + Clone, filled: &Filled) {
     let keys = service(store.clone());
     keys.verify(filled.live.secret.expose(), &reading())

@@ -1,4 +1,4 @@
-//! An interrupted copy leaves an empty target, and can be started again.
+//! Interrupted copies, which leave the target empty, so that the copy can be started again.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -14,15 +14,15 @@ use crate::operators::fill::{File, copy, fill, is_empty, seen, service};
 use support::postgres::{TestSchema, open};
 use support::*;
 
-/// The point at which a call is interrupted.
+/// The point at which a call of the target fails.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Cut {
     Before,
-    /// After the call did its work, so that only the answer is lost.
+    /// After the call has done its work: only its answer is lost.
     After,
 }
 
-/// A target whose first `left` calls succeed. All later calls fail.
+/// A target on which the first `left` calls succeed, and all later calls fail.
 #[derive(Debug)]
 struct Dying<'a> {
     inner: &'a dyn CopyTarget,
@@ -116,7 +116,7 @@ fn a_copy_that_is_cut_off_anywhere_leaves_an_empty_store() {
     }
 }
 
-/// A target that runs an action just before the copy commits.
+/// A target that runs an action just before a copy is committed.
 struct Watched<'a> {
     inner: &'a dyn CopyTarget,
     happens: Arc<dyn Fn() + Send + Sync>,

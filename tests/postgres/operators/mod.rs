@@ -1,4 +1,4 @@
-//! Tools for operators: copies between kinds of store, and `keyctl` on a database.
+//! Tools for operators: copying a store to another kind of store, and `keyctl` on a database.
 
 mod broken;
 mod copying;

@@ -1,4 +1,4 @@
-//! The example `service` over a database, in two processes that stand for two machines.
+//! The example `service` on a database. Two processes stand for services on two machines.
 
 use serde_json::json;
 
@@ -35,7 +35,7 @@ fn services_over_one_database_share_keys_and_print_the_admin_key_once() {
     let (status, revoked) = other.ask(&admin, &format!("POST /v1/keys/{id}/revoke"), None);
     assert_eq!(status, 200, "{revoked}");
     assert_eq!(reads(&other), 401);
-    // Service `one` learns of the revocation by a notification or by polling.
+    // The service `one` gets notice of the revocation by a notification, or else at its next poll.
     assert!(
         (0..20_000).any(|_| reads(&one) == 401),
         "the other service still accepts the key"

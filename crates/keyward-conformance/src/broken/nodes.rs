@@ -1,4 +1,4 @@
-//! Registries that each break one clause.
+//! Node registries that each break one clause of the [`NodeRegistry`] contract.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,43 +13,46 @@ defects! {
     /// One deliberate mistake of a registry.
     enum RegistryDefect;
 
-    /// Returns the reports of the first read for every later read.
+    /// Caches the result of the first read, and returns it for every later read.
     ReadsFromCache => "a_report_is_in_every_later_read",
-    /// Stores leases in whole seconds.
+    /// Stores the lease of a report in whole seconds, and drops the fraction.
     KeepsWholeSeconds => "reports_come_back_as_they_were_written",
     /// Truncates long labels.
     CutsLabels => "reports_come_back_as_they_were_written",
-    /// Stores a cursor at the beginning of history for a node that has no cursor.
+    /// Stores a default cursor for a report that has no cursor.
     InventsACursor => "reports_come_back_as_they_were_written",
-    /// Keeps the old value of a field that a report leaves empty.
+    /// Keeps the old label of a node if its new report has none, although a report replaces the earlier one
+    /// completely.
     MergesReports => "a_later_report_replaces_an_earlier_one",
-    /// Keeps the report that arrives last, even with an older beat.
+    /// Accepts every report, so that a report with an older beat replaces a newer one.
     LastWriteWins => "an_older_report_changes_nothing",
-    /// Replaces a report by one with the same beat.
+    /// Accepts a report with the same beat as the current report, although only a later beat may replace it.
     SameBeatWins => "an_older_report_changes_nothing",
-    /// Returns `true` for refused reports too.
+    /// Returns `true` even for a report that it did not accept.
     EveryReportStands => "a_registry_returns_whether_it_accepted_a_report",
-    /// Identifies nodes by half of their ids.
+    /// Compares only half of the bits of node ids, so that one node can replace another.
     KeepsHalfOfIds => "nodes_are_identified_by_their_ids",
-    /// Identifies nodes by their labels.
+    /// Identifies nodes by their labels, so that nodes with the same label replace each other.
     IdentifiesNodesByLabel => "nodes_are_identified_by_their_ids",
-    /// Keeps at most 256 nodes, and drops the node with the oldest report.
+    /// Keeps at most 256 nodes. A further node replaces the node that has been silent for longest.
     DropsTheSilent => "no_node_vanishes_by_itself",
     /// Ignores every call of `forget`.
     ForgetsNone => "forgetting_takes_one_node_away",
     /// Forgets all nodes instead of one.
     ForgetsAll => "forgetting_takes_one_node_away",
-    /// Ignores the beat when it forgets a node.
+    /// Forgets a node even if the node has reported a later beat than `upto`.
     IgnoresBeatsWhenForgetting => "forgetting_spares_a_node_that_reported_since",
-    /// Ignores later reports of a forgotten node.
+    /// Ignores every report of a node that was forgotten once.
     RemembersTheForgotten => "a_forgotten_node_may_report_again",
-    /// Writes a report in two steps.
+    /// Writes the label and the rest of a report in two steps. A dropped report can be half written.
     ReportsInTwoSteps => "a_dropped_report_is_all_or_nothing",
-    /// Compares beats and writes the report in two steps.
+    /// Compares beats and writes the report in two steps, so that an older report can overwrite a concurrent
+    /// newer one.
     ComparesThenWrites => "concurrent_reports_end_at_the_latest",
 }
 
-/// 256 nodes, the limit of [`RegistryDefect::DropsTheSilent`]. The check registers more nodes.
+/// 256 nodes, the most that a registry with [`RegistryDefect::DropsTheSilent`] keeps. The check registers 300
+/// nodes.
 const KEPT: usize = 256;
 
 /// An in-memory registry with one [`RegistryDefect`].
@@ -61,14 +64,14 @@ pub struct BrokenRegistry {
 
 #[derive(Debug, Default)]
 struct RegistryState {
-    /// Ordered by arrival of the last report, newest last.
+    /// The current report of each node. The node that reported last is at the end.
     nodes: Vec<NodeReport>,
     read: Option<Vec<NodeReport>>,
     forgotten: Vec<NodeId>,
 }
 
 impl BrokenRegistry {
-    /// Creates an empty registry with a defect.
+    /// Creates an empty registry with the given defect.
     #[must_use]
     pub fn new(defect: RegistryDefect) -> Self {
         let state = Mutex::default();

@@ -29,7 +29,8 @@ pub async fn a_commit_on_another_revision_is_a_conflict<S: KeyStore>(
     fixture
         .conflicts("a tenant expected at the store's head", batch)
         .await?;
-    // A commit of another tenant does not advance `acme`.
+    // Commits of other tenants leave the revision of `acme` unchanged, so its expected revision still
+    // matches.
     let batch = fixture.batch("acme").put(key(5));
     let second = fixture.commit(batch).await?;
     let old = fixture.batch("acme").put(key(6)).expecting(first);
@@ -41,7 +42,7 @@ pub async fn a_commit_on_another_revision_is_a_conflict<S: KeyStore>(
         .put(key(7))
         .expecting(Revision(second.0 + 1));
     fixture.conflicts("a tenant expected ahead", ahead).await?;
-    // A commit that only has audit entries advances the tenant too.
+    // A commit with audit entries but no rows also raises the tenant's revision.
     let batch = fixture
         .batch("acme")
         .entry(Action::KeyDisabled, Some(id(1)));
@@ -55,8 +56,8 @@ pub async fn a_commit_on_another_revision_is_a_conflict<S: KeyStore>(
         .await
 }
 
-/// A commit that names another epoch than the store's is a conflict at any revision. A commit that names the
-/// store's epoch, or no epoch, is not a conflict.
+/// A store refuses a commit that names another epoch than the store's, even if its expected revision matches.
+/// A commit with the store's epoch or no epoch is not refused for this reason.
 pub async fn a_commit_on_another_history_is_a_conflict<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -80,8 +81,8 @@ pub async fn a_commit_on_another_history_is_a_conflict<S: KeyStore>(
     fixture.check_contents("after the commits").await
 }
 
-/// A conflict writes nothing: no record, owner, tenant row, audit entry or change. A refused commit reserves
-/// no id and no digest.
+/// A commit that is refused as a conflict writes nothing: no key, owner, tenant row, audit entry or change.
+/// The ids and digests of the refused commit stay free.
 pub async fn a_conflict_writes_nothing<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -105,7 +106,7 @@ pub async fn a_conflict_writes_nothing<S: KeyStore>(
         .await
 }
 
-/// A commit that is refused because of one id or digest writes nothing.
+/// A commit with one id or digest that is already taken is refused, and none of its other rows are written.
 pub async fn a_refused_batch_writes_nothing<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -177,7 +178,7 @@ pub async fn ids_are_unique_across_tenants<S: KeyStore>(
         .await
 }
 
-/// A removed key never comes back, in any tenant.
+/// The id of a removed key stays taken: no tenant can store a key with that id again.
 pub async fn a_removed_key_never_comes_back<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -195,8 +196,8 @@ pub async fn a_removed_key_never_comes_back<S: KeyStore>(
     fixture.check_contents("after the refusals").await
 }
 
-/// Removing a key that was never stored reserves the key's id. A key that is created and deleted in one
-/// commit leaves only such a removal.
+/// Removing a key that was never stored takes the key's id permanently. A commit that both creates and
+/// deletes a key contains only such a removal.
 pub async fn removing_a_key_never_stored_takes_its_id<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -221,7 +222,8 @@ pub async fn removing_a_key_never_stored_takes_its_id<S: KeyStore>(
     )
 }
 
-/// Imported digests are unique across tenants. A key may keep its own digest.
+/// No two tenants can import the same digest. A later commit may write an imported key again with the key's
+/// own digest.
 pub async fn imported_digests_are_unique_across_tenants<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -235,7 +237,7 @@ pub async fn imported_digests_are_unique_across_tenants<S: KeyStore>(
             .await?;
     }
     fixture.check_contents("after the refusals").await?;
-    // A peppered digest does not count as imported, even if its bytes are the same.
+    // A peppered digest is never compared with imported digests, so equal bytes are no conflict.
     let same_bytes = key(4).with(|key| {
         key.credential = Credential::Peppered {
             pepper: text("p1"),
@@ -250,7 +252,7 @@ pub async fn imported_digests_are_unique_across_tenants<S: KeyStore>(
         .await
 }
 
-/// Two keys of one commit cannot have the same imported digest.
+/// A commit with two keys that have the same imported digest is refused.
 pub async fn imported_digests_are_unique_within_a_batch<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -271,7 +273,7 @@ pub async fn imported_digests_are_unique_within_a_batch<S: KeyStore>(
     fixture.check_contents("after a batch of two digests").await
 }
 
-/// The imported digest of a removed key stays taken permanently.
+/// The imported digest of a removed key stays taken permanently, so no other key can import it.
 pub async fn the_digest_of_a_removed_key_stays_taken<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -292,20 +294,20 @@ pub async fn the_digest_of_a_removed_key_stays_taken<S: KeyStore>(
     fixture.check_contents("after the refusals").await
 }
 
-/// A digest that a commit claims for a key stays taken, like the digest of a record. The claim holds across
-/// tenants and within a commit. The key may be removed, or may never have existed.
+/// A digest that a commit claims for a key stays taken, as if the key had imported it. No other key in any
+/// tenant can take it, even if the claiming key was removed or never written.
 pub async fn a_claimed_digest_stays_taken<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
     let mut fixture = StoreFixture::new(make, "a_claimed_digest_stays_taken");
     let batch = fixture.batch("acme").put(imported(1, "one"));
     fixture.commit(batch.claim("mark of one", id(1))).await?;
-    // A claim without a record.
+    // Claims a digest for a key that is never written.
     let batch = fixture.batch("globex").claim("blocked", id(8));
     fixture.commit(batch).await?;
     let taken = ["mark of one", "blocked", "one"];
     claims_are_refused(&mut fixture, &taken).await?;
-    // A key that is written again keeps its claims, and may get more claims.
+    // A commit that writes a key again may repeat the key's claims and add new ones.
     let renamed = imported(1, "one").with(|key| key.name = text("renamed"));
     let batch = fixture.batch("acme").put(renamed);
     let batch = batch.claim("mark of one", id(1)).claim("another", id(1));
@@ -331,7 +333,7 @@ pub async fn a_claimed_digest_stays_taken<S: KeyStore>(
     claims_are_refused(&mut fixture, &taken).await
 }
 
-/// Checks that no tenant gets any of these digests, either in a record or by a claim.
+/// Checks that every tenant is refused if it imports or claims one of the digests in `taken`.
 async fn claims_are_refused<S: KeyStore>(
     fixture: &mut StoreFixture<S>,
     taken: &[&str],
@@ -357,7 +359,8 @@ pub async fn concurrent_claims_of_one_digest_have_one_winner<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
     let mut fixture = StoreFixture::new(make, "concurrent_claims_of_one_digest_have_one_winner");
-    // In the last rounds both commits start together, after the store has finished any lazy setup.
+    // In the first rounds, the second commit starts after the first one was polled up to 8 times. In later
+    // rounds, both start together.
     for round in 0..=3 * STEPS {
         let mut claims = |path: &str, number: u64| {
             let key = 10 * round as u64 + number;
@@ -397,8 +400,8 @@ pub async fn concurrent_claims_of_one_digest_have_one_winner<S: KeyStore>(
     fixture.check_contents("after the races").await
 }
 
-/// Every commit's revision is above all earlier revisions, across tenants. Views, rows and audit
-/// entries contain the revision of their commit.
+/// Each commit gets a higher revision than all earlier commits of all tenants. Views, rows and audit entries
+/// carry the revision of the commit that wrote them.
 pub async fn revisions_increase_in_commit_order<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -417,8 +420,8 @@ pub async fn revisions_increase_in_commit_order<S: KeyStore>(
     fixture.check_contents("after the commits").await
 }
 
-/// Commits become visible in the order of their revisions. Once a reader has seen a revision, no commit at or
-/// below that revision appears later.
+/// Commits become visible in the order of their revisions. After a reader has seen a revision, no commit with
+/// a lower or equal revision appears.
 pub async fn nothing_appears_behind_a_revision_seen<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -458,8 +461,8 @@ pub async fn nothing_appears_behind_a_revision_seen<S: KeyStore>(
     Ok(())
 }
 
-/// If several commits on one tenant at the same revision run concurrently, exactly one is applied;
-/// the others are conflicts.
+/// Of several concurrent commits on one tenant with the same expected revision, exactly one is applied. The
+/// others are refused as conflicts.
 pub async fn concurrent_commits_have_one_winner<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -498,7 +501,8 @@ pub async fn concurrent_commits_have_one_winner<S: KeyStore>(
     Ok(())
 }
 
-/// A commit whose future is dropped after any number of polls is applied completely or not at all.
+/// A commit is applied completely or not at all, even if the caller drops its future after any number of
+/// polls.
 pub async fn a_dropped_commit_is_all_or_nothing<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -521,8 +525,8 @@ pub async fn a_dropped_commit_is_all_or_nothing<S: KeyStore>(
         if let Some(Err(error)) = &answer {
             return Err(fixture.fail(format!("commit failed: {error}")));
         }
-        // Commits at the same expected revision. If this commit succeeds, the dropped commit can no longer be
-        // applied. If it conflicts, the dropped commit was applied.
+        // The commit `fence` has the same expected revision as the dropped commit. If `fence` is applied, the
+        // dropped commit can no longer be. If `fence` conflicts, the dropped commit was applied.
         let fence = fixture.batch("acme").put(key(9));
         match fixture.store.commit(fence.commit.clone()).await {
             Ok(revision) => fixture.record_commit(&fence, revision),

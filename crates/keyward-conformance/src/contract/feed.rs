@@ -61,14 +61,14 @@ async fn history<S: KeyStore>(fixture: &mut StoreFixture<S>) -> ClauseResult {
     Ok(())
 }
 
-/// 40 changes: a limit above the number of rows that [`history`] writes.
+/// 40 changes, a page limit that no history in this file reaches, so that one page has all changes.
 const ALL: usize = 40;
 
 fn renamed(n: u64) -> KeyRecord {
     key(n).with(|key| key.name = text("renamed"))
 }
 
-/// Changes are ordered by revision, oldest first, within a page and across pages.
+/// The change feed is ordered by revision, oldest first, both within a page and from page to page.
 pub async fn changes_come_oldest_first<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -97,8 +97,8 @@ pub async fn changes_come_oldest_first<S: KeyStore>(
     Ok(())
 }
 
-/// A follower that applies all changes in order ends with the rows of the store, each at its newest
-/// revision.
+/// A follower that applies all changes in order ends with the same rows as the store. Each row has the
+/// revision that last wrote it.
 pub async fn changes_end_at_the_rows_of_the_store<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -118,7 +118,7 @@ pub async fn changes_end_at_the_rows_of_the_store<S: KeyStore>(
     Ok(())
 }
 
-/// All changes of one revision are on one page, even if the page then exceeds its limit.
+/// All changes of one revision are on the same page, even if the page then has more changes than its limit.
 pub async fn a_revision_is_never_split_across_pages<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -147,7 +147,8 @@ pub async fn a_revision_is_never_split_across_pages<S: KeyStore>(
     Ok(())
 }
 
-/// No change up to a page's `upto` is missing from that page and the pages before it.
+/// A page's `upto` is the revision that a follower has reached after this page. No change up to `upto` may be
+/// missing.
 pub async fn nothing_up_to_upto_is_missing<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -167,7 +168,7 @@ pub async fn nothing_up_to_upto_is_missing<S: KeyStore>(
             fixture.expected.revision,
         )?;
     }
-    // Repeats the check from every other revision of the history.
+    // Repeats the check with every revision of the history as the starting point.
     for (revision, tag) in fixture.expected.tags.clone() {
         let after = Cursor {
             revision,
@@ -196,8 +197,8 @@ fn complete<S: KeyStore>(
     })
 }
 
-/// An empty page means that the follower has caught up: `upto` is the head, and the head includes every
-/// commit that returned before the call.
+/// The feed returns an empty page only to a follower that has caught up. The `upto` of an empty page is the
+/// head, which includes every commit that returned before the call.
 pub async fn an_empty_page_means_caught_up<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -219,7 +220,7 @@ pub async fn an_empty_page_means_caught_up<S: KeyStore>(
         fixture.same("upto of an empty page", page.upto, page.head)?;
         fixture.same("head of an empty page", page.head.revision, revision)?;
     }
-    // After a commit without rows, `upto` of an empty page is still the head.
+    // A commit without rows moves the head. The next page is empty, but its `upto` must be the new head.
     let action = keyward::audit::Action::KeyDisabled;
     let batch = fixture.batch("acme").entry(action, Some(id(1)));
     let revision = fixture.commit(batch).await?;
@@ -235,7 +236,7 @@ pub async fn an_empty_page_means_caught_up<S: KeyStore>(
     fixture.same("head after a commit without rows", page.head, page.upto)
 }
 
-/// Removed keys are in the feed as tombstones.
+/// The feed reports the removal of a key as a tombstone.
 pub async fn tombstones_are_in_the_feed<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -256,7 +257,8 @@ pub async fn tombstones_are_in_the_feed<S: KeyStore>(
     Ok(())
 }
 
-/// A cursor ahead of the head is refused as compacted.
+/// The feed refuses a cursor ahead of the store's head with `Compacted`, so that the follower starts over
+/// with a scan.
 pub async fn a_cursor_ahead_of_the_head_is_compacted<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -275,7 +277,7 @@ pub async fn a_cursor_ahead_of_the_head_is_compacted<S: KeyStore>(
         .await
 }
 
-/// A cursor of another epoch is refused as compacted.
+/// The feed refuses a cursor of another epoch with `Compacted`, so that the follower starts over with a scan.
 pub async fn a_cursor_of_another_epoch_is_compacted<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -289,8 +291,8 @@ pub async fn a_cursor_of_another_epoch_is_compacted<S: KeyStore>(
     fixture.compacted("a cursor of another epoch", other).await
 }
 
-/// A cursor whose tag differs from the tag of its revision is refused as compacted. A cursor at revision zero
-/// must have no tag.
+/// The feed refuses a cursor with `Compacted` if the cursor's tag differs from the tag of its revision. At
+/// revision zero, the tag must be zero.
 pub async fn a_cursor_with_another_tag_is_compacted<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -320,8 +322,8 @@ pub async fn a_cursor_with_another_tag_is_compacted<S: KeyStore>(
     Ok(())
 }
 
-/// Every cursor that the store returns carries the tag of its commit, or zero before the first commit. The
-/// feed accepts every such cursor.
+/// Every cursor that the store returns has the tag of the commit at its revision, or zero before the first
+/// commit. The feed accepts every such cursor.
 pub async fn cursors_carry_the_tag_of_their_commit<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -349,7 +351,7 @@ pub async fn cursors_carry_the_tag_of_their_commit<S: KeyStore>(
     fixture.same("tag of the scan's head", head.tag, fixture.expected.tag)
 }
 
-/// If `changes_now` returns `Some`, the result is the same as from `changes`.
+/// `changes_now` may return `None`. If it returns a page, that page is equal to the page from `changes`.
 pub async fn changes_now_returns_what_changes_returns<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {

@@ -1,10 +1,11 @@
-//! Clauses of `find`.
+//! Clauses of `find`, which looks up one key by its id or its imported digest.
 
 use super::ClauseViolation;
 use super::fixtures::{StoreFixture, digest, id, imported, key, tenant, text};
 use keyward::store::{Change, KeyStore, Locator, Row};
 
-/// `find` returns a key by its id, with the revision that wrote it. An unknown id returns `None`.
+/// `find` returns a key by its id, with the revision of the commit that wrote it. For an unknown id, `find`
+/// returns `None`.
 pub async fn find_returns_a_key_by_its_id<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -39,7 +40,7 @@ pub async fn find_returns_a_key_by_its_id<S: KeyStore>(
     )
 }
 
-/// `find` returns an imported key by its digest. A peppered digest returns `None`.
+/// `find` returns an imported key by its digest. For the digest of a peppered key, `find` returns `None`.
 pub async fn find_returns_a_key_by_its_imported_digest<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -118,8 +119,8 @@ pub async fn find_returns_the_tombstone_of_a_removed_key<S: KeyStore>(
     Ok(())
 }
 
-/// The head of a found key is not ahead of the store's head at the read. That head is a valid cursor, and the
-/// feed after it contains every later change of the key.
+/// `find` returns a key together with a head that is not ahead of the store's head. The feed accepts this
+/// head as a cursor, and then reports every later change of the key.
 pub async fn find_returns_a_head_that_can_be_followed<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {

@@ -1,5 +1,5 @@
-//! The tools of the checks: sample records, commits with a consistent audit chain, a store with its expected
-//! contents, and futures that a check polls step by step.
+//! The tools that all checks share. These tools build sample records and commits, compare a store with its
+//! expected contents, and poll futures step by step.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
@@ -25,13 +25,14 @@ use keyward::{KeyId, Reason, Role, ScopeSet, TenantId, Timestamp};
 
 pub(super) type ClauseResult = Result<(), ClauseViolation>;
 
-/// 1000 pages, more than any check fills. A check fails if a store returns more pages.
+/// 1,000 pages. A check fails if a query has more pages, because the store then probably returns pages
+/// without end.
 const MAX_PAGES: usize = 1_000;
 
-/// 8 polls: the maximum before a check drops a future, or runs another future.
+/// 8 polls. A check polls a future up to this number of times before it drops the future or runs another one.
 pub(super) const STEPS: usize = 8;
 
-/// Parses a literal, which must be valid.
+/// Parses a literal, and panics if the literal is invalid.
 pub(super) fn text<T>(constant: &str) -> T
 where
     T: for<'a> TryFrom<&'a str>,
@@ -46,7 +47,8 @@ pub(super) fn tenant(path: &str) -> TenantId {
     text(path)
 }
 
-/// Returns the instant `seconds` after a fixed start. Its microseconds reveal a store that rounds instants.
+/// Returns the instant that is `seconds` after a fixed start. The start is not a whole second, so that a
+/// store that rounds instants fails.
 pub(super) fn at(seconds: u64) -> Timestamp {
     Timestamp::UNIX_EPOCH.saturating_add(Duration::from_micros(
         1_700_000_000_123_457 + seconds * 1_000_000,
@@ -68,7 +70,8 @@ pub(super) fn digest(of: &str) -> Digest {
     Digest::sha256(of)
 }
 
-/// Returns a minimal key. [`CommitBuilder::put`] sets its tenant.
+/// Returns the key with the number `n` and only the required fields. [`CommitBuilder::put`] sets the key's
+/// tenant.
 pub(super) fn key(n: u64) -> KeyRecord {
     KeyRecord {
         facts: KeyFacts {
@@ -114,7 +117,7 @@ pub(super) fn key(n: u64) -> KeyRecord {
     }
 }
 
-/// Returns an imported key with the digest of the text `of`.
+/// Returns the imported key with the number `n`, whose digest is the hash of the text in `of`.
 pub(super) fn imported(n: u64, of: &str) -> KeyRecord {
     key(n).with(|key| {
         key.prefix = None;
@@ -155,7 +158,7 @@ pub(super) fn owner(name: &str) -> OwnerRecord {
     }
 }
 
-/// A builder of commits. Every added row gets the commit's tenant and an audit entry.
+/// A builder of commits, which sets the tenant of every added row and adds an audit entry for the row.
 #[derive(Clone)]
 pub(super) struct CommitBuilder {
     pub(super) commit: Commit,
@@ -200,7 +203,7 @@ impl CommitBuilder {
         self.entry(Action::TenantProvisioned, None)
     }
 
-    /// Adds an audit entry.
+    /// Adds an audit entry to the commit, without a row.
     pub(super) fn entry(mut self, action: Action, key: Option<KeyId>) -> Self {
         let sequence = self.head.sequence + 1;
         let seal = format!("{:?} {} {sequence}", self.commit.tag, self.commit.tenant);
@@ -224,7 +227,7 @@ impl CommitBuilder {
         self
     }
 
-    /// Sets the actor and the command of all entries added so far.
+    /// Sets the actor and the command id of all audit entries that were added before.
     pub(super) fn by(mut self, actor: &str, command: &str) -> Self {
         for entry in &mut self.commit.effects.audit {
             entry.actor = Author::Principal(text(actor));
@@ -246,19 +249,19 @@ impl CommitBuilder {
         self
     }
 
-    /// Sets the epoch of the store for which the commit was decided.
+    /// Sets the epoch that the commit expects the store to have.
     pub(super) fn in_history(mut self, epoch: Epoch) -> Self {
         self.commit.epoch = Some(epoch);
         self
     }
 
-    /// Makes the commit depend on a row at `revision`.
+    /// Adds a guard: the store must refuse the commit unless `row` is at `revision`.
     pub(super) fn guarded(mut self, row: RowKey, revision: Revision) -> Self {
         self.commit.guards.push(Guard { row, revision });
         self
     }
 
-    /// Claims the digest of the text `of` for a key, without writing a record.
+    /// Claims the digest of the text in `of` for a key. The commit does not write the key itself.
     pub(super) fn claim(mut self, of: &str, key: KeyId) -> Self {
         self.commit.effects.digests.push((digest(of), key));
         self.entry(Action::KeyDisabled, Some(key))
@@ -301,7 +304,7 @@ impl ExpectedContents {
         }
     }
 
-    /// Returns the revision of the commit that wrote a row; zero for a row that never existed.
+    /// Returns the revision of the commit that last wrote a row, or zero for a row that was never written.
     pub(super) fn row_at(&self, row: &RowKey) -> Revision {
         let change = self.rows.get(row);
         change.map_or(Revision::ZERO, |change| change.revision)
@@ -315,7 +318,7 @@ impl ExpectedContents {
         })
     }
 
-    /// Returns the rows that a scan must return: all but tombstones.
+    /// Returns the rows that a scan must return, which are all rows except tombstones.
     pub(super) fn live_rows(&self) -> BTreeMap<RowKey, Change> {
         let gone = |change: &Change| matches!(change.row, Row::Removed { .. });
         let rows = self.rows.iter().filter(|(_, change)| !gone(change));
@@ -323,7 +326,7 @@ impl ExpectedContents {
             .collect()
     }
 
-    /// Returns the rows whose newest revision is above `after` and at most `upto`.
+    /// Returns the rows that were last written after the revision `after`, up to and including `upto`.
     pub(super) fn between(&self, after: Revision, upto: Revision) -> BTreeMap<RowKey, Change> {
         let within = |change: &Change| change.revision > after && change.revision <= upto;
         let rows = self.rows.iter().filter(|(_, change)| within(change));
@@ -332,7 +335,8 @@ impl ExpectedContents {
     }
 }
 
-/// A fresh store with its expected contents. Every failure names the clause under test.
+/// An empty store with its expected contents, which each commit updates. Every failure names the clause under
+/// test.
 pub(super) struct StoreFixture<S> {
     pub(super) store: S,
     pub(super) expected: ExpectedContents,
@@ -350,8 +354,8 @@ impl<S: KeyStore> StoreFixture<S> {
         }
     }
 
-    /// Starts an empty commit at the tenant's last revision. Each commit has a new tag, and is decided one
-    /// second after the previous one.
+    /// Begins a commit without rows, with the tenant's last revision as its expected revision. Each commit
+    /// has its own tag and decision time.
     pub(super) fn batch(&mut self, path: &str) -> CommitBuilder {
         self.drafts += 1;
         let tenant = tenant(path);
@@ -411,7 +415,7 @@ impl<S: KeyStore> StoreFixture<S> {
         answer.map_err(|error| self.fail(format!("{method} failed: {error}")))
     }
 
-    /// Executes a commit that must be accepted.
+    /// Executes a commit. Fails the check if the store refuses it.
     pub(super) async fn commit(
         &mut self,
         batch: CommitBuilder,
@@ -423,13 +427,13 @@ impl<S: KeyStore> StoreFixture<S> {
         Ok(revision)
     }
 
-    /// Records a commit that was applied without [`commit`](Self::commit).
+    /// Adds a commit to the expected contents, if a check has executed the commit directly on the store.
     pub(super) fn record_commit(&mut self, batch: &CommitBuilder, revision: Revision) {
         self.expected.apply(&batch.commit, revision);
     }
 
-    /// Records the outcomes of concurrent commits. Fails if a commit was applied after one of its guarded
-    /// rows had changed.
+    /// Adds the applied ones of several concurrent commits to the expected contents. Fails if the store
+    /// applied a commit although a guarded row had changed before.
     pub(super) fn record_outcomes(
         &mut self,
         answers: impl IntoIterator<Item = (CommitBuilder, Result<Revision, CommitError>)>,
@@ -458,7 +462,8 @@ impl<S: KeyStore> StoreFixture<S> {
         Ok(())
     }
 
-    /// Executes a commit that must be refused, and returns the error.
+    /// Executes a commit that the store must refuse. Returns the error, and fails the check if the store
+    /// applies the commit.
     pub(super) async fn refused(
         &self,
         batch: CommitBuilder,
@@ -528,7 +533,7 @@ impl<S: KeyStore> StoreFixture<S> {
         self.answered("scan", answer)
     }
 
-    /// Returns all pages of `scan_all`.
+    /// Returns all pages that `scan_all` of the store passes to its callback.
     pub(super) async fn pages_of_all(
         &self,
         limit: usize,
@@ -555,7 +560,7 @@ impl<S: KeyStore> StoreFixture<S> {
         self.answered("changes", answer)
     }
 
-    /// Checks that the store refuses a cursor as compacted.
+    /// Checks that the feed refuses a cursor with `Compacted`.
     pub(super) async fn compacted(&self, what: &str, after: Cursor) -> ClauseResult {
         match self.store.changes(after, count(1)).await {
             Err(ChangesError::Compacted) => Ok(()),
@@ -569,7 +574,8 @@ impl<S: KeyStore> StoreFixture<S> {
         Ok(self.scan(None, 1).await?.head)
     }
 
-    /// Follows the feed from `after` to the head. Returns the pages, without the empty last one.
+    /// Reads the feed from `after` until an empty page shows that the head is reached. Returns the pages
+    /// before the empty page.
     pub(super) async fn follow(
         &self,
         mut after: Cursor,
@@ -594,7 +600,8 @@ impl<S: KeyStore> StoreFixture<S> {
         Err(self.fail(format!("the feed did not end within {MAX_PAGES} pages")))
     }
 
-    /// Scans all rows without tombstones. Returns the rows with the first page's head.
+    /// Scans the whole store page by page. Returns the head of the first page, and all rows except
+    /// tombstones.
     pub(super) async fn scan_all(
         &self,
         limit: usize,
@@ -659,7 +666,7 @@ impl<S: KeyStore> StoreFixture<S> {
         Err(self.fail(format!("the trail did not end within {MAX_PAGES} pages")))
     }
 
-    /// Compares every readable part of the store with its expected contents.
+    /// Checks that scans, lists, views and the audit trail of the store return exactly the expected contents.
     pub(super) async fn check_contents(&self, when: &str) -> ClauseResult {
         let expected = &self.expected;
         let (head, rows) = self.scan_all(50).await?;
@@ -725,7 +732,7 @@ pub(super) fn owner_row(path: &str, name: &str) -> RowKey {
     RowKey::Owner(tenant(path), text(name))
 }
 
-/// A future that a check polls step by step, on any executor.
+/// A future that a check can poll a chosen number of times, and then finish or drop, on any executor.
 pub(super) struct PolledFuture<'a, T> {
     future: Pin<Box<dyn Future<Output = T> + 'a>>,
     output: Option<T>,
@@ -747,7 +754,8 @@ impl<'a, T> PolledFuture<'a, T> {
         }
     }
 
-    /// Polls up to `steps` times. Between two polls, waits until the future wakes its task.
+    /// Polls this future up to `steps` times, and stops if it completes. Between two polls, waits until its
+    /// task is woken.
     pub(super) async fn steps(&mut self, steps: usize) {
         for step in 1..=steps {
             let mut first = true;
@@ -757,7 +765,8 @@ impl<'a, T> PolledFuture<'a, T> {
                 }
                 first = false;
                 self.poll(cx);
-                // Does not wait after the last poll, so that the check can run another future.
+                // After the last poll the method returns immediately, so that the check can run another
+                // future before this one is woken.
                 if self.output.is_some() || step == steps {
                     return Poll::Ready(());
                 }
@@ -770,8 +779,8 @@ impl<'a, T> PolledFuture<'a, T> {
         }
     }
 
-    /// Runs `other` to completion. Polls this future only while `other` is pending, because `other` may wait
-    /// for this future.
+    /// Runs `other` to completion. Also polls this future whenever `other` is pending, because `other` may
+    /// wait for it.
     pub(super) async fn let_pass<O>(&mut self, other: impl Future<Output = O>) -> O {
         let mut other = pin!(other);
         poll_fn(|cx| {
@@ -784,7 +793,8 @@ impl<'a, T> PolledFuture<'a, T> {
         .await
     }
 
-    /// Runs all futures to completion. Each round polls all futures in order.
+    /// Runs all futures concurrently until each has completed. Polls them in order, one after another, in
+    /// every round.
     pub(super) async fn finish_all(mut all: Vec<Self>) -> Vec<T> {
         poll_fn(|cx| {
             all.iter_mut().for_each(|running| running.poll(cx));
@@ -795,7 +805,7 @@ impl<'a, T> PolledFuture<'a, T> {
         all.into_iter().filter_map(Self::output).collect()
     }
 
-    /// Returns the output, if the future has completed.
+    /// Returns the output of a completed future, or `None` if the future is still pending.
     pub(super) fn output(self) -> Option<T> {
         self.output
     }

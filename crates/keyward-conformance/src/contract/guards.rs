@@ -1,5 +1,5 @@
-//! Clauses of guards. A guard names a row that a commit depends on, in any tenant. The store refuses the
-//! commit if a guarded row has changed.
+//! Clauses of guards. A guard names a row of any tenant, and the revision at which a commit has read that
+//! row. The store refuses the commit if the row has changed since.
 
 use super::ClauseViolation;
 use super::fixtures::{
@@ -13,8 +13,8 @@ use keyward::store::{KeyStore, Revision, RowKey};
 /// A function that adds a change to a commit.
 type CommitEdit = fn(CommitBuilder) -> CommitBuilder;
 
-/// A commit is applied if each guarded row is at the guard's revision, in any tenant. A row that
-/// never existed is at revision zero.
+/// The store applies a commit if each guarded row is still at its guard's revision, whatever the row's
+/// tenant. A row that never existed is at revision zero.
 pub async fn a_commit_whose_guards_hold_is_applied<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -27,7 +27,7 @@ pub async fn a_commit_whose_guards_hold_is_applied<S: KeyStore>(
         owner_row("acme", "ann"),
         RowKey::Key(id(1)),
         RowKey::Key(id(3)),
-        // None of these rows exists.
+        // These rows do not exist, so guards at revision zero must hold for them.
         tenant_row("globex"),
         tenant_row("initech"),
         owner_row("acme", "cid"),
@@ -47,7 +47,7 @@ pub async fn a_commit_whose_guards_hold_is_applied<S: KeyStore>(
         batch.guarded(row, stands)
     });
     fixture.commit(batch).await?;
-    // A commit may write its own guarded row.
+    // A commit may have a guard on a row that it writes itself.
     let own = fixture.expected.row_at(&RowKey::Key(id(1)));
     let batch = fixture.batch("acme").put(renamed(1));
     fixture
@@ -56,8 +56,8 @@ pub async fn a_commit_whose_guards_hold_is_applied<S: KeyStore>(
     fixture.check_contents("after the commits").await
 }
 
-/// A commit is a conflict and writes nothing if one of its guarded rows has changed. The row may belong to
-/// any tenant. A guard ahead of its row is a conflict too.
+/// The store refuses a commit as a conflict, and writes nothing, if one of its guarded rows has changed. A
+/// guard ahead of its row is also refused.
 pub async fn a_commit_whose_guarded_row_moved_is_a_conflict<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -91,7 +91,8 @@ pub async fn a_commit_whose_guarded_row_moved_is_a_conflict<S: KeyStore>(
                 let what = format!("{path} on {row:?} {how}");
                 let alone = full.clone().guarded(row.clone(), revision);
                 fixture.conflicts(&what, alone).await?;
-                // Puts the guard at each position among guards that hold.
+                // Tries the failing guard at each position among guards that hold, because a store may check
+                // only some of them.
                 for place in 0..=others.len() {
                     let stands = |own: &RowKey| (own.clone(), fixture.expected.row_at(own));
                     let mut all: Vec<_> = others.iter().map(stands).collect();
@@ -114,7 +115,8 @@ pub async fn a_commit_whose_guarded_row_moved_is_a_conflict<S: KeyStore>(
         .await
 }
 
-/// A commit that depends on the absence of a row is a conflict once the row exists.
+/// A guard at revision zero requires that its row does not exist. The store refuses the commit once the row
+/// exists.
 pub async fn a_commit_whose_guarded_row_appeared_is_a_conflict<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -133,7 +135,7 @@ pub async fn a_commit_whose_guarded_row_appeared_is_a_conflict<S: KeyStore>(
             .conflicts(&format!("{row:?}, which appeared"), absent.clone())
             .await?;
         fixture.check_contents("after the conflict").await?;
-        // Commits of other tenants do not change the outcome.
+        // A commit of an unrelated tenant in between must not make the guard hold again.
         let batch = fixture.batch("globex").put(key(n + 20));
         fixture.commit(batch).await?;
         fixture
@@ -148,8 +150,8 @@ pub async fn a_commit_whose_guarded_row_appeared_is_a_conflict<S: KeyStore>(
         .await
 }
 
-/// A commit that depends on a key is a conflict once the key was removed. The contract sets no revision for a
-/// removed key, because its tombstone may be compacted.
+/// The store refuses a commit with a guard on a key once the key is removed. The check accepts any revision
+/// for the removed key, because its tombstone may be compacted.
 pub async fn a_commit_whose_guarded_key_was_removed_is_a_conflict<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -178,8 +180,8 @@ pub async fn a_commit_whose_guarded_key_was_removed_is_a_conflict<S: KeyStore>(
     fixture.check_contents("after the conflicts").await
 }
 
-/// A guard depends on its row alone, and holds while other rows of that tenant change. Otherwise frequent
-/// commits to a parent tenant would starve commits to its children.
+/// A guard depends on its own row, not on other rows of the same tenant. Otherwise frequent commits to a
+/// parent tenant would starve commits to its children.
 pub async fn a_guard_holds_while_its_tenant_changes<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -211,8 +213,8 @@ pub async fn a_guard_holds_while_its_tenant_changes<S: KeyStore>(
     fixture.check_contents("after the commits").await
 }
 
-/// No guarded row changes between the check of the guard and the commit, even if commits run concurrently or
-/// are batched by the store.
+/// No guarded row can change between the check of its guard and the commit, even if the store runs commits
+/// concurrently or in batches.
 pub async fn a_guard_holds_until_its_commit_is_applied<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -220,7 +222,8 @@ pub async fn a_guard_holds_until_its_commit_is_applied<S: KeyStore>(
     for guarded_first in [true, false] {
         let mut fixture = StoreFixture::new(make, clause);
         acme(&mut fixture).await?;
-        // In the last rounds both commits start together, after the store has finished any lazy setup.
+        // In the first rounds, the second commit starts after the first one was polled up to 8 times. In
+        // later rounds, both start together.
         for round in 0..=3 * STEPS {
             let row = RowKey::Key(id(1));
             let stands = fixture.expected.row_at(&row);
@@ -248,7 +251,8 @@ pub async fn a_guard_holds_until_its_commit_is_applied<S: KeyStore>(
     }
     let mut fixture = StoreFixture::new(make, clause);
     acme(&mut fixture).await?;
-    // The first commit keeps the store busy, so that the store may queue and batch the others.
+    // The first commit occupies the store, so that a store that batches commits puts the others into one
+    // batch.
     let mut batches = vec![
         fixture.batch("globex").put(key(3)),
         fixture
@@ -281,7 +285,7 @@ pub async fn a_guard_holds_until_its_commit_is_applied<S: KeyStore>(
         .await
 }
 
-/// Writes a tenant with its row, two owners and two keys.
+/// Writes the tenant `acme` with a tenant row, two owners and two keys.
 async fn acme<S: KeyStore>(fixture: &mut StoreFixture<S>) -> Result<Revision, ClauseViolation> {
     let batch = fixture.batch("acme").provision();
     let batch = batch.owner(owner("ann")).owner(owner("bob"));

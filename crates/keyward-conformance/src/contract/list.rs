@@ -1,5 +1,5 @@
-//! Clauses of `list`. The expected results come from `oracle`, a second implementation of key queries. The
-//! oracle does not use [`KeyQuery::page`], because stores may use that function.
+//! Clauses of `list`. The expected results come from the function `oracle`, a second implementation of key
+//! queries. The oracle does not call [`KeyQuery::page`], because a store may use that function itself.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -88,7 +88,8 @@ async fn write_keys<S: KeyStore>(fixture: &mut StoreFixture<S>) -> ClauseResult 
     fixture
         .commit(batch.put(owned_by("ANN", of("job", "dep/7", key(17)))))
         .await?;
-    // A query must find neither the old name of a changed key nor a removed key.
+    // Renames one key and removes another, because a query must find neither the old name nor the removed
+    // key.
     let batch = fixture
         .batch("Acme")
         .put(named("export once", key(18)))
@@ -106,7 +107,8 @@ fn all() -> KeyQuery {
     KeyQuery::all(at(150))
 }
 
-/// A list contains exactly the keys that meet the query's conditions, alone and combined.
+/// A list contains exactly the keys that match the query. The check tries each condition alone, and several
+/// together.
 pub async fn a_list_holds_exactly_what_matches<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -136,7 +138,7 @@ pub async fn a_list_holds_exactly_what_matches<S: KeyStore>(
     Ok(())
 }
 
-/// Returns queries for expiring keys: by status, by status and time span, and by time span.
+/// Returns three queries on expiring keys: one by status, one by status and expiry, and one by expiry.
 fn ending() -> [KeyQuery; 3] {
     let unrevoked = all().with(|query| {
         query.statuses = BTreeSet::from([
@@ -173,7 +175,7 @@ fn queries<S: KeyStore>(fixture: &StoreFixture<S>) -> Vec<KeyQuery> {
         Status::Expired,
         Status::Revoked,
     ];
-    // Includes the exact instants at which keys expire.
+    // These instants include the exact expiry of some keys, at which a key already counts as expired.
     for instant in [at(0), at(99), at(100), at(200), at(300), Timestamp::MAX] {
         queries.extend(statuses.map(|status| {
             KeyQuery::all(instant).with(|query| query.statuses = BTreeSet::from([status]))
@@ -245,8 +247,8 @@ pub async fn a_list_comes_in_the_querys_order<S: KeyStore>(
     Ok(())
 }
 
-/// The pages of a list together contain every key once. No page exceeds its limit, and only the last page has
-/// no `next`.
+/// The pages of a list together contain every matching key exactly once. No page has more keys than its
+/// limit, and `next` is `None` only on the last page.
 pub async fn pages_of_a_list_neither_repeat_nor_skip<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -275,7 +277,7 @@ pub async fn pages_of_a_list_neither_repeat_nor_skip<S: KeyStore>(
     Ok(())
 }
 
-/// A list continues after a position, even if the key at that position was removed.
+/// A list continues after a key even if that key was removed since the previous page.
 pub async fn a_list_goes_on_after_a_key_that_is_gone<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -320,7 +322,7 @@ pub async fn a_list_goes_on_after_a_key_that_is_gone<S: KeyStore>(
     Ok(())
 }
 
-/// A list reflects every commit that returned, and contains no removed keys.
+/// A list reflects every commit that returned before the call, and leaves out removed keys.
 pub async fn a_list_reflects_every_commit_that_returned<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -350,7 +352,8 @@ pub async fn a_list_reflects_every_commit_that_returned<S: KeyStore>(
     fixture.same("keys after a removal", keys, vec![id(2)])
 }
 
-/// Returns every matching record, in order and without a limit. Uses only loops and plain comparisons.
+/// Returns the keys that `list` must return, in the query's order. The function compares every record with
+/// the query in plain loops.
 fn oracle<'a, S: KeyStore>(fixture: &'a StoreFixture<S>, query: &KeyQuery) -> Vec<&'a KeyRecord> {
     let mut found: Vec<&KeyRecord> = Vec::new();
     for record in fixture.expected.records() {

@@ -1,4 +1,4 @@
-//! Clauses of `load`.
+//! Clauses of `load`, which returns the parts of one tenant that a command needs.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,8 @@ use keyward::key::{KeyRecord, KeyState, RotationReason, Succession};
 use keyward::store::{KeyStore, LoadRequest, Revision, Row, RowKey, TenantView};
 use keyward::{KeyId, Timestamp};
 
-/// A tenant that never had a commit is empty at revision zero, for every request.
+/// For a tenant that never had a commit, `load` returns an empty view at revision zero, whatever the request
+/// asks for.
 pub async fn an_unknown_tenant_is_empty_at_revision_zero<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -45,7 +46,7 @@ pub async fn an_unknown_tenant_is_empty_at_revision_zero<S: KeyStore>(
     Ok(())
 }
 
-/// A view has the epoch of the store, even for a tenant without a commit.
+/// `load` returns the epoch of the store with every view, even for a tenant that never had a commit.
 pub async fn load_returns_the_epoch<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -60,7 +61,7 @@ pub async fn load_returns_the_epoch<S: KeyStore>(
     Ok(())
 }
 
-/// A view reflects every commit that returned before the call began.
+/// `load` reflects every commit that returned before the call began.
 pub async fn load_reflects_every_commit_that_returned<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -80,7 +81,8 @@ pub async fn load_reflects_every_commit_that_returned<S: KeyStore>(
     fixture.same("keys after the removal", view.records, Vec::new())
 }
 
-/// Keys requested by id are loaded in any state. Unknown ids are skipped.
+/// `load` returns the keys that the request names by id, even if they are revoked or disabled. Unknown ids
+/// are skipped.
 pub async fn load_returns_keys_by_id<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -102,8 +104,8 @@ pub async fn load_returns_keys_by_id<S: KeyStore>(
     holds(&fixture, &view, &[id(1), id(2), id(3)])
 }
 
-/// A request with `live_at` loads all keys except revoked and expired keys. Disabled and retiring keys are
-/// live.
+/// A request with `live_at` loads every key that is neither revoked nor expired at that instant. Disabled and
+/// retiring keys are live.
 pub async fn load_returns_keys_live_at_an_instant<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -170,7 +172,7 @@ pub async fn load_returns_the_legacy_key<S: KeyStore>(
     Ok(())
 }
 
-/// The rows of requested owners are loaded.
+/// `load` returns the rows of the owners that the request names.
 pub async fn load_returns_rows_of_owners<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -189,7 +191,7 @@ pub async fn load_returns_rows_of_owners<S: KeyStore>(
     owners(&fixture, &view, &["ann", "cid"])
 }
 
-/// The owners' rows of loaded keys are loaded without an explicit request.
+/// `load` also returns the owner's row of each loaded key, without an explicit request.
 pub async fn load_returns_rows_of_the_owners_of_loaded_keys<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -220,8 +222,8 @@ pub async fn load_returns_rows_of_the_owners_of_loaded_keys<S: KeyStore>(
     owners(&fixture, &view, &["ann", "bob", "cid"])
 }
 
-/// The audit entries of requested commands are loaded: the first [`LoadRequest::APPLIED_MAX`] of each
-/// command, oldest first.
+/// `load` returns the audit entries of the requested commands, oldest first. A command may have more than
+/// [`LoadRequest::APPLIED_MAX`] entries; only the first ones are required.
 pub async fn load_returns_what_commands_did<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -235,7 +237,7 @@ pub async fn load_returns_what_commands_did<S: KeyStore>(
     fixture.commit(batch).await?;
     let batch = fixture.batch("acme").put(key(3)).by("bob", "other");
     fixture.commit(batch).await?;
-    // The command's remaining entries, beyond the limit, are in a later commit.
+    // A later commit of the same command writes more entries than `load` has to return.
     let batch = (4..=longest + 4).fold(fixture.batch("acme"), |batch, n| batch.put(key(n)));
     fixture.commit(batch.by("ann", "import")).await?;
     let elsewhere = fixture.batch("globex").put(key(90)).by("ann", "import");
@@ -261,7 +263,8 @@ pub async fn load_returns_what_commands_did<S: KeyStore>(
             .map(|entry| entry.sequence)
             .take(LoadRequest::APPLIED_MAX)
             .collect();
-        // The store may return more entries than `APPLIED_MAX`.
+        // Compares only the entries that `load` must return, because a store may return more than
+        // `APPLIED_MAX`.
         let seen = seen.into_iter().take(want.len()).collect();
         fixture.same(&format!("entries of the command {command:?}"), seen, want)?;
     }
@@ -274,7 +277,7 @@ pub async fn load_returns_what_commands_did<S: KeyStore>(
     })
 }
 
-/// A view contains rows of its tenant only, even if a key of another tenant is requested by id.
+/// `load` returns rows of the requested tenant only, even if the request names a key of another tenant by id.
 pub async fn load_stays_within_the_tenant<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -302,7 +305,7 @@ pub async fn load_stays_within_the_tenant<S: KeyStore>(
     fixture.same("other tenants in the view", foreign, BTreeSet::new())
 }
 
-/// The tenant's own row is always loaded.
+/// `load` returns the tenant's own row with every view, without an explicit request.
 pub async fn load_always_returns_the_tenants_row<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -319,7 +322,7 @@ pub async fn load_always_returns_the_tenants_row<S: KeyStore>(
     Ok(())
 }
 
-/// The audit head is always loaded, and is the head of the tenant's newest entry.
+/// `load` always returns the tenant's audit head: the number and the hash of the tenant's newest audit entry.
 pub async fn the_audit_head_is_that_of_the_newest_entry<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -339,8 +342,8 @@ pub async fn the_audit_head_is_that_of_the_newest_entry<S: KeyStore>(
     Ok(())
 }
 
-/// `decided_at` is the latest decision time of the tenant's commits. A commit with an earlier decision time
-/// does not lower it.
+/// `decided_at` in a view is the latest decision time of all commits of the tenant. A later commit with an
+/// earlier decision time does not lower it.
 pub async fn decided_at_never_goes_back<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -365,8 +368,8 @@ pub async fn decided_at_never_goes_back<S: KeyStore>(
     )
 }
 
-/// A commit that repairs the tenant's time sets `decided_at`, even to an earlier instant. Later commits can
-/// only raise `decided_at` from there. Other tenants are not affected.
+/// A commit that repairs a tenant's time sets the tenant's `decided_at` to its own decision time, even if
+/// that is earlier. After a repair, commits can only raise `decided_at` again.
 pub async fn decided_at_goes_back_in_a_repair<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -401,8 +404,8 @@ pub async fn decided_at_goes_back_in_a_repair<S: KeyStore>(
     Ok(())
 }
 
-/// A view contains the revision of the commit that wrote each of its rows, not the tenant's revision. Guards
-/// are built from these revisions.
+/// `load` returns each row with the revision of the commit that wrote the row, not with the tenant's
+/// revision. Guards need the row's revision.
 pub async fn load_returns_the_revision_of_each_row<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -421,7 +424,8 @@ pub async fn load_returns_the_revision_of_each_row<S: KeyStore>(
     fixture.commit(batch).await?;
     let batch = fixture.batch("globex").put(key(3));
     fixture.commit(batch).await?;
-    // Each commit changes at least one row, except the last commit, which changes none.
+    // Every commit except the last one writes a row. The last commit has only an audit entry, and raises only
+    // the tenant's revision.
     let last = [
         |batch: CommitBuilder| batch.put(key(2)),
         |batch: CommitBuilder| batch.owner(owner("bob")),
@@ -446,7 +450,7 @@ pub async fn load_returns_the_revision_of_each_row<S: KeyStore>(
             revisions(&fixture, &view)?;
         }
     }
-    // A commit with guards built from a view is applied.
+    // The store must apply a commit whose guards have the revisions from a fresh view.
     let view = fixture.load("acme", LoadRequest::key(id(2))).await?;
     let above = view.revisions.into_iter();
     let batch = above.fold(fixture.batch("acme/web"), |batch, (row, revision)| {
@@ -455,8 +459,8 @@ pub async fn load_returns_the_revision_of_each_row<S: KeyStore>(
     fixture.commit(batch.put(key(4))).await.map(drop)
 }
 
-/// Checks that the view has the revision of every row in it. The view may also have revisions of
-/// other rows, if these are correct.
+/// Checks that the view has the right revision for every row in it. Revisions of rows outside the view are
+/// allowed if they are right too.
 fn revisions<S: KeyStore>(fixture: &StoreFixture<S>, view: &TenantView) -> ClauseResult {
     let tenants = view.tenant.iter().cloned().map(Row::Tenant);
     let owners = view.owners.iter().cloned().map(Row::Owner);
@@ -474,7 +478,8 @@ fn revisions<S: KeyStore>(fixture: &StoreFixture<S>, view: &TenantView) -> Claus
     Ok(())
 }
 
-/// Checks that the view has the requested keys, each with its stored contents, and no key twice.
+/// Checks that the view contains every key in `asked`. Each key in the view must appear once, with its stored
+/// contents.
 fn holds<S: KeyStore>(
     fixture: &StoreFixture<S>,
     view: &TenantView,

@@ -23,11 +23,11 @@ mod wait;
 
 use keyward::store::{KeyStore, NodeRegistry};
 
-/// The checks as functions, each named after its clause. A check returns the [`ClauseViolation`] of its
-/// clause, or `Ok`.
+/// The checks as functions, each named after its clause. A check returns `Ok` if the store keeps the clause,
+/// and otherwise the [`ClauseViolation`].
 ///
-/// `make` must return a fresh, empty store on each call. Some checks call `make` several times. The store
-/// must not compact its history during a check.
+/// `make` creates a store, and must return a fresh, empty one on each call. Some checks create several
+/// stores. A store must not compact its history during a check.
 pub mod clauses {
     pub use super::commit::*;
     pub use super::feed::*;
@@ -46,16 +46,16 @@ pub mod clauses {
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{clause}: {detail}")]
 pub struct ClauseViolation {
-    /// The clause: the name of its check in [`clauses`].
+    /// The name of the clause, which is also the name of its check in [`clauses`].
     pub clause: &'static str,
-    /// The observed result, and the result that the contract requires.
+    /// A description of the result that the contract requires, and of the result that the store returned.
     pub detail: String,
 }
 
 /// Calls a macro with the name of every clause of the [`KeyStore`] contract.
 ///
-/// The macro gets the tokens in braces first, as one group, and then each name followed by a comma.
-/// [`suite!`](crate::suite) is built on this macro, and other test harnesses can be too.
+/// The called macro first gets the tokens that the caller gave in braces, as one group. The clause names
+/// follow, each with a comma. [`suite!`](crate::suite) and other test harnesses can be built on it.
 #[macro_export]
 macro_rules! for_each_clause {
     ($then:path { $($with:tt)* }) => {
@@ -182,8 +182,8 @@ macro_rules! table {
 crate::for_each_clause!(table { KeyStore CLAUSES check });
 crate::for_each_registry_clause!(table { NodeRegistry REGISTRY_CLAUSES check_registry });
 
-/// Runs every check, and returns a violation for each broken clause. To generate tests, use
-/// [`suite!`](crate::suite).
+/// Runs every check, and returns one violation for each broken clause. Use [`suite!`](crate::suite) instead
+/// to get one test per clause.
 pub async fn violations<S: KeyStore>(make: &impl Fn() -> S) -> Vec<ClauseViolation> {
     let mut found = Vec::new();
     for clause in CLAUSES {

@@ -1,4 +1,4 @@
-//! Clauses of [`NodeRegistry`].
+//! Clauses of [`NodeRegistry`], which keeps the latest report of each node.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use keyward::store::{
     CommitTag, Cursor, Epoch, NodeId, NodeRegistry, NodeReport, Revision, StoreError,
 };
 
-/// 300 nodes, more than a registry with a small fixed capacity keeps.
+/// 300 nodes. A registry with a fixed capacity, such as 256 nodes, drops some of them and fails the check.
 const MANY: u128 = 300;
 
-/// A registry under test, with the clause for failures.
+/// A registry under test, with the name of the clause that a failure reports.
 struct RegistryFixture<R> {
     registry: R,
     clause: &'static str,
@@ -38,7 +38,7 @@ impl<R: NodeRegistry> RegistryFixture<R> {
         reported.map_err(|error| self.failed(&error))
     }
 
-    /// Sends a report that must be accepted.
+    /// Sends a report, and fails the check if the registry does not accept it.
     async fn accept(&self, report: &NodeReport) -> ClauseResult {
         let accepted = self.report(report).await?;
         let detail = format!("{report:?} was not accepted");
@@ -59,7 +59,7 @@ impl<R: NodeRegistry> RegistryFixture<R> {
         Ok(nodes)
     }
 
-    /// Checks that the registry contains exactly the reports in `expected`, which must be ordered by node id.
+    /// Checks that the registry contains exactly the reports in `expected`, in the order of their node ids.
     async fn holds(&self, what: &str, expected: &[&NodeReport]) -> ClauseResult {
         let nodes = self.nodes().await?;
         if nodes.iter().eq(expected.iter().copied()) {
@@ -77,7 +77,7 @@ fn cursor(revision: u64) -> Cursor {
     }
 }
 
-/// Returns a sample report of node `n` with this beat.
+/// Returns a report of the node with the id `n`. The argument `beat` is the sequence number of the report.
 fn sample_report(n: u128, beat: u64) -> NodeReport {
     NodeReport {
         node: NodeId::from_u128(n),
@@ -104,7 +104,8 @@ pub async fn a_report_is_in_every_later_read<R: NodeRegistry>(
     Ok(())
 }
 
-/// Every field of a report comes back as written, including a long label and a lease of odd length.
+/// The registry returns every field of a report as it was written, including a long label and a lease with a
+/// fraction of a second.
 pub async fn reports_come_back_as_they_were_written<R: NodeRegistry>(
     make: &impl Fn() -> R,
 ) -> ClauseResult {
@@ -135,7 +136,8 @@ pub async fn reports_come_back_as_they_were_written<R: NodeRegistry>(
     fixture.holds("as written", &expected).await
 }
 
-/// A registry has one entry per node: its latest report, without any field of an earlier report.
+/// A registry keeps only the latest report of each node. A field that the latest report leaves empty stays
+/// empty.
 pub async fn a_later_report_replaces_an_earlier_one<R: NodeRegistry>(
     make: &impl Fn() -> R,
 ) -> ClauseResult {
@@ -153,7 +155,8 @@ pub async fn a_later_report_replaces_an_earlier_one<R: NodeRegistry>(
         .await
 }
 
-/// A report with an older beat, or with the same beat, does not replace the current report.
+/// A report replaces the current one only if its beat is higher. A report with an equal or lower beat changes
+/// nothing.
 pub async fn an_older_report_changes_nothing<R: NodeRegistry>(
     make: &impl Fn() -> R,
 ) -> ClauseResult {
@@ -172,8 +175,8 @@ pub async fn an_older_report_changes_nothing<R: NodeRegistry>(
     Ok(())
 }
 
-/// A registry returns whether it accepted a report. Two nodes with the same id detect each other by refused
-/// reports.
+/// `report` returns whether the registry accepted the report. Two nodes that share an id by mistake learn
+/// this from refused reports.
 pub async fn a_registry_returns_whether_it_accepted_a_report<R: NodeRegistry>(
     make: &impl Fn() -> R,
 ) -> ClauseResult {
@@ -208,7 +211,8 @@ pub async fn nodes_are_identified_by_their_ids<R: NodeRegistry>(
         .await
 }
 
-/// Only `forget` removes a node. A silent node keeps its entry, however many other nodes report.
+/// A node stays in the registry until `forget` removes it, even if it is silent while many other nodes
+/// report.
 pub async fn no_node_vanishes_by_itself<R: NodeRegistry>(make: &impl Fn() -> R) -> ClauseResult {
     let fixture = RegistryFixture::new(make, "no_node_vanishes_by_itself");
     let mut reports: Vec<_> = (0..MANY).map(|n| sample_report(n, 1)).collect();
@@ -223,7 +227,8 @@ pub async fn no_node_vanishes_by_itself<R: NodeRegistry>(make: &impl Fn() -> R) 
     fixture.holds("after many nodes reported", &expected).await
 }
 
-/// `forget` removes one node and no other. It has no effect for an unknown node.
+/// `forget` removes the node with the given id and no other node. If the node is unknown, `forget` does
+/// nothing.
 pub async fn forgetting_takes_one_node_away<R: NodeRegistry>(
     make: &impl Fn() -> R,
 ) -> ClauseResult {
@@ -245,7 +250,7 @@ pub async fn forgetting_takes_one_node_away<R: NodeRegistry>(
     fixture.holds("after both were forgotten", &[]).await
 }
 
-/// `forget` keeps a node that has reported a later beat than `upto`, because that node may still run.
+/// `forget` keeps a node whose latest beat is above `upto`, because such a node may still run.
 pub async fn forgetting_spares_a_node_that_reported_since<R: NodeRegistry>(
     make: &impl Fn() -> R,
 ) -> ClauseResult {
@@ -262,7 +267,7 @@ pub async fn forgetting_spares_a_node_that_reported_since<R: NodeRegistry>(
         .await
 }
 
-/// A forgotten node may report again, with any beat.
+/// After `forget`, the registry accepts a new report of the node, even with a lower beat than before.
 pub async fn a_forgotten_node_may_report_again<R: NodeRegistry>(
     make: &impl Fn() -> R,
 ) -> ClauseResult {
@@ -274,8 +279,8 @@ pub async fn a_forgotten_node_may_report_again<R: NodeRegistry>(
     fixture.holds("after it reported again", &[&again]).await
 }
 
-/// A report whose future is dropped at any point is stored completely or not at all. A dropped report does
-/// not block later reports.
+/// A report is stored completely or not at all, even if the caller drops its future at any point. The
+/// registry accepts later reports afterwards.
 pub async fn a_dropped_report_is_all_or_nothing<R: NodeRegistry>(
     make: &impl Fn() -> R,
 ) -> ClauseResult {
@@ -306,8 +311,8 @@ pub async fn a_dropped_report_is_all_or_nothing<R: NodeRegistry>(
     Ok(())
 }
 
-/// If two reports of one node run concurrently, the report with the later beat remains, in either order of
-/// completion.
+/// If two reports of one node run concurrently, the report with the higher beat remains, whichever report
+/// completes first.
 pub async fn concurrent_reports_end_at_the_latest<R: NodeRegistry>(
     make: &impl Fn() -> R,
 ) -> ClauseResult {
@@ -318,7 +323,7 @@ pub async fn concurrent_reports_end_at_the_latest<R: NodeRegistry>(
         older.steps(steps).await;
         let mut newer = PolledFuture::new(fixture.registry.report(sample_report(1, 3)));
         for _ in 0..STEPS {
-            // Polls once, because this report may wait for the other report.
+            // One poll at a time, because the newer report may have to wait until the older report completes.
             newer.steps(1).await;
         }
         let older = newer.let_pass(older.finish()).await;

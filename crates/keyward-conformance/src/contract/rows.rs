@@ -1,4 +1,4 @@
-//! Clauses about stored rows: every read returns a row as it was written.
+//! Clauses about the contents of rows: every read returns each row exactly as it was written.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -19,8 +19,8 @@ use keyward::store::{
 use keyward::token::TokenPrefix;
 use keyward::{KeyId, PrincipalId, Reason, Role, ScopeSet, Timestamp};
 
-/// Records come back as written, including texts of minimal and maximal length. The clause covers load, find,
-/// list, scan and feed.
+/// Keys come back exactly as written, including texts of minimal and maximal length. The check reads them by
+/// load, find, list, scan and feed.
 pub async fn records_come_back_as_they_were_written<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -61,7 +61,8 @@ pub async fn records_come_back_as_they_were_written<S: KeyStore>(
         .await
 }
 
-/// Rows of owners and tenants, and audit entries of every kind, come back as written.
+/// Rows of owners and tenants come back exactly as written, and so do audit entries with every kind of
+/// action.
 pub async fn other_rows_come_back_as_they_were_written<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -120,7 +121,8 @@ pub async fn other_rows_come_back_as_they_were_written<S: KeyStore>(
     fixture.same("rows of owners by load", view.owners, stored.collect())
 }
 
-/// A put replaces the whole record. It clears every field that the new record leaves empty.
+/// Writing a key again replaces its whole record. A field that the new record leaves empty is empty
+/// afterwards.
 pub async fn a_put_replaces_the_whole_record<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -190,7 +192,7 @@ fn full(n: u64) -> KeyRecord {
     })
 }
 
-/// Returns a record with texts of maximal length, in multi-byte characters where allowed.
+/// Returns a key whose texts have their maximal length. Texts that allow it consist of multi-byte characters.
 fn longest(n: u64) -> KeyRecord {
     let long = |max: usize| "x".repeat(max);
     let wide = |max: usize| "é".repeat(max / 2);
@@ -222,7 +224,7 @@ fn longest(n: u64) -> KeyRecord {
     })
 }
 
-/// Returns a record of minimal values: the first instant, one-letter texts, zero bytes.
+/// Returns a key with the smallest valid values: the first instant, texts of one letter, and zero bytes.
 fn least(n: u64) -> KeyRecord {
     key(n).with(|key| {
         key.id = KeyId::from_u128(0);
@@ -259,7 +261,7 @@ fn maker(n: u64) -> Maker {
     }
 }
 
-/// Returns one pending bulk command of every kind.
+/// Returns one pending bulk command of every kind, as a tenant's row may contain it.
 fn sweeps() -> Vec<PendingSweep> {
     let key = Author::Key {
         key: id(7),
@@ -281,7 +283,7 @@ fn sweeps() -> Vec<PendingSweep> {
     kinds.into_iter().map(pending).collect()
 }
 
-/// Returns the evidence of an action; `None` for actions without evidence.
+/// Returns evidence for an audit entry with this action, or `None` if such entries have no evidence.
 fn evidence_of(action: &Action) -> Option<Evidence> {
     let mark = DigestMark::from_bytes([7; 32]);
     match action {
@@ -297,7 +299,7 @@ fn evidence_of(action: &Action) -> Option<Evidence> {
     }
 }
 
-/// Returns one of every action.
+/// Returns one action of every kind.
 fn actions() -> Vec<Action> {
     let class = || text::<ClassName>("server");
     let changes = vec![FieldChange::Name {

@@ -1,4 +1,4 @@
-//! Clauses of `scan`, and of the feed that continues where a scan ends.
+//! Clauses of `scan`, and of the change feed that a follower reads after a scan.
 
 use std::collections::BTreeMap;
 
@@ -10,15 +10,15 @@ use keyward::KeyId;
 use keyward::audit::Action;
 use keyward::store::{Change, KeyStore, Row, RowKey, StoreError, StoreErrorKind};
 
-/// A scan returns every row once, in the order of [`RowKey`], at any limit.
+/// A scan returns every row exactly once, in the order of [`RowKey`], whatever the limit of a page.
 pub async fn a_scan_returns_every_row_in_order<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
     let mut fixture = StoreFixture::new(make, "a_scan_returns_every_row_in_order");
     let (_, rows) = fixture.scan_all(1).await?;
     fixture.same("rows of an empty store", rows, Vec::new())?;
-    // Ids with the highest bit set come last. A store that keeps ids as signed numbers orders them
-    // differently.
+    // Ids are unsigned, so ids with the highest bit set must come last. A store that keeps ids as signed
+    // numbers would return them first.
     let edge = |id| key(1).with(|key| key.id = KeyId::from_u128(id));
     let batch = fixture
         .batch("globex")
@@ -55,8 +55,8 @@ pub async fn a_scan_returns_every_row_in_order<S: KeyStore>(
     Ok(())
 }
 
-/// The pages of a scan need not share a snapshot. Applying the changes after the first page's head yields the
-/// rows of the store.
+/// The pages of a scan may come from different snapshots. A follower that then applies the changes after the
+/// first page's head ends with the store's rows.
 pub async fn a_scan_and_its_changes_lead_to_the_store<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -72,7 +72,8 @@ pub async fn a_scan_and_its_changes_lead_to_the_store<S: KeyStore>(
         take(&mut rows, page.rows);
         let Some(after) = page.next else { break };
         let batch = fixture.batch("acme");
-        // Writes, changes and removes rows before and after the scan's position.
+        // Changes the store between two pages, both at rows that the scan has passed and at rows that are
+        // still to come.
         let batch = match taken {
             1 => batch.put(key(20)).put(renamed.clone()),
             4 => batch.remove(id(2)).remove(id(4)),
@@ -97,7 +98,8 @@ pub async fn a_scan_and_its_changes_lead_to_the_store<S: KeyStore>(
     )
 }
 
-/// A page's head is read before its rows. The page or the changes after its head contain a concurrent commit.
+/// A store must read the head of a page before the rows. A concurrent commit is then either on the page or in
+/// the changes after its head.
 pub async fn a_scan_reads_its_head_before_its_rows<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -128,8 +130,8 @@ pub async fn a_scan_reads_its_head_before_its_rows<S: KeyStore>(
     Ok(())
 }
 
-/// `scan_all` returns every row once, in any order, with the store's head. On an empty store it returns a
-/// page too.
+/// `scan_all` returns every row exactly once, in any order, with the store's head. An empty store still
+/// returns one page, without rows.
 pub async fn a_scan_of_all_returns_every_row_once<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -167,8 +169,8 @@ pub async fn a_scan_of_all_returns_every_row_once<S: KeyStore>(
     Ok(())
 }
 
-/// `scan_all` reads the head of its first page before any row. The pages or the changes after that head
-/// contain a concurrent commit.
+/// `scan_all` reads the head of its first page before any row. A concurrent commit is then on a page or in
+/// the changes after that head.
 pub async fn a_scan_of_all_reads_its_head_before_its_rows<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -202,7 +204,7 @@ pub async fn a_scan_of_all_reads_its_head_before_its_rows<S: KeyStore>(
     Ok(())
 }
 
-/// If the callback of `scan_all` fails, the scan stops and returns the error.
+/// If the callback of `scan_all` returns an error, `scan_all` stops and returns this error.
 pub async fn a_scan_of_all_returns_the_consumers_error<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -228,7 +230,7 @@ pub async fn a_scan_of_all_returns_the_consumers_error<S: KeyStore>(
         let want = refused();
         fixture.same("the end", ended, Some((want.kind(), want.to_string())))?;
     }
-    // The store still accepts commits.
+    // A scan that was stopped by an error must not block later commits.
     let batch = fixture.batch("acme").put(key(10));
     fixture.commit(batch).await.map(drop)
 }

@@ -1,11 +1,13 @@
-//! Clauses of `audit`. The expected results come from `oracle`, a second implementation of audit queries.
+//! Clauses of `audit`. The expected results come from the function `oracle`, a second implementation of audit
+//! queries.
 
 use super::ClauseViolation;
 use super::fixtures::{ClauseResult, StoreFixture, at, count, id, key, owner, text};
 use keyward::audit::Action;
 use keyward::store::{AuditPosition, AuditQuery, AuditRow, KeyStore};
 
-/// Writes entries of three tenants, by several actors and commands, with and without a key.
+/// Writes audit entries in three tenants, by several actors and commands. Some entries are about a key, and
+/// others are not.
 async fn trail<S: KeyStore>(fixture: &mut StoreFixture<S>) -> ClauseResult {
     let batch = fixture
         .batch("acme")
@@ -30,7 +32,8 @@ async fn trail<S: KeyStore>(fixture: &mut StoreFixture<S>) -> ClauseResult {
         .put(key(4))
         .by("annette", "setup-2");
     fixture.commit(batch.decided_at(at(120))).await?;
-    // Decided by a node with a slower clock. The entry still comes in commit order.
+    // The clock of this commit's node is slow, so the decision time is earlier than before. The trail must
+    // still be in commit order.
     let batch = fixture
         .batch("globex")
         .entry(Action::KeyDisabled, Some(id(3)));
@@ -47,8 +50,8 @@ async fn trail<S: KeyStore>(fixture: &mut StoreFixture<S>) -> ClauseResult {
     Ok(())
 }
 
-/// Audit entries are ordered by commit across tenants, and by their tenant's chain within a commit. Each
-/// entry has the revision of its commit.
+/// Audit entries are in the order of their commits, across all tenants. Within a commit they are in the order
+/// of the tenant's chain. Each entry has the revision of its commit.
 pub async fn the_audit_trail_comes_oldest_first<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -75,7 +78,8 @@ pub async fn the_audit_trail_comes_oldest_first<S: KeyStore>(
     Ok(())
 }
 
-/// A query returns exactly the entries that meet its conditions, alone and combined.
+/// `audit` returns exactly the entries that match the query. The check tries each condition alone, and
+/// several together.
 pub async fn the_audit_trail_holds_exactly_what_matches<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -116,8 +120,8 @@ pub async fn the_audit_trail_holds_exactly_what_matches<S: KeyStore>(
     Ok(())
 }
 
-/// The pages of a query together contain every matching entry once. A page may begin at any position, even
-/// within a commit.
+/// The pages of an audit query together contain every matching entry exactly once. A page may begin after any
+/// entry, even in the middle of a commit.
 pub async fn pages_of_the_audit_trail_neither_repeat_nor_skip<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -149,7 +153,7 @@ pub async fn pages_of_the_audit_trail_neither_repeat_nor_skip<S: KeyStore>(
     Ok(())
 }
 
-/// All entries of a commit are in the trail when the commit returns.
+/// Once a commit has returned, the audit trail contains all of its entries.
 pub async fn the_audit_trail_reflects_every_commit_that_returned<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {

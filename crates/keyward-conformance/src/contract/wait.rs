@@ -1,11 +1,12 @@
-//! Clauses of `wait_past`, which is only a hint and must not block other calls.
+//! Clauses of `wait_past`. Nodes use it only as a hint, so it may return early or never, but it must not
+//! block other calls.
 
 use super::ClauseViolation;
 use super::fixtures::{PolledFuture, STEPS, StoreFixture, key};
 use keyward::store::KeyStore;
 
-/// `wait_past` does not fail while the store works. Waiting is a hint: the call may never resolve, or resolve
-/// without a change.
+/// `wait_past` returns no error while the store works. The call may stay pending forever, or return although
+/// nothing has changed.
 pub async fn waiting_does_not_fail<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -16,7 +17,8 @@ pub async fn waiting_does_not_fail<S: KeyStore>(
     let head = fixture.head().await?;
     for cursor in [before, head] {
         let mut waiting = PolledFuture::new(fixture.store.wait_past(cursor));
-        // Polls once, because a future that waits for a commit would never resolve.
+        // Polls only once, because `wait_past` may stay pending until the next commit, and this check makes
+        // no other commit.
         waiting.steps(1).await;
         if let Some(Err(error)) = waiting.output() {
             return Err(fixture.fail(format!("waiting past {cursor:?} failed: {error}")));
@@ -30,7 +32,8 @@ pub async fn waiting_does_not_fail<S: KeyStore>(
     )
 }
 
-/// A pending wait blocks no commit and no read. The wait may be dropped or resumed afterwards.
+/// A pending call of `wait_past` blocks neither commits nor reads. The caller may drop the pending call, or
+/// continue to poll it afterwards.
 pub async fn waiting_holds_up_no_commit<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {

@@ -1,9 +1,11 @@
-//! The interleaving explorer: runs writers against one store in every possible order.
+//! The interleaving explorer runs concurrent writers on one store, in every possible order of their store
+//! calls.
 //!
-//! Uses no runtime and no threads. Every store call of a writer is one step: the call yields once before it
-//! acts. The explorer chooses the writer that takes the next step. It searches all sequences of choices
-//! depth-first, and starts each sequence with a fresh store. For a commit, the explorer also chooses whether
-//! the request or the reply is lost. [`Explorer::replay`] reproduces a failure from its choices.
+//! The explorer needs no runtime and no threads. Each store call of a writer is one step: the call yields
+//! once before it reaches the store. The explorer then chooses the writer that takes the next step. The
+//! explorer tries every sequence of choices depth-first, each on a fresh store. For a commit, the explorer
+//! can also choose to lose the request or the reply. If a check fails, [`Explorer::replay`] runs the failing
+//! sequence again.
 //!
 //! [`Race`] runs key managers, and checks the invariants of the crate. [`Scenario`] runs any writers and any
 //! checks.
@@ -24,48 +26,51 @@ use self::step::{ScheduleControl, StepStore, stepped};
 pub(crate) use self::watch::check_cap;
 use keyward::store::KeyStore;
 
-/// 1,000,000 polls. A writer that takes no step within this many polls is considered stuck.
+/// 1,000,000 polls. If a writer does not reach its next step within this number of polls, the run fails.
 const MAX_SPINS: usize = 1_000_000;
 
-/// The outcome of a commit.
+/// The fate of a commit and of its reply.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Reply {
     /// The store executes the commit, and the writer gets the reply.
     Arrives,
     /// The store executes the commit, but the reply is lost.
     Lost,
-    /// The commit never reaches the store. The writer gets the same error as for a lost reply.
+    /// The commit never reaches the store. The writer gets the same error as for a lost reply, because it
+    /// cannot distinguish the two.
     RequestLost,
 }
 
 /// One decision of the explorer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Choice {
-    /// The writer with this number takes its next step.
+    /// The writer with this number takes its next step. Writers are numbered in the order in which they were
+    /// added.
     Run(usize),
-    /// The commit of the current step has this outcome.
+    /// The commit that the current step begins has this outcome.
     Reply(Reply),
 }
 
-/// The result of an exploration that found no failure.
+/// The figures of an exploration in which every check passed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ExplorationReport {
     /// The number of sequences of choices that were run from beginning to end.
     pub executions: usize,
     /// The number of choices in the longest sequence.
     pub max_depth: usize,
-    /// Whether every possible sequence of choices was run.
+    /// Whether the explorer ran every possible sequence of choices. False if it reached its limit of
+    /// executions first.
     pub complete: bool,
 }
 
-/// A sequence of choices that breaks a check.
+/// The sequence of choices with which a check failed.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct FailedSchedule {
     /// A description of the failure.
     pub message: String,
     /// The choices that lead to the failure, for [`Explorer::replay`].
     pub schedule: Vec<Choice>,
-    /// The number of executions before the failed execution.
+    /// The number of sequences that ran without a failure before this one.
     pub executions: usize,
 }
 
@@ -110,8 +115,8 @@ impl Scenario {
         }
     }
 
-    /// Adds a writer. The writer must use only the store in its argument, where every call is one step. A
-    /// writer may wait for another writer only through a call of that store.
+    /// Adds a writer. A writer must use the store in its argument, because each call of that store is one
+    /// step. A writer must wait for nothing except calls of that store.
     #[must_use]
     pub fn writer<F>(mut self, writer: impl FnOnce(Arc<dyn KeyStore>) -> F + 'static) -> Self
     where
@@ -122,8 +127,8 @@ impl Scenario {
         self
     }
 
-    /// Adds a check that must pass before the first step and after every step. A check reads the original
-    /// store with [`block_on`], so its calls are not steps.
+    /// Adds a check that runs before the first step and after every step. A check reads the original store
+    /// with [`block_on`], so its reads are not steps.
     #[must_use]
     pub fn check_each_step(mut self, check: impl FnMut() -> Result<(), String> + 'static) -> Self {
         self.each_step.push(Box::new(check));
@@ -171,7 +176,7 @@ impl Default for Explorer {
 }
 
 impl Explorer {
-    /// Creates an explorer that loses no reply and stops after a million executions.
+    /// Creates an explorer that loses no request and no reply, and stops after a million executions.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -180,28 +185,29 @@ impl Explorer {
         }
     }
 
-    /// Sets the maximum number of commits per execution whose request or reply is lost. Higher values
-    /// multiply the number of executions.
+    /// Sets how many commits of one execution may lose their request or their reply. Defaults to 0. Higher
+    /// values multiply the number of executions.
     #[must_use]
     pub const fn lost_replies(mut self, most: usize) -> Self {
         self.lost_replies = most;
         self
     }
 
-    /// Sets the maximum number of executions. [`ExplorationReport::complete`] is false if unexplored
-    /// sequences remain.
+    /// Sets the maximum number of executions. If sequences remain after the last one,
+    /// [`ExplorationReport::complete`] is false.
     #[must_use]
     pub const fn max_executions(mut self, most: usize) -> Self {
         self.max_executions = most;
         self
     }
 
-    /// Runs a scenario in every order. Each execution calls `scenario` for a fresh one. Every call must
-    /// return the same writers, with the same random seed and clock.
+    /// Runs a scenario in every possible order of its writers' steps. The explorer calls `scenario` once per
+    /// execution. Each call must return a scenario with a fresh store, and with the same writers, random seed
+    /// and clock.
     ///
     /// # Errors
     ///
-    /// [`FailedSchedule`]: the first sequence of choices that breaks a check.
+    /// [`FailedSchedule`]: the first sequence of choices with which a check fails.
     pub fn explore(
         &self,
         scenario: impl Fn() -> Scenario,
@@ -231,11 +237,11 @@ impl Explorer {
         }
     }
 
-    /// Runs one sequence of choices.
+    /// Runs a scenario once, with the given sequence of choices.
     ///
     /// # Errors
     ///
-    /// [`FailedSchedule`] if a check fails, or if a choice of `schedule` is not possible in this scenario.
+    /// [`FailedSchedule`] if a check fails, or if the scenario does not allow a choice of `schedule`.
     pub fn replay(&self, scenario: Scenario, schedule: &[Choice]) -> Result<(), FailedSchedule> {
         let (verdict, trail) = self.run(scenario, ChoiceTrail::following(schedule));
         verdict.map_err(|message| FailedSchedule {
@@ -271,7 +277,8 @@ fn execute(scenario: Scenario, control: &Arc<ScheduleControl>) -> Result<(), Str
         .collect();
     let all = |checks: &mut Vec<CheckFn>| checks.iter_mut().try_for_each(|check| check());
     all(&mut each_step)?;
-    // Writers do not access the store before their first step, so the order of this loop does not matter.
+    // Polls each writer up to its first step. The order is irrelevant, because no writer calls the store
+    // before its first step.
     for writer in &mut futures {
         advance(writer)?;
     }
@@ -295,7 +302,7 @@ fn execute(scenario: Scenario, control: &Arc<ScheduleControl>) -> Result<(), Str
 /// Polls a writer until it reaches its next step or ends.
 fn advance(writer: &mut Option<WriterFuture>) -> Result<(), String> {
     let Some(future) = writer else { return Ok(()) };
-    // Clears the flag first, because a check may have set it.
+    // Clears the flag of [`step`], which a check may have set since the last poll of a writer.
     stepped();
     for _ in 0..MAX_SPINS {
         match future
@@ -307,14 +314,16 @@ fn advance(writer: &mut Option<WriterFuture>) -> Result<(), String> {
                 return Ok(());
             }
             Poll::Pending if stepped() => return Ok(()),
-            // The store waits for a disk or a server.
+            // The writer is inside a store call that waits for a disk or a server, so the next poll may
+            // succeed.
             Poll::Pending => std::thread::yield_now(),
         }
     }
     Err("a writer waits for something other than a store call".to_owned())
 }
 
-/// Polls a future in a loop until it completes. Suits stores that need no runtime or have their own threads.
+/// Polls a future in a loop until it completes. Suitable for stores that need no runtime, or that run on
+/// threads of their own.
 pub fn block_on<F: Future>(future: F) -> F::Output {
     let mut future = std::pin::pin!(future);
     loop {
@@ -328,12 +337,12 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
     }
 }
 
-/// The choices made so far, each with its alternatives.
+/// The choices of one execution, each with the alternatives that remain to be tried.
 #[derive(Debug, Default)]
 struct ChoiceTrail {
     branches: Vec<Branch>,
     depth: usize,
-    /// The first choice of a replayed schedule that was not available.
+    /// The first choice of a replayed schedule that the scenario did not allow.
     astray: Option<Choice>,
 }
 
@@ -377,7 +386,7 @@ impl ChoiceTrail {
         made.map(|branch| branch.options[branch.taken]).collect()
     }
 
-    /// Advances to the next sequence. Returns false after the last sequence.
+    /// Advances to the next sequence of choices. Returns false if every sequence was tried.
     fn advance(&mut self) -> bool {
         self.depth = 0;
         while let Some(last) = self.branches.last_mut() {

@@ -1,4 +1,4 @@
-//! Races between key managers on separate nodes, and the invariants that every race must keep.
+//! Races between key managers on separate nodes, and the invariants that must hold in every race.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,7 +15,7 @@ use keyward::policy::{LivePolicies, Policy};
 use keyward::store::{KeyStore, Row, RowKey};
 use keyward::{Actor, CommandError, Denial, ManualClock, Need, PepperRing, Timestamp, VerifyError};
 
-/// A store and a key manager, to execute commands before a race.
+/// The store of a race and a key manager, with which a test executes commands before the race.
 #[derive(Debug)]
 pub struct RaceSetup {
     nodes: Arc<NodeFactory>,
@@ -24,27 +24,27 @@ pub struct RaceSetup {
 }
 
 impl RaceSetup {
-    /// Executes a command before the race. No reply is lost.
+    /// Executes a command before the race. The explorer loses no request and no reply of this command.
     ///
     /// # Errors
     ///
-    /// [`CommandError`] as from [`KeyManager::execute`].
+    /// [`CommandError`], as [`KeyManager::execute`] returns it.
     pub fn execute(&self, request: Request) -> Result<CommandOutcome, CommandError> {
         block_on(self.manager.execute(request)).map(|landed| landed.outcome)
     }
 
-    /// Verifies a key before the race, and returns its actor.
+    /// Verifies a key before the race, and returns the actor that its holder is.
     ///
     /// # Errors
     ///
-    /// [`VerifyError`] if the key is refused.
+    /// [`VerifyError`] if the verifier refuses the key.
     pub fn actor(&self, token: impl AsRef<[u8]>) -> Result<Actor, VerifyError> {
         let verifier = self.nodes.verifier(self.store.clone());
         let verifier = verifier.map_err(|_| VerifyError::StoreUnavailable)?;
         Ok(verifier.verify(token.as_ref(), &Need::any())?.actor())
     }
 
-    /// Returns the store, to read its contents before the race.
+    /// Returns the store, so that a test can read its contents before the race.
     #[must_use]
     pub fn store(&self) -> &Arc<dyn KeyStore> {
         &self.store
@@ -108,8 +108,8 @@ impl fmt::Debug for Race {
 }
 
 impl Race {
-    /// Creates a race under `policy`. `prepare` prepares the store and returns the requests that race.
-    /// `prepare` must be deterministic, because every execution calls it.
+    /// Creates a race under `policy`. The function `prepare` fills the store and returns the racing requests.
+    /// `prepare` runs before every execution, so it must always return the same requests.
     pub fn new(
         policy: Policy,
         prepare: impl Fn(&RaceSetup) -> Result<Vec<Request>, CommandError> + 'static,
@@ -120,11 +120,12 @@ impl Race {
         }
     }
 
-    /// Runs the race in every order. Each execution gets a fresh, empty store from `store`.
+    /// Runs the race in every possible order. The function `store` returns a fresh, empty store for each
+    /// execution.
     ///
     /// # Errors
     ///
-    /// [`FailedSchedule`]: a sequence of choices that breaks an invariant.
+    /// [`FailedSchedule`]: the first sequence of choices that breaks an invariant.
     pub fn explore<S: KeyStore>(
         &self,
         explorer: &Explorer,
@@ -133,11 +134,11 @@ impl Race {
         explorer.explore(|| self.scenario(Arc::new(store())))
     }
 
-    /// Runs the race once, with the choices of `schedule`. `store` must be empty.
+    /// Runs the race once on an empty store, with the given sequence of choices.
     ///
     /// # Errors
     ///
-    /// [`FailedSchedule`] if an invariant is broken, or if `schedule` does not fit the race.
+    /// [`FailedSchedule`] if an invariant is broken, or if the race does not allow a choice of `schedule`.
     pub fn replay<S: KeyStore>(
         &self,
         explorer: &Explorer,
@@ -192,7 +193,8 @@ impl Race {
                 let requests: Vec<_> = results.iter().map(|(request, _)| request).collect();
                 check_order(&requests, &traces, &policy)?;
                 results.iter().try_for_each(|(request, answer)| {
-                    // If two requests have the same command id, one of them returns the outcome of the other.
+                    // Two requests with the same command id count as one command, so one request returns the
+                    // outcome of the other.
                     let same = |other: &&(Request, RaceResult)| other.0.id == request.id;
                     let alone = results.iter().filter(same).count() == 1;
                     check_result(request, answer, &rows, &traces, &verifier, alone)
@@ -205,7 +207,7 @@ impl Race {
 type RaceResult = Result<CommandOutcome, CommandError>;
 
 async fn execute(manager: &KeyManager, request: Request) -> RaceResult {
-    // A role change also applies in descendant tenants, so it is a bulk command here.
+    // A role change is executed as a bulk command, because it also applies to keys in descendant tenants.
     let roles = matches!(
         request.command,
         Command::ChangeOwnerRole { .. } | Command::SyncOwnerRole { .. }
@@ -275,7 +277,7 @@ fn check_result(
     check_ended(request, rows)
 }
 
-/// Checks that no actor creates a key after a command has taken away the actor's authority.
+/// Checks that no actor creates a key after another command has taken away its authority to create keys.
 fn check_order(
     requests: &[&Request],
     traces: &CommandTraces,
@@ -283,7 +285,8 @@ fn check_order(
 ) -> Result<(), String> {
     let commits = |request: &Request| Some(&traces.get(&request.id)?.commits);
     for taking in requests {
-        // Only the first commit of a bulk command takes away authority.
+        // A bulk command has several commits. The first commit takes away the authority, and the others only
+        // revoke keys.
         let Some(taken) = commits(taking).and_then(BTreeSet::first) else {
             continue;
         };
@@ -307,7 +310,8 @@ fn check_order(
     Ok(())
 }
 
-/// Returns whether `making` creates a key, and `taking` takes away its actor's authority to do so.
+/// Returns whether the request `making` creates a key, and the request `taking` takes away its actor's
+/// authority to do so.
 fn takes_authority(taking: &Request, making: &Request, policy: &Policy) -> bool {
     let makes = matches!(
         making.command,
@@ -331,7 +335,7 @@ fn takes_authority(taking: &Request, making: &Request, policy: &Policy) -> bool 
         }
 }
 
-/// Returns whether `giving` may restore the authority of the actor of `making`.
+/// Returns whether the request `giving` may restore the authority of the actor of the request `making`.
 fn gives_authority(giving: &Request, making: &Request) -> bool {
     match &giving.command {
         Command::Enable { key } => making.actor.key_id() == Some(*key),
@@ -351,7 +355,7 @@ fn made(outcome: &CommandOutcome) -> impl Iterator<Item = &IssuedKey> {
     first.into_iter().chain(others)
 }
 
-/// Checks that a successful request has ended every key that it should end.
+/// Checks that a successful request has revoked or removed every key that it should.
 fn check_ended(request: &Request, rows: &StoreRows) -> Result<(), String> {
     for change in rows.values() {
         let Row::Key(record) = &change.row else {

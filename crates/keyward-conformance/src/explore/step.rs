@@ -1,4 +1,5 @@
-//! A store wrapper in which every call is one step: the call yields once before it reaches the inner store.
+//! A store wrapper for the explorer. Every call yields once before it reaches the inner store, which makes
+//! the call one step.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -80,18 +81,19 @@ impl StepStore {
 }
 
 thread_local! {
-    /// Whether the last polled writer reached a step. All writers share one thread.
+    /// Whether a writer has reached a step since it was last polled. All writers run on one thread.
     static STEPPED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Returns whether a writer reached a step since the last call.
+/// Returns whether a writer has reached a step since the previous call of this function.
 pub(super) fn stepped() -> bool {
     STEPPED.take()
 }
 
-/// Yields until the explorer schedules this writer again. Every store call of a writer begins with such a
-/// step. A store under test may also call `step` between two statements of one call. Outside the explorer,
-/// `step` yields once.
+/// Yields once. In a writer, execution continues when the explorer chooses this writer for the next step.
+///
+/// Every store call of a writer begins with a step. A store under test may add steps between two statements
+/// of one call. Outside the explorer, this function only yields.
 pub async fn step() {
     YieldOnce { waited: false }.await;
 }
@@ -178,7 +180,8 @@ impl KeyStore for StepStore {
     }
 
     fn changes_now(&self, _: Cursor, _: NonZeroUsize) -> Option<Result<Changes, ChangesError>> {
-        // Returns `None`, because an answer would read the store without a step.
+        // Returns `None`: an answer would read the store outside of any step, and the explorer could not
+        // order that read.
         None
     }
 }

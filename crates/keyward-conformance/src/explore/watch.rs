@@ -1,6 +1,6 @@
-//! Checks the invariants of a race on the rows of its store.
+//! Checks of a race that read the rows and the audit trail of its store.
 //!
-//! The checks do not call the rules under test.
+//! The checks do not call the crate's own rules, because these rules are under test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -21,12 +21,12 @@ pub(super) type StoreRows = BTreeMap<RowKey, Change>;
 /// The [`CommandTrace`] of each command.
 pub(super) type CommandTraces = BTreeMap<CommandId, CommandTrace>;
 
-/// The commits and the provisioned keys of a command, according to the audit trail.
+/// The effects of one command, as the audit trail records them.
 #[derive(Debug, Default)]
 pub(super) struct CommandTrace {
-    /// The commits that contain audit entries of the command.
+    /// The revisions of the commits that contain audit entries of the command.
     pub(super) commits: BTreeSet<Revision>,
-    /// The number of keys that the command provisioned for a tenant or a resource.
+    /// The number of keys that the command created automatically with a tenant or a resource.
     pub(super) provisioned: usize,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct RaceChecker {
     store: Arc<dyn KeyStore>,
     policy: Policy,
     now: Timestamp,
-    /// Every head of the store so far, with the rows at that head.
+    /// Every head that the store had so far, each with the store's rows at that head.
     seen: Vec<(Cursor, StoreRows)>,
     ended: BTreeSet<KeyId>,
 }
@@ -67,7 +67,7 @@ impl RaceChecker {
         Ok(())
     }
 
-    /// Reads the head and all rows except tombstones.
+    /// Reads the store's head and all of its rows except tombstones.
     pub(super) fn read(&self) -> Result<(Cursor, StoreRows), String> {
         let mut rows = StoreRows::new();
         let mut after = None;
@@ -172,7 +172,7 @@ impl RaceChecker {
         Ok(())
     }
 
-    /// Reads and verifies the audit trail of each tenant. Returns the trace of each command.
+    /// Reads the audit trail of each tenant, and verifies its hash chain. Returns the trace of each command.
     pub(super) fn audit(
         &self,
         tenants: &BTreeSet<TenantId>,
@@ -204,7 +204,7 @@ impl RaceChecker {
     }
 }
 
-/// Checks that a tenant's live keys are within the policy's cap at `now`.
+/// Checks that a tenant has at most `limit` active keys at `now`, and at most twice as many live keys.
 pub(crate) fn check_cap(
     policy: &Policy,
     now: Timestamp,

@@ -1,9 +1,10 @@
-//! A naive reference implementation of the rules, to compare a system with.
+//! A naive reference implementation of the rules, with which a test compares a real system.
 //!
-//! [`ReferenceModel`] keeps plain structs, loops over all of them, and calls none of the crate's rules. For
-//! each command, the model returns the allowed reasons to refuse it. After each command, the model knows
-//! which secrets work, and for which scopes. [`run`] plays [`ModelStep`]s on a [`System`] and on the model.
-//! It reports the first difference, with the number of the broken invariant.
+//! [`ReferenceModel`] keeps all state in plain structs, and calls none of the crate's rules. For each
+//! command, the model returns the reasons for which a system may refuse the command. After each command, the
+//! model knows which secrets work, and for which scopes. The function [`run`] executes the same
+//! [`ModelStep`]s on a [`System`] and on the model. The result is the first difference, with the number of
+//! the broken invariant.
 
 mod rules;
 mod system;
@@ -15,11 +16,11 @@ use std::time::Duration;
 pub use self::rules::{ReferenceModel, RefusalReason};
 pub use self::system::{Facade, IssuedSecrets, ListedKey, ModelActor, System, policy};
 
-/// The tenants of the model. `acme/web` is a child of `acme`. `acme-two` is unrelated to `acme` despite its
-/// name.
+/// The tenants of the model. `acme/web` is a child of `acme`. The tenant `acme-two` is no descendant of
+/// `acme`; only their names begin alike.
 pub const TENANTS: [&str; 4] = ["acme", "acme/web", "other", "acme-two"];
 
-/// The actor of a command: a person, or the holder of a key.
+/// The actor of a command: a person with a fixed role, or the holder of a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Persona {
     /// An administrator of `acme` and its descendants.
@@ -34,16 +35,17 @@ pub enum Persona {
     WebAdmin,
     /// An administrator of `other`.
     Eve,
-    /// An administrator of `acme` whose credential only reads reports, and expires after 30 days.
+    /// An administrator of `acme` whose session allows only `reports:read`, and expires 30 days after the
+    /// start of the run.
     Narrow,
-    /// The holder of the key with this number. A step is skipped if the key does not work.
+    /// The holder of the key with this number. If the key does not work at that step, the step is skipped.
     Holder(usize),
 }
 
 /// The requested lifetime of a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum RequestedLifetime {
-    /// The default of the key's class: no expiry.
+    /// The default lifetime of the key's class. In the model's policy, such keys never expire.
     Class,
     /// The key expires after this duration.
     For(Duration),
@@ -51,19 +53,19 @@ pub enum RequestedLifetime {
     Ever,
 }
 
-/// The end of the old key in a rotation.
+/// The time at which a rotation ends the old key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum RotationTiming {
-    /// The old key ends immediately.
+    /// The old key stops working immediately.
     Now,
-    /// The old key works for this grace period.
+    /// The old key stops working after this grace period.
     Grace(Duration),
-    /// The old key works until the successor's first use, and then for this grace period.
+    /// The old key stops working this grace period after the successor's first use.
     FirstUse(Duration),
 }
 
-/// A command of the model. `key` is the number of a key, modulo the number of keys. `tenant` is a position in
-/// [`TENANTS`].
+/// A command of the model. The field `key` is the number of a key; numbers beyond the last key wrap around.
+/// The field `tenant` is an index into [`TENANTS`].
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[expect(missing_docs, reason = "each variant is the command of the same name")]
 pub enum ModelCommand {
@@ -123,7 +125,7 @@ pub enum ModelCommand {
 }
 
 impl ModelCommand {
-    /// Returns the number of the key that the command changes, if any.
+    /// Returns the number of the key that the command changes. `None` if the command changes no existing key.
     #[must_use]
     pub const fn key(&self) -> Option<usize> {
         match self {
@@ -139,7 +141,7 @@ impl ModelCommand {
         }
     }
 
-    /// Returns the command for another key.
+    /// Returns the same command, but for the key with this number.
     #[must_use]
     pub fn about(mut self, number: usize) -> Self {
         match &mut self {
@@ -157,27 +159,29 @@ impl ModelCommand {
     }
 }
 
-/// One step of a run.
+/// One step that [`run`] executes on the system and on the model.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum ModelStep {
     /// An actor executes a command.
     Command(Persona, ModelCommand),
-    /// An earlier successful command is repeated. The number selects one of the commands recorded so far.
+    /// A command that succeeded earlier is sent again with the same command id. This number selects the
+    /// command among those recorded so far.
     Repeat(usize),
-    /// A key is verified, and maintenance runs afterwards.
+    /// A key is verified, and then the node's maintenance runs.
     Use(usize),
     /// Time passes.
     Wait(Duration),
-    /// Time passes until this many microseconds before the expiry of the key with this number.
+    /// Time passes until shortly before a key expires. The fields are the key's number, and the remaining
+    /// microseconds.
     WaitForEnd(usize, u8),
-    /// The wall clock jumps back.
+    /// The wall clock is set back by this duration.
     JumpBack(Duration),
 }
 
 /// A difference between the system and the model.
 #[derive(Clone, Debug)]
 pub struct ModelMismatch {
-    /// The number of the broken invariant; zero if no specific invariant is broken.
+    /// The number of the broken invariant, or zero if the difference concerns no numbered invariant.
     pub invariant: u8,
     /// A description of the difference.
     pub message: String,
@@ -195,16 +199,18 @@ fn broken(invariant: u8, message: String) -> ModelMismatch {
     ModelMismatch { invariant, message }
 }
 
-/// Plays `steps` on `system` and on a model with the same cap, and compares them after each step.
+/// Executes `steps` on a system and on a new model, and compares the two after each step. The system's policy
+/// must have the same cap on active keys.
 ///
 /// # Errors
 ///
-/// The first [`ModelMismatch`].
+/// [`ModelMismatch`]: the first difference.
 pub fn run(system: &mut dyn System, cap: usize, steps: &[ModelStep]) -> Result<(), ModelMismatch> {
     let mut model = ReferenceModel::new(cap, system.clock());
     let mut landed: Vec<(ModelActor, String, ModelCommand)> = Vec::new();
     for (number, step) in steps.iter().enumerate() {
-        // Gives each step a distinct instant, unless the wall clock was set back.
+        // Moves the clock, so that each step has its own instant. A step may still repeat an instant after
+        // the wall clock was set back.
         system.wait(Duration::from_millis(1));
         model.clock = system.clock();
         play(system, &mut model, &mut landed, number, step)
@@ -249,7 +255,8 @@ fn play(
             let given = system.execute(model, actor, id, command);
             let answer = given.as_ref().map(|_| ()).map_err(|reason| *reason);
             let wanted = match command {
-                // A repetition does not fail for lost authority: it succeeds, or returns `Already`.
+                // The system does not check a repeated command for authority again. A repeated command
+                // succeeds, or returns `Already` if it created a key.
                 ModelCommand::Create { .. }
                 | ModelCommand::Import { .. }
                 | ModelCommand::Rotate { .. } => Err(RefusalReason::Already),
@@ -286,7 +293,8 @@ fn answer(
     command: ModelCommand,
 ) -> Result<(), ModelMismatch> {
     if model.may_fail_below(&actor, &command) {
-        // The command can fail in a descendant tenant only. The tests of the rules cover partial outcomes.
+        // The command may succeed in its own tenant and fail in a descendant. The model skips it, because
+        // other tests cover partial outcomes.
         return Ok(());
     }
     let reasons: BTreeSet<RefusalReason> = model.refusals(&actor, &command);
@@ -316,8 +324,8 @@ fn answer(
 }
 
 impl ModelCommand {
-    /// Returns whether a repetition of the command changes nothing. A repeated bulk command continues
-    /// instead.
+    /// Returns whether repeating the command changes nothing. A repeated bulk command may change more keys,
+    /// because it continues its work.
     const fn repeats(&self) -> bool {
         !matches!(
             self,
@@ -361,7 +369,7 @@ fn compare(system: &mut dyn System, model: &ReferenceModel) -> Result<(), ModelM
             return Err(broken(1, message));
         }
         let legacy = live.iter().filter(|key| key.legacy).count();
-        // In a closed tenant all keys are refused in any state, so the number of legacy keys does not matter.
+        // A closed tenant may have any number of legacy keys, because all of its keys are refused.
         if !model.is_closed(number) && legacy != usize::from(model.is_open(number)) {
             return Err(broken(3, format!("{tenant} has {legacy} legacy keys")));
         }

@@ -1,4 +1,5 @@
-//! A second implementation of the rules, written from the design alone. Slow and simple on purpose.
+//! A second implementation of the crate's rules, written from the design alone, and slow and simple on
+//! purpose.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,15 +9,15 @@ use super::{ModelCommand, Persona, RequestedLifetime, RotationTiming, TENANTS};
 use keyward::KeyId;
 use keyward::{Timestamp, days};
 
-/// A set of permissions: one bit per pair of a resource and an action. The third resource and the third
-/// action (`zzz`) stand for all others.
+/// A set of permissions, with one bit for each pair of a resource and an action. The name `zzz` stands for
+/// every resource or action that has no bit of its own.
 pub(super) type Mask = u16;
 
 pub(super) const RESOURCES: [&str; 3] = ["reports", "users", "zzz"];
 pub(super) const ACTIONS: [&str; 3] = ["read", "write", "zzz"];
 const ALL: Mask = 0b1_1111_1111;
 
-/// 30 days, the longest wait of an old key for its successor's first use.
+/// 30 days, the longest time that a rotated key stays valid while its successor is unused.
 const FIRST_USE_WAIT: Duration = days(30);
 
 pub(super) fn mask<'a>(scopes: impl IntoIterator<Item = &'a str>) -> Mask {
@@ -43,7 +44,7 @@ fn ceiling(role: &str) -> Mask {
     }
 }
 
-/// The permissions that all roles of a set have in common. An empty set has no permissions.
+/// The permissions that every role of a set grants. An empty set of roles grants no permissions.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Permissions {
     ceiling: Mask,
@@ -75,15 +76,15 @@ fn permissions(roles: &BTreeSet<&'static str>) -> Permissions {
     }
 }
 
-/// The authority of an actor in a tenant.
+/// The permissions of an actor in one tenant.
 struct Authority {
     manages: bool,
-    /// The permissions of the role that the host states. Commands that only narrow access are checked against
-    /// these.
+    /// The permissions of the role that the host claims for the actor. A command that only narrows access
+    /// needs no more than these.
     narrowing: Permissions,
     permissions: Permissions,
     scopes: Mask,
-    /// The roles that limit a secret received by the actor.
+    /// The roles that limit a new key if this actor receives its secret.
     receives: BTreeSet<&'static str>,
     person: Option<&'static str>,
     drift: Option<RefusalReason>,
@@ -116,7 +117,7 @@ pub enum RefusalReason {
 }
 
 impl RefusalReason {
-    /// Returns the number of the invariant that requires the refusal; zero for none.
+    /// Returns the number of the invariant that a system breaks if it ignores this reason; zero for none.
     pub(super) const fn invariant(self) -> u8 {
         match self {
             Self::Cap => 1,
@@ -139,7 +140,8 @@ pub(super) struct ModelKey {
     pub(super) tenant: usize,
     pub(super) owner: Option<&'static str>,
     pub(super) scopes: Mask,
-    /// The scopes as written, if known. The same scopes in another spelling count as a change.
+    /// The scopes as they were written, if known. Replacing them by equivalent scopes in another spelling
+    /// still counts as a change.
     pub(super) named: Option<BTreeSet<&'static str>>,
     pub(super) created: Timestamp,
     pub(super) expires: Option<Timestamp>,
@@ -147,13 +149,15 @@ pub(super) struct ModelKey {
     pub(super) deleted: bool,
     pub(super) disabled: bool,
     pub(super) legacy: bool,
-    /// The roles that limited the recipient of the key's secret. They limit the key permanently.
+    /// The roles that the recipient of the key's secret had. These roles limit the key permanently.
     bound: BTreeSet<&'static str>,
-    /// Whether the key had every permission of its roles when its secret was issued.
+    /// Whether the key had every permission that its roles grant when its secret was issued. Otherwise it
+    /// cannot manage keys.
     manages: bool,
-    /// The rotation chains of the keys that created this key, each named by its first key.
+    /// The keys that created this key, directly or through other keys. Each is represented by the first key
+    /// of its rotation chain.
     makers: BTreeSet<usize>,
-    /// The first key of this key's own rotation chain.
+    /// The first key of the rotation chain to which this key belongs.
     lineage: usize,
     imported: bool,
     replaces: Option<usize>,
@@ -175,14 +179,15 @@ struct ModelOwner {
     removed: Option<Timestamp>,
 }
 
-/// The complete state of the model, in plain structs.
+/// The complete state of the reference implementation, in plain structs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReferenceModel {
     pub(super) cap: usize,
     pub(super) clock: Timestamp,
     pub(super) keys: Vec<ModelKey>,
     start: Timestamp,
-    /// The total time by which the wall clock was set back. The nodes' own time does not go back.
+    /// The total time by which the wall clock was set back. A node's own time does not follow the wall clock
+    /// backwards.
     pub(super) behind: Duration,
     known: BTreeSet<usize>,
     closed: BTreeSet<usize>,
@@ -205,7 +210,7 @@ impl ReferenceModel {
         }
     }
 
-    /// Returns the nodes' own time.
+    /// Returns the time by which nodes judge keys, which never goes back.
     pub(super) fn now(&self) -> Timestamp {
         self.clock.saturating_add(self.behind)
     }
@@ -240,7 +245,7 @@ impl ReferenceModel {
             .any(|row| row.role.is_none() || row.removed.is_some_and(|at| created <= at))
     }
 
-    /// Returns the roles of `owner` in `tenant` and its ancestors.
+    /// Returns the roles that `owner` has in a tenant and in its ancestors.
     fn live_roles(&self, tenant: usize, owner: Option<&'static str>) -> BTreeSet<&'static str> {
         let rows = Self::path(tenant)
             .iter()
@@ -248,7 +253,7 @@ impl ReferenceModel {
         rows.filter_map(|row| row.role).collect()
     }
 
-    /// Returns the maximum permissions of a key, for any future role of its owner.
+    /// Returns the most that a key can ever be permitted, whatever role its owner gets.
     fn bounded(key: &ModelKey) -> Mask {
         key.bound
             .iter()
@@ -264,7 +269,8 @@ impl ReferenceModel {
             .fold(Self::bounded(key), |mask, role| mask & ceiling(role))
     }
 
-    /// Returns the roles that a key acts with.
+    /// Returns the roles that limit a key now: the current roles of its owner, and the roles of the secret's
+    /// recipient.
     fn roles_of(&self, key: &ModelKey) -> BTreeSet<&'static str> {
         let live = self.live_roles(key.tenant, key.owner);
         if key.owner.is_none() || live.is_empty() {
@@ -273,13 +279,13 @@ impl ReferenceModel {
         &live | &key.bound
     }
 
-    /// Returns whether a key has permissions, and has every permission that its roles allow.
+    /// Returns whether a key has any permissions, and lacks none that its roles grant.
     fn is_whole(&self, key: &ModelKey) -> bool {
         let (roles, reach) = (self.roles_of(key), self.reach(key));
         !roles.is_empty() && reach != 0 && permissions(&roles).ceiling & !reach == 0
     }
 
-    /// Returns the current authority of `actor` in `tenant`.
+    /// Returns the permissions that `actor` has in `tenant` now.
     fn authority(&self, actor: &ModelActor, tenant: usize) -> Authority {
         if let Some(number) = actor.key {
             let key = &self.keys[number];
@@ -325,7 +331,7 @@ impl ReferenceModel {
         !key.revoked && !key.deleted && !self.expired(key)
     }
 
-    /// Returns the current permissions of a key; `None` if the key does not verify.
+    /// Returns the permissions that a key has now, or `None` if a verifier must refuse the key.
     pub(super) fn sees(&self, number: usize) -> Option<Mask> {
         let key = &self.keys[number];
         let refused = !self.live(key)
@@ -352,7 +358,7 @@ impl ReferenceModel {
             .collect()
     }
 
-    /// Returns the actor for `persona`; `None` for the holder of a key that does not work.
+    /// Returns the actor for a persona. `None` if the persona is the holder of a key that does not work.
     pub(super) fn actor(&self, persona: Persona) -> Option<ModelActor> {
         let person = |principal, role, tenant| ModelActor {
             principal: Some(principal),
@@ -393,7 +399,7 @@ impl ReferenceModel {
         })
     }
 
-    /// Returns whether the command may succeed in its own tenant and fail in a descendant.
+    /// Returns whether the command may succeed in its own tenant but be refused in a descendant tenant.
     pub(super) fn may_fail_below(&self, actor: &ModelActor, command: &ModelCommand) -> bool {
         let ModelCommand::ChangeRole {
             tenant: 0,
@@ -413,7 +419,8 @@ impl ReferenceModel {
         follows && !self.refusals(actor, &below).is_empty()
     }
 
-    /// Returns every allowed reason to refuse the command. If there is none, the command must be accepted.
+    /// Returns every reason for which a system may refuse the command. If there is none, the system must
+    /// accept the command.
     pub(super) fn refusals(
         &self,
         actor: &ModelActor,
@@ -432,8 +439,8 @@ impl ReferenceModel {
             ) => *tenant,
             _ => 0,
         };
-        // An actor without access to the tenant gets no other reason, so that it learns nothing about the
-        // tenant.
+        // If the actor has no access to the tenant, this is the only allowed reason. Any other reason would
+        // reveal something about the tenant.
         let reached = actor.tenant == tenant || (actor.below && (actor.tenant, tenant) == (0, 1));
         if !reached {
             let hidden = command
@@ -455,7 +462,8 @@ impl ReferenceModel {
         reasons
     }
 
-    /// Adds the reasons to refuse a command that requires the permission `has`.
+    /// Adds the reasons to refuse a command for which the actor needs the permission that the function `has`
+    /// checks.
     fn refuse_access(
         by: &Authority,
         (widens, owns): (bool, bool),
@@ -537,8 +545,9 @@ impl ReferenceModel {
                 let narrows = match (row, before) {
                     (_, Some(old)) => after.within(permissions(&BTreeSet::from([old]))),
                     (Some(_), None) => false,
-                    // A new row narrows access only if a row above grants all its permissions, and no row
-                    // above is removed.
+                    // The owner has no row in this tenant yet, so the rows of its ancestors apply. A new row
+                    // narrows access only if an ancestor's row grants all of its permissions, and no
+                    // ancestor's row marks the owner as removed.
                     (None, None) => {
                         let mut rows = Self::path(tenant).iter();
                         let removed = rows.any(|above| {
@@ -563,8 +572,9 @@ impl ReferenceModel {
         }
     }
 
-    /// Returns the rotation chains that count as makers of a key: the chains in `before`, and the own chain
-    /// and the makers of the actor's key. Leaves out the chain `lineage`, unless `before` contains it.
+    /// Returns the makers of a key after this actor receives its secret: the chains in `before`, and the
+    /// chain and the makers of the actor's own key. The chain `lineage` is added only if `before` contains
+    /// it.
     fn makers(
         &self,
         actor: &ModelActor,
@@ -692,7 +702,7 @@ impl ReferenceModel {
         reasons: &mut BTreeSet<RefusalReason>,
     ) {
         let key = &self.keys[number];
-        // A disabled legacy key may be rotated, because it cannot be replaced in any other way.
+        // A disabled legacy key may be rotated, because its tenant has no other way to replace it.
         if key.disabled && !key.legacy {
             reasons.insert(RefusalReason::Disabled);
         }
@@ -702,7 +712,7 @@ impl ReferenceModel {
         if key.imported {
             reasons.insert(RefusalReason::Imported);
         }
-        // Under this policy, no key may rotate itself or another key of its own chain.
+        // Under the model's policy, a key may rotate neither itself nor another key of its rotation chain.
         if actor
             .key
             .is_some_and(|own| self.keys[own].lineage == key.lineage)
@@ -744,7 +754,7 @@ impl ReferenceModel {
         }
     }
 
-    /// Adds [`RefusalReason::Exceeds`] if `actor` may not grant the permissions of `key` until `end`.
+    /// Adds [`RefusalReason::Exceeds`] if `actor` may not grant the permissions of `key`, or not until `end`.
     fn refuse_handing_out(
         &self,
         actor: &ModelActor,
@@ -753,8 +763,8 @@ impl ReferenceModel {
         reasons: &mut BTreeSet<RefusalReason>,
     ) {
         let by = self.authority(actor, key.tenant);
-        // The owner needs the key's current permissions. Any other actor needs the key's maximum permissions.
-        // Both need the permissions of the key's roles.
+        // The owner of the key needs the key's current permissions. Any other actor needs all permissions
+        // that the key can ever have. Every actor needs the permissions of the key's roles.
         let own = by.person.is_some() && by.person == key.owner;
         let scopes = if own {
             self.reach(key)
@@ -770,7 +780,7 @@ impl ReferenceModel {
         }
     }
 
-    /// Returns the roles that limit a key of `owner` if `actor` receives its secret.
+    /// Returns the roles that permanently limit a key of `owner` if `actor` receives the key's secret.
     fn bound_at_receipt(
         &self,
         actor: &ModelActor,
@@ -799,7 +809,7 @@ impl ReferenceModel {
         lifetime.map(|lifetime| self.now().saturating_add(lifetime))
     }
 
-    /// Applies an accepted command. Returns whether the command changed anything.
+    /// Applies a command that the system has accepted. Returns whether the command changed anything.
     pub(super) fn apply(
         &mut self,
         actor: &ModelActor,
@@ -934,7 +944,7 @@ impl ReferenceModel {
                 }
             }
             ModelCommand::RemoveOwner { tenant, owner } => {
-                // One row in the command's tenant applies to all descendants.
+                // One row in the command's tenant also applies to all descendant tenants.
                 let row = self.owners.entry((*tenant, owner)).or_insert(ModelOwner {
                     role: Some(""),
                     removed: None,
@@ -960,7 +970,7 @@ impl ReferenceModel {
         *self != before
     }
 
-    /// Records a use of a key, if the key works.
+    /// Records that a key was used, unless a verifier would refuse it.
     pub(super) fn used(&mut self, number: usize) {
         let unused = self.keys[number]
             .replaces
@@ -1005,8 +1015,8 @@ impl ReferenceModel {
         }
     }
 
-    /// Returns the tenant, and its descendant if the actor may act there and the command affects a key there.
-    /// A command affects the live keys of `owner`, or all live keys if `owner` is `None`.
+    /// Returns the tenant. Also returns its descendant tenant if the actor may act there and the command
+    /// affects a live key there. Without `owner`, a command affects the keys of all owners.
     fn with_below(
         &self,
         actor: &ModelActor,
@@ -1023,7 +1033,8 @@ impl ReferenceModel {
         }
     }
 
-    /// Revokes keys in the order of their ids. If the wall clock was set back, a newer key has a smaller id.
+    /// Revokes the keys for which `concerned` returns true, in the order of their ids. If the wall clock was
+    /// set back, a newer key may have a smaller id.
     fn end_all(&mut self, tenant: usize, concerned: impl Fn(&ModelKey) -> bool) {
         let mut live = self.live_in(tenant);
         live.sort_by_key(|number| self.keys[*number].id);
@@ -1041,7 +1052,8 @@ impl ReferenceModel {
         }
     }
 
-    /// Restores the predecessor of a key that ends before its first use.
+    /// Cancels a [`RotationTiming::FirstUse`] rotation whose successor, this key, ends before its first use.
+    /// The predecessor then works as before.
     fn release(&mut self, number: usize) {
         let Some(old) = self.keys[number]
             .replaces
@@ -1133,7 +1145,7 @@ impl ReferenceModel {
             RotationTiming::FirstUse(_) => self.end_within(number, FIRST_USE_WAIT),
         }
         if let Some(before) = old.replaces {
-            // A rotation of a successor counts as its first use, so the grace period of its predecessor
+            // Rotating a successor counts as its first use, so the grace period of its own predecessor
             // begins.
             self.begin_grace(before, number);
         }
@@ -1155,7 +1167,8 @@ impl ReferenceModel {
         }
     }
 
-    /// Revokes keys that are being replaced, oldest first, until at most twice the cap are live.
+    /// Revokes replaced keys, oldest rotation first, until at most twice the cap are live. Keys that wait for
+    /// a first use come last.
     fn bound_live(&mut self, tenant: usize) {
         loop {
             let live = self.live_in(tenant);

@@ -1,4 +1,4 @@
-//! The interface of a system that the model is compared with, and its implementation for [`Keyward`].
+//! The interface of a system that a test compares with the model, and its implementation for [`Keyward`].
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -19,22 +19,22 @@ use keyward::{
     PrincipalId, Reason, Role, RotateKey, Scope, ScopeSet, TenantId, Timestamp, UpdateKey,
 };
 
-/// The asker of a command, as the host describes it.
+/// The actor of a command, as the host describes it to the system.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelActor {
-    /// The principal; `None` for a key that is owned by its tenant.
+    /// The principal. `None` for a key that belongs to its tenant and has no principal as its owner.
     pub principal: Option<&'static str>,
-    /// The role that the host states; `None` for a key.
+    /// The role that the host claims for a person. `None` if the actor is a key.
     pub role: Option<&'static str>,
-    /// The actor's tenant, by its position in [`TENANTS`].
+    /// The actor's tenant, as an index into [`TENANTS`].
     pub tenant: usize,
     /// Whether the actor may act in descendant tenants.
     pub below: bool,
-    /// The permissions that the actor may grant, before its role narrows them.
+    /// The scopes of the actor's session or key. The actor's roles limit them further.
     pub(super) reach: Mask,
-    /// The expiry of the asker's own credential.
+    /// The expiry of the actor's session or key; `None` if it does not expire.
     pub expires: Option<Timestamp>,
-    /// The key that the asker presents; `None` for a person.
+    /// The number of the key that acts; `None` for a person.
     pub key: Option<usize>,
 }
 
@@ -44,12 +44,12 @@ impl ModelActor {
     }
 }
 
-/// The keys that an accepted command created, with their secrets.
+/// The keys that a command created, each with its secret.
 #[derive(Clone, Debug, Default)]
 pub struct IssuedSecrets {
     /// The key that the command created, with its secret.
     pub made: Option<(KeyId, String)>,
-    /// The keys that were provisioned with the tenant, with their secrets.
+    /// The keys that the system created automatically with the tenant, each with its secret.
     pub provisioned: Vec<(KeyId, String)>,
 }
 
@@ -58,19 +58,20 @@ pub struct IssuedSecrets {
 pub struct ListedKey {
     /// Whether the key is neither revoked nor expired.
     pub live: bool,
-    /// Whether a successor is replacing the key.
+    /// Whether the key was rotated and a successor is replacing it.
     pub retiring: bool,
     /// Whether the key is the legacy key.
     pub legacy: bool,
 }
 
-/// A system that manages keys, with a clock that the test controls.
+/// A system that manages keys. The test controls the system's clock.
 pub trait System {
-    /// Executes a command with this command id. `model` maps the number of a key to its id and secret.
+    /// Executes a command with the command id `id`. The `model` maps the numbers of keys to their ids and
+    /// secrets.
     ///
     /// # Errors
     ///
-    /// The [`RefusalReason`].
+    /// The [`RefusalReason`] that corresponds to the system's error.
     fn execute(
         &mut self,
         model: &ReferenceModel,
@@ -79,13 +80,14 @@ pub trait System {
         command: &ModelCommand,
     ) -> Result<IssuedSecrets, RefusalReason>;
 
-    /// Verifies a key, and then runs the maintenance.
+    /// Verifies a key, and then runs the node's maintenance, which records the use.
     fn use_key(&mut self, secret: &str);
 
-    /// Returns the key's permissions on a second node after a sync; `None` if that node refuses the key.
+    /// Syncs a second node, and returns the permissions that the key has there. `None` if that node refuses
+    /// the key.
     fn sees(&mut self, secret: &str) -> Option<u16>;
 
-    /// Returns whether the node that executes commands accepts the key.
+    /// Returns whether the node that executes the commands accepts the key, without a sync.
     fn accepts_here(&mut self, secret: &str) -> bool;
 
     /// Returns the keys of a tenant.
@@ -94,14 +96,14 @@ pub trait System {
     /// Returns the time of the wall clock.
     fn clock(&self) -> Timestamp;
 
-    /// Lets time pass.
+    /// Moves the clock forward.
     fn wait(&mut self, by: Duration);
 
-    /// Sets the wall clock back.
+    /// Sets the wall clock back, but not the monotonic clock.
     fn jump_back(&mut self, by: Duration);
 }
 
-/// Returns the policy of the model: the standard profile with a cap of `cap` active keys and a legacy key.
+/// Returns the policy of the model: the standard profile with at most `cap` active keys and a legacy key.
 /// Developers may use reports and users, members may read, and support staff have no permissions.
 ///
 /// # Panics
@@ -136,7 +138,7 @@ pub fn policy(cap: usize) -> Policy {
     .expect("the standard policy with a legacy key is consistent")
 }
 
-/// The system under test: [`Keyward`] over a store, with a second node that only verifies keys.
+/// A [`Keyward`] service as the system under test, with a second node that only verifies keys.
 #[derive(Debug)]
 pub struct Facade {
     keys: Keyward,
@@ -145,12 +147,12 @@ pub struct Facade {
 }
 
 impl Facade {
-    /// Returns the node's own time, which does not go back with the wall clock.
+    /// Returns the time by which the node judges keys, which does not go back when the wall clock does.
     pub fn time(&self) -> Timestamp {
         self.keys.now()
     }
 
-    /// Creates two nodes over `store` under `policy`.
+    /// Creates the two nodes over one store, both with `policy`.
     ///
     /// # Panics
     ///
@@ -383,7 +385,7 @@ impl System for Facade {
     }
 
     fn jump_back(&mut self, by: Duration) {
-        // Makes both nodes read the clock before it is set back.
+        // Both nodes read the clock first, so that they detect that the clock is set back.
         let _seen = (self.keys.now(), self.other.now());
         self.clock.set_wall(self.clock.now().saturating_sub(by));
     }

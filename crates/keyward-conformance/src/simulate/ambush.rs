@@ -1,4 +1,5 @@
-//! Scenarios that random faults produce too rarely: changes at the worst moment for a lease protocol.
+//! Scenarios that random faults produce too rarely: each changes a key at the worst moment for a node that
+//! relies on a lease.
 
 use std::sync::Arc;
 
@@ -10,8 +11,8 @@ use keyward::command::{Command, DeleteKey};
 use keyward::store::RowKey;
 use keyward::{KeyId, Reason};
 
-/// Cuts a node off just after a sync, and then revokes a key. The node may accept the key until its lease
-/// ends, but no longer.
+/// Disconnects a node just after a sync, and revokes a key on another node. The first node may accept the key
+/// until its lease ends, but no longer.
 pub(super) async fn at_the_edge(run: Arc<Run>, machine: usize, held: HeldKey) {
     let Some(synced_at) = served(&run, machine).await else {
         return;
@@ -46,8 +47,8 @@ pub(super) async fn at_the_edge(run: Arc<Run>, machine: usize, held: HeldKey) {
     }
 }
 
-/// Removes a key while a node reads it through the store. The store compacts the tombstone before the reply
-/// arrives, so the node must start over.
+/// Removes a key while a slow node reads the key from the store. The store compacts the tombstone before the
+/// node gets the reply, so the node must start over with a scan.
 pub(super) async fn late_reply(run: Arc<Run>, machine: usize, held: HeldKey) {
     let elsewhere = {
         let mut state = run.world.state();
@@ -58,7 +59,7 @@ pub(super) async fn late_reply(run: Arc<Run>, machine: usize, held: HeldKey) {
         };
         other(run.setup.nodes, machine, state.dice.next())
     };
-    // `Enable` changes nothing, but the node's manager passes the loaded rows to the node.
+    // `Enable` changes nothing here, but the node's manager loads the key's rows and passes them to the node.
     change(&run, machine, &held, |key| Command::Enable { key });
     for _ in 0..3 {
         let verify = run
@@ -79,7 +80,8 @@ pub(super) async fn late_reply(run: Arc<Run>, machine: usize, held: HeldKey) {
     (run.setup.backend.compact)();
 }
 
-/// Disables a key while a node is cut off, and revokes the key while the node catches up.
+/// Disables a key while a node is disconnected, and revokes the key just when the node reconnects and catches
+/// up.
 pub(super) async fn twice(run: Arc<Run>, machine: usize, held: HeldKey) {
     let (elsewhere, bound) = {
         let mut state = run.world.state();
@@ -112,8 +114,8 @@ pub(super) async fn twice(run: Arc<Run>, machine: usize, held: HeldKey) {
     }
 }
 
-/// Waits until the store has answered a node's request for changes. Returns the send time of that
-/// request.
+/// Waits until the store has executed a node's next request for changes. Returns the time at which the node
+/// sent that request.
 async fn served(run: &Arc<Run>, machine: usize) -> Option<SimInstant> {
     let before = run.world.state().machines[machine].served;
     for _ in 0..400 {
@@ -129,7 +131,7 @@ async fn served(run: &Arc<Run>, machine: usize) -> Option<SimInstant> {
     None
 }
 
-/// Makes another node change a key.
+/// Executes a command on a known key, on the node of the given machine.
 fn change(run: &Arc<Run>, machine: usize, held: &HeldKey, command: impl FnOnce(KeyId) -> Command) {
     let Some(key) = held.id else {
         return;
@@ -141,7 +143,7 @@ fn change(run: &Arc<Run>, machine: usize, held: &HeldKey, command: impl FnOnce(K
     }
 }
 
-/// Returns a node other than `than`, chosen by `draw`.
+/// Returns the number of a node other than `than`. The random number `draw` decides which one.
 fn other(nodes: usize, than: usize, draw: u64) -> usize {
     let step = 1 + usize::try_from(draw % (nodes as u64 - 1)).unwrap_or_default();
     (than + step) % nodes

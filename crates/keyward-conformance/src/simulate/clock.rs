@@ -1,4 +1,4 @@
-//! The clocks of a machine: a wall clock that jumps, and a monotonic clock that drifts.
+//! The clocks of a machine: a wall clock that can jump, and a monotonic clock whose rate can be wrong.
 
 use std::fmt;
 use std::pin::Pin;
@@ -10,7 +10,7 @@ use keyward::rules::CheckedTime;
 use keyward::time::Reading;
 use keyward::{Clock, Timestamp};
 
-/// 1,800,000,000 s after the Unix epoch: the start of every run. The value is arbitrary.
+/// 1,800,000,000 s after the Unix epoch, the time at which every run starts. The value has no meaning.
 const START: i64 = 1_800_000_000;
 
 /// A fault of a node's clock.
@@ -18,24 +18,24 @@ const START: i64 = 1_800_000_000;
 pub(super) enum ClockFault {
     /// The monotonic clock reports wall time.
     Wall,
-    /// The monotonic clock stops while the machine is suspended.
+    /// The monotonic clock stands still while the machine is suspended.
     Stops,
 }
 
-/// The state of a machine's clocks.
+/// The state of a machine's wall clock and monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ClockState {
-    /// The rate error of the monotonic clock, in millionths. Positive if the clock is fast.
+    /// The rate error of the monotonic clock, in millionths. A positive error makes the clock fast.
     rate: i64,
-    /// The instant of the last change of the rate, and the clock's value at that instant, in
-    /// nanoseconds.
+    /// The simulated time at which the rate last changed. `shown` is the reading of the monotonic clock at
+    /// that time, in nanoseconds.
     since: SimInstant,
     shown: u64,
     /// The offset of the wall clock from real time, in microseconds.
     ahead: i64,
-    /// The total time in suspend before `nap`, in nanoseconds of the machine's clock.
+    /// The time that the machine spent suspended before its last suspend, in nanoseconds of its own clock.
     suspended: u64,
-    /// The start and the end of the last suspend.
+    /// The start and the end of the last suspend, in simulated time.
     nap: (SimInstant, SimInstant),
 }
 
@@ -55,7 +55,7 @@ impl ClockState {
         Duration::from_nanos(self.shown + self.elapsed(self.since, now))
     }
 
-    /// Returns the reading of the monotonic clock with this fault.
+    /// Returns the reading of the monotonic clock at `now`, as a node with this clock fault reads it.
     fn shown_by(&self, fault: Option<ClockFault>, now: SimInstant) -> Duration {
         match fault {
             None => self.monotonic(now),
@@ -72,7 +72,7 @@ impl ClockState {
         Timestamp::from_micros(START * 1_000_000 + micros).unwrap_or(Timestamp::UNIX_EPOCH)
     }
 
-    /// Sets the rate error, in millionths.
+    /// Changes the rate error of the monotonic clock from `now` on, in millionths.
     pub(super) fn drift(&mut self, now: SimInstant, rate: i64) {
         self.shown += self.elapsed(self.since, now);
         (self.since, self.rate) = (now, rate);
@@ -82,7 +82,7 @@ impl ClockState {
         self.ahead = self.ahead.saturating_add(by);
     }
 
-    /// Suspends the machine until an instant.
+    /// Suspends the machine from `now` to `until`.
     pub(super) fn suspend(&mut self, now: SimInstant, until: SimInstant) {
         self.suspended = self.asleep(now);
         self.nap = (now, until);
@@ -94,23 +94,24 @@ impl ClockState {
         self.suspended + self.elapsed(from, end)
     }
 
-    /// Returns the elapsed nanoseconds of the machine's clock.
+    /// Returns the nanoseconds by which the monotonic clock advances between two simulated times.
     fn elapsed(&self, from: SimInstant, to: SimInstant) -> u64 {
         let micros = to.saturating_sub(from);
         micros * 1_000_000_u64.saturating_add_signed(self.rate) / 1_000
     }
 }
 
-/// The node's own time, derived from all clock readings since the node's start. A second implementation of
-/// [`CheckedTime`].
+/// The time by which a node judges keys, derived from all clock readings since the node started. A second
+/// implementation of [`CheckedTime`].
 #[derive(Clone, Debug, Default)]
 pub(super) struct NodeTime {
-    /// The fault of the node's clock, if it has one.
+    /// The clock fault that the node has, if any.
     fault: Option<ClockFault>,
-    /// The highest offset of the wall clock from the monotonic clock, in microseconds. Leaves out forward
-    /// steps that did not last.
+    /// The highest offset of the wall clock from the monotonic clock so far, in microseconds. A forward step
+    /// of the wall clock counts only once it has lasted.
     anchor: Option<i64>,
-    /// The readings since the wall clock stepped forward, each as `(offset, monotonic)`.
+    /// The readings since the wall clock stepped forward, which may still turn out to be temporary. Each
+    /// reading is `(offset, monotonic)`.
     held: Vec<(i64, i64)>,
 }
 
@@ -133,7 +134,7 @@ impl NodeTime {
         }
     }
 
-    /// Returns the node's own time at `now`.
+    /// Returns the time by which the node judges keys at the simulated time `now`.
     pub(super) fn at(&self, clock: &ClockState, now: SimInstant) -> Timestamp {
         let (wall, monotonic) = (clock.wall(now), clock.shown_by(self.fault, now));
         let anchored = |anchor: i64| Timestamp::clamped(anchor + micros(monotonic));
@@ -146,7 +147,7 @@ fn micros(monotonic: Duration) -> i64 {
     i64::try_from(monotonic.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// The clocks of a machine, as its node reads them.
+/// The clocks of a machine as its node reads them, including the node's clock fault.
 #[derive(Clone)]
 pub(super) struct SimulatedClock {
     world: Arc<SimulatedWorld>,
@@ -163,7 +164,7 @@ impl fmt::Debug for SimulatedClock {
 }
 
 impl SimulatedClock {
-    /// Creates the clocks of a starting node, and resets the machine's `node_time`.
+    /// Creates the clock of a node that starts, and resets `node_time` of its machine.
     pub(super) fn new(
         world: Arc<SimulatedWorld>,
         machine: usize,
@@ -204,8 +205,8 @@ impl Clock for SimulatedClock {
             .shown_by(self.fault, state.now)
     }
 
-    /// Only verification calls `read`, after its lookup. The simulation may preempt the thread just before
-    /// the reading.
+    /// Verification calls this method after it has looked up the key. The simulation may preempt the thread
+    /// between the lookup and the reading.
     fn read(&self) -> Reading {
         self.world.interrupt(self.machine);
         Reading {

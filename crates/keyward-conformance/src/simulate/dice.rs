@@ -1,6 +1,7 @@
 //! A deterministic random number generator, seeded once per run.
 
-/// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): small, fast, and good enough to choose faults.
+/// The SplitMix64 generator (Steele, Lea and Flood, OOPSLA 2014), which is small, fast, and random enough to
+/// choose faults.
 #[derive(Clone, Debug)]
 pub(super) struct Dice(u64);
 
@@ -18,7 +19,8 @@ impl Dice {
     pub(super) const fn between(&mut self, low: u64, high: u64) -> u64 {
         let wide = high.saturating_sub(low);
         let draw = self.next();
-        // The modulo bias is below one in 2^40 for every range here.
+        // The modulo makes some numbers slightly more likely. For the ranges in the simulation, the error is
+        // below one in 2^40.
         if wide == 0 { low } else { low + draw % wide }
     }
 
@@ -37,8 +39,8 @@ impl Dice {
         &from[index]
     }
 
-    /// Returns a random number near `base`, or near `base` after one or more doublings, up to `most`. Each
-    /// further doubling is half as likely.
+    /// Returns a random number up to `most`. Half of the numbers are near `base`, a quarter near twice
+    /// `base`, and so on.
     pub(super) fn tail(&mut self, base: u64, most: u64) -> u64 {
         let doublings = (self.next() | 1 << 20).trailing_zeros();
         let about = base << doublings.min(20);
@@ -46,7 +48,7 @@ impl Dice {
     }
 }
 
-/// Mixes the bits of a number.
+/// Mixes the bits of a number, so that similar numbers give unrelated results.
 pub(super) const fn mix(number: u64) -> u64 {
     let mut z = number;
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

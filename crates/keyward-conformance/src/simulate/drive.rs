@@ -24,24 +24,24 @@ use keyward::profiles::standard;
 use keyward::store::{AuditQuery, Revision, RowKey};
 use keyward::{KeyId, Need, PepperRing, Scope, VerifyError};
 
-/// The parameters of a run.
+/// The parameters of a run, which its seed decides.
 pub(super) struct RunSetup {
     pub(super) options: Options,
     pub(super) backend: SimulationBackend,
     pub(super) policy: Policy,
     pub(super) peppers: PepperRing,
-    /// The number of nodes.
+    /// The number of nodes in the run, each on its own machine.
     pub(super) nodes: usize,
-    /// The longest pause between two syncs of a node, in microseconds.
+    /// The longest time between two syncs of a node, in microseconds.
     poll: u64,
-    /// A node's timeout for a sync, in microseconds.
+    /// The time after which a node gives up a sync, in microseconds.
     sync_patience: u64,
-    /// A node's timeout for a call, in microseconds.
+    /// The time after which a node gives up a call of the store, in microseconds.
     pub(super) patience: u64,
     page: NonZeroUsize,
-    /// The mean times between two presentations and between two commands, in microseconds.
+    /// The mean time between two verifications, and the mean time between two commands, both in microseconds.
     pub(super) between: (u64, u64),
-    /// The instant at which faults end.
+    /// The simulated time at which all faults end.
     pub(super) healed: SimInstant,
 }
 
@@ -52,23 +52,26 @@ pub(super) struct Run {
     observations: Mutex<Observations>,
 }
 
-/// The tokens that clients hold, and the results that nodes must respect from now on.
+/// The observations during a run: the tokens of clients, and earlier results that later verdicts must agree
+/// with.
 #[derive(Default)]
 pub(super) struct Observations {
     pub(super) held: Vec<HeldKey>,
-    /// A logical clock that orders verifications and completed commands.
+    /// A logical clock: each verification and each completed command gets the next number.
     ticks: u64,
-    /// The row versions that a node has committed, each with its tick, by node, incarnation and row.
+    /// The row versions that each node has committed itself, with the tick of each commit. The key is the
+    /// node, its incarnation and the row.
     own: BTreeMap<(usize, u32, RowKey), Vec<(u64, usize)>>,
-    /// The tick at which a node first refused a key as revoked, by node, incarnation and key.
+    /// The tick at which a node first refused a key as revoked. The key of the map is the node, its
+    /// incarnation and the key's id.
     refused: BTreeMap<(usize, u32, KeyId), u64>,
 }
 
-/// A key with a known token.
+/// A key whose token a client knows.
 #[derive(Clone, Debug)]
 pub(super) struct HeldKey {
     pub(super) token: String,
-    /// The key's id; `None` while only the token is known.
+    /// The key's id. `None` while only the token is known, because the key is not imported yet.
     pub(super) id: Option<KeyId>,
 }
 
@@ -179,7 +182,7 @@ fn machine(dice: &mut Dice) -> Machine {
     }
 }
 
-/// Draws a rate error in millionths, within the limit that the crate documents.
+/// Draws a random rate error of a monotonic clock, in millionths, within the limit that the crate documents.
 pub(super) fn any_rate(dice: &mut Dice) -> i64 {
     let most = i64::from(Propagation::CLOCK_RATE_ERROR_PER_MILLE) * 1000;
     match dice.between(0, 4) {
@@ -189,7 +192,7 @@ pub(super) fn any_rate(dice: &mut Dice) -> i64 {
     }
 }
 
-/// Draws an offset for a wall clock in microseconds: seconds, hours or years, in either direction.
+/// Draws a random jump of a wall clock, in microseconds: seconds, hours or years, in either direction.
 pub(super) fn any_jump(dice: &mut Dice) -> i64 {
     let days = 24 * 3600 * SECOND;
     let far = *dice.pick(&[SECOND, 10 * SECOND, 3600 * SECOND, 40 * days, 3650 * days]);
@@ -220,7 +223,7 @@ const FAIR: NetworkQuality = NetworkQuality {
 };
 
 impl Run {
-    /// Starts the node of a machine, and keeps it synced.
+    /// Starts the node of a machine, and then makes it sync again and again.
     pub(super) fn boot(self: &Arc<Self>, machine: usize) {
         let (run, world) = (self.clone(), self.world.clone());
         let incarnation = world.state().machines[machine].incarnation;
@@ -278,15 +281,15 @@ impl Run {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the running node of a machine, and its incarnation.
+    /// Returns the node that runs on a machine, with its incarnation. `None` while no node runs.
     pub(super) fn node(&self, machine: usize) -> Option<(Arc<dyn Node>, u32)> {
         let state = self.world.state();
         let machine = &state.machines[machine];
         Some((machine.node.clone()?, machine.incarnation))
     }
 
-    /// Records that a command succeeded on a node. From now on, the node must respect the command's effect on
-    /// `row`.
+    /// Records that a command succeeded on a node. Later verdicts of this node must reflect the version of
+    /// `row` that the command wrote.
     pub(super) fn returned(
         &self,
         machine: usize,
@@ -309,7 +312,7 @@ impl Run {
         }
     }
 
-    /// Presents a key to a node, and checks the verdict.
+    /// Presents a key to a node, and checks that the invariants allow the verdict.
     pub(super) async fn verify(
         self: Arc<Self>,
         machine: usize,
@@ -326,7 +329,8 @@ impl Run {
         let verdict = node.verify(&held.token, &need, path).await;
         let mut state = self.world.state();
         if state.machines[machine].incarnation != incarnation || state.found.is_some() {
-            // The node was restarted, so its verdict no longer counts.
+            // The node was restarted while it verified the key. A real client would get no reply, so the
+            // verdict is not checked.
             return;
         }
         self.judge(
@@ -373,8 +377,8 @@ impl Run {
         match verdict {
             Ok(key) => {
                 state.report.acceptances += 1;
-                // Local rows may be as old as the bound. A read through the store must see every commit
-                // before its call.
+                // A decision on local rows may use rows as old as the bound. A read through the store must
+                // see every commit before the call.
                 let oldest = now.saturating_sub(bound);
                 let since = match (path, self.setup.options.reads_within_bound) {
                     (VerifyPath::Local, _) | (VerifyPath::OrFetch, true) => oldest,
@@ -438,7 +442,7 @@ impl Run {
         }
     }
 
-    /// Ends all faults.
+    /// Ends all faults: every machine runs, and its network loses no more messages.
     fn heal(&self) {
         let mut state = self.world.state();
         let now = state.now;
@@ -455,7 +459,8 @@ impl Run {
         }
     }
 
-    /// Runs until messages in flight have arrived and every node has synced.
+    /// Runs until commits have stopped, and every node has had time to sync. Records a violation if commits
+    /// never stop.
     fn settle(&self) {
         let quiet = 4 * SECOND + 3 * (self.setup.poll + self.setup.sync_patience);
         for _ in 0..20 {
@@ -470,7 +475,7 @@ impl Run {
         self.world.state().find(Invariant::Progress, what);
     }
 
-    /// Checks the invariants that hold at the end.
+    /// Checks the invariants that must hold after all faults have ended.
     fn finish(self: &Arc<Self>) {
         if self.world.state().found.is_some() {
             return;
@@ -481,7 +486,7 @@ impl Run {
         }
     }
 
-    /// Checks that every node's verdicts match the contents of the store.
+    /// Checks that every node accepts exactly the keys that the store's rows permit.
     fn compare(self: &Arc<Self>) -> Result<(), (Invariant, String)> {
         let held = self.observations().held.clone();
         for machine in 0..self.setup.nodes {
@@ -526,7 +531,7 @@ impl Run {
         Ok(())
     }
 
-    /// Checks that the store's audit trails end at the heads in the ledger.
+    /// Checks that the audit trails in the store end with the heads that the ledger has recorded.
     fn check_trails(&self) -> Result<(), (Invariant, String)> {
         let state = self.world.state();
         let failed = |what: String| (Invariant::TrailIntact, what);
@@ -553,7 +558,7 @@ impl Run {
     }
 }
 
-/// The verdict of a node, with the data to check it.
+/// The verdict of a node on a key, with the data to check the verdict.
 struct ObservedVerdict<'a> {
     machine: usize,
     incarnation: u32,
@@ -571,7 +576,7 @@ impl Observations {
         self.ticks
     }
 
-    /// Returns the newest version of a row that the node itself committed before `tick`.
+    /// Returns the index of the newest version of a row that this node itself committed before `tick`.
     fn own(&self, machine: usize, incarnation: u32, row: &RowKey, tick: u64) -> Option<usize> {
         let own = self.own.get(&(machine, incarnation, row.clone()))?;
         let before = own.iter().filter(|(from, _)| *from < tick);

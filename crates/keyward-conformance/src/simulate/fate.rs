@@ -1,4 +1,4 @@
-//! Random faults, commands and verifications.
+//! The random events of a run: faults, commands, and keys that clients present.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,11 +17,11 @@ use keyward::{
     UpdateKey,
 };
 
-/// 3 attempts per command. All attempts use the same command id, because the outcome of a failed attempt may
-/// be unknown.
+/// 3 attempts per command. Every attempt has the same command id, because a failed attempt may still have
+/// been committed.
 const MOST_ATTEMPTS: usize = 3;
 
-/// Injects faults at random times until the faults end.
+/// Injects random faults, one after another, until the run ends its faults.
 pub(super) async fn inject_faults(run: Arc<Run>) {
     loop {
         let gap = {
@@ -93,7 +93,7 @@ fn inject_fault(run: &Arc<Run>) {
     }
 }
 
-/// Starts a random scenario of [`ambush`] with a probability of 40 %.
+/// Starts a random scenario of [`ambush`] with a probability of 40 %, if there is a live key for it.
 fn start_ambush(run: &Arc<Run>) {
     let held = run.observations().held.clone();
     let mut state = run.world.state();
@@ -114,13 +114,13 @@ fn start_ambush(run: &Arc<Run>) {
     }
 }
 
-/// Draws the instant at which a fault ends. Faults often last longer than the bound.
+/// Returns a random time at which a fault ends. Many faults last longer than the staleness bound.
 fn fault_end(state: &mut WorldState) -> SimInstant {
     let bound = state.ledger.bound();
     state.now + state.dice.between(bound / 10, 3 * bound)
 }
 
-/// Presents keys until the faults end.
+/// Presents random keys to random nodes until the faults end.
 pub(super) async fn present_keys(run: Arc<Run>) {
     loop {
         let gap = {
@@ -137,7 +137,7 @@ pub(super) async fn present_keys(run: Arc<Run>) {
             continue;
         }
         let machine = state.dice.index(run.setup.nodes);
-        // Presents the newest keys more often, because most commands change these keys.
+        // Prefers the four newest keys, because most commands change new keys.
         let newest = held.len().min(4);
         let among = if state.dice.chance(600) {
             newest
@@ -164,7 +164,8 @@ pub(super) async fn present_keys(run: Arc<Run>) {
     }
 }
 
-/// Presents a key to every node once, at a random time before, just after or long after the bound.
+/// Presents a key once to every node, at a random time: before the bound has passed, just afterwards, or much
+/// later.
 fn probe(run: &Arc<Run>, held: &HeldKey) {
     for machine in 0..run.setup.nodes {
         let mut state = run.world.state();
@@ -201,7 +202,7 @@ pub(super) async fn issue_commands(run: Arc<Run>) {
         if run.world.state().faults_ended {
             return;
         }
-        // Never fails, because every name in this file is valid.
+        // The error never occurs, because every name that `plan_command` parses is valid.
         let Ok(planned) = plan_command(&run) else {
             continue;
         };
@@ -221,14 +222,14 @@ pub(super) async fn issue_commands(run: Arc<Run>) {
     }
 }
 
-/// A command to execute, with the row that it changes.
+/// A command to execute, with the row that it changes, and the key to present afterwards.
 pub(super) struct PlannedCommand {
     request: Request,
-    /// The row that the command changes; `None` if the command creates a key.
+    /// The row that the command changes. `None` for a command that creates a key.
     row: Option<RowKey>,
     /// The key to present after the command has returned.
     about: Option<HeldKey>,
-    /// The token of an imported key.
+    /// The token of the key that the command imports, if it imports one.
     imports: Option<String>,
 }
 
@@ -240,7 +241,7 @@ fn plan_command(run: &Arc<Run>) -> Result<PlannedCommand, Invalid> {
     state.planned += 1;
     let number = state.planned;
     let dice = &mut state.dice;
-    // Chooses an ended key in 10 % of the cases.
+    // In 10 % of the cases, the command is for a key that has already ended, if there is one.
     let held = if dice.chance(900) { live } else { ended };
     let acme = TenantId::new("acme")?;
     let below = TenantId::new("acme/web")?;
@@ -311,7 +312,7 @@ fn plan_command(run: &Arc<Run>) -> Result<PlannedCommand, Invalid> {
             }
         }
     };
-    // A command on an existing key belongs to the key's tenant.
+    // A command on an existing key runs in the tenant of that key, not in the tenant drawn above.
     let tenant = match (&row, &command) {
         (Some(RowKey::Key(key)), _) => state.ledger.tenant_of(*key).unwrap_or(tenant),
         (_, Command::CloseTenant) => below,
@@ -333,7 +334,7 @@ fn admin() -> Result<Actor, Invalid> {
 }
 
 impl PlannedCommand {
-    /// Plans a command on an existing key.
+    /// Plans a command on a row that exists.
     pub(super) fn about(
         run: &Arc<Run>,
         row: RowKey,
@@ -372,7 +373,7 @@ pub(super) async fn execute(run: Arc<Run>, machine: usize, planned: PlannedComma
         imports,
     } = planned;
     if let Some(token) = &imports {
-        // A client may present the token before it is imported.
+        // Clients may present the token of an imported key even before the import.
         run.observations().held.push(HeldKey {
             token: token.clone(),
             id: None,
@@ -432,7 +433,7 @@ pub(super) async fn execute(run: Arc<Run>, machine: usize, planned: PlannedComma
 }
 
 impl Run {
-    /// Records the tokens that the command returned, and immediately presents them to a random node.
+    /// Records the tokens of the keys that a command created. Presents each to a random node immediately.
     fn made(self: &Arc<Self>, outcome: CommandOutcome, imported: Option<&str>) {
         let keys = match outcome {
             CommandOutcome::Issued { key, provisioned } => {

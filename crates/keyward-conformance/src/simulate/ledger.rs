@@ -1,7 +1,7 @@
-//! The record of all commits, separate from every node. The simulation checks each accepted key against it.
+//! A record of all commits, separate from every node, with which the simulation checks each accepted key.
 //!
-//! Naive on purpose: the ledger keeps every version of every row with its commit time, and calls none of the
-//! crate's rules.
+//! The ledger is naive on purpose. The ledger keeps every version of every row with its commit time, and
+//! calls none of the crate's rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use keyward::policy::Policy;
 use keyward::store::{Commit, Revision, Row, RowKey};
 use keyward::{KeyId, PepperRing, Role, TenantId, Timestamp};
 
-/// A row after one commit.
+/// The contents of a row after one commit.
 struct RowVersion {
     landed: SimInstant,
     revision: Revision,
@@ -25,29 +25,29 @@ struct RowVersion {
 pub(super) struct CommitLedger {
     policy: Policy,
     peppers: PepperRing,
-    /// The longest time that a commit may take to reach every verifier, in microseconds.
+    /// The longest time until every verifier must follow a commit, in microseconds.
     bound: u64,
     rows: BTreeMap<RowKey, Vec<RowVersion>>,
     keys: BTreeMap<TenantId, Vec<KeyId>>,
     heads: BTreeMap<TenantId, AuditHead>,
-    /// The latest `decided_at` of each tenant's commits.
+    /// The latest decision time of all commits of each tenant.
     newest: BTreeMap<TenantId, Timestamp>,
     revision: Revision,
-    /// The rows that each command wrote, oldest first, with the tenant and the revision of the commit.
+    /// The rows that each command wrote, oldest first. Each has the tenant and the revision of its commit.
     commands: BTreeMap<CommandId, Vec<(TenantId, RowKey, Revision)>>,
 }
 
-/// The acceptance of a key by a node.
+/// A node's decision to accept a key, to be checked.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Acceptance<'a> {
     pub(super) key: KeyId,
-    /// The required scope; `None` if any scope suffices.
+    /// The scope that the client required, or `None` if any scope suffices.
     pub(super) needs: Option<&'a str>,
-    /// The earliest instant whose rows the decision may be based on.
+    /// The start of the time span whose rows the node may have used.
     pub(super) since: SimInstant,
-    /// The instant of the decision.
+    /// The time of the decision, which is the end of that time span.
     pub(super) until: SimInstant,
-    /// The node's wall clock at the decision.
+    /// The time that the node's wall clock showed at the decision.
     pub(super) wall: Timestamp,
 }
 
@@ -56,7 +56,7 @@ type InvariantBreach = (Invariant, String);
 impl CommitLedger {
     pub(super) fn new(policy: Policy, peppers: PepperRing) -> Self {
         let worst = policy.spec().propagation.worst_case();
-        // Adds 2 µs for rounding: instants are whole microseconds, and clocks show whole
+        // 2 µs more for rounding, because simulated time has whole microseconds, and clocks have whole
         // nanoseconds.
         let bound = u64::try_from(worst.as_micros()).unwrap_or(u64::MAX) + 2;
         Self {
@@ -76,8 +76,8 @@ impl CommitLedger {
         self.bound
     }
 
-    /// Returns the time at which a node judges a key: the node's own time, or the newest commit time of the
-    /// key's tenant if that is later.
+    /// Returns the time by which a node judges a key: the later of `time` and the latest decision time of the
+    /// key's tenant.
     pub(super) fn instant_for(&self, key: KeyId, time: Timestamp) -> Timestamp {
         let first = self.rows.get(&RowKey::Key(key)).and_then(|v| v.first());
         let tenant = first.and_then(|version| Some(version.row.written_at()?.0));
@@ -89,12 +89,12 @@ impl CommitLedger {
         &self.peppers
     }
 
-    /// Returns the head of each tenant's trail.
+    /// Returns the head of each tenant's audit trail after all recorded commits.
     pub(super) const fn heads(&self) -> &BTreeMap<TenantId, AuditHead> {
         &self.heads
     }
 
-    /// Records a commit, and checks the rules that every commit must obey.
+    /// Records a commit, and checks the rules that every commit must keep.
     pub(super) fn landed(
         &mut self,
         commit: &Commit,
@@ -165,8 +165,8 @@ impl CommitLedger {
         .collect()
     }
 
-    /// Returns the version of a row that a command wrote. If the command did not change the row, returns the
-    /// version that the command read.
+    /// Returns the index of the row version that a command wrote. If the command left the row unchanged,
+    /// returns the version that it read.
     pub(super) fn version_of(
         &self,
         row: &RowKey,
@@ -176,8 +176,8 @@ impl CommitLedger {
         let revision = match self.commands.get(command) {
             Some(left) => {
                 let wrote = left.iter().rfind(|(_, own, _)| own == row);
-                // A command that did not change the row read it at the revision of the command's first commit
-                // in the row's tenant.
+                // The command left this row unchanged. The command read the row at the revision of its first
+                // commit in the row's tenant.
                 let read = || left.iter().find(|(tenant, ..)| self.is_of(row, tenant));
                 wrote.or_else(read)?.2
             }
@@ -197,7 +197,7 @@ impl CommitLedger {
         }
     }
 
-    /// Returns the key that was imported with a digest.
+    /// Returns the key that was imported with this digest, if any.
     pub(super) fn imported(&self, digest: &Digest) -> Option<KeyId> {
         self.rows
             .values()
@@ -215,7 +215,7 @@ impl CommitLedger {
         }
     }
 
-    /// Returns whether a key existed at an instant, and still exists.
+    /// Returns whether a key existed at `since` and was not removed afterwards.
     pub(super) fn is_there(&self, key: KeyId, since: SimInstant) -> bool {
         let versions = self.rows.get(&RowKey::Key(key));
         let there = |version: &RowVersion| version.landed <= since;
@@ -237,7 +237,7 @@ impl CommitLedger {
         versions.is_some_and(|versions| versions.iter().any(|version| is_ended(&version.row)))
     }
 
-    /// Returns whether the newest rows permit a key at `now`.
+    /// Returns whether the newest version of every row permits a key at `now`.
     pub(super) fn is_good(&self, key: KeyId, needs: Option<&str>, now: Timestamp) -> bool {
         let record = self.rows.get(&RowKey::Key(key)).and_then(|v| v.last());
         let Some(RowVersion {
@@ -253,9 +253,11 @@ impl CommitLedger {
         })
     }
 
-    /// Checks an acceptance against every row that can end the key. For each row, a version that was current
-    /// between `since` and `until` must permit the key. That version must not be older than the node's own
-    /// change `own`.
+    /// Checks that a node was allowed to accept a key. Each row that can end the key must have a version that
+    /// permits it and was current between `since` and `until`.
+    ///
+    /// If the node has changed such a row itself, versions before that change do not count. The function
+    /// `own` returns the node's own version.
     pub(super) fn check(
         &self,
         acceptance: Acceptance<'_>,
@@ -282,11 +284,12 @@ impl CommitLedger {
             let Some(versions) = self.rows.get(&gate) else {
                 continue;
             };
-            // The newest version at `since`. Later versions up to `until` count too.
+            // The index of the version that was current at `since`. Later versions until `until` may permit
+            // the key as well.
             let oldest = versions.iter().rposition(|version| version.landed <= since);
             let floor = own(&gate);
             let good = |from: Option<usize>| {
-                // An owner or tenant without a row cannot end the key.
+                // A tenant or owner that had no row at that time cannot have ended the key.
                 if from.is_none() && gate != row {
                     return true;
                 }
@@ -310,8 +313,8 @@ impl CommitLedger {
         Ok(())
     }
 
-    /// Returns the microseconds from the first version of a row that no longer permitted the key until
-    /// `until`.
+    /// Returns the microseconds between the end of a key and `until`. The key ended with the first version of
+    /// the row that no longer permitted it.
     fn ended_since(
         &self,
         gate: &RowKey,
@@ -329,7 +332,8 @@ impl CommitLedger {
     }
 }
 
-/// Returns the rows that can end a key.
+/// Returns the rows that can end a key: the key's own row, and the rows of its owner and tenant, also in all
+/// ancestors.
 fn gates(record: &KeyRecord) -> Vec<RowKey> {
     let mut gates = vec![RowKey::Key(record.id)];
     for tenant in record.tenant.lineage() {
@@ -341,7 +345,7 @@ fn gates(record: &KeyRecord) -> Vec<RowKey> {
     gates
 }
 
-/// Returns whether a row permits a key.
+/// Returns whether a row permits the use of a key at `now`.
 fn admits(row: &Row, about: &KeyRecord, needs: Option<&str>, now: Timestamp) -> bool {
     let reads = needs.is_none_or(|scope| scope.ends_with(":read"));
     let reaches = |role: &Role| *role != Role::MEMBER || reads;
@@ -351,8 +355,8 @@ fn admits(row: &Row, about: &KeyRecord, needs: Option<&str>, now: Timestamp) -> 
             record.state == KeyState::Enabled
                 && record.expires_at.is_none_or(|end| now < end)
                 && needs.is_none_or(has)
-                // The roles at the issue of the secret limit the key permanently, even if its owner gets
-                // another role later.
+                // The roles of the secret's recipient limit the key permanently, whatever role its owner gets
+                // later.
                 && record.bound.iter().all(reaches)
         }
         Row::Owner(owner) => {

@@ -1,6 +1,6 @@
-//! A node's connection to the store: requests and replies take time, and may be lost.
+//! The connection between a node and the store: requests and replies take time, and can be lost.
 //!
-//! The store executes every request that arrives, even if its sender has stopped.
+//! The store executes every request that reaches it, even if the node that sent it has stopped since.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -21,23 +21,23 @@ use keyward::store::{
 };
 use keyward::store::{LoadRequest, Revision, TenantView};
 
-/// The store, through one node's connection.
+/// The store as one node calls it, over a simulated network.
 #[derive(Clone)]
 pub(super) struct Link {
     world: Arc<SimulatedWorld>,
     machine: usize,
     store: Arc<dyn KeyStore>,
-    /// The timeout of a call, in microseconds.
+    /// The time after which a call without a reply fails, in microseconds.
     patience: u64,
-    /// The number of rows per page.
+    /// The most rows that the store returns on one page.
     page: NonZeroUsize,
 }
 
-/// The reason for a missing answer.
+/// The reason for which a call got no reply.
 enum NoReply {
-    /// The request was not sent.
+    /// The request was never sent, so the store did not execute it.
     Refused,
-    /// The outcome is unknown.
+    /// The request or the reply was lost, so the store may have executed the call.
     Silent,
 }
 
@@ -177,7 +177,7 @@ impl KeyStore for Link {
                     state.find(invariant, what);
                 }
                 for other in 0..state.machines.len() {
-                    // Notifies the nodes. A notification may be lost like any message.
+                    // Notifies every node of the commit. A notification can be lost like any other message.
                     if state.message(other).is_some() {
                         state.machines[other].notified = true;
                     }
@@ -225,13 +225,14 @@ impl KeyStore for Link {
         self.read(Call::Audit, "reading the trail", audit).await?
     }
 
-    /// Never resolves, because the simulation notifies nodes without this call.
+    /// Never resolves. The simulation notifies a node through the `notified` flag of its machine instead.
     async fn wait_past(&self, _: Cursor) -> Result<(), StoreError> {
         std::future::pending().await
     }
 
     fn changes_now(&self, _: Cursor, _: NonZeroUsize) -> Option<Result<Changes, ChangesError>> {
-        // Returns `None`, because an answer would sync the node at every verification.
+        // Returns `None`. An answer would sync the node at every verification, and the node would never
+        // become stale.
         None
     }
 }

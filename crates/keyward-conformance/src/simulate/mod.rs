@@ -1,18 +1,19 @@
-//! Runs several nodes over one remote store in simulated time, and checks the propagation guarantee
-//! at every step.
+//! Runs several nodes over one remote store in simulated time, and checks the propagation guarantee at every
+//! step.
 //!
-//! One seed decides everything:
+//! One seed decides everything about a run:
 //!
 //! - the latency of each message, and which messages are lost;
-//! - when a node is cut off, stopped, suspended or restarted;
-//! - how its wall clock jumps and its monotonic clock drifts;
+//! - when a node is disconnected, paused, suspended or restarted;
+//! - how the node's wall clock jumps, and how fast its monotonic clock runs;
 //! - which commands are executed, and when each key is presented to which node.
 //!
 //! The same seed produces the same run.
 //!
 //! The guarantee: **a key whose revocation returned at real time t is refused by every verifier from t + B
 //! on**. B = L / (1 - ρ), where L is the staleness bound and ρ the rate error of a node's monotonic clock.
-//! The check is stricter: it counts from the commit of the revocation.
+//! The simulation checks more than that: it measures from the commit of the revocation, which comes before
+//! its return.
 //!
 //! Nodes with a deliberate [`NodeDefect`] prove that the checks find violations.
 //!
@@ -53,49 +54,51 @@ use keyward::store::{KeyStore, MemoryStore};
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum Invariant {
-    /// No node accepts a key that was ended or narrowed longer ago than the bound.
+    /// No node accepts a key after the bound has passed since the key was ended or lost the required
+    /// permission.
     NeverPastBound,
-    /// A change applies immediately on the node that made it.
+    /// A node that has executed a command applies the command's effect immediately.
     AtOnceWhereApplied,
-    /// A read through the store sees every earlier commit.
+    /// A verification that reads through the store reflects every commit before the call.
     FreshWhenAsked,
-    /// No tenant has more active keys than its cap, on whatever nodes they are created.
+    /// No tenant has more active keys than its cap, even if several nodes create keys concurrently.
     CapKept,
-    /// A revoked or removed key never comes back, neither in the store nor on a node that knew of its end.
+    /// A revoked or removed key never works again: neither in the store, nor on a node that has refused it as
+    /// revoked.
     TombstonesStick,
-    /// Every tenant's audit trail is one valid chain.
+    /// The audit trail of each tenant is one unbroken hash chain.
     TrailIntact,
-    /// A node that reads through the store finds every created key.
+    /// A node that reads through the store finds every key that exists in the store.
     NewKeysAtOnce,
-    /// No node refuses a key as revoked unless the key was revoked.
+    /// A node refuses a key as revoked only if the key really was revoked or removed.
     RefusedForAReason,
-    /// After the faults end, every node syncs, and its verdicts match the contents of the store.
+    /// After all faults have ended, every node syncs and accepts exactly the keys that the store permits.
     FreshOnceHealed,
-    /// The run makes progress, and revisions increase.
+    /// The run never gets stuck, and each commit has a higher revision than the commit before.
     Progress,
 }
 
-/// The kind of nodes that a simulation runs.
+/// The implementation of the nodes that a simulation runs.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum NodeUnderTest {
     /// The crate's own [`Keyward`](keyward::Keyward).
     #[default]
     Keyward,
-    /// [`Keyward`](keyward::Keyward) on a clock that reports wall time as monotonic time. The
-    /// simulation must find the broken clock.
+    /// [`Keyward`](keyward::Keyward) with a faulty clock that reports wall time as monotonic time. The
+    /// simulation must find a violation.
     KeywardWithWallClock,
-    /// [`Keyward`](keyward::Keyward) on a monotonic clock that stops in suspend. The simulation
-    /// must find the broken clock.
+    /// [`Keyward`](keyward::Keyward) with a monotonic clock that stops while the machine is suspended. The
+    /// simulation must find a violation.
     KeywardWithSleepyClock,
-    /// A second, naive implementation of a node.
+    /// A second, naive implementation of a node, without a defect.
     Naive,
-    /// The naive node with a defect. The simulation must find the defect.
+    /// The naive implementation with one defect. The simulation must find a violation.
     Broken(NodeDefect),
 }
 
-/// The store of one run, and a function that compacts the tombstones of removed keys, if the store supports
-/// it.
+/// The store of one run. If the store can compact the tombstones of removed keys, the backend also has a
+/// function that does so.
 #[derive(Clone)]
 pub struct SimulationBackend {
     store: Arc<dyn KeyStore>,
@@ -118,7 +121,7 @@ impl SimulationBackend {
         Self { store, compact }
     }
 
-    /// Sets the function that compacts the store; the run calls it at random times.
+    /// Sets the function that compacts the store's tombstones. The simulation calls it at random times.
     #[must_use]
     pub fn compacted_by(mut self, compact: impl Fn() + Send + Sync + 'static) -> Self {
         self.compact = Arc::new(compact);
@@ -127,7 +130,7 @@ impl SimulationBackend {
 }
 
 impl Default for SimulationBackend {
-    /// Returns a [`MemoryStore`].
+    /// Returns a [`MemoryStore`], which the simulation compacts at random times.
     fn default() -> Self {
         let store = MemoryStore::new();
         Self::new(Arc::new(store.clone())).compacted_by(move || store.compact())
@@ -182,24 +185,24 @@ impl Options {
         self
     }
 
-    /// Makes the store return all rows on one page. By default, most runs have pages of one row or
-    /// a few rows.
+    /// Makes the store return all rows on one page. Without this option, most runs have pages with one row or
+    /// only a few rows.
     #[must_use]
     pub const fn whole_pages(mut self) -> Self {
         self.whole_pages = true;
         self
     }
 
-    /// Applies the bound to reads through the store too. By default, a read that takes longer than the bound
-    /// may return the state at its start.
+    /// Applies the staleness bound to reads through the store too. Without this option, a read that takes
+    /// longer than the bound may return the state at its start.
     #[must_use]
     pub const fn reads_within_bound(mut self) -> Self {
         self.reads_within_bound = true;
         self
     }
 
-    /// Sets the mean duration of the faults. A run takes between half and one and a half times the mean.
-    /// Defaults to 30 simulated seconds.
+    /// Sets the mean time for which a run injects faults. Each run takes between half and one and a half
+    /// times this time. Defaults to 30 simulated seconds.
     #[must_use]
     pub const fn span(mut self, span: Duration) -> Self {
         self.span = span;
@@ -214,21 +217,21 @@ pub struct Simulation {
     options: Options,
 }
 
-/// The counters of one run, or of several runs whose reports were added.
+/// The counters of one run, or the sums over several runs.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct SimulationReport {
     /// The number of runs.
     pub runs: u64,
-    /// The simulated time of all runs.
+    /// The simulated duration of all runs together.
     pub simulated: Duration,
-    /// The number of events.
+    /// The number of simulated events, such as a woken task or a request that reaches the store.
     pub events: u64,
     /// The number of calls that the store executed.
     pub calls: u64,
     /// The number of applied commits.
     pub commits: u64,
-    /// The number of attempts to execute a command.
+    /// The number of attempts to execute a command, including retries.
     pub commands: u64,
     /// The number of commands that succeeded.
     pub returned: u64,
@@ -236,21 +239,22 @@ pub struct SimulationReport {
     pub verifications: u64,
     /// The number of presented keys that were accepted.
     pub acceptances: u64,
-    /// The number of presented keys that were refused because the node had not synced within its bound.
+    /// The number of keys that were refused as stale, because the node had not synced within its staleness
+    /// bound.
     pub stale: u64,
     /// The number of presented keys that were refused because the store did not answer.
     pub unavailable: u64,
-    /// The number of times that a node was cut off.
+    /// The number of times that a node was disconnected from the store.
     pub partitions: u64,
     /// The number of times that a node was stopped or suspended.
     pub pauses: u64,
     /// The number of times that a node was restarted.
     pub restarts: u64,
-    /// The number of times that a clock was set or changed its rate.
+    /// The number of times that a wall clock was set, or the rate of a monotonic clock changed.
     pub jumps: u64,
     /// The number of times that the store compacted its tombstones.
     pub compactions: u64,
-    /// A hash over the events of the run. Equal seeds produce equal hashes.
+    /// A hash of all events. Two runs with the same seed and options have the same hash.
     pub mark: u64,
 }
 
@@ -291,7 +295,7 @@ impl AddAssign for SimulationReport {
         self.restarts += restarts;
         self.jumps += jumps;
         self.compactions += compactions;
-        // Addition is commutative, so threads may add their reports in any order.
+        // Hashes are added, so that the order in which threads add their reports does not matter.
         self.mark = self.mark.wrapping_add(mark);
     }
 }
@@ -328,19 +332,19 @@ impl fmt::Display for InvariantViolation {
 impl std::error::Error for InvariantViolation {}
 
 impl Simulation {
-    /// Creates the run with this seed.
+    /// Creates a run. The seed decides all random choices.
     #[must_use]
     pub const fn new(seed: u64, options: Options) -> Self {
         Self { seed, options }
     }
 
-    /// Runs the simulation to its end, or to the first broken invariant.
+    /// Runs the simulation until its end, or until the first invariant is broken.
     ///
     /// # Errors
     ///
-    /// [`InvariantViolation`]: the first broken invariant, with the events that led to it.
+    /// [`InvariantViolation`]: the broken invariant, with the events that led to it.
     pub fn run(&self) -> Result<SimulationReport, InvariantViolation> {
-        // Runs without a trace first, because that is faster. After a violation, the same seed reproduces the
+        // The first run writes no trace, because that is faster. After a violation, the same seed repeats the
         // run with a trace.
         let found = match drive::run(self.seed, &self.options, false) {
             Ok(report) => return Ok(report),

@@ -1,4 +1,4 @@
-//! The interface of a node in the simulation.
+//! The interface of a node in the simulation, and its implementation for [`Keyward`].
 
 use std::sync::Arc;
 
@@ -15,21 +15,21 @@ use keyward::{CommandError, KeyId, Keyward, Need, PepperRing, VerifyError};
 
 use super::clock::{ClockFault, SimulatedClock};
 
-/// The way in which a node verifies a key.
+/// The source of the rows with which a node verifies a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum VerifyPath {
-    /// Against the node's local rows only.
+    /// The node's local rows only.
     Local,
-    /// Against the node's local rows, and through the store if the key is unknown.
+    /// The node's local rows. If they do not contain the key, the node reads it from the store.
     OrFetch,
-    /// Through the store.
+    /// The store, for every verification.
     Fresh,
 }
 
 /// A node that can run in a simulation.
 #[async_trait]
 pub(super) trait Node: Send + Sync {
-    /// Catches up with the store.
+    /// Reads the changes from the store that the node lacks.
     async fn sync(&self) -> Result<(), StoreError>;
 
     /// Executes a command, which may be a bulk command.
@@ -43,11 +43,11 @@ pub(super) trait Node: Send + Sync {
         path: VerifyPath,
     ) -> Result<KeyId, VerifyError>;
 
-    /// Runs the maintenance that follows verifications.
+    /// Runs the maintenance that an application schedules, such as recording first uses.
     async fn upkeep(&self);
 }
 
-/// The dependencies of a node.
+/// The parts from which a node is built.
 pub(super) struct NodeParts {
     pub(super) world: Arc<SimulatedWorld>,
     pub(super) machine: usize,
@@ -63,7 +63,7 @@ impl NodeParts {
     }
 }
 
-/// The crate's own node.
+/// A node that is the crate's own [`Keyward`].
 pub(super) struct KeywardNode(Keyward);
 
 impl KeywardNode {
@@ -105,7 +105,7 @@ impl Node for KeywardNode {
     }
 
     async fn upkeep(&self) {
-        // Ignores errors, because a later call retries.
+        // An error is ignored, because a later call of `upkeep` does the work again.
         let _ = self.0.run_maintenance().await;
     }
 }
@@ -126,7 +126,7 @@ pub(super) async fn execute(
     Ok(Committed { outcome, receipt })
 }
 
-/// Starts a node of the given kind.
+/// Starts a node of the given kind from its parts.
 pub(super) async fn start(
     parts: NodeParts,
     subject: super::NodeUnderTest,
@@ -147,7 +147,7 @@ pub(super) async fn start(
 }
 
 impl NodeDefect {
-    /// Returns the fault of the node's clock, if the defect is a clock fault.
+    /// Returns the clock fault that this defect stands for. `None` if the defect is not in the clock.
     pub(super) fn clock(self) -> Option<ClockFault> {
         match self {
             Self::UsesWallTime => Some(ClockFault::Wall),

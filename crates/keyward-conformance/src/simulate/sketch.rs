@@ -1,7 +1,7 @@
 //! A naive node: the sync protocol without the crate's replica, index or verifier. Each step of the protocol
-//! is separate, so that a [`NodeDefect`] can break one step.
+//! is separate, so that a [`NodeDefect`] can break one of them.
 //!
-//! Commands go through the crate's own [`KeyManager`].
+//! The node still executes commands with the crate's own [`KeyManager`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -24,45 +24,48 @@ use keyward::store::{
 };
 use keyward::{Clock, CommandError, KeyId, Need, Role, TenantId, Timestamp, VerifyError, token};
 
-/// A defect of a node, which a simulation must find.
+/// A deliberate defect of the naive node, which a simulation must find.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum NodeDefect {
-    /// Applies changes without comparing revisions.
+    /// Applies a change even if the node already has a newer version of the row.
     AppliesAnything,
-    /// Marks itself as fresh before it applies the rows that it read.
+    /// Considers itself fresh as soon as a page arrives, before it has applied the rows of the page.
     ConfirmsFirst,
-    /// Measures its lease on the wall clock.
+    /// Measures the age of its last sync by the wall clock.
     UsesWallTime,
-    /// Caches refusals of unknown keys.
+    /// Remembers unknown keys and continues to refuse them, even after such a key was created.
     CachesRefusals,
-    /// Starts its lease when the answer arrives, not when the request was sent.
+    /// Measures the age of a sync from the arrival of the answer, not from the sending of the request.
     LeaseFromAnswer,
-    /// Reads the clock before it reads its lease and looks up the key.
+    /// Reads the clock first, and only then checks its lease and looks up the key. The verdict may then be
+    /// later than the reading.
     ReadsClockFirst,
-    /// Runs on a monotonic clock that stops while the machine is suspended.
+    /// Measures the age of its last sync by a monotonic clock that stops while the machine is suspended.
     ClockStopsInSuspend,
-    /// Considers itself fresh as long as it is connected.
+    /// Considers itself fresh as long as the store answers any call.
     ConnectedIsFresh,
-    /// Looks up the key before it reads its lease.
+    /// Looks up the key first, and only then checks its lease. A sync in between renews the lease, but not
+    /// the looked-up row.
     LooksUpFirst,
-    /// Marks itself as fresh after the first of several pages.
+    /// Considers itself fresh after the first page of a sync, although more pages follow.
     ConfirmsFirstPage,
-    /// Marks itself as fresh at the head of the first page. A row that changes between two pages moves above
-    /// that head. The node then misses the row's earlier change.
+    /// Considers itself fresh at the head of the first page. If a row changes again between two pages, its
+    /// earlier change is no longer in the feed. The node then misses it.
     ConfirmsFirstHead,
-    /// Skips to the head if a page was lost.
+    /// Continues at the head if a page was lost, and misses the changes on that page.
     SkipsLostPage,
-    /// Drops a removed key instead of keeping its tombstone.
+    /// Deletes the row of a removed key instead of keeping the tombstone, so that an older change can bring
+    /// the key back.
     ForgetsTombstones,
-    /// Loses its own commits during a resync.
+    /// Loses the node's own commits if it starts over with a scan at the same time.
     ForgetsOwnCommits,
-    /// Applies its own commits during a scan. A key that is removed during the scan then stays, if its
-    /// tombstone was compacted.
+    /// Applies its own commits to the rows while a scan is in progress. If a key is removed and its tombstone
+    /// compacted during the scan, the key stays.
     AppliesTheScanTooSoon,
-    /// Never starts over with a scan, even if its position in the history was compacted.
+    /// Continues after a position that the store has compacted, instead of starting over with a scan.
     NeverStartsOver,
-    /// Ignores the rows of owners.
+    /// Ignores the rows of owners, so that a removed owner's keys still work.
     IgnoresOwners,
 }
 
@@ -102,12 +105,12 @@ pub(super) struct NaiveNode {
     defect: Option<NodeDefect>,
 }
 
-/// Scanned rows, and the store's revision at the time of the scan.
+/// The rows of the node. The field `base` is the revision at which the scan that filled them began.
 #[derive(Clone, Default)]
 struct NaiveRows {
     rows: BTreeMap<RowKey, Change>,
     base: Revision,
-    /// True once the scan has ended.
+    /// True once the scan has returned its last page.
     filled: bool,
 }
 
@@ -115,18 +118,18 @@ struct NaiveRows {
 struct NaiveState {
     live: NaiveRows,
     building: Option<NaiveRows>,
-    /// The node's own commits during a scan. The node applies these commits after the scan, because the scan
-    /// shows which keys were removed.
+    /// Changes that the node committed itself during a scan. The node applies these changes after the scan,
+    /// which shows the keys that were removed earlier.
     during_scan: Vec<Change>,
     cursor: Option<Cursor>,
     confirmed: Option<Duration>,
     newest: BTreeMap<TenantId, Timestamp>,
-    /// Tokens that were refused as unknown. Used only by `CachesRefusals`.
+    /// The tokens that were refused as unknown, for the defect [`NodeDefect::CachesRefusals`] only.
     refused: BTreeSet<String>,
 }
 
 impl NaiveState {
-    /// Records the write time of a row, for the row's own tenant only.
+    /// Records the time at which a row was written, as a lower bound for the time of the row's tenant.
     fn saw(&mut self, row: &Row) {
         if let Some((tenant, at)) = row.written_at() {
             let newest = self.newest.entry(tenant.clone()).or_insert(at);
@@ -139,8 +142,8 @@ impl NaiveRows {
     fn apply(&mut self, change: Change, defect: Option<NodeDefect>) {
         let key = change.row.key();
         let before = self.rows.get(&key).map(|own| own.revision);
-        // If a row is absent, and the change is no newer than the scan, then the row was removed before the
-        // scan.
+        // If the scan did not return the row, and the change is not newer than the scan, the row was removed
+        // before the scan.
         let newer = change.revision > before.unwrap_or(self.base);
         if newer || defect == Some(NodeDefect::AppliesAnything) {
             let removed = matches!(change.row, Row::Removed { .. });
@@ -346,7 +349,7 @@ impl NaiveNode {
         Ok(())
     }
 
-    /// Verifies a key against the node's local rows.
+    /// Verifies a key against the rows that the node has.
     async fn judge(&self, presented: &str, need: &Need) -> Result<KeyId, VerifyError> {
         let bound = self.policy.spec().propagation.bound;
         let mut read = None;
@@ -398,7 +401,8 @@ impl NaiveNode {
             standing.removed_at = None;
             standing.roles = vec![Role::ADMIN];
         }
-        // Takes the digest from the record, because the simulation presents only issued tokens.
+        // Takes the digest from the record instead of hashing the token, because the simulation presents only
+        // tokens that were issued.
         let digest = record.credential.digest();
         let prefix = record.prefix.as_ref().map(token::TokenPrefix::as_str);
         let newest = self.known().newest.get(&record.tenant).copied();
@@ -452,7 +456,8 @@ impl NaiveNode {
         self.decide(&record, standing, need)
     }
 
-    /// Marks the node as fresh if the store answers any call. The call returns no changes.
+    /// Considers the node fresh if the store answers a call. The call loads an unrelated tenant, and reads no
+    /// changes.
     async fn ping(&self) -> Result<(), StoreError> {
         let sent = self.clock.monotonic();
         let anybody = TenantId::new("anybody")

@@ -1,4 +1,4 @@
-//! The simulated world: a clock that only events advance, tasks that run one at a time, and machines with
+//! The simulated world. Time advances only from event to event, one task runs at a time, and machines have
 //! faults.
 
 use std::cmp::Reverse;
@@ -22,30 +22,31 @@ pub(super) type SimInstant = u64;
 pub(super) const MILLI: u64 = 1_000;
 pub(super) const SECOND: u64 = 1_000_000;
 
-/// 5 million events, far more than any run takes. A run with more events is in an endless loop.
+/// 5,000,000 events, far more than any run needs. A run that reaches this number is stuck in a loop.
 const MOST_EVENTS: u64 = 5_000_000;
 
-/// 120 lines: the trace of a violation has the last lines of the log, up to this number.
+/// 120 lines: the trace of a violation contains this many of the last log lines.
 const TRACE: usize = 120;
 
-/// 2 levels: events that run during a preempted verification may be preempted too, up to this depth.
+/// 2 levels of nesting. While a preempted verification waits, other events run, and a verification among them
+/// may be preempted again.
 const MOST_NESTED: usize = 2;
 
 type TaskFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 type StoreCall = Box<dyn FnOnce(&Arc<SimulatedWorld>) + Send>;
 type TaskId = u64;
 
-/// A scheduled event.
+/// An event that happens at a scheduled time.
 enum SimulatedEvent {
     /// Polls a task.
     Wake(TaskId),
-    /// Executes a request that has reached the store.
+    /// Makes the store execute a request that has arrived.
     Serve(StoreCall),
 }
 
 struct Scheduled {
-    /// The sort key of the event: its instant, a random number, and a counter. The seed thus decides the
-    /// order of events at one instant.
+    /// The position of the event in the queue: its time, a random number and a counter. Thus the seed decides
+    /// the order of events at the same time.
     order: (SimInstant, u32, u64),
     event: SimulatedEvent,
 }
@@ -71,45 +72,45 @@ impl Ord for Scheduled {
 }
 
 struct TaskSlot {
-    /// The machine that runs the task, and the incarnation of its node. `None` for tasks of the simulation
-    /// itself.
+    /// The machine that runs the task, with the incarnation of its node. `None` for a task that belongs to no
+    /// machine.
     machine: Option<(usize, u32)>,
-    /// The future of the task; `None` while it is being polled.
+    /// The future of the task. `None` while the world polls it.
     task: Option<TaskFuture>,
-    /// Whether the task was woken while it ran, so that it must be polled again.
+    /// Whether the task was woken while it was being polled, so that the world must poll it again.
     again: bool,
     waker: Waker,
 }
 
-/// The quality of a node's connection to the store.
+/// The latency and the losses of the connection between a node and the store.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NetworkQuality {
     /// The usual latency of a message, in microseconds.
     pub(super) usual: u64,
     /// The highest latency of a message, in microseconds.
     pub(super) most: u64,
-    /// The number of lost messages per thousand.
+    /// The number of messages that are lost, of every thousand.
     pub(super) loss: u64,
 }
 
 /// A simulated machine, which runs one node.
 pub(super) struct Machine {
     pub(super) clock: ClockState,
-    /// The time that the machine's node derives from its own clock readings.
+    /// The time by which the machine's node judges keys, derived from the node's clock readings.
     pub(super) node_time: NodeTime,
     pub(super) network: NetworkQuality,
-    /// The instant at which the machine's network partition ends.
+    /// The simulated time until which the machine is disconnected from the store.
     pub(super) cut_off: SimInstant,
-    /// The instant at which the machine's pause ends.
+    /// The simulated time until which the machine is paused.
     pub(super) paused: SimInstant,
     /// The number of restarts of the node.
     pub(super) incarnation: u32,
-    /// Whether a notification of a commit has arrived.
+    /// Whether a notification of a commit has reached the node since it last waited for one.
     pub(super) notified: bool,
-    /// Whether the node executes a command. Other commands poll this flag. A lock is unsuitable, because the
-    /// order of its waiters depends on real time.
+    /// Whether the node is executing a command. Another command waits by polling this flag. With a lock, the
+    /// order of the waiters would depend on real time.
     pub(super) busy: bool,
-    /// The send time of the last request for changes that the store has executed.
+    /// The time at which the node sent the last request for changes that the store has executed.
     pub(super) served: Option<SimInstant>,
     pub(super) node: Option<Arc<dyn Node>>,
 }
@@ -124,7 +125,7 @@ pub(super) struct WorldState {
     pub(super) report: SimulationReport,
     pub(super) found: Option<(Invariant, String)>,
     pub(super) last_commit: SimInstant,
-    /// The number of commands created so far.
+    /// The number of commands that were planned so far, from which each gets its id.
     pub(super) planned: u64,
     queue: BinaryHeap<Reverse<Scheduled>>,
     tasks: BTreeMap<TaskId, TaskSlot>,
@@ -134,7 +135,7 @@ pub(super) struct WorldState {
     trace: Option<VecDeque<String>>,
 }
 
-/// The simulated world.
+/// The simulated world, which the tasks of all machines share.
 pub(super) struct SimulatedWorld {
     state: Mutex<WorldState>,
     ready: Arc<Mutex<Vec<TaskId>>>,
@@ -190,7 +191,8 @@ impl SimulatedWorld {
         lock(&self.state)
     }
 
-    /// Starts a task of a machine's current node, or of no machine.
+    /// Starts a task on a machine, or on no machine. If the machine's node is stopped, the task is stopped
+    /// too.
     pub(super) fn spawn(
         &self,
         machine: Option<usize>,
@@ -211,7 +213,8 @@ impl SimulatedWorld {
         state.schedule(now, SimulatedEvent::Wake(id));
     }
 
-    /// Stops a machine's node and its tasks. The store still executes requests that the node has sent.
+    /// Stops the node of a machine and all of its tasks. Requests that the node has already sent still reach
+    /// the store.
     pub(super) fn kill(&self, machine: usize) {
         let mut state = self.state();
         state.machines[machine].incarnation += 1;
@@ -223,11 +226,12 @@ impl SimulatedWorld {
             tasks.into_iter().partition(|(_, slot)| on_it(slot));
         state.tasks = kept;
         drop(state);
-        // Drops outside of the lock, because a drop may wake other tasks.
+        // Drops the tasks without holding the lock of the state, because dropping a task may wake other
+        // tasks.
         drop((gone, node));
     }
 
-    /// Runs events until `limit`, or until an invariant is broken.
+    /// Runs all events up to the time `limit`. Stops early if an invariant is broken.
     pub(super) fn run_until(self: &Arc<Self>, limit: SimInstant) {
         loop {
             let mut state = self.state();
@@ -300,14 +304,14 @@ impl SimulatedWorld {
                 return;
             }
             (Some(_), Poll::Ready(())) => state.tasks.remove(&id),
-            // The task's node was killed while the task ran.
+            // The task is not kept, because its node was stopped while the task was being polled.
             (None, _) => None,
         };
         drop(state);
         drop((kept, task));
     }
 
-    /// Waits until an instant.
+    /// Waits until the simulated time `at`.
     pub(super) async fn until(&self, at: SimInstant) {
         let mut timer_set = false;
         poll_fn(|_| {
@@ -323,13 +327,14 @@ impl SimulatedWorld {
         .await;
     }
 
-    /// Waits for `micros` microseconds.
+    /// Waits for `micros` microseconds of simulated time.
     pub(super) async fn sleep(&self, micros: u64) {
         let at = self.state().now + micros;
         self.until(at).await;
     }
 
-    /// Waits for `micros` microseconds, or until the node is notified.
+    /// Waits for `micros` microseconds of simulated time, but returns early if the node is notified of a
+    /// commit.
     pub(super) async fn sleep_or_notified(&self, machine: usize, micros: u64) {
         let at = self.state().now + micros;
         let mut timer_set = false;
@@ -341,8 +346,8 @@ impl SimulatedWorld {
             }
             if !std::mem::replace(&mut timer_set, true) {
                 state.wake_at(at);
-                // Checks for a notification three times before the timeout. The delay until a check simulates
-                // the latency of the notification.
+                // The task checks for a notification three times before the end. The time until the next
+                // check stands for the latency of the notification.
                 for step in 1..4 {
                     let between = state.now + step * micros / 4;
                     state.wake_at(between);
@@ -353,7 +358,8 @@ impl SimulatedWorld {
         .await;
     }
 
-    /// Returns the output of a future; `None` if it takes longer than `micros` microseconds.
+    /// Returns the output of a future, or `None` if it is not complete after `micros` microseconds of
+    /// simulated time.
     pub(super) async fn within<T>(
         &self,
         micros: u64,
@@ -378,7 +384,7 @@ impl SimulatedWorld {
         .await
     }
 
-    /// Sleeps for a random time with some probability, as if the node's task had been preempted.
+    /// With some probability, sleeps for a random time, as if the operating system had preempted the node.
     pub(super) async fn maybe_preempt(&self) {
         let for_long = self.state().interruption();
         if let Some(micros) = for_long {
@@ -386,7 +392,8 @@ impl SimulatedWorld {
         }
     }
 
-    /// Runs other events for a random time with some probability, as if synchronous code had been preempted.
+    /// With some probability, runs other events for a random time. To the synchronous caller, this looks like
+    /// a preemption of its thread.
     pub(super) fn interrupt(self: &Arc<Self>, machine: usize) {
         let mut state = self.state();
         if state.running.len() > MOST_NESTED {
@@ -400,7 +407,7 @@ impl SimulatedWorld {
         loop {
             self.run_until(until);
             let state = self.state();
-            // Waits longer if the machine was paused in the meantime.
+            // If the machine was paused by one of these events, the caller continues only after the pause.
             if state.found.is_some() || state.machines[machine].paused <= state.now {
                 return;
             }
@@ -415,12 +422,12 @@ impl SimulatedWorld {
         }
     }
 
-    /// Adds a line to the trace, if the run keeps one.
+    /// Adds a line to the trace. The line is built only in a run that keeps a trace.
     pub(super) fn log(&self, what: impl FnOnce() -> String) {
         self.state().log(what);
     }
 
-    /// Drops all tasks and nodes, to break reference cycles.
+    /// Drops all tasks and nodes at the end of a run, because tasks and the world own each other.
     pub(super) fn end(&self) {
         let mut state = self.state();
         let tasks = std::mem::take(&mut state.tasks);
@@ -443,19 +450,19 @@ impl WorldState {
         self.queue.push(Reverse(Scheduled { order, event }));
     }
 
-    /// Wakes the running task at an instant.
+    /// Wakes the task that is running now again at the time `at`.
     pub(super) fn wake_at(&mut self, at: SimInstant) {
         if let Some(&id) = self.running.last() {
             self.schedule(at, SimulatedEvent::Wake(id));
         }
     }
 
-    /// Returns the running task.
+    /// Returns the id of the task that is running now.
     pub(super) fn running(&self) -> Option<TaskId> {
         self.running.last().copied()
     }
 
-    /// Wakes a task at an instant.
+    /// Wakes the given task at the time `at`.
     pub(super) fn wake_task(&mut self, id: Option<TaskId>, at: SimInstant) {
         id.into_iter()
             .for_each(|id| self.schedule(at, SimulatedEvent::Wake(id)));
@@ -471,7 +478,7 @@ impl WorldState {
         happens.then(|| self.dice.tail(20 * MILLI, most))
     }
 
-    /// Draws the latency of a message to or from a node; `None` if the message is lost.
+    /// Returns a random latency for a message to or from a node, or `None` if the message is lost.
     pub(super) fn message(&mut self, machine: usize) -> Option<u64> {
         let NetworkQuality { usual, most, loss } = self.machines[machine].network;
         let lost = self.machines[machine].cut_off > self.now || self.dice.chance(loss);
@@ -499,14 +506,14 @@ impl WorldState {
         self.trace.take().map(Vec::from).unwrap_or_default()
     }
 
-    /// Mixes a value into [`SimulationReport::mark`].
+    /// Adds a value to the hash of the run's events, [`SimulationReport::mark`].
     pub(super) fn mark(&mut self, what: u64) {
         let now = self.now;
         let mark = &mut self.report.mark;
         *mark = mix(*mark ^ mix(now) ^ what);
     }
 
-    /// Counts a call that the store has executed, and mixes it into [`SimulationReport::mark`].
+    /// Counts a call that the store has executed, and adds it to the hash of the run's events.
     pub(super) fn mark_call(&mut self, machine: usize, call: Call) {
         self.report.calls += 1;
         self.mark((machine as u64) << 8 | call as u64);
