@@ -262,7 +262,7 @@ pub mod key {
     pub use crate::core::stamp::Stamp;
     pub use crate::core::text::{
         ClassName, Description, Entitlement, Environment, Hint, KeyName, Purpose, ResourceId,
-        ResourceKind, Stage,
+        ResourceKind, Stage, is_hidden,
     };
     pub use crate::keyward::KeyList;
     /// The type of a network in an [`AddressAllowlist`].
