@@ -288,6 +288,7 @@ pub mod node {
 /// Peppers: the service's own keys, under which secrets are digested.
 pub mod pepper {
     pub use crate::core::pepper::Pepper;
+    pub use crate::core::pepper_document::PepperDocumentError;
     pub use crate::core::text::PepperId;
     #[cfg(unix)]
     pub use crate::pepper_file::PepperFileError;
