@@ -263,7 +263,7 @@ pub mod key {
     pub use crate::core::stamp::Stamp;
     pub use crate::core::text::{
         ClassName, Description, Entitlement, Environment, Hint, KeyName, Purpose, ResourceId,
-        ResourceKind, Stage,
+        ResourceKind, Stage, is_hidden,
     };
     pub use crate::keyward::KeyList;
     /// The type of a network in an [`AddressAllowlist`].
@@ -289,6 +289,7 @@ pub mod node {
 /// Peppers: the service's own keys, under which secrets are digested.
 pub mod pepper {
     pub use crate::core::pepper::Pepper;
+    pub use crate::core::pepper_document::PepperDocumentError;
     pub use crate::core::text::PepperId;
     #[cfg(unix)]
     pub use crate::pepper_file::PepperFileError;

@@ -2,16 +2,17 @@
 //!
 //! Pure. The application supplies the client's address, from the socket or from a trusted proxy.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use super::invalid::{Invalid, Problem};
 
 /// The networks from which a key may be used. An empty list allows every address.
 ///
-/// An IPv4 address that arrives in its IPv6-mapped form (`::ffff:192.0.2.1`) counts as IPv4.
+/// An IPv4 address in its IPv6-mapped form (`::ffff:192.0.2.1`) counts as IPv4, both as a client's address
+/// and as an entry of a list. Other IPv6 networks, such as `::/0`, contain no IPv4 address.
 #[derive(Clone, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(try_from = "Vec<IpNet>")]
 pub struct AddressAllowlist(Vec<IpNet>);
@@ -24,9 +25,20 @@ impl AddressAllowlist {
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if there are more than [`MAX`](Self::MAX) networks.
+    /// [`Invalid`] if there are more than [`MAX`](Self::MAX) networks, or if the prefix of a mapped network
+    /// is shorter than its 96 fixed bits, as in `::ffff:10.0.0.0/8`.
     pub fn new(networks: impl IntoIterator<Item = IpNet>) -> Result<Self, Invalid> {
-        let networks: Vec<_> = networks.into_iter().collect();
+        let networks = networks.into_iter().map(|network| {
+            let network = canonical(network);
+            // The writer of `::ffff:10.0.0.0/8` means 10.0.0.0/8, but the network is `::/8`.
+            match mapped(&network) {
+                Some(_) => Err(Self::invalid(
+                    "a mapped network such as ::ffff:192.0.2.0/120",
+                )),
+                None => Ok(network),
+            }
+        });
+        let networks = networks.collect::<Result<Vec<_>, _>>()?;
         if networks.len() > Self::MAX {
             let problem = Problem::TooMany {
                 max: Self::MAX,
@@ -43,14 +55,11 @@ impl AddressAllowlist {
     ///
     /// [`Invalid`] for a malformed entry, or if there are more than [`MAX`](Self::MAX) entries.
     pub fn parse<'a>(entries: impl IntoIterator<Item = &'a str>) -> Result<Self, Invalid> {
-        let expected = "an IP address or a network such as 192.0.2.0/24";
-        let invalid = Invalid::new("address allowlist", Problem::Format { expected });
+        let invalid = || Self::invalid("an IP address or a network such as 192.0.2.0/24");
         let parse = |entry: &str| {
             let single = || entry.parse::<IpAddr>().map(IpNet::from);
-            entry
-                .parse::<IpNet>()
-                .or_else(|_| single())
-                .map_err(|_| invalid.clone())
+            let network = entry.parse::<IpNet>().or_else(|_| single());
+            network.map_err(|_| invalid())
         };
         Self::new(
             entries
@@ -58,6 +67,10 @@ impl AddressAllowlist {
                 .map(parse)
                 .collect::<Result<Vec<_>, _>>()?,
         )
+    }
+
+    const fn invalid(expected: &'static str) -> Invalid {
+        Invalid::new("address allowlist", Problem::Format { expected })
     }
 
     /// Returns whether a client at `address` may use the key. Only an empty list allows an unknown address
@@ -86,6 +99,24 @@ impl AddressAllowlist {
     /// Returns the networks.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &IpNet> {
         self.0.iter()
+    }
+}
+
+/// Returns the IPv4 network that a mapped network stands for, and any other network unchanged. Addresses are
+/// compared in the form of [`IpAddr::to_canonical`], so a mapped network would contain none of them.
+pub(crate) fn canonical(network: IpNet) -> IpNet {
+    let as_ipv4 = || {
+        let prefix = network.prefix_len().checked_sub(96)?;
+        Some(IpNet::V4(Ipv4Net::new(mapped(&network)?, prefix).ok()?))
+    };
+    as_ipv4().unwrap_or(network)
+}
+
+/// Returns the IPv4 address in an IPv6 network that was written as a mapped one.
+fn mapped(network: &IpNet) -> Option<Ipv4Addr> {
+    match network {
+        IpNet::V4(_) => None,
+        IpNet::V6(network) => Ipv6Net::addr(network).to_ipv4_mapped(),
     }
 }
 
@@ -121,13 +152,61 @@ mod tests {
     }
 
     #[test]
+    fn a_mapped_entry_is_the_ipv4_network_it_stands_for() {
+        for (mapped, plain) in [
+            ("::ffff:127.0.0.1", "127.0.0.1/32"),
+            ("::ffff:7f00:1", "127.0.0.1/32"),
+            ("::ffff:127.0.0.1/128", "127.0.0.1/32"),
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+        ] {
+            let list = AddressAllowlist::parse([mapped]).unwrap();
+            assert_eq!(list, AddressAllowlist::parse([plain]).unwrap(), "{mapped}");
+        }
+        let list = AddressAllowlist::parse(["::ffff:127.0.0.1"]).unwrap();
+        assert!(list.allows(address("127.0.0.1")) && list.allows(address("::ffff:127.0.0.1")));
+        assert!(!list.allows(address("127.0.0.2")) && !list.allows(address("::1")));
+        let wide = AddressAllowlist::parse(["10.0.0.0/8"]).unwrap();
+        let narrow = AddressAllowlist::parse(["::ffff:10.1.0.0/112"]).unwrap();
+        assert!(narrow.is_within(&wide) && !wide.is_within(&narrow));
+    }
+
+    /// A store holds the networks as they were when they were written.
+    #[test]
+    fn a_mapped_network_from_a_store_is_the_ipv4_network() {
+        let stored: Vec<IpNet> = vec!["::ffff:192.0.2.0/120".parse().unwrap()];
+        let bytes = postcard::to_allocvec(&stored).unwrap();
+        let list: AddressAllowlist = postcard::from_bytes(&bytes).unwrap();
+        assert_eq!(list, AddressAllowlist::parse(["192.0.2.0/24"]).unwrap());
+        let json = r#"["::ffff:192.0.2.0/120"]"#;
+        assert_eq!(
+            serde_json::from_str::<AddressAllowlist>(json).unwrap(),
+            list
+        );
+    }
+
+    #[test]
+    fn an_ipv6_network_allows_no_ipv4_address() {
+        let list = AddressAllowlist::parse(["::/0"]).unwrap();
+        assert!(list.allows(address("2001:db8::1")));
+        assert!(!list.allows(address("192.0.2.1")) && !list.allows(address("::ffff:192.0.2.1")));
+    }
+
+    #[test]
     fn an_empty_list_allows_everyone() {
         assert!(AddressAllowlist::default().allows(None));
     }
 
     #[test]
     fn malformed_entries_are_refused() {
-        for entry in ["", "192.0.2.0/33", "example.com", "192.0.2.1:80"] {
+        for entry in [
+            "",
+            "192.0.2.0/33",
+            "example.com",
+            "192.0.2.1:80",
+            "::ffff:10.0.0.0/8",
+            "::ffff:192.0.2.1/95",
+        ] {
             assert!(AddressAllowlist::parse([entry]).is_err(), "{entry:?}");
         }
     }

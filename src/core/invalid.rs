@@ -68,6 +68,9 @@ pub enum Problem {
         /// A description of the allowed characters.
         allowed: &'static str,
     },
+    /// The value appears twice where it may appear once.
+    #[error("appears twice")]
+    Repeated,
     /// The value does not have the expected format.
     #[error("must be {expected}")]
     Format {

@@ -8,9 +8,11 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::invalid::{Invalid, Problem};
-use super::text::{self, Text};
+use super::text::{self, ONE_LINE, Origin, PROSE, Rule, Text};
 
-/// Name-value pairs that the application stores with a key: at most 64 pairs, and 16 KiB in total.
+/// Name-value pairs that the application stores with a key: at most 64 pairs, and 16 KiB in total. Values may
+/// be empty. Line feeds and tabs are allowed in values, and [hidden characters](super::text::is_hidden)
+/// nowhere.
 #[derive(Clone, Default, Eq, PartialEq)]
 pub struct Metadata(Vec<(Text, Text)>);
 
@@ -22,29 +24,28 @@ impl Metadata {
     /// The maximum length of a name, in bytes.
     pub const MAX_NAME_LEN: usize = 128;
 
-    /// Creates metadata from pairs. If several pairs have the same name, the last pair wins.
+    const NAME: Rule = Rule {
+        field: "metadata name",
+        max: Self::MAX_NAME_LEN,
+        accepts: ONE_LINE,
+    };
+
+    /// Creates metadata from pairs.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] for an empty name, or if a maximum is exceeded.
+    /// [`Invalid`] for a blank name, a name that appears twice or a character that is not allowed, or if a
+    /// maximum is exceeded.
     pub fn new<N, V>(pairs: impl IntoIterator<Item = (N, V)>) -> Result<Self, Invalid>
     where
         N: Into<String>,
         V: Into<String>,
     {
         let text = |(name, value): (N, V)| (Text::from(name.into()), Text::from(value.into()));
-        Self::of(pairs.into_iter().map(text).collect())
+        Self::of(pairs.into_iter().map(text).collect(), Origin::Typed)
     }
 
-    fn of(mut pairs: Vec<(Text, Text)>) -> Result<Self, Invalid> {
-        // Skips the sort for pairs from a store, which are already sorted.
-        if !pairs.is_sorted_by(|(one, _), (next, _)| one < next) {
-            // Reversing before the stable sort puts the last pair of each name first, and `dedup_by` keeps
-            // the first.
-            pairs.reverse();
-            pairs.sort_by(|(one, _), (other, _)| one.cmp(other));
-            pairs.dedup_by(|(later, _), (first, _)| later == first);
-        }
+    fn of(mut pairs: Vec<(Text, Text)>, origin: Origin) -> Result<Self, Invalid> {
         let refuse = |field, problem| Err(Invalid::new(field, problem));
         if pairs.len() > Self::MAX_PAIRS {
             let problem = Problem::TooMany {
@@ -53,17 +54,16 @@ impl Metadata {
             };
             return refuse("metadata", problem);
         }
-        for (name, _) in &pairs {
-            if name.is_empty() {
-                return refuse("metadata name", Problem::Empty);
-            }
-            if name.len() > Self::MAX_NAME_LEN {
-                let problem = Problem::TooLong {
-                    max: Self::MAX_NAME_LEN,
-                    actual: name.len(),
-                };
-                return refuse("metadata name", problem);
-            }
+        // Pairs from a store are already sorted.
+        pairs.sort_by(|(one, _), (other, _)| one.cmp(other));
+        if pairs.windows(2).any(|two| two[0].0 == two[1].0) {
+            return refuse("metadata name", Problem::Repeated);
+        }
+        // An earlier version stored any characters, and its rows must stay readable.
+        let typed = pairs.iter().filter(|_| origin == Origin::Typed);
+        for (name, value) in typed {
+            Self::NAME.check(name, origin)?;
+            PROSE.check("metadata value", value, origin)?;
         }
         let actual = pairs
             .iter()
@@ -115,9 +115,9 @@ impl Serialize for Metadata {
 
 impl<'de> Deserialize<'de> for Metadata {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Pairs;
+        struct PairsVisitor(Origin);
 
-        impl<'de> Visitor<'de> for Pairs {
+        impl<'de> Visitor<'de> for PairsVisitor {
             type Value = Metadata;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -130,11 +130,12 @@ impl<'de> Deserialize<'de> for Metadata {
                 while let Some((Plain(name), Plain(value))) = map.next_entry()? {
                     pairs.push((name, value));
                 }
-                Metadata::of(pairs).map_err(A::Error::custom)
+                Metadata::of(pairs, self.0).map_err(A::Error::custom)
             }
         }
 
-        from.deserialize_map(Pairs)
+        let origin = Origin::of(&from);
+        from.deserialize_map(PairsVisitor(origin))
     }
 }
 
@@ -165,8 +166,8 @@ mod tests {
     }
 
     #[test]
-    fn the_last_value_of_a_name_stays_and_names_are_in_order() {
-        let metadata = Metadata::new([("b", "1"), ("a", "2"), ("b", "3"), ("b", "4")]).unwrap();
+    fn pairs_are_in_the_order_of_their_names() {
+        let metadata = Metadata::new([("b", "4"), ("a", "2")]).unwrap();
         assert_eq!(
             metadata.iter().collect::<Vec<_>>(),
             [("a", "2"), ("b", "4")]
@@ -175,8 +176,40 @@ mod tests {
         assert_eq!(metadata.value("c"), None);
         let json = serde_json::to_string(&metadata).unwrap();
         assert_eq!(json, r#"{"a":"2","b":"4"}"#);
-        let read: Metadata = serde_json::from_str(r#"{"b":"3","a":"2","b":"4"}"#).unwrap();
-        assert_eq!(read, metadata);
+        assert_eq!(serde_json::from_str::<Metadata>(&json).unwrap(), metadata);
+    }
+
+    #[test]
+    fn a_name_that_appears_twice_is_refused() {
+        let error = Metadata::new([("b", "1"), ("a", "2"), ("b", "1")]).unwrap_err();
+        assert_eq!(error.to_string(), "metadata name appears twice");
+        let error = serde_json::from_str::<Metadata>(r#"{"b":"3","a":"2","b":"4"}"#).unwrap_err();
+        assert!(error.to_string().contains("appears twice"), "{error}");
+    }
+
+    #[test]
+    fn hidden_characters_are_refused_in_names_and_values() {
+        let problem = |name: &str, value: &str| Metadata::new([(name, value)]).unwrap_err();
+        for c in [
+            '\u{9b}', '\u{1b}', '\u{7f}', '\u{202e}', '\u{200b}', '\u{2028}',
+        ] {
+            let text = format!("a{c}b");
+            for error in [problem(&text, "v"), problem("n", &text)] {
+                let refused = matches!(error.problem, Problem::Character { position: 1, .. });
+                assert!(refused, "{error}");
+            }
+        }
+        assert_eq!(problem("\u{200b}", "v").problem, Problem::Empty);
+        assert!(Metadata::new([("note", "first\n\tsecond é"), ("empty", "")]).is_ok());
+        assert!(Metadata::new([("two\nlines", "v")]).is_err());
+    }
+
+    #[test]
+    fn stored_metadata_with_hidden_characters_is_read() {
+        let stored = std::collections::BTreeMap::from([("n", "a\u{202e}\u{9b}b")]);
+        let bytes = postcard::to_allocvec(&stored).unwrap();
+        let read: Metadata = postcard::from_bytes(&bytes).unwrap();
+        assert_eq!(read.value("n"), Some("a\u{202e}\u{9b}b"));
     }
 
     #[test]

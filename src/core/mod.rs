@@ -18,6 +18,7 @@ pub(crate) mod metadata;
 pub(crate) mod need;
 pub(crate) mod owner;
 pub(crate) mod pepper;
+pub(crate) mod pepper_document;
 pub mod policy;
 pub(crate) mod principal;
 pub mod profiles;

@@ -189,10 +189,11 @@ impl Need {
         self
     }
 
-    /// Sets the client address of the request, from the socket or from a trusted proxy.
+    /// Sets the client address of the request, from the socket or from a trusted proxy. A mapped IPv4 address
+    /// (`::ffff:192.0.2.1`) counts as IPv4.
     pub fn from_address(mut self, address: IpAddr) -> Self {
         // Every verification checks the address separately, so the cache stays valid.
-        self.conditions.address = Some(address);
+        self.conditions.address = Some(address.to_canonical());
         self
     }
 

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::invalid::{Invalid, Problem};
-use super::text::{self, SEGMENT, Text};
+use super::text::{self, Origin, SEGMENT, Text};
 
 /// The unit that owns keys: a project, account or organization. Limits such as the cap on active keys apply
 /// within one tenant.
@@ -79,7 +79,7 @@ impl TenantId {
 }
 
 fn check_segment(segment: &str) -> Result<(), Invalid> {
-    SEGMENT.check(segment)?;
+    SEGMENT.check(segment, Origin::Typed)?;
     match segment {
         "." | ".." => {
             let expected = "segments other than `.` and `..`";

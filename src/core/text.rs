@@ -2,12 +2,16 @@
 //!
 //! Pure: no I/O and no clock. Every existing value is valid, so no other code checks it again. Cloning is
 //! cheap.
+//!
+//! Text in stored rows is checked by size and for control characters alone. A row must not become unreadable
+//! because another version knows more [hidden characters](is_hidden) or a newer Unicode.
 
 use std::borrow::Borrow;
 use std::fmt;
 
 use serde::Deserializer;
 use serde::de::Visitor;
+use unicode_properties::{GeneralCategory, GeneralCategoryGroup, UnicodeGeneralCategory};
 
 use super::invalid::{Invalid, Problem};
 
@@ -25,7 +29,7 @@ pub(crate) struct Rule {
 
 impl Rule {
     #[inline]
-    pub(crate) fn check(&self, text: &str) -> Result<(), Invalid> {
+    pub(crate) fn check(&self, text: &str, origin: Origin) -> Result<(), Invalid> {
         // Fast path: nearly all text is ASCII and begins with a visible character. Speed matters, because a
         // node checks all stored text at startup.
         let starts_visible = text.as_bytes().first().is_some_and(u8::is_ascii_graphic);
@@ -33,11 +37,11 @@ impl Rule {
         if starts_visible && text.len() <= self.max && text.bytes().all(plain) {
             return Ok(());
         }
-        self.find_problem(text)
+        self.find_problem(text, origin)
     }
 
     #[cold]
-    fn find_problem(&self, text: &str) -> Result<(), Invalid> {
+    fn find_problem(&self, text: &str, origin: Origin) -> Result<(), Invalid> {
         let refuse = |problem| Err(Invalid::new(self.field, problem));
         if text.len() > self.max {
             return refuse(Problem::TooLong {
@@ -45,25 +49,89 @@ impl Rule {
                 actual: text.len(),
             });
         }
-        if text.trim().is_empty() {
+        if text.chars().all(|c| origin.is_blank(c)) {
             return refuse(Problem::Empty);
         }
-        match self.accepts.first_other(text) {
-            Some(position) => refuse(Problem::Character {
-                position,
-                allowed: self.accepts.words,
-            }),
-            None => Ok(()),
-        }
+        self.accepts.check(self.field, text, origin)
     }
 }
+
+/// The place that text comes from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Origin {
+    /// A person, a program or a file.
+    Typed,
+    /// A stored row. Its characters were checked when they were typed.
+    Stored,
+}
+
+impl Origin {
+    /// Returns the origin of what a deserializer reads: rows are stored in a binary format.
+    pub(crate) fn of<'de, D: Deserializer<'de>>(from: &D) -> Self {
+        match from.is_human_readable() {
+            true => Self::Typed,
+            false => Self::Stored,
+        }
+    }
+
+    fn refuses(self, c: char) -> bool {
+        match self {
+            Self::Typed => is_hidden(c),
+            Self::Stored => c.is_control(),
+        }
+    }
+
+    /// Returns whether a character shows nothing by itself: a space, a hidden character, or a mark on the
+    /// previous character.
+    fn is_blank(self, c: char) -> bool {
+        let is_mark = || c.general_category_group() == GeneralCategoryGroup::Mark;
+        c.is_whitespace() || (self == Self::Typed && (is_hidden(c) || is_mark()))
+    }
+}
+
+/// Returns whether a character is refused in text that people read, because they would not see it or would
+/// see other characters moved: control characters, direction marks, zero-width characters, line separators,
+/// tags, and code points that are private or unassigned.
+///
+/// Text that was stored before a character counted as hidden may contain that character. Escape hidden
+/// characters in text for a terminal.
+#[must_use]
+pub fn is_hidden(c: char) -> bool {
+    if c.is_ascii() {
+        return c.is_ascii_control();
+    }
+    c.general_category_group() == GeneralCategoryGroup::Other
+        || matches!(
+            c.general_category(),
+            GeneralCategory::LineSeparator | GeneralCategory::ParagraphSeparator
+        )
+        || FILLERS.contains(&c)
+}
+
+/// Letters, marks and symbols that are drawn as nothing. Variation selectors are absent, because names in
+/// Japanese and emoji contain them.
+const FILLERS: [char; 13] = [
+    '\u{34f}',
+    '\u{115f}',
+    '\u{1160}',
+    '\u{17b4}',
+    '\u{17b5}',
+    '\u{180b}',
+    '\u{180c}',
+    '\u{180d}',
+    '\u{180f}',
+    '\u{2800}',
+    '\u{3164}',
+    '\u{ffa0}',
+    '\u{1d159}',
+];
 
 /// A set of characters.
 #[derive(Clone, Copy)]
 pub(crate) struct Characters {
     /// Membership of each ASCII character, indexed by its code.
     ascii: [bool; 128],
-    /// Membership of all characters beyond ASCII that are not control characters.
+    /// Membership of all characters beyond ASCII that are not refused.
     non_ascii: bool,
     words: &'static str,
 }
@@ -101,11 +169,28 @@ impl Characters {
         self.ascii.get(usize::from(byte)).copied()
     }
 
+    /// Checks that every character of `text` is in the set.
+    pub(crate) fn check(
+        &self,
+        field: &'static str,
+        text: &str,
+        origin: Origin,
+    ) -> Result<(), Invalid> {
+        let allowed = self.words;
+        match self.first_other(text, origin) {
+            Some(position) => Err(Invalid::new(
+                field,
+                Problem::Character { position, allowed },
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// Returns the position of the first character that is not in the set.
-    fn first_other(&self, text: &str) -> Option<usize> {
+    fn first_other(&self, text: &str, origin: Origin) -> Option<usize> {
         let mut others = text.char_indices().filter(|&(_, c)| {
             let plain = u8::try_from(c).ok().and_then(|byte| self.plain(byte));
-            !plain.unwrap_or(self.non_ascii && !c.is_control())
+            !plain.unwrap_or(self.non_ascii && !origin.refuses(c))
         });
         others.next().map(|(at, _)| at)
     }
@@ -119,10 +204,10 @@ const IDENTIFIER: Characters = Characters::ascii(
 );
 const LOWER: Characters = Characters::ascii("a-z 0-9 _ - .", b'a', b'z', b"0123456789_-.");
 const VISIBLE: Characters = Characters::ascii("visible ASCII without spaces", b'!', b'~', b"");
-const ONE_LINE: Characters =
-    Characters::ascii("anything but control characters", b' ', b'~', b"").and_non_ascii();
-const PROSE: Characters = Characters::ascii(
-    "anything but control characters, line feed and tab excepted",
+pub(crate) const ONE_LINE: Characters =
+    Characters::ascii("visible characters and spaces", b' ', b'~', b"").and_non_ascii();
+pub(crate) const PROSE: Characters = Characters::ascii(
+    "visible characters, spaces, line feeds and tabs",
     b' ',
     b'~',
     b"\n\t",
@@ -181,8 +266,12 @@ macro_rules! text_types {
             /// never contains the text.
             #[inline]
             pub fn new(text: impl AsRef<str>) -> Result<Self, Invalid> {
-                let text = text.as_ref();
-                Self::RULE.check(text)?;
+                Self::from_origin(text.as_ref(), Origin::Typed)
+            }
+
+            #[inline]
+            pub(crate) fn from_origin(text: &str, origin: Origin) -> Result<Self, Invalid> {
+                Self::RULE.check(text, origin)?;
                 Ok(Self(text.into()))
             }
 
@@ -255,7 +344,8 @@ macro_rules! text_types {
 
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                read(from, |text| Self::new(text))
+                let origin = Origin::of(&from);
+                read(from, |text| Self::from_origin(text, origin))
             }
         }
     )*};
@@ -351,15 +441,108 @@ mod tests {
         assert_eq!(KeyName::new("  ").unwrap_err().problem, Problem::Empty);
     }
 
-    /// Checks every character against an independent definition of the sets.
+    #[test]
+    fn names_that_nobody_sees_are_empty() {
+        for hidden in [
+            "\u{200b}\u{200b}",
+            "\u{200b} \u{2060}",
+            "\u{3000}",
+            "\u{a0}\u{2003}",
+            "\u{ad}",
+            "\u{feff}",
+            "\u{3164}",
+            "\u{2800}",
+            "\u{115f}\u{1160}",
+            "\u{fe0f}",
+            "\u{301}",
+            "\u{e0041}\u{e0042}",
+            "\n",
+        ] {
+            for problem in [
+                KeyName::new(hidden).unwrap_err().problem,
+                Description::new(hidden).unwrap_err().problem,
+            ] {
+                assert_eq!(problem, Problem::Empty, "{hidden:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn characters_that_hide_or_turn_text_are_refused_by_position() {
+        let ranges = [
+            '\u{7f}'..='\u{9f}',
+            '\u{ad}'..='\u{ad}',
+            '\u{600}'..='\u{605}',
+            '\u{61c}'..='\u{61c}',
+            '\u{180b}'..='\u{180f}',
+            '\u{200b}'..='\u{200f}',
+            '\u{2028}'..='\u{202e}',
+            '\u{2060}'..='\u{206f}',
+            '\u{3164}'..='\u{3164}',
+            '\u{e000}'..='\u{f8ff}',
+            '\u{fdd0}'..='\u{fdef}',
+            '\u{feff}'..='\u{feff}',
+            '\u{fff0}'..='\u{fffb}',
+            '\u{ffff}'..='\u{ffff}',
+            '\u{1d173}'..='\u{1d17a}',
+            '\u{e0000}'..='\u{e007f}',
+            '\u{f0000}'..='\u{10ffff}',
+        ];
+        for c in ranges.into_iter().flatten() {
+            assert!(is_hidden(c), "{c:?}");
+            let text = format!("alice{c}eviL");
+            for (problem, rule) in [
+                (KeyName::new(&text).unwrap_err().problem, ONE_LINE),
+                (Purpose::new(&text).unwrap_err().problem, PROSE),
+                (Hint::new(&text).unwrap_err().problem, ONE_LINE),
+            ] {
+                let (position, allowed) = (5, rule.words);
+                assert_eq!(problem, Problem::Character { position, allowed }, "{c:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn names_in_any_script_are_accepted() {
+        for name in [
+            "Žluťoučký kůň",
+            "e\u{301}te\u{301}",
+            "ключ",
+            "مفتاح",
+            "चाबी",
+            "鍵\u{3000}一",
+            "葛\u{e0100}城",
+            "열쇠",
+            "build ❤\u{fe0f} 🦀",
+            "a\u{a0}b",
+        ] {
+            assert!(KeyName::new(name).is_ok(), "{name}");
+        }
+    }
+
+    /// A store may hold names that an earlier version accepted. A key must not stop working because of them.
+    #[test]
+    fn a_stored_name_with_hidden_characters_is_read_and_a_typed_one_is_refused() {
+        let name = "alice\u{202e}eviL";
+        let bytes = postcard::to_allocvec(name).unwrap();
+        let read: KeyName = postcard::from_bytes(&bytes).unwrap();
+        assert_eq!(read.as_str(), name);
+        let json = serde_json::to_string(name).unwrap();
+        assert!(serde_json::from_str::<KeyName>(&json).is_err());
+        let bytes = postcard::to_allocvec("a\u{9b}b").unwrap();
+        assert!(postcard::from_bytes::<KeyName>(&bytes).is_err());
+    }
+
+    /// Checks every character against another definition of the sets.
     #[test]
     fn every_character_is_accepted_where_it_should_be() {
         let identifier = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
         let lower = |c: char| identifier(c) && !c.is_ascii_uppercase();
-        let prose = |c: char| !c.is_control() || "\n\t".contains(c);
+        let one_line = |c: char| !is_hidden(c);
+        let prose = |c: char| one_line(c) || "\n\t".contains(c);
         for c in '\0'..='\u{ffff}' {
             let text = format!("a{c}é");
-            let at = |own: Characters| own.first_other(&text);
+            let at = |own: Characters| own.first_other(&text, Origin::Typed);
             let first = |accepts: bool, non_ascii: bool| match (accepts, non_ascii) {
                 (false, _) => Some(1),
                 (true, false) => Some(1 + c.len_utf8()),
@@ -368,7 +551,7 @@ mod tests {
             assert_eq!(at(IDENTIFIER), first(identifier(c), false), "{c:?}");
             assert_eq!(at(LOWER), first(lower(c), false), "{c:?}");
             assert_eq!(at(VISIBLE), first(c.is_ascii_graphic(), false), "{c:?}");
-            assert_eq!(at(ONE_LINE), first(!c.is_control(), true), "{c:?}");
+            assert_eq!(at(ONE_LINE), first(one_line(c), true), "{c:?}");
             assert_eq!(at(PROSE), first(prose(c), true), "{c:?}");
         }
     }

@@ -254,7 +254,7 @@ fn client(settings: &Settings, request: &Parts) -> Option<IpAddr> {
     }?;
     match &settings.proxies {
         Some(proxies) => proxies.client(peer, &request.headers),
-        None => Some(peer.to_canonical()),
+        None => Some(peer),
     }
 }
 

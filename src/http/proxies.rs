@@ -9,6 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use http::header::{FORWARDED, HeaderMap, HeaderName};
 use ipnet::IpNet;
 
+use crate::core::address::canonical;
+
 /// The proxies that are trusted to state the client's address, and the header that they write.
 ///
 /// The search starts at the socket's peer. While the address belongs to a trusted proxy, the search moves to
@@ -56,7 +58,7 @@ impl TrustedProxies {
     }
 
     fn new(networks: impl IntoIterator<Item = IpNet>, header: Header) -> Self {
-        let networks = networks.into_iter().collect();
+        let networks = networks.into_iter().map(canonical).collect();
         Self { networks, header }
     }
 
@@ -249,6 +251,23 @@ mod tests {
 
     fn some(text: &str) -> Option<String> {
         Some(text.to_owned())
+    }
+
+    #[test]
+    fn a_proxy_in_a_mapped_network_is_trusted_at_its_ipv4_address() {
+        for trusted in [
+            "::ffff:10.0.0.0/104",
+            "::ffff:0:0/96",
+            "::ffff:10.0.0.1/128",
+        ] {
+            let proxies = TrustedProxies::x_forwarded_for(networks(&[trusted]));
+            let headers = headers("x-forwarded-for", &["192.0.2.1"]);
+            for peer in [PROXY, "::ffff:10.0.0.1"] {
+                let client = proxies.client(peer.parse().unwrap(), &headers);
+                let expected: IpAddr = "192.0.2.1".parse().unwrap();
+                assert_eq!(client, Some(expected), "{trusted} {peer}");
+            }
+        }
     }
 
     #[test]

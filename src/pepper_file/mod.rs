@@ -1,7 +1,5 @@
 //! A file of peppers, for a service without a secret manager.
 
-mod document;
-
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -12,16 +10,24 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, OFlags};
 use zeroize::Zeroizing;
 
-use self::document::{Document, MAX_LEN, PepperKey, TOO_LONG};
 use crate::core::pepper::PepperRing;
+use crate::core::pepper_document::{Document, MAX_LEN, PepperKey};
 use crate::core::text::PepperId;
 use crate::entropy::{Entropy, EntropyError, SystemEntropy};
 
-/// A file of peppers that only its owner may read. Only on Unix, because it relies on file modes.
+/// A file of peppers that no other user may read. Only on Unix, because it relies on file modes.
 ///
 /// Store the file separately from the store and from the store's backups: an attacker with a pepper and a
 /// copy of the store can test guesses of secrets. Keep a backup of the file in another place: without the
 /// file, no key with a digest under its peppers can be verified.
+///
+/// # Access
+///
+/// The file belongs to root or to the user of this process, and nobody else may write it or read it. A file
+/// that root provides and this process may not write can be readable by its group, with mode 0440, as
+/// Kubernetes and Docker mount secrets. The path may lead through symbolic links, since Kubernetes mounts a
+/// link. The owner and the mode of the file at the end of the path count. [`PepperRing::from_json`] parses
+/// peppers that are not in a file.
 ///
 /// The file is a JSON document:
 ///
@@ -94,7 +100,8 @@ pub enum PepperFileError {
     },
     /// The file's mode gives access to its group or to other users.
     #[error(
-        "pepper file {} has mode {mode:04o}, which lets other users access it; run: chmod 600 {}",
+        "pepper file {} has mode {mode:04o}, which lets other users access it; mount it with mode 0440, or \
+         run: chmod 600 {}",
         path.display(), path.display()
     )]
     OpenToOthers {
@@ -102,6 +109,19 @@ pub enum PepperFileError {
         path: PathBuf,
         /// The permission bits of the file.
         mode: u32,
+    },
+    /// The file belongs to a user who is neither root nor the user of this process, and could change it.
+    #[error(
+        "pepper file {} belongs to user {owner}, not to root or to the user of this process; run: chown {user} {}",
+        path.display(), path.display()
+    )]
+    Owner {
+        /// The path of the file.
+        path: PathBuf,
+        /// The user id of the file's owner.
+        owner: u32,
+        /// The effective user id of this process.
+        user: u32,
     },
     /// The path is not a regular file.
     #[error("{} is {what}; name the pepper file itself", path.display())]
@@ -165,10 +185,11 @@ impl PepperFile {
     /// # Errors
     ///
     /// [`PepperFileError`]; [`Missing`](PepperFileError::Missing) if there is no file,
-    /// [`OpenToOthers`](PepperFileError::OpenToOthers) if group or others may use it.
+    /// [`OpenToOthers`](PepperFileError::OpenToOthers) or [`Owner`](PepperFileError::Owner) if other users
+    /// have [access](Self#access).
     pub fn open(path: impl AsRef<Path>) -> PepperFileResult<Self> {
         let path = path.as_ref();
-        let (_, ring) = read(&mut open(path)?, path)?;
+        let (_, ring) = read(&mut open(path, Links::Followed)?, path)?;
         let path = path.into();
         Ok(Self { path, ring })
     }
@@ -254,25 +275,41 @@ fn draw() -> PepperFileResult<(PepperId, PepperKey)> {
     Ok((id, key))
 }
 
-/// Opens a file that only its owner may use. Checks the opened file, not the path, so that no other file can
-/// take its place between the check and the read.
-fn open(path: &Path) -> PepperFileResult<File> {
+/// The treatment of a path that is a symbolic link.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Links {
+    /// For reading.
+    Followed,
+    /// For changes: a rename would replace the link, and leave the file as it is.
+    Refused,
+}
+
+/// Opens a file that no other user has access to. Checks the opened file, not the path, so that no other file
+/// can take its place between the check and the read.
+fn open(path: &Path, links: Links) -> PepperFileResult<File> {
     let not_a_file = |what| PepperFileError::NotAFile {
         path: path.into(),
         what,
     };
     // Without NONBLOCK, opening a named pipe would block until the pipe has a writer.
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let flags = match links {
+        Links::Followed => OFlags::NONBLOCK,
+        Links::Refused => OFlags::NONBLOCK | OFlags::NOFOLLOW,
+    };
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(flags.bits().cast_signed())
         .open(path)
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => PepperFileError::Missing { path: path.into() },
-            _ if fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink()) => {
-                not_a_file("a symbolic link")
+        .map_err(|error| {
+            let is_link = || fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink());
+            match (error.kind(), links) {
+                (io::ErrorKind::NotFound, _) if is_link() => {
+                    not_a_file("a symbolic link to a missing file")
+                }
+                (io::ErrorKind::NotFound, _) => PepperFileError::Missing { path: path.into() },
+                (_, Links::Refused) if is_link() => not_a_file("a symbolic link"),
+                _ => failed("opening pepper file", path)(error),
             }
-            _ => failed("opening pepper file", path)(error),
         })?;
     let found = file
         .metadata()
@@ -283,21 +320,34 @@ fn open(path: &Path) -> PepperFileResult<File> {
     if !found.is_file() {
         return Err(not_a_file("not a regular file"));
     }
-    let mode = found.mode() & 0o7777;
-    if mode & 0o077 != 0 {
-        return Err(PepperFileError::OpenToOthers {
-            path: path.into(),
-            mode,
-        });
-    }
+    let user = rustix::process::geteuid().as_raw();
+    check_access(path, found.uid(), found.mode() & 0o7777, user)?;
     Ok(file)
+}
+
+/// Checks that no user besides root and `user` can change the file, and that no other user can read it except
+/// through a group that root chose.
+fn check_access(path: &Path, owner: u32, mode: u32, user: u32) -> PepperFileResult<()> {
+    const ROOT: u32 = 0;
+    let path = || path.to_owned();
+    if owner != ROOT && owner != user {
+        let path = path();
+        return Err(PepperFileError::Owner { path, owner, user });
+    }
+    let is_provided = owner == ROOT && (user != ROOT || mode & 0o222 == 0);
+    let allowed = if is_provided { 0o740 } else { 0o700 };
+    if mode & 0o777 & !allowed != 0 {
+        let path = path();
+        return Err(PepperFileError::OpenToOthers { path, mode });
+    }
+    Ok(())
 }
 
 /// Opens the file and locks it, so that one process at a time changes it.
 fn lock(path: &Path) -> PepperFileResult<File> {
     let failed = || failed("locking pepper file", path);
     loop {
-        let file = open(path)?;
+        let file = open(path, Links::Refused)?;
         let lock = || rustix::fs::flock(&file, FlockOperation::LockExclusive);
         rustix::io::retry_on_intr(lock).map_err(|error| failed()(error.into()))?;
         let own = file.metadata().map_err(failed())?;
@@ -324,9 +374,6 @@ fn read(file: &mut File, path: &Path) -> PepperFileResult<(Document, PepperRing)
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(failed("reading pepper file", path)(error)),
         }
-    }
-    if len > MAX_LEN {
-        return Err(malformed(path)(TOO_LONG.to_owned()));
     }
     let document = Document::parse(&bytes[..len]).map_err(malformed(path))?;
     let ring = document.ring().map_err(malformed(path))?;
@@ -419,7 +466,7 @@ fn remove_stale_temps(path: &Path) {
             continue;
         }
         // A live process keeps its temporary file locked.
-        if let Ok(file) = open(&entry.path())
+        if let Ok(file) = open(&entry.path(), Links::Refused)
             && file.try_lock().is_ok()
         {
             let _ = fs::remove_file(entry.path());

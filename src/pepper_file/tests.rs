@@ -160,12 +160,16 @@ fn a_path_to_something_else_is_refused_by_name() {
     };
     not_a_file(folder.0.path(), "a folder");
     create(folder.pepper()).unwrap();
-    let link = folder.0.path().join("link");
-    symlink(folder.pepper(), &link).unwrap();
-    not_a_file(&link, "a symbolic link");
     let dangling = folder.0.path().join("dangling");
     symlink(folder.0.path().join("none"), &dangling).unwrap();
-    not_a_file(&dangling, "a symbolic link");
+    for result in [read(&dangling), open_or_create(&dangling)] {
+        match result {
+            Err(PepperFileError::NotAFile { what, .. }) => {
+                assert_eq!(what, "a symbolic link to a missing file");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
     let error = create(&dangling).unwrap_err();
     assert!(matches!(error, PepperFileError::Exists { .. }));
     assert!(!folder.0.path().join("none").exists());
@@ -173,6 +177,74 @@ fn a_path_to_something_else_is_refused_by_name() {
     let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from(0o600));
     rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
     not_a_file(&pipe, "not a regular file");
+}
+
+/// Kubernetes mounts a secret as a link to a link to a folder, which it replaces as a whole.
+#[test]
+fn a_mounted_secret_is_read_through_its_links_and_never_changed() {
+    let folder = Folder::new();
+    let at = |name: &str| folder.0.path().join(name);
+    fs::create_dir(at("..2026_11_29")).unwrap();
+    let file = at("..2026_11_29").join("pepper");
+    let created = create(&file).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o400)).unwrap();
+    symlink("..2026_11_29", at("..data")).unwrap();
+    symlink("..data/pepper", folder.pepper()).unwrap();
+    for ring in [read(folder.pepper()), open_or_create(folder.pepper())] {
+        assert!(same(created.current(), ring.unwrap().current()));
+    }
+    for result in [prepare(folder.pepper()), rotate(folder.pepper())] {
+        let error = result.unwrap_err();
+        assert!(
+            error.to_string().contains("is a symbolic link; "),
+            "{error}"
+        );
+    }
+    assert!(same(created.current(), read(&file).unwrap().current()));
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o444)).unwrap();
+    let error = read(folder.pepper()).unwrap_err();
+    assert!(matches!(
+        error,
+        PepperFileError::OpenToOthers { mode: 0o444, .. }
+    ));
+}
+
+#[test]
+fn only_root_and_the_own_user_may_own_the_file_and_only_root_may_choose_a_group() {
+    const ROOT: u32 = 0;
+    let check = |owner, mode, user| check_access(Path::new("/run/pepper"), owner, mode, user);
+    for (owner, mode, user) in [
+        (ROOT, 0o440, 1000),
+        (ROOT, 0o640, 1000),
+        (ROOT, 0o440, ROOT),
+        (ROOT, 0o600, ROOT),
+        (1000, 0o600, 1000),
+        (1000, 0o400, 1000),
+    ] {
+        assert!(check(owner, mode, user).is_ok(), "{owner} {mode:o} {user}");
+    }
+    for (owner, mode, user) in [
+        (ROOT, 0o444, 1000),
+        (ROOT, 0o460, 1000),
+        (ROOT, 0o450, 1000),
+        (ROOT, 0o441, 1000),
+        (ROOT, 0o640, ROOT),
+        (1000, 0o640, 1000),
+        (1000, 0o440, 1000),
+    ] {
+        let error = check(owner, mode, user).unwrap_err();
+        let refused = matches!(error, PepperFileError::OpenToOthers { .. });
+        assert!(refused, "{owner} {mode:o} {user}");
+    }
+    for (owner, mode, user) in [(1001, 0o400, 1000), (1000, 0o400, ROOT)] {
+        let error = check(owner, mode, user).unwrap_err();
+        assert!(matches!(error, PepperFileError::Owner { .. }), "{error}");
+        assert!(
+            error
+                .to_string()
+                .ends_with(&format!("chown {user} /run/pepper"))
+        );
+    }
 }
 
 #[test]

@@ -89,17 +89,16 @@ impl Url {
     }
 
     fn stays_on_this_machine(&self) -> bool {
+        let is_loopback = |ip: &IpAddr| ip.to_canonical().is_loopback();
         let here = |host: &Host| match host {
-            Host::Tcp(name) => {
-                name == "localhost" || name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
-            }
+            Host::Tcp(name) => name == "localhost" || name.parse().is_ok_and(|ip| is_loopback(&ip)),
             Host::Unix(_) => true,
         };
         // If the URL has `hostaddr`, the driver connects to these addresses. The hosts are then only the
         // names that certificates must match.
         match self.config.get_hostaddrs() {
             [] => self.config.get_hosts().iter().all(here),
-            addresses => addresses.iter().all(IpAddr::is_loopback),
+            addresses => addresses.iter().all(is_loopback),
         }
     }
 
@@ -297,9 +296,10 @@ mod tests {
     fn only_connections_within_this_machine_are_unencrypted_by_default() {
         for (url, by_default) in [
             ("host=/tmp", false),
-            ("host=localhost,127.0.0.1,::1,/tmp", false),
+            ("host=localhost,127.0.0.1,::1,::ffff:127.0.0.1,/tmp", false),
             ("postgres://[::1]/db?sslmode=prefer", false),
             ("host=db.example hostaddr=127.0.0.2", false),
+            ("host=db.example hostaddr=::ffff:127.0.0.2", false),
             ("host=localhost hostaddr=192.0.2.1", true),
             ("host=/tmp,db.example", true),
             ("host=localhost.example", true),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::cells::{Cells, is_damaged};
 use super::seal::Seal;
 use super::{Cell, RowFault, signed};
-use crate::core::text::NodeLabel;
+use crate::core::text::{NodeLabel, Origin};
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::store::{CommitTag, Cursor, Epoch, NodeId, NodeReport};
@@ -106,7 +106,9 @@ impl NodeRow {
     }
 
     pub(in crate::store) fn report(self) -> Result<NodeReport, RowFault> {
-        let label = self.label.map(NodeLabel::new).transpose();
+        let label = (self.label.as_deref())
+            .map(|label| NodeLabel::from_origin(label, Origin::Stored))
+            .transpose();
         Ok(NodeReport {
             node: NodeId::from_u128(u128::from_be_bytes(self.node)),
             label: label.map_err(|_| is_damaged("a node's label"))?,

@@ -150,7 +150,7 @@ fn full(n: u64) -> KeyRecord {
             ("team", "core"),
             ("empty", ""),
             ("NULL", "null"),
-            ("é", "\0\u{7}"),
+            ("é", "\n\t"),
         ]);
         key.owner = Owner::Principal(text("user:42@example.com"));
         key.bound = BTreeSet::from([Role::ADMIN, Role::DEVELOPER]);

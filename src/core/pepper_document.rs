@@ -1,27 +1,65 @@
-//! The JSON of a pepper file: parsed, changed and written without I/O.
+//! The JSON document of a service's peppers, as a pepper file or a secret manager holds it.
 //!
-//! Invariants: no error contains content of the file, because the content is secret. No copy of a key is left
+//! Pure. Invariants: no error contains content of the file, because the content is secret. No copy of a key is left
 //! in memory: [`check_strings`] refuses any text that serde_json would copy.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::error::Category;
 use zeroize::Zeroizing;
 
-use crate::core::invalid::{Invalid, Problem};
-use crate::core::pepper::{Pepper, PepperRing};
-use crate::core::text::{self, PepperId};
+use super::invalid::{Invalid, Problem};
+use super::pepper::{Pepper, PepperRing};
+use super::text::{self, PepperId};
 
-/// The maximum length of a pepper file: 64 KiB, enough for several hundred peppers.
-pub(super) const MAX_LEN: usize = 64 * 1024;
+/// The maximum length of a pepper document: 64 KiB, enough for several hundred peppers.
+pub(crate) const MAX_LEN: usize = 64 * 1024;
 
-pub(super) const TOO_LONG: &str = "must be at most 64 KiB long";
+pub(crate) const TOO_LONG: &str = "must be at most 64 KiB long";
 
 const VERSION: u32 = 1;
+
+/// The mark that some editors put at the beginning of UTF-8 text.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// The reason why text is not a document of peppers. Never contains any part of the text.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("the pepper document is malformed: {problem}")]
+pub struct PepperDocumentError {
+    /// The problem and its place, in words.
+    problem: String,
+}
+
+impl PepperRing {
+    /// Parses the JSON document of a [pepper file](crate::PepperFile) that the service holds in memory, such
+    /// as the answer of a secret manager. Leaves no copy of a key behind: wipe `text` after the call, for
+    /// example by `zeroize::Zeroizing`.
+    ///
+    /// # Errors
+    ///
+    /// [`PepperDocumentError`] if the text is not such a document. The error contains no part of the text.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use keyward::PepperRing;
+    ///
+    /// let mut text = String::from(r#"{ "keyward_pepper_file": 1, "peppers": ["#);
+    /// let key = "0f".repeat(32); // from 32 random bytes
+    /// text += &format!(r#"{{ "state": "current", "id": "p1", "key": "{key}" }}] }}"#);
+    /// let ring = PepperRing::from_json(text.as_bytes())?;
+    /// assert_eq!(ring.current().id().as_str(), "p1");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn from_json(text: &[u8]) -> Result<Self, PepperDocumentError> {
+        let ring = Document::parse(text).and_then(|document| document.ring());
+        ring.map_err(|problem| PepperDocumentError { problem })
+    }
+}
 
 /// The whole file.
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Document {
+pub(crate) struct Document {
     keyward_pepper_file: u32,
     peppers: Vec<StoredPepper>,
 }
@@ -37,7 +75,7 @@ struct StoredPepper {
 /// The key of a pepper, written as hexadecimal digits. Boxed, so that moving the key leaves no copy of it on
 /// the stack.
 #[derive(Default)]
-pub(super) struct PepperKey(pub(super) Box<Zeroizing<[u8; Pepper::MIN_LEN]>>);
+pub(crate) struct PepperKey(pub(crate) Box<Zeroizing<[u8; Pepper::MIN_LEN]>>);
 
 impl Serialize for PepperKey {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
@@ -89,7 +127,7 @@ enum PepperState {
 
 impl Document {
     /// Creates a document of one pepper.
-    pub(super) fn new(id: PepperId, key: PepperKey) -> Self {
+    pub(crate) fn new(id: PepperId, key: PepperKey) -> Self {
         let state = PepperState::Current;
         Self {
             keyward_pepper_file: VERSION,
@@ -97,12 +135,16 @@ impl Document {
         }
     }
 
-    /// Parses a file. The error describes the problem in words, without content of the file.
-    pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
+    /// Parses a document. The error describes the problem in words, without content of the file.
+    pub(crate) fn parse(text: &[u8]) -> Result<Self, String> {
+        if text.len() > MAX_LEN {
+            return Err(TOO_LONG.to_owned());
+        }
+        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
         check_strings(text)?;
         let document: Self = serde_json::from_slice(text).map_err(|error| {
             let problem = match error.classify() {
-                Category::Eof => "the text ends too early; put a copy of the file back",
+                Category::Eof => "the text ends too early; put a copy back",
                 Category::Syntax | Category::Io => "not JSON",
                 Category::Data => "a missing or unknown field, or a malformed value",
             };
@@ -121,17 +163,17 @@ impl Document {
     }
 
     /// Returns whether the file has the pepper that the next rotation makes current.
-    pub(super) fn has_next(&self) -> bool {
+    pub(crate) fn has_next(&self) -> bool {
         self.in_state(PepperState::Next).next().is_some()
     }
 
-    pub(super) fn add_next(&mut self, id: PepperId, key: PepperKey) {
+    pub(crate) fn add_next(&mut self, id: PepperId, key: PepperKey) {
         let state = PepperState::Next;
         self.peppers.push(StoredPepper { state, id, key });
     }
 
     /// Makes the next pepper the current one; the previous current pepper stays live.
-    pub(super) fn rotate(&mut self) {
+    pub(crate) fn rotate(&mut self) {
         for stored in &mut self.peppers {
             stored.state = match stored.state {
                 PepperState::Next => PepperState::Current,
@@ -145,7 +187,7 @@ impl Document {
     }
 
     /// Returns the peppers. The error describes the problem in words, without content of the file.
-    pub(super) fn ring(&self) -> Result<PepperRing, String> {
+    pub(crate) fn ring(&self) -> Result<PepperRing, String> {
         let mut current = self.in_state(PepperState::Current);
         let (Some(first), None) = (current.next(), current.next()) else {
             return Err("must have exactly one current pepper".to_owned());
@@ -167,7 +209,7 @@ impl Document {
 
     /// Returns the JSON text. The buffer has a fixed size, because a growing buffer would leave copies of the
     /// keys in memory.
-    pub(super) fn text(&self) -> Result<Zeroizing<Vec<u8>>, String> {
+    pub(crate) fn text(&self) -> Result<Zeroizing<Vec<u8>>, String> {
         let mut text = Zeroizing::new(vec![b'\n'; MAX_LEN]);
         let mut room = &mut text[..MAX_LEN - 1];
         serde_json::to_writer_pretty(&mut room, self).map_err(|_| TOO_LONG.to_owned())?;
@@ -250,6 +292,33 @@ mod tests {
         assert_eq!(written(&again), first);
         let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
         assert_eq!(value(&first), value(&text));
+    }
+
+    #[test]
+    fn line_ends_of_other_systems_and_an_empty_last_line_are_accepted() {
+        let text = file(&[("current", "b", KEY), ("live", "a", KEY)]);
+        let other = text.replace('\n', "\r\n");
+        for text in [
+            other.clone(),
+            format!("{other}\r\n"),
+            format!("{text}\n\n"),
+            format!("\u{feff}{text}"),
+            text.trim_end().to_owned(),
+        ] {
+            let ring = PepperRing::from_json(text.as_bytes()).unwrap();
+            assert_eq!(ring.current().id().as_str(), "b", "{text:?}");
+        }
+    }
+
+    #[test]
+    fn text_in_memory_is_refused_without_any_part_of_it() {
+        let malformed = file(&[("current", "a", &KEY[..62])]);
+        let padded = file(&[("current", "a", KEY)]) + &" ".repeat(MAX_LEN);
+        for text in [KEY, &malformed, &padded] {
+            let error = PepperRing::from_json(text.as_bytes()).unwrap_err();
+            let shown = format!("{error} {error:?}");
+            assert!(!shown.contains(&KEY[..8]), "{shown}");
+        }
     }
 
     #[test]
