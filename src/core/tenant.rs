@@ -3,7 +3,9 @@
 //! Pure: no I/O and no clock. Paths compare by segment, so `acme` contains `acme/web` but not `acme-two`.
 
 use std::borrow::Borrow;
+use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Bound;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -68,6 +70,19 @@ impl TenantId {
     /// tenant's keys.
     pub fn lineage(&self) -> impl Iterator<Item = Self> + '_ {
         std::iter::once(self.clone()).chain(self.ancestors())
+    }
+
+    /// Returns the entries of this tenant and its descendants. Visits no other entry: in text order the
+    /// descendants are neighbours, and only siblings such as `a-b` lie between `a` and its first descendant.
+    pub(crate) fn range_in<'m, V>(
+        &self,
+        map: &'m BTreeMap<Self, V>,
+    ) -> impl Iterator<Item = (&'m Self, &'m V)> + use<'m, V> {
+        let below = format!("{}/", self.0);
+        let from = (Bound::Excluded(below.as_str()), Bound::Unbounded);
+        let descendants = map.range::<str, _>(from);
+        let descendants = descendants.take_while(move |(path, _)| path.0.starts_with(&below));
+        map.get_key_value(self).into_iter().chain(descendants)
     }
 
     /// Returns the ancestors of this tenant, nearest first.
@@ -172,6 +187,19 @@ mod tests {
         let above: Vec<_> = tenant("a/b/c").ancestors().map(|t| t.to_string()).collect();
         assert_eq!(above, ["a/b", "a"]);
         assert_eq!(tenant("a").ancestors().count(), 0);
+    }
+
+    #[test]
+    fn a_range_has_the_tenant_and_its_descendants_and_nothing_else() {
+        let paths = [
+            "a", "a/b", "a/b-c", "a/b.c/d", "a/b/c", "a/b/c/d", "a/b0", "a/c", "b",
+        ];
+        let map: BTreeMap<_, _> = paths.iter().map(|path| (tenant(path), ())).collect();
+        for path in paths.into_iter().chain(["a/b.c", "c"]) {
+            let found: Vec<_> = tenant(path).range_in(&map).map(|(path, ())| path).collect();
+            let expected = map.keys().filter(|own| tenant(path).contains(own));
+            assert_eq!(found, expected.collect::<Vec<_>>(), "{path}");
+        }
     }
 
     #[test]

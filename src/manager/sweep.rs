@@ -291,8 +291,12 @@ impl KeyManager {
             return Ok(BTreeSet::new());
         }
         let tenant = request.tenant.clone();
+        let Some(limit) = NonZeroUsize::new(SWEEP_MAX) else {
+            return Ok(BTreeSet::new());
+        };
         let mut query = KeyQuery {
             below: true,
+            limit,
             ..KeyQuery::tenant(tenant, self.time.check().earliest()).live()
         };
         if let Command::RemoveOwner { owner }

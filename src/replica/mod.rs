@@ -406,8 +406,10 @@ impl Replica {
         mut cursor: Cursor,
     ) -> Result<(Sent, Cursor), ChangesError> {
         self.register().await?;
-        let sent = self.sending(&self.progress());
         loop {
+            // The last page confirms the index as of its own send time: the pages before it contain all
+            // earlier changes. With the first page's send time, a long catch-up would look stale at its end.
+            let sent = self.sending(&self.progress());
             let asked = self.clock.monotonic();
             let page = self.store.changes(cursor, PAGE).await;
             self.count_answer();

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::num::NonZeroUsize;
+use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,7 +12,7 @@ use event_listener::Event;
 
 use super::{
     AuditPage, AuditQuery, AuditRow, Change, Changes, ChangesError, Commit, CommitError, CommitTag,
-    Cursor, Epoch, FoundKey, KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, NodeId,
+    Cursor, Epoch, FoundKey, KeyPage, KeyQuery, KeySort, KeyStore, LoadRequest, Locator, NodeId,
     NodeRegistry, NodeReport, Revision, Row, RowKey, ScanPage, StoreError, TakePage, TenantView,
     scan_by_pages,
 };
@@ -20,7 +21,7 @@ use crate::core::id::KeyId;
 use crate::core::record::KeyRecord;
 use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
-use crate::core::text::PrincipalId;
+use crate::core::text::{CommandId, PrincipalId};
 use crate::core::time::Timestamp;
 
 /// A store that keeps its keys in memory. Clones share the keys. All keys are lost when the process ends.
@@ -78,8 +79,8 @@ struct MemoryTenant {
     decided_at: Option<Timestamp>,
     audit_head: AuditHead,
     keys: BTreeSet<KeyId>,
-    /// The indexes of this tenant's entries in the store's `audit`.
-    audit: Vec<usize>,
+    /// The indexes of each command's entries in the store's `audit`.
+    commands: HashMap<CommandId, Vec<usize>>,
 }
 
 impl MemoryStore {
@@ -166,7 +167,14 @@ impl MemoryState {
             revisions,
             ..TenantView::default()
         };
-        let trail = tenant.audit.iter().map(|&place| &self.audit[place].entry);
+        let commands: BTreeSet<_> = select.commands.iter().collect();
+        let places = commands
+            .into_iter()
+            .filter_map(|command| tenant.commands.get(command));
+        let trail: Vec<_> = places
+            .flatten()
+            .map(|&place| &self.audit[place].entry)
+            .collect();
         heads.with_selected(select, records, owner, trail)
     }
 
@@ -224,7 +232,8 @@ impl MemoryState {
         }
         for entry in effects.audit {
             tenant.audit_head = entry.head();
-            tenant.audit.push(self.audit.len());
+            let places = tenant.commands.entry(entry.command.clone()).or_default();
+            places.push(self.audit.len());
             self.audit.push(AuditRow { revision, entry });
         }
         revision
@@ -236,6 +245,38 @@ impl MemoryState {
             keys.remove(key);
             if keys.is_empty() {
                 self.by_revision.remove(&revision);
+            }
+        }
+    }
+
+    /// Runs a query over the keys of its tenant or of the store. In the order of ids, the keys before the page
+    /// are skipped, and the search ends with the page, so that reading all pages visits each key once.
+    fn list(&self, query: &KeyQuery) -> KeyPage {
+        let by_id = query.sort == KeySort::Created;
+        let after = query.after.as_ref().filter(|_| by_id);
+        let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.id));
+        let most = if by_id {
+            query.limit.get().saturating_add(1)
+        } else {
+            usize::MAX
+        };
+        let matching = |record: &&KeyRecord| query.matches(record);
+        let of_tenant = query.tenant.as_ref().filter(|_| !query.below);
+        match of_tenant {
+            Some(tenant) => {
+                let keys = self.tenants.get(tenant).into_iter();
+                let keys = keys.flat_map(|own| own.keys.range((from, Bound::Unbounded)));
+                let records = keys.filter_map(|key| self.record(*key));
+                query.page(records.filter(matching).take(most))
+            }
+            None => {
+                let from = from.map(RowKey::Key);
+                let rows = self.rows.range((from, Bound::Unbounded));
+                let records = rows.filter_map(|(_, change)| match &change.row {
+                    Row::Key(record) => Some(&**record),
+                    _ => None,
+                });
+                query.page(records.filter(matching).take(most))
             }
         }
     }
@@ -319,8 +360,6 @@ impl KeyStore for MemoryStore {
         after: Option<RowKey>,
         limit: NonZeroUsize,
     ) -> Result<ScanPage, StoreError> {
-        use std::ops::Bound;
-
         let state = self.state();
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut later = state.rows.range((from, Bound::Unbounded));
@@ -342,12 +381,7 @@ impl KeyStore for MemoryStore {
     }
 
     async fn list(&self, query: &KeyQuery) -> Result<KeyPage, StoreError> {
-        let state = self.state();
-        let records = state.rows.values().filter_map(|change| match &change.row {
-            Row::Key(record) => Some(&**record),
-            _ => None,
-        });
-        Ok(query.page(records))
+        Ok(self.state().list(query))
     }
 
     async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {

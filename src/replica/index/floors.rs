@@ -2,7 +2,7 @@
 //! row that is not deleted.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use crate::core::owner::TimeRepair;
@@ -15,8 +15,11 @@ use crate::core::view::Revision;
 #[derive(Default)]
 pub(super) struct Floors {
     by_tenant: RwLock<HashMap<TenantId, Floor>>,
-    /// The newest commit time of any tenant, in microseconds.
+    /// The newest commit time of any tenant, in microseconds. Later than that until [`settle`](Self::settle)
+    /// if a repair lowered it.
     newest: AtomicI64,
+    /// Whether a repair lowered the newest commit time of any tenant.
+    lowered: AtomicBool,
 }
 
 #[derive(Clone, Copy)]
@@ -86,12 +89,24 @@ impl Floors {
             *floor = first;
         }
         floor.void_through = void_through;
-        let lowered = floor.at < before && before >= self.newest();
-        if lowered {
-            let newest = by_tenant.values().map(|floor| floor.at).max().unwrap_or(at);
-            self.newest.store(newest.as_micros(), Ordering::Release);
+        if floor.at < before && before >= self.newest() {
+            self.lowered.store(true, Ordering::Relaxed);
         }
         self.newest.fetch_max(at.as_micros(), Ordering::AcqRel);
+    }
+
+    /// Derives the newest commit time of any tenant again, if repairs lowered it. Visits all tenants, so the
+    /// writer calls this once for each page of rows.
+    pub(super) fn settle(&self) {
+        if self.lowered.swap(false, Ordering::Relaxed) {
+            let by_tenant = self
+                .by_tenant
+                .read()
+                .unwrap_or_else(PoisonError::into_inner);
+            if let Some(newest) = by_tenant.values().map(|floor| floor.at).max() {
+                self.newest.store(newest.as_micros(), Ordering::Release);
+            }
+        }
     }
 
     /// Returns the newest commit time of a tenant; `None` if no row of the tenant is known.

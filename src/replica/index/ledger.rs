@@ -2,7 +2,7 @@
 //! an owner), and owner statuses. Lowering a role changes one entry, which immediately narrows all keys of
 //! that owner.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockWriteGuard};
@@ -213,35 +213,60 @@ pub(super) struct AttributeWriter {
     last_traits: u32,
     key_owners: HashMap<Arc<KeyOwner>, u32>,
     statuses: HashMap<Arc<InternedStatus>, u32>,
-    roles: Vec<Role>,
     /// Indexed by the same numbers as [`AttributeTables::key_owners`].
     owner_states: Vec<KeyOwnerState>,
-    tenants: HashMap<TenantId, (Revision, Tenancy)>,
+    /// Sorted, so that a tenant's row visits only the tenant and its descendants.
+    tenants: BTreeMap<TenantId, TenantState>,
+    /// The number of tenants and key owners that rows have visited. A row visits those at or below its tenant.
+    #[cfg(test)]
+    pub(super) visited: usize,
 }
 
 /// The writer's state for one key owner.
 struct KeyOwnerState {
     /// Whether the owner has keys, and therefore a status.
     linked: bool,
-    /// The next entry in a linked list, or [`NONE`] at its end. The list connects one principal's entries in
-    /// all tenants below a root tenant. It starts at the principal's entry in the root tenant.
-    next: u32,
-    row: Option<OwnerRow>,
+    /// Whether the entry is in the list of the principal's entry in the parent tenant.
+    attached: bool,
+    /// The first entry in a linked list of the principal's entries in child tenants that have keys or such
+    /// entries below them, or [`NONE`]. A change of an owner's row follows these lists down, and so visits no
+    /// entry of another owner or beside its tenant.
+    below: u32,
+    /// The next entry in the list of the parent's entry, or [`NONE`] at its end.
+    beside: u32,
+    /// The next owner with keys in the tenant, or [`NONE`] at the end of the list.
+    next_in_tenant: u32,
+    row: Option<(Revision, OwnerRow)>,
 }
 
-/// The contents of an owner's row.
-#[derive(Clone, Copy)]
-struct OwnerRow {
-    revision: Revision,
-    role: OwnerRole,
-    removed_at: Option<Timestamp>,
-}
-
-#[derive(Clone, Copy)]
-enum OwnerRole {
+/// The part of an owner's row that decides about keys.
+#[derive(Eq, PartialEq)]
+enum OwnerRow {
     Unreadable,
-    Removed,
-    Role(u32),
+    Readable {
+        /// `None` if the owner was removed.
+        role: Option<Role>,
+        removed_at: Option<Timestamp>,
+    },
+}
+
+/// The writer's state for one tenant.
+struct TenantState {
+    /// The revision of the tenant's row; zero if no row is known.
+    revision: Revision,
+    tenancy: Tenancy,
+    /// The first owner with keys in the tenant, or [`NONE`].
+    first_owner: u32,
+}
+
+impl Default for TenantState {
+    fn default() -> Self {
+        Self {
+            revision: Revision::ZERO,
+            tenancy: Tenancy::Open,
+            first_owner: NONE,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -279,46 +304,43 @@ impl AttributeWriter {
         (tenant, owner): (TenantId, PrincipalId),
         row: Option<&OwnerRecord>,
     ) {
-        let key_owner = KeyOwner {
-            tenant: tenant.clone(),
-            owner: Owner::Principal(owner.clone()),
+        let place = KeyOwner {
+            tenant,
+            owner: Owner::Principal(owner),
         };
-        let key_owner = self.key_owner(tables, key_owner);
-        if self.owner_states[key_owner as usize]
-            .row
-            .is_some_and(|own| own.revision >= revision)
-        {
+        let key_owner = self.key_owner(tables, place.clone());
+        let state = &mut self.owner_states[key_owner as usize];
+        if state.row.as_ref().is_some_and(|(own, _)| *own >= revision) {
             return;
         }
-        if !is_top(&tenant) {
-            let owner = Owner::Principal(owner.clone());
-            let place = KeyOwner {
-                tenant: tenant.clone(),
-                owner,
-            };
+        let new = row.map_or(OwnerRow::Unreadable, |row| OwnerRow::Readable {
+            role: row.role.clone(),
+            removed_at: row.removed_at,
+        });
+        let changed = state.row.as_ref().is_none_or(|(_, known)| *known != new);
+        state.row = Some((revision, new));
+        if !is_top(&place.tenant) {
             let descendant = row.map_or(DescendantOwner::Unreadable, |row| {
                 DescendantOwner::Known(row.role.clone(), row.removed_at, row.raised_from.clone())
             });
             tables.write_descendants().owners.insert(place, descendant);
         }
-        let role = match row {
-            None => OwnerRole::Unreadable,
-            Some(row) => match &row.role {
-                None => OwnerRole::Removed,
-                Some(role) => OwnerRole::Role(self.role(role)),
-            },
-        };
-        self.owner_states[key_owner as usize].row = Some(OwnerRow {
-            revision,
-            role,
-            removed_at: row.and_then(|row| row.removed_at),
-        });
-        self.recompute_status(tables, key_owner, &tenant);
-        let top = self.top(tables, &tenant, owner);
-        let mut next = self.owner_states[top as usize].next;
-        while next != NONE {
-            self.recompute_status(tables, next, &tenant);
-            next = self.owner_states[next as usize].next;
+        if changed {
+            self.recompute_below(tables, key_owner);
+        }
+    }
+
+    /// Recomputes the statuses of a principal in a tenant and in its descendants.
+    fn recompute_below(&mut self, tables: &AttributeTables, key_owner: u32) {
+        let mut pending = vec![key_owner];
+        while let Some(key_owner) = pending.pop() {
+            self.visit();
+            self.recompute_status(tables, key_owner);
+            let mut next = self.owner_states[key_owner as usize].below;
+            while next != NONE {
+                pending.push(next);
+                next = self.owner_states[next as usize].beside;
+            }
         }
     }
 
@@ -330,17 +352,17 @@ impl AttributeWriter {
         tenant: &TenantId,
         row: Option<&TenantRecord>,
     ) {
-        let known = self.tenants.get(tenant);
-        if known.is_some_and(|(own, _)| *own >= revision) {
+        let known = self.tenants.entry(tenant.clone()).or_default();
+        if known.revision >= revision {
             return;
         }
-        let before = known.map_or(Tenancy::Open, |(_, own)| *own);
         let tenancy = match row {
             None => Tenancy::Unreadable,
             Some(row) if row.closed.is_some() => Tenancy::Closed,
             Some(_) => Tenancy::Open,
         };
-        self.tenants.insert(tenant.clone(), (revision, tenancy));
+        let before = std::mem::replace(&mut known.tenancy, tenancy);
+        known.revision = revision;
         let unfinished = row.is_some_and(|row| !row.sweeps.is_empty());
         let mut descendants = tables.write_descendants();
         if unfinished {
@@ -354,10 +376,26 @@ impl AttributeWriter {
             descendants.tenants.remove(tenant);
         }
         drop(descendants);
-        if before != tenancy {
-            for key_owner in 0..number(self.owner_states.len()) {
-                self.recompute_status(tables, key_owner, tenant);
+        if before == tenancy {
+            return;
+        }
+        let below = tenant.range_in(&self.tenants);
+        for first in below.map(|(_, own)| own.first_owner).collect::<Vec<_>>() {
+            self.visit();
+            let mut next = first;
+            while next != NONE {
+                self.visit();
+                self.recompute_status(tables, next);
+                next = self.owner_states[next as usize].next_in_tenant;
             }
+        }
+    }
+
+    #[inline]
+    fn visit(&mut self) {
+        #[cfg(test)]
+        {
+            self.visited += 1;
         }
     }
 
@@ -372,7 +410,10 @@ impl AttributeWriter {
         let new = number(self.key_owners.len());
         self.owner_states.push(KeyOwnerState {
             linked: false,
-            next: NONE,
+            attached: false,
+            below: NONE,
+            beside: NONE,
+            next_in_tenant: NONE,
             row: None,
         });
         tables.count.store(new.saturating_add(1), Ordering::Relaxed);
@@ -381,52 +422,48 @@ impl AttributeWriter {
         })
     }
 
-    /// Adds a key owner that has keys to its principal's linked list. A change of an owner's row visits only
-    /// this list, and so skips entries without keys. A principal in many tenants has many such entries.
-    fn link(&mut self, tables: &AttributeTables, number: u32) {
-        if self.owner_states[number as usize].linked {
+    /// Adds a key owner that has keys to the lists through which rows find the owner. Owners without keys stay
+    /// out of these lists: a principal in many tenants has many such entries.
+    fn link(&mut self, tables: &AttributeTables, entry: u32) {
+        if self.owner_states[entry as usize].linked {
             return;
         }
-        let Some(key_owner) = tables.key_owners.at(number).get() else {
+        let Some(key_owner) = tables.key_owners.at(entry).get() else {
             return;
         };
-        if let Owner::Principal(owner) = &key_owner.owner
-            && !is_top(&key_owner.tenant)
-        {
-            let top = self.top(tables, &key_owner.tenant, owner.clone()) as usize;
-            self.owner_states[number as usize].next =
-                std::mem::replace(&mut self.owner_states[top].next, number);
+        self.attach(tables, entry, key_owner);
+        let tenant = self.tenants.entry(key_owner.tenant.clone()).or_default();
+        let next = std::mem::replace(&mut tenant.first_owner, entry);
+        let state = &mut self.owner_states[entry as usize];
+        state.next_in_tenant = next;
+        state.linked = true;
+        self.recompute_status(tables, entry);
+    }
+
+    /// Adds a principal's entry to the list of the principal's entry in the parent tenant, and that one to the
+    /// list of its own parent, up to the root tenant.
+    fn attach(&mut self, tables: &AttributeTables, entry: u32, key_owner: &KeyOwner) {
+        if key_owner.owner.principal().is_none() {
+            return;
         }
-        self.owner_states[number as usize].linked = true;
-        let status = self.status(tables, key_owner);
-        tables
-            .status_ids
-            .at(number)
-            .store(status, Ordering::Release);
+        let mut below = entry as usize;
+        for tenant in key_owner.tenant.ancestors() {
+            if std::mem::replace(&mut self.owner_states[below].attached, true) {
+                return;
+            }
+            let owner = key_owner.owner.clone();
+            let above = self.key_owner(tables, KeyOwner { tenant, owner }) as usize;
+            let first = number(below);
+            self.owner_states[below].beside =
+                std::mem::replace(&mut self.owner_states[above].below, first);
+            below = above;
+        }
     }
 
-    /// Returns the principal's entry in the root tenant, where the linked list starts. Each root tenant has
-    /// its own list, so applying an owner's row visits no entry of another root tenant.
-    fn top(&mut self, tables: &AttributeTables, tenant: &TenantId, owner: PrincipalId) -> u32 {
-        let tenant = tenant.ancestors().last().unwrap_or_else(|| tenant.clone());
-        let owner = Owner::Principal(owner);
-        self.key_owner(tables, KeyOwner { tenant, owner })
-    }
-
-    fn role(&mut self, role: &Role) -> u32 {
-        let known = self.roles.iter().position(|own| own == role);
-        number(known.unwrap_or_else(|| {
-            self.roles.push(role.clone());
-            self.roles.len() - 1
-        }))
-    }
-
-    /// Recomputes the status of a key owner, if its tenant is `above` or a descendant of `above`.
-    fn recompute_status(&mut self, tables: &AttributeTables, key_owner: u32, above: &TenantId) {
+    /// Recomputes the status of a key owner, if the owner has keys.
+    fn recompute_status(&mut self, tables: &AttributeTables, key_owner: u32) {
         let linked = self.owner_states[key_owner as usize].linked;
-        if let Some(place) = tables.key_owners.at(key_owner).get().filter(|_| linked)
-            && above.contains(&place.tenant)
-        {
+        if let Some(place) = tables.key_owners.at(key_owner).get().filter(|_| linked) {
             let status = self.status(tables, place);
             tables
                 .status_ids
@@ -457,25 +494,26 @@ impl AttributeWriter {
         {
             let owner = key_owner.owner.clone();
             let number = self.key_owners.get(&KeyOwner { tenant, owner });
-            let row = number.and_then(|number| self.owner_states.get(*number as usize)?.row);
-            let Some(row) = row else { continue };
-            let role = match row.role {
-                OwnerRole::Unreadable => {
-                    unreadable = true;
-                    continue;
+            let state = number.and_then(|number| self.owner_states.get(*number as usize));
+            match state.and_then(|state| state.row.as_ref()) {
+                Some((_, OwnerRow::Unreadable)) => unreadable = true,
+                Some((_, OwnerRow::Readable { role, removed_at })) => {
+                    rows.push((role.as_ref(), *removed_at));
                 }
-                OwnerRole::Removed => None,
-                OwnerRole::Role(role) => self.roles.get(role as usize),
-            };
-            rows.push((role, row.removed_at));
+                None => {}
+            }
         }
-        let tenancy = |tenancy| {
-            let mut above = key_owner.tenant.paths();
-            above.any(|path| self.tenants.get(path).is_some_and(|own| own.1 == tenancy))
-        };
+        let mut closed = false;
+        for path in key_owner.tenant.paths() {
+            match self.tenants.get(path).map(|own| own.tenancy) {
+                Some(Tenancy::Unreadable) => unreadable = true,
+                Some(Tenancy::Closed) => closed = true,
+                Some(Tenancy::Open) | None => {}
+            }
+        }
         OwnerStatus {
-            unreadable: unreadable || tenancy(Tenancy::Unreadable),
-            ..OwnerStatus::of(rows, tenancy(Tenancy::Closed))
+            unreadable,
+            ..OwnerStatus::of(rows, closed)
         }
     }
 }
@@ -501,7 +539,7 @@ fn is_top(tenant: &TenantId) -> bool {
 }
 
 /// Returns the map's own copy of `key` if there is one, so that its text is stored once.
-fn stored_copy<K: Clone + Eq + Hash, V>(map: &HashMap<K, V>, key: K) -> K {
+fn stored_copy<K: Clone + Ord, V>(map: &BTreeMap<K, V>, key: K) -> K {
     match map.get_key_value(&key) {
         Some((own, _)) => own.clone(),
         None => key,

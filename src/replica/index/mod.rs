@@ -570,6 +570,7 @@ impl Index {
                 }
             }
         }
+        self.floors.settle();
     }
 
     fn put(

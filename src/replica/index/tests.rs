@@ -335,6 +335,83 @@ proptest! {
     }
 }
 
+fn of_owner(tenant: &TenantId, owner: &PrincipalId, role: Option<Role>) -> StoreRow {
+    StoreRow::Owner(OwnerRecord {
+        tenant: tenant.clone(),
+        owner: owner.clone(),
+        role,
+        removed_at: None,
+        raised_from: BTreeSet::new(),
+        updated: stamp(1),
+    })
+}
+
+fn closed(tenant: &TenantId) -> StoreRow {
+    StoreRow::Tenant(TenantRecord {
+        tenant: tenant.clone(),
+        provisioned: Some(stamp(0)),
+        closed: Some(stamp(2)),
+        sweeps: Vec::new(),
+        updated: stamp(3),
+        time_repair: None,
+    })
+}
+
+/// Returns an index of `count` tenants below one organization. In each tenant, one principal of all tenants and
+/// one principal of the tenant alone own a key. So do others in as many tenants beside the organization.
+fn organization(count: u16) -> (Index, Vec<TenantId>) {
+    let index = Index::default();
+    let tenants: Vec<_> = (0..count)
+        .map(|number| TenantId::new(format!("org/t{number}")).unwrap())
+        .collect();
+    for (number, tenant) in (0..).zip(&tenants) {
+        let beside = TenantId::new(format!("org-{number}")).unwrap();
+        let own = format!("own{number}");
+        let places = [(tenant, "all"), (tenant, own.as_str()), (&beside, "all")];
+        for (place, (tenant, owner)) in (0..).zip(places) {
+            let row = record(number * 3 + place, [1, 0, 0]).with(|key| {
+                key.tenant = tenant.clone();
+                key.owner = Owner::Principal(PrincipalId::new(owner).unwrap());
+            });
+            let row = StoreRow::Key(Box::new(row));
+            let revision = Revision(1);
+            index.apply([Change { revision, row }]);
+        }
+    }
+    (index, tenants)
+}
+
+/// Returns the number of tenants and owners that the rows visit.
+fn visited(index: &Index, revision: u64, rows: impl IntoIterator<Item = StoreRow>) -> usize {
+    let before = index.writer().attributes.visited;
+    let revision = Revision(revision);
+    index.apply(rows.into_iter().map(|row| Change { revision, row }));
+    index.writer().attributes.visited - before
+}
+
+/// Fails if a row visits other owners of its tenant's organization, or all owners of the store.
+#[test]
+fn a_row_visits_only_the_tenants_and_owners_at_or_below_it() {
+    let all = PrincipalId::new("all").unwrap();
+    for count in [10, 100, 1000] {
+        let (index, tenants) = organization(count);
+        let lowered = |tenant| of_owner(tenant, &all, Some(Role::SUPPORT));
+        let lowered: Vec<_> = tenants.iter().map(lowered).collect();
+        let count = usize::from(count);
+        assert_eq!(visited(&index, 2, lowered.clone()), count);
+        // Rows that change nothing for any key visit nothing.
+        assert_eq!(visited(&index, 3, lowered), 0);
+        // A tenant and its two owners, whatever is beside it.
+        assert_eq!(visited(&index, 4, tenants.iter().map(closed)), 3 * count);
+        let org = TenantId::new("org").unwrap();
+        let own = of_owner(&org, &PrincipalId::new("own3").unwrap(), None);
+        assert_eq!(visited(&index, 5, [own]), 2);
+        let of_all = of_owner(&org, &all, None);
+        assert_eq!(visited(&index, 5, [of_all]), 1 + count);
+        assert_eq!(visited(&index, 5, [closed(&org)]), 1 + 3 * count);
+    }
+}
+
 /// Replacing one digest many times does not make the table grow.
 #[test]
 fn slots_of_replaced_digests_are_removed() {
