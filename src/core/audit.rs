@@ -221,8 +221,8 @@ tagged! {
         KeyLeaked {
             /// The place of the leak.
             source: LeakSource,
-            /// Whether the report revokes the key. False for publishable and legacy keys. A separate
-            /// [`Action::KeyRevoked`] entry records the revocation.
+            /// Whether this report revokes the key. False for publishable and legacy keys, and for a key that
+            /// was already revoked. A separate [`Action::KeyRevoked`] entry records the revocation.
             revoked: bool,
         },
         /// The digest was replaced by a digest under another pepper.
