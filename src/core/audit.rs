@@ -221,8 +221,8 @@ tagged! {
         KeyLeaked {
             /// The place of the leak.
             source: LeakSource,
-            /// Whether the report revokes the key. False for publishable and legacy keys. A separate
-            /// [`Action::KeyRevoked`] entry records the revocation.
+            /// Whether this report revokes the key. False for publishable and legacy keys, and for a key that
+            /// was already revoked. A separate [`Action::KeyRevoked`] entry records the revocation.
             revoked: bool,
         },
         /// The digest was replaced by a digest under another pepper.
@@ -437,38 +437,77 @@ pub fn verify_chain<'a>(
     peppers: &PepperRing,
     seen: Option<AuditHead>,
 ) -> Result<AuditHead, ChainError> {
-    let passes = |head: AuditHead| seen.is_none_or(|seen| seen == head);
-    let mut head = start;
-    let mut passed = passes(start);
-    for entry in entries {
+    let mut check = ChainCheck::new(tenant, start, peppers, seen);
+    entries.into_iter().try_for_each(|entry| check.add(entry))?;
+    check.finish()
+}
+
+/// A check of one tenant's entries, in constant memory. Takes the entries one by one, oldest first.
+pub(crate) struct ChainCheck<'a> {
+    tenant: &'a TenantId,
+    peppers: &'a PepperRing,
+    head: AuditHead,
+    /// The heads that the chain must still pass.
+    awaited: Vec<AuditHead>,
+}
+
+impl<'a> ChainCheck<'a> {
+    /// Begins after the head `start`. The chain must contain every head in `awaited`.
+    pub(crate) fn new(
+        tenant: &'a TenantId,
+        start: AuditHead,
+        peppers: &'a PepperRing,
+        awaited: impl IntoIterator<Item = AuditHead>,
+    ) -> Self {
+        let mut check = Self {
+            tenant,
+            peppers,
+            head: start,
+            awaited: awaited.into_iter().collect(),
+        };
+        check.pass(start);
+        check
+    }
+
+    fn pass(&mut self, head: AuditHead) {
+        self.head = head;
+        self.awaited.retain(|awaited| *awaited != head);
+    }
+
+    /// Checks the next entry.
+    pub(crate) fn add(&mut self, entry: &AuditEntry) -> Result<(), ChainError> {
         let sequence = entry.sequence;
-        let expected = head.sequence + 1;
+        let expected = self.head.sequence + 1;
         if sequence != expected {
             return Err(ChainError::Gap {
                 expected,
                 found: sequence,
             });
         }
-        if entry.tenant != *tenant {
+        if entry.tenant != *self.tenant {
             return Err(ChainError::Foreign { sequence });
         }
-        if peppers.any(&entry.pepper).is_none() {
+        if self.peppers.any(&entry.pepper).is_none() {
             return Err(ChainError::UnknownPepper {
                 sequence,
                 pepper: entry.pepper.clone(),
             });
         }
-        if entry.previous != head.hash || entry.seal(peppers) != Some(entry.hash) {
+        if entry.previous != self.head.hash || entry.seal(self.peppers) != Some(entry.hash) {
             return Err(ChainError::Altered { sequence });
         }
-        head = entry.head();
-        passed |= passes(head);
+        self.pass(entry.head());
+        Ok(())
     }
-    match seen {
-        Some(seen) if !passed => Err(ChainError::Truncated {
-            expected: seen.sequence,
-        }),
-        _ => Ok(head),
+
+    /// Ends the check, and returns the head of the chain.
+    pub(crate) fn finish(self) -> Result<AuditHead, ChainError> {
+        match self.awaited.first() {
+            Some(awaited) => Err(ChainError::Truncated {
+                expected: awaited.sequence,
+            }),
+            None => Ok(self.head),
+        }
     }
 }
 

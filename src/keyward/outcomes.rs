@@ -102,7 +102,8 @@ pub struct Rotated {
 pub struct LeakReport {
     /// The leaked key.
     pub key: KeyId,
-    /// Whether the report revoked the key. A leak of a publishable or legacy key is only recorded.
+    /// Whether this report revoked the key. False for publishable and legacy keys, whose leak is only recorded,
+    /// and for a key that was already revoked.
     pub revoked: bool,
     /// The position and time of the commit.
     pub receipt: Receipt,

@@ -1,13 +1,14 @@
 //! Queries: lists, details, rotations, the audit trail.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::num::NonZeroUsize;
 
 use futures_util::future::try_join_all;
 
 use super::{KeyList, Keyward};
 use crate::clock::Clock;
 use crate::core::actor::Actor;
-use crate::core::audit::{AuditEntry, AuditHead, ChainError, verify_chain};
+use crate::core::audit::{AuditHead, ChainCheck, ChainError};
 use crate::core::authority::{AuthorityRows, Caller, VisibleKeys};
 use crate::core::command::Denial;
 use crate::core::id::KeyId;
@@ -26,7 +27,10 @@ use crate::manager::{CommandError, lineage_of, load_ancestry};
 use crate::store::{Locator, Row, StoreError};
 use crate::verifier::Grant;
 
-/// The reason why an audit trail could not be verified.
+/// 1000 entries per page while an audit trail is verified: about 500 KB.
+const AUDIT_PAGE: NonZeroUsize = NonZeroUsize::new(1000).expect("the page size is not zero");
+
+/// The error of an audit trail that could not be verified.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuditError {
@@ -233,9 +237,9 @@ impl Keyward {
         Ok(self.inner.store.audit(&query).await?)
     }
 
-    /// Verifies that nobody altered a tenant's audit trail, and returns the trail's head. The argument `seen`
-    /// is an earlier head that was recorded outside the store. The check fails if the trail does not contain
-    /// `seen`, for example because the trail was truncated.
+    /// Verifies that nobody altered a tenant's audit trail, and returns the trail's head. `seen` is an
+    /// earlier head that was recorded outside the store. The check fails if the trail does not contain
+    /// `seen`, for example because the trail was truncated. Reads the trail in pages, in constant memory.
     ///
     /// # Errors
     ///
@@ -256,29 +260,22 @@ impl Keyward {
             .load(tenant, &LoadRequest::none())
             .await?
             .audit_head;
-        let mut query = AuditQuery::tenant(tenant.clone());
-        let mut entries = Vec::new();
+        let stored_head = Some(stored_head).filter(|head| *head != AuditHead::GENESIS);
+        let awaited = seen.into_iter().chain(stored_head);
+        let peppers = &self.inner.peppers;
+        let mut check = ChainCheck::new(tenant, AuditHead::GENESIS, peppers, awaited);
+        let mut query = AuditQuery {
+            limit: AUDIT_PAGE,
+            ..AuditQuery::tenant(tenant.clone())
+        };
         loop {
             let page = self.inner.store.audit(&query).await?;
-            entries.extend(page.rows.into_iter().map(|row| row.entry));
+            page.rows.iter().try_for_each(|row| check.add(&row.entry))?;
             match page.next {
                 Some(next) => query.after = Some(next),
-                None => break,
+                None => return Ok(check.finish()?),
             }
         }
-        let head = verify_chain(
-            tenant,
-            AuditHead::GENESIS,
-            &entries,
-            &self.inner.peppers,
-            seen,
-        )?;
-        let passed = |entry: &AuditEntry| entry.head() == stored_head;
-        if stored_head != AuditHead::GENESIS && !entries.iter().any(passed) {
-            let expected = stored_head.sequence;
-            return Err(ChainError::Truncated { expected }.into());
-        }
-        Ok(head)
     }
 
     /// Returns the events of the whole store, and notices before keys expire. The argument `windows` sets how

@@ -7,6 +7,8 @@
 //! - The published confirmation is the *send* time of a read of the store, never its arrival time. It is
 //!   published only after the complete answer has been applied.
 //! - A resync fills a new index in the background, and publishes that index in one step.
+//! - When the index has doubled, a copy without unused entries replaces it, under the lock of its writers. So
+//!   memory is bounded by the keys that exist, and readers need no lock.
 //! - With a node registry, a read confirms the index only if the registry had stored a report of this node
 //!   before the read was sent.
 
@@ -162,17 +164,10 @@ impl Replica {
     }
 
     async fn step(&self) -> Result<(), StoreError> {
-        let replaced = std::mem::take(&mut *self.replaced());
-        // A verification that still used an old view may have counted a first use after the new index copied
-        // that view's counts. Copy such first uses now.
-        let current = self.view();
-        let others = replaced.iter().map(|view| view.index());
-        let others = others.filter(|index| !Arc::ptr_eq(index, current.1.index()));
-        others.for_each(|index| current.1.inherit_first_uses(index));
-        drop((replaced, current));
+        self.free_replaced();
         let cursor = self.progress().cursor;
         if let Some(cursor) = cursor {
-            match self.catch_up(&self.index(), cursor).await {
+            match self.catch_up(None, cursor).await {
                 Ok((sent, upto)) => return self.publish(sent, upto),
                 Err(ChangesError::Store(error)) => return Err(error),
                 Err(ChangesError::Compacted) => self.lose_history(),
@@ -271,16 +266,43 @@ impl Replica {
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    /// Applies changes to the current index. The caller must hold the lock of `progress`, so that only one
-    /// thread writes.
-    fn apply(&self, changes: impl IntoIterator<Item = Change>) -> Arc<Index> {
+    /// Applies changes to the current index. The lock of `progress` ensures that only one thread writes.
+    fn apply(&self, progress: &SyncState, changes: impl IntoIterator<Item = Change>) {
         let index = self.index();
         index.apply(changes);
         self.note_imports(&index);
-        if index.needs_new_view() {
-            self.publish_view(View::of(index.clone()));
+        self.renew_view(progress, &index);
+    }
+
+    /// Publishes a new view if the current one keeps much memory that nothing uses.
+    fn renew_view(&self, progress: &SyncState, index: &Arc<Index>) {
+        let doubled = index.has_doubled();
+        if !doubled && !index.needs_new_view() {
+            return;
         }
-        index
+        // A node that only commits never syncs, so free the views that were replaced before.
+        self.free_replaced();
+        let view = if doubled {
+            // Without a cursor, nothing proves that the index has all changes up to some revision.
+            let upto = progress.cursor.map(|cursor| cursor.revision);
+            let view = View::of(Arc::new(index.compacted(upto.unwrap_or_default())));
+            view.inherit_uses(index);
+            view
+        } else {
+            View::of(index.clone())
+        };
+        self.publish_view(view);
+    }
+
+    /// Frees the views that were replaced. Slow, so no verification calls this.
+    fn free_replaced(&self) {
+        let replaced = std::mem::take(&mut *self.replaced());
+        // A verification that still used an old view may have counted a first use after the new index copied
+        // that view's counts. Copy such first uses now.
+        let current = self.view();
+        let others = replaced.iter().map(|view| view.index());
+        let others = others.filter(|index| !Arc::ptr_eq(index, current.1.index()));
+        others.for_each(|index| current.1.inherit_first_uses(index));
     }
 
     /// Returns the tenants that have unfinished bulk commands, according to their rows.
@@ -327,7 +349,7 @@ impl Replica {
                     progress.record_head(changes.head);
                     self.clock
                         .saw_server(changes.server_time, sent.at.monotonic);
-                    self.apply(changes.changes);
+                    self.apply(&progress, changes.changes);
                     if done {
                         // If the registration does not allow publishing this confirmation, the read still
                         // serves the current verification.
@@ -382,7 +404,7 @@ impl Replica {
                 None => building.apply(changes.iter().cloned()),
             }
         }
-        self.apply(changes.iter().cloned());
+        self.apply(&progress, changes.iter().cloned());
     }
 
     /// Applies a key that was read through the store, unless the key belongs to another history. The rows of
@@ -395,14 +417,15 @@ impl Replica {
             .is_some_and(|cursor| cursor.epoch == fetched.head.epoch)
         {
             progress.record_head(fetched.head);
-            self.apply(rows.iter().chain([&fetched.change]).cloned());
+            self.apply(&progress, rows.iter().chain([&fetched.change]).cloned());
         }
     }
 
-    /// Applies pages of the change feed to `index`, until a page ends at the head that this page reports.
+    /// Applies pages of the change feed to `building`, or to the current index. Stops when a page ends at the
+    /// head that this page reports.
     async fn catch_up(
         &self,
-        index: &Index,
+        building: Option<&Index>,
         mut cursor: Cursor,
     ) -> Result<(Sent, Cursor), ChangesError> {
         self.register().await?;
@@ -421,8 +444,14 @@ impl Replica {
             {
                 let mut one_writer = self.progress();
                 one_writer.record_head(page.head);
-                index.apply(page.changes);
-                self.note_imports(index);
+                match building {
+                    Some(index) => {
+                        index.apply(page.changes);
+                        self.note_imports(index);
+                    }
+                    // A commit of this process may have replaced the current index since the last page.
+                    None => self.apply(&one_writer, page.changes),
+                }
                 self.clock.saw_server(page.server_time, asked);
             }
             let moved = page.upto.revision > cursor.revision;
@@ -490,7 +519,7 @@ impl Replica {
             index.apply(progress.commits_during_scan.take().unwrap_or_default());
             self.note_imports(index);
         }
-        match self.catch_up(index, head.unwrap_or_default()).await {
+        match self.catch_up(Some(index), head.unwrap_or_default()).await {
             Ok(caught_up) => Ok(caught_up),
             Err(ChangesError::Store(error)) => Err(error),
             // The history was compacted during the scan. The next sync starts over.
@@ -510,10 +539,7 @@ impl Replica {
         if own.revision < upto.revision {
             progress.cursor = Some(upto);
         }
-        let index = self.index();
-        if index.needs_new_view() {
-            self.publish_view(View::of(index));
-        }
+        self.renew_view(&progress, &self.index());
         self.confirm_or_fail(&progress, sent)
     }
 

@@ -385,7 +385,10 @@ impl KeyStore for MemoryStore {
     }
 
     async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
-        Ok(query.page(&self.state().audit))
+        let state = self.state();
+        let after = query.after.unwrap_or_default();
+        let from = state.audit.partition_point(|row| row.position() <= after);
+        Ok(query.page(&state.audit[from..]))
     }
 
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {

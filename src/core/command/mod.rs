@@ -365,9 +365,10 @@ pub enum CommandOutcome {
         /// The newest commit time after the repair.
         to: Timestamp,
     },
-    /// A leak was recorded.
+    /// A leak is on record, from this report or from an earlier one.
     LeakNoted {
-        /// Whether the report revokes the key. False for publishable and legacy keys.
+        /// Whether this report revokes the key. False for publishable and legacy keys, and for a key that was
+        /// already revoked.
         revoked: bool,
     },
     /// A commit of a bulk command ended or disabled keys.

@@ -113,16 +113,20 @@ impl<'a> Work<'a> {
         let by =
             |access: &Access| self.permit(access, Some(&record), "report leaks", Effect::Narrows);
         by(&Access::support_only()).or_else(|_| by(&access))?;
-        let revoked = record.key_type == KeyType::Secret && !record.legacy;
-        let noted = Action::KeyLeaked {
-            source: source.clone(),
-            revoked,
-        };
         let ended = matches!(record.state, KeyState::Revoked { .. });
-        record.exposed_at = record.exposed_at.or(Some(self.now));
-        self.put(record, LastAction::LeakReported, noted);
-        if revoked && !ended {
-            self.end(self.record(id)?, Reason::Leaked);
+        let revoked = record.key_type == KeyType::Secret && !record.legacy && !ended;
+        // Anyone who has the token may report it. A report that changes nothing must write nothing, or the
+        // finder of one token could fill the store.
+        if revoked || record.exposed_at.is_none() {
+            record.exposed_at = record.exposed_at.or(Some(self.now));
+            let noted = Action::KeyLeaked {
+                source: source.clone(),
+                revoked,
+            };
+            self.put(record, LastAction::LeakReported, noted);
+            if revoked {
+                self.end(self.record(id)?, Reason::Leaked);
+            }
         }
         Ok(CommandOutcome::LeakNoted { revoked })
     }

@@ -31,6 +31,21 @@ struct Floor {
     void_through: Revision,
 }
 
+impl Clone for Floors {
+    fn clone(&self) -> Self {
+        let by_tenant = self
+            .by_tenant
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        Self {
+            by_tenant: RwLock::new(by_tenant),
+            newest: AtomicI64::new(self.newest.load(Ordering::Acquire)),
+            lowered: AtomicBool::new(self.lowered.load(Ordering::Relaxed)),
+        }
+    }
+}
+
 impl Floors {
     /// Records the commit time of a row that the commit `revision` wrote.
     pub(super) fn record(&self, tenant: &TenantId, at: Timestamp, revision: Revision) {

@@ -9,6 +9,7 @@ use super::table::Hash;
 /// Multiply-shift over two words, which is strongly universal (Thorup, "High speed hashing for integers and
 /// strings", 2015, section 3.3). An attacker who chooses ids without knowing the draw causes no more
 /// collisions than chance. No hash leaves the index.
+#[derive(Clone, Copy)]
 pub(super) struct Hashing {
     factors: [u128; 2],
     more: u128,

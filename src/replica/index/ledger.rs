@@ -1,6 +1,9 @@
 //! The attributes that keys share: traits (settings that many keys have in common), key owners (a tenant and
 //! an owner), and owner statuses. Lowering a role changes one entry, which immediately narrows all keys of
 //! that owner.
+//!
+//! Readers take no lock, so no entry is removed while its index exists. A copy of the index leaves out the
+//! entries that no key uses.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
@@ -35,7 +38,7 @@ pub(crate) struct AttributeTables {
 
 /// Owner and tenant rows of tenants that have a parent. Only verifications for another tenant than the key's
 /// own read these rows.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct DescendantRows {
     owners: HashMap<KeyOwner, DescendantOwner>,
     /// Tenants that are closed, or whose row is unreadable.
@@ -61,6 +64,11 @@ struct InternedStatus {
 }
 
 const NONE: u32 = u32::MAX;
+
+/// 256 bytes: the approximate size of a key owner's entries in all tables.
+const KEY_OWNER_SIZE: usize = 256;
+/// 192 bytes: the approximate size of an owner status with its entries.
+const STATUS_SIZE: usize = 192;
 
 /// The indices of a key's shared entries in [`AttributeTables`].
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -217,9 +225,18 @@ pub(super) struct AttributeWriter {
     owner_states: Vec<KeyOwnerState>,
     /// Sorted, so that a tenant's row visits only the tenant and its descendants.
     tenants: BTreeMap<TenantId, TenantState>,
+    /// The approximate size of all entries in bytes, including those that no key uses any more.
+    size: usize,
     /// The number of tenants and key owners that rows have visited. A row visits those at or below its tenant.
     #[cfg(test)]
     pub(super) visited: usize,
+}
+
+/// The numbers in a new index of the entries of an old one.
+#[derive(Default)]
+pub(super) struct CarriedIds {
+    traits: HashMap<u32, u32>,
+    key_owners: HashMap<u32, u32>,
 }
 
 /// The writer's state for one key owner.
@@ -240,7 +257,7 @@ struct KeyOwnerState {
 }
 
 /// The part of an owner's row that decides about keys.
-#[derive(Eq, PartialEq)]
+#[derive(Clone, Eq, PartialEq)]
 enum OwnerRow {
     Unreadable,
     Readable {
@@ -289,11 +306,84 @@ impl AttributeWriter {
         let last = tables.traits.get(self.last_traits).and_then(OnceLock::get);
         if last.is_none_or(|last| !last.is_of(record)) {
             let new = number(self.traits.len());
+            let size = &mut self.size;
             self.last_traits = intern(&mut self.traits, KeyTraits::of(record), |traits| {
+                *size += size_of(&traits);
                 tables.traits.at(new).get_or_init(|| traits);
             });
         }
         self.last_traits
+    }
+
+    /// Returns the approximate size of all entries in bytes, including those that no key uses any more.
+    pub(super) const fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Returns a copy of the rows of tenants and owners, with empty tables of what keys share. Call
+    /// [`carry`](Self::carry) for each key.
+    pub(super) fn without_keys(&self, from: &AttributeTables, tables: &AttributeTables) -> Self {
+        let mut copy = Self::default();
+        let known = self.tenants.iter();
+        let known = known.filter(|(_, own)| own.revision > Revision::ZERO);
+        copy.tenants = known
+            .map(|(tenant, own)| {
+                let first_owner = NONE;
+                (
+                    tenant.clone(),
+                    TenantState {
+                        first_owner,
+                        ..*own
+                    },
+                )
+            })
+            .collect();
+        for (number, state) in (0..).zip(&self.owner_states) {
+            let place = from.key_owners.get(number).and_then(OnceLock::get);
+            if let (Some(place), Some(row)) = (place, &state.row) {
+                let own = copy.key_owner(tables, KeyOwner::clone(place));
+                copy.owner_states[own as usize].row = Some(row.clone());
+            }
+        }
+        let descendants = from
+            .descendants
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        tables.write_descendants().clone_from(&descendants);
+        copy
+    }
+
+    /// Adds the entries of a key of another index. `known` holds the new ids of entries that were added before.
+    /// Returns `None` if the other index lacks an entry.
+    pub(super) fn carry(
+        &mut self,
+        tables: &AttributeTables,
+        (from, known): (&AttributeTables, &mut CarriedIds),
+        ids: AttributeIds,
+    ) -> Option<AttributeIds> {
+        let traits = match known.traits.get(&ids.traits) {
+            Some(own) => *own,
+            None => {
+                let traits = from.traits.get(ids.traits)?.get()?;
+                let own = number(self.traits.len());
+                self.size += size_of(traits);
+                tables.traits.at(own).get_or_init(|| traits.clone());
+                self.traits.insert(traits.clone(), own);
+                known.traits.insert(ids.traits, own);
+                own
+            }
+        };
+        let key_owner = match known.key_owners.get(&ids.key_owner) {
+            Some(own) => *own,
+            None => {
+                let place = from.key_owners.get(ids.key_owner)?.get()?;
+                let own = self.key_owner(tables, KeyOwner::clone(place));
+                self.link(tables, own);
+                known.key_owners.insert(ids.key_owner, own);
+                own
+            }
+        };
+        Some(AttributeIds { key_owner, traits })
     }
 
     /// Applies the row of an owner; `None` if the row is unreadable.
@@ -416,6 +506,7 @@ impl AttributeWriter {
             next_in_tenant: NONE,
             row: None,
         });
+        self.size += KEY_OWNER_SIZE;
         tables.count.store(new.saturating_add(1), Ordering::Relaxed);
         intern(&mut self.key_owners, key_owner, |key_owner| {
             tables.key_owners.at(new).get_or_init(|| key_owner);
@@ -479,7 +570,9 @@ impl AttributeWriter {
             status: self.resolve(key_owner),
         };
         let new = number(self.statuses.len());
+        let size = &mut self.size;
         intern(&mut self.statuses, interned, |interned| {
+            *size += STATUS_SIZE;
             tables.statuses.at(new).get_or_init(|| interned);
         })
     }
@@ -544,6 +637,18 @@ fn stored_copy<K: Clone + Ord, V>(map: &BTreeMap<K, V>, key: K) -> K {
         Some((own, _)) => own.clone(),
         None => key,
     }
+}
+
+/// Returns the approximate size of traits with their entries, in bytes.
+fn size_of(traits: &KeyTraits) -> usize {
+    /// 96 bytes: the approximate size of an item in a set, besides its text.
+    const ITEM: usize = 96;
+    let scopes = traits
+        .scopes
+        .iter()
+        .map(|scope| ITEM + scope.as_str().len());
+    let items = traits.bound.len() + traits.allowlist.iter().len();
+    std::mem::size_of::<KeyTraits>() + scopes.sum::<usize>() + ITEM * (items + 1)
 }
 
 /// Converts an index to 32 bits. Memory runs out long before 2³² entries exist.

@@ -30,7 +30,7 @@ use self::chunks::Chunks;
 use self::floors::Floors;
 use self::hashing::Hashing;
 pub(crate) use self::ledger::{AttributeIds, Attributes, OwnerRef};
-use self::ledger::{AttributeTables, AttributeWriter};
+use self::ledger::{AttributeTables, AttributeWriter, CarriedIds};
 pub(crate) use self::rows::RowState;
 use self::rows::{Content, IndexRow};
 pub(crate) use self::table::DigestPrefix;
@@ -76,6 +76,19 @@ struct WriterState {
     rows: u32,
     /// The row numbers of rotation successors whose first use is not recorded.
     unused: BTreeSet<u32>,
+    /// The approximate size of the index when it was filled, in bytes.
+    filled: usize,
+}
+
+/// 128 bytes: the approximate size of a row with its slot and its use count.
+const ROW_SIZE: usize = 128;
+/// 64 KiB that an index may grow beyond twice its size, so that a small index is not copied often.
+const SPARE: usize = 64 << 10;
+
+impl WriterState {
+    fn size(&self) -> usize {
+        self.attributes.size() + self.rows as usize * ROW_SIZE
+    }
 }
 
 /// An index, with a directory: a snapshot of its table's segments, through which readers find slots.
@@ -525,6 +538,72 @@ impl Index {
     /// Records that the scan has applied every row with a revision up to `base`.
     pub(super) fn set_scan_base(&self, base: Revision) {
         self.base.store(base.0, Ordering::Release);
+        let mut writer = self.writer();
+        writer.filled = writer.size();
+    }
+
+    /// Returns whether the index has more than doubled since it was filled. Most of it may then belong to
+    /// removed keys, or to attributes that no key uses. Copying at each doubling takes constant time per change.
+    pub(super) fn has_doubled(&self) -> bool {
+        let writer = self.writer();
+        writer.size() > 2 * writer.filled + SPARE
+    }
+
+    /// Returns a copy without removed keys, and without attributes that no key uses. The index must contain
+    /// every change up to the revision `upto`: the copy drops the tombstones up to it, and ignores changes of
+    /// unknown keys up to it, as after a scan.
+    pub(super) fn compacted(&self, upto: Revision) -> Self {
+        let copy = Self {
+            hashing: self.hashing,
+            floors: self.floors.clone(),
+            ..Self::default()
+        };
+        let base = self.base.load(Ordering::Acquire).max(upto.0);
+        let imported = self.imported.load(Ordering::Acquire);
+        copy.imported.store(imported, Ordering::Release);
+        let old = self.writer();
+        let mut guard = copy.writer();
+        let new = &mut *guard;
+        let (from, tables) = (&self.attribute_tables, &copy.attribute_tables);
+        new.attributes = old.attributes.without_keys(from, tables);
+        let mut known = CarriedIds::default();
+        // The new row and attribute ids of each old row; row 0 for a row that is left out.
+        let mut moved = vec![(0, AttributeIds::default()); old.rows as usize + 1];
+        for row in 1..=old.rows {
+            let entry = self.rows.at(row);
+            let mut content = entry.read();
+            match content.key {
+                RowState::Removed if content.revision <= upto => continue,
+                RowState::Removed | RowState::Corrupt => {}
+                RowState::Key(_) => {
+                    let ids = content.attribute_ids;
+                    let carried = new.attributes.carry(tables, (from, &mut known), ids);
+                    content.attribute_ids =
+                        carried.expect("an index has the attributes of each of its keys");
+                }
+            }
+            let own = copy.add_row(new, entry.id(), content);
+            moved[row as usize] = (own, content.attribute_ids);
+            if old.unused.contains(&row) {
+                new.unused.insert(own);
+            }
+        }
+        for (hash, digest_prefix, FoundSlot { row, value }) in old.table.slots() {
+            let (own, attribute_ids) = moved[row as usize];
+            let value = match value {
+                SlotValue::ROW => value,
+                SlotValue { until, .. } => SlotValue {
+                    until,
+                    attribute_ids,
+                },
+            };
+            if own != 0 {
+                new.table.insert(hash, own, digest_prefix, value);
+            }
+        }
+        drop(guard);
+        copy.set_scan_base(Revision(base));
+        copy
     }
 
     /// Returns whether a new view should be published, because many segments were replaced. Until then, the
@@ -675,6 +754,13 @@ impl Index {
         content: Content,
         (digest_prefix, value): (DigestPrefix, SlotValue),
     ) -> u32 {
+        let row = self.add_row(writer, id, content);
+        writer.table.insert(hash, row, digest_prefix, value);
+        row
+    }
+
+    /// Adds a row, which no lookup finds before it has a slot.
+    fn add_row(&self, writer: &mut WriterState, id: KeyId, content: Content) -> u32 {
         // Row numbers start at 1: row 0 means no row.
         writer.rows += 1;
         self.count.store(writer.rows, Ordering::Relaxed);
@@ -682,7 +768,6 @@ impl Index {
         let row = self.rows.at(writer.rows);
         row.set_id(id);
         row.write(content);
-        writer.table.insert(hash, writer.rows, digest_prefix, value);
         writer.rows
     }
 

@@ -378,6 +378,19 @@ impl Table {
         self.segments.len()
     }
 
+    /// Returns all slots with a key: the hash, the digest prefix, and the row with its value.
+    pub(super) fn slots(&self) -> impl Iterator<Item = (Hash, DigestPrefix, FoundSlot)> {
+        // A segment that is split less often than the others stands at several neighbouring places.
+        let first = |(at, own): &(usize, &Arc<TableSegment>)| {
+            *at == 0 || !Arc::ptr_eq(own, &self.segments[at - 1])
+        };
+        let segments = self.segments.iter().enumerate().filter(first);
+        let slots = segments.flat_map(|(_, segment)| &segment.slots);
+        let tagged = slots.map(|slot| (slot, slot.tag.load(Ordering::Relaxed)));
+        let taken = tagged.filter(|(_, tag)| *tag != EMPTY && *tag != GONE);
+        taken.map(|(slot, tag)| (Hash::of_tag(tag), slot.digest_prefix(), slot.found(tag)))
+    }
+
     /// Returns the slots with this hash.
     pub(super) fn candidates(&self, hash: Hash) -> impl Iterator<Item = FoundSlot> {
         self.segment(hash).candidates(hash)

@@ -309,15 +309,17 @@ proptest! {
     /// must agree. Fails, for example, in these cases:
     ///
     /// - an older row overwrites a newer one;
-    /// - a slot is lost when a segment grows or is split;
+    /// - a slot is lost when a segment grows or is split, or when the index is copied;
+    /// - a copy mixes the attributes of two keys up;
     /// - a lowered role does not reach all keys of an owner.
     #[test]
     fn the_index_agrees_with_a_naive_map(
         rows in prop::collection::vec((a_row(), 1_u64..40), 0..400),
         base in 0_u64..10,
         view_at in 0_usize..400,
+        copy_at in 0_usize..400,
     ) {
-        let index = Arc::new(Index::default());
+        let mut index = Arc::new(Index::default());
         let mut view = View::of(index.clone());
         let mut model = NaiveIndex::default();
         index.set_scan_base(Revision(base));
@@ -325,6 +327,10 @@ proptest! {
             let change = Change { revision: Revision(revision), row };
             model.apply(&change, Revision(base));
             index.apply([change]);
+            if number == copy_at {
+                index = Arc::new(index.compacted(Revision::ZERO));
+                view = View::of(index.clone());
+            }
             if number == view_at {
                 check(&index, &view, &model)?;
                 view = View::of(index.clone());
@@ -410,6 +416,33 @@ fn a_row_visits_only_the_tenants_and_owners_at_or_below_it() {
         assert_eq!(visited(&index, 5, [of_all]), 1 + count);
         assert_eq!(visited(&index, 5, [closed(&org)]), 1 + 3 * count);
     }
+}
+
+/// Fails if a copy keeps tombstones for ever, or if an older change brings a dropped one's key back.
+#[test]
+fn a_copy_drops_the_tombstones_that_every_reader_has_passed() {
+    let index = Index::default();
+    let key = |id| StoreRow::Key(Box::new(record(id, [1, 0, 0])));
+    let removed = |id: u16| StoreRow::Removed {
+        key: KeyId::from_u128(id.into()),
+        tenant: tenant(0),
+    };
+    let change = |revision, row| {
+        let revision = Revision(revision);
+        Change { revision, row }
+    };
+    let rows = [(1, key(1)), (3, removed(2)), (5, removed(3)), (6, key(4))];
+    index.apply(
+        rows.into_iter()
+            .map(|(revision, row)| change(revision, row)),
+    );
+    let copy = Arc::new(index.compacted(Revision(4)));
+    let view = View::of(copy.clone());
+    let kind = |id: u16| view.row_kind(KeyId::from_u128(id.into()));
+    let (own, gone) = (Some(RowKind::Key), Some(RowKind::Removed));
+    assert_eq!([1, 2, 3, 4].map(kind), [own, None, gone, own]);
+    copy.apply([change(2, key(2)), change(2, key(3)), change(7, key(5))]);
+    assert_eq!([2, 3, 5].map(kind), [None, gone, own]);
 }
 
 /// Replacing one digest many times does not make the table grow.
