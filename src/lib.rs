@@ -196,6 +196,7 @@ pub mod events;
 mod follow;
 #[cfg(feature = "http")]
 pub mod http;
+mod joint;
 mod keyward;
 mod manager;
 mod observe;
