@@ -197,6 +197,7 @@ pub mod events;
 mod follow;
 #[cfg(feature = "http")]
 pub mod http;
+mod joint;
 mod keyward;
 mod manager;
 mod observe;

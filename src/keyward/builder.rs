@@ -154,6 +154,7 @@ impl KeywardBuilder {
             policies.clone(),
             peppers.clone(),
         )
+        .with_manager(&manager)
         .with_read_through(read_through)
         .with_on_stale(on_stale);
         replica.sync().await?;

@@ -26,9 +26,12 @@ use crate::store::{Locator, Row, RowKey, StoreErrorKind};
 /// concurrently without harm.
 const SWEEP_PATIENCE: Duration = Duration::from_secs(60);
 
-/// The methods that change keys. Each takes an [`Actor`], or an actor with an idempotency key
-/// ([`Actor::with_command_id`]). A retry with the same idempotency key changes nothing. If the future is
-/// dropped, the command may or may not commit.
+/// Commands. Each takes an [`Actor`], or an actor with an idempotency key ([`Actor::with_command_id`]). A
+/// retry with the same idempotency key changes nothing.
+///
+/// A future that is kept and not polled delays no other caller. A future that is dropped before its commit
+/// was sent changes nothing; afterwards the command may or may not commit. If a dropped command that ended or
+/// narrowed a key landed, this process refuses the key from the store's answer on.
 impl Keyward {
     /// Creates a key.
     ///

@@ -7,7 +7,11 @@ mod outcomes;
 mod queries;
 mod recover;
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+
+use futures_util::FutureExt;
 
 pub use self::builder::KeywardBuilder;
 pub use self::outcomes::{Created, ImportedKey, KeyList, LeakReport, Rotated, TimeRepaired};
@@ -156,7 +160,15 @@ impl Keyward {
     /// [`StoreError`] of the store, or of the registry if this node could not register. Verification
     /// continues within the staleness bound, and then fails closed.
     pub async fn sync(&self) -> Result<(), StoreError> {
-        let synced = self.inner.replica.sync().await;
+        let replica = &self.inner.replica;
+        // An abandoned commit may hold locks of the store that the sync needs.
+        let mut abandoned = self.inner.manager.abandoned().drive();
+        let mut sync = pin!(replica.sync());
+        let synced = poll_fn(|cx| {
+            let _never = abandoned.poll_unpin(cx);
+            sync.as_mut().poll(cx)
+        })
+        .await;
         self.inner.verifier.drop_stale_snapshot();
         synced
     }

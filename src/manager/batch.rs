@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::queue::Pending;
-use super::{CommandError, KeyManager, Receipt};
+use super::{BatchExecutor, CommandError, Receipt};
 use crate::clock::Clock;
 use crate::core::actor::Actor;
 use crate::core::audit::AuditEntry;
@@ -32,9 +32,10 @@ const MAX_ATTEMPTS: u32 = 128;
 /// 4 rounds of loading linked keys. A chain has at most two links.
 const MAX_LINK_ROUNDS: usize = 4;
 
-impl KeyManager {
-    /// Carries a batch out. Afterwards every command of the batch has a result.
-    pub(super) async fn settle(&self, tenant: &TenantId, batch: &[Arc<Pending>]) {
+impl BatchExecutor {
+    /// Carries a batch out. Afterwards every command whose caller is still there has a result.
+    pub(super) async fn settle(self: Arc<Self>, tenant: TenantId, batch: Vec<Arc<Pending>>) {
+        let (tenant, batch) = (&tenant, &batch[..]);
         // A repair needs a commit of its own: it voids the instants of all commits before it.
         let repairs =
             |pending: &Arc<Pending>| matches!(pending.request.command, Command::RepairTime);
@@ -75,16 +76,24 @@ impl KeyManager {
     async fn attempt(
         &self,
         tenant: &TenantId,
-        batch: &[Arc<Pending>],
+        all: &[Arc<Pending>],
         unknown: &mut Option<StoreError>,
     ) -> Result<(), Failed> {
         for attempt in 1..=MAX_ATTEMPTS {
+            if all.iter().all(|pending| pending.is_left()) {
+                return Ok(());
+            }
             let policies = self.policies.load().clone();
             let policy = policies.of(tenant);
             let sent = self.time.monotonic();
             let (view, ancestry) = self
-                .load(tenant, batch, policy, self.time.check().earliest())
+                .load(tenant, all, policy, self.time.check().earliest())
                 .await?;
+            // A command whose caller is gone is left out, unless an earlier commit with it may have landed.
+            let may_have_landed = unknown.is_some();
+            let stays = |pending: &&Arc<Pending>| may_have_landed || !pending.is_left();
+            let batch: Vec<_> = all.iter().filter(stays).cloned().collect();
+            let batch = &batch[..];
             self.time.saw_server(view.server_time, sent);
             let time = self.time.check();
             if ancestry.epochs.iter().any(|epoch| *epoch != view.epoch) {
@@ -143,7 +152,7 @@ impl KeyManager {
                         .map(|pending| bound(&self.policies.load(), pending, &view))
                         .max();
                     let after = bound.unwrap_or_default();
-                    let no_later_than = self.now().max(decided_at).saturating_add(after);
+                    let no_later_than = self.time.now().max(decided_at).saturating_add(after);
                     let receipt = Receipt {
                         epoch: None,
                         revision,

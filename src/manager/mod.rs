@@ -2,9 +2,10 @@
 //! conflict.
 //!
 //! Concurrent commands for one tenant are decided together and committed as one, so that a busy tenant does
-//! not conflict with itself. No async runtime is needed: one of the waiting callers does the work for all of
-//! them.
+//! not conflict with itself. No async runtime is needed: each waiting caller that is polled drives the batch,
+//! so a caller that is dropped, or kept and not polled, delays no other caller.
 
+mod abandoned;
 mod batch;
 mod error;
 mod queue;
@@ -15,6 +16,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
+
+pub(crate) use self::abandoned::AbandonedBatches;
 pub(crate) use self::batch::load_ancestry;
 pub use self::error::CommandError;
 use self::queue::{CommandQueues, Pending};
@@ -27,11 +31,9 @@ use crate::core::command::Request;
 use crate::core::decide;
 use crate::core::id::KeyId;
 use crate::core::pepper::PepperRing;
-use crate::core::policy::{LivePolicies, Policy};
+use crate::core::policy::LivePolicies;
 use crate::core::secret::KeyMaterial;
-use crate::core::tenant::TenantId;
 use crate::core::text::CommandId;
-use crate::core::time::Timestamp;
 use crate::entropy::{Entropy, EntropyError};
 use crate::store::{CommitTag, KeyStore, Learnt};
 use crate::timekeeper::Timekeeper;
@@ -46,19 +48,25 @@ type UsedHere = dyn Fn(&[KeyId]) -> BTreeSet<KeyId> + Send + Sync;
 ///
 /// Part of every [`Keyward`](crate::Keyward), and usable on its own.
 pub struct KeyManager {
+    executor: Arc<BatchExecutor>,
+    queues: CommandQueues,
+}
+
+/// Everything that a batch needs. A batch owns a reference, because it may outlive its callers.
+#[derive(Clone)]
+struct BatchExecutor {
     store: Arc<dyn KeyStore>,
     policies: Arc<LivePolicies>,
     peppers: Arc<PepperRing>,
     time: Arc<Timekeeper>,
     entropy: Arc<dyn Entropy>,
-    landed: Option<Box<CommitListener>>,
-    used: Option<Box<UsedHere>>,
-    queues: CommandQueues,
+    landed: Option<Arc<CommitListener>>,
+    used: Option<Arc<UsedHere>>,
 }
 
 impl fmt::Debug for KeyManager {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
+        let BatchExecutor {
             store,
             policies: _,
             peppers,
@@ -66,8 +74,7 @@ impl fmt::Debug for KeyManager {
             entropy,
             used: _,
             landed: _,
-            queues: _,
-        } = self;
+        } = &*self.executor;
         f.debug_struct("KeyManager")
             .field("store", store)
             .field("peppers", peppers)
@@ -86,31 +93,32 @@ impl KeyManager {
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
     ) -> Self {
-        let queues = CommandQueues::default();
-        let time = Arc::new(Timekeeper::new(clock, CheckedTime::ALLOWANCE));
-        Self {
+        let executor = BatchExecutor {
             store,
             policies,
             peppers,
-            time,
+            time: Arc::new(Timekeeper::new(clock, CheckedTime::ALLOWANCE)),
             entropy,
             landed: None,
             used: None,
-            queues,
+        };
+        Self {
+            executor: Arc::new(executor),
+            queues: CommandQueues::default(),
         }
     }
 
     /// Sets the source of time, which the verifiers of this process share.
     #[must_use]
     pub fn with_time(mut self, time: Arc<Timekeeper>) -> Self {
-        self.time = time;
+        Arc::make_mut(&mut self.executor).time = time;
         self
     }
 
     /// Calls `listener` for every committed batch, before any command of the batch returns.
     #[must_use]
     pub fn with_listener(mut self, listener: impl Fn(&Learnt) + Send + Sync + 'static) -> Self {
-        self.landed = Some(Box::new(listener));
+        Arc::make_mut(&mut self.executor).landed = Some(Arc::new(listener));
         self
     }
 
@@ -121,33 +129,36 @@ impl KeyManager {
         mut self,
         used: impl Fn(&[KeyId]) -> BTreeSet<KeyId> + Send + Sync + 'static,
     ) -> Self {
-        self.used = Some(Box::new(used));
+        Arc::make_mut(&mut self.executor).used = Some(Arc::new(used));
         self
     }
 
-    /// Executes one command. If the future is dropped, the command may or may not commit. Repeating the same
-    /// request returns its outcome.
+    /// Executes one command. Repeating the same request returns its outcome.
+    ///
+    /// If the future is dropped before the command's commit was sent to the store, the command is not
+    /// executed. Afterwards it may or may not commit. If it commits, this process learns of the commit at its
+    /// next verification, command or sync, unless the command only issues keys: those are learned of by the
+    /// next sync that reads the store.
+    ///
+    /// A future that is kept and not polled delays no other caller.
     ///
     /// # Errors
     ///
     /// [`CommandError`] if the command was denied, or could not be executed.
     pub async fn execute(&self, request: Request) -> Result<Committed, CommandError> {
         let tenant = request.tenant.clone();
-        let policy = self.policy(&tenant);
+        let policy = self.executor.policies.load().of(&tenant).clone();
         let needed = decide::keys_needed(&request.command, &policy);
-        let pending = Arc::new(Pending::new(request, self.draw(needed)?));
-        let queue = self.queues.enter(&tenant);
-        queue.push(&pending);
-        {
-            let _leadership = queue.leadership().await;
-            // The batch of another caller may have included this command.
-            if !pending.is_settled() {
-                let batch = queue.next_batch(&pending);
-                self.settle(&tenant, &batch).await;
+        let pending = Pending::new(request, self.executor.draw(needed)?);
+        let ticket = self.queues.enter(&tenant, pending);
+        loop {
+            if let Some(result) = ticket.result() {
+                return result;
             }
+            let executor = &self.executor;
+            let begin = |batch| executor.clone().settle(tenant.clone(), batch).boxed();
+            ticket.drive(begin).await;
         }
-        drop(queue);
-        pending.result()
     }
 
     /// Returns a random command id, for a caller that did not choose one.
@@ -156,14 +167,18 @@ impl KeyManager {
     ///
     /// [`EntropyError`] if there is no randomness.
     pub fn command_id(&self) -> Result<CommandId, EntropyError> {
-        let id = KeyMaterial::draw(self.time.now(), |out| self.entropy.fill(out))?.id();
+        let BatchExecutor { time, entropy, .. } = &*self.executor;
+        let id = KeyMaterial::draw(time.now(), |out| entropy.fill(out))?.id();
         CommandId::new(id.to_string()).map_err(|_| EntropyError)
     }
 
-    fn policy(&self, tenant: &TenantId) -> Arc<Policy> {
-        self.policies.load().of(tenant).clone()
+    /// Returns the batches whose callers are all gone, so that a verifier can take their results in.
+    pub(crate) fn abandoned(&self) -> &Arc<AbandonedBatches> {
+        self.queues.abandoned()
     }
+}
 
+impl BatchExecutor {
     fn draw(&self, count: usize) -> Result<Vec<KeyMaterial>, EntropyError> {
         let now = self.time.now();
         let draw = |_| KeyMaterial::draw(now, |out| self.entropy.fill(out));
@@ -174,9 +189,5 @@ impl KeyManager {
         let mut tag = [0; 16];
         self.entropy.fill(&mut tag)?;
         Ok(CommitTag(u128::from_le_bytes(tag)))
-    }
-
-    pub(crate) fn now(&self) -> Timestamp {
-        self.time.now()
     }
 }

@@ -1,19 +1,26 @@
-//! The commands of each tenant that wait. One of them at a time is the leader, which executes all waiting
-//! commands as one batch.
+//! The commands of each tenant that wait. All that wait are executed as one batch, which every caller drives.
 //!
-//! A command whose future is dropped while it waits may be executed nevertheless, like a command whose reply
-//! was lost. If the leader is dropped midway, another command of its batch becomes the leader.
+//! A command whose caller is gone leaves the queue, and leaves its batch if no commit with it was sent. A
+//! batch whose callers are all gone leaves the queue too, so that the next command starts a batch of its own.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+
+use super::abandoned::AbandonedBatches;
 use super::error::CommandError;
 use super::receipt::{Committed, Receipt};
-use crate::core::command::{CommandOutcome, Denial, Request};
+use crate::core::command::{Command, CommandOutcome, Denial, Request};
 use crate::core::id::KeyId;
 use crate::core::secret::KeyMaterial;
 use crate::core::tenant::TenantId;
 use crate::core::view::TenantView;
+use crate::joint::Joint;
 
 /// At most 64 commands in one commit.
 const MAX_BATCH: usize = 64;
@@ -23,6 +30,8 @@ pub(super) struct Pending {
     pub(super) request: Request,
     material: Mutex<Arc<Vec<KeyMaterial>>>,
     progress: Mutex<Progress>,
+    /// Whether the caller is gone.
+    left: AtomicBool,
 }
 
 #[derive(Default)]
@@ -40,7 +49,17 @@ impl Pending {
             request,
             material,
             progress: Mutex::default(),
+            left: AtomicBool::new(false),
         }
+    }
+
+    fn leave(&self) {
+        self.left.store(true, Ordering::Release);
+    }
+
+    /// Returns whether the caller is gone.
+    pub(super) fn is_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
     }
 
     pub(super) fn material(&self) -> Arc<Vec<KeyMaterial>> {
@@ -91,15 +110,13 @@ impl Pending {
         lock(&self.progress).result.get_or_insert(result);
     }
 
-    pub(super) fn is_settled(&self) -> bool {
+    fn is_settled(&self) -> bool {
         lock(&self.progress).result.is_some()
     }
 
-    pub(super) fn result(&self) -> Result<Committed, CommandError> {
-        let result = lock(&self.progress).result.take();
-        // A leader always sets a result. Without a result, no commit is known to
-        // have landed.
-        result.unwrap_or(Err(CommandError::Contended { attempts: 0 }))
+    /// Takes the result; `None` if there is none yet.
+    fn result(&self) -> Option<Result<Committed, CommandError>> {
+        lock(&self.progress).result.take()
     }
 }
 
@@ -115,91 +132,172 @@ fn landed(outcome: &CommandOutcome, id: KeyId, view: &TenantView) -> bool {
     made.id == id && stands == Some(made.fingerprint)
 }
 
-/// The waiting commands of one tenant, and the lock that makes one of them the leader.
+/// The commands of one tenant.
 #[derive(Default)]
 struct CommandQueue {
-    waiting: Mutex<Vec<Arc<Pending>>>,
-    leadership: async_lock::Mutex<()>,
+    /// The number of commands that entered so far.
+    entered: u64,
+    /// The commands that are in no batch yet, in the order of their arrival.
+    waiting: BTreeMap<u64, Arc<Pending>>,
+    current: Option<Batch>,
+    /// The number of commands whose callers are still there.
+    tickets: usize,
+}
+
+struct Batch {
+    work: Arc<Joint<()>>,
+    commands: Vec<Arc<Pending>>,
+}
+
+impl Batch {
+    /// Returns whether this process must learn of the batch's commit before the next sync: some command may
+    /// end or narrow a key.
+    fn must_be_learned_of(&self) -> bool {
+        let only_issues = |pending: &Arc<Pending>| {
+            matches!(
+                pending.request.command,
+                Command::Create(_)
+                    | Command::Import(_)
+                    | Command::ProvisionTenant
+                    | Command::ProvisionResource(_)
+            )
+        };
+        !self.commands.iter().all(only_issues)
+    }
 }
 
 impl CommandQueue {
-    fn push(&self, pending: Arc<Pending>) {
-        lock(&self.waiting).push(pending);
-    }
-
-    async fn leadership(&self) -> async_lock::MutexGuard<'_, ()> {
-        self.leadership.lock().await
-    }
-
-    /// Returns `own` and other waiting commands. `own` may be missing from the queue if its leader
-    /// was dropped.
-    fn next_batch(&self, own: &Arc<Pending>) -> Vec<Arc<Pending>> {
-        let mut waiting = lock(&self.waiting);
-        waiting.retain(|other| !Arc::ptr_eq(other, own) && !other.is_settled());
-        let others = waiting.len().min(MAX_BATCH - 1);
-        std::iter::once(own.clone())
-            .chain(waiting.drain(..others))
-            .collect()
+    /// Takes the next batch from the commands that wait.
+    fn next_batch(&mut self) -> Vec<Arc<Pending>> {
+        let next = std::iter::from_fn(|| self.waiting.pop_first());
+        next.take(MAX_BATCH).map(|(_, pending)| pending).collect()
     }
 }
 
 /// The queues in use.
 #[derive(Default)]
-pub(super) struct CommandQueues(Mutex<HashMap<TenantId, Arc<CommandQueue>>>);
+pub(super) struct CommandQueues {
+    by_tenant: Mutex<HashMap<TenantId, CommandQueue>>,
+    abandoned: Arc<AbandonedBatches>,
+}
 
 impl CommandQueues {
-    pub(super) fn enter(&self, tenant: &TenantId) -> QueueGuard<'_> {
-        let queue = lock(&self.0).entry(tenant.clone()).or_default().clone();
-        QueueGuard {
+    pub(super) fn abandoned(&self) -> &Arc<AbandonedBatches> {
+        &self.abandoned
+    }
+
+    pub(super) fn enter(&self, tenant: &TenantId, pending: Pending) -> Ticket<'_> {
+        let pending = Arc::new(pending);
+        let mut by_tenant = lock(&self.by_tenant);
+        let queue = by_tenant.entry(tenant.clone()).or_default();
+        queue.entered += 1;
+        queue.tickets += 1;
+        queue.waiting.insert(queue.entered, pending.clone());
+        Ticket {
             queues: self,
             tenant: tenant.clone(),
-            queue: Some(queue),
+            number: queue.entered,
+            pending,
         }
     }
 }
 
-/// A command's registration with a queue. The last one to end removes the queue, with any dropped commands
-/// in it.
-pub(super) struct QueueGuard<'a> {
+/// A caller's place in a queue. Dropping it takes the command out of the queue.
+pub(super) struct Ticket<'a> {
     queues: &'a CommandQueues,
     tenant: TenantId,
-    /// `None` only during drop. The reference is dropped under the lock of `queues`, so that the
-    /// count of the remaining guards is exact.
-    queue: Option<Arc<CommandQueue>>,
+    number: u64,
+    pending: Arc<Pending>,
 }
 
-impl QueueGuard<'_> {
-    pub(super) fn push(&self, pending: &Arc<Pending>) {
-        self.queue
-            .iter()
-            .for_each(|queue| queue.push(pending.clone()));
+impl Ticket<'_> {
+    pub(super) fn result(&self) -> Option<Result<Committed, CommandError>> {
+        self.pending.result()
     }
 
-    pub(super) async fn leadership(&self) -> Option<async_lock::MutexGuard<'_, ()>> {
-        match &self.queue {
-            Some(queue) => Some(queue.leadership().await),
-            None => None,
+    /// Drives the tenant's current batch until it ends or is abandoned. Starts the next batch if there is
+    /// none.
+    pub(super) async fn drive(
+        &self,
+        begin: impl FnOnce(Vec<Arc<Pending>>) -> BoxFuture<'static, ()>,
+    ) {
+        let Some(work) = self.join(begin) else {
+            return;
+        };
+        let mut wait = work.wait();
+        // An abandoned commit may hold locks of the store that the batch needs.
+        let mut abandoned = self.queues.abandoned.drive();
+        poll_fn(|cx| {
+            let _never = abandoned.poll_unpin(cx);
+            // The poll registers the caller before the check. The other order could miss the wake-up by the
+            // caller who abandons the batch.
+            let ended = wait.poll_unpin(cx).is_ready();
+            match ended || !self.is_current(&work) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
+        .await;
+    }
+
+    /// Joins the current batch, or begins one. `None` if no command waits.
+    fn join(
+        &self,
+        begin: impl FnOnce(Vec<Arc<Pending>>) -> BoxFuture<'static, ()>,
+    ) -> Option<Arc<Joint<()>>> {
+        let mut by_tenant = lock(&self.queues.by_tenant);
+        let queue = by_tenant.entry(self.tenant.clone()).or_default();
+        queue.current.take_if(|batch| batch.work.is_ended());
+        if queue.current.is_none() {
+            // A batch that panicked left this command without a result.
+            if !self.pending.is_settled() {
+                queue.waiting.insert(self.number, self.pending.clone());
+            }
+            let commands = queue.next_batch();
+            if commands.is_empty() {
+                return None;
+            }
+            queue.current = Some(Batch {
+                work: Joint::new(begin(commands.clone())),
+                commands,
+            });
         }
+        queue.current.as_ref().map(|batch| batch.work.clone())
     }
 
-    pub(super) fn next_batch(&self, own: &Arc<Pending>) -> Vec<Arc<Pending>> {
-        self.queue
-            .as_ref()
-            .map_or_else(|| vec![own.clone()], |queue| queue.next_batch(own))
+    fn is_current(&self, work: &Arc<Joint<()>>) -> bool {
+        let by_tenant = lock(&self.queues.by_tenant);
+        let current = by_tenant.get(&self.tenant);
+        current
+            .and_then(|queue| queue.current.as_ref())
+            .is_some_and(|batch| Arc::ptr_eq(&batch.work, work))
     }
 }
 
-impl Drop for QueueGuard<'_> {
+impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        let mut queues = lock(&self.queues.0);
-        drop(self.queue.take());
-        // Only the map's own reference is left. Nobody can enter, because entering takes the lock
-        // held here.
-        if queues
-            .get(&self.tenant)
-            .is_some_and(|queue| Arc::strong_count(queue) == 1)
-        {
-            queues.remove(&self.tenant);
+        self.pending.leave();
+        let left = {
+            let mut by_tenant = lock(&self.queues.by_tenant);
+            let Some(queue) = by_tenant.get_mut(&self.tenant) else {
+                return;
+            };
+            queue.waiting.remove(&self.number);
+            queue.tickets -= 1;
+            let is_left = |batch: &mut Batch| batch.commands.iter().all(|one| one.is_left());
+            let left = queue.current.take_if(is_left);
+            if queue.tickets == 0 {
+                by_tenant.remove(&self.tenant);
+            }
+            left
+        };
+        // Without a caller, a batch must not delay the tenant's other commands: the store may never answer.
+        if let Some(batch) = left.filter(|batch| !batch.work.is_ended()) {
+            match batch.must_be_learned_of() {
+                true => self.queues.abandoned.add(&batch.work),
+                false => batch.work.cancel(),
+            }
+            batch.work.wake();
         }
     }
 }

@@ -116,7 +116,7 @@ impl KeyManager {
             return Ok(request);
         };
         if let Some(made_by) = filter.made_by.as_mut().filter(|by| by.lineage.is_none()) {
-            made_by.lineage = Some(lineage_of(&*self.store, made_by.key).await?);
+            made_by.lineage = Some(lineage_of(&*self.executor.store, made_by.key).await?);
         }
         Ok(request)
     }
@@ -144,7 +144,7 @@ impl KeyManager {
             return Ok(Request { continues, ..below });
         };
         let select = LoadRequest::owner(owner.clone());
-        let view = self.store.load(&request.tenant, &select).await?;
+        let view = self.executor.store.load(&request.tenant, &select).await?;
         let removed_at = view.owner(owner).and_then(|row| row.removed_at);
         // While the command continues, its start is the limit. The start also covers keys that a wrong clock
         // dated in the future.
@@ -173,6 +173,7 @@ impl KeyManager {
         request: &Request,
     ) -> Result<Option<(Author, Timestamp)>, CommandError> {
         let view = self
+            .executor
             .store
             .load(&request.tenant, &LoadRequest::none())
             .await?;
@@ -214,7 +215,7 @@ impl KeyManager {
             return Ok(done);
         };
         loop {
-            let page = self.store.list(&query).await?;
+            let page = self.executor.store.list(&query).await?;
             let keys: Vec<_> = page.keys.iter().map(|record| record.id).collect();
             if !keys.is_empty() {
                 let (outcome, receipt) = self.sweep_page(request, keys.into()).await?;
@@ -250,7 +251,10 @@ impl KeyManager {
         let limit = NonZeroUsize::new(SWEEP_MAX)?;
         let all = KeyQuery {
             limit,
-            ..KeyQuery::tenant(request.tenant.clone(), self.time.check().earliest())
+            ..KeyQuery::tenant(
+                request.tenant.clone(),
+                self.executor.time.check().earliest(),
+            )
         };
         match &request.command {
             Command::CloseTenant => Some(all.live()),
@@ -296,8 +300,7 @@ impl KeyManager {
         };
         let mut query = KeyQuery {
             below: true,
-            limit,
-            ..KeyQuery::tenant(tenant, self.time.check().earliest()).live()
+            ..KeyQuery::tenant(tenant, self.executor.time.check().earliest()).live()
         };
         if let Command::RemoveOwner { owner }
         | Command::ChangeOwnerRole { owner, .. }
@@ -307,7 +310,7 @@ impl KeyManager {
         }
         let mut below = BTreeSet::new();
         loop {
-            let page = self.store.list(&query).await?;
+            let page = self.executor.store.list(&query).await?;
             below.extend(page.keys.into_iter().map(|record| record.facts.tenant));
             match page.next {
                 Some(next) => query.after = Some(next),

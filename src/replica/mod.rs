@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::FutureExt;
 
 pub(crate) use self::confirmations::Awaited;
 pub use self::confirmations::{Confirmations, NodeAnswer, NodeConfirmation};
@@ -40,6 +41,7 @@ use crate::core::id::KeyId;
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
+use crate::joint::Turns;
 use crate::observe;
 use crate::store::{
     Change, ChangesError, CommitTag, Cursor, Epoch, FoundKey, KeyStore, Learnt, ScanPage,
@@ -49,6 +51,10 @@ use crate::timekeeper::Timekeeper;
 
 /// 4096 rows per page of the change feed or of a scan: about 1 MB.
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).expect("the page size is not zero");
+
+/// 500 ms, half of a follower's default timeout: a caller that gives up on a sync cancels it for all callers
+/// if the store has not answered for this long.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The value of `confirmed` while no read confirms the index.
 const NEVER: u64 = 0;
@@ -80,11 +86,21 @@ pub struct Replica {
     /// Whether the store has ever answered `changes_now`. Only a store in this process does.
     in_process: AtomicBool,
     progress: Mutex<SyncState>,
-    syncing: async_lock::Mutex<()>,
+    turns: Turns<TurnKind, Result<(), StoreError>>,
     registration: Option<Registration>,
     /// The number of answers from the store and the registry. A caller watches this number to distinguish a
     /// slow sync from a hung one.
     answers: AtomicU64,
+    /// The time of the last such answer, or of the start of the current turn, in microseconds of the
+    /// monotonic clock.
+    answered: AtomicU64,
+}
+
+/// The work of a replica that must not overlap. It runs in turns, each driven by every caller that waits.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum TurnKind {
+    Sync,
+    Leave,
 }
 
 #[derive(Debug, Default)]
@@ -122,9 +138,10 @@ impl Replica {
             imported: AtomicBool::new(false),
             in_process: AtomicBool::new(false),
             progress: Mutex::default(),
-            syncing: async_lock::Mutex::new(()),
+            turns: Turns::default(),
             registration: None,
             answers: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
         }
     }
 
@@ -142,12 +159,40 @@ impl Replica {
     /// Applies every commit that returned before this call, and then confirms the index. The first call reads
     /// the whole store. So does the first call after the store's history was replaced or compacted.
     ///
+    /// Syncs run one after another. Concurrent calls share a sync that begins after all of them, and each
+    /// call drives the current sync. A call that is kept and not polled delays no other call.
+    ///
     /// # Errors
     ///
     /// [`StoreError`] of the store, or of the registry if this node could not register. The index is not
     /// confirmed then, but changes that arrived before the error stay applied.
-    pub async fn sync(&self) -> Result<(), StoreError> {
-        let _only_one = self.syncing.lock().await;
+    pub async fn sync(self: &Arc<Self>) -> Result<(), StoreError> {
+        self.next_turn(TurnKind::Sync).await
+    }
+
+    /// Takes a turn of this kind, which begins after this call.
+    async fn next_turn(self: &Arc<Self>, kind: TurnKind) -> Result<(), StoreError> {
+        let begin = || {
+            let replica = self.clone();
+            async move {
+                replica.note_time();
+                match kind {
+                    TurnKind::Sync => replica.sync_once().await,
+                    TurnKind::Leave => replica.leave_once().await,
+                }
+            }
+            .boxed()
+        };
+        // A caller that is dropped may leave other callers behind that are never polled. So a turn whose
+        // answer was lost must not block the next one.
+        let is_stalled = || {
+            let answered = Duration::from_micros(self.answered.load(Ordering::Relaxed));
+            self.clock.monotonic().saturating_sub(answered) >= PATIENCE
+        };
+        self.turns.next(kind, begin, is_stalled).await
+    }
+
+    async fn sync_once(&self) -> Result<(), StoreError> {
         // Read the registry first: the other nodes' clocks correct the time against which verifications check
         // keys after this sync.
         self.read_peers().await;
@@ -198,6 +243,13 @@ impl Replica {
 
     fn count_answer(&self) {
         self.answers.fetch_add(1, Ordering::Relaxed);
+        self.note_time();
+    }
+
+    fn note_time(&self) {
+        let now = self.clock.monotonic().as_micros();
+        let now = u64::try_from(now).unwrap_or(u64::MAX);
+        self.answered.store(now, Ordering::Relaxed);
     }
 
     /// Returns the send time of the newest read whose complete answer the index contains; `None` if no read

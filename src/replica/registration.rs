@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::confirmations::{
     self, Awaited, Confirmations, ObservedReport, Observer, Sightings, judge,
 };
-use super::{NEVER, Replica, SyncState, is_by};
+use super::{NEVER, Replica, SyncState, TurnKind, is_by};
 use crate::clock::{Clock, Reading};
 use crate::core::policy::Propagation;
 use crate::core::text::NodeLabel;
@@ -142,8 +142,11 @@ impl Replica {
     /// # Errors
     ///
     /// [`StoreError`] of the registry. The entry then expires with its lease.
-    pub async fn leave(&self) -> Result<(), StoreError> {
-        let _only_one = self.syncing.lock().await;
+    pub async fn leave(self: &Arc<Self>) -> Result<(), StoreError> {
+        self.next_turn(TurnKind::Leave).await
+    }
+
+    pub(super) async fn leave_once(&self) -> Result<(), StoreError> {
         let known = {
             let mut progress = self.progress();
             self.end_freshness(&mut progress);
@@ -309,7 +312,7 @@ impl Replica {
     /// Returns each node's confirmation of a change. Once the bound of the change has passed, a failing
     /// registry is no error: the bound alone confirms the change.
     pub(crate) async fn confirmations(
-        &self,
+        self: &Arc<Self>,
         awaited: &Awaited,
     ) -> Result<Confirmations, StoreError> {
         match self.ask(awaited).await {
@@ -321,7 +324,7 @@ impl Replica {
         }
     }
 
-    async fn ask(&self, awaited: &Awaited) -> Result<Confirmations, StoreError> {
+    async fn ask(self: &Arc<Self>, awaited: &Awaited) -> Result<Confirmations, StoreError> {
         let mut observer = Observer {
             epoch: None,
             node: None,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::Guard;
 
-use super::{Confirmation, Grant, Verifier, resolve};
+use super::{Grant, Verifier, resolve};
 use crate::core::need::Need;
 use crate::core::rejection::VerifyError;
 use crate::core::token;
@@ -38,8 +38,8 @@ impl Verifier {
         need: &Need,
         verdicts: &mut Vec<Result<Grant, VerifyError>>,
     ) {
-        let confirmed = Confirmation::Sent(self.replica.confirmed_at());
-        // All grants share one owned reference to the snapshot.
+        let confirmed = self.confirmed();
+        // One owned reference to the snapshot, which all grants share.
         let snapshot = Guard::into_inner(self.snapshot());
         let view = &*snapshot.view;
         let tokens: [_; BATCH_SIZE] = array::from_fn(|at| {

@@ -41,7 +41,7 @@ use crate::core::subject::{KeyToVerify, KeyTraits, Lifecycle};
 use crate::core::text::PepperId;
 use crate::core::time::Timestamp;
 use crate::core::token::{self, Token, TokenError};
-use crate::observe::LogSampler;
+use crate::manager::{AbandonedBatches, KeyManager};
 use crate::replica::{
     Attributes, DigestPrefix, Hit, IndexLookup, Prefetched, Replica, RowState, View,
 };
@@ -61,8 +61,7 @@ pub struct Verifier {
     redigests: RedigestQueue,
     flights: Flights,
     on_stale: OnStale,
-    outage_lines: LogSampler,
-    refusal_lines: LogSampler,
+    abandoned: Arc<AbandonedBatches>,
 }
 
 impl fmt::Debug for Verifier {
@@ -133,9 +132,15 @@ impl Verifier {
             redigests: RedigestQueue::default(),
             flights: Flights::new(ReadThroughLimits::default()),
             on_stale: OnStale::default(),
-            outage_lines: LogSampler::default(),
-            refusal_lines: LogSampler::default(),
+            abandoned: Arc::default(),
         }
+    }
+
+    /// Makes every verification first take in the commits of `manager` whose callers are gone.
+    #[must_use]
+    pub fn with_manager(mut self, manager: &KeyManager) -> Self {
+        self.abandoned = manager.abandoned().clone();
+        self
     }
 
     /// Sets the limits for reads through the store. Defaults to [`ReadThroughLimits::default`].
@@ -178,7 +183,7 @@ impl Verifier {
             Ok(token) => token,
             Err(error) => return self.verify_foreign(presented, error, need),
         };
-        let confirmed = Confirmation::Sent(self.replica.confirmed_at());
+        let confirmed = self.confirmed();
         let verdict = self.verify_token(&token, need, confirmed);
         if self.may_confirm(&verdict) {
             return self.verify_confirmed(&token, need);
@@ -203,7 +208,7 @@ impl Verifier {
             return Err(error.into());
         }
         let digest = Digest::sha256(token::trim(presented)?);
-        let confirmed = Confirmation::Sent(self.replica.confirmed_at());
+        let confirmed = self.confirmed();
         let verdict = self.verify_digest(&digest, error, need, confirmed);
         if self.may_confirm(&verdict) {
             return self.verify_digest(&digest, error, need, Confirmation::DuringCall);
@@ -224,6 +229,13 @@ impl Verifier {
     #[inline(never)]
     fn verify_pair(&self, pair: Credentials<'_>, need: &Need) -> Result<Grant, VerifyError> {
         verify_halves(pair, need, |key, need| self.verify(key, need))
+    }
+
+    /// Returns the time of the last confirmation. Every verification begins with this call.
+    #[inline]
+    fn confirmed(&self) -> Confirmation {
+        self.abandoned.settle();
+        Confirmation::Sent(self.replica.confirmed_at())
     }
 
     /// Returns the current snapshot.

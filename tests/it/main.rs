@@ -19,6 +19,7 @@ mod house;
 #[cfg(feature = "axum")]
 mod http;
 mod invariants;
+mod kept;
 mod life;
 mod lost_replies;
 mod model;

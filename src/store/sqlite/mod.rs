@@ -8,6 +8,7 @@ mod head;
 mod nodes;
 mod options;
 mod read;
+mod readers;
 mod rows;
 mod schema;
 mod session;
@@ -31,6 +32,7 @@ use self::fault::SqliteFault;
 pub use self::file::JournalMode;
 use self::file::StoreFile;
 pub use self::options::SqliteOptions;
+use self::readers::Readers;
 use self::session::Pool;
 use self::writer::SqliteWriter;
 use super::{
@@ -93,9 +95,9 @@ struct SqliteStoreInner {
     pool: Arc<Pool>,
     journal: JournalMode,
     poll: Duration,
-    reads: async_lock::Semaphore,
-    /// The permits for reads of the feed and of the node registry, which must not queue behind listings.
-    follows: async_lock::Semaphore,
+    reads: Readers,
+    /// The readers of the feed and of the node registry, which must not queue behind listings.
+    follows: Readers,
     writer: SqliteWriter,
     on_commit: Arc<Event>,
     /// The sender that keeps the watcher thread running. `None` before the first
@@ -135,11 +137,11 @@ impl SqliteStore {
         })?;
         Ok(Self {
             shared: Arc::new(SqliteStoreInner {
+                reads: Readers::new(pool.clone(), READERS),
+                follows: Readers::new(pool.clone(), FOLLOWERS),
                 pool,
                 journal,
                 poll,
-                reads: async_lock::Semaphore::new(READERS),
-                follows: async_lock::Semaphore::new(FOLLOWERS),
                 writer,
                 on_commit,
                 watch: Mutex::new(None),
@@ -241,7 +243,8 @@ impl SqliteStore {
         doing: &'static str,
         read: impl FnOnce(&Connection) -> Result<T, SqliteFault> + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.read_among(&self.shared.reads, doing, read).await
+        let answer = self.shared.reads.read(read).await;
+        answer.map_err(|fault| fault.into_error(doing))
     }
 
     /// Runs a read for followers or for the registry of nodes.
@@ -250,18 +253,7 @@ impl SqliteStore {
         doing: &'static str,
         read: impl FnOnce(&Connection) -> Result<T, SqliteFault> + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.read_among(&self.shared.follows, doing, read).await
-    }
-
-    async fn read_among<T: Send + 'static>(
-        &self,
-        permits: &async_lock::Semaphore,
-        doing: &'static str,
-        read: impl FnOnce(&Connection) -> Result<T, SqliteFault> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let _permit = permits.acquire().await;
-        let pool = self.shared.pool.clone();
-        let answer = blocking::unblock(move || pool.read(read)).await;
+        let answer = self.shared.follows.read(read).await;
         answer.map_err(|fault| fault.into_error(doing))
     }
 

@@ -149,6 +149,10 @@ impl Thread {
                     Job::Own(job) => job(&mut self),
                 }
             }
+            // Leaves out commits whose callers stopped waiting. No work on these commits has started.
+            let queued = group.len();
+            group.retain(|queued: &SqliteCommit| !queued.answer.is_closed());
+            (group.len()..queued).for_each(|_| self.close());
             if !group.is_empty() {
                 self.settle(group);
                 landed();

@@ -11,15 +11,15 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared, WeakShared};
 
 use super::gate::{Gate, ReadPermit, ReadThroughLimits};
 use super::read::{StoreLookup, read};
 use crate::clock::Reading;
+use crate::joint::Joint;
 use crate::observe;
 use crate::replica::Replica;
 use crate::store::{KeyStore, Locator, StoreError};
@@ -44,7 +44,7 @@ pub(super) struct Fetched {
 }
 
 /// A shared read. Every caller that awaits the read polls it.
-type Read = Shared<BoxFuture<'static, Arc<Fetched>>>;
+type Read = Arc<Joint<Arc<Fetched>>>;
 
 /// A second read, shared by all callers that need a read that began after their own calls.
 type SecondRead = Arc<Mutex<Option<Read>>>;
@@ -69,7 +69,7 @@ type ByKey = Mutex<HashMap<Locator, InFlight>>;
 struct InFlight {
     started: LogicalTime,
     sent: Reading,
-    read: WeakShared<BoxFuture<'static, Arc<Fetched>>>,
+    read: Weak<Joint<Arc<Fetched>>>,
     next: SecondRead,
 }
 
@@ -124,6 +124,29 @@ impl Flights {
         context: &ReadContext<'_>,
         holds_key: bool,
     ) -> Option<Flight> {
+        self.try_join(locator, context, holds_key).or_else(|| {
+            // Reads whose callers are kept and not polled must not hold their permits.
+            self.nudge();
+            self.try_join(locator, context, holds_key)
+        })
+    }
+
+    /// Polls every read that the store has answered, and that no caller has polled since.
+    fn nudge(&self) {
+        let reads = lock(&self.by_key)
+            .values()
+            .map(|own| own.read.clone())
+            .collect::<Vec<_>>();
+        let reads = reads.iter().filter_map(Weak::upgrade);
+        reads.for_each(|read| read.nudge());
+    }
+
+    fn try_join(
+        &self,
+        locator: Locator,
+        context: &ReadContext<'_>,
+        holds_key: bool,
+    ) -> Option<Flight> {
         let mut by_key = lock(&self.by_key);
         // Read the clock under the lock, so that a later caller never reads an earlier time.
         let now = context.clock.raw();
@@ -147,17 +170,15 @@ impl Flights {
             _permit: permit,
         };
         let started = guard.started;
-        let read = fetch(context, guard, now).boxed().shared();
+        let read = Joint::new(fetch(context, guard, now).boxed());
         let next = SecondRead::default();
-        let replaced = read.downgrade().and_then(|weak| {
-            let own = InFlight {
-                started,
-                sent: now,
-                read: weak,
-                next: next.clone(),
-            };
-            by_key.insert(locator, own)
-        });
+        let own = InFlight {
+            started,
+            sent: now,
+            read: Arc::downgrade(&read),
+            next: next.clone(),
+        };
+        let replaced = by_key.insert(locator, own);
         drop(by_key);
         // Drop the replaced read after releasing the lock: dropping a read takes the lock to remove the read
         // from the list.
@@ -167,9 +188,9 @@ impl Flights {
 }
 
 impl Flight {
-    /// Waits for the read, and returns its result.
-    pub(super) async fn end(&self) -> Arc<Fetched> {
-        self.read.clone().await
+    /// Waits for the read, and returns its result; `None` if the read panicked.
+    pub(super) async fn end(&self) -> Option<Arc<Fetched>> {
+        self.read.wait().await
     }
 
     /// Returns the result of a second read, which begins after all calls that joined this read. The first
@@ -183,7 +204,7 @@ impl Flight {
             next.clone()
         };
         match read {
-            Some(read) => Some(read.await),
+            Some(read) => read.wait().await,
             None => None,
         }
     }

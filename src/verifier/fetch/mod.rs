@@ -227,7 +227,7 @@ impl Verifier {
         };
         let join = || self.flights.join(locator, &context, holds_key);
         let flight = join().ok_or_else(too_many)?;
-        let fetched = flight.end().await;
+        let fetched = flight.end().await.ok_or(VerifyError::StoreUnavailable)?;
         if fetched.started > called {
             return self
                 .judge(&claim, need, &fetched, RequiredFreshness::AfterCall)

@@ -96,7 +96,7 @@ pub(crate) async fn check(common: &CommonArgs, output: &Output) -> CliResult<()>
     drop(elapsed);
     let report = report?;
     let (rows, audit, faults) = (report.rows, report.audit, report.faults);
-    let replica = Replica::new(store.keys(), Arc::new(SystemClock));
+    let replica = Arc::new(Replica::new(store.keys(), Arc::new(SystemClock)));
     // A damaged store may fail to sync; the report below names the damage.
     let synced = replica.sync().await;
     let ahead = synced.map_or_else(|_| Vec::new(), |()| replica.tenants_ahead());
