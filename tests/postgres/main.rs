@@ -10,6 +10,7 @@ mod integrity;
 mod loads;
 mod operators;
 mod plans;
+mod pooler;
 mod portable;
 mod round_trips;
 mod sharing;

@@ -187,7 +187,7 @@ fn the_server_accepts_every_statement() {
 }
 
 /// Runs every statement of the store.
-fn do_everything(place: &TestSchema) {
+pub(crate) fn do_everything(place: &TestSchema) {
     const ONE: NonZeroUsize = NonZeroUsize::MIN;
     let store = place.connect();
     let clock = Arc::new(ManualClock::at(at(START)));

@@ -33,6 +33,8 @@ pub(super) enum PostgresFault {
     Missing,
     #[error("the server is a standby: reads must go to the primary")]
     Standby,
+    #[error("{POOLER}")]
+    Pooler,
     #[error("no synchronous standby is set: `synchronous_standby_names` is empty")]
     NoStandby,
     #[error("the synchronous standby did not acknowledge a heartbeat")]
@@ -41,13 +43,29 @@ pub(super) enum PostgresFault {
     Elsewhere,
 }
 
+/// The reason for an error for which [`is_of_pooler`] returns `true`, and the remedy.
+const POOLER: &str = "a connection pooler keeps no prepared statements or transactions: use its session mode, or \
+     transaction mode of PgBouncer 1.21 or later with `max_prepared_statements` above zero";
+
+/// Returns `true` if a statement is missing or exists already on the server's connection. The driver names
+/// statements uniquely, so the connection is shared with another client.
+fn is_of_pooler(code: &SqlState) -> bool {
+    let lost = [
+        SqlState::INVALID_SQL_STATEMENT_NAME,
+        SqlState::DUPLICATE_PSTATEMENT,
+    ];
+    lost.contains(code)
+}
+
 impl From<tokio_postgres::Error> for PostgresFault {
     fn from(error: tokio_postgres::Error) -> Self {
         if let Some(refused) = error.as_db_error() {
-            return Self::Server {
-                code: refused.code().clone(),
-                message: refused.message().to_owned(),
-            };
+            let code = refused.code().clone();
+            let mut message = refused.message().to_owned();
+            if is_of_pooler(&code) {
+                message = format!("{message}: {POOLER}");
+            }
+            return Self::Server { code, message };
         }
         let mut message = error.to_string();
         let mut source = std::error::Error::source(&error);
@@ -215,6 +233,11 @@ pub enum ConnectError {
          `finish_recovery`"
     )]
     Unrecovered,
+    /// A connection pooler in between keeps no prepared statements between transactions, or no transactions.
+    /// Use its session mode, or transaction mode of PgBouncer 1.21 or later with `max_prepared_statements`
+    /// above zero.
+    #[error("{POOLER}")]
+    Pooler,
     /// Strict mode needs a synchronous standby, but the server has none.
     #[error("strict mode needs a synchronous standby: `synchronous_standby_names` is empty")]
     NoStandby,
@@ -242,6 +265,8 @@ impl From<PostgresFault> for ConnectError {
             PostgresFault::NoStandby => Self::NoStandby,
             PostgresFault::Unacknowledged => Self::Unacknowledged,
             PostgresFault::Missing => Self::NotFound,
+            PostgresFault::Pooler => Self::Pooler,
+            PostgresFault::Server { ref code, .. } if is_of_pooler(code) => Self::Pooler,
             fault => Self::Database(fault.into()),
         }
     }

@@ -10,6 +10,7 @@ mod load;
 mod loader;
 mod nodes;
 mod options;
+mod pooler;
 mod read;
 mod rows;
 mod schema;

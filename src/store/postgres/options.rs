@@ -19,7 +19,7 @@ use super::session::{Database, SessionMode, TimeLimit, Timeouts, WaitLimit, with
 use super::setup::set_up;
 use super::tls::Certificates;
 use super::url::{Encryption, Url};
-use super::{head, listen};
+use super::{head, listen, pooler};
 
 /// 60 seconds for each statement that sets up the tables, because another node may be creating the tables at
 /// the same time.
@@ -364,8 +364,15 @@ impl PostgresOptions {
             },
             ..database.clone()
         };
-        let set_up = set_up(&set_up_database, self.create);
-        let ready = tokio::time::timeout(SET_UP * 2, set_up).await;
+        let writing = Database {
+            pool: writing,
+            ..database.clone()
+        };
+        let ready = async {
+            pooler::check_statements(&database, &writing).await?;
+            set_up(&set_up_database, self.create).await
+        };
+        let ready = tokio::time::timeout(SET_UP * 2, ready).await;
         ready.unwrap_or(Err(PostgresFault::Late))?;
         if let Some(direct) = direct {
             // Three quarters of the request timeout, so that a heartbeat fails before its call times out. The
@@ -375,8 +382,8 @@ impl PostgresOptions {
             database.heartbeats = Some(Arc::new(heartbeats));
         }
         let writing = Arc::new(Database {
-            pool: writing,
-            ..database.clone()
+            heartbeats: database.heartbeats.clone(),
+            ..writing
         });
         let database = Arc::new(database);
         let head = within(&database, SessionMode::Read, TimeLimit::Short, |session| {
