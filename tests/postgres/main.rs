@@ -15,6 +15,7 @@ mod portable;
 mod round_trips;
 mod sharing;
 mod tables;
+mod trust;
 
 use support::postgres::shared;
 

@@ -31,6 +31,10 @@ pub(super) enum PostgresFault {
     Version { found: i32, supported: i32 },
     #[error("the schema contains no tables")]
     Missing,
+    #[error("{object} belongs to the role {owner:?}")]
+    Owner { object: String, owner: String },
+    #[error("the table {table} has {part}")]
+    Foreign { table: String, part: String },
     #[error("the server is a standby: reads must go to the primary")]
     Standby,
     #[error("{POOLER}")]
@@ -233,6 +237,30 @@ pub enum ConnectError {
          `finish_recovery`"
     )]
     Unrecovered,
+    /// The schema or a table belongs to a role that is neither the connecting role nor the named
+    /// [`owner`](super::PostgresOptions::owner). That role can change the tables at any time, for example to
+    /// make a revoked key work again.
+    #[error(
+        "{object} belongs to the role {owner:?}: connect with that role, or name it with `owner` if you \
+         trust it"
+    )]
+    Owner {
+        /// The schema, or the name of the table.
+        object: String,
+        /// The role that owns it.
+        owner: String,
+    },
+    /// A table has a part that the store did not create, for example a trigger. Such a part can hide or change
+    /// rows, and runs with the rights of the connecting role.
+    #[error(
+        "the table {table} has {part}, which the store did not create: examine the table, then remove it"
+    )]
+    Foreign {
+        /// The name of the table.
+        table: String,
+        /// The kind and the name of the part.
+        part: String,
+    },
     /// A connection pooler in between keeps no prepared statements between transactions, or no transactions.
     /// Use its session mode, or transaction mode of PgBouncer 1.21 or later with `max_prepared_statements`
     /// above zero.
@@ -265,6 +293,8 @@ impl From<PostgresFault> for ConnectError {
             PostgresFault::NoStandby => Self::NoStandby,
             PostgresFault::Unacknowledged => Self::Unacknowledged,
             PostgresFault::Missing => Self::NotFound,
+            PostgresFault::Owner { object, owner } => Self::Owner { object, owner },
+            PostgresFault::Foreign { table, part } => Self::Foreign { table, part },
             PostgresFault::Pooler => Self::Pooler,
             PostgresFault::Server { ref code, .. } if is_of_pooler(code) => Self::Pooler,
             fault => Self::Database(fault.into()),

@@ -109,8 +109,11 @@ impl Database {
         limit.min(LONGEST)
     }
 
-    /// Returns the statements that set the timeouts of the current transaction. The host may share the
-    /// pool, so the settings must not outlive the transaction.
+    /// Returns the statements that set the timeouts and the search path of the current transaction. The host
+    /// may share the pool, so the settings must not outlive the transaction.
+    ///
+    /// The default search path has schemas in which other roles may create functions. A function there with
+    /// exactly the types of a call replaces one of the server that converts them.
     pub(super) fn settings(&self) -> String {
         let Timeouts {
             statement,
@@ -121,7 +124,7 @@ impl Database {
         // PostgreSQL reads 0 as "no timeout".
         let millis = |timeout: Duration| timeout.as_millis().clamp(1, i32::MAX as u128);
         format!(
-            "SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; \
+            "SET LOCAL search_path = pg_catalog; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; \
              SET LOCAL idle_in_transaction_session_timeout = {};",
             millis(statement),
             millis(lock),
