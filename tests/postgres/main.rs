@@ -10,10 +10,12 @@ mod integrity;
 mod loads;
 mod operators;
 mod plans;
+mod pooler;
 mod portable;
 mod round_trips;
 mod sharing;
 mod tables;
+mod trust;
 
 use support::postgres::shared;
 

@@ -189,8 +189,8 @@ fn the_server_accepts_every_statement() {
     assert!(!log.contains("ERROR:"), "{log}");
 }
 
-/// Calls every method of the store, so that each of its statements runs at least once.
-fn do_everything(place: &TestSchema) {
+/// Runs every statement of the store.
+pub(crate) fn do_everything(place: &TestSchema) {
     const ONE: NonZeroUsize = NonZeroUsize::MIN;
     let store = place.connect();
     let clock = Arc::new(ManualClock::at(at(START)));

@@ -17,6 +17,8 @@ pub mod folder;
 pub mod gated;
 pub mod pairs;
 #[cfg(feature = "postgres")]
+pub mod pgbouncer;
+#[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod process;
 #[cfg(feature = "postgres")]
@@ -24,6 +26,8 @@ pub mod raw;
 pub mod served;
 pub mod server_time;
 pub mod turns;
+#[cfg(feature = "postgres")]
+pub mod wire;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;

@@ -88,9 +88,7 @@ impl Server {
             let file = server.folder.join("data").join(name);
             std::fs::write(&file, text).unwrap();
             run(Command::new("chmod").arg("600").arg(&file));
-            if let Some(user) = unprivileged() {
-                run(Command::new("chown").arg(user).arg(&file));
-            }
+            give_to_server(&file);
         }
         server.resume();
         server
@@ -100,12 +98,8 @@ impl Server {
     fn prepare(port: u16, shim: impl FnOnce(&Path) -> Option<PathBuf>) -> Self {
         let folder = TempDir::new().unwrap().keep();
         let shim = shim(&folder);
-        let user = unprivileged();
-        if let Some(user) = user {
-            run(Command::new("chown").arg(user).arg(&folder));
-        }
-        // A test may have stopped the server with SIGSTOP. A stopped process handles no other signal, so the
-        // script continues it first.
+        give_to_server(&folder);
+        // A process stopped by SIGSTOP handles no other signal, so the script sends SIGCONT first.
         let script = r#"read -r _; read -r pid <"$2/data/postmaster.pid"
             kill -CONT "$pid" $(cat "/proc/$pid/task/$pid/children")
             "$1" -D "$2/data" -m immediate stop; rm -rf "$2""#;
@@ -318,7 +312,14 @@ fn unprivileged() -> Option<&'static str> {
     root.then_some("postgres")
 }
 
-fn as_user(program: &Path) -> Command {
+/// Makes the user that runs the server the owner of a file or folder.
+pub(crate) fn give_to_server(path: &Path) {
+    if let Some(user) = unprivileged() {
+        run(Command::new("chown").arg(user).arg(path));
+    }
+}
+
+pub(crate) fn as_user(program: &Path) -> Command {
     let Some(user) = unprivileged() else {
         return Command::new(program);
     };

@@ -52,6 +52,9 @@ pub(crate) struct CommonArgs {
         default_value = "keyward"
     )]
     pub(crate) schema: String,
+    /// The role that may own --schema and its tables, besides the role that connects
+    #[arg(long, global = true, env = "KEYWARD_SCHEMA_OWNER", value_name = "ROLE")]
+    pub(crate) schema_owner: Option<String>,
     /// The file that holds the pepper [default: <STORE>.pepper beside a file]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) pepper_file: Option<PathBuf>,

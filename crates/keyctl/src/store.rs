@@ -166,6 +166,9 @@ pub(crate) async fn open_at(
         #[cfg(feature = "postgres")]
         StoreLocation::Database(url) => {
             let mut options = database(url, schema).lock_timeout(common.wait);
+            if let Some(owner) = &common.schema_owner {
+                options = options.owner(owner);
+            }
             options = match expected {
                 Expected::Existing => options.create(false),
                 Expected::New => options,

@@ -31,8 +31,14 @@ pub(super) enum PostgresFault {
     Version { found: i32, supported: i32 },
     #[error("the schema contains no tables")]
     Missing,
+    #[error("{object} belongs to the role {owner:?}")]
+    Owner { object: String, owner: String },
+    #[error("the table {table} has {part}")]
+    Foreign { table: String, part: String },
     #[error("the server is a standby: reads must go to the primary")]
     Standby,
+    #[error("{POOLER}")]
+    Pooler,
     #[error("no synchronous standby is set: `synchronous_standby_names` is empty")]
     NoStandby,
     #[error("the synchronous standby did not acknowledge a heartbeat")]
@@ -41,13 +47,29 @@ pub(super) enum PostgresFault {
     Elsewhere,
 }
 
+/// The reason for an error for which [`is_of_pooler`] returns `true`, and the remedy.
+const POOLER: &str = "a connection pooler keeps no prepared statements or transactions: use its session mode, or \
+     transaction mode of PgBouncer 1.21 or later with `max_prepared_statements` above zero";
+
+/// Returns `true` if a statement is missing or exists already on the server's connection. The driver names
+/// statements uniquely, so the connection is shared with another client.
+fn is_of_pooler(code: &SqlState) -> bool {
+    let lost = [
+        SqlState::INVALID_SQL_STATEMENT_NAME,
+        SqlState::DUPLICATE_PSTATEMENT,
+    ];
+    lost.contains(code)
+}
+
 impl From<tokio_postgres::Error> for PostgresFault {
     fn from(error: tokio_postgres::Error) -> Self {
         if let Some(refused) = error.as_db_error() {
-            return Self::Server {
-                code: refused.code().clone(),
-                message: refused.message().to_owned(),
-            };
+            let code = refused.code().clone();
+            let mut message = refused.message().to_owned();
+            if is_of_pooler(&code) {
+                message = format!("{message}: {POOLER}");
+            }
+            return Self::Server { code, message };
         }
         let mut message = error.to_string();
         let mut source = std::error::Error::source(&error);
@@ -215,6 +237,35 @@ pub enum ConnectError {
          `finish_recovery`"
     )]
     Unrecovered,
+    /// The schema or a table belongs to a role that is neither the connecting role nor the named
+    /// [`owner`](super::PostgresOptions::owner). That role can change the tables at any time, for example to
+    /// make a revoked key work again.
+    #[error(
+        "{object} belongs to the role {owner:?}: connect with that role, or name it with `owner` if you \
+         trust it"
+    )]
+    Owner {
+        /// The schema, or the name of the table.
+        object: String,
+        /// The role that owns it.
+        owner: String,
+    },
+    /// A table has a part that the store did not create, for example a trigger. Such a part can hide or change
+    /// rows, and runs with the rights of the connecting role.
+    #[error(
+        "the table {table} has {part}, which the store did not create: examine the table, then remove it"
+    )]
+    Foreign {
+        /// The name of the table.
+        table: String,
+        /// The kind and the name of the part.
+        part: String,
+    },
+    /// A connection pooler in between keeps no prepared statements between transactions, or no transactions.
+    /// Use its session mode, or transaction mode of PgBouncer 1.21 or later with `max_prepared_statements`
+    /// above zero.
+    #[error("{POOLER}")]
+    Pooler,
     /// Strict mode needs a synchronous standby, but the server has none.
     #[error("strict mode needs a synchronous standby: `synchronous_standby_names` is empty")]
     NoStandby,
@@ -242,6 +293,10 @@ impl From<PostgresFault> for ConnectError {
             PostgresFault::NoStandby => Self::NoStandby,
             PostgresFault::Unacknowledged => Self::Unacknowledged,
             PostgresFault::Missing => Self::NotFound,
+            PostgresFault::Owner { object, owner } => Self::Owner { object, owner },
+            PostgresFault::Foreign { table, part } => Self::Foreign { table, part },
+            PostgresFault::Pooler => Self::Pooler,
+            PostgresFault::Server { ref code, .. } if is_of_pooler(code) => Self::Pooler,
             fault => Self::Database(fault.into()),
         }
     }

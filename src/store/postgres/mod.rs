@@ -10,6 +10,7 @@ mod load;
 mod loader;
 mod nodes;
 mod options;
+mod pooler;
 mod read;
 mod rows;
 mod schema;
@@ -17,6 +18,7 @@ mod session;
 mod setup;
 mod stream;
 mod tls;
+mod trust;
 mod url;
 mod write;
 mod writer;
@@ -154,7 +156,8 @@ impl PostgresStore {
     }
 
     /// Returns an SQL script that creates `schema` and the tables of a store, for deployments that run their
-    /// own migrations. The first store that connects to the new tables inserts the head row.
+    /// own migrations. The first store that connects to the new tables inserts the head row. A role that runs
+    /// the script and is not the connecting role must be named with [`PostgresOptions::owner`].
     ///
     /// # Errors
     ///

@@ -19,7 +19,7 @@ use super::session::{Database, SessionMode, TimeLimit, Timeouts, WaitLimit, with
 use super::setup::set_up;
 use super::tls::Certificates;
 use super::url::{Encryption, Url};
-use super::{head, listen};
+use super::{head, listen, pooler};
 
 /// 60 seconds for each statement that sets up the tables, because another node may be creating the tables at
 /// the same time.
@@ -35,6 +35,7 @@ pub struct PostgresOptions {
     connections: usize,
     unrecovered: bool,
     create: bool,
+    owner: Option<String>,
     timeouts: Timeouts,
     strict: bool,
     server_clock: bool,
@@ -71,6 +72,7 @@ impl PostgresOptions {
             connections: Self::DEFAULT_CONNECTIONS,
             unrecovered: false,
             create: true,
+            owner: None,
             timeouts: Timeouts {
                 statement: Duration::from_secs(5),
                 lock: Duration::from_secs(5),
@@ -111,6 +113,16 @@ impl PostgresOptions {
     /// fails with [`ConnectError::NotFound`] if the tables do not exist.
     pub const fn create(mut self, create: bool) -> Self {
         self.create = create;
+        self
+    }
+
+    /// Names a role that may own the schema and the tables besides the connecting role. For deployments whose
+    /// migrations run as another role.
+    ///
+    /// Without it, [`connect`](Self::connect) fails with [`ConnectError::Owner`] if another role owns the schema
+    /// or a table. An owner can change the tables at any time, and needs the same trust as the service.
+    pub fn owner(mut self, role: impl Into<String>) -> Self {
+        self.owner = Some(role.into());
         self
     }
 
@@ -364,8 +376,15 @@ impl PostgresOptions {
             },
             ..database.clone()
         };
-        let set_up = set_up(&set_up_database, self.create);
-        let ready = tokio::time::timeout(SET_UP * 2, set_up).await;
+        let writing = Database {
+            pool: writing,
+            ..database.clone()
+        };
+        let ready = async {
+            pooler::check_statements(&database, &writing).await?;
+            set_up(&set_up_database, self.create, self.owner.as_deref()).await
+        };
+        let ready = tokio::time::timeout(SET_UP * 2, ready).await;
         ready.unwrap_or(Err(PostgresFault::Late))?;
         if let Some(direct) = direct {
             // Three quarters of the request timeout, so that a heartbeat fails before its call times out. The
@@ -375,8 +394,8 @@ impl PostgresOptions {
             database.heartbeats = Some(Arc::new(heartbeats));
         }
         let writing = Arc::new(Database {
-            pool: writing,
-            ..database.clone()
+            heartbeats: database.heartbeats.clone(),
+            ..writing
         });
         let database = Arc::new(database);
         let head = within(&database, SessionMode::Read, TimeLimit::Short, |session| {

@@ -43,6 +43,16 @@ impl Schema {
         format!("\"keyward_{}\"", self.name())
     }
 
+    /// Returns the names of the store's tables.
+    pub(super) fn tables() -> Vec<&'static str> {
+        let created = TABLES
+            .lines()
+            .filter_map(|line| line.strip_prefix("CREATE TABLE "));
+        created
+            .filter_map(|table| table.split(' ').next())
+            .collect()
+    }
+
     pub(super) fn create(&self) -> String {
         format!("CREATE SCHEMA IF NOT EXISTS \"{}\";", self.name())
     }
@@ -61,7 +71,8 @@ impl Schema {
     pub(super) fn script(&self) -> String {
         format!(
             "-- The tables of a keyward store, version {VERSION}. The user that the service connects as \
-             needs\n-- USAGE on the schema, and SELECT, INSERT, UPDATE and DELETE on its tables.\n\
+             needs\n-- USAGE on the schema, and SELECT, INSERT, UPDATE and DELETE on its tables. If another \
+             role runs this\n-- script, name that role as the owner when the service connects.\n\
              BEGIN;\n{}\n{}\nCOMMIT;\n",
             self.create(),
             self.create_tables()

@@ -19,6 +19,7 @@ use deadpool_postgres::{ClientWrapper, Object, Pool};
 use futures_util::future::{
     BoxFuture, FutureExt, Shared, join, join3, maybe_done, try_join, try_join_all,
 };
+use sha2::{Digest as _, Sha256};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Row, RowStream, Statement};
 
@@ -108,8 +109,11 @@ impl Database {
         limit.min(LONGEST)
     }
 
-    /// Returns the statements that set the timeouts of the current transaction. The host may share the
-    /// pool, so the settings must not outlive the transaction.
+    /// Returns the statements that set the timeouts and the search path of the current transaction. The host
+    /// may share the pool, so the settings must not outlive the transaction.
+    ///
+    /// The default search path has schemas in which other roles may create functions. A function there with
+    /// exactly the types of a call replaces one of the server that converts them.
     pub(super) fn settings(&self) -> String {
         let Timeouts {
             statement,
@@ -120,7 +124,7 @@ impl Database {
         // PostgreSQL reads 0 as "no timeout".
         let millis = |timeout: Duration| timeout.as_millis().clamp(1, i32::MAX as u128);
         format!(
-            "SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; \
+            "SET LOCAL search_path = pg_catalog; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; \
              SET LOCAL idle_in_transaction_session_timeout = {};",
             millis(statement),
             millis(lock),
@@ -373,16 +377,26 @@ impl Session {
         Ok(answer?)
     }
 
-    /// Opens a cursor on the rows that `sql` selects. A session has at most one cursor.
-    pub(super) async fn open(&self, sql: &str, with: &[SqlParam<'_>]) -> Result<(), PostgresFault> {
-        self.execute(&declare(sql), with).await.map(drop)
+    /// Opens a cursor on the rows that `sql` selects.
+    pub(super) async fn open(
+        &self,
+        sql: &str,
+        with: &[SqlParam<'_>],
+    ) -> Result<RowCursor, PostgresFault> {
+        let cursor = self.cursor(sql);
+        self.execute(&cursor.declare(), with).await?;
+        Ok(cursor)
     }
 
     /// Fetches up to `some` more rows from the cursor.
-    pub(super) async fn fetch(&self, some: usize) -> Result<RowStream, PostgresFault> {
+    pub(super) async fn fetch(
+        &self,
+        cursor: &RowCursor,
+        some: usize,
+    ) -> Result<RowStream, PostgresFault> {
         let nothing: [(i32, Type); 0] = [];
-        // A cached prepared statement would be wrong: the columns of `FETCH` depend on the open cursor.
-        let fetch = fetch(some);
+        // Parsed each time: the server can name the columns of `FETCH` only while the cursor is open.
+        let fetch = cursor.fetch(some);
         let fetched = self.conn.client()?.query_typed_raw(&fetch, nothing);
         self.after_begin(fetched).await
     }
@@ -397,8 +411,9 @@ impl Session {
         mut look: impl FnMut(&Row) -> Result<bool, PostgresFault>,
     ) -> Result<(), PostgresFault> {
         let client = self.conn.client()?;
-        let declare = self.prepare(&declare(sql)).await?;
-        let fetch = fetch(some);
+        let cursor = self.cursor(sql);
+        let declare = self.prepare(&cursor.declare()).await?;
+        let fetch = cursor.fetch(some);
         // `DECLARE` comes first: `try_join` polls, and so sends, its futures in order.
         let (_, mut rows) = try_join(
             self.after_begin(client.execute(&declare, with)),
@@ -408,20 +423,25 @@ impl Session {
         loop {
             for row in &rows {
                 if !look(row)? {
-                    return self.close();
+                    return self.close(&cursor);
                 }
             }
             if rows.len() < some {
-                return self.close();
+                return self.close(&cursor);
             }
             rows = client.query_typed(&fetch, &[]).await?;
         }
     }
 
+    fn cursor(&self, sql: &str) -> RowCursor {
+        RowCursor::new(sql.replace("$s.", self.database.schema.prefix()))
+    }
+
     /// Sends `CLOSE` for the cursor without awaiting the response. A failed `CLOSE` aborts the transaction,
     /// so the next statement reports the failure.
-    fn close(&self) -> Result<(), PostgresFault> {
-        let close = self.conn.client()?.batch_execute("CLOSE found");
+    fn close(&self, cursor: &RowCursor) -> Result<(), PostgresFault> {
+        let close = cursor.close();
+        let close = self.conn.client()?.batch_execute(&close);
         drop(close.now_or_never());
         Ok(())
     }
@@ -504,12 +524,36 @@ impl Session {
     }
 }
 
-fn declare(sql: &str) -> String {
-    format!("DECLARE found NO SCROLL CURSOR FOR {sql}")
+/// A cursor on the rows of one query. The query's text determines the cursor's name.
+///
+/// A pooler shares prepared statements between connections by their text. With one name for all cursors, a
+/// `FETCH` would be prepared with the columns of one query and used for another.
+pub(super) struct RowCursor {
+    name: String,
+    sql: String,
 }
 
-fn fetch(some: usize) -> String {
-    format!("FETCH {some} FROM found")
+impl RowCursor {
+    fn new(sql: String) -> Self {
+        let hash = Sha256::digest(&sql);
+        let name = hash[..8]
+            .iter()
+            .fold("rows_".to_owned(), |name, byte| format!("{name}{byte:02x}"));
+        Self { name, sql }
+    }
+
+    fn declare(&self) -> String {
+        let Self { name, sql } = self;
+        format!("DECLARE {name} NO SCROLL CURSOR FOR {sql}")
+    }
+
+    fn fetch(&self, some: usize) -> String {
+        format!("FETCH {some} FROM {}", self.name)
+    }
+
+    fn close(&self) -> String {
+        format!("CLOSE {}", self.name)
+    }
 }
 
 async fn begin_on(

@@ -7,6 +7,7 @@ use tokio_postgres::error::SqlState;
 use super::fault::PostgresFault;
 use super::schema::VERSION;
 use super::session::Database;
+use super::trust;
 use crate::core::view::Revision;
 use crate::store::Epoch;
 use crate::store::sql::{CommitRow, StoreRow};
@@ -17,11 +18,16 @@ const ATTEMPTS: usize = 20;
 /// Creates the tables and their head row if these are missing. Without `create`, missing tables are an
 /// error.
 ///
-/// Fails on tables of another version, and leaves those tables unchanged.
-pub(super) async fn set_up(database: &Database, create: bool) -> Result<(), PostgresFault> {
+/// Fails on tables of another version, and leaves those tables unchanged. Also fails on a schema or tables that
+/// a role other than the connecting one and `owner` controls, and then creates nothing.
+pub(super) async fn set_up(
+    database: &Database,
+    create: bool,
+    owner: Option<&str>,
+) -> Result<(), PostgresFault> {
     let mut last = PostgresFault::Refused("the tables could not be set up");
     for _ in 0..ATTEMPTS {
-        match attempt(database, create).await {
+        match attempt(database, create, owner).await {
             Err(fault) if is_concurrent_set_up(&fault) => last = fault,
             done => return done,
         }
@@ -42,7 +48,11 @@ fn is_concurrent_set_up(fault: &PostgresFault) -> bool {
     fault.is_contention() || fault.code().is_some_and(|code| met.contains(code))
 }
 
-async fn attempt(database: &Database, create: bool) -> Result<(), PostgresFault> {
+async fn attempt(
+    database: &Database,
+    create: bool,
+    owner: Option<&str>,
+) -> Result<(), PostgresFault> {
     let mut conn = database.connection().await?;
     let client = conn.object()?;
     let standby = client.query_one("SELECT pg_is_in_recovery()", &[]).await?;
@@ -65,6 +75,8 @@ async fn attempt(database: &Database, create: bool) -> Result<(), PostgresFault>
         }
         tx.batch_execute(&database.schema.create_tables()).await?;
     }
+    // Before any other statement reads the tables, because a foreign part may run code.
+    trust::check(&tx, &database.schema, owner).await?;
     let version = format!("SELECT version FROM {prefix}schema_version WHERE one = 1");
     let found = tx.query_opt(&version, &[]).await?;
     let found = found.ok_or_else(|| PostgresFault::corrupt("the schema's version is missing"))?;

@@ -56,19 +56,19 @@ pub(super) async fn everything(
     let begin = async {
         let session = Session::begin(database, SessionMode::Read).await?;
         let sql = format!("SELECT {COLUMNS} FROM $s.rows WHERE kind <> {REMOVED}");
-        let (head, ()) = try_join(head::read(&session), session.open(&sql, &[])).await?;
-        let first = session.fetch(limit.get()).await?;
-        Ok::<_, PostgresFault>((session, head, first))
+        let (head, cursor) = try_join(head::read(&session), session.open(&sql, &[])).await?;
+        let first = session.fetch(&cursor, limit.get()).await?;
+        Ok::<_, PostgresFault>((session, head, cursor, first))
     };
     let begun = timeout(time_limit, begin)
         .await
         .map_err(|_| PostgresFault::Late)?;
-    let (session, head, mut coming) = begun?;
+    let (session, head, cursor, mut coming) = begun?;
     let mut sent_any = false;
     loop {
         // Polling sends the next `FETCH` before the current rows are read, so the server does not wait for
         // this node.
-        let mut following = session.fetch(limit.get()).boxed();
+        let mut following = session.fetch(&cursor, limit.get()).boxed();
         let early = poll_immediate(&mut following).await;
         let mut came = 0;
         let mut stream = pin!(coming);

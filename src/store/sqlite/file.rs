@@ -168,6 +168,9 @@ impl StoreFile {
             conn.set_prepared_statement_cache_capacity(64);
             // Without this option, SQLite prepares some statements again for each new parameter value.
             conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+            // Another program may have added triggers or views to the file. The store creates none.
+            conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+            conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false)?;
             conn.pragma_update(None, "trusted_schema", false)?;
             conn.pragma_update(None, "cell_size_check", true)?;
             conn.pragma_update(None, "journal_size_limit", WAL_KEPT)?;

@@ -4,8 +4,9 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::Duration;
 
+use keyward::KeyId;
 use keyward::store::sqlite::{JournalMode, OpenError};
-use keyward::store::{Cursor, KeyStore, SqliteStore};
+use keyward::store::{Cursor, KeyStore, Locator, SqliteStore};
 
 use crate::sqlite::{Desk, checkpoint, sql};
 use support::*;
@@ -55,6 +56,26 @@ fn a_file_of_a_group_opens_only_if_allowed_and_one_of_everybody_never() {
         wait(options.open()),
         Err(OpenError::ReadableByOthers { mode: 0o644, .. })
     ));
+}
+
+#[test]
+fn a_trigger_that_another_program_added_never_runs() {
+    let desk = Desk::new();
+    drop(desk.store());
+    let trigger = "CREATE TRIGGER keep BEFORE INSERT ON rows BEGIN SELECT RAISE(IGNORE); END";
+    sql(&desk.path()).execute_batch(trigger).unwrap();
+    let store = desk.store();
+    let key = wait(desk.node(store.clone()).create(&admin(), reader("first"))).unwrap();
+    assert!(wait(store.find(&Locator::Id(key.id))).unwrap().is_some());
+}
+
+#[test]
+fn a_view_in_place_of_a_table_is_not_read() {
+    let desk = Desk::new();
+    drop(desk.store());
+    let view = "ALTER TABLE rows RENAME TO others; CREATE VIEW rows AS SELECT * FROM others";
+    sql(&desk.path()).execute_batch(view).unwrap();
+    wait(desk.store().find(&Locator::Id(KeyId::from_u128(7)))).unwrap_err();
 }
 
 #[test]
