@@ -300,6 +300,7 @@ impl KeyManager {
         };
         let mut query = KeyQuery {
             below: true,
+            limit,
             ..KeyQuery::tenant(tenant, self.executor.time.check().earliest()).live()
         };
         if let Command::RemoveOwner { owner }

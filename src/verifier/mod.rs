@@ -42,6 +42,7 @@ use crate::core::text::PepperId;
 use crate::core::time::Timestamp;
 use crate::core::token::{self, Token, TokenError};
 use crate::manager::{AbandonedBatches, KeyManager};
+use crate::observe::LogSampler;
 use crate::replica::{
     Attributes, DigestPrefix, Hit, IndexLookup, Prefetched, Replica, RowState, View,
 };
@@ -62,6 +63,8 @@ pub struct Verifier {
     flights: Flights,
     on_stale: OnStale,
     abandoned: Arc<AbandonedBatches>,
+    outage_lines: LogSampler,
+    refusal_lines: LogSampler,
 }
 
 impl fmt::Debug for Verifier {
@@ -133,6 +136,8 @@ impl Verifier {
             flights: Flights::new(ReadThroughLimits::default()),
             on_stale: OnStale::default(),
             abandoned: Arc::default(),
+            outage_lines: LogSampler::default(),
+            refusal_lines: LogSampler::default(),
         }
     }
 
