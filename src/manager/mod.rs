@@ -1,9 +1,8 @@
-//! The manager: loads the rows that a command needs, decides, commits, and retries after a
-//! conflict.
+//! The manager, which loads the rows that a command needs, decides, commits, and retries after a conflict.
 //!
-//! Concurrent commands for one tenant are decided together and committed as one, so that a busy tenant does
-//! not conflict with itself. No async runtime is needed: one of the waiting callers does the work for all of
-//! them.
+//! Concurrent commands for one tenant are decided together and committed as one commit. So a busy tenant does
+//! not conflict with itself. No async runtime is needed, because one of the waiting callers does the work for
+//! all of them.
 
 mod batch;
 mod error;
@@ -39,7 +38,7 @@ use crate::timekeeper::Timekeeper;
 /// A listener for committed batches, called before any command of the batch returns.
 pub type CommitListener = dyn Fn(&Learnt) + Send + Sync;
 
-/// A function that returns those of the given keys that were used in this process.
+/// A function that gets key ids, and returns those keys among them that were used in this process.
 type UsedHere = dyn Fn(&[KeyId]) -> BTreeSet<KeyId> + Send + Sync;
 
 /// Executes commands that change keys: loads, decides, commits, and retries after a conflict.
@@ -114,8 +113,10 @@ impl KeyManager {
         self
     }
 
-    /// Sets a function that returns those of the given keys that were used in this process. If a command
-    /// loads a successor whose first use is not recorded yet, the manager records the use with the command.
+    /// Sets a function that gets key ids, and returns those keys among them that were used in this process.
+    ///
+    /// If a command loads a rotation successor that was used, but has no recorded first use, the manager
+    /// records the first use in the same commit.
     #[must_use]
     pub fn with_uses(
         mut self,
@@ -140,7 +141,7 @@ impl KeyManager {
         queue.push(&pending);
         {
             let _leadership = queue.leadership().await;
-            // The batch of another caller may have included this command.
+            // The leader of an earlier batch may already have executed this command.
             if !pending.is_settled() {
                 let batch = queue.next_batch(&pending);
                 self.settle(&tenant, &batch).await;

@@ -1,8 +1,8 @@
-//! The commands of each tenant that wait. One of them at a time is the leader, which executes all waiting
+//! The waiting commands of each tenant. One of them at a time is the leader, which executes all waiting
 //! commands as one batch.
 //!
-//! A command whose future is dropped while it waits may be executed nevertheless, like a command whose reply
-//! was lost. If the leader is dropped midway, another command of its batch becomes the leader.
+//! If the future of a waiting command is dropped, the command may still be executed, as if its reply had been
+//! lost. If the leader's future is dropped before the end, another command of its batch becomes the leader.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,7 @@ use crate::core::view::TenantView;
 /// At most 64 commands in one commit.
 const MAX_BATCH: usize = 64;
 
-/// A command in flight.
+/// A command that waits for execution, or is being executed.
 pub(super) struct Pending {
     pub(super) request: Request,
     material: Mutex<Arc<Vec<KeyMaterial>>>,
@@ -27,8 +27,8 @@ pub(super) struct Pending {
 
 #[derive(Default)]
 struct Progress {
-    /// The decided outcome, stored before the commit. If the commit's reply is lost, the secret is
-    /// kept here.
+    /// The outcome that was decided, stored before the commit is sent. If the reply to the commit is lost,
+    /// the secrets of new keys are only here.
     tentative: Option<CommandOutcome>,
     result: Option<Result<Committed, CommandError>>,
 }
@@ -55,8 +55,10 @@ impl Pending {
         lock(&self.progress).tentative = Some(outcome);
     }
 
-    /// Records that nothing is left to change. An earlier outcome stays if its keys have landed,
-    /// that is, if `keys` contains them. Only that outcome has the keys' secrets.
+    /// Records that the command has nothing left to change.
+    ///
+    /// If an earlier attempt of the command created keys, its outcome is kept, because only that outcome
+    /// contains their secrets. `keys` contains the keys that are stored.
     pub(super) fn unchanged(&self, outcome: CommandOutcome, keys: &[KeyId]) {
         let mut progress = lock(&self.progress);
         let landed = match &progress.tentative {
@@ -70,12 +72,14 @@ impl Pending {
         }
     }
 
-    /// Sets the result of the command: the decided outcome has landed, or the command was refused.
+    /// Sets the result of the command. The command was either committed with the decided outcome, or refused
+    /// with `denied`.
     pub(super) fn land(&self, denied: Option<Denial>, receipt: Receipt, view: &TenantView) {
         let mut progress = lock(&self.progress);
         let tentative = progress.tentative.take();
         progress.result = Some(match (denied, tentative) {
-            // This command's own earlier attempt landed, but its reply was lost.
+            // The key exists because an earlier attempt of this command was committed, and its reply was
+            // lost.
             (Some(Denial::AlreadyCreated { id }), Some(outcome)) if landed(&outcome, id, view) => {
                 Ok(Committed { outcome, receipt })
             }
@@ -97,14 +101,14 @@ impl Pending {
 
     pub(super) fn result(&self) -> Result<Committed, CommandError> {
         let result = lock(&self.progress).result.take();
-        // A leader always sets a result. Without a result, no commit is known to
-        // have landed.
+        // A leader sets the result of every command in its batch. If there is no result, no attempt is known
+        // to have committed.
         result.unwrap_or(Err(CommandError::Contended { attempts: 0 }))
     }
 }
 
-/// Returns whether the stored key `id` is the one in `outcome`. Compares the fingerprint too,
-/// because a replaced secret keeps the id.
+/// Returns whether the stored key `id` is the key in `outcome`. Compares the fingerprints too, because a key
+/// keeps its id if its secret is replaced.
 fn landed(outcome: &CommandOutcome, id: KeyId, view: &TenantView) -> bool {
     let made = match outcome {
         CommandOutcome::Issued { key: Some(key), .. } => key,
@@ -131,8 +135,8 @@ impl CommandQueue {
         self.leadership.lock().await
     }
 
-    /// Returns `own` and other waiting commands. `own` may be missing from the queue if its leader
-    /// was dropped.
+    /// Returns the command `own`, and other commands that wait. `own` may be missing from the queue, because
+    /// an earlier leader may have taken it and then been dropped.
     fn next_batch(&self, own: &Arc<Pending>) -> Vec<Arc<Pending>> {
         let mut waiting = lock(&self.waiting);
         waiting.retain(|other| !Arc::ptr_eq(other, own) && !other.is_settled());
@@ -158,13 +162,13 @@ impl CommandQueues {
     }
 }
 
-/// A command's registration with a queue. The last one to end removes the queue, with any dropped commands
-/// in it.
+/// The registration of a command with a queue. When the last registration is dropped, the queue is removed.
+/// Commands that are left in it were dropped by their callers.
 pub(super) struct QueueGuard<'a> {
     queues: &'a CommandQueues,
     tenant: TenantId,
-    /// `None` only during drop. The reference is dropped under the lock of `queues`, so that the
-    /// count of the remaining guards is exact.
+    /// `None` only while the guard is dropped. The reference is released while `queues` is locked, so that
+    /// the count of the remaining references is exact.
     queue: Option<Arc<CommandQueue>>,
 }
 
@@ -193,8 +197,8 @@ impl Drop for QueueGuard<'_> {
     fn drop(&mut self) {
         let mut queues = lock(&self.queues.0);
         drop(self.queue.take());
-        // Only the map's own reference is left. Nobody can enter, because entering takes the lock
-        // held here.
+        // No other guard refers to this queue. No command can enter it now, because entering requires the
+        // lock of `queues`, which is held here.
         if queues
             .get(&self.tenant)
             .is_some_and(|queue| Arc::strong_count(queue) == 1)
@@ -205,7 +209,7 @@ impl Drop for QueueGuard<'_> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Poisoning is ignored: no code panics under one of these locks, and each guards whole values
-    // only.
+    // A poisoned lock is safe to use: no code panics while it holds one of these locks, and every change
+    // replaces a whole value.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
