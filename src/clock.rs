@@ -35,8 +35,8 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
 
     /// Waits until the monotonic clock has advanced by `duration`.
     ///
-    /// By default, a thread of the `futures-timer` crate wakes the caller after that time, whatever the async
-    /// runtime. A clock that a test moves should complete the wait when the test has moved it far enough.
+    /// By default, a thread of the `futures-timer` crate wakes the caller, with any async runtime. A clock
+    /// that a test moves should instead complete the wait once the test has moved it by `duration`.
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(futures_timer::Delay::new(duration))
     }
@@ -55,6 +55,9 @@ impl Reading {
     /// Reads the wall clock, then the monotonic clock. In this order, an interruption between the two reads
     /// never makes the wall clock seem further ahead than it is.
     ///
+    /// Callers that hold a lock use this function instead of [`Clock::read`]. A simulated `Clock::read` lets
+    /// other threads run first, which may need that lock.
+    ///
     /// For callers that hold a lock: a simulated [`Clock::read`] lets other threads run first.
     pub(crate) fn of(clock: &dyn Clock) -> Self {
         let wall = clock.now();
@@ -62,9 +65,9 @@ impl Reading {
         Self { wall, monotonic }
     }
 
-    /// Returns the time since `earlier`: the longer of the differences of the two clocks. The wall clock
-    /// matters if a virtual machine is paused, because its monotonic clock may not count the pause. A wall
-    /// clock that was set back counts as zero.
+    /// Returns the time since `earlier`: the longer of the times that the two clocks measured. The wall clock
+    /// matters if a virtual machine is paused, because its monotonic clock may not count the pause. If the
+    /// wall clock was set back, only the monotonic clock counts.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         let monotonic = self.monotonic.saturating_sub(earlier.monotonic);
@@ -80,7 +83,7 @@ impl Reading {
     }
 }
 
-/// The time for which a comparison of the two clocks is reused: 10 ms. A hundred comparisons per second cost
+/// 10 ms, the time for which a comparison of the two clocks is reused. A hundred comparisons per second cost
 /// almost nothing, and a change of the wall clock shows at most 10 ms late.
 const COMPARE_EVERY: Duration = Duration::from_millis(10);
 
@@ -130,7 +133,8 @@ impl Clock for SystemClock {
         let wall = self.now();
         let after = self.monotonic();
         // An interruption between the two reads makes the comparison invalid, so it is not stored. If two
-        // threads interleave their stores, an older difference may be reused for at most another 10 ms.
+        // threads store comparisons concurrently, a thread may combine an older difference with a newer time.
+        // That difference is reused for at most another 10 ms.
         if after.saturating_sub(monotonic) < Duration::from_millis(1) {
             let ahead = wall.as_micros().saturating_sub(micros.cast_signed());
             AHEAD.store(ahead, Ordering::Relaxed);
@@ -196,7 +200,7 @@ impl ManualClock {
     /// Creates a clock that shows `wall`.
     #[must_use]
     pub fn at(wall: Timestamp) -> Self {
-        // Not zero, because a lease that starts at zero counts as absent.
+        // The monotonic clock starts at 1 s, because a lease that starts at zero counts as absent.
         let reading = Mutex::new(Reading {
             wall,
             monotonic: Duration::from_secs(1),
@@ -297,7 +301,8 @@ mod tests {
             let Reading { wall, monotonic } = clock.read();
             let after = (clock.now(), clock.monotonic());
             assert!(before.1 <= monotonic && monotonic <= after.1);
-            // Both reads round to microseconds, and the two clocks are read one after the other.
+            // The results may differ slightly: both reads round to microseconds, and the two clocks are read
+            // one after the other.
             let slack = Duration::from_millis(5);
             assert!(
                 wall.saturating_add(slack) >= before.0 && after.0.saturating_add(slack) >= wall

@@ -10,17 +10,18 @@ use std::time::Duration;
 
 use crate::core::id::KeyId;
 
-/// 10 s: an operator sees an outage soon, and a client writes at most a few thousand lines a day.
+/// 10 s, the period of the limit on log lines. An operator sees an outage soon, and one subject causes at
+/// most 8,640 lines a day.
 const LOG_PERIOD: Duration = Duration::from_secs(10);
 
-/// 32 different lines per period.
+/// 32 lines in each period, each about a different subject.
 const LOG_LINES: usize = 32;
 
 /// The subject of a log line: the kind of the line, and the key that it names.
 pub(crate) type LogSubject = (&'static str, Option<KeyId>);
 
-/// A limit on log lines that clients can cause: one line per subject in 10 s, and 32 lines in all. Counts the
-/// lines that are left out.
+/// A limit on log lines that clients can cause: one line per subject in 10 s, and 32 lines for all subjects
+/// together. Counts the lines that are left out.
 #[derive(Debug, Default)]
 pub(crate) struct LogSampler {
     period: Mutex<LogPeriod>,
@@ -34,8 +35,9 @@ struct LogPeriod {
 }
 
 impl LogSampler {
-    /// Returns the number of lines left out since the last line, if a line may be logged at `now` on the
-    /// monotonic clock. Never waits: a line is left out while another thread decides about one.
+    /// Decides about a line that concerns `subject`, at the monotonic time `now`. Returns `None` if the line
+    /// must be left out. Otherwise returns the number of lines left out since the last logged line. Never
+    /// waits: if another thread holds the lock, the line is left out.
     pub(crate) fn admit(&self, now: Duration, subject: LogSubject) -> Option<u64> {
         let admitted = self.period.try_lock().is_ok_and(|mut period| {
             if period.logged.is_empty() || now.saturating_sub(period.start) >= LOG_PERIOD {
@@ -57,7 +59,8 @@ pub(crate) fn synced(outcome: &'static str) {
     count("keyward_syncs_total", Some(outcome));
 }
 
-/// Counts a resync: the replica reads everything again, because the store's history was lost.
+/// Counts a resync: the replica reads everything again, because it cannot continue the history that it
+/// followed.
 pub(crate) fn resynced() {
     count("keyward_resyncs_total", None);
 }
@@ -125,7 +128,8 @@ mod tests {
         for _ in 0..1000 {
             assert_eq!(sampler.admit(10 * SECOND, ("a", key(1))), None);
         }
-        // Another subject has its own line, and reports what was left out.
+        // Each subject has its own limit. The next line that is logged, about any subject, reports the number
+        // of lines left out.
         assert_eq!(sampler.admit(10 * SECOND, ("a", key(2))), Some(1000));
         assert_eq!(sampler.admit(10 * SECOND, ("b", key(1))), Some(0));
         assert_eq!(sampler.admit(10 * SECOND, ("a", key(1))), None);

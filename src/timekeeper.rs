@@ -16,19 +16,19 @@ use crate::core::checked_time::{CheckedTime, contradiction};
 use crate::core::time::Timestamp;
 use crate::observe;
 
-/// Marks an offset or an instant that is absent.
+/// A special value for an offset or an instant that is absent.
 const NONE: i64 = i64::MIN;
 
-/// The own offset is compared with the references again once it has changed by this much: 1 second, in
-/// microseconds. Allowances are minutes, so smaller changes do not matter.
+/// 1 second, in microseconds. When the own offset has changed by more than this, it is compared with the
+/// other clocks again. Smaller changes do not matter, because allowances are minutes.
 const JUDGE_AGAIN: u64 = 1_000_000;
 
 /// The minimum allowance: 2 minutes. Nodes report their clocks every ten seconds, and the reports are read
 /// every minute, so a clock report may be more than a minute old.
 pub(crate) const LEAST_ALLOWANCE: Duration = Duration::from_secs(2 * 60);
 
-/// Keeps the time of a process. An offset is the number of microseconds by which a wall clock is ahead of
-/// this process's monotonic clock.
+/// The time of a process. An offset is the number of microseconds by which a wall clock is ahead of this
+/// process's monotonic clock.
 pub struct Timekeeper {
     clock: Arc<dyn Clock>,
     allowance: Duration,
@@ -39,9 +39,9 @@ pub struct Timekeeper {
     ahead_since: AtomicI64,
     /// The smallest offset during the current excursion.
     least_ahead: AtomicI64,
-    /// The offset of the references if they contradict the own offset, or else [`NONE`].
+    /// The offset of the other clocks if they contradict the own offset, or else [`NONE`].
     contradicting: AtomicI64,
-    /// The own offset at the last comparison with the references.
+    /// The own offset at its last comparison with the other clocks.
     judged_for: AtomicI64,
     references: Mutex<References>,
 }
@@ -112,8 +112,8 @@ impl Timekeeper {
         self.allowance
     }
 
-    /// Reads the clocks without adjustment, including jumps of the wall clock. Staleness is measured with
-    /// these readings.
+    /// Reads the clocks without adjustment, so the wall time may jump. The staleness of a replica is measured
+    /// with these readings.
     pub(crate) fn raw(&self) -> Reading {
         let reading = Reading::of(&*self.clock);
         self.own(reading);
@@ -121,8 +121,8 @@ impl Timekeeper {
     }
 
     /// Reads the clocks for a verification. Returns the unadjusted reading, and the time for checking a key's
-    /// expiry. That time comes from the references if they contradict the own clock, and is own time
-    /// otherwise.
+    /// expiry. That time is own time, unless the other clocks contradict it. Then it is the time of the other
+    /// clocks.
     #[inline]
     pub(crate) fn judged(&self) -> (Reading, Timestamp) {
         let reading = self.clock.read();
@@ -149,8 +149,7 @@ impl Timekeeper {
     }
 
     /// Returns whether another clock agrees with `now`, which was read together with `monotonic`. If the
-    /// references contradict the own clock, `now` already comes from a reference, so a second reference must
-    /// agree.
+    /// other clocks contradict the own clock, `now` was derived from one of them, so a second one must agree.
     #[cold]
     pub(crate) fn confirms(&self, now: Timestamp, monotonic: Duration) -> bool {
         let offset = now.as_micros().saturating_sub(micros(monotonic));
@@ -209,8 +208,8 @@ impl Timekeeper {
             self.judge(own, &references);
             let furthest = references.all().max_by_key(|other| other.abs_diff(own));
             let ahead = furthest.map_or(0, |other| own.saturating_sub(other));
-            // Hysteresis: after a warning the threshold is halved, so a clock that moves around one threshold
-            // is logged once.
+            // After a warning the threshold is halved. A difference that varies around the threshold is
+            // therefore logged only once.
             let parts = if references.warned { 4 } else { 2 };
             let far = ahead.unsigned_abs() > self.allowed().unsigned_abs() / parts;
             let warned = std::mem::replace(&mut references.warned, far);
@@ -250,8 +249,8 @@ impl Timekeeper {
         offset.max(anchor)
     }
 
-    /// Moves the anchor in three cases: the wall clock is within the allowance, its excursion has lasted for
-    /// the allowance, or another clock confirms the excursion.
+    /// Moves the anchor forward if the wall clock is within the allowance. After a larger jump ahead, moves
+    /// it only once the jump has lasted for the allowance, or once another clock confirms the jump.
     #[cold]
     fn follow(&self, offset: i64, monotonic: i64) {
         let anchor = self.anchor.load(Ordering::Relaxed);
@@ -271,8 +270,8 @@ impl Timekeeper {
             self.ahead_since.store(monotonic, Ordering::Relaxed);
         }
         let held = began != NONE && monotonic.saturating_sub(began) >= self.allowed();
-        // Does not wait for the lock, because the thread that holds it compares the own clock with the
-        // references anyway.
+        // If another thread holds the lock, this call skips the confirmation. That thread compares the own
+        // clock with the other clocks anyway.
         let agrees = |other: i64| other.abs_diff(offset) <= self.allowed().unsigned_abs();
         let confirmed = || {
             self.references
@@ -293,8 +292,8 @@ impl Timekeeper {
     fn judge(&self, own: i64, references: &References) -> Option<i64> {
         let others = (references.server, &*references.nodes);
         let contradicting = contradiction(own, others, self.allowed());
-        // This store happens-before the release store of `judged_for`. A thread that loads that value with
-        // acquire therefore also reads this one.
+        // This store happens-before the release store of `judged_for`. A thread that loads the new
+        // `judged_for` with acquire therefore also sees the new `contradicting`.
         self.contradicting
             .store(contradicting.unwrap_or(NONE), Ordering::Relaxed);
         self.judged_for.store(own, Ordering::Release);

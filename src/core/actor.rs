@@ -1,7 +1,7 @@
 //! The caller of a management command, as the application knows it.
 //!
-//! Pure. Invariant: every fact here comes from the application or from a verified key, never from a
-//! request body (trap 13).
+//! Pure: no I/O and no clock. Invariant: every fact here comes from the application or from a verified key,
+//! never from a request body (trap 13).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -43,7 +43,7 @@ pub(crate) enum ActorKind {
 pub(crate) struct ActingKey {
     pub(crate) id: KeyId,
     pub(crate) owner: Owner,
-    /// The address that the key was verified from, if it is known.
+    /// The client address with which the key was verified. `None` if the address is unknown.
     pub(crate) address: Option<IpAddr>,
 }
 
@@ -73,8 +73,8 @@ impl Actor {
         }
     }
 
-    /// Creates an actor for the application that finishes an interrupted bulk command. The command covers
-    /// descendant tenants only if `descendants` is true.
+    /// Creates an application actor with which maintenance finishes an interrupted bulk command. Commands of
+    /// this actor cover descendant tenants only if `descendants` is true.
     pub(crate) fn finishing(tenant: TenantId, descendants: bool) -> Self {
         Self {
             descendants,
@@ -89,8 +89,8 @@ impl Actor {
         }
     }
 
-    /// Limits the scopes of the keys that the actor may issue. Roles, and an acting key's own scopes, limit
-    /// them further. Defaults to all scopes.
+    /// Limits the scopes of the keys that the actor issues. The actor's role limits these keys too, or, if
+    /// the actor is a key, the scopes of that key. Without this call, only those limits apply.
     #[must_use]
     pub fn with_scopes(mut self, scopes: ScopeSet) -> Self {
         self.scopes = scopes;
@@ -112,8 +112,8 @@ impl Actor {
         self
     }
 
-    /// Attaches an idempotency key to one command of this actor. A retry with the same idempotency key
-    /// changes nothing.
+    /// Attaches an idempotency key to one command of this actor. Once that command is committed, a retry with
+    /// the same idempotency key changes nothing.
     #[must_use]
     pub fn with_command_id(&self, id: CommandId) -> Invocation<'_> {
         Invocation {
@@ -122,8 +122,8 @@ impl Actor {
         }
     }
 
-    /// Returns the person, or the owner of the acting key. `None` for the application and for a key that its
-    /// tenant owns.
+    /// Returns the principal behind the actor: the person, or the owner if the actor is a key. `None` for the
+    /// application, and for a key that its tenant owns.
     #[must_use]
     pub const fn principal(&self) -> Option<&PrincipalId> {
         match &self.kind {
@@ -133,7 +133,8 @@ impl Actor {
         }
     }
 
-    /// Returns the role that the application states for a person. `None` for the application and for a key.
+    /// Returns the role that the application passed to [`new`](Self::new) for a person. `None` if the actor
+    /// is the application or a key.
     #[must_use]
     pub const fn role(&self) -> Option<&Role> {
         match &self.kind {
@@ -142,7 +143,7 @@ impl Actor {
         }
     }
 
-    /// Returns the acting key, if there is one.
+    /// Returns the id of the key, if the actor is a key.
     #[must_use]
     pub const fn key_id(&self) -> Option<KeyId> {
         match &self.kind {
@@ -174,7 +175,8 @@ impl Actor {
         &self.tenant
     }
 
-    /// Returns the scopes that keys issued by the actor may have, before roles limit them further.
+    /// Returns the scopes to which [`with_scopes`](Self::with_scopes) limits the keys that the actor issues.
+    /// Roles may limit these keys further.
     #[must_use]
     pub const fn scopes(&self) -> &ScopeSet {
         &self.scopes
@@ -186,13 +188,14 @@ impl Actor {
         self.is_application() || self.entitlements.contains(entitlement)
     }
 
-    /// Returns the expiry of the actor's own credential. `None` if the credential never expires.
+    /// Returns the expiry of the actor's own credential, such as a session or a key. `None` if the credential
+    /// never expires.
     #[must_use]
     pub const fn expires_at(&self) -> Option<Timestamp> {
         self.expires_at
     }
 
-    /// Returns whether the actor may act in `tenant`.
+    /// Returns whether `tenant` is the actor's own tenant, or a descendant that the actor reaches.
     #[must_use]
     pub fn reaches(&self, tenant: &TenantId) -> bool {
         if self.descendants {

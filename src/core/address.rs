@@ -1,6 +1,7 @@
 //! The networks from which a key may be used.
 //!
-//! Pure. The application supplies the client's address, from the socket or from a trusted proxy.
+//! Pure: no I/O and no clock. The application supplies the client's address, from the socket or from a
+//! trusted proxy.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -30,7 +31,8 @@ impl AddressAllowlist {
     pub fn new(networks: impl IntoIterator<Item = IpNet>) -> Result<Self, Invalid> {
         let networks = networks.into_iter().map(|network| {
             let network = canonical(network);
-            // The writer of `::ffff:10.0.0.0/8` means 10.0.0.0/8, but the network is `::/8`.
+            // Refused as ambiguous: the writer of `::ffff:10.0.0.0/8` means 10.0.0.0/8, but the first 8 bits
+            // of the IPv6 address give `::/8`.
             match mapped(&network) {
                 Some(_) => Err(Self::invalid(
                     "a mapped network such as ::ffff:192.0.2.0/120",
@@ -73,8 +75,8 @@ impl AddressAllowlist {
         Invalid::new("address allowlist", Problem::Format { expected })
     }
 
-    /// Returns whether a client at `address` may use the key. Only an empty list allows an unknown address
-    /// (`None`).
+    /// Returns whether a client at `address` may use the key. `None` is an unknown address: only an empty
+    /// list allows it.
     #[must_use]
     pub fn allows(&self, address: Option<IpAddr>) -> bool {
         self.0.is_empty()
@@ -90,7 +92,7 @@ impl AddressAllowlist {
         limit.is_empty() || (!self.is_empty() && self.iter().all(covered))
     }
 
-    /// Returns whether the key may be used from any address.
+    /// Returns whether the list is empty, which means that the key may be used from any address.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -102,8 +104,9 @@ impl AddressAllowlist {
     }
 }
 
-/// Returns the IPv4 network that a mapped network stands for, and any other network unchanged. Addresses are
-/// compared in the form of [`IpAddr::to_canonical`], so a mapped network would contain none of them.
+/// Converts an IPv4-mapped IPv6 network to the IPv4 network that it stands for. Returns any other network
+/// unchanged. A client's address is converted with [`IpAddr::to_canonical`] before it is compared, so an
+/// unconverted mapped network would match no client.
 pub(crate) fn canonical(network: IpNet) -> IpNet {
     let as_ipv4 = || {
         let prefix = network.prefix_len().checked_sub(96)?;
@@ -112,7 +115,8 @@ pub(crate) fn canonical(network: IpNet) -> IpNet {
     as_ipv4().unwrap_or(network)
 }
 
-/// Returns the IPv4 address in an IPv6 network that was written as a mapped one.
+/// Returns the IPv4 address in the address of a network, if that address is IPv4-mapped, such as
+/// `::ffff:192.0.2.0`.
 fn mapped(network: &IpNet) -> Option<Ipv4Addr> {
     match network {
         IpNet::V4(_) => None,
@@ -171,7 +175,7 @@ mod tests {
         assert!(narrow.is_within(&wide) && !wide.is_within(&narrow));
     }
 
-    /// A store holds the networks as they were when they were written.
+    /// A stored list may contain a mapped network in its IPv6 form, so decoding converts the network to IPv4.
     #[test]
     fn a_mapped_network_from_a_store_is_the_ipv4_network() {
         let stored: Vec<IpNet> = vec!["::ffff:192.0.2.0/120".parse().unwrap()];

@@ -1,8 +1,9 @@
 //! The audit trail: every change with its author, as one hash chain per tenant.
 //!
-//! Pure. Each entry is sealed with a MAC, whose key is derived from a pepper. Write access to the database is
-//! therefore not enough to forge an entry. Each entry contains the previous entry's hash, so removing an
-//! entry breaks the chain. A head that was saved outside the store reveals a truncated chain.
+//! Pure: no I/O and no clock. Each entry is sealed with a MAC, whose key is derived from a pepper. Write
+//! access to the database is therefore not enough to forge an entry. Each entry contains the previous entry's
+//! hash, so removing an entry breaks the chain. A head that was saved outside the store reveals a truncated
+//! chain.
 
 use std::fmt;
 
@@ -152,7 +153,7 @@ tagged! {
         TenantProvisioned,
         /// The tenant was closed. All its keys are refused.
         TenantClosed,
-        /// The keys of a resource were created.
+        /// The keys that the policy provisions with a resource were created.
         ResourceProvisioned {
             /// The host's id of the resource.
             resource: ResourceId,
@@ -199,11 +200,11 @@ tagged! {
             successor: KeyId,
             /// The reason of the rotation.
             reason: RotationReason,
-            /// The instant at which the old key ends. The latest possible instant if its grace period starts
-            /// with the successor's first use.
+            /// The instant at which the old key ends. If the old key waits for the successor's first use,
+            /// this is the latest possible instant.
             old_key_ends: Timestamp,
         },
-        /// The rotation was cancelled, and the key works as before.
+        /// The rotation was cancelled: its successor was revoked, and the old key works as before.
         RotationCancelled {
             /// The successor that was revoked.
             successor: KeyId,
@@ -225,7 +226,7 @@ tagged! {
             /// was already revoked. A separate [`Action::KeyRevoked`] entry records the revocation.
             revoked: bool,
         },
-        /// The digest was replaced by a digest under another pepper.
+        /// The key's stored digest was replaced by a digest of the same secret under another pepper.
         KeyRedigested {
             /// The new pepper.
             pepper: PepperId,
@@ -259,8 +260,9 @@ tagged! {
         },
         /// A bulk command finished.
         BulkCommandEnded,
-        /// After a restore, digests that the backup did not contain were blocked from being imported again.
-        /// The entry's [`Evidence`] lists their marks.
+        /// After a restore from a backup, digests that the backup did not contain were blocked from being
+        /// imported again. The entry's [`Evidence`] lists the mark of each digest, a MAC from which the
+        /// digest cannot be derived.
         DigestsBlocked {
             /// The number of blocked digests.
             count: u32,
@@ -276,7 +278,8 @@ tagged! {
     }
 }
 
-/// Facts about digests that a recovery reads from an audit entry. Events do not contain these facts.
+/// Facts about imported or blocked digests, which an audit entry keeps for a recovery after a restore from a
+/// backup. Events do not contain these facts.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -308,17 +311,18 @@ pub struct AuditEntry {
     pub sequence: u64,
     /// The instant at which the command was decided.
     pub at: Timestamp,
-    /// The author, including the key if a key acted.
+    /// The author of the command: the application, a person or a key.
     pub actor: Author,
-    /// The role that the application stated for a principal.
+    /// The role that the application stated for the person who gave the command. `None` for any other author.
     pub role: Option<Role>,
     /// The id of the command.
     pub command: CommandId,
-    /// A hash of the command. Two different hashes under one command id reveal that the id was reused.
+    /// A hash of the command. If two entries have one command id but different hashes, the id was reused for
+    /// another command.
     pub command_mark: [u8; 8],
     /// The change that the entry records.
     pub action: Action,
-    /// Facts about digests that a recovery needs.
+    /// Facts about digests that a recovery needs after a restore from a backup. `None` for most actions.
     pub evidence: Option<Evidence>,
     /// The key that changed. `None` if the entry is not about a single key.
     pub key: Option<KeyId>,
@@ -326,7 +330,7 @@ pub struct AuditEntry {
     pub pepper: PepperId,
     /// The hash of the previous entry.
     pub previous: AuditHash,
-    /// The seal over all fields above.
+    /// The seal of the entry: a MAC over all fields above.
     pub hash: AuditHash,
 }
 

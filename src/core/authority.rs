@@ -1,8 +1,8 @@
 //! Authority: the limits of an actor in one tenant, derived from the current state of all rows that
 //! affect the actor.
 //!
-//! Pure. An actor made from a key is a snapshot, so each decision reads the current state of the
-//! key and its owner. The manager guards the rows that were read here: a command commits only if
+//! Pure: no I/O and no clock. An actor made from a key is a snapshot, so each decision reads the current
+//! state of the key and its owner. The manager guards the rows that were read here: a command commits only if
 //! they are unchanged.
 
 use std::collections::BTreeSet;
@@ -39,20 +39,21 @@ pub(crate) enum Caller {
 pub(crate) struct Limits {
     /// The largest reach of a key that the caller may issue.
     pub(crate) reach: EffectiveReach,
-    /// The roles that must all allow a command that issues, widens or looks at keys. For a person: the role
-    /// stated by the application, and the stored roles. For a key: the roles in its `bound`, and its owner's
-    /// stored roles.
+    /// The roles that must all permit a command that issues, widens or views keys. A person has the role that
+    /// the application states, and the person's stored roles. A key has the roles in its `bound`, and its
+    /// owner's stored roles.
     roles: BTreeSet<Role>,
-    /// The roles that must all allow a command that narrows keys. For a person: only the stated role. For a
-    /// key: the same as `roles`.
+    /// The roles that must all permit a command that narrows keys. A person has only the role that the
+    /// application states. A key has the same roles as in `roles`.
     narrowing_roles: BTreeSet<Role>,
     /// Whether the caller's roles let the caller manage keys. False for a key that reaches less than its
     /// roles allow.
     manages: bool,
-    /// The acting person, if any. A class may give owners more access to their own keys.
+    /// The person, if the caller is a person. A class may give the owner of a key access to it, so this
+    /// person is compared with the key's owner.
     person: Option<PrincipalId>,
-    /// The denial of commands that issue or widen keys. Set if the person was removed, or if the stated role
-    /// allows more than a stored role.
+    /// The error for commands that issue or widen keys. Set if the person was removed as an owner, or if the
+    /// stated role allows more than a stored role.
     drift: Option<Denial>,
     /// The acting key. `None` for a person.
     pub(crate) key: Option<ActingRecord>,
@@ -79,7 +80,8 @@ pub(crate) enum Effect {
     Looks,
 }
 
-/// A first filter for the keys that a caller may look at. [`Caller::sees`] then checks each key.
+/// A coarse filter for the keys that a caller may view. [`Caller::sees`] then checks each key that passes the
+/// filter.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum VisibleKeys {
     /// Keys of any owner, in at least one class.
@@ -98,7 +100,7 @@ pub(crate) struct AuthorityRows<'a> {
 }
 
 impl AuthorityRows<'_> {
-    /// Returns the effect of the rows on the keys of `owner` in `tenant`.
+    /// Returns the roles, removals and closings in these rows that affect the keys of `owner` in `tenant`.
     pub(crate) fn owner_status(&self, tenant: &TenantId, owner: &Owner) -> OwnerStatus {
         OwnerStatus::resolve(
             tenant,
@@ -163,8 +165,8 @@ impl Caller {
         person.is_some() && person == principal
     }
 
-    /// Checks that `access` includes the caller. `owner` is the owner of the affected key. `None` if the
-    /// command affects no single key.
+    /// Checks that `access` includes the caller. `owner` is the owner of the affected key, or `None` for a
+    /// command that does not affect one particular key.
     pub(crate) fn permit(
         &self,
         access: &Access,
@@ -277,20 +279,21 @@ impl Caller {
         roles.chain(self.key_bound()).cloned().collect()
     }
 
-    /// Returns the roles that limited the recipient of the acting key's secret. Empty if no key acts.
+    /// Returns the roles in the acting key's `bound`, which limited the actor who received the key's secret.
+    /// Empty if the caller is not a key.
     pub(crate) fn key_bound(&self) -> impl Iterator<Item = &Role> {
         let key = self.limits().and_then(|limits| limits.key.as_ref());
         key.into_iter().flat_map(|key| &key.bound)
     }
 
-    /// Returns the role that the application states for the caller, if the caller is this person.
+    /// Returns the role that the application states for the caller, if `principal` is the caller.
     pub(crate) fn stated_role(&self, principal: Option<&PrincipalId>) -> Option<&Role> {
         let limits = self.limits().filter(|_| self.is_person(principal))?;
         limits.narrowing_roles.first()
     }
 
-    /// Returns the makers to record in a key that the caller creates: the acting key, and that key's own
-    /// makers.
+    /// Returns the makers to record in a key that the caller creates. If the caller is a key, these are that
+    /// key and its own makers. Empty for any other caller.
     pub(crate) fn makers(&self) -> Vec<Maker> {
         let Some(key) = self.limits().and_then(|limits| limits.key.as_ref()) else {
             return Vec::new();
@@ -354,7 +357,8 @@ impl Limits {
             why: Box::new(why),
         };
         let record = rows.acting_key(key, actor.tenant()).map_err(refused)?;
-        // `tenant` may be a descendant of the key's own tenant, where the owner may have further roles.
+        // The command's `tenant` may be a descendant of the key's own tenant. The owner's roles in that
+        // descendant limit the acting key too.
         let mut owner_status = rows.owner_status(tenant, &record.owner);
         if !record.bound.is_empty() {
             let all = rows.view.owners.iter().chain(&rows.ancestry.owners);
@@ -384,7 +388,8 @@ impl Limits {
         let roles = reach::roles_of(&record.owner, &record.bound, &owner_status);
         let role = RoleReach::of(&roles, policy);
         let own = reach::scopes(Bounds::of_record(record), home, class, &owner_status);
-        // A role may allow less under the policy of `tenant` than under the policy of the key's own tenant.
+        // The policy of `tenant` may allow a role less than the policy of the key's own tenant does. Only
+        // scopes that both policies allow remain.
         let here = (roles.iter().chain(&record.bound)).fold(own, |scopes: ScopeSet, role| {
             scopes.intersection(&policy.role_ceiling(role))
         });
@@ -397,8 +402,8 @@ impl Limits {
             scopes,
             role,
             until: earlier(record.expires_at, actor.expires_at()),
-            // Self-rotation extends only the key's own expiry, not a separate expiry that the application set
-            // for the actor.
+            // If the application set a separate expiry for the actor, that expiry is a hard limit.
+            // Self-rotation can extend only the key's own expiry.
             renewable_until: match actor.expires_at() == record.expires_at {
                 true => reach::renewable_until(class, record.expires_at, record.lineage.since),
                 false => earlier(record.expires_at, actor.expires_at()),
@@ -428,13 +433,14 @@ impl Limits {
     }
 }
 
-/// Returns whether `scopes` include every scope that the roles allow. Always false for empty `scopes`.
+/// Returns whether `scopes` contain every scope that the roles in `role` allow. Always false for empty
+/// `scopes`.
 pub(crate) fn is_whole(scopes: &ScopeSet, role: &RoleReach) -> bool {
     !scopes.is_empty() && scopes.contains(role.ceiling())
 }
 
-/// Returns the reason to deny a person every command that issues or widens keys. `None` unless the person was
-/// removed, or the stated role allows more than a stored role.
+/// Returns the error for commands of a person that issue or widen keys. `None` unless the person was removed
+/// as an owner, or the stated role allows more than a stored role.
 fn drift(
     principal: &PrincipalId,
     stated: &Role,

@@ -1,6 +1,6 @@
 //! Base62 with the digits in ASCII order, so that the encoded text sorts like the numbers.
 //!
-//! Pure.
+//! Pure: no I/O and no clock.
 
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const NOT_A_DIGIT: u8 = 0xff;
@@ -39,8 +39,8 @@ fn is_digit(b: u8) -> bool {
 /// 16 bytes, the vector width of most processors.
 const LANES: usize = 16;
 
-/// Returns whether `is` accepts all bytes. Has no early exit, so the compiler can vectorize the loop if `is`
-/// has no branch.
+/// Returns whether the predicate `is` accepts every byte. The loop has no early exit, so that the compiler
+/// can vectorize it if the predicate has no branch.
 #[inline]
 fn all(bytes: &[u8], is: impl Fn(u8) -> bool) -> bool {
     let (whole, _) = bytes.as_chunks::<LANES>();
@@ -58,7 +58,7 @@ fn all(bytes: &[u8], is: impl Fn(u8) -> bool) -> bool {
     u128::from_ne_bytes(marks) == 0
 }
 
-/// Returns the position of the first byte that `is` rejects.
+/// Returns the position of the first byte that the predicate `is` rejects.
 #[inline]
 pub(crate) fn first_other_than(bytes: &[u8], is: impl Fn(u8) -> bool) -> Option<usize> {
     if all(bytes, &is) {
@@ -74,7 +74,7 @@ pub(crate) fn first_other_than(bytes: &[u8], is: impl Fn(u8) -> bool) -> Option<
     bytes.iter().position(|&b| !is(b))
 }
 
-/// Writes `value` into all of `out`, most significant digit first, padded with zeros.
+/// Fills `out` with the digits of `value`, most significant digit first, padded with zeros on the left.
 pub(crate) fn encode(mut value: u128, out: &mut [u8]) {
     for digits in out.rchunks_mut(WORD) {
         let base = 62u128.pow(u32::try_from(digits.len()).unwrap_or_default());
@@ -85,7 +85,7 @@ pub(crate) fn encode(mut value: u128, out: &mut [u8]) {
     debug_assert_eq!(value, 0, "`out` has enough digits for every `value`");
 }
 
-/// Writes a 64-bit `value` into all of `out`, padded with zeros.
+/// Fills `out` with the digits of a 64-bit `value`, padded with zeros on the left.
 pub(crate) fn encode_word(mut value: u64, out: &mut [u8]) {
     for slot in out.iter_mut().rev() {
         *slot = ALPHABET[(value % 62) as usize];
@@ -93,7 +93,7 @@ pub(crate) fn encode_word(mut value: u64, out: &mut [u8]) {
     }
 }
 
-/// Parses at most ten bytes, which must be digits.
+/// Parses a number of at most ten digits. The caller has checked that every byte is a digit.
 #[inline]
 pub(crate) fn decode_word<const N: usize>(digits: &[u8; N]) -> u64 {
     const { assert!(N <= WORD, "more than ten digits might not fit in 64 bits") };
@@ -103,7 +103,8 @@ pub(crate) fn decode_word<const N: usize>(digits: &[u8; N]) -> u64 {
     })
 }
 
-/// Parses 22 bytes, which must be digits. Returns `None` for a number beyond 128 bits.
+/// Parses a number of 22 digits. The caller has checked that every byte is a digit. Returns `None` if the
+/// number needs more than 128 bits.
 #[inline]
 pub(crate) fn decode(digits: &[u8; 22]) -> Option<u128> {
     let (high, low) = digits.split_first_chunk::<2>()?;

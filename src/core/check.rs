@@ -1,7 +1,7 @@
 //! The check of a presented key against a need.
 //!
-//! Pure. Every verification goes through `check_subject` (trap 20). The function compares the secret first,
-//! so that only a holder of the secret learns any other reason (trap 5).
+//! Pure: no I/O and no clock. Every verification goes through `check_subject` (trap 20). The function
+//! compares the secret first, so that only a holder of the secret learns any other reason (trap 5).
 
 use std::num::NonZeroU64;
 
@@ -68,8 +68,9 @@ pub fn check(
 /// Checks the presented secret and prefix, then the key's state at `now`, then `need`. Every verification
 /// calls this function. Allocates only if the key is refused.
 ///
-/// `kind` identifies the combination of policy, key traits, owner's status, and whether a person owns the
-/// key. If one key of a kind meets `need`, every key of that kind does. `need` therefore caches the kind.
+/// A `kind` stands for one combination of policy, key traits, owner status, and person or tenant as owner.
+/// The checks of class and scopes have the same result for all keys of one kind. The need therefore caches
+/// each kind that passed them, and skips these checks for the next key of that kind.
 pub(crate) fn check_subject(
     subject: KeyToVerify<'_>,
     (same, prefix): (Choice, Option<&[u8]>),
@@ -151,7 +152,7 @@ fn check_kind(subject: KeyToVerify<'_>, policy: &Policy, need: &Need) -> Result<
     Ok(())
 }
 
-/// Checks the conditions on the tenant and the address of the request.
+/// Checks that the key reaches the tenant of the request, and may be used from the request's address.
 fn check_request(
     subject: KeyToVerify<'_>,
     policy: &Policy,

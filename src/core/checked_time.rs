@@ -1,7 +1,7 @@
 //! Checked time: a process's own time, compared with other clocks if there are any.
 //!
-//! Pure. Clocks are compared as offsets: the microseconds by which a wall clock is ahead of this process's
-//! monotonic clock.
+//! Pure: no I/O and no clock. Clocks are compared as offsets. The offset of a clock is the number of
+//! microseconds by which it is ahead of this process's monotonic clock.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use super::time::Timestamp;
 pub struct CheckedTime {
     /// The time of this process's wall clock. Never goes back.
     pub own: Timestamp,
-    /// The own time, but without a forward jump of the wall clock until the jump has lasted for one
-    /// allowance, or another clock confirms it.
+    /// The own time without a recent forward jump of the wall clock. The jump is included once it has lasted
+    /// for the allowance, or once another clock confirms it.
     pub held: Timestamp,
-    /// The time according to other clocks, if they contradict the own clock.
+    /// The time according to other clocks. `None` unless these clocks contradict the own clock.
     pub reference: Option<Timestamp>,
     /// The allowance: the largest difference at which two clocks still agree.
     pub allowance: Duration,
@@ -26,14 +26,15 @@ impl CheckedTime {
     /// second), and far less than the lifetime of a typical key.
     pub const ALLOWANCE: Duration = Duration::from_secs(5 * 60);
 
-    /// Returns the most plausible time: the time of other clocks if they contradict the own clock, otherwise
-    /// the own time.
+    /// Returns the most plausible time: the time of the other clocks if they contradict the own clock,
+    /// otherwise the own time.
     #[must_use]
     pub fn best(&self) -> Timestamp {
         self.reference.unwrap_or(self.own)
     }
 
-    /// Returns the earliest of the own time, the held time and the reference.
+    /// Returns the earliest of the own time, the held time and, if other clocks contradict the own clock,
+    /// their time.
     #[must_use]
     pub fn earliest(&self) -> Timestamp {
         let own = self.own.min(self.held);
@@ -47,10 +48,12 @@ impl CheckedTime {
     }
 }
 
-/// Returns the median of all other clocks if they contradict the own clock. This is so in two cases:
+/// Returns the median of all other clocks, or `None` if they do not contradict the own clock. They contradict
+/// it in two cases:
 ///
-/// - The server's clock differs, and no majority of the nodes agrees with the own clock.
-/// - There are at least two other clocks, and most of them differ.
+/// - The clock of the store's server differs from the own clock, and at most half of the nodes agree with the
+///   own clock.
+/// - There are at least two other clocks, and more than half of them differ from the own clock.
 ///
 /// All values are offsets in microseconds. Two offsets differ if they are more than `allowance` apart.
 pub(crate) fn contradiction(
@@ -71,21 +74,24 @@ pub(crate) fn contradiction(
     all.get(all.len() / 2).copied()
 }
 
-/// The state of a key whose expiry lies after the verifier's time, but maybe before the newest commit.
+/// The state of a key that has not expired by the verifier's clock, but may have expired by the time of its
+/// tenant's newest commit.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Ending {
-    /// The key works: the newest commit of its tenant is earlier than its expiry, or another clock confirms
-    /// the verifier's time.
+    /// The key works. Either its expiry is later than the newest commit of its tenant, or another clock
+    /// confirms the verifier's time.
     Alive,
-    /// The key has expired: the newest commit of its tenant is not earlier than its expiry.
+    /// The key has expired. Its tenant has a commit at or after the expiry, and that commit is plausible: at
+    /// most the allowance ahead of the verifier's clock.
     Ended,
-    /// Unknown: the newest commit of the key's tenant is far ahead of this clock, so one of two clocks is
-    /// wrong.
+    /// Unknown. Its tenant has a commit at or after the expiry, but that commit is far ahead of the
+    /// verifier's clock. Either that clock is wrong, or the clock that dated the commit.
     Unsure,
 }
 
-/// Returns the state of a key that expires at `end`, which is later than `now`. `floor` is the time of the
-/// newest commit in the key's own tenant. `confirmed` returns whether another clock agrees with `now`.
+/// Returns the state of a key whose expiry `end` is later than the verifier's time `now`. `floor` is the time
+/// of the newest commit in the key's own tenant. The closure `confirmed` returns whether another clock agrees
+/// with `now`.
 pub(crate) fn judge_end(
     end: Timestamp,
     now: Timestamp,

@@ -1,4 +1,4 @@
-//! Holes: past faults of these rules that a test can switch on again, one at a time.
+//! Holes: former security faults in these rules. A test can reintroduce one fault at a time.
 //!
 //! The escalation search (`tests/it/escalation`) must find each open hole. This proves that the search works.
 //! Only the long test tier sets `--cfg keyward_hole`. Without that flag, every hole is closed.
@@ -23,7 +23,7 @@ pub(crate) fn is_open(name: &'static str) -> bool {
     OPEN.get() == Some(name)
 }
 
-/// Returns whether the hole with this name is open.
+/// Returns `false`, because without `--cfg keyward_hole` every hole is closed.
 #[cfg(not(keyward_hole))]
 #[inline(always)]
 pub(crate) const fn is_open(_: &'static str) -> bool {

@@ -1,6 +1,6 @@
 //! Key ids: 128 bits that sort by creation time.
 //!
-//! Pure.
+//! Pure: no I/O and no clock.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,6 +1,7 @@
 //! The public view of a key: everything that a list or a details page shows.
 //!
-//! Pure. The serialized form is part of the public interface: `src/core/golden/key-info.json` pins it.
+//! Pure: no I/O and no clock. The serialized form is part of the public interface:
+//! `src/core/golden/key-info.json` pins it.
 
 use std::ops::Deref;
 
@@ -22,7 +23,7 @@ use super::time::Timestamp;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct KeyInfo {
-    /// The facts that the record holds.
+    /// The fields that the stored record holds too.
     #[serde(flatten)]
     pub facts: KeyFacts,
     /// The label of the key's class, such as `beta`, if the class is not final yet (rule A1-28).
@@ -60,8 +61,8 @@ impl Deref for KeyInfo {
 }
 
 impl KeyInfo {
-    /// Returns the public view of `record` at `now`. `owner_status` is the combined effect of the owner's and
-    /// the tenants' rows.
+    /// Returns the public view of `record` at `now`. `owner_status` combines the stored rows that affect the
+    /// key: the owner's roles and removals, and the closing of tenants.
     #[must_use]
     pub fn new(
         record: KeyRecord,

@@ -1,7 +1,7 @@
 //! The error of a value that could not be parsed.
 //!
-//! Pure. Invariant: an [`Invalid`] never contains the rejected text, only its size and the position of the
-//! fault. People paste secrets into the wrong field.
+//! Pure: no I/O and no clock. Invariant: an [`Invalid`] never contains the rejected text, because people may
+//! paste a secret into the wrong field. It contains only the size of the text and the position of the fault.
 
 use std::convert::Infallible;
 

@@ -1,8 +1,8 @@
 //! HMAC-SHA-256 of a short message with a constant length, in two SHA-256 compressions.
 //!
-//! Pure. Verification uses this module, because the MAC is most of its cost and the `hmac` crate takes 1.5
-//! times as long. All other MACs of the library come from the `hmac` crate. The tests compare this module
-//! with the `hmac` crate and with RFC 4231.
+//! Pure: no I/O and no clock. Verification uses this module, because the MAC is most of its cost and the
+//! `hmac` crate takes 1.5 times as long. All other MACs of the library come from the `hmac` crate. The tests
+//! compare this module with the `hmac` crate and with RFC 4231.
 
 use sha2::block_api::compress256;
 use sha2::{Digest, Sha256};
@@ -121,8 +121,8 @@ mod tests {
             bytes.iter().map(|byte| format!("{byte:02x}")).collect()
         }
         let counting: Vec<u8> = (1..=25).collect();
-        // The test cases of sections 4.2 to 4.7. Section 4.6 truncates the MAC to 128 bits. The message of
-        // section 4.8 is too long for this module.
+        // The test cases of RFC 4231, sections 4.2 to 4.7. Section 4.6 truncates the MAC to 128 bits. The
+        // message of section 4.8 is too long for this module.
         let mac = hex(ShortMacKey::new(&[0x0b; 20]).mac(b"Hi There"));
         assert_eq!(
             mac,

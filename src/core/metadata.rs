@@ -1,6 +1,6 @@
 //! The application's own data about a key, as name-value pairs.
 //!
-//! Pure.
+//! Pure: no I/O and no clock.
 
 use std::fmt;
 
@@ -54,12 +54,13 @@ impl Metadata {
             };
             return refuse("metadata", problem);
         }
-        // Pairs from a store are already sorted.
+        // Cheap for pairs from a store, because they are already sorted.
         pairs.sort_by(|(one, _), (other, _)| one.cmp(other));
         if pairs.windows(2).any(|two| two[0].0 == two[1].0) {
             return refuse("metadata name", Problem::Repeated);
         }
-        // An earlier version stored any characters, and its rows must stay readable.
+        // Checks characters only in typed pairs. An earlier version stored pairs with any characters, and
+        // these rows must stay readable.
         let typed = pairs.iter().filter(|_| origin == Origin::Typed);
         for (name, value) in typed {
             Self::NAME.check(name, origin)?;

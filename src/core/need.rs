@@ -38,7 +38,8 @@ use super::text::{ClassName, Environment};
 #[must_use = "a need checks nothing by itself"]
 pub struct Need {
     conditions: Conditions,
-    /// A cache of the kinds of keys that met `conditions`. Cleared when the conditions change.
+    /// A cache of the kinds of keys that met `conditions`. A kind is a combination such as class, scopes and
+    /// role. Cleared when the conditions change.
     met: Met,
 }
 
@@ -52,7 +53,7 @@ pub(super) struct Conditions {
     pub(super) tenant: Option<TenantId>,
     pub(super) address: Option<IpAddr>,
     pub(super) publishable: bool,
-    /// Marks a use that is already counted.
+    /// Whether a verification must not count as a use of the key, because the use was already counted.
     uncounted: bool,
 }
 
@@ -217,14 +218,15 @@ impl Need {
         }
     }
 
-    /// Checks a key whose use is already counted, for a request that was verified before.
+    /// Returns this need without counting. A verification with the result does not count as a use of the key.
+    /// Used for a request that was verified, and counted, before.
     #[cfg(feature = "http")]
     pub(crate) fn without_counting(mut self) -> Self {
         self.conditions.uncounted = true;
         self
     }
 
-    /// Returns whether a verification counts as a use of the key.
+    /// Returns whether a verification with this need counts as a use of the key.
     pub(crate) const fn counts(&self) -> bool {
         !self.conditions.uncounted
     }

@@ -1,7 +1,7 @@
-//! Rows of owners and tenants, and their effect on keys.
+//! Stored rows of owners and tenants, and their effect on keys.
 //!
-//! Pure. Invariant: lowering a role, removing an owner or closing a tenant writes one row. Readers apply that
-//! row to every key of the row's tenant and of its descendants.
+//! Pure: no I/O and no clock. Invariant: lowering a role, removing an owner or closing a tenant writes one
+//! row. Readers apply that row to every key of the row's tenant and of its descendants.
 
 use std::collections::BTreeSet;
 
@@ -28,8 +28,9 @@ pub struct OwnerRecord {
     /// The instant of the last removal. Keys created up to that instant stay refused, even if the principal
     /// is restored.
     pub removed_at: Option<Timestamp>,
-    /// Lower roles that this row had earlier, since the last removal. They still limit keys of ancestor
-    /// tenants that reach this tenant. Keys whose owner received the secret in person are exempt.
+    /// Lower roles that the owner had in this row, since the last removal. Keys of ancestor tenants that
+    /// reach this tenant are still limited to these roles here. Exempt are keys whose secret the owner
+    /// received in person.
     pub raised_from: BTreeSet<Role>,
     /// The last change of the row.
     pub updated: Stamp,
@@ -47,8 +48,8 @@ pub struct TenantRecord {
     pub closed: Option<Stamp>,
     /// Bulk commands that are authorised but unfinished.
     pub sweeps: Vec<PendingSweep>,
-    /// The last change of the row. Every commit must store its instant in a row. A commit that writes no key
-    /// and no owner stores its instant here.
+    /// The last change of the row. Every commit must store its instant in some row. A commit that writes no
+    /// key and no owner stores it here.
     pub updated: Stamp,
     /// The last repair of the tenant's newest commit time.
     pub time_repair: Option<TimeRepair>,
@@ -83,24 +84,29 @@ impl TenantRecord {
     }
 }
 
-/// The combined effect of all rows along a tenant's path on one owner's keys. An input of
+/// The combined effect of stored rows on one owner's keys in a tenant. Combines the rows of the owner and the
+/// tenant rows, each from the tenant itself and from all its ancestors. An input of
 /// [`check`](crate::rules::check).
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct OwnerStatus {
-    /// The owner's role in each row along the path. All these roles limit the key.
+    /// The owner's roles, one from each row of the tenant and its ancestors. A key of the owner may do only
+    /// what all these roles allow.
     pub roles: Vec<Role>,
-    /// Whether the owner is currently removed in any tenant along the path.
+    /// Whether the owner is currently removed in the tenant or in any of its ancestors.
     pub removed: bool,
-    /// The instant of the owner's last removal. Keys created up to that instant are refused.
+    /// The instant of the owner's last removal in the tenant or in any of its ancestors. Keys created up to
+    /// that instant are refused.
     pub removed_at: Option<Timestamp>,
-    /// Whether a tenant along the path is closed.
+    /// Whether the tenant or any of its ancestors is closed.
     pub closed: bool,
-    /// Whether a row along the path is unreadable. The owner's keys are then refused.
+    /// Whether one of the rows is unreadable. The owner's keys are then refused, because that row may say
+    /// that they ended.
     pub unreadable: bool,
 }
 
-/// Returns the lower roles that `owner` had earlier in the tenants between `home` and `tenant`. These roles
-/// limit a key of `home` that reaches `tenant`, unless the owner received the secret in person.
+/// Returns the lower roles that `owner` had earlier in `tenant` and in the tenants between `home` and
+/// `tenant`. These roles limit a key of `home` that reaches `tenant`, unless the owner received the secret in
+/// person.
 pub(crate) fn raised_from<'a>(
     rows: impl IntoIterator<Item = &'a OwnerRecord>,
     owner: &Owner,
@@ -117,8 +123,8 @@ pub(crate) fn raised_from<'a>(
 }
 
 impl OwnerStatus {
-    /// Combines the rows that affect the keys of `owner` in `tenant`. Ignores rows of other owners, and of
-    /// tenants that are not on the path of `tenant`.
+    /// Combines the rows that affect the keys of `owner` in `tenant`. Ignores rows of other owners, and rows
+    /// of tenants that are neither `tenant` nor an ancestor of it.
     #[must_use]
     pub fn resolve<'a>(
         tenant: &TenantId,
@@ -136,8 +142,9 @@ impl OwnerStatus {
         Self::of(above.map(|row| (row.role.as_ref(), row.removed_at)), closed)
     }
 
-    /// Combines the rows of one owner along a path. Each row is a pair of the role and the instant of the
-    /// last removal.
+    /// Combines one owner's rows in a tenant and its ancestors. Each row is a pair: its role, `None` for a
+    /// removed owner, and the instant of its last removal. `closed` is true if the tenant or an ancestor is
+    /// closed.
     pub(crate) fn of<'a>(
         rows: impl IntoIterator<Item = (Option<&'a Role>, Option<Timestamp>)>,
         closed: bool,
@@ -154,8 +161,8 @@ impl OwnerStatus {
         status
     }
 
-    /// Combines this status with the status from rows further down the path. `None` if the result is the same
-    /// as this status.
+    /// Combines this status of a key's own tenant with `further`, the status from rows of descendant tenants.
+    /// Returns `None` if those rows change nothing.
     pub(crate) fn and_further(&self, further: &Self) -> Option<Self> {
         let Self {
             roles,
@@ -174,7 +181,8 @@ impl OwnerStatus {
         (both != *self && !hole::is_open("a tenant below has no say")).then_some(both)
     }
 
-    /// Returns whether a key created at `created` is refused because its owner was removed.
+    /// Returns whether a key created at `created` is refused because of its owner. This is so if the owner is
+    /// removed now, or was removed after the key was created.
     #[must_use]
     pub fn refuses_owner(&self, created: Timestamp) -> bool {
         self.removed || self.removed_at.is_some_and(|removed| created <= removed)

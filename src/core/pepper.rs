@@ -1,6 +1,6 @@
 //! Peppers: the service-wide keys that digest secrets and seal audit entries.
 //!
-//! Pure. Invariant: the bytes of a pepper never leave this module. Only MACs do.
+//! Pure: no I/O and no clock. Invariant: the bytes of a pepper never leave this module. Only MACs do.
 
 use std::fmt;
 
@@ -58,8 +58,8 @@ impl Pepper {
         Digest::from_bytes(self.digests.mac(id_and_secret))
     }
 
-    /// Returns the mark of an imported digest. The MAC input starts with a label, and no sealed audit entry
-    /// starts with this label.
+    /// Returns the mark of an imported digest. The MAC input starts with a label that no audit entry starts
+    /// with, so a mark is never the seal of an audit entry.
     pub(crate) fn mark(&self, digest: &Digest) -> DigestMark {
         DigestMark::from_bytes(self.seal(&[b"keyward imported digest", digest.as_bytes()]))
     }
@@ -204,7 +204,8 @@ mod tests {
 
     #[test]
     fn digests_match_rfc_4231() {
-        // Uses the 131-byte key of section 4.7, because the shorter keys of the RFC are below `MIN_LEN`.
+        // Uses the 131-byte key of RFC 4231, section 4.7, because the shorter keys of that RFC are below
+        // `MIN_LEN`.
         let pepper = Pepper::new(PepperId::new("p").unwrap(), &[0xaa; 131]).unwrap();
         let expected = "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54";
         let digest = pepper.digest(b"Test Using Larger Than Block-Size Key - Hash Key First");

@@ -1,7 +1,8 @@
 //! The JSON document of a service's peppers, as a pepper file or a secret manager holds it.
 //!
-//! Pure. Invariants: no error contains content of the file, because the content is secret. No copy of a key is left
-//! in memory: [`check_strings`] refuses any text that serde_json would copy.
+//! Pure: no I/O and no clock. Invariants: no error contains content of the document, because the content is
+//! secret. Parsing leaves no copy of a key in memory, so [`check_strings`] refuses any text that serde_json
+//! would copy.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::error::Category;
@@ -18,7 +19,7 @@ pub(crate) const TOO_LONG: &str = "must be at most 64 KiB long";
 
 const VERSION: u32 = 1;
 
-/// The mark that some editors put at the beginning of UTF-8 text.
+/// The byte order mark (U+FEFF in UTF-8), which some editors put at the beginning of a text file.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// The reason why text is not a document of peppers. Never contains any part of the text.
@@ -30,9 +31,9 @@ pub struct PepperDocumentError {
 }
 
 impl PepperRing {
-    /// Parses the JSON document of a [pepper file](crate::PepperFile) that the service holds in memory, such
-    /// as the answer of a secret manager. Leaves no copy of a key behind: wipe `text` after the call, for
-    /// example by `zeroize::Zeroizing`.
+    /// Parses the JSON document of a [pepper file](crate::PepperFile) from memory, for example from the
+    /// answer of a secret manager. Parsing leaves no copy of a key in memory. Only `text` still contains the
+    /// keys: wipe it after the call, for example by `zeroize::Zeroizing`.
     ///
     /// # Errors
     ///
@@ -56,7 +57,7 @@ impl PepperRing {
     }
 }
 
-/// The whole file.
+/// The whole document, in the form in which a pepper file stores it.
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Document {
@@ -121,7 +122,7 @@ enum PepperState {
     Next,
     /// Verifies the secrets that it digested.
     Live,
-    /// Only proves the audit entries that it sealed.
+    /// Only verifies the audit entries that it sealed, and no secrets.
     Audit,
 }
 
@@ -186,7 +187,8 @@ impl Document {
             .sort_by_key(|stored| stored.state != PepperState::Current);
     }
 
-    /// Returns the peppers. The error describes the problem in words, without content of the file.
+    /// Returns the ring of the document's peppers. The error describes a contradiction in words, without
+    /// content of the document.
     pub(crate) fn ring(&self) -> Result<PepperRing, String> {
         let mut current = self.in_state(PepperState::Current);
         let (Some(first), None) = (current.next(), current.next()) else {
@@ -231,8 +233,8 @@ impl StoredPepper {
     }
 }
 
-/// Refuses strings that serde_json would copy. It copies a string to decode an escape, or to quote a
-/// misplaced string in an error.
+/// Refuses text in which serde_json would copy a string, because the copy could leave a pepper's key in
+/// memory. serde_json copies a string that contains an escape, and quotes a misplaced string in its error.
 fn check_strings(text: &[u8]) -> Result<(), String> {
     // Without escapes every quote delimits a string, so every second part is a string.
     let parts: Vec<_> = text.split(|byte| *byte == b'"').collect();

@@ -1,7 +1,7 @@
 //! Owners of keys and authors of changes.
 //!
-//! Pure. Each kind of owner or author is an enum variant, so that no principal's id can be mistaken for
-//! another kind.
+//! Pure: no I/O and no clock. Each kind of owner or author is an enum variant, so that no principal's id can
+//! be mistaken for another kind.
 
 use std::fmt;
 
@@ -33,8 +33,8 @@ impl Owner {
     }
 }
 
-/// The author of a change. Each kind of author is an enum variant, so that no principal's id can be mistaken
-/// for another kind.
+/// The author of a change: the application, a person or a key. Each kind is an enum variant, so that no
+/// principal's id can be mistaken for another kind of author.
 ///
 /// Binary formats use a plain enum. JSON and other human-readable formats use an object: `{"type":
 /// "application"}`, `{"type": "principal", "id": "alice"}` or `{"type": "key", "id": "…", "owner": {…}}`.
@@ -148,7 +148,7 @@ macro_rules! two_forms {
 two_forms!(Owner, StoredOwner, ReadableOwner);
 two_forms!(Author, StoredAuthor, ReadableAuthor);
 
-/// Serializes a principal as an object with an `id`. The enclosing enum adds the `type`.
+/// Serializes a principal as an object with the field `id`. The enclosing enum adds the field `type`.
 mod as_id {
     use super::{Deserialize, Deserializer, PrincipalId, Serialize, Serializer};
 

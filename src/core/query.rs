@@ -49,7 +49,7 @@ pub struct KeyQuery {
     pub hint: Option<String>,
     /// The key of this fingerprint.
     pub fingerprint: Option<Fingerprint>,
-    /// Keys that the given key made, directly or through keys that it made.
+    /// Keys that the given key made, directly or through keys that the given key made.
     pub made_by: Option<MadeBy>,
     /// Keys that expire at or after this instant, or never.
     pub expires_from: Option<Timestamp>,
@@ -78,14 +78,15 @@ pub enum KeySort {
     Expiry,
 }
 
-/// A position in a sorted list of keys, after which the next page starts.
+/// A position in a sorted list of keys: the sort fields of the last key of a page. The next page starts after
+/// it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct KeyPosition {
-    /// The name of the last key seen.
+    /// The name of the last key of the previous page.
     pub name: KeyName,
-    /// The expiry of the last key seen; `None` if the key never expires.
+    /// The expiry of the last key of the previous page; `None` if that key never expires.
     pub expires_at: Option<Timestamp>,
-    /// The id of the last key seen.
+    /// The id of the last key of the previous page.
     pub id: KeyId,
 }
 
@@ -119,7 +120,8 @@ impl KeyPosition {
 pub struct KeyPage {
     /// The records, in order.
     pub keys: Vec<KeyRecord>,
-    /// Keys within the page whose stored bytes failed their checksum. They may or may not match the query.
+    /// Keys whose stored bytes failed their checksum, among the keys that the page covers. They may or may
+    /// not match the query.
     pub corrupt: Vec<KeyId>,
     /// The position after which the next page starts; `None` if this is the last page.
     pub next: Option<KeyPosition>,
@@ -227,7 +229,7 @@ impl KeyQuery {
             && expires_before.is_none_or(|before| record.expires_at.is_some_and(|end| end < before))
     }
 
-    /// Returns whether `place` comes after the position at which the page starts.
+    /// Returns whether `place` comes after [`after`](Self::after), the position at which the page starts.
     #[must_use]
     pub fn reaches(&self, place: &KeyPosition) -> bool {
         self.after
@@ -318,7 +320,8 @@ impl AuditRow {
 pub struct AuditPage {
     /// The entries, oldest first.
     pub rows: Vec<AuditRow>,
-    /// Entries within the page whose stored bytes failed their checksum. They may or may not match the query.
+    /// Entries whose stored bytes failed their checksum, among the entries that the page covers. They may or
+    /// may not match the query.
     pub corrupt: Vec<AuditPosition>,
     /// The position after which the next page starts; `None` if this is the last page for now.
     pub next: Option<AuditPosition>,

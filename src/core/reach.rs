@@ -23,7 +23,7 @@ use super::tenant::TenantId;
 use super::text::{ClassName, Environment, Role};
 use super::time::Timestamp;
 
-/// The limits on a key's scopes that are stored with the key.
+/// The limits on a key's scopes that are stored with the key: its scopes, its kind of owner and its bound.
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds<'a> {
     pub(crate) scopes: &'a ScopeSet,
@@ -79,8 +79,8 @@ pub(crate) fn reaches(
             .is_some_and(|mut roles| roles.all(|role| policy.role_allows(role, scope)))
 }
 
-/// Returns the scopes that a key reaches: the intersection of its own scopes, its class's ceiling, its bound
-/// and its owner's current roles.
+/// Returns the scopes that a key reaches. A scope must be allowed by the key's own scopes, its class's
+/// ceiling, all roles in its bound, and its owner's current roles.
 pub(crate) fn scopes(
     bounds: Bounds<'_>,
     policy: &Policy,
@@ -206,7 +206,7 @@ impl RoleReach {
         permits.extend(audits.then_some(RolePermit::Audit));
         permits.extend((*role == Role::SUPPORT).then_some(RolePermit::Support));
         for (name, class) in &spec.classes {
-            // Destructured, so that a new field fails to compile here until it is mapped to a permit or
+            // Lists every field, so that a new field does not compile here until it is mapped to a permit or
             // ignored.
             let KeyClass {
                 create,
@@ -334,8 +334,8 @@ pub(crate) struct EffectiveReach {
 }
 
 impl EffectiveReach {
-    /// Returns the widest reach within `tenant` and its descendants. It has no roles, and therefore no
-    /// permits.
+    /// Returns the widest reach within `tenant` and its descendants. It contains no roles, so nothing that
+    /// needs a role's permit is within it.
     pub(crate) fn unlimited(tenant: &TenantId) -> Self {
         Self {
             scopes: ScopeSet::all(),
@@ -419,7 +419,8 @@ pub(crate) fn renewable_until(
     }
 }
 
-/// Returns whether `limit` includes `own`. `None` means all values.
+/// Returns whether `limit` includes `own`. A `limit` of `None` includes everything. An `own` of `None`
+/// reaches all values, so only a `limit` of `None` includes it.
 fn is_one_of<T: PartialEq>(own: Option<&T>, limit: Option<&T>) -> bool {
     limit.is_none() || own == limit
 }

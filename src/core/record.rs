@@ -174,7 +174,7 @@ pub struct Succession {
     pub since: Timestamp,
     /// The reason for the rotation.
     pub reason: RotationReason,
-    /// The old key's expiry before the rotation, for restoring if the rotation is cancelled.
+    /// The old key's expiry before the rotation. Cancelling the rotation restores this expiry.
     pub own_expiry: Option<Timestamp>,
     /// The time for which the old key keeps working after the successor's first use. `None` if the grace does
     /// not start at that use.
@@ -202,9 +202,9 @@ pub struct Predecessor {
 /// A key that created another key, or that rotated another key and received the new secret.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct Maker {
-    /// The acting key.
+    /// The id of the key that made the other key.
     pub key: KeyId,
-    /// The first key of the acting key's chain of rotations.
+    /// The first key of the maker's own chain of rotations.
     pub lineage: KeyId,
 }
 
@@ -213,8 +213,8 @@ pub struct Maker {
 pub struct Lineage {
     /// The id of the first key of the chain.
     pub first: KeyId,
-    /// The instant at which the first key was created. If another key created the first key, the `since` of
-    /// the creator's lineage.
+    /// The instant at which the first key was created. If another key created the first key, this is the
+    /// `since` of that other key's lineage instead.
     pub since: Timestamp,
     /// The key that created the first key, if a key did.
     pub created_by: Option<KeyId>,
@@ -323,8 +323,8 @@ pub struct KeyRecord {
     pub facts: KeyFacts,
     /// The prefix of the token. `None` for an imported key.
     pub prefix: Option<TokenPrefix>,
-    /// The keys that made, rotated, widened or enabled this key, and the makers of those keys. At most
-    /// [`MAKERS_MAX`](Self::MAKERS_MAX), one for each lineage.
+    /// The makers of this key: keys that created, rotated, widened or enabled it, directly or through other
+    /// keys. Keys of the same rotation chain count as one maker. At most [`MAKERS_MAX`](Self::MAKERS_MAX).
     pub makers: Vec<Maker>,
     /// The chain of rotations that the key belongs to.
     pub lineage: Lineage,
@@ -396,13 +396,12 @@ impl KeyRecord {
         self.lineage.created_by
     }
 
-    /// Returns whether `key`, or any key of the chain `lineage`, made this key, directly or through other
-    /// keys.
+    /// Returns whether `key` made this key, directly or through other keys. If `lineage` is set, any key of
+    /// that chain of rotations counts too.
     #[must_use]
     pub fn was_made_by(&self, key: KeyId, lineage: Option<KeyId>) -> bool {
-        // The id of a lineage is the id of its first key. Comparing `key` with `maker.lineage` finds keys
-        // that a first key made, even if that first key was deleted and its lineage can no longer be looked
-        // up.
+        // The id of a lineage is the id of its first key. A `key` that began a lineage is therefore found by
+        // `maker.lineage`, even if it was deleted and its lineage cannot be looked up.
         let is = |maker: &Maker| {
             maker.key == key || maker.lineage == key || lineage == Some(maker.lineage)
         };

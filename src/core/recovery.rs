@@ -23,13 +23,13 @@ use super::tenant::TenantId;
 use super::text::{CommandId, LeakSource, PrincipalId, Role};
 use super::time::Timestamp;
 
-/// Returns the entries of `given` that the store lacks. `stored` holds the audit heads of the same tenant by
-/// sequence number. `given` is sorted oldest first.
+/// Returns the audit entries that the store has lost. `given` holds entries of one tenant from outside the
+/// store, oldest first. `stored` holds the audit heads of that tenant in the store, by sequence number.
 ///
 /// `given` must hold the entries exactly as written, and its first entry must follow an entry of the store.
 /// The store may have newer entries of its own, for example from an interrupted recovery. The lost history
-/// begins at the first entry of `given` that differs from the store. The seals of the lost entries prove that
-/// they are genuine.
+/// begins at the first entry of `given` that differs from the store. The seals prove that the lost entries
+/// are genuine.
 pub(crate) fn later<'a>(
     tenant: &TenantId,
     stored: &BTreeMap<u64, AuditHead>,
@@ -40,8 +40,8 @@ pub(crate) fn later<'a>(
         .first()
         .map_or(0, |entry| entry.sequence.saturating_sub(1));
     let newest = stored.last_key_value();
-    // If the store lacks the entry before `given`, the entries in between are missing. The chain is then
-    // verified from the store's newest entry, and fails.
+    // If the store lacks the entry before `given`, the entries between the store and `given` are missing. The
+    // check then starts at the store's newest entry, and fails.
     let start = stored.get(&before).or(newest.map(|(_, head)| head));
     let start = start.copied().filter(|_| before > 0);
     verify_chain(
@@ -62,8 +62,8 @@ pub(crate) fn later<'a>(
 pub(crate) struct TenantChanges {
     /// The entry that closed the tenant, if it was closed.
     pub(crate) closed: Option<AuditHash>,
-    /// Digests that an earlier recovery blocked, each list with its entry. A blocked digest cannot be
-    /// imported again.
+    /// Digests that an earlier recovery blocked, with one list for each audit entry. A blocked digest cannot
+    /// be imported again.
     pub(crate) blocked: Vec<(Vec<(DigestMark, KeyId)>, AuditHash)>,
     /// The changes to owners.
     pub(crate) owners: BTreeMap<PrincipalId, OwnerChanges>,
@@ -81,7 +81,7 @@ pub(crate) struct OwnerChanges {
     pub(crate) role: Option<(Role, AuditHash)>,
 }
 
-/// The changes to a key after the backup.
+/// The changes to a key after the backup, each with the hash of the audit entry that recorded it.
 #[derive(Debug, Default)]
 pub(crate) struct KeyChanges {
     /// Whether later entries created, provisioned or imported the key.
@@ -164,8 +164,8 @@ impl TenantChanges {
 }
 
 impl TenantChanges {
-    /// Returns whether closing the tenant or removing the owner ended the imported key. The key has no audit
-    /// entry of its own for such an end.
+    /// Returns whether the imported key ended because its tenant was closed or its owner was removed. The key
+    /// has no audit entry of its own for such an end.
     fn refuses(&self, imported: &RecordedImport) -> bool {
         let owner = imported.owner.principal();
         let owner = owner.and_then(|owner| self.owners.get(owner));
@@ -204,7 +204,8 @@ impl KeyChanges {
                 Some(_) => self.go(Reason::Rotated, hash),
                 None => self.go(Reason::NoLongerNeeded, hash),
             },
-            // The backup still holds the digest of the old secret, so the key must end.
+            // The backup holds the digest of the old secret, so the restored key would accept that secret.
+            // The key must end.
             Action::SecretReplaced => self.go(Reason::Lost, hash),
             Action::KeyLeaked { revoked: true, .. } => self.go(Reason::Leaked, hash),
             Action::KeyRotated { old_key_ends, .. } if *old_key_ends <= entry.at => {
@@ -256,9 +257,10 @@ impl KeyChanges {
         }
     }
 
-    /// Returns the mark of the key's imported digest if the digest must not be imported again, with the id of
-    /// the command that blocks the digest. Importing the digest again would accept requests that the key
-    /// refused before the loss. `path` holds the changes to the key's tenant and to the tenant's ancestors.
+    /// Returns the mark of the key's imported digest, and the id of the command that blocks the digest.
+    /// `None` if the digest may be imported again. It must not be if a new import would accept requests that
+    /// the key refused before the loss. `path` holds the changes to the key's tenant and to the tenant's
+    /// ancestors.
     pub(crate) fn mark_to_block(
         &self,
         path: &[&TenantChanges],
@@ -281,7 +283,8 @@ impl KeyChanges {
         Ok(Some((imported.mark, command_id(newest, "digest")?)))
     }
 
-    /// Returns whether the key ended permanently. Such a key may be absent from the backup.
+    /// Returns whether the key ended permanently. If the restored store lacks such a key, nothing is left to
+    /// repeat.
     pub(crate) fn ended(&self) -> bool {
         self.removed.is_some() || self.revoked.is_some() || self.gone.is_some()
     }
@@ -394,10 +397,10 @@ impl KeyChanges {
 }
 
 impl LimitChanges {
-    /// Returns an update with only the changes that narrow `record`. `None` if no scope is left, or if a
-    /// change of networks neither narrows nor widens. Widening changes are left out, because an entry does
-    /// not record the bound of the change's author. A narrowing change is included even if a later change
-    /// undid it.
+    /// Returns an update with only the changes that narrow `record`. `None` if no update can repeat them, so
+    /// that the key must be disabled. This is so if no scope is left, or if a change of networks neither
+    /// narrows nor widens. Widening changes are left out, because an entry does not record the bound of the
+    /// change's author. A narrowing change is included even if a later change undid it.
     fn narrowing(&self, record: &KeyRecord) -> Option<UpdateKey> {
         let mut scopes = record.scopes.clone();
         let mut allowlist = record.allowlist.clone();
@@ -439,7 +442,8 @@ pub(crate) fn command_id(hash: AuditHash, what: &str) -> Result<CommandId, Inval
 }
 
 fn delete(record: &KeyRecord, policy: &Policy) -> Command {
-    // The original deletion met the conditions of the class, so this command states that they are met.
+    // The original deletion met the conditions of the class. The repeated deletion therefore states that they
+    // are met, without asking a person again.
     let class = policy.class(&record.class);
     let typed = class.and_then(|class| match &class.deletion {
         Deletion::Typed(text) => Some(text.clone()),

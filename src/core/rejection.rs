@@ -79,7 +79,7 @@ pub enum VerifyError {
         /// The id of the refused key.
         key: KeyId,
     },
-    /// The key is of another class.
+    /// The request needs a key of another class.
     #[error("key of class {class} where another is needed")]
     WrongClass {
         /// The id of the refused key.
@@ -87,7 +87,7 @@ pub enum VerifyError {
         /// The key's class.
         class: ClassName,
     },
-    /// The key is for another environment.
+    /// The request needs a key for another environment.
     #[error("key for environment {environment} where another is needed")]
     WrongEnvironment {
         /// The id of the refused key.
@@ -118,7 +118,7 @@ pub enum VerifyError {
     /// The two keys that were presented as a pair do not belong together (rule A2-15).
     #[error("the two keys do not belong together")]
     PairMismatch,
-    /// The verifier has not synced within its staleness bound. An outage, not a bad key.
+    /// The verifier has not synced within its staleness bound. The cause is an outage, not the key.
     #[error("not confirmed for {age:?}, at most {bound:?} is allowed")]
     Stale {
         /// The time since the replica was last confirmed to be up to date.
@@ -130,7 +130,7 @@ pub enum VerifyError {
     /// [`verify_fresh`](crate::Keyward::verify_fresh).
     #[error("keys of this class are verified against the store")]
     NeedsFresh,
-    /// The store did not answer in time. An outage, not a bad key.
+    /// The store did not answer in time. The cause is an outage, not the key.
     #[error("store is unavailable")]
     StoreUnavailable,
     /// Too many keys that this node does not know were presented in a short time, so this key was not looked up

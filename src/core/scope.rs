@@ -226,7 +226,7 @@ impl ScopeSet {
     /// [`Invalid`] if there are more than [`MAX`](Self::MAX) scopes.
     pub fn new(scopes: impl IntoIterator<Item = Scope>) -> Result<Self, Invalid> {
         let mut set: Vec<_> = scopes.into_iter().collect();
-        // Sets from a store are already sorted.
+        // Sets from a store are already sorted, so checking first is cheaper than always sorting.
         if !set.is_sorted_by(|one, next| one < next) {
             set.sort_unstable();
             set.dedup();

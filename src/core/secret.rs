@@ -33,8 +33,8 @@ impl Secret {
         &self.0
     }
 
-    /// Returns a copy of a publishable key's token, for the key's record. Such a token is not secret, and may
-    /// be shown again.
+    /// Returns a copy of a publishable key's token, for the key's record. The token of a publishable key is
+    /// not secret, and may be shown again.
     pub(crate) fn publish(&self) -> String {
         self.0.as_str().to_owned()
     }
@@ -59,7 +59,7 @@ impl Digest {
         Self(bytes)
     }
 
-    /// Returns the SHA-256 of a whole token, the form in which hosts import keys.
+    /// Returns the SHA-256 of a whole token. A host imports a key by this digest.
     #[must_use]
     pub fn sha256(token: impl AsRef<[u8]>) -> Self {
         Self(Sha256::digest(token.as_ref()).into())

@@ -125,8 +125,8 @@ impl KeyTraits {
         }
     }
 
-    /// Returns whether `record` has these traits. Cheaper than building its traits with [`of`](Self::of), and
-    /// consecutive keys often have equal traits.
+    /// Returns whether `record` has exactly these traits. Consecutive keys often have equal traits, and this
+    /// comparison is cheaper than building new traits with [`of`](Self::of).
     pub(crate) fn is_of(&self, record: &KeyRecord) -> bool {
         let Self {
             class,

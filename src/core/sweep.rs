@@ -44,10 +44,10 @@ pub struct BulkFilter {
 /// A filter for the keys that a key made.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct MadeBy {
-    /// The maker: the key that made the matching keys.
+    /// The maker: the key that made the matching keys, directly or through other keys.
     pub key: KeyId,
-    /// The first key of the maker's chain of rotations; `None` before the lookup. Keys that any key of this
-    /// chain made match too.
+    /// The id of the first key in the maker's chain of rotations. `None` until the manager has looked it up.
+    /// Keys that another key of this chain made match too.
     pub lineage: Option<KeyId>,
 }
 

@@ -72,8 +72,9 @@ impl TenantId {
         std::iter::once(self.clone()).chain(self.ancestors())
     }
 
-    /// Returns the entries of this tenant and its descendants. Visits no other entry: in text order the
-    /// descendants are neighbours, and only siblings such as `a-b` lie between `a` and its first descendant.
+    /// Returns the entries of `map` for this tenant and its descendants, without visiting any other entry.
+    /// All descendants are neighbours in text order. Only siblings such as `a-b` lie between `a` and its
+    /// first descendant, so `a` is looked up separately.
     pub(crate) fn range_in<'m, V>(
         &self,
         map: &'m BTreeMap<Self, V>,
@@ -209,7 +210,7 @@ mod tests {
         }
     }
 
-    /// Proxies and file systems resolve `.` and `..` to other paths.
+    /// Proxies and file systems resolve the segments `.` and `..`, so such a path would name another tenant.
     #[test]
     fn dots_alone_are_no_segment_anywhere_in_a_path() {
         for path in [

@@ -1,10 +1,10 @@
 //! Bounded, checked text: names that people type and identifiers that hosts supply.
 //!
-//! Pure: no I/O and no clock. Every existing value is valid, so no other code checks it again. Cloning is
-//! cheap.
+//! Pure: no I/O and no clock. A value of these types exists only if its text is valid, so no other code
+//! checks the text again. Cloning is cheap.
 //!
-//! Text in stored rows is checked by size and for control characters alone. A row must not become unreadable
-//! because another version knows more [hidden characters](is_hidden) or a newer Unicode.
+//! Text in stored rows is checked only for its size and for control characters. A row must not become
+//! unreadable because another version knows more [hidden characters](is_hidden) or a newer Unicode.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -66,7 +66,8 @@ pub(crate) enum Origin {
 }
 
 impl Origin {
-    /// Returns the origin of what a deserializer reads: rows are stored in a binary format.
+    /// Returns the origin of the text that a deserializer reads. Only stored rows use a binary format, so
+    /// text in a human-readable format was typed.
     pub(crate) fn of<'de, D: Deserializer<'de>>(from: &D) -> Self {
         match from.is_human_readable() {
             true => Self::Typed,
@@ -129,9 +130,9 @@ const FILLERS: [char; 13] = [
 /// A set of characters.
 #[derive(Clone, Copy)]
 pub(crate) struct Characters {
-    /// Membership of each ASCII character, indexed by its code.
+    /// The membership of each ASCII character in the set, indexed by its code.
     ascii: [bool; 128],
-    /// Membership of all characters beyond ASCII that are not refused.
+    /// Whether characters beyond ASCII are in the set. Hidden characters never are.
     non_ascii: bool,
     words: &'static str,
 }
@@ -533,7 +534,7 @@ mod tests {
         assert!(postcard::from_bytes::<KeyName>(&bytes).is_err());
     }
 
-    /// Checks every character against another definition of the sets.
+    /// Compares the sets with an independent definition, for every Unicode character.
     #[test]
     fn every_character_is_accepted_where_it_should_be() {
         let identifier = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);

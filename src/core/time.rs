@@ -178,8 +178,8 @@ pub const fn hours(hours: u32) -> Duration {
     Duration::from_secs(hours as u64 * 60 * 60)
 }
 
-/// Serializes durations as whole seconds, for policy files. Refuses a fraction of a second, because whole
-/// seconds would lose it.
+/// Serializes durations as whole seconds, for policy files. Refuses a duration with a fraction of a second,
+/// because the fraction would be lost.
 pub(crate) mod seconds {
     use serde::ser::Error as _;
 

@@ -171,7 +171,7 @@ const MAX_LEN: usize = BODY_LEN + TokenPrefix::MAX_LEN;
 /// A well-formed token, borrowed from the presented text. Its secret has not been verified.
 #[derive(Clone, Copy)]
 pub struct Token<'a> {
-    /// The prefix, in visible ASCII like the whole token.
+    /// The prefix. Like the whole token, it consists of visible ASCII.
     prefix: &'a [u8],
     body: &'a [u8; BODY_LEN],
     id: KeyId,
@@ -201,7 +201,7 @@ impl<'a> Token<'a> {
     }
 }
 
-/// Splits a body into the part that is digested and the checksum.
+/// Splits the body of a token into two parts: the id and secret, which are digested, and the checksum.
 #[inline]
 fn sealed(body: &[u8; BODY_LEN]) -> (&[u8; ID_AND_SECRET_LEN], &[u8; CHECKSUM_LEN]) {
     let parts = body.split_first_chunk::<ID_AND_SECRET_LEN>();

@@ -26,7 +26,8 @@ pub enum RowKey {
     Key(KeyId),
 }
 
-/// A row of another tenant that a decision depends on, with the revision at which the row was read.
+/// A row of another tenant that a decision depends on, with the revision at which the row was read. The
+/// commit fails if the row has changed since.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Guard {
     /// The identity of the row.
@@ -93,8 +94,8 @@ impl LoadRequest {
             commands,
         } = other;
         self.keys.extend(keys);
-        // A key that is live at the later instant is also live at the earlier one, so the earlier instant
-        // selects both.
+        // A key that is live at the later instant is also live at the earlier one. Selecting the keys that
+        // are live at the earlier instant therefore includes both selections.
         self.live_at = match (self.live_at, live_at) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -202,9 +203,9 @@ impl TenantView {
         )
     }
 
-    /// Adds the rows that `select` selects. `records` and `trail` must contain all of these rows of the
-    /// tenant, and may contain others. `owner` looks up an owner's row. Each row comes with the revision of
-    /// the commit that wrote it. `trail` is sorted oldest first.
+    /// Adds the rows of this tenant that `select` selects. `records` and `trail` must contain all these rows,
+    /// and may contain others. `owner` looks up an owner's row. Each row comes with the revision of the
+    /// commit that wrote it. `trail` is sorted oldest first.
     #[must_use]
     pub fn with_selected<'a>(
         mut self,

@@ -69,7 +69,8 @@ pub(crate) fn seal(value: &impl Serialize) -> Vec<u8> {
     // Most records fit in 512 bytes, so encoding rarely reallocates.
     let mut start = Vec::with_capacity(512);
     start.push(VERSION);
-    // Writing to memory cannot fail, and no stored type returns an error when it is serialized.
+    // This never fails: writing to memory cannot fail, and no stored type returns an error when it is
+    // serialized.
     let mut bytes = postcard::to_extend(value, start).unwrap_or_default();
     let checksum = crc32fast::hash(&bytes);
     bytes.extend_from_slice(&checksum.to_le_bytes());

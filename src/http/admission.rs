@@ -1,7 +1,7 @@
 //! Decides about one request: finds its key, verifies the key, and forwards or refuses the request.
 //!
-//! The verifier checks every condition on a key, as a [`Need`]. This module only translates between HTTP and
-//! the verifier.
+//! The verifier checks every condition on a key: this module passes the conditions to it as a [`Need`]. The
+//! module itself only translates between HTTP and the verifier.
 
 use std::borrow::Cow;
 use std::hash::{BuildHasher, RandomState};
@@ -24,8 +24,8 @@ use crate::core::tenant::TenantId;
 use crate::observe;
 use crate::verifier::{Grant, Verifier};
 
-/// The address of the socket's peer. The code that accepts connections inserts it into the extensions of each
-/// request.
+/// The address of the socket's peer. The server code that accepts connections must insert this value into the
+/// extensions of each request.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct PeerAddr(pub IpAddr);
 
@@ -37,8 +37,8 @@ pub struct PeerAddr(pub IpAddr);
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct RequestTenant(pub TenantId);
 
-/// Removes the results of outer layers from a request, and hides the key from everything that sees the request
-/// later: the key's headers become sensitive, and the URI loses the key's parameter.
+/// Prepares a request for this layer and for everything behind it. Removes the results of outer layers. Hides
+/// the key: marks the key's headers as sensitive, and removes the key's parameter from the URI.
 pub(super) fn prepare(settings: &Settings, request: &mut Parts) {
     request.extensions.remove::<Grant>();
     request.extensions.remove::<RequestTenant>();
@@ -54,7 +54,8 @@ pub(super) fn prepare(settings: &Settings, request: &mut Parts) {
     }
 }
 
-/// Removes a parameter from the request's URI. The full query stays readable for inner layers.
+/// Removes a parameter from the request's URI. Stores the full query in the extensions, so that an inner
+/// layer still finds its key.
 fn hide_parameter(request: &mut Parts, parameter: &str) {
     let full = request
         .uri
@@ -70,7 +71,8 @@ fn hide_parameter(request: &mut Parts, parameter: &str) {
     {
         original.0 = without;
     }
-    // An outer layer may have removed another parameter, and stored the query that has both.
+    // An outer layer may already have removed another parameter. The full query that it stored contains both
+    // parameters, so keep it.
     if request.extensions.get::<FullQuery>().is_none()
         && let Some(full) = full
     {
@@ -78,19 +80,20 @@ fn hide_parameter(request: &mut Parts, parameter: &str) {
     }
 }
 
-/// The query of a request whose URI lost the parameter with the key.
+/// The full query of a request, stored because a layer has removed the key's parameter from the URI.
 #[derive(Clone)]
 struct FullQuery(Arc<Zeroizing<String>>);
 
-/// The credentials that the layers around a service have accepted for one request. An inner layer verifies a
-/// key again, but neither counts the use again nor asks the same limiter again.
+/// The credentials that layers around the same service have already accepted for one request. An inner layer
+/// verifies the key again. But it does not count the use again, and does not call the same rate limiter
+/// again.
 #[derive(Clone, Default)]
 struct AcceptedCredentials(Vec<AcceptedByLayer>);
 
 #[derive(Clone)]
 struct AcceptedByLayer {
     credentials: CredentialsHash,
-    /// The limiter that the layer asked.
+    /// The rate limiter that the accepting layer has called. `None` if the layer has none.
     limit: Option<Limit>,
 }
 
@@ -103,8 +106,8 @@ impl AcceptedCredentials {
     }
 }
 
-/// A keyed hash of the credentials and the address of their verifier. Compares for equality only within one
-/// request, and reveals nothing about the credentials.
+/// A keyed hash of the credentials, and of the address of the verifier. Two layers compare their hashes for
+/// the same request. The hash reveals nothing about the credentials.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct CredentialsHash(u64);
 
@@ -146,8 +149,8 @@ pub(super) fn decide(settings: &Settings, request: &Parts) -> Admission {
     }
     let verifier = settings.keys.verifier();
     let mut verdict = verifier.verify_unasked(credentials.as_credentials(), &need);
-    // Determines the client's address only if the verdict may depend on it: few keys have an address
-    // allowlist.
+    // Determine the client's address only if the verdict may depend on it. Few keys have an address
+    // allowlist, so this is rare.
     if let None | Some(Err(VerifyError::AddressNotAllowed { .. })) = &verdict
         && let Some(client) = client(settings, request)
     {
@@ -217,7 +220,7 @@ fn forward(
     if let Some(limit) = settings.limit.as_ref().filter(|limit| !asked(limit))
         && let Err(reached) = limit(&grant, request)
     {
-        // A refused request must not carry the tenant.
+        // The request is refused, so remove the tenant that was inserted for it.
         request.extensions.remove::<RequestTenant>();
         return Err(AuthError::LimitReached {
             key: grant.key_id(),
@@ -258,7 +261,8 @@ fn client(settings: &Settings, request: &Parts) -> Option<IpAddr> {
     }
 }
 
-/// The settings of the layer that forwarded a request. Extractors refuse requests with the same settings.
+/// The settings of the layer that forwarded the request. An extractor uses them to answer a refused request
+/// as the layer would.
 #[cfg(feature = "axum")]
 #[derive(Clone)]
 pub(super) struct LayerSettings(pub(super) Arc<Settings>);
@@ -274,7 +278,7 @@ pub(super) struct Authorized {
     in_query: bool,
 }
 
-/// The data for forwarding a request to the inner service.
+/// The data that the service needs to forward an accepted request.
 pub(super) struct Forward {
     pub(super) span: tracing::Span,
     pub(super) in_query: bool,
@@ -376,9 +380,12 @@ fn peer(extensions: &Extensions) -> Option<IpAddr> {
     own
 }
 
-/// Counts a refusal, and logs it by who can cause it. Anybody can present a bad key, so such a refusal is logged
-/// at `debug`; so is a reached limit. The holder of a key causes the lines at `info`, and an outage causes those
-/// at `warn`. Of both, the verifier's [`LogSampler`](crate::observe::LogSampler) admits a sample.
+/// Counts a refusal, and logs it at a level that depends on who can cause it.
+///
+/// Anybody can present a bad key, so such a refusal is logged at `debug`. A reached rate limit is also logged
+/// at `debug`. Only the holder of a key can cause a line at `info`, and only an outage causes a line at
+/// `warn`. The verifier's [`LogSampler`](crate::observe::LogSampler) limits the number of lines at `info` and
+/// `warn`.
 pub(super) fn report(settings: &Settings, refusal: &AuthError) {
     observe::http_request(refusal.code());
     let code = refusal.code();

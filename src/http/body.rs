@@ -38,7 +38,8 @@ impl<B> ResponseBody<B> {
     }
 }
 
-/// Creates an empty body. `tower_http`'s `CorsLayer` needs one when it answers a preflight itself.
+/// Creates an empty body. `tower_http`'s `CorsLayer` requires this trait, because it answers a preflight with
+/// a default body.
 impl<B> Default for ResponseBody<B> {
     fn default() -> Self {
         Self::refusal(Bytes::new())

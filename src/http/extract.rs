@@ -1,5 +1,5 @@
-//! Extractors for axum, which read the extensions that the layer inserted. Their refusals equal those of the
-//! layer.
+//! Extractors for axum, which read the extensions that the layer inserted. A refusal by an extractor is the
+//! same response as a refusal by the layer.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -38,8 +38,8 @@ pub trait RequiredScope {
     const SCOPE: Scope;
 }
 
-/// An extractor for the grant of a key that has the scope `R`. The handler's signature requires the scope, in
-/// addition to the conditions of the layer.
+/// An extractor for the grant of a key that has the scope `R`. So the signature of a handler can require a
+/// scope, in addition to the conditions of the layer.
 ///
 /// ```
 /// use keyward::http::Scoped;
@@ -99,8 +99,8 @@ impl IntoResponse for AuthRejection {
     }
 }
 
-/// Requires a key. The client gets 401 if an optional layer forwarded a request without a key, and 500 if the
-/// route has no layer.
+/// Requires a key. If an optional layer has forwarded a request without a key, the client gets 401. If the
+/// route has no layer, the client gets 500.
 impl<S: Sync> FromRequestParts<S> for Grant {
     type Rejection = AuthRejection;
 
@@ -109,8 +109,8 @@ impl<S: Sync> FromRequestParts<S> for Grant {
     }
 }
 
-/// Extracts `None` if an optional layer forwarded a request without a key. The client gets 500 if the route
-/// has no layer.
+/// Extracts `None` if an optional layer has forwarded a request without a key. If the route has no layer, the
+/// client gets 500.
 impl<S: Sync> OptionalFromRequestParts<S> for Grant {
     type Rejection = AuthRejection;
 
@@ -138,8 +138,8 @@ impl<R: RequiredScope, S: Sync> FromRequestParts<S> for Scoped<R> {
     }
 }
 
-/// Extracts the tenant that the layer found in the request. The key has access to this tenant. The client
-/// gets 500 if no layer looks for a tenant.
+/// Extracts the tenant that the layer found in the request, and to which the key has access. If the layer of
+/// the route does not look for a tenant, the client gets 500.
 impl<S: Sync> FromRequestParts<S> for RequestTenant {
     type Rejection = AuthRejection;
 
@@ -173,7 +173,7 @@ fn refused(refusal: &AuthError, request: &Parts) -> AuthRejection {
         None => {
             static LOGGED: Once = Once::new();
             observe::http_request(refusal.code());
-            // Once, because every request to this route has this error.
+            // Log only once: if the route has no layer, every request to it has this error.
             LOGGED.call_once(
                 || tracing::error!(reason = %refusal, path = request.uri.path(), "request refused"),
             );

@@ -63,7 +63,7 @@ impl KeywardLayer {
         self.with(|settings| settings.need = need)
     }
 
-    /// Sets the places where a request may carry its key.
+    /// Sets the places of a request in which the layer looks for the key.
     pub fn sources(self, sources: CredentialSources) -> Self {
         self.with(|settings| {
             settings.vary = refusal::vary(&sources);
@@ -71,9 +71,10 @@ impl KeywardLayer {
         })
     }
 
-    /// Requires a key that has access to the tenant in the request's path. A forwarded request has the tenant
-    /// in its extensions, as [`RequestTenant`](super::RequestTenant). If a router strips a prefix (axum's
-    /// `nest`), the path starts after the prefix.
+    /// Requires a key that has access to the tenant in the request's path. The layer inserts this tenant into
+    /// the extensions of a forwarded request, as [`RequestTenant`](super::RequestTenant).
+    ///
+    /// If a router removes a prefix of the path (axum's `nest`), the template must start after that prefix.
     pub fn tenant_in_path(self, path: TenantPath) -> Self {
         self.tenant_from(move |request| path.tenant(request.uri.path()))
     }
@@ -87,8 +88,8 @@ impl KeywardLayer {
         self.with(|settings| settings.tenant = Some(Arc::new(tenant)))
     }
 
-    /// Forwards requests without a key too, without a [`Grant`] in their extensions. A request with a key
-    /// that does not verify is still refused.
+    /// Forwards a request that has no key. Such a request has no [`Grant`] in its extensions. A request with
+    /// a key that does not verify is still refused.
     pub fn optional(self) -> Self {
         self.with(|settings| settings.optional = true)
     }
@@ -103,16 +104,17 @@ impl KeywardLayer {
         self.with(|settings| settings.allow_preflight = true)
     }
 
-    /// Sets the proxies that may state the client's address, which matters for keys with an address
-    /// allowlist. Defaults to none: the client is the socket's peer.
+    /// Sets the proxies whose headers the layer trusts for the client's address. Keys with an address
+    /// allowlist need this address. By default no proxy is trusted, and the socket's peer is the client.
     pub fn trusted_proxies(self, proxies: TrustedProxies) -> Self {
         self.with(|settings| settings.proxies = Some(proxies))
     }
 
-    /// Sets the function that finds the peer's address in a request's extensions, for servers that store the
-    /// address in a type of their own, such as tonic. Defaults to [`PeerAddr`](super::PeerAddr) and, with
-    /// feature `axum`, axum's `ConnectInfo<SocketAddr>`. If the address is unknown, keys with an allowlist
-    /// are refused.
+    /// Sets the function that returns the peer's address from a request's extensions. For servers that store
+    /// the address in a type of their own, such as tonic.
+    ///
+    /// Defaults to [`PeerAddr`](super::PeerAddr) and, with feature `axum`, axum's `ConnectInfo<SocketAddr>`.
+    /// If the function returns `None`, keys with an address allowlist are refused.
     pub fn peer_addr(
         self,
         peer: impl Fn(&Extensions) -> Option<IpAddr> + Send + Sync + 'static,
@@ -171,18 +173,23 @@ impl KeywardLayer {
         self.with(|settings| settings.limit = Some(Arc::new(check)))
     }
 
-    /// Sets the `realm` of `WWW-Authenticate` challenges: a name for this part of the service, at most 128
-    /// bytes. Defaults to none for Bearer and to `API keys` for Basic, which requires a realm.
+    /// Sets the `realm` of `WWW-Authenticate` challenges, which names a part of the service. At most 128
+    /// bytes.
+    ///
+    /// Without this setting, a Bearer challenge has no realm. A Basic challenge requires one, and has the
+    /// realm `API keys`.
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if `realm` is too long, or has a character that is not printable ASCII, or has `"` or `\`.
+    /// [`Invalid`] if `realm` is too long, or contains `"`, `\` or a character that is not printable ASCII.
     pub fn realm(self, realm: &str) -> Result<Self, Invalid> {
         let realm = Realm::new(realm)?;
         Ok(self.with(|settings| settings.refusals.realm = Some(realm)))
     }
 
-    /// Sets the prefix of the `type` in problem details (RFC 9457). [`AuthError::code`] follows the prefix.
+    /// Sets the prefix of the `type` in problem details (RFC 9457). The layer appends [`AuthError::code`] to
+    /// the prefix.
+    ///
     /// The prefix may be a page of the service's documentation, such as `https://api.example.com/problems/`.
     /// Defaults to `urn:problem-type:keyward:`.
     pub fn problem_types(self, prefix: impl Into<Cow<'static, str>>) -> Self {
@@ -190,19 +197,20 @@ impl KeywardLayer {
         self.with(|settings| settings.refusals.problem_types = prefix)
     }
 
-    /// Answers gRPC and gRPC-Web calls in gRPC's form: HTTP status 200, with the refusal in `grpc-status` and
-    /// `grpc-message`. Use it only on routes that serve gRPC.
+    /// Answers refused gRPC and gRPC-Web calls in the form that gRPC requires. The HTTP status is 200, and
+    /// the refusal is in `grpc-status` and `grpc-message`. Use this setting only on routes that serve gRPC.
     ///
-    /// Off by default. The client chooses the content type, and with it the form: on other routes, a proxy or
-    /// an alert that looks at the HTTP status would take a refusal for a success.
+    /// Off by default, because the client chooses the content type, and so the form of the answer. On other
+    /// routes, a proxy or an alert that looks at the HTTP status would take a refusal for a success.
     pub fn grpc(self) -> Self {
         self.with(|settings| settings.refusals.grpc = true)
     }
 
-    /// Sets the `Retry-After` of 503 responses, which mean that keys cannot be verified for now, and of 429
-    /// responses during a flood of unknown keys ([`VerifyError::Busy`](crate::VerifyError::Busy)). Rounded up
-    /// to whole seconds, at least one. Defaults to one second. A refusal by [`rate_limit`](Self::rate_limit)
-    /// has its own `Retry-After`.
+    /// Sets the `Retry-After` of two responses. The first is 503, if keys cannot be verified for now. The
+    /// second is 429 during a flood of unknown keys ([`VerifyError::Busy`](crate::VerifyError::Busy)).
+    ///
+    /// The time is rounded up to whole seconds, at least one. Defaults to one second. A refusal by
+    /// [`rate_limit`](Self::rate_limit) has its own `Retry-After`.
     pub fn retry_after(self, pause: Duration) -> Self {
         self.with(|settings| settings.refusals.retry_after = pause)
     }
@@ -220,14 +228,16 @@ impl KeywardLayer {
         self
     }
 
-    /// Decides whether a request may pass, for frameworks without tower. If it may, inserts the layer's
-    /// extensions into the request. Returns `None` if the request may pass without a key
-    /// ([`optional`](Self::optional), [`allow_preflight`](Self::allow_preflight)). Reads the store only when
-    /// [`Keyward::verify_or_fetch`] would.
+    /// Decides whether a request may pass, for frameworks without tower. If the request may pass, inserts the
+    /// layer's extensions into it.
+    ///
+    /// Returns `None` if the request may pass without a key ([`optional`](Self::optional),
+    /// [`allow_preflight`](Self::allow_preflight)). Reads the store in the same cases as
+    /// [`Keyward::verify_or_fetch`].
     ///
     /// # Errors
     ///
-    /// [`AuthError`]; answer it with [`respond`](Self::respond).
+    /// [`AuthError`] if the request is refused. Send the response that [`respond`](Self::respond) returns.
     pub async fn authenticate(&self, request: &mut Parts) -> Result<Option<Grant>, AuthError> {
         admission::prepare(&self.settings, request);
         let verdict = match admission::decide(&self.settings, request) {
@@ -248,12 +258,13 @@ impl KeywardLayer {
         self.settings.respond(refusal, request)
     }
 
-    /// Returns the `Vary` header for responses to accepted requests. `None` if no request header carries the
-    /// key.
+    /// Returns the `Vary` header for responses to accepted requests. `None` if the layer reads the key from
+    /// no header.
     ///
-    /// The tower service adds this header itself. Without tower, append it to each response: otherwise a
-    /// shared cache could serve the response for one key to another client. If the key was in the query, set
-    /// `Cache-Control: private` too.
+    /// The tower service adds this header itself. A framework without tower must append it to each response.
+    /// Otherwise a shared cache could serve the response for one key to another client.
+    ///
+    /// If the key was in the query, also set `Cache-Control: private`.
     #[must_use]
     pub fn vary(&self) -> Option<&HeaderValue> {
         self.settings.vary.as_ref()

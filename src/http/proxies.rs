@@ -1,7 +1,8 @@
-//! [`TrustedProxies`]: finding the client's address behind proxies.
+//! [`TrustedProxies`], which finds the client's address behind proxies.
 //!
-//! Pure. Anybody can send these headers, so only entries that trusted proxies wrote count. Entries are read
-//! from the right, the newest first (trap 23). If a needed entry cannot be parsed, the client is unknown.
+//! The functions are pure. Anybody can send the headers that proxies write, so only entries that a trusted
+//! proxy has written count. The newest entry is the rightmost one, so entries are read from the right
+//! (trap 23). If an entry that counts cannot be parsed, the client is unknown.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -17,8 +18,9 @@ use crate::core::address::canonical;
 /// the rightmost unread entry, which that proxy wrote. The first untrusted address is the client. List every
 /// proxy in front of the service, and no other host: a trusted host can claim any client address.
 ///
-/// Only one of the two headers is read, because a proxy forwards headers that it does not know. A proxy that
-/// writes `X-Forwarded-For` would forward a forged `Forwarded`.
+/// Only the header that the proxies write is read, because a proxy forwards headers that it does not know.
+/// For example, a proxy that writes `X-Forwarded-For` would forward a `Forwarded` header that a client has
+/// forged.
 ///
 /// # Examples
 ///
@@ -62,8 +64,10 @@ impl TrustedProxies {
         Self { networks, header }
     }
 
-    /// Returns the client's address for a request from `peer`. `None` if the client is unknown. If all
-    /// addresses belong to trusted proxies, the leftmost one is the client.
+    /// Returns the client's address for a request from the socket's peer `peer`. `None` if the client is
+    /// unknown.
+    ///
+    /// If all addresses belong to trusted proxies, the leftmost address is the client.
     #[must_use]
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
         let mut client = peer.to_canonical();
@@ -75,11 +79,12 @@ impl TrustedProxies {
             if !self.trusts(client) {
                 break;
             }
-            // A line that is not visible ASCII makes the client unknown.
+            // If a line contains anything but visible ASCII, the client is unknown.
             let line = line.to_str().ok()?;
             match self.header {
                 Header::Forwarded => {
-                    // Quotes can only be matched from the left, so the whole line is parsed first.
+                    // Quotes can only be matched from the left. So parse the whole line first, and then read
+                    // its entries from the right.
                     let elements = elements(line)?;
                     let nodes = elements.into_iter().rev().map(|element| node(&element?));
                     client = self.walk(client, nodes)?;
@@ -90,8 +95,8 @@ impl TrustedProxies {
         Some(client)
     }
 
-    /// Moves from `client` through `nodes` while the address belongs to a trusted proxy. `None` if a needed
-    /// node has no address.
+    /// Starts at the address `client`. While the address belongs to a trusted proxy, continues with the next
+    /// node. `None` if a node that is reached has no address.
     fn walk(
         &self,
         mut client: IpAddr,
@@ -125,9 +130,10 @@ fn node(text: &str) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// Returns the `for` value of each element of a `Forwarded` header, from left to right. An element without
-/// `for`, or with several, yields `None`. Returns `None` for the whole header if it is malformed (RFC 7239,
-/// section 4).
+/// Returns the `for` value of each element of a `Forwarded` header, from left to right. For an element
+/// without `for`, or with several, the value is `None`.
+///
+/// If the header is malformed (RFC 7239, section 4), returns `None` for the whole header.
 fn elements(line: &str) -> Option<Vec<Option<Cow<'_, str>>>> {
     let mut rest = line;
     let mut elements = Vec::new();
@@ -154,7 +160,7 @@ fn elements(line: &str) -> Option<Vec<Option<Cow<'_, str>>>> {
     }
 }
 
-/// Parses `token=value` at the beginning of `text`, and returns the remainder too.
+/// Parses `token=value` at the beginning of `text`. Returns the token, the value and the remaining text.
 fn pair(text: &str) -> Option<(&str, Cow<'_, str>, &str)> {
     let (name, rest) = token(text)?;
     let rest = rest.strip_prefix('=')?;
@@ -169,7 +175,8 @@ fn pair(text: &str) -> Option<(&str, Cow<'_, str>, &str)> {
     }
 }
 
-/// Parses the rest of a quoted string (RFC 9110, section 5.6.4), and returns the remainder too.
+/// Parses the rest of a quoted string, after its opening quote (RFC 9110, section 5.6.4). Returns the string
+/// and the remaining text.
 fn quoted(text: &str) -> Option<(Cow<'_, str>, &str)> {
     let mut value = String::new();
     let mut characters = text.char_indices();
@@ -186,7 +193,8 @@ fn token(text: &str) -> Option<(&str, &str)> {
     split(text, is_token)
 }
 
-/// Splits off the bytes that `fits` accepts, at least one.
+/// Splits `text` after the leading bytes that `fits` accepts. `None` if `fits` does not accept the first
+/// byte.
 fn split(text: &str, fits: impl Fn(u8) -> bool) -> Option<(&str, &str)> {
     let end = text.bytes().position(|b| !fits(b)).unwrap_or(text.len());
     (end > 0).then(|| text.split_at_checked(end)).flatten()
@@ -382,7 +390,7 @@ mod tests {
         ] {
             assert_eq!(by_standard(&[line]), None, "{line}");
         }
-        // A comma in quotes separates nothing.
+        // A comma in a quoted string does not separate two elements.
         let line = "for=192.0.2.1;x=\"a, for=10.1.1.1\", for=203.0.113.7";
         assert_eq!(by_standard(&[line]), some("203.0.113.7"));
     }
@@ -419,8 +427,8 @@ mod tests {
         ("proto=https", None),
     ];
 
-    /// A reference implementation: puts all hops into one list with the peer last, and checks them from the
-    /// end.
+    /// A reference implementation. It collects the addresses of all hops in one list, with the peer last, and
+    /// checks them from the end.
     fn naive(entries: &[Vec<HeaderEntry>], trusted: &[IpNet]) -> Option<IpAddr> {
         let written = entries.iter().flatten().map(|(_, written)| *written);
         let mut hops: Vec<_> = written.chain([Some(PROXY)]).collect();

@@ -1,7 +1,7 @@
 //! [`AuthError`] and its HTTP response: RFC 6585, RFC 6750 (section 3), RFC 9110 and RFC 9457.
 //!
-//! Pure. Every key that does not authenticate gets the same status, type and text. No response repeats bytes
-//! that the client sent.
+//! The functions are pure. All keys that do not authenticate get the same status, type and text, so a client
+//! cannot learn the reason. No response repeats bytes that the client sent.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -38,7 +38,7 @@ pub enum AuthError {
     /// The key does not verify, or may not be used for the request.
     #[error(transparent)]
     Rejected(#[from] VerifyError),
-    /// The layer requires a tenant, and the request names none.
+    /// The layer requires a tenant, but the request names no tenant.
     #[error("the request names no tenant")]
     NoTenant {
         /// The request's key, which is valid.
@@ -169,7 +169,8 @@ impl AuthError {
         }
     }
 
-    /// Returns the missing scope. If any of several scopes would suffice, returns the first one.
+    /// Returns the scope that the key lacks. If the key needs only one of several scopes, returns the first
+    /// of them.
     #[must_use]
     pub const fn scope(&self) -> Option<&Scope> {
         match self {
@@ -178,7 +179,8 @@ impl AuthError {
         }
     }
 
-    /// Returns the id of the key, if its secret was presented.
+    /// Returns the id of the key, if the client presented the key's secret. `None` if the client may not know
+    /// the secret.
     #[must_use]
     pub const fn key(&self) -> Option<KeyId> {
         match self {
@@ -188,8 +190,8 @@ impl AuthError {
         }
     }
 
-    /// Returns the `error` parameter of a Bearer challenge (RFC 6750, section 3.1). `None` if no key was
-    /// sent, or if the response has no challenge.
+    /// Returns the `error` parameter of a Bearer challenge (RFC 6750, section 3.1). `None` if the request had
+    /// no key, or if the response has no challenge.
     const fn bearer_error(&self) -> Option<&'static str> {
         match self.kind() {
             AuthErrorKind::Ambiguous => Some("invalid_request"),
@@ -202,7 +204,7 @@ impl AuthError {
         }
     }
 
-    /// Returns the gRPC status code, as the `grpc-status` header carries it.
+    /// Returns the gRPC status code as text, for the `grpc-status` header.
     const fn grpc_status(&self) -> &'static str {
         match self.kind() {
             AuthErrorKind::Missing | AuthErrorKind::Ambiguous | AuthErrorKind::Invalid => "16", // UNAUTHENTICATED
@@ -214,7 +216,7 @@ impl AuthError {
     }
 }
 
-/// The `realm` of challenges: printable ASCII except `"` and `\`, so it needs no escaping.
+/// The `realm` of a challenge. It contains only printable ASCII except `"` and `\`, so it needs no escaping.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Realm(String);
 
@@ -268,8 +270,10 @@ struct ProblemDetails<'a> {
     scope: Option<&'a Scope>,
 }
 
-/// Returns the response to a refused request. With `grpc`, a gRPC call gets a "Trailers-Only" response: the
-/// gRPC status is in the headers, and the body is empty.
+/// Returns the response to a refused request.
+///
+/// If the layer is set to answer in gRPC's form, a gRPC call gets a "Trailers-Only" response. The gRPC status
+/// is then in the headers, and the body is empty.
 pub(super) fn answer(
     refusal: &AuthError,
     (settings, sources): (&RefusalSettings, &CredentialSources),
@@ -287,7 +291,7 @@ pub(super) fn answer(
         let message = refusal
             .detail()
             .unwrap_or_else(|| refusal.title().to_owned());
-        // gRPC percent-encodes messages. Of visible ASCII, only `%` needs encoding.
+        // gRPC messages are percent-encoded. The message is visible ASCII, of which only `%` must be encoded.
         if let Ok(message) = HeaderValue::from_str(&message.replace('%', "%25")) {
             headers.insert("grpc-message", message);
         }
@@ -307,8 +311,8 @@ pub(super) fn answer(
     response(status, headers, body)
 }
 
-/// Removes the body of a response to HEAD, and sets `Content-Length` to the length of that body (RFC 9110,
-/// section 9.3.2).
+/// If the request is HEAD, removes the body of the response. `Content-Length` then still states the length of
+/// that body (RFC 9110, section 9.3.2).
 pub(super) fn without_body_for_head(request: &Parts, answer: Response<Bytes>) -> Response<Bytes> {
     if request.method != Method::HEAD {
         return answer;
@@ -364,9 +368,10 @@ pub(super) fn vary(sources: &CredentialSources) -> Option<HeaderValue> {
         .filter(|names| !names.is_empty())
 }
 
-/// Returns the `WWW-Authenticate` challenges. A 401 must have at least one (RFC 9110, section 15.5.2). A
-/// layer that reads only other headers or the query challenges with Bearer, because those have no registered
-/// scheme.
+/// Returns the `WWW-Authenticate` challenges. A 401 must have at least one (RFC 9110, section 15.5.2).
+///
+/// No scheme is registered for keys in other headers or in the query. So a layer that reads keys only there
+/// sends a Bearer challenge.
 fn challenges(
     refusal: &AuthError,
     (settings, sources): (&RefusalSettings, &CredentialSources),
@@ -399,7 +404,7 @@ fn challenges(
         .filter_map(|text| HeaderValue::try_from(text).ok())
 }
 
-/// Formats a challenge. The values need no escaping: none contains `"` or `\`.
+/// Formats a challenge. Its values need no escaping, because none of them contains `"` or `\`.
 fn challenge<'a>(
     scheme: &str,
     parameters: impl IntoIterator<Item = (&'a str, Option<&'a str>)>,
@@ -415,7 +420,8 @@ fn challenge<'a>(
     text
 }
 
-/// Returns the content type of the response, if the request is a gRPC or gRPC-Web call.
+/// Returns the content type for the response to a gRPC or gRPC-Web call. `None` if the request is no such
+/// call.
 fn grpc_content_type(headers: &HeaderMap) -> Option<&'static str> {
     let own = headers.get(CONTENT_TYPE)?.as_bytes().to_ascii_lowercase();
     let rest = own.strip_prefix(b"application/grpc")?;
@@ -724,7 +730,8 @@ mod tests {
             let refusal = VerifyError::StoreUnavailable.into();
             let answer = answer(&refusal, (&settings, &CredentialSources::default()), &get());
             assert_eq!(answer.headers()[RETRY_AFTER], sent);
-            // The layer's `retry_after` does not change a rate limiter's own pause.
+            // The layer's `retry_after` applies to other refusals. A rate limiter's own pause stays
+            // unchanged.
             assert_eq!(plain(&limited(pause)).headers()[RETRY_AFTER], sent);
         }
     }

@@ -21,8 +21,8 @@ use super::settings::Settings;
 
 /// A tower service that forwards a request only if its API key is accepted.
 ///
-/// Never reads the request body. Keys in the local index are verified synchronously and without boxing a
-/// future. For other keys, the service reads the store.
+/// The service never reads the request body. If the local index contains the key, the key is verified
+/// synchronously, without boxing a future. For any other key, the service reads the store.
 #[derive(Clone, Debug)]
 pub struct KeywardService<S> {
     settings: Arc<Settings>,
@@ -42,7 +42,8 @@ impl<S> KeywardService<S> {
 
 impl<S: Clone> KeywardService<S> {
     /// Takes the inner service on which `poll_ready` succeeded, and leaves a fresh clone in its place. Only
-    /// the taken service holds what `poll_ready` reserved, such as a permit or a place in a queue.
+    /// the taken service may be called: it holds what `poll_ready` reserved, such as a permit or a place in a
+    /// queue.
     fn take_ready(&mut self) -> S {
         let fresh = self.inner.clone();
         mem::replace(&mut self.inner, fresh)
@@ -68,8 +69,8 @@ where
             Admission::Done(verdict) => {
                 let state = pass(&self.settings, verdict, (parts, body), &mut self.inner);
                 if matches!(state, ResponseState::Refused { .. }) {
-                    // A refused request makes no call, so dropping the ready service releases its
-                    // reservation.
+                    // The request is refused, so the inner service is not called. Drop the ready service,
+                    // which releases its reservation.
                     drop(self.take_ready());
                 }
                 state
@@ -77,8 +78,8 @@ where
             Admission::NeedsStore(pending) => {
                 let settings = self.settings.clone();
                 let verdict = async move { pending.verdict(&settings).await }.boxed();
-                // Dropping the ready service releases its reservation. Otherwise requests with made-up keys
-                // would hold all reservations while the store is read.
+                // Drop the ready service, which releases its reservation, while the store is read. Otherwise
+                // requests with made-up keys could hold all reservations.
                 drop(self.take_ready());
                 let inner = self.inner.clone();
                 let waiting = Some((self.settings.clone(), inner, parts, body));
@@ -147,12 +148,13 @@ pin_project! {
     where
         S: Service<Request<B>>,
     {
-        // Reads the store. Holds the request and the inner service, which is not ready, until the verdict.
+        // The key is being verified with a read of the store. Until the verdict, the state holds the request,
+        // and an inner service that is not ready.
         Verifying {
             verdict: BoxFuture<'static, AdmissionResult>,
             waiting: Option<(Arc<Settings>, S, Parts, B)>,
         },
-        // The key was accepted. Waits until the inner service is ready.
+        // The key was accepted, and the inner service is not ready yet.
         Readying {
             inner: S,
             waiting: Option<(Arc<Settings>, Forward, Request<B>)>,
@@ -223,9 +225,10 @@ where
     }
 }
 
-/// The headers that stop a shared cache from serving one client's response to another client. By default, a
-/// shared cache protects only requests with `Authorization` (RFC 9111, section 3.5). A response to a request
-/// with a key in its query must be `private` (RFC 6750, section 2.3).
+/// The headers that stop a shared cache from serving one client's response to another client.
+///
+/// Without them, a shared cache protects only responses to requests with `Authorization` (RFC 9111,
+/// section 3.5). If the key was in the query, the response must be `private` (RFC 6750, section 2.3).
 struct CacheHeaders {
     vary: Option<HeaderValue>,
     in_query: bool,
@@ -234,7 +237,7 @@ struct CacheHeaders {
 impl CacheHeaders {
     fn add_to<B>(&mut self, response: &mut Response<B>) {
         let headers = response.headers_mut();
-        // An inner layer may have set the same value.
+        // Add the value only if no inner layer has already set it.
         if let Some(vary) = self.vary.take()
             && !headers.get_all(VARY).iter().any(|own| *own == vary)
         {

@@ -1,6 +1,6 @@
-//! Finding the credentials in a request's headers and query.
+//! Finds the credentials in a request's headers and query.
 //!
-//! Pure. Errors never repeat bytes that the client sent.
+//! The functions are pure. Errors never repeat bytes that the client sent.
 
 use base64::Engine;
 use base64::alphabet::STANDARD;
@@ -89,7 +89,7 @@ impl Default for CredentialSources {
     }
 }
 
-/// An error in a request's credentials: ambiguous or malformed. The client gets 400.
+/// An error in a request's credentials. They are ambiguous or malformed, so the client gets 400.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CredentialsError {
@@ -118,7 +118,8 @@ pub(super) enum CredentialBytes<'r> {
 /// The credentials that a request carries.
 pub(super) struct RequestCredentials<'r> {
     key: CredentialBytes<'r>,
-    /// The public half of [`Credentials::Pair`], if the client sent `Basic`: a key id or a publishable key.
+    /// The public half of [`Credentials::Pair`], which is a key id or a publishable key. `None` unless the
+    /// client sent `Basic`.
     public: Option<CredentialBytes<'r>>,
     /// Whether the key is in the query.
     pub(super) in_query: bool,
@@ -158,7 +159,7 @@ pub(super) fn find<'r>(
     Ok(found)
 }
 
-/// Merges credentials from two places of a request. Fails if they differ.
+/// Merges the credentials from two places of a request. Fails if the two keys differ.
 fn join<'r>(
     found: Option<RequestCredentials<'r>>,
     next: RequestCredentials<'r>,
@@ -186,7 +187,7 @@ fn key(
     })
 }
 
-/// Parses an `Authorization` header. `None` if `sources` does not include its scheme.
+/// Parses an `Authorization` header. `None` if the layer does not read the scheme of the header.
 fn authorization<'r>(
     sources: &CredentialSources,
     value: &'r HeaderValue,
@@ -255,7 +256,8 @@ pub(super) fn uri_without(uri: &Uri, name: &str) -> Option<Uri> {
         kept => format!("{}?{}", uri.path(), kept.join("&")),
     };
     let mut parts = uri.clone().into_parts();
-    // Both parts come from a valid URI, so they parse. If not, the whole query is removed.
+    // Both parts come from a valid URI, so the joined text is valid too. If it were not, use the path alone,
+    // so that the key is removed in any case.
     parts.path_and_query = PathAndQuery::try_from(path)
         .or_else(|_| PathAndQuery::try_from(uri.path()))
         .ok();
@@ -286,7 +288,7 @@ impl RequestCredentials<'_> {
         }
     }
 
-    /// Copies borrowed bytes, because a verification that reads the store cannot borrow from the request.
+    /// Copies borrowed bytes. A verification that reads the store outlives the borrow of the request.
     pub(super) fn into_owned(self) -> RequestCredentials<'static> {
         RequestCredentials {
             key: self.key.into_owned(),
@@ -315,8 +317,8 @@ impl AsRef<[u8]> for CredentialBytes<'_> {
 }
 
 impl PartialEq for CredentialBytes<'_> {
-    /// Compares in variable time. The time reveals nothing, because the client sent both sides in one
-    /// request.
+    /// This comparison takes variable time. It reveals no secret, because the client sent both values in the
+    /// same request.
     fn eq(&self, other: &Self) -> bool {
         self.as_ref().trim_ascii() == other.as_ref().trim_ascii()
     }
@@ -338,7 +340,7 @@ mod tests {
         headers
     }
 
-    /// Describes the result of `find` as text.
+    /// Describes the result of `find` in words, for comparison with an expected text.
     fn in_words(
         sources: &CredentialSources,
         lines: &[(&'static str, &[u8])],

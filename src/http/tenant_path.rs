@@ -179,7 +179,7 @@ mod tests {
             escaped in any::<bool>(),
             more in "(/[a-z]{0,3}){0,2}",
         ) {
-            // The segments `.` and `..` are invalid in a tenant id, escaped or not.
+            // A tenant id cannot contain the segments `.` and `..`, neither plain nor percent-encoded.
             let named = segments.iter().all(|segment| segment != "." && segment != "..");
             let joined = segments.join("/");
             let escape = |text: &str| {

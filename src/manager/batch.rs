@@ -1,5 +1,5 @@
-//! A batch of commands of one tenant. Its commands are loaded together, each is decided on the
-//! result of those before it, and all changes are one commit.
+//! A batch of commands of one tenant. The rows for all of them are loaded together. Each command is decided
+//! on the result of the commands before it, and all changes are one commit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,13 +23,15 @@ use crate::store::{
     Change, Commit, CommitError, KeyStore, Learnt, Row, RowKey, StoreError, StoreErrorKind,
 };
 
-/// 128 attempts at a batch after conflicts or unknown outcomes. Only other nodes conflict, because
-/// the commands of one node are batched, and in each round one node's commit succeeds.
-/// With sixteen nodes that write to one tenant without a pause and in random order, about one batch in a
-/// few thousand fails.
+/// 128 attempts to commit a batch after conflicts or unknown outcomes.
+///
+/// Only other nodes cause conflicts, because the commands of one node are batched. In each round, the commit
+/// of one node succeeds. Suppose that sixteen nodes write to one tenant without a pause and in random order.
+/// Then about one batch in a few thousand fails.
 const MAX_ATTEMPTS: u32 = 128;
 
-/// 4 rounds of loading linked keys. A chain has at most two links.
+/// 4 rounds of loading keys that other keys refer to. A chain of references has at most two links, so this is
+/// enough.
 const MAX_LINK_ROUNDS: usize = 4;
 
 impl BatchExecutor {
@@ -65,8 +67,8 @@ impl BatchExecutor {
         }
     }
 
-    /// Carries a batch out. After an unknown outcome, a later failure is reported as that unknown
-    /// outcome, because the commit may have landed.
+    /// Executes a batch. If an attempt had an unknown outcome and a later attempt fails, returns the unknown
+    /// outcome, because the first commit may have been applied.
     async fn carry_out(&self, tenant: &TenantId, batch: &[Arc<Pending>]) -> Result<(), Failed> {
         let mut unknown = None;
         let result = self.attempt(tenant, batch, &mut unknown).await;
@@ -174,7 +176,8 @@ impl BatchExecutor {
                     *unknown = Some(error);
                 }
                 Err(CommitError::Store(error)) => return Err(Failed::Store(error)),
-                // An earlier commit of this very command may have landed and taken the digest.
+                // The earlier attempt with the unknown outcome may have been applied, and so have taken the
+                // digest. Decide again.
                 Err(CommitError::DigestTaken) if unknown.take().is_some() => {}
                 Err(CommitError::DigestTaken) => return Err(Failed::Taken),
                 Err(CommitError::IdTaken(key)) => {
@@ -188,8 +191,8 @@ impl BatchExecutor {
         Err(Failed::Contended)
     }
 
-    /// Returns the successors among the loaded keys whose first use was counted in this process and
-    /// is not recorded.
+    /// Returns the rotation successors among the loaded keys that were used in this process, but have no
+    /// recorded first use.
     fn used_of(&self, view: &TenantView) -> BTreeSet<KeyId> {
         let Some(used) = &self.used else {
             return BTreeSet::new();
@@ -202,8 +205,8 @@ impl BatchExecutor {
         }
     }
 
-    /// Commits, and notifies the listener of the rows that landed and of the rows they were decided
-    /// on.
+    /// Commits, and then passes two kinds of rows to the listener: the rows that the commit wrote, and the
+    /// rows on which it was decided.
     async fn commit(&self, commit: Commit, known: Vec<Change>) -> Result<Revision, CommitError> {
         let rows: Vec<_> = commit.rows().collect();
         let epoch = commit.epoch.unwrap_or_default();
@@ -220,8 +223,8 @@ impl BatchExecutor {
         Ok(revision)
     }
 
-    /// Notifies the listener of the loaded rows. A commit whose reply was lost, or whose call was
-    /// dropped, reaches the listener this way before any caller learns that it landed.
+    /// Passes the loaded rows to the listener. Needed if the reply to an earlier commit was lost, or its
+    /// future was dropped. The listener then learns of this commit here, before any caller does.
     fn notify_loaded(
         &self,
         view: &TenantView,
@@ -266,7 +269,7 @@ impl BatchExecutor {
         });
     }
 
-    /// Loads the rows that all commands of a batch need, linked keys included.
+    /// Loads the rows that the commands of a batch need, including the keys that other loaded keys refer to.
     async fn load(
         &self,
         tenant: &TenantId,
@@ -291,7 +294,8 @@ impl BatchExecutor {
             view = self.store.load(tenant, &select).await?;
         }
         let mut owners: BTreeSet<_> = select.owners.into_iter().collect();
-        // Ending a key in a sweep does not depend on the row of the key's owner.
+        // Load the owners only of keys that a command names. When a bulk command ends a key, the row of the
+        // key's owner does not matter.
         let asked = batch
             .iter()
             .filter_map(|pending| pending.request.command.key());
@@ -320,8 +324,8 @@ fn known_rows(view: &TenantView, ancestry: &Ancestry) -> Vec<Change> {
     rows.filter_map(change).collect()
 }
 
-/// Loads rows of the ancestors of `tenant`: the tenants' own rows, the rows of `owners`, and the
-/// rows of `actors` that are keys.
+/// Loads rows from each ancestor of `tenant`. These are the ancestor's own row, the rows of `owners` in it,
+/// and the rows of those actors that are keys of the ancestor.
 pub(crate) async fn load_ancestry<'a>(
     store: &dyn KeyStore,
     tenant: &TenantId,
@@ -344,19 +348,21 @@ pub(crate) async fn load_ancestry<'a>(
     Ok(ancestry)
 }
 
-/// Returns the longest time for which the effect of a command may not have reached every verifier.
+/// Returns the longest time until the effect of a command has reached every verifier.
 fn bound(policies: &Policies, pending: &Pending, view: &TenantView) -> Duration {
     let Request {
         tenant, command, ..
     } = &pending.request;
     let alone = match command {
-        // A rotation may also end the oldest grace period, of a key of any class.
+        // A rotation of one key may also end another key, of any class: the oldest key in its grace period.
+        // So use the longest bound.
         Command::Rotate { .. } => None,
         command => command.key(),
     };
     let bound = match alone.and_then(|key| view.record(key)) {
         Some(record) => policies.of(tenant).propagation(&record.class).bound,
-        // Rows of owners and tenants end keys in descendant tenants too.
+        // The command changes the row of an owner or a tenant, which affects keys of every class, also in
+        // descendant tenants. So use the longest bound.
         None => policies.longest_bound_at(tenant),
     };
     Propagation { bound }.worst_case()
@@ -368,8 +374,8 @@ struct Verdicts {
     effects: Effects,
     decided_at: Timestamp,
     denied: Vec<Option<Denial>>,
-    /// True if some command changes nothing. Such a command may have landed before, unknown to this
-    /// process.
+    /// True if some command of the batch changes nothing. Such a command may have been applied before,
+    /// without the knowledge of this process.
     repeated: bool,
 }
 
@@ -413,7 +419,7 @@ impl Verdicts {
     }
 }
 
-/// The reason for which a whole batch failed.
+/// The reason why a whole batch failed.
 enum Failed {
     Contended,
     Taken,

@@ -1,5 +1,4 @@
-//! The manager: loads the rows that a command needs, decides, commits, and retries after a
-//! conflict.
+//! The manager, which loads the rows that a command needs, decides, commits, and retries after a conflict.
 //!
 //! Concurrent commands for one tenant are decided together and committed as one, so that a busy tenant does
 //! not conflict with itself. No async runtime is needed: each waiting caller that is polled drives the batch,
@@ -41,7 +40,7 @@ use crate::timekeeper::Timekeeper;
 /// A listener for committed batches, called before any command of the batch returns.
 pub type CommitListener = dyn Fn(&Learnt) + Send + Sync;
 
-/// A function that returns those of the given keys that were used in this process.
+/// A function that gets key ids, and returns those keys among them that were used in this process.
 type UsedHere = dyn Fn(&[KeyId]) -> BTreeSet<KeyId> + Send + Sync;
 
 /// Executes commands that change keys: loads, decides, commits, and retries after a conflict.
@@ -122,8 +121,10 @@ impl KeyManager {
         self
     }
 
-    /// Sets a function that returns those of the given keys that were used in this process. If a command
-    /// loads a successor whose first use is not recorded yet, the manager records the use with the command.
+    /// Sets a function that gets key ids, and returns those keys among them that were used in this process.
+    ///
+    /// If a command loads a rotation successor that was used, but has no recorded first use, the manager
+    /// records the first use in the same commit.
     #[must_use]
     pub fn with_uses(
         mut self,

@@ -25,7 +25,7 @@ use crate::joint::Joint;
 /// At most 64 commands in one commit.
 const MAX_BATCH: usize = 64;
 
-/// A command in flight.
+/// A command that waits for execution, or is being executed.
 pub(super) struct Pending {
     pub(super) request: Request,
     material: Mutex<Arc<Vec<KeyMaterial>>>,
@@ -36,8 +36,8 @@ pub(super) struct Pending {
 
 #[derive(Default)]
 struct Progress {
-    /// The decided outcome, stored before the commit. If the commit's reply is lost, the secret is
-    /// kept here.
+    /// The outcome that was decided, stored before the commit is sent. If the reply to the commit is lost,
+    /// the secrets of new keys are only here.
     tentative: Option<CommandOutcome>,
     result: Option<Result<Committed, CommandError>>,
 }
@@ -74,8 +74,10 @@ impl Pending {
         lock(&self.progress).tentative = Some(outcome);
     }
 
-    /// Records that nothing is left to change. An earlier outcome stays if its keys have landed,
-    /// that is, if `keys` contains them. Only that outcome has the keys' secrets.
+    /// Records that the command has nothing left to change.
+    ///
+    /// If an earlier attempt of the command created keys, its outcome is kept, because only that outcome
+    /// contains their secrets. `keys` contains the keys that are stored.
     pub(super) fn unchanged(&self, outcome: CommandOutcome, keys: &[KeyId]) {
         let mut progress = lock(&self.progress);
         let landed = match &progress.tentative {
@@ -89,12 +91,14 @@ impl Pending {
         }
     }
 
-    /// Sets the result of the command: the decided outcome has landed, or the command was refused.
+    /// Sets the result of the command. The command was either committed with the decided outcome, or refused
+    /// with `denied`.
     pub(super) fn land(&self, denied: Option<Denial>, receipt: Receipt, view: &TenantView) {
         let mut progress = lock(&self.progress);
         let tentative = progress.tentative.take();
         progress.result = Some(match (denied, tentative) {
-            // This command's own earlier attempt landed, but its reply was lost.
+            // The key exists because an earlier attempt of this command was committed, and its reply was
+            // lost.
             (Some(Denial::AlreadyCreated { id }), Some(outcome)) if landed(&outcome, id, view) => {
                 Ok(Committed { outcome, receipt })
             }
@@ -120,8 +124,8 @@ impl Pending {
     }
 }
 
-/// Returns whether the stored key `id` is the one in `outcome`. Compares the fingerprint too,
-/// because a replaced secret keeps the id.
+/// Returns whether the stored key `id` is the key in `outcome`. Compares the fingerprints too, because a key
+/// keeps its id if its secret is replaced.
 fn landed(outcome: &CommandOutcome, id: KeyId, view: &TenantView) -> bool {
     let made = match outcome {
         CommandOutcome::Issued { key: Some(key), .. } => key,
@@ -303,7 +307,7 @@ impl Drop for Ticket<'_> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Poisoning is ignored: no code panics under one of these locks, and each guards whole values
-    // only.
+    // A poisoned lock is safe to use: no code panics while it holds one of these locks, and every change
+    // replaces a whole value.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! The result of a command that was carried out.
+//! The outcome of a committed command, and the receipt of its commit.
 
 use std::time::Duration;
 
@@ -16,7 +16,8 @@ pub struct Committed {
     pub receipt: Receipt,
 }
 
-/// The position and time of a committed change, and the bound on its propagation.
+/// The position and the time of a committed change, and the longest time until the change has reached every
+/// verifier.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Receipt {
     pub(super) epoch: Option<Epoch>,
@@ -28,7 +29,7 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    /// Returns one receipt for this change and a later change.
+    /// Merges the receipts of two commits. The merged receipt covers both this change and the later change.
     pub(super) fn and(self, later: Self) -> Self {
         let Self {
             epoch,
@@ -47,26 +48,26 @@ impl Receipt {
         }
     }
 
-    /// Sets the epoch of the store that this process followed when it sent the command.
+    /// Sets the epoch of the history that this process followed when it sent the command.
     pub(crate) const fn within(mut self, epoch: Option<Epoch>) -> Self {
         self.epoch = epoch;
         self
     }
 
-    /// Returns the epoch of the store that this process followed when it sent the command. `None` if it
-    /// followed none. A restored store has a new epoch.
+    /// Returns the epoch of the history that this process followed when it sent the command. `None` if the
+    /// process followed no store. After a restore, the store has a new epoch.
     #[must_use]
     pub const fn epoch(&self) -> Option<Epoch> {
         self.epoch
     }
 
-    /// Returns the time of the store's answer, on this process's monotonic clock.
+    /// Returns the time at which the store's answer arrived, on this process's monotonic clock.
     pub(crate) const fn returned(&self) -> Duration {
         self.returned
     }
 
-    /// Returns the staleness bound: after the store's answer, another verifier may act on the earlier state
-    /// for at most this time.
+    /// Returns the staleness bound. After the store's answer, a verifier in another process may act on the
+    /// state before the change for at most this time.
     #[must_use]
     pub const fn bound(&self) -> Duration {
         self.bound
@@ -78,14 +79,14 @@ impl Receipt {
         self.revision
     }
 
-    /// Returns the time for which the command was decided.
+    /// Returns the time with which the command was decided.
     #[must_use]
     pub const fn decided_at(&self) -> Timestamp {
         self.decided_at
     }
 
-    /// Returns the instant, on this node's clock, from which no verifier acts on the state before
-    /// the change. In the process that made the change, this holds as soon as the call returns.
+    /// Returns the time, on this node's clock, from which no verifier acts on the state before the change. In
+    /// the process that made the change, this is already true when the call returns.
     #[must_use]
     pub const fn no_later_than(&self) -> Timestamp {
         self.no_later_than

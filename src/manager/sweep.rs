@@ -1,6 +1,8 @@
-//! Bulk commands, such as closing a tenant. The first commit writes the row of the tenant or owner: from this
-//! commit on, the keys of a closed tenant or a removed owner are refused. Later commits change the keys page
-//! by page, in the tenant and in its descendants.
+//! Bulk commands, such as closing a tenant.
+//!
+//! The first commit of a bulk command writes the row of the tenant or owner. From this commit on, verifiers
+//! refuse all keys of the closed tenant or removed owner. Later commits change the keys themselves, page by
+//! page, in the tenant and in its descendants.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -27,20 +29,22 @@ use crate::store::{KeyStore, Locator, Row, StoreError};
 pub struct BulkReceipt {
     /// The number of keys that the command ended or disabled.
     pub ended: usize,
-    /// The legacy keys that matched and were kept.
+    /// The legacy keys that the command matched, but did not change.
     pub skipped: Vec<KeyId>,
     /// One receipt for all commits of the command.
     pub receipt: Receipt,
 }
 
 impl KeyManager {
-    /// Executes a bulk command, in commits of at most [`SWEEP_MAX`] keys. Only the first commit is
-    /// authorised. The later commits only narrow, so they continue even if the actor loses its authority.
-    /// After an interruption, a repeated request or maintenance continues the command.
+    /// Executes a bulk command, in commits of at most [`SWEEP_MAX`] keys.
+    ///
+    /// Only the first commit is authorised. The later commits can only take permissions away, so they
+    /// continue even if the actor loses its authority. After an interruption, the command continues if the
+    /// request is repeated, or when maintenance runs.
     ///
     /// [`Command::CloseTenant`], [`Command::RemoveOwner`], [`Command::ChangeOwnerRole`] and
     /// [`Command::SyncOwnerRole`] also apply to descendant tenants that have affected keys and that the actor
-    /// reaches. So does [`Command::RevokeMany`], if its filter selects the keys that a key made.
+    /// reaches. [`Command::RevokeMany`] does so too, if its filter selects the keys that one key has made.
     ///
     /// # Errors
     ///
@@ -51,8 +55,8 @@ impl KeyManager {
         let continues = self.continuation(&request).await?;
         let mut failed = None;
         for tenant in self.tenants_below(&request).await? {
-            // Skips tenants that the actor does not reach. The row of their ancestor already refuses or
-            // narrows their keys.
+            // Skip a tenant that the actor does not reach. The row of the ancestor already refuses or limits
+            // the keys of this tenant.
             if !request.actor.reaches(&tenant) {
                 continue;
             }
@@ -66,7 +70,8 @@ impl KeyManager {
                 }
                 // A closed tenant already refuses every key permanently.
                 Err(CommandError::Denied(Denial::TenantClosed { .. })) => {}
-                // One failure must not delay the other tenants.
+                // If the command fails in one tenant, continue with the other tenants, and return the error
+                // at the end.
                 Err(error) => {
                     tracing::warn!(tenant = %below.tenant, %error, "bulk command failed in a descendant tenant");
                     failed.get_or_insert(error);
@@ -80,7 +85,7 @@ impl KeyManager {
         Ok(done)
     }
 
-    /// Continues a bulk command whose caller has stopped.
+    /// Continues a bulk command that was interrupted before its last commit.
     ///
     /// # Errors
     ///
@@ -110,7 +115,8 @@ impl KeyManager {
         self.execute_bulk(request).await
     }
 
-    /// Fills in the lineage of the key in `made_by`, which is the first key of its rotation chain.
+    /// Replaces the key in the filter's `made_by` by the first key of its rotation chain. All keys of a chain
+    /// count as one maker.
     async fn with_lineage(&self, mut request: Request) -> Result<Request, CommandError> {
         let Command::RevokeMany { filter, .. } = &mut request.command else {
             return Ok(request);
@@ -121,9 +127,10 @@ impl KeyManager {
         Ok(request)
     }
 
-    /// Returns the request for a descendant tenant. The removal of an owner is recorded only in the
-    /// ancestor's row, so that restoring the owner there suffices. In the descendant, the request only
-    /// revokes the owner's keys.
+    /// Returns the request for a descendant tenant.
+    ///
+    /// The removal of an owner is recorded only in the row of the ancestor tenant. So to restore the owner,
+    /// it suffices to change that row. In the descendant, the request only revokes the owner's keys.
     async fn request_below(
         &self,
         request: &Request,
@@ -146,8 +153,8 @@ impl KeyManager {
         let select = LoadRequest::owner(owner.clone());
         let view = self.executor.store.load(&request.tenant, &select).await?;
         let removed_at = view.owner(owner).and_then(|row| row.removed_at);
-        // While the command continues, its start is the limit. The start also covers keys that a wrong clock
-        // dated in the future.
+        // While the command continues, do not limit it to keys created before the removal. The command's
+        // start is the limit then. It also covers keys that a wrong clock dated in the future.
         let removed_at = removed_at.filter(|_| continues.is_none());
         let until = removed_at.map(|at| at.saturating_add(Duration::from_micros(1)));
         let filter = BulkFilter {
@@ -165,9 +172,10 @@ impl KeyManager {
         })
     }
 
-    /// Returns the author and the start of a pending bulk command, which descendant tenants then need not
-    /// authorise again. `None` if the command has ended: descendants then authorise it like any other
-    /// command.
+    /// Returns the author and the start of a bulk command that is still pending in the tenant. Descendant
+    /// tenants need not authorise the command again.
+    ///
+    /// `None` if the command has ended. Descendant tenants then authorise it like any other command.
     async fn continuation(
         &self,
         request: &Request,
@@ -204,8 +212,8 @@ impl KeyManager {
     }
 
     async fn sweep_tenant(&self, request: &Request) -> Result<BulkReceipt, CommandError> {
-        // Commits the row before listing the keys. The list then contains every key created before the row,
-        // and the row refuses every key created later.
+        // Commit the row before listing the keys. The list then contains every key that was created before
+        // the row, and the row refuses every key created later.
         let mut done = BulkReceipt {
             ended: 0,
             skipped: Vec::new(),
@@ -246,7 +254,8 @@ impl KeyManager {
         Ok((landed.outcome, landed.receipt))
     }
 
-    /// Returns a query for the keys that the command may affect. The command checks each key again.
+    /// Returns a query for the keys that the command may affect. The query may return too many keys, so the
+    /// command checks each of them.
     fn swept_keys(&self, request: &Request) -> Option<KeyQuery> {
         let limit = NonZeroUsize::new(SWEEP_MAX)?;
         let all = KeyQuery {
@@ -323,8 +332,8 @@ impl KeyManager {
     }
 }
 
-/// Returns the first key in the rotation chain of `key`. Reads the audit trail for keys that were
-/// deleted.
+/// Returns the first key in the rotation chain of `key`. If a key of the chain was deleted, reads its
+/// predecessor from the audit trail.
 pub(crate) async fn lineage_of(store: &dyn KeyStore, key: KeyId) -> Result<KeyId, StoreError> {
     let (mut first, mut seen) = (key, BTreeSet::new());
     while seen.insert(first) {

@@ -23,11 +23,11 @@ use crate::entropy::{Entropy, EntropyError, SystemEntropy};
 ///
 /// # Access
 ///
-/// The file belongs to root or to the user of this process, and nobody else may write it or read it. A file
-/// that root provides and this process may not write can be readable by its group, with mode 0440, as
-/// Kubernetes and Docker mount secrets. The path may lead through symbolic links, since Kubernetes mounts a
-/// link. The owner and the mode of the file at the end of the path count. [`PepperRing::from_json`] parses
-/// peppers that are not in a file.
+/// The file belongs to root or to the user of this process, and nobody else may write it or read it. There is
+/// one exception, because Kubernetes and Docker mount secrets with mode 0440. The group may read a file that
+/// belongs to root and that this process may not write. The path may contain symbolic links, because
+/// Kubernetes mounts a secret as a link. Only the owner and the mode of the file at the end of the path are
+/// checked. [`PepperRing::from_json`] parses peppers that are not in a file.
 ///
 /// The file is a JSON document:
 ///
@@ -110,7 +110,8 @@ pub enum PepperFileError {
         /// The permission bits of the file.
         mode: u32,
     },
-    /// The file belongs to a user who is neither root nor the user of this process, and could change it.
+    /// The file belongs to a user who is neither root nor the user of this process. That user could change
+    /// the file.
     #[error(
         "pepper file {} belongs to user {owner}, not to root or to the user of this process; run: chown {user} {}",
         path.display(), path.display()
@@ -232,8 +233,9 @@ impl PepperFile {
         self.change(|_| ())
     }
 
-    /// Makes the prepared pepper the current one, or a new pepper if none is prepared. The previous current
-    /// pepper stays live. Replaces the file as a whole. Concurrent rotations wait for each other.
+    /// Makes the prepared pepper the current one. If no pepper is prepared, adds a new pepper and makes it
+    /// current. The previous current pepper stays live. Replaces the file as a whole. Concurrent rotations
+    /// wait for each other.
     ///
     /// Running processes do not notice the change: see [Rotation](Self#rotation). After a rotation that was
     /// not [prepared](Self::prepare), restart all processes of the service together.
@@ -275,12 +277,13 @@ fn draw() -> PepperFileResult<(PepperId, PepperKey)> {
     Ok((id, key))
 }
 
-/// The treatment of a path that is a symbolic link.
+/// The treatment of a symbolic link at the end of the path.
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Links {
-    /// For reading.
+    /// Follows the link. Used for reading.
     Followed,
-    /// For changes: a rename would replace the link, and leave the file as it is.
+    /// Refuses the link. Used for changes, because a rename would replace the link and leave the linked file
+    /// unchanged.
     Refused,
 }
 
@@ -325,8 +328,8 @@ fn open(path: &Path, links: Links) -> PepperFileResult<File> {
     Ok(file)
 }
 
-/// Checks that no user besides root and `user` can change the file, and that no other user can read it except
-/// through a group that root chose.
+/// Checks that only root and `user` can change the file, and that no other user can read it. If root owns the
+/// file and `user` cannot write it, the file's group may read it.
 fn check_access(path: &Path, owner: u32, mode: u32, user: u32) -> PepperFileResult<()> {
     const ROOT: u32 = 0;
     let path = || path.to_owned();
@@ -343,7 +346,7 @@ fn check_access(path: &Path, owner: u32, mode: u32, user: u32) -> PepperFileResu
     Ok(())
 }
 
-/// Opens the file and locks it, so that one process at a time changes it.
+/// Opens the file and locks it, so that only one process at a time changes the file.
 fn lock(path: &Path) -> PepperFileResult<File> {
     let failed = || failed("locking pepper file", path);
     loop {
@@ -399,7 +402,7 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PepperF
 /// before that, the next process that writes the pepper file removes it.
 struct TempPepperFile {
     path: PathBuf,
-    /// Locked while the temporary file is in use, so that no other process removes it.
+    /// The temporary file itself. It is locked while it is in use, so that no other process removes it.
     file: File,
 }
 
@@ -465,7 +468,8 @@ fn remove_stale_temps(path: &Path) {
         if !named {
             continue;
         }
-        // A live process keeps its temporary file locked.
+        // A live process keeps its temporary file locked. If this call gets the lock, the file's process was
+        // killed.
         if let Ok(file) = open(&entry.path(), Links::Refused)
             && file.try_lock().is_ok()
         {
@@ -476,7 +480,8 @@ fn remove_stale_temps(path: &Path) {
 
 impl Drop for TempPepperFile {
     fn drop(&mut self) {
-        // After a rename there is no file to remove, so an error is expected.
+        // After a successful rename, the temporary file no longer exists under this name, so an error is
+        // expected.
         let _ = fs::remove_file(&self.path);
     }
 }

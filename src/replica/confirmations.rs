@@ -1,11 +1,11 @@
-//! Confirmations of one change: the nodes that have applied the change, and the nodes that may still act on
-//! the state before it.
+//! Confirmations of one change: which nodes have applied the change, and which nodes may still act on the
+//! state before it.
 //!
-//! Pure: reports and readings of the observer's monotonic clock are arguments.
+//! The code is pure: reports, and readings of the observer's monotonic clock, are arguments.
 //!
 //! Invariant: once [`Confirmations::is_complete`] returns true, no later verification on any node acts on the
-//! state before the change. If a node's state is unknown, the change stays unconfirmed there until the
-//! staleness bound has passed.
+//! state before the change. If a node's state is unknown, the change counts as unconfirmed on that node until
+//! the staleness bound has passed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,16 +16,16 @@ use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::store::{Epoch, NodeId, NodeReport};
 
-/// 24 hours: a node's entry is removed after this much silence beyond its lease. An operator who looks the
-/// next morning still sees the missing node.
+/// 24 hours: a node's entry stays in the registry for this long after its lease has ended without a report.
+/// So an operator who looks the next morning still sees the missing node.
 const FORGET_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The nodes that have confirmed a change, and the nodes that may still act on the state before that change.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Confirmations {
     nodes: Vec<NodeConfirmation>,
-    /// The longest time for which nodes missing from the registry may still act on the state before
-    /// the change.
+    /// The longest time for which nodes that are missing from the registry may still act on the state before
+    /// the change. Zero if no such node can exist.
     unregistered: Duration,
 }
 
@@ -47,19 +47,19 @@ pub struct NodeConfirmation {
 pub enum NodeAnswer {
     /// The node has applied the change.
     Applied,
-    /// The node has not reported the change.
+    /// The node has not reported that it applied the change.
     Waiting {
         /// The longest time for which the node may still act on the state before the change.
         at_most: Duration,
     },
-    /// The node has not reported the change, but can no longer act on the state before the change. The node
-    /// has stopped, is cut off, or is so stale that it fails closed.
+    /// The node has not reported that it applied the change, but it accepts no keys from its old state. The
+    /// node has stopped, is cut off, or is so stale that it fails closed.
     Lapsed,
 }
 
 impl Confirmations {
-    /// Returns true once no node can act on the state before the change. Then each node has applied the
-    /// change or has lapsed, or the change is older than the bound.
+    /// Returns true once no node can act on the state before the change. Then every node has applied the
+    /// change or has lapsed, or the staleness bound has passed since the change.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.at_most().is_zero()
@@ -72,8 +72,8 @@ impl Confirmations {
         waiting.max().unwrap_or_default().max(self.unregistered)
     }
 
-    /// Returns every registered node with its answer. Empty without a registry, and if the registry fails
-    /// after the bound has passed.
+    /// Returns every registered node with its answer. The list is empty without a registry. It is also empty
+    /// if the registry fails after the staleness bound has passed, because the change then needs no answers.
     #[must_use]
     pub fn nodes(&self) -> &[NodeConfirmation] {
         &self.nodes
@@ -93,8 +93,7 @@ impl Confirmations {
         })
     }
 
-    /// Returns the nodes that never reported the change, and can no longer act on the state before the
-    /// change.
+    /// Returns the nodes that never reported the change, but can no longer act on the state before it.
     pub fn lapsed(&self) -> impl Iterator<Item = &NodeConfirmation> {
         self.answered(NodeAnswer::Lapsed)
     }
@@ -104,7 +103,7 @@ impl Confirmations {
     }
 }
 
-/// A change that nodes should confirm.
+/// A change, and the data from which other nodes' confirmations of the change are derived.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Awaited {
     /// The history that contains the change; `None` if unknown.
@@ -119,9 +118,9 @@ pub(crate) struct Awaited {
 }
 
 impl Awaited {
-    /// Returns how long after `now` any node may still act on the state before the change. `bound` already
-    /// allows for a slow clock on the verifying node. This method adds an allowance for a fast clock on the
-    /// observer.
+    /// Returns how long after `now` any node may still act on the state before the change. The staleness
+    /// bound already allows for a slow clock on the verifying node. This method adds an allowance for a fast
+    /// clock on the observer.
     pub(crate) fn left(&self, now: Duration) -> Duration {
         let bound = Propagation::by_any_clock(self.bound);
         self.returned.saturating_add(bound).saturating_sub(now)
@@ -138,52 +137,56 @@ impl Awaited {
 #[derive(Clone, Debug)]
 pub(crate) struct ObservedReport {
     pub(crate) report: NodeReport,
-    /// The time since the report was first seen, measured up to the last request to the registry.
+    /// The time from the first sight of this report to the observer's last request to the registry.
     pub(crate) silent: Duration,
 }
 
 impl ObservedReport {
-    /// Returns how long the node can still accept keys without another report. The lease is extended twice:
-    /// for a slow clock on the node, and for a fast clock on the observer.
+    /// Returns how long the node can still accept keys if it sends no further report. The lease is extended
+    /// twice: once for a slow clock on the node, and once for a fast clock on the observer.
     fn lease_left(&self) -> Duration {
         let lease = Propagation::by_any_clock(Propagation::by_any_clock(self.report.lease));
         lease.saturating_sub(self.silent)
     }
 
-    /// Returns whether the registry entry can be removed. Such a node fails closed, and must report again
-    /// before it accepts keys.
+    /// Returns whether the node's registry entry can be removed. By then the node's lease has ended, so the
+    /// node fails closed until it reports again.
     pub(crate) fn is_gone(&self) -> bool {
         self.lease_left().is_zero() && self.silent.saturating_sub(self.report.lease) >= FORGET_AFTER
     }
 }
 
-/// 90 s: the longest delay at which a reported clock reading is still used. Shorter than the difference
-/// allowed between clocks.
+/// 90 s: a clock reading in a report is used only if it arrived with at most this delay. It must be shorter
+/// than the difference that is allowed between two clocks.
 const LATE: Duration = Duration::from_secs(90);
 
 /// The reports that an observer has seen.
 #[derive(Debug, Default)]
 pub(crate) struct Sightings {
     nodes: BTreeMap<NodeId, Sighting>,
-    /// The instant of the last request to the registry.
+    /// The observer's monotonic time at its last request to the registry.
     asked: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Sighting {
-    /// The beat number of the node's latest report. `since` is the time at which this number was first seen.
+    /// The sequence number of the node's latest report. `since` is the time at which the observer first saw
+    /// this number.
     beat: u64,
     since: Duration,
     /// The node's clock in its latest report, and the observer's time when that report was first seen. `None`
-    /// if the reading may be out of date: the beat number never changed, or the previous request was more
-    /// than [`LATE`] earlier.
+    /// if the clock reading may be out of date. This is so if the beat number never changed, or if the
+    /// previous request was more than [`LATE`] earlier.
     clock: Option<(Timestamp, Duration)>,
 }
 
 impl Sightings {
-    /// Records the registry's answer to a request. A node's silence starts at `answered` of the request that
-    /// first showed the beat, because the node may have sent that beat until then. Silence ends at `asked` of
-    /// this request, because the node may have sent another beat since.
+    /// Records the registry's answer to a request. `asked` and `answered` are the times of the request and of
+    /// its answer.
+    ///
+    /// A node's silence starts at `answered` of the request that first returned the node's latest beat. The
+    /// node may have sent that beat up to then. The silence ends at `asked` of this request, because the node
+    /// may have sent another beat since.
     pub(crate) fn see(
         &mut self,
         reports: Vec<NodeReport>,
@@ -191,7 +194,8 @@ impl Sightings {
     ) -> Vec<ObservedReport> {
         let before = std::mem::take(&mut self.nodes);
         let last = self.asked.replace(asked);
-        // A report is at most as late as the time since the previous request.
+        // A report with a new beat number was not in the answer to the previous request. So it is at most as
+        // old as the time since that request.
         let soon = last.is_some_and(|last| answered.saturating_sub(last) <= LATE);
         let find = |report: NodeReport| {
             let (beat, clock) = (report.beat, report.clock);
@@ -228,21 +232,21 @@ impl Sightings {
     }
 }
 
-/// The node that asks for confirmations. It has applied the change, by a sync that began after the change
-/// returned.
+/// The node that asks for confirmations. This node has itself applied the change, by a sync that began after
+/// the change returned.
 #[derive(Clone, Debug)]
 pub(crate) struct Observer {
-    /// The store's epoch as found by that sync. `None` without a registry, or if the registry may lack nodes.
+    /// The store's epoch, read by that sync. `None` without a registry, or if the registry may lack nodes.
     pub(crate) epoch: Option<Epoch>,
     pub(crate) node: Option<NodeId>,
     pub(crate) label: Option<NodeLabel>,
 }
 
-/// Decides for each node whether it has applied a change.
+/// Decides for each node whether the node has applied a change.
 ///
-/// `found` is the registry's answer to a request sent after the change returned; `None` without a registry. A
-/// node that registers after that request needs no entry: its confirming reads are sent after its
-/// registration is durable, so they return the change.
+/// `found` is the registry's answer to a request that was sent after the change returned. It is `None`
+/// without a registry. A node that registers after that request needs no entry. It sends its confirming reads
+/// after its registration is durable, so these reads return the change.
 pub(crate) fn judge(
     awaited: &Awaited,
     observer: &Observer,
@@ -250,13 +254,14 @@ pub(crate) fn judge(
     now: Duration,
 ) -> Confirmations {
     let left = awaited.left(now);
+    // A report confirms the change only if the observer's store still has the history of the change.
     // Revisions of two histories cannot be compared, and the registry of another history may lack nodes.
     let same_history = awaited.epoch.is_some() && awaited.epoch == observer.epoch;
     let is_own = |node: NodeId| Some(node) == observer.node;
     let answer = |found: &ObservedReport| {
         let applied = same_history && awaited.is_applied(&found.report);
-        // An entry without a cursor may stand for nodes from before a restore. Their leases are unknown, so
-        // only the bound counts.
+        // An entry without a cursor may stand for all nodes from before a restore. The leases of these nodes
+        // are unknown, so only the staleness bound ends the wait.
         let at_most = match found.report.applied {
             Some(_) => left.min(found.lease_left()),
             None => left,
@@ -290,7 +295,8 @@ pub(crate) fn judge(
     }
 }
 
-/// Returns complete confirmations without any node, for a change whose bound has passed.
+/// Returns complete confirmations without any node. For a change that is confirmed because its staleness
+/// bound has passed.
 pub(crate) const fn by_time() -> Confirmations {
     Confirmations {
         nodes: Vec::new(),
@@ -366,7 +372,8 @@ mod tests {
         let asked = answer(&awaited(), other.clone(), RETURNED);
         assert!(matches!(asked, NodeAnswer::Waiting { .. }));
 
-        // The store was restored since, so the registry may lack nodes too.
+        // After the change the store was restored: another epoch, or an unknown one. So the registry may lack
+        // nodes too.
         for epoch in [Some(Epoch(8)), None] {
             let observer = Observer {
                 epoch,
@@ -514,8 +521,8 @@ mod tests {
         );
         assert_eq!(see(2, 30, 31), at(0));
         assert_eq!(see(2, 40, 41), at(9));
-        // A beat number that decreases counts as a new beat: the registry removed the node's entry, or was
-        // restored.
+        // A beat number that decreases counts as a new beat. It decreases if the node's entry was removed, or
+        // if the registry was restored from a backup.
         assert_eq!(see(1, 50, 51), at(0));
         assert!(sightings.see(Vec::new(), (at(60), at(61))).is_empty());
     }

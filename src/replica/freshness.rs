@@ -1,4 +1,4 @@
-//! A replica's freshness and lag, as values.
+//! The freshness and the lag of a replica, as plain values.
 
 use std::time::Duration;
 

@@ -68,28 +68,29 @@ pub struct Replica {
     store: Arc<dyn KeyStore>,
     clock: Arc<Timekeeper>,
     view: ArcSwap<View>,
-    /// The number of times that `view` was replaced. A caller that caches a view compares this number to
-    /// detect a newer view.
+    /// The number of times that `view` was replaced by a newer view. A thread that caches a view compares
+    /// this number to detect that its view is outdated.
     version: AtomicU64,
-    /// Replaced views. The next sync frees them, because freeing a view is slow. A verifying thread must
-    /// never drop the last reference to a view.
+    /// Views that were replaced by newer ones. The next sync frees them. A verifying thread must never drop
+    /// the last reference to a view, because freeing a view is slow.
     replaced: Mutex<Vec<Arc<View>>>,
     /// The send time of the newest read whose complete answer the index contains, in microseconds of the
     /// monotonic clock. [`NEVER`] if no read confirms the index.
     confirmed: AtomicU64,
-    /// The wall-clock time of the read in `confirmed`. The writer stores this field first, and then
-    /// `confirmed` with Release. A reader that loads `confirmed` with Acquire then loads this wall time or a
-    /// later one.
+    /// The wall-clock time at which the read in `confirmed` was sent. The writer stores this field first, and
+    /// then stores `confirmed` with Release. A reader loads `confirmed` with Acquire, and so sees the wall
+    /// time of that confirmation or a later one.
     confirmed_wall: AtomicI64,
-    /// Whether this node has seen any imported key.
+    /// Whether this node has ever received an imported key.
     imported: AtomicBool,
-    /// Whether the store has ever answered `changes_now`. Only a store in this process does.
+    /// Whether the store has ever answered `changes_now`. Only a store in the same process supports this
+    /// method.
     in_process: AtomicBool,
     progress: Mutex<SyncState>,
     turns: Turns<TurnKind, Result<(), StoreError>>,
     registration: Option<Registration>,
-    /// The number of answers from the store and the registry. A caller watches this number to distinguish a
-    /// slow sync from a hung one.
+    /// The number of answers that the store and the registry have given to this replica. It increases during
+    /// a slow sync, but not during a hung one.
     answers: AtomicU64,
     /// The time of the last such answer, or of the start of the current turn, in microseconds of the
     /// monotonic clock.
@@ -110,16 +111,17 @@ struct SyncState {
     registration: Option<RegistrationState>,
     /// The newest head that any read of the store returned.
     head: Option<Cursor>,
-    /// The last time at which this replica dropped its cursor, because the store's history was replaced or
-    /// compacted.
+    /// The last time at which this replica dropped its cursor. It does so if the store's history was
+    /// replaced, or if the changes after its cursor were compacted.
     lost: Option<Duration>,
-    /// The epoch of this process's last commit. Reset when a resync begins.
+    /// The epoch in which this process last committed. Reset to `None` when a resync begins.
     committed_epoch: Option<Epoch>,
     /// The index that a running resync fills. Commits of this process are applied to this index too.
     building: Option<Arc<Index>>,
-    /// Commits of this process during the scan that fills `building`; `None` once the scan has ended. They
-    /// are applied after the scan, when its revision is known. Applied earlier, an old row could bring back a
-    /// key that was removed before the scan.
+    /// Commits of this process during the scan that fills `building`. `None` once the scan has ended.
+    ///
+    /// They are applied after the scan, when the revision of the scan is known. Otherwise an old row could
+    /// bring back a key that was removed before the scan.
     commits_during_scan: Option<Vec<Change>>,
 }
 
@@ -156,8 +158,10 @@ impl Replica {
         &self.clock
     }
 
-    /// Applies every commit that returned before this call, and then confirms the index. The first call reads
-    /// the whole store. So does the first call after the store's history was replaced or compacted.
+    /// Applies every commit that returned before this call, and then confirms the index.
+    ///
+    /// The first call reads the whole store. After the store's history was replaced or compacted, the next
+    /// call also reads the whole store.
     ///
     /// Syncs run one after another. Concurrent calls share a sync that begins after all of them, and each
     /// call drives the current sync. A call that is kept and not polled delays no other call.
@@ -221,7 +225,8 @@ impl Replica {
         self.rebuild().await
     }
 
-    /// Returns the age of the last confirmation, and the replica's position in the store's history.
+    /// Returns the time since the last confirmation of the index, and the replica's position in the store's
+    /// history.
     #[must_use]
     pub fn freshness(&self) -> Freshness {
         let confirmed = self.confirmed_at();
@@ -252,13 +257,13 @@ impl Replica {
         self.answered.store(now, Ordering::Relaxed);
     }
 
-    /// Returns the send time of the newest read whose complete answer the index contains; `None` if no read
+    /// Returns the send time of the newest read whose complete answer the index contains. `None` if no read
     /// confirms the index.
     ///
-    /// Callers load this first, then read the index, and read the clock last. The Acquire load pairs with the
-    /// Release store in [`confirm`](Self::confirm): a caller that sees a confirmation also sees every change
-    /// that the confirmed read returned. A caller that read the index first could combine an old key with a
-    /// newer confirmation, and accept a revoked key.
+    /// A verification must call this method first, then read the index, and read the clock last. The Acquire
+    /// load pairs with the Release store in [`confirm`](Self::confirm). So a caller that sees a confirmation
+    /// also sees every change that the confirmed read returned. In another order, a caller could combine an
+    /// old key with a newer confirmation, and accept a revoked key.
     #[inline]
     pub(crate) fn confirmed_at(&self) -> Option<Reading> {
         let confirmed = self.confirmed.load(Ordering::Acquire);
@@ -269,15 +274,16 @@ impl Replica {
         })
     }
 
-    /// Returns the current view and a version. The view may be newer than the version, but never older.
+    /// Returns the current view and its version number. The view may be newer than the version, but never
+    /// older.
     pub(crate) fn view(&self) -> (u64, Arc<View>) {
         // Load the version before the view. In the other order, a new view could be published between the two
-        // loads. The caller would then cache the old view under the new version, and never replace it.
+        // loads. The caller would then cache the old view under the new version number, and never replace it.
         let version = self.version();
         (version, self.view.load_full())
     }
 
-    /// Takes a view that its caller no longer reads. The next sync frees the view.
+    /// Takes back a view that its caller has replaced and no longer reads. The next sync frees the view.
     pub(crate) fn retire(&self, view: Arc<View>) {
         self.replaced().push(view);
     }
@@ -288,8 +294,8 @@ impl Replica {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Returns whether this node has seen an imported key. If so, a string that is not a keyward token may
-    /// still be a key.
+    /// Returns whether this node has ever received an imported key. If so, even a string that is not a
+    /// keyward token may be a key.
     #[inline]
     pub(crate) fn has_imported(&self) -> bool {
         self.imported.load(Ordering::Acquire)
@@ -301,7 +307,7 @@ impl Replica {
         }
     }
 
-    /// Returns the tenant of a key, if this node knows the key.
+    /// Returns the tenant of a key. `None` if this node's index does not contain the key.
     pub(crate) fn tenant_of(&self, id: KeyId) -> Option<TenantId> {
         let view = self.view.load();
         view.attributes_of(id)
@@ -357,13 +363,13 @@ impl Replica {
         others.for_each(|index| current.1.inherit_first_uses(index));
     }
 
-    /// Returns the tenants that have unfinished bulk commands, according to their rows.
+    /// Returns the tenants whose rows name bulk commands that are not finished.
     pub(crate) fn unfinished(&self) -> Vec<TenantId> {
         self.view().1.unfinished()
     }
 
-    /// Returns the rotation successors that were used on this node, but whose first use is not recorded in
-    /// the store.
+    /// Returns the rotation successors that were used on this node, but for which the store has recorded no
+    /// first use.
     pub(crate) fn first_uses(&self) -> Vec<(TenantId, KeyId)> {
         self.view().1.first_uses()
     }
@@ -373,8 +379,9 @@ impl Replica {
         self.view().1.used_of(keys)
     }
 
-    /// Returns the tenants whose newest commit lies further in the future than clocks may differ, each with
-    /// the time of that commit. Either some clock was fast at the commit, or this process's clock is slow.
+    /// Returns the tenants whose newest commit is later than this node's time plus the allowed difference
+    /// between clocks. Each comes with the time of that commit. Either the clock was fast at the commit, or
+    /// this process's clock is slow.
     #[must_use]
     pub fn tenants_ahead(&self) -> Vec<(TenantId, Timestamp)> {
         let time = self.clock.check();
@@ -382,8 +389,8 @@ impl Replica {
         self.view.load().index().later(allowed)
     }
 
-    /// Catches up without waiting, if the store lives in this process. Returns true if the index is now
-    /// current.
+    /// Applies all changes without waiting, if the store lives in this process. Returns true if the index now
+    /// contains every commit that returned before the call.
     pub(crate) fn confirm_now(&self) -> bool {
         if !self.answers_now() {
             return false;
@@ -403,8 +410,8 @@ impl Replica {
                         .saw_server(changes.server_time, sent.at.monotonic);
                     self.apply(&progress, changes.changes);
                     if done {
-                        // If the registration does not allow publishing this confirmation, the read still
-                        // serves the current verification.
+                        // This node's registration may forbid publishing the confirmation. The index is up to
+                        // date nevertheless, so the current verification can use it.
                         self.confirm(&progress, sent);
                         return true;
                     }
@@ -419,10 +426,11 @@ impl Replica {
         false
     }
 
-    /// Returns whether the store lives in this process. Takes no lock of `progress`: with a remote store, a
-    /// verification must not wait for a thread that applies changes.
+    /// Returns whether the store lives in this process. Does not lock `progress`: a thread that applies
+    /// changes holds that lock, and with a remote store a verification must not wait for it.
     fn answers_now(&self) -> bool {
-        // A cursor beyond every head, for which a store returns no changes.
+        // A cursor beyond every head. A store that supports `changes_now` answers the call, but returns no
+        // changes.
         const BEYOND: Cursor = Cursor {
             epoch: Epoch(u128::MAX),
             revision: Revision(u64::MAX),
@@ -436,9 +444,11 @@ impl Replica {
         known()
     }
 
-    /// Applies a commit of this process, and the rows on which the commit was decided, before the commit
-    /// returns to its caller. If the commit belongs to another history than the followed one, freshness ends,
-    /// because revisions of two histories cannot be compared.
+    /// Applies a commit of this process, and the rows on which the commit was decided. Called before the
+    /// commit returns to its caller.
+    ///
+    /// If the commit belongs to another history than the one this replica follows, freshness ends. Revisions
+    /// of two histories cannot be compared.
     pub(crate) fn apply_landed(&self, learnt: &Learnt) {
         let Learnt { epoch, changes } = learnt;
         let mut progress = self.progress();
@@ -459,9 +469,11 @@ impl Replica {
         self.apply(&progress, changes.iter().cloned());
     }
 
-    /// Applies a key that was read through the store, unless the key belongs to another history. The rows of
-    /// its owner and tenants were read with the key, and are applied first. Without those rows the key would
-    /// have no permissions in the index.
+    /// Applies a key that was read from the store because the index did not contain it. Does nothing if the
+    /// key belongs to another history than the index.
+    ///
+    /// The rows of the key's owner and tenants were read together with the key, and are applied first.
+    /// Without these rows the key would have no permissions in the index.
     pub(crate) fn apply_fetched(&self, fetched: &FoundKey, rows: &[Change]) {
         let mut progress = self.progress();
         if progress
@@ -482,16 +494,17 @@ impl Replica {
     ) -> Result<(Sent, Cursor), ChangesError> {
         self.register().await?;
         loop {
-            // The last page confirms the index as of its own send time: the pages before it contain all
-            // earlier changes. With the first page's send time, a long catch-up would look stale at its end.
+            // The last page confirms the index as of the time at which the request for that page was sent.
+            // The earlier pages contain all earlier changes. With the send time of the first page, the index
+            // would look stale after a long catch-up.
             let sent = self.sending(&self.progress());
             let asked = self.clock.monotonic();
             let page = self.store.changes(cursor, PAGE).await;
             self.count_answer();
             let page = page?;
-            // Stop at this page's head, not at the first page's head. A row that changes between two pages
-            // moves past the first head, and the feed drops the row's earlier change. A loop that stopped at
-            // the first head would miss both changes.
+            // Stop at the head that this page reports, not at the head that the first page reported. If a row
+            // changes between two pages, the feed returns only its newest change, which lies beyond the first
+            // head. A loop that stopped at the first head would miss the row's old and new change.
             let goal = page.head.revision;
             {
                 let mut one_writer = self.progress();
@@ -521,7 +534,7 @@ impl Replica {
     }
 
     async fn rebuild(&self) -> Result<(), StoreError> {
-        // Register before the scan. Without a registration the scan could not confirm the index.
+        // Register before the scan. A scan that was sent without a registration cannot confirm the index.
         self.register().await?;
         let building = Arc::new(Index::default());
         {
@@ -574,7 +587,8 @@ impl Replica {
         match self.catch_up(Some(index), head.unwrap_or_default()).await {
             Ok(caught_up) => Ok(caught_up),
             Err(ChangesError::Store(error)) => Err(error),
-            // The history was compacted during the scan. The next sync starts over.
+            // The changes since the start of the scan were compacted away while the scan ran. The next sync
+            // scans the store again.
             Err(ChangesError::Compacted) => {
                 let kind = StoreErrorKind::Unavailable;
                 Err(StoreError::new(kind, "following changes after a scan"))
@@ -584,8 +598,8 @@ impl Replica {
 
     fn publish(&self, sent: Sent, upto: Cursor) -> Result<(), StoreError> {
         let mut progress = self.progress();
-        // The history may have changed since the read was sent: a commit of this process can reveal another
-        // epoch. Then the read confirms nothing.
+        // The followed history may have changed since this read was sent, because a commit of this process
+        // returned another epoch. If so, the read confirms nothing.
         let own = progress.cursor.filter(|own| own.epoch == upto.epoch);
         let own = own.ok_or_else(history_replaced)?;
         if own.revision < upto.revision {
@@ -595,7 +609,8 @@ impl Replica {
         self.confirm_or_fail(&progress, sent)
     }
 
-    /// Ends freshness and drops the cursor, because the store can no longer continue the followed history.
+    /// Ends freshness and drops the cursor. Called when the store can no longer continue the history that
+    /// this replica followed.
     fn lose_history(&self) {
         tracing::warn!("store's history changed or was compacted, reading all rows again");
         observe::resynced();
@@ -605,24 +620,25 @@ impl Replica {
         progress.reset_position(self.clock.monotonic());
     }
 
-    /// Returns the send time for a read that is sent next.
+    /// Returns the send time for a read of the store that the caller sends immediately afterwards.
     fn sending(&self, progress: &SyncState) -> Sent {
-        // Load `until` before the clock. A report that becomes durable after this load then counts only for
-        // later reads.
+        // Load `until` before the clock. So a report that becomes durable after this load counts only for
+        // later reads, and not for this one.
         let until = progress.until();
         let at = self.clock.raw();
         Sent { at, until }
     }
 
-    /// Publishes a read as the newest confirmation, if the node was registered when the read was sent and
-    /// still is. Returns false otherwise.
+    /// Publishes the send time of a read as the newest confirmation. Returns false and publishes nothing if
+    /// this node was not registered when the read was sent, or no longer is.
     fn confirm(&self, progress: &SyncState, sent: Sent) -> bool {
         let Sent { at, until } = sent;
         let may = |until: Option<Reading>| until.is_some_and(|until| is_by(at, until));
         let confirms = may(until) && may(progress.until());
         if confirms {
             let monotonic = u64::try_from(at.monotonic.as_micros()).unwrap_or(u64::MAX);
-            // The caller holds the lock of `progress`, so no other thread writes these two fields.
+            // The caller holds the lock of `progress`, so no other thread writes `confirmed` or
+            // `confirmed_wall`.
             if monotonic >= self.confirmed.load(Ordering::Relaxed) {
                 let wall = at.wall.as_micros();
                 self.confirmed_wall.store(wall, Ordering::Relaxed);
@@ -638,7 +654,7 @@ impl Replica {
         self.confirm(progress, sent).then_some(()).ok_or(lapsed)
     }
 
-    /// Exports the gauges of age and key count.
+    /// Exports the age of the last confirmation and the number of keys as gauges.
     fn show_gauges(&self) {
         let keys = self.view.load().index().keys();
         observe::replica(self.freshness().age, keys);
@@ -662,19 +678,19 @@ fn history_replaced() -> StoreError {
 #[derive(Clone, Copy, Debug)]
 struct Sent {
     at: Reading,
-    /// The latest send time at which a read can confirm, loaded before this read was sent. `None` if no read
-    /// can confirm.
+    /// The latest time at which a read can be sent and still confirm the index, loaded before this read was
+    /// sent. `None` if no read can confirm the index.
     until: Option<Reading>,
 }
 
-/// Returns whether `at` is no later than `until` on both clocks.
+/// Returns whether `at` is no later than `until`, both in wall-clock time and in monotonic time.
 fn is_by(at: Reading, until: Reading) -> bool {
     at.monotonic <= until.monotonic && at.wall <= until.wall
 }
 
 impl SyncState {
-    /// Records a head that the store returned. Within one history the higher head wins, because answers may
-    /// arrive out of order.
+    /// Records the store's head, as an answer of the store reports it. Within one history a lower head never
+    /// replaces a higher one, because answers may arrive out of order.
     fn record_head(&mut self, head: Cursor) {
         let own = self.head.filter(|own| own.epoch == head.epoch);
         if own.is_none_or(|own| own.revision < head.revision) {
@@ -682,15 +698,15 @@ impl SyncState {
         }
     }
 
-    /// Drops the cursor and the head, and records `now` as the time of the loss.
+    /// Drops the cursor and the head, and records that they were lost at `now`.
     fn reset_position(&mut self, now: Duration) {
         (self.cursor, self.head) = (None, None);
         self.lost = Some(now);
     }
 }
 
-/// Logs the outcome and the duration of one sync when dropped. A sync whose future is dropped early counts as
-/// abandoned.
+/// Logs the outcome and the duration of one sync when it is dropped. If the future of the sync is dropped
+/// before its end, the outcome is logged as abandoned.
 struct SyncRecorder<'a> {
     replica: &'a Replica,
     sent: Duration,
@@ -727,7 +743,7 @@ impl Drop for SyncRecorder<'_> {
     }
 }
 
-/// Drops the index in `building` when a resync ends, including when its future is dropped early.
+/// Clears `SyncState::building` when a resync ends, and also when the resync's future is dropped early.
 struct BuildGuard<'a>(&'a Replica);
 
 impl Drop for BuildGuard<'_> {

@@ -1,12 +1,12 @@
-//! Registration of a node: the node registers before its index counts as fresh, and then reports its position
-//! in the store's history.
+//! Registration of a node. A node registers before its index counts as fresh. Afterwards it reports its
+//! position in the store's history.
 //!
 //! Invariants:
 //!
-//! - A read confirms the index only if the registry had accepted a report of this node before the read was
-//!   sent. The report may be sent at most [`SLACK`] before the read.
-//! - So if an observer does not find a node in the registry, the node's next confirming read returns
-//!   everything committed before the observer's request.
+//! - A read of the store confirms the index only if the registry had accepted a report of this node before
+//!   that read was sent. The report may be at most [`SLACK`] older than the read.
+//! - Suppose that an observer reads the registry and does not find a node. Then that node's next confirming
+//!   read returns everything committed before the observer's request.
 //! - A node whose last report is older than its lease fails closed.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,22 +23,23 @@ use crate::core::time::Timestamp;
 use crate::entropy::Entropy;
 use crate::store::{Cursor, Epoch, NodeId, NodeRegistry, NodeReport, StoreError, StoreErrorKind};
 
-/// 60 s: a read confirms only if it is sent within this time after a report. A registry outage of this length
-/// does no harm. A node that died delays a receipt by at most 60 s plus its staleness bound.
+/// 60 s: the longest time between a report to the registry and a read of the store that confirms the index.
+/// So a registry outage of up to 60 s does not end freshness. The cost: a receipt waits for a node that died
+/// for up to 60 s plus the node's staleness bound.
 const SLACK: Duration = Duration::from_secs(60);
 
-/// 10 s: a node reports this often even if nothing has changed. Within [`SLACK`], five reports in a row may
-/// be lost.
+/// 10 s: the longest time between two reports of a node whose position has not changed. So five reports in a
+/// row may be lost before [`SLACK`] has passed.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// 30 s: a node reads the other nodes' reports this often, to compare clocks and to remove dead entries.
 const READ_PEERS_EVERY: Duration = Duration::from_secs(30);
 
-/// 3 min: another node's clock reading is used for this long after it was read.
+/// 3 min: the time for which another node's clock reading is used after it was read from the registry.
 const PEER_CLOCK_LIFETIME: Duration = Duration::from_secs(3 * 60);
 
-/// 4 attempts to send a report. An attempt is repeated if the node id is taken, or if freshness ended while
-/// the report was in flight.
+/// 4 attempts to send a report. The node sends the report again if another node has its id, or if its
+/// freshness ended while the report was in flight.
 const MAX_ATTEMPTS: usize = 4;
 
 /// The dependencies that a node needs to register.
@@ -61,12 +62,14 @@ struct ObservedNodes {
 pub(super) struct RegistrationState {
     node: Option<NodeId>,
     beat: u64,
-    /// The longest time for which this node's verifiers accept a key without a new confirmation.
+    /// The staleness bound: the longest time for which this node's verifiers accept a key after the last
+    /// confirmation.
     bound: Duration,
-    /// The last report the registry accepted. `None` before the first one, and after freshness
-    /// ended.
+    /// The last report that the registry accepted. `None` before the first report. Also `None` after
+    /// freshness ended, because the node must then report again.
     reported: Option<Reported>,
-    /// Incremented whenever `reported` is voided. A report that was sent in an earlier term is ignored.
+    /// The number of times that `reported` was voided. If it rose while a report was in flight, the node
+    /// ignores the registry's answer to that report.
     term: u64,
 }
 
@@ -88,7 +91,8 @@ impl RegistrationState {
         }
     }
 
-    /// Returns the latest send time at which a read can confirm; `None` if no read can confirm.
+    /// Returns the latest time at which a read of the store can be sent and still confirm the index. `None`
+    /// if no read can confirm the index, because the registry has accepted no report.
     pub(super) fn until(&self) -> Option<Reading> {
         self.reported.map(|reported| Reading {
             wall: reported.at.wall.saturating_add(SLACK),
@@ -96,7 +100,7 @@ impl RegistrationState {
         })
     }
 
-    /// Voids the last report, and every report in flight.
+    /// Voids the last accepted report. The answers to reports in flight are then ignored.
     pub(super) const fn void(&mut self) {
         self.reported = None;
         self.term += 1;
@@ -105,8 +109,8 @@ impl RegistrationState {
 
 impl Replica {
     /// Makes the replica register as a node. The index counts as fresh only after the registry has durably
-    /// stored the registration. `bound` is the longest time for which this node's verifiers accept a key
-    /// without a new confirmation.
+    /// stored the registration. `bound` is the staleness bound of this node's verifiers: the longest time for
+    /// which they accept a key after the last confirmation.
     #[must_use]
     pub fn with_registry(
         mut self,
@@ -125,13 +129,13 @@ impl Replica {
         self
     }
 
-    /// Returns this node's id; `None` before its first report, and without a registry.
+    /// Returns this node's id. `None` before the node's first report, and if the replica has no registry.
     #[must_use]
     pub fn node(&self) -> Option<NodeId> {
         self.progress().registration.as_ref()?.node
     }
 
-    /// Returns the epoch of this replica's cursor; `None` without a cursor.
+    /// Returns the epoch of the history that this replica follows. `None` if the replica has no cursor.
     pub(crate) fn epoch(&self) -> Option<Epoch> {
         self.progress().cursor.map(|cursor| cursor.epoch)
     }
@@ -161,8 +165,8 @@ impl Replica {
         }
     }
 
-    /// Raises the staleness bound that this node reports to `bound`. If the reported bound was shorter,
-    /// freshness ends until the registry has stored the longer bound.
+    /// Raises the staleness bound in this node's reports to `bound`, if the present bound is shorter.
+    /// Freshness then ends, until the registry has stored the longer bound.
     pub(crate) fn widen(&self, bound: Duration) {
         let mut progress = self.progress();
         if let Some(state) = &mut progress.registration
@@ -183,8 +187,8 @@ impl Replica {
         self.confirmed.store(NEVER, stores);
     }
 
-    /// Reports to the registry, unless the last accepted report still allows a read to confirm. Call this
-    /// before sending a read that should confirm.
+    /// Sends a report to the registry, unless the last accepted report is recent enough for a read to confirm
+    /// the index. Call this method before sending such a read.
     pub(super) async fn register(&self) -> Result<(), StoreError> {
         let Some(registration) = &self.registration else {
             return Ok(());
@@ -193,12 +197,12 @@ impl Replica {
         if until.is_some_and(|until| is_by(self.clock.raw(), until)) {
             return Ok(());
         }
-        // Report no position, because the cursor may belong to a history that was replaced.
+        // Report no position: the cursor may belong to a history that was replaced.
         self.report(registration, false).await
     }
 
-    /// Reports this node's position if it changed, or if the last report is [`REPORT_EVERY`] old. If the
-    /// report fails, the next sync repeats it.
+    /// Reports this node's position if the position changed, or if the last report is older than
+    /// [`REPORT_EVERY`]. If the report fails, the next sync sends it again.
     pub(super) async fn report_progress(&self) {
         let Some(registration) = &self.registration else {
             return;
@@ -211,8 +215,8 @@ impl Replica {
         }
     }
 
-    /// Reads the other nodes' reports, if the last attempt is at least [`READ_PEERS_EVERY`] old. A failed
-    /// attempt counts too.
+    /// Reads the other nodes' reports, unless the last attempt is more recent than [`READ_PEERS_EVERY`]. A
+    /// failed attempt counts as an attempt.
     pub(super) async fn read_peers(&self) {
         let Some(registration) = &self.registration else {
             return;
@@ -309,8 +313,8 @@ impl Replica {
         Ok(found)
     }
 
-    /// Returns each node's confirmation of a change. Once the bound of the change has passed, a failing
-    /// registry is no error: the bound alone confirms the change.
+    /// Returns each node's confirmation of a change. If the registry fails after the staleness bound has
+    /// passed, this method does not fail: the elapsed bound alone confirms the change.
     pub(crate) async fn confirmations(
         self: &Arc<Self>,
         awaited: &Awaited,
@@ -332,8 +336,8 @@ impl Replica {
         };
         let mut found = None;
         if let Some(registration) = &self.registration {
-            // This sync begins after the change returned, so this node has the change. The sync also finds
-            // the store's current epoch.
+            // This sync begins after the change returned, so this node has applied the change when it ends.
+            // The sync also reads the store's current epoch.
             self.sync().await?;
             observer.epoch = self.epoch().filter(|_| !self.may_miss_nodes(awaited));
             found = Some(self.read_registry(registration).await?);
@@ -346,9 +350,9 @@ impl Replica {
 }
 
 impl Replica {
-    /// Returns whether the registry may lack a node that can still act on the state before a change. A
-    /// database restored from a backup by hand keeps its epoch, but lacks the nodes that registered after the
-    /// backup.
+    /// Returns whether the registry may lack a node that can still act on the state before a change. This is
+    /// possible shortly after the history was lost. For example, a database restored from a backup by hand
+    /// keeps its epoch. But it lacks the nodes that registered after the backup.
     fn may_miss_nodes(&self, awaited: &Awaited) -> bool {
         let progress = self.progress();
         let bound = progress.registration.as_ref().map(|state| state.bound);
@@ -360,7 +364,8 @@ impl Replica {
 }
 
 impl SyncState {
-    /// Returns the latest send time at which a read can confirm; `None` if no read can confirm.
+    /// Returns the latest time at which a read can be sent and still confirm the index. `None` if no read can
+    /// confirm the index. Without a registry every read can.
     pub(super) fn until(&self) -> Option<Reading> {
         match &self.registration {
             Some(state) => state.until(),
@@ -380,8 +385,9 @@ impl SyncState {
 }
 
 impl Registration {
-    /// Returns whether the other nodes' reports should be read again. A jump of the wall clock counts as
-    /// elapsed time, so the next sync compares this node's clock with theirs immediately.
+    /// Returns whether the other nodes' reports should be read again. A jump of this node's wall clock counts
+    /// as elapsed time. So the next sync reads the reports, and compares this node's clock with the other
+    /// nodes' clocks.
     fn is_peer_read_due(&self, now: Reading) -> bool {
         let last_read = self.observed().last_read;
         last_read.is_none_or(|last_read| now.since(last_read) >= READ_PEERS_EVERY)

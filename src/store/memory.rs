@@ -41,7 +41,8 @@ struct MemoryInner {
 
 impl Default for MemoryInner {
     fn default() -> Self {
-        // A store draws no randomness, so a counter makes epochs unique within the process.
+        // A store draws no random numbers. A counter is enough to make the epochs of a process unique,
+        // because an in-memory store does not outlive its process.
         static NEXT_EPOCH: AtomicU64 = AtomicU64::new(1);
         let epoch = Epoch(u128::from(NEXT_EPOCH.fetch_add(1, Ordering::Relaxed)));
         let head = Cursor {
@@ -61,7 +62,8 @@ impl Default for MemoryInner {
 #[derive(Debug, Default)]
 struct MemoryState {
     head: Cursor,
-    /// Tombstones at or below this revision were dropped, so a cursor below it is refused.
+    /// The highest revision up to which tombstones were dropped. A follower with a cursor below it may miss a
+    /// removal, so the feed refuses the cursor.
     floor: Revision,
     tags: BTreeMap<Revision, CommitTag>,
     rows: BTreeMap<RowKey, Change>,
@@ -93,8 +95,8 @@ impl MemoryStore {
     /// Drops the tombstones of removed keys, to bound the memory in use. The ids and digests of removed keys
     /// stay taken.
     ///
-    /// A follower that has not read these tombstones gets [`ChangesError::Compacted`]. It must call
-    /// [`sync`](crate::Keyward::sync), even in the same process.
+    /// A follower that has not read one of these tombstones gets [`ChangesError::Compacted`]. The follower
+    /// must then call [`sync`](crate::Keyward::sync), even if it is in the same process.
     pub fn compact(&self) {
         let mut state = self.state();
         let gone: Vec<_> = state
@@ -111,8 +113,8 @@ impl MemoryStore {
     }
 
     fn state(&self) -> MutexGuard<'_, MemoryState> {
-        // A poisoned lock is safe to use: a commit is checked before any row is written, so a panic in a
-        // check leaves the state unchanged.
+        // A poisoned lock is safe to use. A commit is checked before any of its rows is written, so a panic
+        // during the check leaves the state unchanged.
         self.inner
             .state
             .lock()
@@ -239,7 +241,8 @@ impl MemoryState {
         revision
     }
 
-    /// Removes a row from the feed's index at `revision`. The row has a newer revision or was dropped.
+    /// Removes the row's entry at `revision` from the index of the feed, because the row now has a newer
+    /// revision or was dropped.
     fn remove_from_index(&mut self, revision: Revision, key: &RowKey) {
         if let Some(keys) = self.by_revision.get_mut(&revision) {
             keys.remove(key);
@@ -249,8 +252,10 @@ impl MemoryState {
         }
     }
 
-    /// Runs a query over the keys of its tenant or of the store. In the order of ids, the keys before the page
-    /// are skipped, and the search ends with the page, so that reading all pages visits each key once.
+    /// Runs a query over the keys of one tenant, or of the whole store.
+    ///
+    /// If the keys are listed in the order of their ids, the search starts after the previous page, and ends
+    /// with this page. So reading all pages visits each key only once.
     fn list(&self, query: &KeyQuery) -> KeyPage {
         let by_id = query.sort == KeySort::Created;
         let after = query.after.as_ref().filter(|_| by_id);

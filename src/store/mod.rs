@@ -3,8 +3,8 @@
 //! A store applies no policy, reads no clock and draws no randomness. To write a store, implement
 //! [`KeyStore`] and run the suite of the crate `keyward-conformance`.
 //!
-//! [`NodeRegistry`] is a separate trait. Each process that shares a store reports the revision that the
-//! process has applied to the registry.
+//! [`NodeRegistry`] is a separate trait, in which a registry stores the reports of nodes. Each process that
+//! shares a store reports the revision up to which it has applied changes.
 
 mod error;
 mod memory;
@@ -47,7 +47,8 @@ pub use crate::core::view::{Effects, Epoch, Guard, LoadRequest, Revision, RowKey
 pub use crate::core::wire::DecodeError;
 pub use async_trait::async_trait;
 
-/// A random tag of one commit. The tag distinguishes two histories that have the same revision.
+/// A random number that identifies one commit. Two histories of a store can have a commit at the same
+/// revision. The tag distinguishes these two commits.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct CommitTag(pub u128);
 
@@ -56,26 +57,27 @@ pub struct CommitTag(pub u128);
 pub struct Cursor {
     /// The epoch of the history.
     pub epoch: Epoch,
-    /// The revision of the last commit before the position.
+    /// The revision of the last commit that a follower at this position has applied.
     pub revision: Revision,
     /// The tag of the commit at `revision`. Zero before the first commit.
     pub tag: CommitTag,
 }
 
-/// A change of one tenant, applied as a whole or not at all.
+/// A change of one tenant, which the store applies as a whole or not at all.
 ///
-/// The caller guarantees that all records, owners, audit entries and removed keys belong to the tenant. The
+/// The caller guarantees that all records, owners, audit entries and removed keys belong to this tenant. The
 /// caller also guarantees that no row occurs twice.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Commit {
     /// The tenant that changes.
     pub tenant: TenantId,
-    /// The store's epoch when the tenant was loaded. With `None` the commit applies in any epoch.
+    /// The epoch that the store must still have, which is its epoch when the tenant was loaded. With `None`,
+    /// the store applies the commit in any epoch.
     pub epoch: Option<Epoch>,
-    /// The tenant's revision when the tenant was loaded.
+    /// The revision that the tenant must still have, which is its revision when the tenant was loaded.
     pub expected: Revision,
-    /// The rows of other tenants that the decision used, each with the expected revision: the acting key, the
-    /// rows of the acting key's owner, and the ancestor tenants.
+    /// The rows of other tenants that the decision used, each with the revision that the row must still have.
+    /// These are the acting key, the row of the acting key's owner in each tenant, and the ancestor tenants.
     pub guards: Vec<Guard>,
     /// A random tag of this commit.
     pub tag: CommitTag,
@@ -101,8 +103,8 @@ pub enum Row {
         /// The tenant that had the key.
         tenant: TenantId,
     },
-    /// A row whose stored bytes failed their checksum. Verifiers must refuse the key, or every key of the
-    /// owner or tenant.
+    /// A row whose stored bytes failed their checksum. If it is a key's row, verifiers must refuse the key.
+    /// If it is the row of an owner or a tenant, verifiers must refuse all keys of that owner or tenant.
     Corrupt(RowKey),
 }
 
@@ -133,16 +135,16 @@ impl Row {
 }
 
 impl Commit {
-    /// Checks the conditions of the commit against the state of the store. The store must not apply another
+    /// Checks the conditions of this commit against the state of the store. The store must not apply another
     /// commit during this call.
     ///
-    /// - The commit's epoch, if it has one, equals `epoch`. The expected revision of the tenant equals `at`.
-    /// - Every guarded row has the revision of its guard. `row_at` returns the revision of a row, or zero if
-    ///   the row does not exist.
-    /// - Every record belongs to this tenant, and `writable` returns `true` for the record: its id is free,
-    ///   or belongs to an existing key of this tenant.
-    /// - Every imported digest is free, or belongs to the record itself. `holder` returns the key that has or
-    ///   had a digest.
+    /// - If the commit names an epoch, it must equal `epoch`. The tenant's expected revision must equal `at`.
+    /// - Every guarded row must have the revision of its guard. The closure `row_at` returns the revision of
+    ///   a row, or zero if the row does not exist.
+    /// - Every record must belong to this tenant, and the closure `writable` must return `true` for it.
+    ///   `writable` returns `true` if the record's id is free, or belongs to an existing key of this tenant.
+    /// - Every imported digest must be free, or belong to the record itself. The closure `holder` returns the
+    ///   key that has or had a digest.
     ///
     /// # Errors
     ///
@@ -175,7 +177,7 @@ impl Commit {
         Ok(())
     }
 
-    /// Returns the head of the store once this commit is applied at `revision`.
+    /// Returns the position of the store after this commit, if the store applies it at `revision`.
     #[must_use]
     pub const fn cursor(&self, epoch: Epoch, revision: Revision) -> Cursor {
         let tag = self.tag;
@@ -186,7 +188,8 @@ impl Commit {
         }
     }
 
-    /// Returns the imported digests that the commit makes unavailable to other keys, each with its key.
+    /// Returns the imported digests of the keys that this commit writes or claims, each with its key. After
+    /// the commit, no other key can have one of these digests.
     pub fn imported(&self) -> impl Iterator<Item = (Digest, KeyId)> + '_ {
         let digest = |record: &KeyRecord| Some((*record.credential.imported()?, record.id));
         let of_puts = self.effects.puts.iter().filter_map(digest);
@@ -194,8 +197,9 @@ impl Commit {
     }
 
     /// Returns the tenant's latest decision time after this commit. `before` is the latest decision time
-    /// before this commit. Only a commit that repairs the tenant's time returns an earlier time than
-    /// `before`.
+    /// before the commit.
+    ///
+    /// The result is never earlier than `before`, unless the commit repairs the tenant's time.
     #[must_use]
     pub fn newest_after(&self, before: Option<Timestamp>) -> Timestamp {
         match before {
@@ -238,7 +242,7 @@ pub struct Change {
     pub row: Row,
 }
 
-/// The rows that a process has learnt from its own commit, without reading the feed.
+/// The rows that a process knows from its own commit, so that it need not read them from the feed.
 #[derive(Clone, Debug)]
 pub struct Learnt {
     /// The epoch of the store's history.
@@ -252,14 +256,14 @@ pub struct Learnt {
 pub struct Changes {
     /// The changed rows in the order of their revisions, oldest first.
     ///
-    /// A state-based feed contains each row once, at its newest revision. Any other feed may also contain
-    /// earlier versions of the row.
+    /// If the feed is state-based, it contains each row only once, at its newest revision. Any other feed may
+    /// also contain earlier versions of a row.
     pub changes: Vec<Change>,
-    /// The position of a follower that has applied these changes.
+    /// The position that a follower has reached once it has applied these changes.
     pub upto: Cursor,
     /// The head of the store when the page was read.
     pub head: Cursor,
-    /// The time of the server's clock when the page was read. `None` if the store has no server.
+    /// The time of the database server's clock when the page was read. `None` if the store has no server.
     pub server_time: Option<Timestamp>,
 }
 
@@ -270,7 +274,8 @@ pub struct ScanPage {
     pub head: Cursor,
     /// Rows in the order of [`RowKey`].
     pub rows: Vec<Change>,
-    /// The `after` argument of the next [`KeyStore::scan`]. `None` on the last page.
+    /// The row after which the next page starts: pass it to [`KeyStore::scan`] as `after`. `None` on the last
+    /// page.
     pub next: Option<RowKey>,
 }
 
@@ -288,15 +293,17 @@ pub enum Locator {
 pub struct FoundKey {
     /// The row of the key: a record, a tombstone or a corrupt row.
     pub change: Change,
-    /// The head of the store when the key was read, or an earlier head.
+    /// The head of the store when the key was read. An earlier head is allowed, because a follower then only
+    /// reads more changes.
     pub head: Cursor,
 }
 
 /// Durable storage for key records. A store applies no policy and reads no clock.
 ///
 /// - Every method can be called concurrently from any number of tasks.
-/// - If a future is dropped, its operation takes effect completely or not at all.
-/// - A store may retry an operation only if the operation was provably rolled back.
+/// - If the caller drops a future, its operation takes effect completely or not at all.
+/// - A store may retry an operation only if the earlier attempt was certainly rolled back. Otherwise it could
+///   apply the operation twice.
 #[async_trait]
 pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     /// Reads the part of a tenant that a decision needs. The view of an unknown tenant is empty, at revision
@@ -327,8 +334,8 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     /// Applies a commit if the conditions of [`Commit::check`] hold, and returns the new revision.
     ///
     /// - The tenant must be at `commit.expected`, and every guarded row at the revision of its guard. If
-    ///   `commit.epoch` is set, the store must be in that epoch: a restored backup may have replaced the
-    ///   history.
+    ///   `commit.epoch` is set, the store must be in that epoch, because a restored backup may have replaced
+    ///   the history.
     /// - The store checks the conditions under the lock that orders commits. Every commit that returned
     ///   before this call happens-before the check. No commit changes a guarded row between the check and
     ///   this commit.
@@ -336,10 +343,11 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     ///   dropped.
     /// - Ids and imported digests are unique across all tenants, including those of removed keys. A tenant
     ///   never overwrites another tenant's record, and a removed record never returns.
-    /// - Removing a key that was never stored leaves a tombstone.
-    /// - Revisions increase in commit order: once a reader has seen revision `n`, no new row may appear at or
-    ///   below `n`. A sequence number drawn before the commit breaks this rule.
-    /// - On return the commit is as durable as the store documents.
+    /// - If a commit removes a key that was never stored, the key's id is taken, and the store keeps a
+    ///   tombstone.
+    /// - Revisions increase in commit order. Once a reader has seen revision `n`, no new row may appear at or
+    ///   below `n`. A sequence number that is drawn before the commit breaks this rule.
+    /// - When this method returns, the commit is as durable as the store documents.
     ///
     /// # Errors
     ///
@@ -411,10 +419,10 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     /// [`StoreError`]; never `Indeterminate`.
     async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError>;
 
-    /// Resolves when the head may have passed `after`. The default never resolves.
+    /// Resolves when the head of the store may have moved past `after`. The default never resolves.
     ///
-    /// The result is only a hint and may be spurious. A missed hint delays a follower but is otherwise
-    /// harmless, because followers also poll.
+    /// The result is only a hint: this method may resolve although nothing has changed. If it does not
+    /// resolve although the head moved, followers only lag, because they also poll.
     ///
     /// # Errors
     ///
@@ -424,10 +432,11 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
         std::future::pending().await
     }
 
-    /// Reads [`changes`](Self::changes) synchronously. The default returns `None`, which means unsupported.
+    /// Reads [`changes`](Self::changes) synchronously. The default returns `None`, which means that the store
+    /// does not support synchronous reads.
     ///
-    /// Implement this method only if the store is in this process and needs no I/O, only a short lock.
-    /// Verifiers call it during verification to apply all changes first.
+    /// Implement this method only if the store is in this process and needs no I/O, only a short lock. During
+    /// each verification, the verifier calls this method to apply all changes first.
     fn changes_now(
         &self,
         after: Cursor,

@@ -1,8 +1,9 @@
 //! The node registry: the processes that verify keys of a store, and the revision each process has applied.
 //!
-//! A registry only stores reports. The caller decides which nodes are alive, by the caller's own clock.
-//! [`NodeRegistry`] is separate from [`KeyStore`](super::KeyStore), so that a minimal store need not
-//! implement both. All stores of this crate implement both.
+//! A registry only stores reports. The caller decides by its own clock which nodes are alive.
+//!
+//! [`NodeRegistry`] is a separate trait from [`KeyStore`](super::KeyStore), so that a minimal store need not
+//! implement it. All stores of this crate implement both.
 
 use std::fmt;
 use std::sync::Arc;
@@ -51,8 +52,9 @@ pub struct NodeReport {
     pub node: NodeId,
     /// The name that the application gave the node, for its operators.
     pub label: Option<NodeLabel>,
-    /// The position in the store's history up to which the node had applied changes. Every verification that
-    /// the node began later uses this state or a later state. `None` if the node has not read the store yet.
+    /// The position in the store's history up to which the node had applied changes when it sent the report.
+    /// Every verification that the node began after the report uses this state, or a later one. `None` if the
+    /// node has not read the store yet.
     pub applied: Option<Cursor>,
     /// The time after this report during which the node may accept keys without another report. Stored with
     /// microsecond precision.
@@ -65,8 +67,10 @@ pub struct NodeReport {
 
 /// Storage for the reports of nodes.
 ///
-/// A registry reads no clock and never drops a report by itself, because a node without a report would count
-/// as gone. If a future is dropped, its operation takes effect completely or not at all.
+/// A registry reads no clock, and never drops a report by itself. Callers would take a node without a report
+/// for stopped, although it may still accept keys.
+///
+/// If the caller drops a future, its operation takes effect completely or not at all.
 #[async_trait]
 pub trait NodeRegistry: fmt::Debug + Send + Sync + 'static {
     /// Stores a report in place of the node's earlier report, and returns `true`.
@@ -75,7 +79,7 @@ pub trait NodeRegistry: fmt::Debug + Send + Sync + 'static {
     ///   later beat.
     /// - Every call of [`nodes`](Self::nodes) that begins after the return includes the report.
     /// - On return the report is as durable as a commit of the store.
-    /// - A report is not a commit: it does not change the store's head or feed.
+    /// - A report is not a commit of the store, so the store's head and its feed stay unchanged.
     ///
     /// # Errors
     ///

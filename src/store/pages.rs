@@ -33,7 +33,8 @@ pub async fn scan_by_pages<S: KeyStore + ?Sized>(
                 return Err(StoreError::new(kind, "scanning rows that are out of order"));
             }
             last = Some(next.clone());
-            // Polling starts the next read, so the store reads while `take` handles this page.
+            // Polling the future starts the next read. So the store already reads the next page while `take`
+            // handles this page.
             scan = Some(StartedFuture::start(store.scan(last.clone(), limit)).await);
         }
         take(page)?;

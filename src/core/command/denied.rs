@@ -19,10 +19,10 @@ pub enum Denial {
     /// A value in the command is malformed.
     #[error(transparent)]
     Invalid(#[from] Invalid),
-    /// The key does not exist, or is outside the actor's reach.
+    /// The key does not exist, or belongs to a tenant that the actor does not reach.
     #[error("no such key")]
     NotFound,
-    /// The tenant is outside the actor's reach.
+    /// The tenant does not exist, or the actor does not reach it.
     #[error("no such tenant")]
     TenantNotFound,
     /// The actor's own credential has expired.
@@ -33,7 +33,7 @@ pub enum Denial {
     Forbidden {
         /// The action, in words.
         action: &'static str,
-        /// The role that the application stated. `None` for a key.
+        /// The role that the application stated for the actor. `None` if the actor is a key.
         role: Option<Role>,
     },
     /// Only the application's support staff may take the action (rules A2-02, A2-35).
@@ -179,10 +179,12 @@ pub enum Denial {
         /// The number of references, as counted by the application.
         references: u32,
     },
-    /// The deletion must state the number of objects that refer to the key (rule A2-28).
+    /// The deletion must state how many objects still refer to the key, and this command did not (rule
+    /// A2-28).
     #[error("say how many references to the key remain")]
     ReferencesUnknown,
-    /// The legacy key cannot be disabled, revoked or deleted (rule A1-11). Only a recovery disables it.
+    /// The legacy key cannot be disabled, revoked or deleted (rule A1-11). Only a recovery after a restore
+    /// from a backup may disable it.
     #[error("the legacy key cannot be {action}, only rotated")]
     LegacyKey {
         /// The action, in words.
@@ -254,7 +256,7 @@ pub enum Denial {
         /// The key.
         key: KeyId,
     },
-    /// The digest belongs to another key, which may be deleted.
+    /// The imported digest already belongs to a key. A digest stays taken after its key was deleted.
     #[error("digest is taken")]
     DigestTaken,
     /// The stored digest is not the digest to replace, or the new pepper is not the current pepper.
@@ -269,7 +271,7 @@ pub enum Denial {
         /// The key that the command created.
         id: KeyId,
     },
-    /// Another command has the same id.
+    /// The command id was already used for a different command.
     #[error("command id was used for another command")]
     CommandIdReused,
     /// Only the application itself may give the command.

@@ -1,7 +1,8 @@
 //! Builders of commands that have more parameters than the id of a key.
 //!
-//! Pure. Each setter parses its argument. The builder keeps the first error, and `into_command` returns that
-//! error. A chain of setters therefore needs no `?`, and a [`Command`] contains only parsed values.
+//! Pure: no I/O and no clock. Each setter parses its argument. The builder keeps the first error, and
+//! `into_command` returns that error. A chain of setters therefore needs no `?`, and a [`Command`] contains
+//! only parsed values.
 
 use std::time::Duration;
 
@@ -62,7 +63,8 @@ pub(crate) enum NewOwner {
     Creator,
     /// The tenant itself.
     Tenant,
-    /// A principal, and the role to store if the tenant has no role for that principal.
+    /// A principal, with the role to store for that principal. The role is stored only if the tenant has no
+    /// role for the principal yet.
     Principal(PrincipalId, Role),
 }
 
@@ -161,17 +163,18 @@ impl CreateKey {
         self
     }
 
-    /// Makes another principal the owner. Stores `role` if the tenant has no role for that principal yet. The
-    /// command is refused if the principal's role allows more than the caller's own role.
+    /// Makes another principal the owner. If the tenant has no role for that principal yet, stores `role`.
+    /// The command is refused if the principal's role allows more than the caller's own role.
     pub fn owned_by(mut self, owner: PrincipalId, role: Role) -> Self {
         self.owner = NewOwner::Principal(owner, role);
         self
     }
 
-    /// Sets the person who receives the secret, and that person's role. This role and the owner's current
-    /// roles limit the key permanently, unless that person is the owner and `role` is the owner's stored
-    /// role. Only the application may set a recipient. By default the application delivers the secret to the
-    /// owner, and the key follows the owner's stored role.
+    /// Sets the person who receives the secret, with that person's role. This role and the owner's current
+    /// roles then limit the key permanently. An exception is a recipient who is the owner, with a `role`
+    /// equal to the stored role. Such a key follows the owner's stored role when it changes. Only the
+    /// application may set a recipient. Without this call, the owner counts as the recipient of a key that
+    /// the application creates.
     pub fn delivered_to(mut self, principal: PrincipalId, role: Role) -> Self {
         self.recipient = Some(Recipient { principal, role });
         self
@@ -248,8 +251,8 @@ pub struct ImportKey {
 }
 
 impl ImportKey {
-    /// Creates an import of the token with this SHA-256 digest. A token in this crate's own format never
-    /// verifies as an imported key: move its key record instead.
+    /// Creates an import of the token that has this SHA-256 digest. A token in keyward's own format never
+    /// verifies as an imported key. To move such a key from another store, move its record instead.
     pub const fn sha256(digest: Digest, key: CreateKey) -> Self {
         Self {
             key,
@@ -381,7 +384,7 @@ impl UpdateKey {
     }
 }
 
-/// The reason of a revocation, and whether a person confirmed it.
+/// The reason of a revocation, with a flag for a person's confirmation.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 pub struct RevokeKey {
     /// The reason.
@@ -477,9 +480,9 @@ impl RotateKey {
     /// [`MAX_GRACE`](crate::policy::Rotation::MAX_GRACE), or
     /// [`MAX_COMPROMISED_WAIT`](crate::policy::Rotation::MAX_COMPROMISED_WAIT) for a compromised key.
     ///
-    /// Defaults to the policy's [`first_use_wait`](crate::policy::PolicySpec::first_use_wait). A compromised
-    /// key has no default. The command is refused in any mode other than
-    /// [`on_first_use`](Self::on_first_use).
+    /// Defaults to the policy's [`first_use_wait`](crate::policy::PolicySpec::first_use_wait). For a
+    /// compromised key there is no default, so the wait must be set. The command is refused in any mode other
+    /// than [`on_first_use`](Self::on_first_use).
     #[must_use]
     pub const fn no_later_than(mut self, wait: Duration) -> Self {
         self.no_later_than = Some(wait);

@@ -1,6 +1,6 @@
 //! Commands: changes to a tenant's keys, as data, and the reasons to refuse a command.
 //!
-//! Pure.
+//! Pure: no I/O and no clock.
 
 mod denied;
 mod draft;
@@ -35,11 +35,12 @@ pub struct Request {
     pub tenant: TenantId,
     /// The command.
     pub command: Command,
-    /// The keys of a bulk command that this commit processes. Empty for the first commit.
+    /// The keys of a bulk command that this commit processes. Empty for the first commit, which only begins
+    /// the command.
     pub(crate) sweep: Sweep,
-    /// The caller that began a bulk command, and the instant at which the command began. Set if maintenance
-    /// continues the command, or if it continues in a descendant tenant. The command was authorised at that
-    /// instant, and the remaining part only narrows keys.
+    /// The author and the start of a bulk command that this request continues, in maintenance or in a
+    /// descendant tenant. The request is not authorised again, because the command was authorised at its
+    /// start and now only narrows keys. `None` for any other request.
     pub(crate) continues: Option<(Author, Timestamp)>,
 }
 
@@ -68,7 +69,8 @@ impl Request {
         self
     }
 
-    /// Returns the author that the audit trail names.
+    /// Returns the author to record in the audit trail. For the continuation of a bulk command, this is the
+    /// author who began the command.
     pub(crate) fn author(&self) -> Author {
         let began = self.continues.as_ref().map(|(author, _)| author.clone());
         began.unwrap_or_else(|| self.actor.author())
@@ -174,7 +176,7 @@ pub enum Command {
         /// The stored digest.
         #[serde(skip)]
         replaces: Digest,
-        /// The new digest.
+        /// The digest that replaces the stored digest.
         #[serde(skip)]
         digest: Digest,
     },
@@ -214,7 +216,7 @@ pub enum Command {
     /// Prevent the digests with these marks from ever being imported again. Only the application may give
     /// this command, after a backup was restored.
     BlockDigests {
-        /// The marks, each with the former key of its digest.
+        /// The marks of the digests, each with the id of the key that had the digest.
         marks: Vec<(DigestMark, KeyId)>,
     },
     /// Set the tenant's newest commit time back to the current time, if a wrong clock had dated a commit in
@@ -352,8 +354,8 @@ pub enum CommandOutcome {
         successor: IssuedKey,
         /// The key that the successor replaces.
         predecessor: KeyId,
-        /// The instant at which the old key ends. The latest possible instant if its grace period starts with
-        /// the successor's first use.
+        /// The instant at which the old key ends. If the old key waits for the successor's first use, this is
+        /// the latest possible instant.
         until: Timestamp,
     },
     /// The command succeeded, whether or not it changed anything.
@@ -375,7 +377,8 @@ pub enum CommandOutcome {
     Swept {
         /// The number of keys that this commit ended or disabled.
         ended: usize,
-        /// Legacy keys that matched but were not revoked.
+        /// Legacy keys that matched the filter. They were not revoked, because a legacy key can only be
+        /// rotated.
         skipped: Vec<KeyId>,
     },
 }
@@ -393,7 +396,8 @@ pub struct IssuedKey {
     pub fingerprint: Fingerprint,
     /// The expiry. `None` for never.
     pub expires_at: Option<Timestamp>,
-    /// The effective scopes of the key at its creation.
+    /// The scopes that the key can use at its creation, after its class and all roles have limited the
+    /// requested scopes.
     pub reach: ScopeSet,
     /// The whole token. Only a publishable key's token can be shown again later. `None` for an imported key,
     /// because the service never receives its token.

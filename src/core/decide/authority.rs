@@ -23,8 +23,8 @@ impl<'a> Work<'a> {
     }
 
     /// Resolves the caller of the command. The first commit of a bulk command authorises the command. Later
-    /// commits only narrow keys, so they run as the application, even if the caller has lost its authority
-    /// since.
+    /// commits only narrow keys, so they run as the application. They succeed even if the caller has lost its
+    /// authority in between.
     pub(super) fn resolve_caller(&self) -> Result<Caller, Denial> {
         let request = self.request;
         if request.continues.is_some() || (request.command.is_bulk() && self.is_unfinished()) {
@@ -53,8 +53,8 @@ impl<'a> Work<'a> {
         })
     }
 
-    /// Refuses commands in a closed tenant or below one, except closing, clean-up, first uses and time
-    /// repair.
+    /// Refuses the command if its tenant, or an ancestor of its tenant, is closed. Commands that close,
+    /// purge, block digests, record a first use or repair the time are still allowed.
     pub(super) fn check_open(&self) -> Result<(), Denial> {
         if matches!(
             self.request.command,
@@ -75,8 +75,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Checks that `access` includes the caller. `key` is the affected key. `None` if the command affects no
-    /// single key.
+    /// Checks that `access` includes the caller. `key` is the affected key, or `None` for a command that does
+    /// not affect one particular key.
     pub(super) fn permit(
         &self,
         access: &Access,
@@ -88,8 +88,8 @@ impl<'a> Work<'a> {
         self.caller.permit(access, owner, action, effect)
     }
 
-    /// Checks that the caller has access to `key`, and returns the key's class. Only administrators learn
-    /// that the policy no longer has the class.
+    /// Checks that the caller has access to `key`, and returns the key's class. If the policy no longer has
+    /// that class, an administrator gets an error that says so. Any other caller is refused as forbidden.
     pub(super) fn permit_class(
         &self,
         key: &KeyRecord,
@@ -125,7 +125,8 @@ impl<'a> Work<'a> {
         Err(Denial::HostOnly { action })
     }
 
-    /// Returns the reach that `record` has with these scopes and these roles.
+    /// Returns the reach that the key in `record` would have with the given scopes and roles. All other
+    /// limits come from the record, its class and the policy.
     pub(super) fn reach_with(
         &self,
         record: &KeyRecord,
@@ -148,15 +149,16 @@ impl<'a> Work<'a> {
         })
     }
 
-    /// Returns the reach of an existing key, as the caller may use it now or later. If the caller is the
+    /// Returns everything that the caller could do with an existing key, now or later. If the caller is the
     /// owner, this is the key's current reach. For any other caller, the owner's role does not narrow the
     /// result: the role may be raised later, while the caller still has the secret.
     pub(super) fn reach_of(&self, record: &KeyRecord) -> Result<EffectiveReach, Denial> {
         let class = self.class_of(record)?;
         let owner_status = self.owner_status(&record.owner);
         let mut bounds = Bounds::of_record(record);
-        // If the owner's session has fewer scopes than the key, the owner's role does not narrow the result
-        // either: a session never grants more than its own scopes.
+        // The owner may act in a session that has fewer scopes than the key. The owner's role does not narrow
+        // the result then either. A session never grants more than its own scopes, so the comparison must see
+        // all scopes of the key.
         bounds.persons &= self.caller.is_person(record.owner.principal())
             && self.request.actor.scopes().contains(bounds.scopes);
         let scopes = reach::scopes(bounds, self.policy, class, &owner_status);
@@ -164,7 +166,7 @@ impl<'a> Work<'a> {
         self.reach_with(record, scopes, &roles)
     }
 
-    /// Refuses a caller whose own reach is smaller than the reach of `record`.
+    /// Refuses a caller that does not itself reach everything that the key in `record` reaches.
     pub(super) fn check_key_within(&self, record: &KeyRecord) -> Result<(), Denial> {
         self.caller.check_within(&self.reach_of(record)?)?;
         if self.class_of(record)?.tenant_reach == TenantReach::Own {
@@ -178,8 +180,8 @@ impl<'a> Work<'a> {
         ))
     }
 
-    /// Refuses roles that allow more than the caller's own roles in another tenant. There, the policy of that
-    /// tenant defines what a role allows.
+    /// Refuses roles that, under the policy of another tenant, allow more than the caller's own roles allow
+    /// there. The same role may allow different things in different tenants.
     fn check_roles_within<'r>(
         &self,
         roles: impl IntoIterator<Item = &'r Role> + Clone,
@@ -224,8 +226,9 @@ impl<'a> Work<'a> {
         })
     }
 
-    /// Returns the roles to add to the `bound` of a key whose secret is handed out: the roles of the
-    /// recipient, and the current roles of `owner`. Empty if the owner receives the secret in person.
+    /// Returns the roles to add to a key's `bound` when its secret is handed out. These are the roles of the
+    /// recipient, and the current roles of `owner`. Empty if the owner receives the secret in person, or if
+    /// the application hands out the secret without naming a recipient.
     pub(super) fn bound_at_receipt(
         &self,
         owner: &Owner,
@@ -256,7 +259,8 @@ impl<'a> Work<'a> {
         Ok(roles.into_iter().chain(live).collect())
     }
 
-    /// Returns the makers to record in a key: the makers in `before`, and those of the caller.
+    /// Returns the makers to record in a key: the makers in `before`, and those of the caller. Keys of the
+    /// same rotation chain count as one maker.
     pub(super) fn makers(&self, before: &[Maker]) -> Result<Vec<Maker>, Denial> {
         let mut makers = before.to_vec();
         for maker in self.caller.makers() {

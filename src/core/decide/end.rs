@@ -143,7 +143,8 @@ impl<'a> Work<'a> {
             self.log(Action::BulkRevocationBegan { reason }, None);
             self.begin_sweep(SweepKind::Revoke(filter.clone(), reason));
         }
-        // Keys created after the command began are not revoked. This applies to descendant tenants too.
+        // Revokes only keys that existed when the command began. In a descendant tenant, the start in the
+        // command's first tenant counts.
         let continued = self.request.continues.as_ref().map(|(_, at)| *at);
         let began = continued.unwrap_or_else(|| self.began_at());
         let came_later = self.came_later(began);
@@ -154,10 +155,11 @@ impl<'a> Work<'a> {
         Ok(outcome)
     }
 
-    /// Adds the command to the unfinished commands in the tenant's row, until its last commit.
+    /// Lists the command as unfinished in the tenant's row, so that maintenance can finish it. The last
+    /// commit of the command removes it from that list.
     pub(super) fn begin_sweep(&mut self, kind: SweepKind) {
         let Some(mut row) = self.view.tenant.clone() else {
-            // An unregistered tenant has no keys to end.
+            // An unregistered tenant has no keys to end, so maintenance has nothing to finish.
             return;
         };
         row.sweeps.push(PendingSweep {
@@ -173,7 +175,7 @@ impl<'a> Work<'a> {
         });
     }
 
-    /// Removes the command from the tenant's row, if this is its last commit.
+    /// Removes the command from the unfinished commands in the tenant's row, if this commit is its last one.
     pub(super) fn end_sweep(&mut self) {
         let last = self.request.sweep.last;
         let Some(mut row) = self.view.tenant.clone().filter(|_| last) else {
@@ -211,8 +213,8 @@ impl<'a> Work<'a> {
         Ok(CommandOutcome::Done)
     }
 
-    /// Disables keys of any class and any owner. After a restore, no key may verify until a person has
-    /// reviewed the key.
+    /// Disables keys of any class and any owner. Used after a restore from a backup: no key may verify until
+    /// a person has reviewed it.
     pub(super) fn disable_many(&mut self) -> Result<CommandOutcome, Denial> {
         self.permit_application("disable keys in bulk")?;
         let mut ended = 0;
@@ -334,8 +336,8 @@ impl<'a> Work<'a> {
         self.put(record, LastAction::Revoked, Action::KeyRevoked { reason });
     }
 
-    /// Returns the access rule for ending a key. If the policy no longer has the key's class, only
-    /// administrators may end the key.
+    /// Returns the access rule that a caller must meet to end a key. If the policy no longer has the key's
+    /// class, only administrators may end the key.
     fn access<'p>(
         &'p self,
         record: &KeyRecord,

@@ -61,7 +61,7 @@ impl<'a> Work<'a> {
 
     pub(super) fn import(&mut self, import: &ImportKey) -> Result<CommandOutcome, Denial> {
         let (name, rules) = self.named_class(import.key.class.as_ref())?;
-        // The caller of an import chooses the secret, so only administrators import keys.
+        // The caller of an import knows the secret and chose it, so only administrators import keys.
         self.permit_administrator("import keys", Effect::Widens)?;
         self.permit(&rules.create, None, "import keys", Effect::Widens)?;
         if rules.key_type == KeyType::Publishable {
@@ -80,8 +80,8 @@ impl<'a> Work<'a> {
             owner: record.owner.clone(),
             expires_at: record.expires_at,
         };
-        // Reserves the digest's marks under every pepper, because a recovery may have blocked any of these
-        // marks.
+        // A recovery may have blocked this digest by its mark under any pepper. Reserving the marks under all
+        // peppers refuses the import if one of them is blocked.
         let marks = self.peppers.all().map(|pepper| pepper.mark(&import.digest));
         self.change(Effects {
             digests: marks.map(|mark| (mark.as_digest(), record.id)).collect(),
@@ -208,7 +208,8 @@ impl<'a> Work<'a> {
         };
         let (mut record, token) = self.assemble((class, rules), key, environment, owner, minted)?;
         if let NewOwner::Principal(_, stated) = &key.owner {
-            // If the stored role differs from the stated role, both roles limit the key.
+            // The role in the command may differ from the owner's stored role. The key's bound then gets the
+            // role in the command, so that both roles limit the key.
             let stored = self.owner_status(&record.owner).roles;
             let differs = stored.iter().any(|role| role != stated);
             record.bound.extend(differs.then(|| stated.clone()));
@@ -218,7 +219,7 @@ impl<'a> Work<'a> {
     }
 
     /// Refuses a new key that would reach more than the caller. Compares the requested scopes, even if roles
-    /// narrow them today. The key's roles in this comparison are:
+    /// narrow them today, because roles may be raised later. The key's roles in this comparison are:
     ///
     /// - for a key of the tenant: none
     /// - for a key of the caller: the caller's roles and the stored roles
@@ -296,7 +297,8 @@ impl<'a> Work<'a> {
         Ok(self.issue(record, token, action))
     }
 
-    /// Adds the record and the audit entry of a new key, and then enforces the bound on live keys.
+    /// Adds the record and the audit entry of a new key. If the tenant then has too many live keys, ends the
+    /// oldest grace periods.
     pub(super) fn issue(
         &mut self,
         record: KeyRecord,
@@ -424,7 +426,8 @@ impl<'a> Work<'a> {
     }
 
     /// Returns the instant at which the rotation chain of a new key begins. If a key creates the new key,
-    /// this is the beginning of the creator's chain. Otherwise keys could renew one another forever.
+    /// this is the beginning of the creator's chain. The age of a chain limits self-rotation, so keys cannot
+    /// renew one another forever.
     fn chain_began(&self) -> Timestamp {
         let acting = self.caller.limits().and_then(|limits| limits.key.as_ref());
         acting.map_or(self.now, |key| key.lineage.since)
@@ -442,8 +445,8 @@ impl<'a> Work<'a> {
         spec.classes.get_key_value(name).ok_or_else(unknown)
     }
 
-    /// Resolves the owner of a new key. If no tenant along the path has a role for the owner, stores a role
-    /// here. A later change of that one row then narrows all keys of the owner.
+    /// Resolves the owner of a new key. If neither the tenant nor an ancestor has a role for the owner,
+    /// stores a role in this tenant. Lowering the role in that one row later narrows all keys of the owner.
     fn resolve_owner(&mut self, spec: &NewOwner) -> Result<Owner, Denial> {
         let (principal, stated) = match (spec, self.request.actor.kind()) {
             (NewOwner::Tenant, _) => {
@@ -468,7 +471,8 @@ impl<'a> Work<'a> {
             let owner = principal.clone();
             return Err(Denial::OwnerRemoved { owner });
         }
-        // If the actor is the owner, the role that the application states for the actor takes precedence.
+        // If the actor is the owner, uses the role that the application states for the actor instead of the
+        // role in the command.
         let stated = match self.request.actor.role() {
             Some(own) if self.request.actor.principal() == Some(principal) => Some(own),
             _ => stated,
@@ -497,7 +501,8 @@ impl<'a> Work<'a> {
         Ok(owner)
     }
 
-    /// Returns the instant at which a key with this `expiry` ends. The class's lifetimes count from `from`.
+    /// Returns the instant at which a key with the requested `expiry` ends. The default and maximum lifetimes
+    /// of the class count from the instant `from`.
     pub(super) fn expiry(
         &self,
         class: &KeyClass,
@@ -513,8 +518,8 @@ impl<'a> Work<'a> {
                 .map(|default| from.saturating_add(default)),
             Expiry::Never => None,
             Expiry::At(end) => Some(end),
-            // Counts from `self.now`, which is never earlier than `now`. While the clocks disagree, an expiry
-            // counted from `now` could be too early and end a live key.
+            // While the clocks disagree, `now` is the earliest plausible time. An expiry counted from it
+            // could be too early and end a live key. `self.now` is never earlier.
             Expiry::In(lifetime) => Some(self.now.saturating_add(lifetime)),
         };
         let in_past = end.is_some_and(|end| end <= now);
@@ -526,8 +531,8 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Returns the token to store in the record. `None` for a secret key: only a publishable key's token is
-/// stored.
+/// Returns the token to store in the record of a publishable key. `None` for a secret key, whose token is
+/// never stored.
 pub(super) fn published(rules: &KeyClass, token: Option<&Secret>) -> Option<String> {
     let shown = token.filter(|_| rules.key_type == KeyType::Publishable);
     shown.map(Secret::publish)

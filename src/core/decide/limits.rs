@@ -45,8 +45,8 @@ impl Work<'_> {
         }
     }
 
-    /// Refuses the command if the number of active keys now exceeds both the cap and `before`, the number
-    /// before the command.
+    /// Refuses the command if it leaves more active keys than the cap allows. A tenant that was above the cap
+    /// already may keep its number of active keys, `before`.
     pub(super) fn check_not_raised(&self, class: &ClassName, before: usize) -> Result<(), Denial> {
         match self.policy.cap(class) {
             Some(limit) if self.active() > limit_of(limit).max(before) => {
@@ -60,7 +60,8 @@ impl Work<'_> {
         active(&self.view, self.policy, self.now)
     }
 
-    /// Ends the oldest grace periods until at most twice as many keys are live as the cap allows.
+    /// Ends the oldest grace periods until at most twice as many keys are live as the cap allows active keys.
+    /// Retiring keys do not count towards the cap, so without this bound their number would be unlimited.
     pub(super) fn bound_live(&mut self, class: &ClassName) {
         let Some(limit) = self.policy.cap(class) else {
             return;
@@ -87,7 +88,8 @@ impl Work<'_> {
                 record.is_live(self.now) && self.policy.cap(&record.class).is_some()
             });
         let since = |record: &&KeyRecord| {
-            // Sorts keys with an unused successor last, because the client may have no other key.
+            // Sorts keys that still wait for their successor's first use last. The client of such a key may
+            // not have the successor yet.
             record
                 .succession
                 .as_ref()

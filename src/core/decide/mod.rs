@@ -60,8 +60,8 @@ pub struct Context<'a> {
     pub material: &'a [KeyMaterial],
     /// The rows of the ancestor tenants.
     pub ancestry: &'a Ancestry,
-    /// The other policies that apply to a role set by the command: the policies of descendant tenants, and of
-    /// ancestor tenants whose keys reach down.
+    /// The policies of other tenants in which a role set by the command counts. These are descendant tenants,
+    /// and ancestor tenants whose keys reach down to this tenant.
     pub elsewhere: &'a [Arc<Policy>],
     /// The successors whose first use this process has seen. Their stored records may not show that use yet.
     pub used: &'a BTreeSet<KeyId>,
@@ -115,7 +115,7 @@ pub fn decide(
 /// A decision in progress: the view after the changes so far, and the changes.
 struct Work<'a> {
     request: &'a Request,
-    /// The caller of the command. A placeholder until `run` resolves the caller.
+    /// The caller of the command. A placeholder until `run` has resolved the caller.
     caller: Caller,
     author: Author,
     policy: &'a Policy,
@@ -183,8 +183,8 @@ impl<'a> Work<'a> {
         self.caller = self.resolve_caller()?;
         let first = self.applied().next().map(|entry| entry.actor.clone());
         if let Some(first) = first.filter(|_| self.is_unfinished()) {
-            // Another key of the same principal may continue a bulk command. The author of the first commit
-            // remains the author.
+            // Another key of the same principal may continue a bulk command. The audit trail then still names
+            // the author of the first commit.
             self.author = first;
         }
         self.check_open()?;
@@ -236,7 +236,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Returns the result of a command that was committed before. `None` if the command is new or unfinished.
+    /// Returns the result of a command that an earlier attempt committed. `None` if the command is new or
+    /// unfinished.
     fn replay(&self) -> Result<Option<CommandOutcome>, Denial> {
         let applied: Vec<_> = self.applied().collect();
         let Some(first) = applied.first() else {
@@ -266,7 +267,8 @@ impl<'a> Work<'a> {
                     provisioned: Vec::new(),
                 })
             }
-            // An unfinished bulk command runs again. Processing a key twice is harmless.
+            // An unfinished bulk command runs again, so it has no result yet. Processing a key twice is
+            // harmless.
             ref bulk if bulk.is_bulk() && self.is_unfinished() => None,
             ref bulk if bulk.is_bulk() => Some(CommandOutcome::Swept {
                 ended: 0,
@@ -285,16 +287,18 @@ impl<'a> Work<'a> {
             sweeps.any(|own| own.command == *id && Some(&own.by) == author)
         };
         match self.request.command {
-            // The application may repeat these commands under one id, so these commands are never finished.
+            // The application may repeat these commands under one id, so they always count as unfinished once
+            // they have begun.
             Command::DisableMany | Command::Purge => self.began(),
-            // An unregistered tenant has no row that could list the command, so the command counts as
-            // unfinished. The tenant has no keys to end either.
+            // An unregistered tenant has no row that could list the command, so a command that has begun
+            // counts as unfinished. The tenant has no keys to end either.
             _ => self.began() && self.view.tenant.as_ref().is_none_or(named),
         }
     }
 
-    /// Returns the audit entries from earlier commits of this command. If the command began in an ancestor
-    /// tenant, entries of another command with the same id are ignored.
+    /// Returns the audit entries from earlier commits of this command. A bulk command that continues from an
+    /// ancestor tenant keeps its id. An unrelated command in this tenant may have the same id, so entries
+    /// with another command mark are ignored.
     fn applied(&self) -> impl Iterator<Item = &AuditEntry> {
         let continues = self.request.continues.is_some();
         self.view.applied.iter().filter(move |entry| {
@@ -306,11 +310,12 @@ impl<'a> Work<'a> {
         self.applied().next().is_some()
     }
 
-    /// Returns the instant of the command's first commit, or now if there was none. The command does not
-    /// affect keys created later.
+    /// Returns the instant of the command's first commit, or the current instant if this commit is the first.
+    /// The command does not affect keys created after that instant.
     fn began_at(&self) -> Timestamp {
         let first_commit = self.applied().next().map_or(self.now, |entry| entry.at);
-        // A time repair may have set the tenant's time back since the first commit.
+        // A time repair may have set the tenant's time back since the first commit. The recorded instant then
+        // lies in the future.
         first_commit.min(self.now)
     }
 
@@ -345,7 +350,8 @@ impl<'a> Work<'a> {
         self.rows().owner_status(&self.request.tenant, owner)
     }
 
-    /// Returns whether a key currently reaches every scope that its roles allow.
+    /// Returns whether a key currently reaches every scope that its roles allow. Any other key must not
+    /// manage keys.
     fn is_whole(&self, record: &KeyRecord) -> bool {
         let owner_status = self.owner_status(&record.owner);
         let roles = reach::roles_of(&record.owner, &record.bound, &owner_status);
@@ -442,9 +448,9 @@ fn issued(record: &KeyRecord, reach: ScopeSet, token: Option<super::secret::Secr
     }
 }
 
-/// Returns a hash of principal, tenant and command. Two different hashes under one command id reveal that the
-/// id was reused. The hash leaves out the acting key, so that another key of the same principal may retry the
-/// command. No command contains a secret.
+/// Returns a hash of the principal, the tenant and the command. Two different hashes under one command id
+/// reveal that the id was reused. The hash leaves out the acting key, so that another key of the same
+/// principal may retry the command. No command contains a secret, so the hash reveals none.
 fn mark_of(request: &Request) -> [u8; 8] {
     let Request {
         id: _,
@@ -461,8 +467,8 @@ fn mark_of(request: &Request) -> [u8; 8] {
     if let Command::RevokeMany { filter, .. } = &mut command
         && let Some(made_by) = &mut filter.made_by
     {
-        // The manager adds the lineage only when it runs the command, so the hash must not depend on the
-        // lineage.
+        // The caller names only the key that made the keys to revoke. The manager adds that key's lineage
+        // when it runs the command, so the hash leaves the lineage out.
         made_by.lineage = None;
     }
     let request = postcard::to_allocvec(&(who, tenant, command)).unwrap_or_default();

@@ -72,8 +72,8 @@ impl Work<'_> {
         let raised_from_now = raised_from.get_or_insert_default();
         let raises = |before: &&Role| !self.lowers(before, role);
         if let Some(before) = before.as_ref().filter(raises) {
-            // Skips the former role if `raised_from` already has a role that allows no more than the former
-            // role.
+            // A former role is not added to `raised_from` if that set already has a role that allows no more.
+            // The existing role limits the same keys at least as much.
             if !raised_from_now
                 .iter()
                 .any(|lower| self.lowers(before, lower))

@@ -45,8 +45,8 @@ impl<'a> Work<'a> {
             return Err(Denial::SelfRotation { reason });
         }
         match self.check_usable(&record) {
-            // A recovery may have disabled the legacy key. Rotation is still allowed, so that a successor can
-            // replace the key. The old key stays disabled.
+            // A recovery after a restore may have disabled the legacy key. Rotation is still allowed, so that
+            // a successor can replace the key. The old key stays disabled.
             Err(Denial::Disabled) if record.legacy => {}
             usable => usable?,
         }
@@ -65,7 +65,8 @@ impl<'a> Work<'a> {
         if by_itself {
             new.expires_at = self.end_of_self_rotated(&old, class, new.expires_at)?;
         }
-        // The successor has the old key's reach, except for the expiry.
+        // The caller must itself reach everything that the successor reaches. The successor has the old key's
+        // reach, except for the expiry.
         let since = old.lineage.since;
         let mut reach = EffectiveReach {
             until: new.expires_at,
@@ -133,7 +134,8 @@ impl<'a> Work<'a> {
         };
         self.check_live(&old)?;
         let before = self.active();
-        // Cancelling its rotation must not give a compromised key more time.
+        // Cancelling the rotation of a compromised key must not let the key work for longer, so the earlier
+        // expiry counts.
         old.expires_at = match compromised {
             true => earlier(succession.own_expiry, old.expires_at),
             false => succession.own_expiry,
@@ -169,10 +171,11 @@ impl<'a> Work<'a> {
         Ok(CommandOutcome::Done)
     }
 
-    /// Records the first uses of loaded keys that this process counted but has not stored yet. Runs before
-    /// the command, so that the command never treats a used successor as unused.
+    /// Records first uses of loaded keys that this process has seen, but that the store does not record yet.
+    /// Runs before the command, so that the command never treats a used successor as unused.
     pub(super) fn note_counted_uses(&mut self) {
-        // The old key must be loaded too. Otherwise the old key's grace period would not begin.
+        // Skips a successor whose old key is not loaded, because recording the use must also begin the old
+        // key's grace period.
         let waits = |record: &&KeyRecord| {
             let before = record.predecessor.as_ref();
             before.is_some_and(|old| self.view.knows(old.key))
@@ -231,8 +234,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Restores the old key of a rotation if its successor ends unused. A compromised key is not restored,
-    /// because another process may have counted a use of the successor that is not recorded yet.
+    /// Restores the old key of an `OnFirstUse` rotation when its successor ends unused. Does not restore a
+    /// compromised key: another process may have seen a use of the successor that is not recorded yet.
     pub(super) fn release_predecessor(&mut self, ending: &KeyRecord) {
         let link = ending
             .predecessor
@@ -246,7 +249,7 @@ impl<'a> Work<'a> {
         let old = link
             .and_then(|link| self.view.record(link.key))
             .filter(|old| waits(old) && old.is_live(self.now) && !is_compromised(old))
-            // No key gets more time while the clocks disagree.
+            // Restoring the old key gives it more time, and no key gets more time while the clocks disagree.
             .filter(|_| self.check_time().is_ok());
         if let Some(mut old) = old.cloned() {
             old.expires_at = old.succession.take().and_then(|own| own.own_expiry);
@@ -254,9 +257,10 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Begins the grace period of the key that waits for the first use of `rotated`. The rotation shows that
-    /// a client has `rotated`. Without this, the older key could keep waiting after `rotated` has ended, and
-    /// too many keys could be live.
+    /// Begins the grace period of the predecessor of `rotated`, a key that is being rotated itself. The
+    /// predecessor may still wait for the first use of that key, but the rotation shows that a client has it.
+    /// Otherwise the predecessor could keep waiting after that key has ended, and too many keys could be
+    /// live.
     fn begin_grace_before(&mut self, rotated: &KeyRecord) {
         if let Some(link) = &rotated.predecessor {
             self.begin_grace(link.key, rotated.id);
@@ -287,8 +291,8 @@ impl<'a> Work<'a> {
         })
     }
 
-    /// Returns the class of the key to rotate. Only administrators learn that the policy no longer has the
-    /// class.
+    /// Returns the class of the key to rotate. If the policy no longer has that class, an administrator gets
+    /// an error that says so. Any other caller is refused as forbidden.
     fn rotated_class(&self, record: &KeyRecord, effect: Effect) -> Result<&'a KeyClass, Denial> {
         match self.policy.class(&record.class) {
             Some(class) => Ok(class),
@@ -307,9 +311,10 @@ impl<'a> Work<'a> {
             && acting.is_some_and(|key| before == Some(key.id))
     }
 
-    /// Adjusts a successor's reach before it is compared with the reach of the key that rotates itself. Uses
-    /// the expiry times of the acting key, because the class decides the successor's expiry. Uses the current
-    /// scopes of `record`, because the current roles limit the successor.
+    /// Prepares a successor's reach for the comparison with the key that rotates itself. The expiry times
+    /// become those of the acting key, because the class's self-rotation rule limits the successor's expiry
+    /// separately. The scopes become the current scopes of `record`, because the current roles limit the
+    /// successor.
     fn as_own_successor(&self, reach: EffectiveReach, record: &KeyRecord) -> EffectiveReach {
         let Some(limits) = self.caller.limits() else {
             return reach;
@@ -340,8 +345,8 @@ impl<'a> Work<'a> {
     }
 
     /// Returns whether the acting key rotates itself. Refuses self-rotation if the class does not allow it.
-    /// Also refuses to rotate another key of the same chain: otherwise the holder of an old key could replace
-    /// the successor.
+    /// Also refuses a key that rotates another key of its own chain, because the holder of an old key could
+    /// otherwise replace the successor.
     fn rotates_itself(&self, record: &KeyRecord, class: &KeyClass) -> Result<bool, Denial> {
         let acting = self.caller.limits().and_then(|limits| limits.key.as_ref());
         let Some(acting) = acting.filter(|key| key.lineage.first == record.lineage.first) else {
@@ -359,8 +364,8 @@ impl<'a> Work<'a> {
         Err(Denial::SelfRotation { reason })
     }
 
-    /// Returns the expiry of the successor of a key that rotates itself. `end` is the expiry that any other
-    /// rotation would give the successor.
+    /// Returns the expiry of the successor of a key that rotates itself. `end` is the expiry that the
+    /// successor would get if another actor rotated the key.
     fn end_of_self_rotated(
         &self,
         old: &KeyRecord,
@@ -385,8 +390,9 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Cancels an `OnFirstUse` rotation of `record` if its successor is unused. Any other rotation must be
-    /// finished before the next one.
+    /// Prepares a key for another rotation. If the key still waits for its successor's first use, ends the
+    /// unused successor and restores the key. Any other key with a successor is refused, because its rotation
+    /// must be finished first.
     fn without_unused_successor(&mut self, record: KeyRecord) -> Result<KeyRecord, Denial> {
         let Some(succession) = &record.succession else {
             return Ok(record);
@@ -407,7 +413,8 @@ impl<'a> Work<'a> {
         self.end(unused, Reason::RotationCancelled);
         let mut old = self.record(record.id)?;
         old.legacy = legacy;
-        // `end` does not restore the old key if it is compromised, or if the successor was already revoked.
+        // Ending the successor has restored the old key already, with two exceptions: the old key is
+        // compromised, or the successor was revoked before.
         if let Some(succession) = old.succession.take() {
             old.expires_at = succession.own_expiry;
         }
@@ -492,7 +499,8 @@ impl<'a> Work<'a> {
         old.expires_at = Some(old.expires_at.map_or(end, |own| own.min(end)));
     }
 
-    /// Returns the latest instant at which a rotated key ends.
+    /// Returns the latest instant at which a rotated key can end: its expiry, or the current instant if the
+    /// key has already ended.
     fn end_of(&self, old: &KeyRecord) -> Timestamp {
         let end = old.expires_at.filter(|_| old.is_live(self.alive_at()));
         end.unwrap_or(self.now)
@@ -526,8 +534,9 @@ pub(super) enum Retirement {
 }
 
 impl RotateKey {
-    /// Resolves the rotation mode. `grace` and `wait` are the policy's defaults. A compromised key has no
-    /// default wait.
+    /// Converts the requested rotation mode to the end of the old key. `grace` and `wait` are the policy's
+    /// defaults, for a command that sets none. For a compromised key there is no default wait, so a rotation
+    /// on first use must set one.
     fn resolved(
         &self,
         grace: Duration,

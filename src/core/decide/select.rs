@@ -17,7 +17,7 @@ pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> LoadRequest
     };
     select.keys.extend(request.command.key());
     select.keys.extend(&request.sweep.keys);
-    // The decision also depends on the owner row of the actor itself.
+    // The decision also depends on the row of the actor, or of the acting key's owner.
     select.owners.extend(request.actor.principal().cloned());
     if *request.actor.tenant() == request.tenant {
         select.keys.extend(request.actor.key_id());
@@ -38,8 +38,9 @@ pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> LoadRequest
     select
 }
 
-/// Returns the keys that are not loaded yet and that either are linked to loaded keys, or were changed by an
-/// earlier attempt. The caller loads these keys too, and calls again until the result is empty.
+/// Returns the keys that the decision needs, but that are not loaded yet. These are predecessors and
+/// successors of the affected keys, and keys that an earlier attempt of the command changed. The caller loads
+/// these keys too, and calls again until the result is empty.
 #[must_use]
 pub fn links(view: &TenantView, request: &Request) -> Vec<KeyId> {
     let swept: &[KeyId] = match &request.command {
@@ -60,8 +61,9 @@ pub fn links(view: &TenantView, request: &Request) -> Vec<KeyId> {
         .collect()
 }
 
-/// Returns the keys that this command has changed already, in a commit whose reply was lost or on another node.
-/// Their rows may no longer name each other: a cancelled rotation leaves no link to the successor.
+/// Returns the keys that an earlier attempt of this command changed, in a commit on another node or with a
+/// lost reply. Links between records do not always lead to these keys: a cancelled rotation leaves no link to
+/// its successor.
 fn changed_before<'a>(
     view: &'a TenantView,
     request: &'a Request,

@@ -9,7 +9,8 @@ use crate::core::time::Timestamp;
 use crate::core::view::Effects;
 
 impl Work<'_> {
-    /// Refuses the command if clocks disagree, or if the newest commit of a tenant lies in the future.
+    /// Refuses the command if other clocks contradict this process's clock. Also refuses it if the newest
+    /// commit of the command's tenant, or of the actor's own tenant, is dated in the future.
     pub(super) fn check_time(&self) -> Result<(), Denial> {
         let own = self.time.own;
         if let Some(reference) = self.time.reference {
@@ -29,8 +30,8 @@ impl Work<'_> {
     }
 
     /// Returns the instant for checking whether keys are live. While the clocks disagree, this is the
-    /// earliest plausible time. A key that has expired only according to a wrong clock can then still be
-    /// narrowed.
+    /// earliest plausible time. A command can then still narrow a key that has expired only according to a
+    /// wrong clock.
     pub(super) fn alive_at(&self) -> Timestamp {
         match self.is_doubtful() || self.time.is_ahead(self.now) {
             true => self.time.earliest(),
@@ -38,8 +39,9 @@ impl Work<'_> {
         }
     }
 
-    /// Returns the instant at which the caller's credential must still be valid. For an acting key, the
-    /// newest commit of the key's own tenant counts, which may be an ancestor.
+    /// Returns the instant at which the caller's credential must still be valid. Normally this is the current
+    /// time, or the newest commit of the actor's own tenant if that is later. While the clocks disagree, this
+    /// is the time of the other clocks or the earliest plausible time.
     pub(super) fn caller_alive_at(&self) -> Timestamp {
         let home = self.request.actor.tenant();
         let floor = match *home == self.request.tenant {
@@ -54,10 +56,10 @@ impl Work<'_> {
         }
     }
 
-    /// Returns a predicate for keys that were created after `began`. Excludes keys with a creation time in
-    /// the future, which a wrong clock must have set.
+    /// Returns a predicate for keys that were created after `began`. A creation time in the future does not
+    /// count, because a wrong clock must have set it and the key may be older.
     pub(super) fn came_later(&self, began: Timestamp) -> impl Fn(&KeyRecord) -> bool + use<> {
-        // Two clocks may each be wrong by the allowance.
+        // The clock that dated the key and this process's clock may each be wrong by the allowance.
         let possible = self.time.best().saturating_add(self.time.allowance * 2);
         move |record| record.created.at > began && record.created.at <= possible
     }
@@ -91,8 +93,9 @@ impl Work<'_> {
         Ok(CommandOutcome::TimeRepaired { from, to })
     }
 
-    /// Stores the instant of the decision in the tenant's row, if no other written row has it. Readers derive
-    /// the tenant's newest commit time from the rows. A tombstone cannot hold the instant.
+    /// Stores the instant of the decision in the tenant's row, unless the commit writes another row that
+    /// holds it. Readers derive the tenant's newest commit time from its rows. A removed key leaves only a
+    /// tombstone, which cannot hold the instant.
     pub(super) fn record_instant(&mut self) {
         let Effects {
             puts,

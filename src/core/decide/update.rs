@@ -71,7 +71,8 @@ impl Work<'_> {
         if more_scopes {
             check_ceiling(&after.class, class, &after.scopes)?;
         }
-        // An update within the key's old reach narrows the key. Every other update widens it.
+        // The update narrows the key if the new reach is within the old reach. Every other update widens the
+        // key, and needs more permissions.
         let widened = self.reach_of(&after)?.excess(&self.reach_of(&before)?);
         if more_scopes || widened.is_some() {
             self.check_time()?;
@@ -175,7 +176,8 @@ fn changes(before: &KeyRecord, after: &KeyRecord) -> Vec<FieldChange> {
     changes.into_iter().flatten().collect()
 }
 
-/// Converts a length to 32 bits. The limits on a purpose, a description and metadata are far lower.
+/// Converts a length to 32 bits. The length always fits, because the limits on a purpose, a description and
+/// metadata are far lower.
 fn count(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }

@@ -44,8 +44,8 @@ impl Policies {
         self.shortest_bound
     }
 
-    /// Returns the other policies in which a role of `tenant` matters: those of its descendants, and those of
-    /// ancestors whose keys reach descendants.
+    /// Returns the policies of other tenants in which a role of `tenant` counts. These are the policies of
+    /// its descendants, and of its ancestors whose keys reach descendants.
     pub(crate) fn elsewhere(&self, tenant: &TenantId) -> Vec<Arc<Policy>> {
         let below = self.tenants.iter();
         let below = below.filter(|(other, _)| *other != tenant && tenant.contains(other));
@@ -95,7 +95,8 @@ impl Policies {
         self.of_lazy(|| tenant)
     }
 
-    /// Returns the policy of a tenant. Calls `tenant` only if some tenant has a policy of its own.
+    /// Returns the policy of the tenant that the closure `tenant` returns. Does not call the closure if all
+    /// tenants have the default policy.
     pub(crate) fn of_lazy<'a>(&self, tenant: impl FnOnce() -> &'a TenantId) -> &Arc<Policy> {
         if self.tenants.is_empty() {
             return &self.default;

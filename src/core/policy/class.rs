@@ -81,8 +81,8 @@ impl KeyClass {
     }
 
     /// Creates a class of secret keys for the environment `live`. Keys can be rotated with a grace of 24
-    /// hours, revoked without a purge, and deleted. Actors with one of `roles` may create keys. These actors
-    /// and each key's owner may view and manage keys.
+    /// hours, and can be revoked and deleted. Revoked keys are never purged. Actors with one of `roles` may
+    /// create keys. These actors and each key's owner may view and manage keys.
     #[must_use]
     pub fn secret(
         prefix: TokenPrefix,
@@ -208,7 +208,8 @@ pub enum Revocation {
     Allowed {
         /// Whether the command must be confirmed (rules A1-15, G-20).
         confirm: bool,
-        /// The time until a purge removes revoked and expired keys; `None` keeps them forever (rule A1-17).
+        /// The time after which a purge removes a revoked or expired key. `None` keeps such keys forever
+        /// (rule A1-17).
         #[serde(
             default,
             with = "time::seconds::option",
@@ -304,8 +305,8 @@ pub enum SelfRotation {
     WithinLife,
     /// A key may rotate itself. The successor gets the lifetime of the class.
     Renews {
-        /// The longest time from the creation of the first key of a chain of rotations to the expiry of a
-        /// successor.
+        /// The maximum age of a chain of rotations. A successor expires at most this long after the first key
+        /// of its chain was created.
         #[serde(with = "time::seconds", rename = "until_age_seconds")]
         until_age: Duration,
     },

@@ -184,8 +184,8 @@ impl Propagation {
         Self::by_any_clock(self.bound)
     }
 
-    /// Returns the longest time that one clock may measure while another clock measures `time`:
-    /// `time / (1 - ρ)`.
+    /// Returns the longest time that one clock may measure while another clock measures `time`. This is `time
+    /// / (1 - ρ)`, where ρ is the rate error of a clock.
     pub(crate) fn by_any_clock(time: Duration) -> Duration {
         time.saturating_mul(1000) / (1000 - Self::CLOCK_RATE_ERROR_PER_MILLE)
     }
@@ -196,7 +196,8 @@ impl Propagation {
 #[serde(try_from = "PolicySpec", into = "PolicySpec")]
 pub struct Policy {
     spec: PolicySpec,
-    /// Whether any class sets a propagation of its own, instead of the policy's.
+    /// Whether any class has its own propagation instead of the policy's. If not, a lookup of the class can
+    /// be skipped.
     own_propagations: bool,
 }
 

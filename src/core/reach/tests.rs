@@ -204,7 +204,7 @@ proptest! {
     }
 }
 
-/// Compares the least reach with reaches that exceed it in exactly one dimension.
+/// Compares the smallest reach with reaches that exceed it in exactly one dimension each.
 #[test]
 fn each_dimension_is_compared_by_itself() {
     let policy = policy();

@@ -1,4 +1,5 @@
-//! A list that only grows, and whose items never move. So readers need no lock while it grows.
+//! A list that grows at its end, and whose items never move in memory. So readers need no lock while the list
+//! grows.
 
 use std::sync::OnceLock;
 
@@ -16,7 +17,8 @@ const SHELVES: usize = 1024;
 type Chunk<T> = OnceLock<Box<[T]>>;
 type Shelf<T> = OnceLock<Box<[Chunk<T>]>>;
 
-/// A list with three levels: shelves, chunks and items. Items are created by `Default`, and changed in place.
+/// A list with three levels: shelves, chunks and items. An item is created by `Default` together with its
+/// chunk. Its own atomics change it later.
 pub(super) struct Chunks<T> {
     small: [Chunk<T>; SMALL],
     shelves: OnceLock<Box<[Shelf<T>]>>,
@@ -32,7 +34,7 @@ impl<T> Default for Chunks<T> {
 }
 
 impl<T: Default> Chunks<T> {
-    /// Returns the item, if its chunk exists.
+    /// Returns the item at `index`. `None` if the chunk of that item is not allocated.
     pub(super) fn get(&self, index: u32) -> Option<&T> {
         let index = index as usize;
         if index < CHUNK {
@@ -44,7 +46,7 @@ impl<T: Default> Chunks<T> {
         shelf[chunk].get()?.get(offset)
     }
 
-    /// Returns the item, and allocates its chunk if needed.
+    /// Returns the item at `index`, and allocates its chunk if needed.
     pub(super) fn at(&self, index: u32) -> &T {
         let index = index as usize;
         if index < CHUNK {
@@ -66,7 +68,7 @@ fn fill<T: Default>(size: usize) -> Box<[T]> {
     (0..size).map(|_| T::default()).collect()
 }
 
-/// Returns the chunk and the offset of one of the first 4096 items.
+/// Returns the chunk, and the offset in the chunk, of one of the first 4096 items.
 fn small(index: usize) -> (usize, usize) {
     if index < FIRST {
         return (0, index);
@@ -75,7 +77,7 @@ fn small(index: usize) -> (usize, usize) {
     (doublings + 1, index - (FIRST << doublings))
 }
 
-/// Returns the shelf, the chunk and the offset of a later item.
+/// Returns the shelf, the chunk, and the offset in the chunk, of an item after the first 4096.
 fn large(index: usize) -> (usize, usize, usize) {
     let chunk = index / CHUNK;
     (chunk / SHELF, chunk % SHELF, index % CHUNK)

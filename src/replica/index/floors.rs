@@ -1,5 +1,5 @@
-//! The newest commit time of each tenant, derived from the tenant's rows. Each commit writes its time to a
-//! row that is not deleted.
+//! The newest commit time of each tenant, derived from the times in the tenant's rows. The time of a commit
+//! stays known, because each commit writes it to a row that is not deleted.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -10,24 +10,25 @@ use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 
-/// The newest commit times of all tenants. Verification reads them only for a key that expires between the
-/// current time and the store's newest commit.
+/// The newest commit time of each tenant and of the whole store. Verification reads them only for a key that
+/// expires between the current time and the store's newest commit time.
 #[derive(Default)]
 pub(super) struct Floors {
     by_tenant: RwLock<HashMap<TenantId, Floor>>,
-    /// The newest commit time of any tenant, in microseconds. Later than that until [`settle`](Self::settle)
-    /// if a repair lowered it.
+    /// The newest commit time of any tenant, in microseconds. If a time repair lowered it, this field holds
+    /// the old, later time until [`settle`](Self::settle) runs.
     newest: AtomicI64,
-    /// Whether a repair lowered the newest commit time of any tenant.
+    /// Whether a time repair has lowered the newest commit time since [`settle`](Self::settle) last ran.
     lowered: AtomicBool,
 }
 
 #[derive(Clone, Copy)]
 struct Floor {
     at: Timestamp,
-    /// The revision of the commit at time `at`.
+    /// The revision of the commit whose time is `at`.
     revision: Revision,
-    /// The times of commits up to this revision are ignored, because a time repair has voided them.
+    /// The revision up to which commit times are ignored, because a time repair has voided the times of these
+    /// commits.
     void_through: Revision,
 }
 
@@ -47,7 +48,7 @@ impl Clone for Floors {
 }
 
 impl Floors {
-    /// Records the commit time of a row that the commit `revision` wrote.
+    /// Records `at` as the commit time of a row that was written at `revision`.
     pub(super) fn record(&self, tenant: &TenantId, at: Timestamp, revision: Revision) {
         let news = |floor: &Floor| {
             revision > floor.void_through && (at, revision) > (floor.at, floor.revision)
@@ -74,8 +75,9 @@ impl Floors {
         self.newest.fetch_max(at.as_micros(), Ordering::AcqRel);
     }
 
-    /// Records a time repair, which sets a tenant's newest commit time back. `at` and `revision` belong to
-    /// the row that contains the repair. A later commit may have changed this row.
+    /// Records a time repair, which sets a tenant's newest commit time back. `at` and `revision` are the time
+    /// and the revision of the tenant's row, which contains the repair. A later commit than the repair may
+    /// have written this row.
     pub(super) fn record_repair(
         &self,
         tenant: &TenantId,
@@ -110,8 +112,8 @@ impl Floors {
         self.newest.fetch_max(at.as_micros(), Ordering::AcqRel);
     }
 
-    /// Derives the newest commit time of any tenant again, if repairs lowered it. Visits all tenants, so the
-    /// writer calls this once for each page of rows.
+    /// Recomputes the newest commit time of all tenants, if a time repair lowered it. The computation visits
+    /// every tenant, so the writer calls this method only once for each page of rows.
     pub(super) fn settle(&self) {
         if self.lowered.swap(false, Ordering::Relaxed) {
             let by_tenant = self

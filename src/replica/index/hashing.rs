@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use super::table::Hash;
 
-/// A hash function from a universal family, drawn at random for each index.
+/// A hash function that is drawn at random from a universal family, once for each index.
 ///
 /// Multiply-shift over two words, which is strongly universal (Thorup, "High speed hashing for integers and
 /// strings", 2015, section 3.3). An attacker who chooses ids without knowing the draw causes no more
@@ -49,10 +49,11 @@ mod tests {
 
     use super::*;
 
-    /// Distributes 2^16 values over 2^8 buckets by the uppermost bits of their hashes. Returns the size of
-    /// the fullest bucket.
+    /// Distributes 2^16 values over 2^8 buckets by the 8 uppermost bits of their hashes. Returns the number
+    /// of values in the fullest bucket.
     fn fullest(values: impl Iterator<Item = u128>) -> usize {
-        // A fixed draw, because a few members of the family do not spread consecutive numbers.
+        // Always use the same factors. A few functions of the family do not spread consecutive numbers well,
+        // and a random draw could return one of them.
         let drawn = |number| {
             0x9e37_79b9_7f4a_7c15_u64
                 .wrapping_mul(u64::from(number) * 2 + 7)

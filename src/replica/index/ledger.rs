@@ -25,14 +25,15 @@ use crate::core::view::Revision;
 pub(crate) struct AttributeTables {
     traits: Chunks<OnceLock<Arc<KeyTraits>>>,
     key_owners: Chunks<OnceLock<Arc<KeyOwner>>>,
-    /// The index in `statuses` of each key owner's current status. Changing this index narrows all keys of
-    /// the owner. The indices lie next to each other, so that many share a cache line.
+    /// For each key owner, the index in `statuses` of the owner's current status. Changing this index narrows
+    /// all keys of the owner. The indices lie next to each other in memory, so that many of them share a
+    /// cache line.
     status_ids: Chunks<AtomicU32>,
     statuses: Chunks<OnceLock<Arc<InternedStatus>>>,
     /// The number of key owners.
     count: AtomicU32,
-    /// Rows of tenants that have a parent. They also limit keys of ancestor tenants that reach into such a
-    /// tenant.
+    /// The rows of tenants that have a parent. A key of an ancestor tenant may act in such a tenant, and
+    /// these rows then limit that key too.
     descendants: RwLock<DescendantRows>,
 }
 
@@ -46,19 +47,19 @@ struct DescendantRows {
     unfinished: BTreeSet<TenantId>,
 }
 
-/// An owner's row in a tenant that has a parent. `Known` holds the role (`None` if the owner was removed),
-/// the time of the removal, and the lower roles that the row had earlier.
+/// The row of an owner in a tenant that has a parent. `Known` holds the owner's role, the time of the owner's
+/// removal, and the lower roles that the row had earlier. The role is `None` if the owner was removed.
 #[derive(Clone)]
 enum DescendantOwner {
     Unreadable,
     Known(Option<Role>, Option<Timestamp>, BTreeSet<Role>),
 }
 
-/// An owner status that all key owners with this status share.
+/// An owner status that is stored once, for all key owners that have it.
 #[derive(Eq, Hash, PartialEq)]
 struct InternedStatus {
-    /// Whether the owner is a principal. A principal's keys reach nothing without a role. A tenant's own keys
-    /// need no role.
+    /// Whether the owner is a principal. A principal without a role can do nothing with its keys. A key that
+    /// a tenant owns needs no role.
     persons: bool,
     status: OwnerStatus,
 }
@@ -77,20 +78,20 @@ pub(crate) struct AttributeIds {
     pub(crate) traits: u32,
 }
 
-/// The shared attributes of a key, at one instant.
+/// The attributes of one key, as they were at one instant.
 #[derive(Clone, Copy)]
 pub(crate) struct Attributes<'a> {
     pub(crate) traits: &'a KeyTraits,
     pub(crate) key_owner: OwnerRef<'a>,
     pub(crate) persons: bool,
     pub(crate) status: &'a OwnerStatus,
-    /// The index of `status` in its table. A later read finds the same status by this index. A principal and
-    /// a tenant never share a status entry.
+    /// The index of `status` in `AttributeTables::statuses`. A caller keeps this index to find the same
+    /// status again later. A principal and a tenant never share an entry.
     pub(crate) status_id: u32,
 }
 
-/// A key owner, either as a reference or as an index to look up when needed. Most verifications do not need
-/// the owner, and skip reading its memory.
+/// A key owner, either as a reference or as an index to look up later. Most verifications do not need the
+/// owner. With an index, they do not read the owner's memory.
 #[derive(Clone, Copy)]
 pub(crate) enum OwnerRef<'a> {
     Direct(&'a KeyOwner),
@@ -118,7 +119,8 @@ impl OwnerSource for OwnerRef<'_> {
 }
 
 impl AttributeTables {
-    /// Returns the attribute ids of an arbitrary key. Equal numbers select equal ids.
+    /// Returns the attribute ids of some key owner and some traits, chosen by `number`. Equal numbers select
+    /// equal ids.
     pub(super) fn any(&self, number: u32) -> AttributeIds {
         let key_owner = number % self.count.load(Ordering::Relaxed).max(1);
         AttributeIds {
@@ -196,7 +198,8 @@ impl AttributeTables {
         self.attributes_with(attribute_ids, status)
     }
 
-    /// Returns the attributes for these ids, with the owner status that an earlier read returned.
+    /// Returns the attributes for these ids, but with the owner status that an earlier read returned instead
+    /// of the current one.
     #[inline]
     pub(super) fn attributes_with(
         &self,
@@ -214,16 +217,18 @@ impl AttributeTables {
     }
 }
 
-/// The writer's state: the index of each entry, and the rows from which owner statuses are derived.
+/// The writer's state: the index of each entry in [`AttributeTables`], and the rows from which the writer
+/// derives owner statuses.
 #[derive(Default)]
 pub(super) struct AttributeWriter {
     traits: HashMap<Arc<KeyTraits>, u32>,
     last_traits: u32,
     key_owners: HashMap<Arc<KeyOwner>, u32>,
     statuses: HashMap<Arc<InternedStatus>, u32>,
-    /// Indexed by the same numbers as [`AttributeTables::key_owners`].
+    /// The state of each key owner, at the owner's index in [`AttributeTables::key_owners`].
     owner_states: Vec<KeyOwnerState>,
-    /// Sorted, so that a tenant's row visits only the tenant and its descendants.
+    /// The tenants by name. Sorted, so that applying a tenant's row visits only the tenant and its
+    /// descendants.
     tenants: BTreeMap<TenantId, TenantState>,
     /// The approximate size of all entries in bytes, including those that no key uses any more.
     size: usize,
@@ -241,17 +246,19 @@ pub(super) struct CarriedIds {
 
 /// The writer's state for one key owner.
 struct KeyOwnerState {
-    /// Whether the owner has keys, and therefore a status.
+    /// Whether the owner has keys. Only an owner with keys has a status.
     linked: bool,
-    /// Whether the entry is in the list of the principal's entry in the parent tenant.
+    /// Whether this entry is in the `below` list of the same principal's entry in the parent tenant.
     attached: bool,
-    /// The first entry in a linked list of the principal's entries in child tenants that have keys or such
-    /// entries below them, or [`NONE`]. A change of an owner's row follows these lists down, and so visits no
-    /// entry of another owner or beside its tenant.
+    /// The first entry of a linked list, or [`NONE`]. The list contains the same principal's entries in child
+    /// tenants, if the principal has keys in the child tenant or below it.
+    ///
+    /// A change of an owner's row follows these lists downwards. So it visits no other owner, and no tenant
+    /// outside the row's tenant.
     below: u32,
-    /// The next entry in the list of the parent's entry, or [`NONE`] at its end.
+    /// The next entry in the parent entry's `below` list, or [`NONE`] at the end of the list.
     beside: u32,
-    /// The next owner with keys in the tenant, or [`NONE`] at the end of the list.
+    /// The next owner with keys in the same tenant, or [`NONE`] at the end of the list.
     next_in_tenant: u32,
     row: Option<(Revision, OwnerRow)>,
 }
@@ -269,10 +276,10 @@ enum OwnerRow {
 
 /// The writer's state for one tenant.
 struct TenantState {
-    /// The revision of the tenant's row; zero if no row is known.
+    /// The revision of the tenant's row. Zero if the index has received no row of the tenant.
     revision: Revision,
     tenancy: Tenancy,
-    /// The first owner with keys in the tenant, or [`NONE`].
+    /// The first owner that has keys in the tenant, or [`NONE`] if no owner has.
     first_owner: u32,
 }
 
@@ -294,7 +301,8 @@ enum Tenancy {
 }
 
 impl AttributeWriter {
-    /// Returns the attribute ids of a key. Adds entries that are missing.
+    /// Returns the indices of a key's owner and traits. Adds an entry to the tables for each of them that is
+    /// missing.
     pub(super) fn ids_of(&mut self, tables: &AttributeTables, record: &KeyRecord) -> AttributeIds {
         let traits = self.traits(tables, record);
         let key_owner = self.key_owner(tables, KeyOwner::of(record));
@@ -420,7 +428,8 @@ impl AttributeWriter {
         }
     }
 
-    /// Recomputes the statuses of a principal in a tenant and in its descendants.
+    /// Recomputes the status of a principal in one tenant, and in each descendant of the tenant in which the
+    /// principal has keys.
     fn recompute_below(&mut self, tables: &AttributeTables, key_owner: u32) {
         let mut pending = vec![key_owner];
         while let Some(key_owner) = pending.pop() {
@@ -434,7 +443,7 @@ impl AttributeWriter {
         }
     }
 
-    /// Applies the row of a tenant; `None` if the row is unreadable.
+    /// Applies the row of a tenant. `row` is `None` if the stored row is unreadable.
     pub(super) fn apply_tenant(
         &mut self,
         tables: &AttributeTables,
@@ -513,8 +522,9 @@ impl AttributeWriter {
         })
     }
 
-    /// Adds a key owner that has keys to the lists through which rows find the owner. Owners without keys stay
-    /// out of these lists: a principal in many tenants has many such entries.
+    /// Adds a key owner to the lists that a change of a tenant's or an owner's row follows. Called once the
+    /// owner has keys. An owner without keys is in no list, because a principal may have such entries in many
+    /// tenants.
     fn link(&mut self, tables: &AttributeTables, entry: u32) {
         if self.owner_states[entry as usize].linked {
             return;
@@ -531,8 +541,8 @@ impl AttributeWriter {
         self.recompute_status(tables, entry);
     }
 
-    /// Adds a principal's entry to the list of the principal's entry in the parent tenant, and that one to the
-    /// list of its own parent, up to the root tenant.
+    /// Adds a principal's entry to the `below` list of the same principal's entry in the parent tenant. Then
+    /// adds that entry to the list of its own parent, and so on up to the root tenant.
     fn attach(&mut self, tables: &AttributeTables, entry: u32, key_owner: &KeyOwner) {
         if key_owner.owner.principal().is_none() {
             return;
@@ -551,7 +561,7 @@ impl AttributeWriter {
         }
     }
 
-    /// Recomputes the status of a key owner, if the owner has keys.
+    /// Recomputes the status of a key owner. Does nothing if the owner has no keys.
     fn recompute_status(&mut self, tables: &AttributeTables, key_owner: u32) {
         let linked = self.owner_states[key_owner as usize].linked;
         if let Some(place) = tables.key_owners.at(key_owner).get().filter(|_| linked) {
@@ -563,7 +573,8 @@ impl AttributeWriter {
         }
     }
 
-    /// Returns the index of the owner's status, derived from the known rows.
+    /// Returns the index in `statuses` of the owner's status, which this method derives from the rows
+    /// received so far.
     fn status(&mut self, tables: &AttributeTables, key_owner: &KeyOwner) -> u32 {
         let interned = InternedStatus {
             persons: key_owner.is_person(),
@@ -611,8 +622,8 @@ impl AttributeWriter {
     }
 }
 
-/// Returns the index of `item`. Calls `publish` first if the item is new, so that readers find the item
-/// before any reader sees its index.
+/// Returns the index of `item`. If the item is new, calls `publish` first. So readers find the item in its
+/// table before any reader can see its index.
 fn intern<T: Eq + Hash>(
     numbers: &mut HashMap<Arc<T>, u32>,
     item: T,
@@ -631,7 +642,8 @@ fn is_top(tenant: &TenantId) -> bool {
     tenant.ancestors().next().is_none()
 }
 
-/// Returns the map's own copy of `key` if there is one, so that its text is stored once.
+/// Returns the map's own copy of `key` if the map contains the key. So the text of the key is stored only
+/// once.
 fn stored_copy<K: Clone + Ord, V>(map: &BTreeMap<K, V>, key: K) -> K {
     match map.get_key_value(&key) {
         Some((own, _)) => own.clone(),

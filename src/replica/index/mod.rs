@@ -1,12 +1,12 @@
 //! The index that verification reads. It finds keys by id or by imported digest, and stores the attributes
 //! that keys share.
 //!
-//! A lookup takes no lock, and never waits for the writer to finish a batch. One writer at a time applies
-//! changes. A key consists of three parts:
+//! A lookup takes no lock, and never waits for the writer to finish a batch. Only one writer at a time
+//! applies changes. The data of a key is in three places:
 //!
-//! - a table slot of 32 bytes, by which the key is found and its digest compared;
-//! - a row, read only if the slot does not prove the key valid;
-//! - shared entries for its owner and its traits, which other keys use too.
+//! - a table slot of 32 bytes, by which a lookup finds the key and compares its digest;
+//! - a row, which a lookup reads only if the slot does not prove the key valid;
+//! - entries for the key's owner and traits, which other keys refer to as well.
 //!
 //! `docs/verify.md` documents the alternatives that were tried.
 
@@ -47,11 +47,11 @@ use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::store::{Change, Row as StoreRow, RowKey};
 
-/// All keys of a store, the attributes they share, and the writer's private state.
+/// All keys of a store, the attributes that keys share, and the private state of the writer.
 #[derive(Default)]
 pub(crate) struct Index {
-    /// The hash function, drawn at random for each index. Without knowing the draw, nobody can choose ids
-    /// that collide.
+    /// The hash function, drawn at random for each index. An attacker does not know the draw, and so cannot
+    /// choose ids whose hashes collide.
     hashing: Hashing,
     rows: Chunks<IndexRow>,
     /// The use count of each row.
@@ -61,10 +61,12 @@ pub(crate) struct Index {
     /// The number of rows.
     count: AtomicU32,
     imported: AtomicUsize,
-    /// True if some rotation successor may have been used without a recorded first use.
+    /// True if a rotation successor may have been used for the first time while the store has no record of
+    /// this first use.
     first_used: AtomicBool,
     floors: Floors,
-    /// The store's revision at the start of the scan that filled this index.
+    /// The store's revision at the start of the scan that filled this index. The index contains every change
+    /// up to this revision.
     base: AtomicU64,
     writer: Mutex<WriterState>,
 }
@@ -74,7 +76,7 @@ struct WriterState {
     table: Table,
     attributes: AttributeWriter,
     rows: u32,
-    /// The row numbers of rotation successors whose first use is not recorded.
+    /// The row numbers of rotation successors whose first use is not recorded in the store.
     unused: BTreeSet<u32>,
     /// The approximate size of the index when it was filled, in bytes.
     filled: usize,
@@ -98,24 +100,25 @@ pub(crate) struct View {
     directory: Directory,
 }
 
-/// A key that was found, and whose secret matched.
+/// A key that a lookup found, and whose secret matches the presented secret.
 #[derive(Clone, Copy)]
 pub(crate) struct Hit {
     pub(crate) id: KeyId,
     row: u32,
     pub(crate) attribute_ids: AttributeIds,
     lifecycle: Lifecycle,
-    /// Whether `lifecycle` is complete. If false, `lifecycle` only proves that the key is valid until
-    /// `expires_at`.
+    /// Whether `lifecycle` is complete. If false, `lifecycle` is derived from the slot alone, and proves only
+    /// that the key is valid until `expires_at`.
     exact: bool,
 }
 
 /// The result of looking up a presented key.
 pub(crate) enum IndexLookup {
     Hit(Hit),
-    /// The presented secret does not match. Holds the key's attribute ids. With probability (number of keys)
-    /// / 2³², the id is unknown and another key with the same hash has these attributes. [`View::row_kind`]
-    /// compares the id.
+    /// The presented secret does not match. Holds the attribute ids of the key.
+    ///
+    /// Rarely the presented id is unknown, and these are the attribute ids of another key with the same hash.
+    /// The probability is (number of keys) / 2³². [`View::row_kind`] compares the id itself.
     WrongSecret(AttributeIds),
     /// The key's record is unreadable.
     Corrupt(KeyId),
@@ -132,7 +135,7 @@ pub(crate) enum RowKind {
     Corrupt,
 }
 
-/// The hash of an id whose slot is being prefetched.
+/// The hash of a key id whose slot the processor is loading into its cache.
 #[derive(Clone, Copy)]
 pub(crate) struct Prefetched(Hash);
 
@@ -212,7 +215,7 @@ impl View {
         }
     }
 
-    /// Returns the kind of the row with this id; `None` if the id is unknown. Compares no secret.
+    /// Returns the kind of the row with this id, without comparing a secret. `None` if the id is unknown.
     pub(crate) fn row_kind(&self, id: KeyId) -> Option<RowKind> {
         Some(match self.content(id)?.key {
             RowState::Key(_) => RowKind::Key,
@@ -221,7 +224,8 @@ impl View {
         })
     }
 
-    /// Returns the kind of the row of a key that was imported with this digest.
+    /// Returns the kind of the row of the key that was imported with this digest. `None` if no such key is
+    /// known.
     pub(crate) fn row_kind_of_import(&self, digest: &Digest) -> Option<RowKind> {
         Some(match self.imported(digest) {
             IndexLookup::Hit(_) => RowKind::Key,
@@ -262,8 +266,9 @@ impl View {
         self.index.attribute_tables.attributes(attribute_ids)
     }
 
-    /// Returns the owner's status in `tenant`. `None` unless `tenant` is a descendant of the owner's tenant,
-    /// and rows there change the status. Blocks only while the writer changes such a row.
+    /// Returns the status of a key's owner in another tenant, which may differ from the status in the key's
+    /// own tenant. `None` unless `tenant` is a descendant of the key's tenant, and rows there change the
+    /// status. Blocks only while the writer changes such a row.
     pub(crate) fn status_in(
         &self,
         attributes: &Attributes<'_>,
@@ -275,12 +280,13 @@ impl View {
             .map(Box::new)
     }
 
-    /// Returns the tenants that have unfinished bulk commands, according to their rows.
+    /// Returns the tenants whose rows name bulk commands that are not finished.
     pub(crate) fn unfinished(&self) -> Vec<TenantId> {
         self.index.attribute_tables.unfinished()
     }
 
-    /// Returns the shared attributes for these ids, with the owner status that an earlier read returned.
+    /// Returns the shared attributes for these ids, but with the owner status that an earlier read returned
+    /// instead of the current one.
     pub(crate) fn attributes_with(
         &self,
         attribute_ids: AttributeIds,
@@ -291,8 +297,10 @@ impl View {
             .attributes_with(attribute_ids, status_id)
     }
 
-    /// Returns the lifecycle that decides whether the key works at `now`. Reads the row only if `hit` does
-    /// not suffice, and then reports a key that was removed or became unreadable since.
+    /// Returns the lifecycle that decides whether the key is valid at `now`.
+    ///
+    /// Reads the row only if the lifecycle in `hit` does not suffice. In this case the row may show that the
+    /// key was removed or became unreadable after the lookup.
     #[inline]
     pub(crate) fn state_for(&self, hit: &Hit, status: &OwnerStatus, now: Timestamp) -> RowState {
         let good = hit.lifecycle.expires_at.is_none_or(|end| now < end);
@@ -311,23 +319,25 @@ impl View {
     #[inline]
     pub(crate) fn count(&self, hit: &Hit, now: Timestamp) {
         if let Some(displaced) = self.index.uses.count(hit.row, second_of(now)) {
-            // Prefetch this key's tally. The tally receives this key's count once another key displaces the
-            // count.
+            // Prefetch the tally of this key. The key's count stays in a counter for now, and is added to the
+            // tally when another key displaces it.
             let own = self.index.tallies.get(hit.row);
             own.into_iter().for_each(Tally::prefetch);
             self.index.add_uses(displaced);
         }
     }
 
-    /// Sets a flag: a rotation successor was used, and its first use is not recorded. Call this after
-    /// [`count`](Self::count). The Release store pairs with the Acquire swap in [`Index::unrecorded`], so a
-    /// maintenance run that takes the flag also sees the count.
+    /// Records that some rotation successor was used, and that the store has no record of its first use. Call
+    /// this method after [`count`](Self::count).
+    ///
+    /// The Release store pairs with the Acquire swap in [`Index::unrecorded`]. So a maintenance run that
+    /// takes the flag also sees the count.
     #[inline]
     pub(crate) fn note_first_use(&self) {
         self.index.first_used.store(true, Ordering::Release);
     }
 
-    /// Counts a use of a key that was read from the store.
+    /// Counts one use of a key whose verification read the key from the store instead of the index.
     pub(crate) fn count_id(&self, id: KeyId, now: Timestamp) {
         if let Some(row) = self.row_of(id) {
             let (uses, last) = (1, second_of(now));
@@ -335,14 +345,14 @@ impl View {
         }
     }
 
-    /// Returns the number of uses of a key that this index counted, and the Unix time of the last use in
+    /// Returns how often the key was used, as counted by this index, and the Unix time of the last use in
     /// seconds.
     pub(crate) fn uses(&self, id: KeyId) -> Option<(u64, u32)> {
         self.index.settle_uses();
         Some(self.index.tallies.get(self.row_of(id)?)?.uses())
     }
 
-    /// Returns the keys among `keys` with at least one use that this index counted.
+    /// Returns the keys among `keys` for which this index has counted at least one use.
     pub(crate) fn used_of(&self, keys: &[KeyId]) -> BTreeSet<KeyId> {
         self.index.settle_uses();
         let used = |key: &KeyId| {
@@ -354,8 +364,8 @@ impl View {
         keys.iter().copied().filter(used).collect()
     }
 
-    /// Returns the rotation successors that were used and whose first use is not recorded. Takes the tenants
-    /// in turn, so that no tenant waits for all keys of another tenant.
+    /// Returns the rotation successors that were used, but for which the store has no record of a first use.
+    /// The list takes one key of each tenant in turn, so that no tenant waits for all keys of another.
     pub(crate) fn first_uses(&self) -> Vec<(TenantId, KeyId)> {
         let mut used = BTreeMap::<_, Vec<_>>::new();
         for (row, ..) in self.index.unrecorded() {
@@ -376,8 +386,8 @@ impl View {
         turns.map(|(_, tenant, key)| (tenant, key)).collect()
     }
 
-    /// Copies the first uses that a replaced index counted after [`inherit_uses`](Self::inherit_uses) had
-    /// copied its counts.
+    /// Copies first uses from an index that this one has replaced. These are the uses that the old index
+    /// counted after [`inherit_uses`](Self::inherit_uses) had copied its counts.
     pub(super) fn inherit_first_uses(&self, of: &Index) {
         for (row, uses, last) in of.unrecorded() {
             let own = of.rows.get(row).and_then(|row| self.row_of(row.id()));
@@ -389,7 +399,7 @@ impl View {
         }
     }
 
-    /// Copies the use counts of the index that this one replaces.
+    /// Copies the use counts of the index that this index replaces.
     pub(super) fn inherit_uses(&self, of: &Index) {
         self.note_first_use();
         of.settle_uses();
@@ -405,7 +415,8 @@ impl View {
         }
     }
 
-    /// Returns the key of a matching slot. `id` is `None` if the slot was found by an imported digest.
+    /// Returns the key of a slot whose digest prefix matches. `id` is `None` if the slot was found by an
+    /// imported digest.
     #[inline]
     fn hit(&self, found: FoundSlot, id: Option<KeyId>) -> IndexLookup {
         let FoundSlot { row, value } = found;
@@ -416,7 +427,8 @@ impl View {
                 attribute_ids: value.attribute_ids,
                 lifecycle: Lifecycle {
                     phase: LifecyclePhase::Enabled,
-                    // The slot does not hold the creation time. A caller that needs this time reads the row.
+                    // The slot does not hold the creation time of the key. A caller that needs this time must
+                    // read the row.
                     created_at: Timestamp::MAX,
                     expires_at: value.end(),
                     awaits_first_use: false,
@@ -445,9 +457,11 @@ impl View {
     }
 }
 
-/// Returns the prefix by which an imported key is found: the prefix of the SHA-256 *of* its digest. An
-/// importer can choose a digest that shares a prefix with another key's digest. Nobody can choose the digest
-/// of a digest.
+/// Returns the prefix under which the table stores an imported key: the prefix of the SHA-256 *of* the key's
+/// digest.
+///
+/// An importer can choose a digest that starts like another key's digest. But nobody can choose the digest of
+/// a digest, so two imported keys do not get the same prefix.
 fn import_prefix(digest: &Digest) -> DigestPrefix {
     DigestPrefix::of(Digest::sha256(digest.as_bytes()).as_bytes())
 }
@@ -464,15 +478,16 @@ impl Hit {
 }
 
 impl SlotValue {
-    /// Returns the slot's value for a key with this lifecycle.
+    /// Returns the value of the table slot for a key with this lifecycle.
     fn of(lifecycle: &Lifecycle, imported: bool, attribute_ids: AttributeIds) -> Self {
         let plain =
             lifecycle.phase == LifecyclePhase::Enabled && !lifecycle.awaits_first_use && !imported;
         let until = match lifecycle.expires_at {
             _ if !plain => Self::ASK,
             None => Self::NEVER,
-            // From the hour in which the key expires, the row decides. A later hour than fits in the word
-            // becomes the last one that fits.
+            // A slot stores the expiry as an hour. From the hour in which the key expires, lookups read the
+            // exact expiry from the row. An expiry that does not fit in the slot becomes the last hour that
+            // fits.
             Some(end) => {
                 let hour = end.as_micros() / (Self::HOUR * 1_000_000);
                 u32::try_from(hour).map_or(Self::NEVER - 1, |hour| hour.min(Self::NEVER - 1))
@@ -497,8 +512,8 @@ impl Index {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Returns whether this index has an imported key. If so, a string that is not a keyward token may still
-    /// be a key.
+    /// Returns whether this index contains an imported key. If so, even a string that is not a keyward token
+    /// may be a key.
     pub(crate) fn has_imported(&self) -> bool {
         self.imported.load(Ordering::Acquire) > 0
     }
@@ -520,7 +535,8 @@ impl Index {
         self.floors.later(than)
     }
 
-    /// Records the commit time of a row, and the time repair in a tenant's row.
+    /// Records when a row was last written. Also records a time repair, if the row is a tenant's row that
+    /// contains one.
     fn note_instant(&self, revision: Revision, row: &StoreRow) {
         let Some((tenant, at)) = row.written_at() else {
             return;
@@ -535,7 +551,7 @@ impl Index {
         self.floors.record(tenant, at, revision);
     }
 
-    /// Records that the scan has applied every row with a revision up to `base`.
+    /// Records that the scan that fills this index has applied every row with a revision up to `base`.
     pub(super) fn set_scan_base(&self, base: Revision) {
         self.base.store(base.0, Ordering::Release);
         let mut writer = self.writer();
@@ -606,14 +622,15 @@ impl Index {
         copy
     }
 
-    /// Returns whether a new view should be published, because many segments were replaced. Until then, the
-    /// current view keeps the replaced segments in memory.
+    /// Returns whether a new view should be published because the writer has replaced many table segments. As
+    /// long as the current view is in use, it keeps the replaced segments in memory.
     pub(super) fn needs_new_view(&self) -> bool {
         let writer = self.writer();
         writer.table.replaced() > 8 + writer.table.segments() / 8
     }
 
-    /// Applies each row whose revision is newer than that of the known row. One writer at a time.
+    /// Applies each row whose revision is newer than the revision of the row in the index. Only one writer at
+    /// a time can apply rows.
     pub(super) fn apply(&self, changes: impl IntoIterator<Item = Change>) {
         let mut writer = self.writer();
         let writer = &mut *writer;
@@ -685,8 +702,8 @@ impl Index {
                     writer.table.set_value(hash, row, value);
                 } else {
                     // Write the row after inserting the new slot. A reader that reads the new pepper from the
-                    // row then finds the slot with the new digest. In the other order, that reader would
-                    // reject a valid key.
+                    // row then also finds the slot with the new digest. In the other order, the reader would
+                    // find no slot with the new digest, and reject a valid key.
                     let publish = || place.write(content);
                     writer
                         .table
@@ -711,7 +728,8 @@ impl Index {
         }
     }
 
-    /// Marks a key as removed or unreadable, so that lookups reject it. Adds a row if the key is unknown.
+    /// Marks a key as removed or as unreadable, so that lookups reject the key. If the index does not contain
+    /// the key, adds a row for it.
     fn withdraw(
         &self,
         writer: &mut WriterState,
@@ -722,8 +740,8 @@ impl Index {
     ) {
         let hash = self.hash_of_id(id);
         let known = self.row_of(&writer.table, hash, id);
-        // A removal is final. So an unknown key's removal is recorded even if it is older than the scan,
-        // which did not return the key.
+        // A removal is final. So if the index does not contain the key, its removal is recorded, even if the
+        // removal is older than the scan.
         let is_news = known.is_none() && key == RowState::Removed;
         if !is_news && self.is_stale(known, revision, base) {
             return;
@@ -774,8 +792,9 @@ impl Index {
     fn is_stale(&self, known: Option<u32>, revision: Revision, base: Revision) -> bool {
         match known {
             Some(row) => self.rows.at(row).read().revision >= revision,
-            // The scan did not return this key, so the key was removed and its tombstone compacted. A change
-            // from before the scan must not bring the key back.
+            // The index does not contain this key, although its scan returned every key with a revision up to
+            // `base`. So the key was removed and its tombstone compacted. A change that is older than the
+            // scan must not bring the key back.
             None => revision <= base,
         }
     }
@@ -785,8 +804,8 @@ impl Index {
         table.candidates(hash).find(own).map(|found| found.row)
     }
 
-    /// Reads some attributes for an unknown id, as a lookup of a known id does. So timing does not reveal
-    /// whether an id is known (trap 6).
+    /// Reads arbitrary attributes when a presented id is unknown. A lookup of a known id also reads
+    /// attributes, so timing does not reveal whether an id is known (trap 6).
     fn touch_any_attributes(&self, id: KeyId) {
         let any = self.attribute_tables.any(id.to_u128() as u32);
         std::hint::black_box(
@@ -796,11 +815,11 @@ impl Index {
         );
     }
 
-    /// Returns the rows of rotation successors that were used and whose first use is not recorded. Each comes
-    /// with its number of uses, and the Unix time of the last use in seconds.
+    /// Returns the rows of rotation successors that were used, but for which the store has no record of a
+    /// first use. Each row comes with the number of uses, and the Unix time of the last use in seconds.
     fn unrecorded(&self) -> Vec<(u32, u64, u32)> {
-        // There may be many unused successors. Search them only if some successor was used since the last
-        // search.
+        // There may be many successors without a recorded first use. Search them only if some successor was
+        // used since the last search.
         if !self.first_used.swap(false, Ordering::AcqRel) {
             return Vec::new();
         }
@@ -810,7 +829,8 @@ impl Index {
             (uses > 0).then_some((*row, uses, last))
         };
         let found: Vec<_> = self.writer().unused.iter().filter_map(uses).collect();
-        // Set the flag again: it stays set until commits have recorded all these first uses.
+        // Set the flag again, so that the next call finds these successors too. Only commits that record
+        // their first uses remove them.
         if !found.is_empty() {
             self.first_used.store(true, Ordering::Release);
         }

@@ -1,9 +1,10 @@
 //! The only `unsafe` in this crate: a prefetch hint to the processor.
 
-/// Prefetches the memory of `item`. Has no effect that a program can observe.
+/// Asks the processor to load the memory of `item` into its cache. The program's results do not change.
 ///
-/// With a million keys, a search spends more time waiting for memory than computing. A prefetch before the
-/// digest is computed hides that wait. `docs/verify.md` has the measurements.
+/// With a million keys, a search spends more time waiting for memory than computing. If the prefetch starts
+/// before the digest is computed, the wait and the computation overlap. `docs/verify.md` has the
+/// measurements.
 #[inline]
 #[allow(
     unsafe_code,
@@ -13,8 +14,8 @@ pub(super) fn prefetch<T>(item: &T) {
     #[cfg(target_arch = "x86_64")]
     {
         use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: the instruction has no visible effect, and raises no fault for any address. This address is
-        // valid anyway.
+        // SAFETY: the instruction changes nothing that a program can observe, and raises no fault for any
+        // address. The address is valid in any case, because it comes from a reference.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(item).cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]

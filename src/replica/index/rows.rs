@@ -1,5 +1,5 @@
-//! The rows of keys: the data that does not fit in a slot. Read only if the slot does not prove the key
-//! valid.
+//! The rows of keys, which hold the data that does not fit in a table slot. A lookup reads a row only if the
+//! slot does not prove the key valid.
 
 use super::ledger::AttributeIds;
 use super::sync::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence, pause};
@@ -9,16 +9,17 @@ use crate::core::subject::{Lifecycle, LifecyclePhase};
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 
-/// One key's row, protected by a seqlock. The writer changes the row in place. A reader that overlaps with a
-/// change retries.
+/// The row of one key, protected by a seqlock: the writer changes the row in place, and a reader that
+/// overlaps with a change reads again.
 #[derive(Default)]
 pub(super) struct IndexRow {
     id: [AtomicU64; 2],
-    /// The row's revision, or [`CHANGING`] during a change. Every change has another revision, so equal
-    /// revisions before and after a read prove that no change overlapped.
+    /// The revision of the row's contents, or [`CHANGING`] while the writer changes the row. Every change
+    /// sets a different revision. So a reader that sees the same revision before and after its read knows
+    /// that no change overlapped.
     revision: AtomicU64,
-    /// The state in the low bits, and a time in microseconds above them. The time is that of the revocation
-    /// for a revoked key, and that of the creation otherwise.
+    /// The state of the key in the low bits, and a time in microseconds above them. For a revoked key this is
+    /// the time of the revocation. For any other key it is the time of its creation.
     state: AtomicI64,
     /// The expiry in microseconds, or [`NEVER`].
     ends: AtomicI64,
@@ -60,16 +61,17 @@ impl IndexRow {
         KeyId::from_u128(u128::from(high) << 64 | u128::from(low))
     }
 
-    /// Sets the id. Call this before a slot refers to the row: the Release store of the slot's tag then
-    /// publishes the id to readers.
+    /// Sets the id of the row's key. Call this method before a slot refers to the row. The Release store of
+    /// the slot's tag then publishes the id to readers of the slot.
     pub(super) fn set_id(&self, id: KeyId) {
         let id = id.to_u128();
         self.id[0].store((id >> 64) as u64, Ordering::Relaxed);
         self.id[1].store(id as u64, Ordering::Relaxed);
     }
 
-    /// Returns a consistent copy of the row. The Acquire fence orders the field loads before the second load of
-    /// `revision`. Without the fence, a reader could miss a concurrent change and return a half-written row.
+    /// Returns a consistent copy of the row. The Acquire fence orders the field loads before the second load
+    /// of `revision`. Without the fence, a reader could miss a concurrent change and return a half-written
+    /// row.
     pub(super) fn read(&self) -> Content {
         let mut spins = 0_u32;
         loop {
@@ -86,8 +88,8 @@ impl IndexRow {
                     attribute_ids: AttributeIds { key_owner, traits },
                 };
             }
-            // The writer is in the middle of a change. A change takes nanoseconds, unless the writer's thread
-            // is preempted.
+            // The writer is changing the row. A change takes nanoseconds, unless the writer's thread is
+            // preempted during the change.
             spins = spins.wrapping_add(1);
             pause(spins);
         }
@@ -108,7 +110,7 @@ impl IndexRow {
             .store(content.attribute_ids.key_owner, Ordering::Relaxed);
         self.traits
             .store(content.attribute_ids.traits, Ordering::Relaxed);
-        // Release: a reader that loads this revision sees all new fields.
+        // Release: a reader that loads this revision also sees all new fields.
         self.revision.store(content.revision.0, Ordering::Release);
     }
 }
@@ -148,15 +150,15 @@ fn row_state(state: i64, ends: i64) -> RowState {
     };
     RowState::Key(Lifecycle {
         phase,
-        // For a revoked key this is the time of the revocation. Verification rejects such a key before it
-        // needs the creation time.
+        // For a revoked key, `at` is the time of the revocation and not of the creation. This does no harm,
+        // because verification rejects a revoked key before it needs the creation time.
         created_at: at,
         expires_at: (ends != NEVER).then(|| instant(ends)),
         awaits_first_use,
     })
 }
 
-/// Returns the state number of a key that was revoked for this reason.
+/// Returns the state number of a key that was revoked for `reason`.
 const fn state_of(reason: Reason) -> i64 {
     match reason {
         Reason::Lost => 4,

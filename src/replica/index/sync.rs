@@ -1,5 +1,5 @@
-//! The atomic types of the index: the standard library's, or loom's in loom tests. Loom runs a test in every
-//! interleaving that the memory model allows.
+//! The atomic types that the index uses: the standard library's types, or loom's types in loom tests. Loom
+//! runs a test in every interleaving that the memory model allows.
 
 #[cfg(not(all(test, keyward_loom)))]
 pub(super) use self::real::*;
@@ -14,10 +14,11 @@ mod real {
         AtomicI64, AtomicU32, AtomicU64, Ordering, fence,
     };
 
-    /// 64 waits before the thread yields to others.
+    /// 64 spins before a waiting thread yields to other threads.
     const SPINS: u32 = 64;
 
-    /// Waits briefly for another thread. `spins` is the number of waits so far; every 64th wait yields.
+    /// Waits briefly for another thread. `spins` is the number of earlier calls for the same wait. Every 64th
+    /// call yields the processor to other threads.
     pub(in super::super) fn pause(spins: u32) {
         if spins.is_multiple_of(SPINS) {
             std::thread::yield_now();
@@ -34,13 +35,14 @@ mod model {
         AtomicI64, AtomicU32, AtomicU64, Ordering, fence,
     };
 
-    /// Yields to the other threads. Loom schedules no other thread while a thread only spins.
+    /// Yields to the other threads. Without the yield, loom would never schedule the thread that this thread
+    /// waits for.
     pub(in super::super) fn pause(_: u32) {
         loom::hint::spin_loop();
     }
 
-    /// A replacement for `std::sync::OnceLock`, which loom does not model. A standard `OnceLock` stores the
-    /// item, and a loom atomic decides whether a thread sees the item.
+    /// A replacement for `std::sync::OnceLock`, which loom does not model. The item is stored in a standard
+    /// `OnceLock`. A loom atomic decides whether a thread sees the item.
     pub(in super::super) struct OnceLock<T> {
         item: std::sync::OnceLock<T>,
         is_set: AtomicBool,

@@ -1,13 +1,13 @@
-//! A hash table that finds the row of an id or of an imported digest. A slot is 32 bytes of plain atomics,
-//! two slots per cache line.
+//! A hash table that finds the row of a key by the key's id or imported digest. A slot is 32 bytes of plain
+//! atomics, two slots per cache line.
 //!
-//! One writer, any number of readers, no lock. Invariants:
+//! The table has one writer, any number of readers, and no lock. Invariants:
 //!
-//! - A visible slot keeps its hash, row and digest prefix until it is marked [`GONE`]. Its value is one
-//!   atomic word, so no reader sees a partial change.
-//! - The writer fills a segment's successor before it links the successor, and then never writes to the old
-//!   segment again. Readers follow the link. A reader that is still in the old segment misses only changes
-//!   made after its search began.
+//! - A slot that readers can see keeps its hash, row and digest prefix until it is marked [`GONE`]. Its value
+//!   is one atomic word, so no reader sees a partial change.
+//! - If a segment is full, the writer fills a successor, and then links it to the old segment. Afterwards the
+//!   writer never writes to the old segment again. Readers follow the link. A reader that is still in the old
+//!   segment misses only changes made after its search began.
 //! - A new slot is placed behind all others of its probe sequence, and no slot becomes free again. So a
 //!   reader that passes a slot marked [`GONE`] finds the replacement further on. If slots were reused, the
 //!   replacement could appear behind the reader, which would then miss a valid key.
@@ -22,37 +22,43 @@ use super::sync::{AtomicU32, AtomicU64, OnceLock, Ordering};
 
 /// The number of slots in the first segment: 64. Under loom, which explores every interleaving, only 4.
 const FIRST: usize = if cfg!(keyward_loom) { 4 } else { 64 };
-/// The largest number of slots in a segment: 4096. A full segment of this size is split, which copies at most
-/// 128 KiB.
+/// The largest number of slots in a segment: 4096. A full segment of this size is split in two, which copies
+/// at most 128 KiB.
 const LARGEST: usize = if cfg!(keyward_loom) { 8 } else { 4096 };
-/// The largest number of splits on the way to a segment: 20, for 2²⁰ segments with 2³² slots.
+/// The largest number of splits from which a segment can result: 20. This allows 2²⁰ segments with 2³² slots
+/// in total.
 const DEEPEST: u32 = 20;
 
 /// The tag of a slot that never held a key.
 const EMPTY: u64 = 0;
-/// The tag of a slot whose key is now in another slot. No row has this tag, because row numbers start at 1.
+/// The tag of a slot that was replaced, because its key is now in another slot. No row has this tag, because
+/// row numbers start at 1.
 const GONE: u64 = 1;
 
 /// Returns the number of slots of a segment that may be taken before the segment is replaced: three quarters.
-/// A higher limit would save memory, but lengthen the search for an unknown id, which ends at a free slot.
+///
+/// A higher limit would save memory. But a search for an unknown id ends only at a free slot, so it would
+/// take longer.
 const fn limit(slots: usize) -> usize {
     slots / 4 * 3
 }
 
-/// The keyed hash of a key's id or imported digest. A slot stores the whole hash, so the writer can rebuild a
-/// segment from its slots alone. If two keys have the same hash, a search compares one more digest.
+/// The keyed hash of a key's id or imported digest. A slot stores the whole hash, so that the writer can
+/// rebuild a segment from its slots alone. If two keys have the same hash, a search compares the digests of
+/// both.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Hash(pub(super) u32);
 
 impl Hash {
-    /// Returns the index of the segment at `depth` that this hash belongs to.
+    /// Returns the index of the segment that contains this hash, if the first `depth` bits of a hash choose
+    /// the segment.
     const fn segment(self, depth: u32) -> usize {
-        // Widened to 64 bits, so that a shift by 32 is defined.
+        // Convert to 64 bits first, because a 32-bit value cannot be shifted by 32.
         (self.0 as u64 >> (32 - depth)) as usize
     }
 
-    /// Returns the index of the slot at which a search begins, chosen by the hash bits that did not choose
-    /// the segment.
+    /// Returns the index of the slot at which a search for this hash begins. The slot is chosen by the bits
+    /// of the hash that did not choose the segment.
     const fn home(self, depth: u32, slots: usize) -> usize {
         let rest = (self.0 << depth) as u64;
         ((rest * slots as u64) >> 32) as usize
@@ -73,8 +79,8 @@ impl Hash {
 pub(crate) struct DigestPrefix([u64; 2]);
 
 impl DigestPrefix {
-    /// The placeholder for slots whose digest is not compared: slots that are found by id, and whose key is
-    /// imported, removed or unreadable.
+    /// The placeholder for slots whose digest is never compared. These are slots that are found by id, and
+    /// whose key is imported, removed or unreadable.
     pub(super) const NONE: Self = Self([0; 2]);
 
     pub(crate) fn of(digest: &[u8; 32]) -> Self {
@@ -90,7 +96,7 @@ impl DigestPrefix {
         (self.0[1] as u128) << 64 | self.0[0] as u128
     }
 
-    /// Returns zero if the prefixes are equal. Takes constant time.
+    /// Returns zero if the two prefixes are equal. Takes the same time for all values.
     const fn difference(self, other: Self) -> u64 {
         (self.0[0] ^ other.0[0]) | (self.0[1] ^ other.0[1])
     }
@@ -99,14 +105,15 @@ impl DigestPrefix {
 #[derive(Default)]
 #[repr(align(32))]
 struct TableSlot {
-    /// The row number and the hash in one word, or [`EMPTY`], or [`GONE`].
+    /// The row number and the hash in one word, or [`EMPTY`] for a free slot, or [`GONE`] for a replaced
+    /// slot.
     tag: AtomicU64,
     digest_prefix: [AtomicU64; 2],
     value: AtomicU64,
 }
 
-/// The bit widths of the fields in a slot's value. They allow 67 million owners, 262,144 sets of traits, and
-/// hours until the year 2106.
+/// The widths of the three fields in a slot's value, in bits. They have room for 67 million owners, for
+/// 262,144 sets of traits, and for hours until the year 2106.
 const UNTIL_BITS: u32 = 20;
 const OWNER_BITS: u32 = 26;
 const TRAITS_BITS: u32 = 18;
@@ -123,11 +130,11 @@ pub(super) struct SlotValue {
 }
 
 impl SlotValue {
-    /// Special hour: only the row decides whether the key is valid.
+    /// A special value: only the row shows whether the key is valid.
     pub(super) const ASK: u32 = 0;
-    /// Special hour: the key never expires.
+    /// A special value: the key never expires.
     pub(super) const NEVER: u32 = (1 << UNTIL_BITS) - 1;
-    /// The value without attributes: only the row describes the key.
+    /// The slot value without any information: only the row describes the key.
     pub(super) const ROW: Self = Self {
         until: Self::ASK,
         attribute_ids: AttributeIds {
@@ -136,11 +143,12 @@ impl SlotValue {
         },
     };
 
-    /// The length of an hour: 4096 seconds, a power of two.
+    /// The unit of `until`: 4096 seconds, which is called an hour here. A power of two makes
+    /// the division cheap.
     pub(super) const HOUR: i64 = 4096;
 
-    /// Packs the value into one word. If the attribute ids do not fit, returns the word of
-    /// [`ROW`](Self::ROW), so that lookups read the row.
+    /// Packs the value into one word. If the attribute ids are too large for their fields, returns the word
+    /// of [`ROW`](Self::ROW), so that lookups read the row.
     const fn to_word(self) -> u64 {
         let AttributeIds { key_owner, traits } = self.attribute_ids;
         if key_owner >> OWNER_BITS != 0 || traits >> TRAITS_BITS != 0 {
@@ -163,7 +171,7 @@ impl SlotValue {
 }
 
 struct TableSegment {
-    /// The number of leading bits of the hash that choose this segment.
+    /// The number of leading bits that all hashes in this segment have in common.
     depth: u32,
     slots: Box<[TableSlot]>,
     /// The number of slots that are not empty. Only the writer uses this number.
@@ -171,13 +179,13 @@ struct TableSegment {
     next: OnceLock<Successor>,
 }
 
-/// The replacement of a full segment.
+/// The segment, or the two segments, that replace a full segment.
 enum Successor {
     Larger(Arc<TableSegment>),
     Split([Arc<TableSegment>; 2]),
 }
 
-/// A snapshot of the table's segments. Readers begin at these segments and follow their successors.
+/// A snapshot of the table's segments. A reader starts at one of these segments, and follows its successors.
 #[derive(Clone)]
 pub(crate) struct Directory {
     depth: u32,
@@ -191,11 +199,12 @@ pub(super) struct FoundSlot {
     pub(super) value: SlotValue,
 }
 
-/// The outcome of a search.
+/// The outcome of a search for a hash and a digest prefix.
 pub(super) enum Search {
     /// A key with the presented digest prefix.
     Match(FoundSlot),
-    /// Keys of this hash exist, but none has the presented digest prefix. Holds the first of these keys.
+    /// One or several keys have this hash, but none has the presented digest prefix. Holds the first of these
+    /// keys.
     NoMatch(FoundSlot),
     /// No key has this hash.
     Nothing,
@@ -226,9 +235,10 @@ impl TableSegment {
         }
     }
 
-    /// Returns the newest successor of this segment for `hash`, or the segment itself. The writer fills a
-    /// segment before it calls `set`, and `get` loads with Acquire. So a reader that sees a successor sees
-    /// all of its slots.
+    /// Returns the newest successor of this segment for `hash`, or the segment itself if it was not replaced.
+    ///
+    /// The writer fills a segment before it links the segment with `set`, and `get` loads with Acquire. So a
+    /// reader that sees a successor sees all of its slots.
     #[inline]
     fn newest(&self, hash: Hash) -> &Self {
         let mut newest = self;
@@ -241,7 +251,8 @@ impl TableSegment {
         newest
     }
 
-    /// Returns the slots that may hold `hash`, in the order in which the writer takes them.
+    /// Returns the taken slots of the segment, from the slot at which a search for `hash` begins up to the
+    /// first free slot.
     #[inline]
     fn run(&self, hash: Hash) -> impl Iterator<Item = (&TableSlot, u64)> {
         let home = hash.home(self.depth, self.slots.len());
@@ -258,8 +269,8 @@ impl TableSegment {
             .map(|(slot, tag)| slot.found(tag))
     }
 
-    /// Fills the first free slot. A free slot always exists, because the writer replaces a full segment
-    /// before it inserts.
+    /// Fills the first free slot of the probe sequence. A free slot always exists, because the writer
+    /// replaces a full segment before it inserts.
     fn insert(&self, tag: u64, digest_prefix: DigestPrefix, value: u64) {
         let hash = Hash::of_tag(tag);
         let home = hash.home(self.depth, self.slots.len());
@@ -308,7 +319,7 @@ impl<'a> Probe<'a> {
         slots.get(home).into_iter().for_each(prefetch);
     }
 
-    /// Returns the slots with this hash, whatever their digest prefixes.
+    /// Returns all slots with this hash, without comparing digest prefixes.
     pub(super) fn candidates(self) -> impl Iterator<Item = FoundSlot> + 'a {
         self.segment.candidates(self.hash)
     }
@@ -322,8 +333,8 @@ impl<'a> Probe<'a> {
             if Hash::of_tag(tag) != hash || tag == GONE {
                 continue;
             }
-            // Compares one word in constant time. Timing reveals only whether the prefixes are equal (trap
-            // 6).
+            // The comparison takes constant time. So timing reveals only whether the prefixes are equal, and
+            // not in how many bits they differ (trap 6).
             if bool::from(slot.digest_prefix().difference(digest_prefix).ct_eq(&0)) {
                 return Search::Match(slot.found(tag));
             }
@@ -336,11 +347,12 @@ impl<'a> Probe<'a> {
     }
 }
 
-/// The writer's table: the newest segment for each value of the leading hash bits.
+/// The writer's table: for each value of the leading hash bits, the newest segment.
 pub(super) struct Table {
     depth: u32,
     segments: Vec<Arc<TableSegment>>,
-    /// Whether readers have a directory. A replaced segment then needs a link to its successor.
+    /// Whether readers have a directory. If so, a replaced segment must be linked to its successor, so that
+    /// these readers find it.
     published: bool,
     /// The number of segments replaced since the last call of `directory`.
     replaced: usize,
@@ -368,8 +380,9 @@ impl Table {
         }
     }
 
-    /// Returns the number of segments replaced since the last call of [`directory`](Self::directory). The
-    /// replaced segments stay in memory for as long as that directory is in use.
+    /// Returns the number of segments that were replaced since the last call of
+    /// [`directory`](Self::directory). As long as that directory is in use, the replaced segments stay in
+    /// memory.
     pub(super) const fn replaced(&self) -> usize {
         self.replaced
     }
@@ -411,7 +424,7 @@ impl Table {
         }
     }
 
-    /// Adds a slot. Replaces its segment first if the segment is full.
+    /// Adds a slot. If the segment of the hash is full, replaces the segment first.
     pub(super) fn insert(
         &mut self,
         hash: Hash,
@@ -426,8 +439,11 @@ impl Table {
         segment.insert(hash.tag(row), digest_prefix, value.to_word());
     }
 
-    /// Replaces the digest prefix of this hash and row. Calls `publish` while the old and the new slot both
-    /// exist, so a reader that sees the effect of `publish` finds the new slot.
+    /// Replaces the digest prefix in the slot of this hash and row, by inserting a new slot and marking the
+    /// old one as gone.
+    ///
+    /// Calls `publish` while both slots exist. So a reader that sees the effect of `publish` also finds the
+    /// new slot.
     pub(super) fn replace(
         &mut self,
         hash: Hash,
@@ -462,7 +478,7 @@ impl Table {
         found.map(|(slot, _)| slot)
     }
 
-    /// Replaces the full segment of `hash` by a larger one, or splits it in two.
+    /// Replaces the full segment to which `hash` belongs, either by a larger segment or by two segments.
     fn make_room(&mut self, hash: Hash) {
         let full = self.segments[hash.segment(self.depth)].clone();
         let (depth, slots) = (full.depth, full.slots.len());
@@ -499,8 +515,8 @@ impl TableSegment {
         taken >= limit(self.slots.len())
     }
 
-    /// Returns a new segment with copies of the slots whose hash satisfies `belongs`. The new segment has
-    /// room for a quarter more keys.
+    /// Returns a new segment with copies of those slots whose hash satisfies `belongs`. The new segment has
+    /// room for a quarter more keys than it contains.
     fn copy(&self, depth: u32, belongs: impl Fn(Hash) -> bool) -> Arc<Self> {
         let tag = |slot: &TableSlot| slot.tag.load(Ordering::Relaxed);
         let moves = |slot: &&TableSlot| {

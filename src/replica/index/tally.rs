@@ -1,5 +1,5 @@
-//! Use counts: the number of uses of each key, and the time of the last use. One word per key, stored
-//! separately, so that many counts share a cache line.
+//! Use counts: how often each key was used, and when it was last used. A count is one word per key. The words
+//! are stored apart from the rows, so that many counts share a cache line.
 
 use super::prefetch::prefetch;
 use super::sync::{AtomicU64, Ordering};
@@ -8,10 +8,10 @@ use super::sync::{AtomicU64, Ordering};
 #[derive(Default)]
 pub(super) struct Tally(AtomicU64);
 
-/// 64 seconds: the unit in which times are stored.
+/// 64 seconds: the unit in which the time of a key's last use is stored.
 const MINUTE: u32 = 64;
-/// 1 January 2020 as Unix time, at which stored times begin. 24 bits of 64-second units reach to the year
-/// 2054.
+/// 1 January 2020 as Unix time: the time that is stored as zero. From there, 24 bits of 64-second units reach
+/// to the year 2054.
 const FIRST_MINUTE: u32 = 1_577_836_800;
 const MINUTE_BITS: u32 = 24;
 const MINUTES: u64 = (1 << MINUTE_BITS) - 1;
@@ -23,8 +23,9 @@ impl Tally {
         prefetch(&self.0);
     }
 
-    /// Adds `uses`, the last of them at Unix time `second`. One word holds 40 bits of count, and 24 bits of
-    /// time in units of 64 seconds.
+    /// Adds `uses` to the count. The last of these uses was at Unix time `second`.
+    ///
+    /// One word holds 40 bits of count, and 24 bits of time in units of 64 seconds.
     pub(super) fn count(&self, uses: u64, second: u32) {
         let minute = u64::from(second.saturating_sub(FIRST_MINUTE) / MINUTE).min(MINUTES);
         let more = |word: u64| {

@@ -1,4 +1,4 @@
-//! The index compared with a naive model: a map that is searched linearly.
+//! Compares the index with a naive model: a map that is searched linearly.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -42,7 +42,7 @@ fn digest(number: u8) -> Digest {
     Digest::sha256([number])
 }
 
-/// Returns a key whose fields in the index depend on the arguments.
+/// Returns a key whose owner, credential and lifecycle depend on the arguments.
 fn record(id: u16, [whose, what, when]: [u8; 3]) -> KeyRecord {
     let credential = if what & 1 == 1 {
         let scheme = crate::core::record::ImportScheme::Sha256;
@@ -200,7 +200,7 @@ impl NaiveIndex {
     }
 }
 
-/// Describes the result of a lookup, as far as the model can predict it.
+/// Describes the result of a lookup as a string, with only the parts that the naive model can predict.
 fn answer_to(view: &View, id: KeyId, digest_prefix: DigestPrefix) -> String {
     describe(view, view.lookup(id, view.prefetch(id), digest_prefix))
 }
@@ -209,7 +209,8 @@ fn describe(view: &View, answer: IndexLookup) -> String {
     match answer {
         IndexLookup::Hit(hit) => {
             let attributes = view.attributes(hit.attribute_ids).unwrap();
-            // Pass the latest instant, so that the index must return the exact lifecycle.
+            // Pass the latest possible time: for a key that expires, the index must then read the row and
+            // return the exact lifecycle.
             let RowState::Key(lifecycle) = view.state_for(&hit, attributes.status, Timestamp::MAX)
             else {
                 return "gone".to_owned();
@@ -245,8 +246,8 @@ fn expected(model: &NaiveIndex, id: KeyId, digest_prefix: Option<&Digest>) -> St
                 return "wrong secret".to_owned();
             }
             let mut lifecycle = Lifecycle::of(record);
-            // For a key that never expires, the index may skip the row, which alone holds the exact
-            // lifecycle.
+            // The index may answer for an enabled key that never expires without reading the row. Only the
+            // row has the exact lifecycle, so do not compare the lifecycle here.
             let status = model.status(record);
             let exact = lifecycle.expires_at.is_some()
                 || lifecycle.phase != LifecyclePhase::Enabled
@@ -305,8 +306,8 @@ fn check(index: &Arc<Index>, view: &View, model: &NaiveIndex) -> Result<(), Test
 }
 
 proptest! {
-    /// Rows arrive in any order, and some are out of date. An early view, a late view and the model
-    /// must agree. Fails, for example, in these cases:
+    /// Applies rows in any order, some of them out of date. A view from the middle, a view from the end and
+    /// the naive model must agree. Fails, for example, in these cases:
     ///
     /// - an older row overwrites a newer one;
     /// - a slot is lost when a segment grows or is split, or when the index is copied;
@@ -363,8 +364,9 @@ fn closed(tenant: &TenantId) -> StoreRow {
     })
 }
 
-/// Returns an index of `count` tenants below one organization. In each tenant, one principal of all tenants and
-/// one principal of the tenant alone own a key. So do others in as many tenants beside the organization.
+/// Returns an index with `count` tenants below the organization `org`. In each of them, two principals own a
+/// key: `all`, who owns a key in every tenant, and one who owns only this key. `all` also owns one key in
+/// each of `count` tenants outside the organization.
 fn organization(count: u16) -> (Index, Vec<TenantId>) {
     let index = Index::default();
     let tenants: Vec<_> = (0..count)
@@ -387,7 +389,7 @@ fn organization(count: u16) -> (Index, Vec<TenantId>) {
     (index, tenants)
 }
 
-/// Returns the number of tenants and owners that the rows visit.
+/// Returns the number of tenants and owners that the index visits when it applies the rows.
 fn visited(index: &Index, revision: u64, rows: impl IntoIterator<Item = StoreRow>) -> usize {
     let before = index.writer().attributes.visited;
     let revision = Revision(revision);
@@ -395,7 +397,7 @@ fn visited(index: &Index, revision: u64, rows: impl IntoIterator<Item = StoreRow
     index.writer().attributes.visited - before
 }
 
-/// Fails if a row visits other owners of its tenant's organization, or all owners of the store.
+/// Fails if applying a row visits the organization's other owners, or all owners of the store.
 #[test]
 fn a_row_visits_only_the_tenants_and_owners_at_or_below_it() {
     let all = PrincipalId::new("all").unwrap();
@@ -405,9 +407,10 @@ fn a_row_visits_only_the_tenants_and_owners_at_or_below_it() {
         let lowered: Vec<_> = tenants.iter().map(lowered).collect();
         let count = usize::from(count);
         assert_eq!(visited(&index, 2, lowered.clone()), count);
-        // Rows that change nothing for any key visit nothing.
+        // These rows change nothing for any key, so the index visits no tenant and no owner.
         assert_eq!(visited(&index, 3, lowered), 0);
-        // A tenant and its two owners, whatever is beside it.
+        // The row of a tenant visits three entries: the tenant and its two owners. The tenants beside it are
+        // not visited.
         assert_eq!(visited(&index, 4, tenants.iter().map(closed)), 3 * count);
         let org = TenantId::new("org").unwrap();
         let own = of_owner(&org, &PrincipalId::new("own3").unwrap(), None);
@@ -502,7 +505,7 @@ fn keys_are_found_while_the_table_grows() {
     }
 }
 
-/// Fails if the index takes a key's data from another key with the same hash.
+/// Fails if the index returns the data of another key that has the same hash.
 #[test]
 fn keys_with_equal_hashes_are_kept_apart() {
     let index = Arc::new(Index {

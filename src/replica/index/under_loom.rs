@@ -1,5 +1,6 @@
-//! Loom tests of two properties that verification relies on: a confirmed change is visible, and a valid key
-//! is found at any instant. They hold under every interleaving of a writer and a reader.
+//! Loom tests of two properties that verification relies on. A reader that sees a confirmation sees the
+//! confirmed changes. A reader finds a valid key at any instant. Both hold under every interleaving of a
+//! writer and a reader.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -17,10 +18,10 @@ use crate::core::view::Revision;
 
 /// Runs `model` in every interleaving.
 ///
-/// If two threads load a word and one of them stores to it later, loom tries only one order of that store. So
-/// a writer that loads before it stores runs as the first thread, from start to end. Each load of the reader
-/// then returns every store that the memory model allows. This covers all outcomes, because no writer depends
-/// on a reader.
+/// Loom has a limit: if two threads load a word and one of them stores to it later, loom tries only one order
+/// of that store. So the writer, which loads before it stores, runs as the first thread, from start to end.
+/// Each load of the reader then returns every store that the memory model allows. This covers all outcomes,
+/// because no writer depends on a reader.
 pub(super) fn explore(model: impl Fn() + Send + Sync + 'static) {
     explore_within(None, model);
 }
@@ -42,8 +43,8 @@ pub(super) fn explore_within(
     println!("{} orders", orders.load(Ordering::Relaxed));
 }
 
-/// A hash whose search begins at the last slot of the first segment, and continues at its first
-/// slot.
+/// A hash whose search begins at the last slot of the first segment. The search then wraps around to the
+/// segment's first slot.
 pub(super) const KEY: Hash = Hash(0xC000_0001);
 
 pub(super) fn digest_prefix(number: u8) -> DigestPrefix {
@@ -64,7 +65,8 @@ pub(super) fn attribute_ids(number: u32) -> AttributeIds {
     }
 }
 
-/// The contents of a row, in which every field holds `number`.
+/// Returns the contents of a row in which every field holds `number`. So a reader that sees two different
+/// numbers has read a half-written row.
 pub(super) fn content(number: u32) -> Content {
     let instant = |micros: u32| Timestamp::from_micros(micros.into()).unwrap();
     Content {
@@ -90,7 +92,7 @@ pub(super) fn find(
     }
 }
 
-/// Returns a table of `keys` keys, of which [`KEY`] is the first, with room for three.
+/// Returns a table with room for three keys, which contains `keys` keys. The first of them is [`KEY`].
 pub(super) fn table(keys: u32) -> Table {
     let mut table = Table::default();
     table.insert(KEY, 1, digest_prefix(1), value(1));
@@ -100,8 +102,8 @@ pub(super) fn table(keys: u32) -> Table {
     table
 }
 
-/// Runs `change`, and then sets a flag with `order`, as a confirmation does. A concurrent reader loads the
-/// flag first, and passes the loaded value to `check`.
+/// Runs `change`, and then sets a flag with the memory ordering `order`, as a confirmation does. A concurrent
+/// reader loads the flag first, and passes the loaded value to `check`.
 fn confirmed(
     keys: u32,
     order: Ordering,
@@ -122,7 +124,7 @@ fn confirmed(
             }
         });
         change(&mut table, &row);
-        // The counterpart of the Release store in `Replica::confirm`.
+        // Stands for the store of `confirmed` in `Replica::confirm`, which must be Release.
         flag.fetch_max(1, order);
         reader.join().unwrap();
     });
@@ -211,8 +213,8 @@ fn a_slot_that_refers_to_the_row_before_the_row_is_written_shows_an_old_row() {
     });
 }
 
-/// Publishes a shared entry and makes a slot refer to that entry, in the order of `change`. A reader that
-/// loads the new slot value must find the entry.
+/// Runs `change`, which publishes a shared entry and makes a slot refer to that entry. The order of the two
+/// steps is the subject of the test. A reader that loads the new slot value must find the entry.
 fn shared(change: fn(&mut Table, &OnceLock<u32>)) {
     explore(move || {
         let mut table = table(1);
@@ -247,9 +249,11 @@ fn a_slot_that_refers_to_an_unpublished_entry_refers_to_nothing() {
     });
 }
 
-/// Replaces a key's digest by one under a new pepper. The row's traits name the pepper: 1 is the old pepper,
-/// and 2 the new one. Like the verifier, the reader searches for the new digest first, and then for the
-/// digest under the row's pepper.
+/// Runs `change`, which replaces a key's digest by a digest under a new pepper. The traits number in the row
+/// names the pepper: 1 is the old pepper, and 2 the new one.
+///
+/// The reader searches as the verifier does: first for the new digest, and then for the digest under the
+/// row's pepper. With `looks_again`, it then searches for the new digest once more.
 fn with_new_digest(looks_again: bool, change: fn(&mut Table, &IndexRow)) {
     explore(move || {
         let mut table = table(1);

@@ -1,8 +1,8 @@
-//! Counts uses in memory, so that two processors rarely write to the same cache line.
+//! Counts the uses of keys in memory, so that two processors rarely write to the same cache line.
 //!
-//! Each thread counts in a small table of its own. If another key needs the same counter, the displaced count
-//! is added to the first key's tally. So a key in constant use costs one uncontended atomic operation per
-//! use.
+//! Each thread counts in a small table of counters. Several keys share one counter, but a counter holds the
+//! count of one key at a time. If another key needs the counter, the displaced count is added to the tally of
+//! its key. So a key in constant use costs one uncontended atomic operation per use.
 
 use std::array;
 use std::cell::Cell;
@@ -10,7 +10,8 @@ use std::sync::atomic::AtomicUsize;
 
 use super::sync::{AtomicU32, AtomicU64, Ordering};
 
-/// 32 shards; additional threads share them. 1 under loom, which explores every interleaving.
+/// 32 shards. Each thread has a shard; if there are more than 32 threads, some share one. 1 shard under loom,
+/// which explores every interleaving.
 const SHARDS: usize = if cfg!(keyward_loom) { 1 } else { 32 };
 /// 64 counters per shard; 1 under loom.
 const COUNTERS: usize = if cfg!(keyward_loom) { 1 } else { 64 };
@@ -18,14 +19,14 @@ const COUNTERS: usize = if cfg!(keyward_loom) { 1 } else { 64 };
 /// The counters of one thread.
 #[repr(align(128))]
 struct CounterShard {
-    /// The row number and the number of uses in one word, for each counter. Row 0 means that the counter is
-    /// free.
+    /// For each counter, one word with the row number of a key and the number of its uses. Row 0 means that
+    /// the counter is free.
     counts: [AtomicU64; COUNTERS],
-    /// The Unix time of the last use in seconds, for each counter.
+    /// For each counter, the Unix time of the last use in seconds.
     seen: [AtomicU32; COUNTERS],
 }
 
-/// The count of one row.
+/// A number of uses, the time of the last of them, and the row of the key that was used.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Counted {
     pub(super) row: u32,
@@ -68,13 +69,14 @@ fn shard_number() -> usize {
 }
 
 impl UseCounters {
-    /// Counts one use of `row` at `second`. Returns the count that this use displaced, if any.
+    /// Counts one use of `row` at Unix time `second`. If the counter held the count of another row, returns
+    /// that count. The caller must add it to the tally of its row.
     #[inline]
     pub(super) fn count(&self, row: u32, second: u32) -> Option<Counted> {
         self.0[shard_number()].count(row, second)
     }
 
-    /// Takes all counts that are still in the shards.
+    /// Takes all counts that no later use has displaced yet, and leaves the counters free.
     pub(super) fn take(&self) -> impl Iterator<Item = Counted> {
         self.0.iter().flat_map(|shard| {
             let counters = shard.counts.iter().zip(&shard.seen);
@@ -104,8 +106,9 @@ impl CounterShard {
         {
             return None;
         }
-        // The counter belongs to another key, or another thread changed it first. The swap takes the old
-        // count exactly once, so concurrent threads neither lose nor repeat a use.
+        // Either the counter belongs to another key, or another thread changed the counter after `known` was
+        // loaded. The swap takes the old count exactly once. So concurrent threads neither lose a use nor
+        // count it twice.
         counted(count.swap(u64::from(row) << 32 | 1, order), last)
     }
 }
@@ -157,7 +160,8 @@ mod tests {
                 let (shard, add) = (&shard, &add);
                 scope.spawn(move || {
                     for use_ in 0..10_000_u32 {
-                        // Two rows that share a counter alternate.
+                        // Alternate between two rows that share a counter, so that each displaces the other's
+                        // count.
                         let row = 1 + (use_ / 3 + thread) % 2 * 64;
                         shard.count(row, 1).map(add);
                     }

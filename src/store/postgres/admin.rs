@@ -57,7 +57,8 @@ pub(super) async fn compact(session: &Session, upto: Revision) -> Result<u64, Po
     session.execute(keep, &[&end]).await?;
     let drop = "DELETE FROM $s.rows WHERE kind = 3 AND place < $1";
     let dropped = session.execute(drop, &[&end]).await?;
-    // A cursor below the floor gets `Compacted`, so no follower needs these commits.
+    // A follower with a cursor below the floor gets `Compacted` and starts over. So no follower needs these
+    // rows of `commits`.
     let sql = "DELETE FROM $s.commits WHERE revision < $1";
     session.execute(sql, &[&signed(floor.0)?]).await?;
     let store = StoreRow {

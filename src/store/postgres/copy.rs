@@ -115,7 +115,7 @@ impl CopyTarget for PostgresStore {
 /// A copy into the database, in progress.
 struct PostgresImport {
     store: PostgresStore,
-    /// The transaction. `None` while a step runs and after a step has failed.
+    /// The transaction that writes the copy. `None` while a step uses it, and after a step has failed.
     session: Option<Session>,
 }
 

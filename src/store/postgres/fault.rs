@@ -130,12 +130,13 @@ impl PostgresFault {
         self.code().is_some_and(|code| contention.contains(code))
     }
 
-    /// Returns `true` if a transaction whose `COMMIT` failed with this fault was certainly rolled back.
+    /// Returns `true` if a transaction was certainly rolled back when its `COMMIT` failed with this fault.
     ///
-    /// After any other fault the transaction may be committed. For example, the server may have written the
-    /// commit, and failed while it waited for a standby.
+    /// After any other fault, the transaction may have been committed. For example, the server may have
+    /// written the commit, and failed only while it waited for a standby.
     fn certainly_rolled_back(&self) -> bool {
-        // Classes 40 and 23 are rollbacks, except for 40003, `statement_completion_unknown`.
+        // A code of class 40 or 23 means that the server rolled the transaction back. The exception is 40003,
+        // `statement_completion_unknown`.
         let known = |code: &SqlState| code.code() != "40003";
         self.code().is_some_and(|code| {
             known(code) && (code.code().starts_with("40") || code.code().starts_with("23"))
@@ -151,8 +152,8 @@ impl PostgresFault {
         }
     }
 
-    /// Returns `true` if one commit of a group may have caused the fault. The other commits may succeed when
-    /// they are retried one by one.
+    /// Returns `true` if a single commit of a group may have caused the fault. If the commits are retried one
+    /// by one, the others may succeed.
     pub(super) fn is_of_one_commit(&self) -> bool {
         match self {
             Self::Corrupt(_) | Self::Refused(_) => true,
@@ -184,10 +185,10 @@ impl PostgresFault {
     }
 }
 
-/// The error that no pooled connection became free within the connection timeout.
+/// The error of a call for which no pooled connection became free within the connection timeout.
 ///
-/// The pool is too small, or another user of the pool holds its connections. This error is the source of an
-/// `Unavailable` [`StoreError`]. Nothing was written.
+/// The pool is too small, or another user of the pool holds its connections. This error is the source of a
+/// [`StoreError`] of the kind `Unavailable`. Nothing was written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("no connection became free in time")]
 #[non_exhaustive]
@@ -230,8 +231,8 @@ pub enum ConnectError {
     /// The server is a standby. Reads must go to the primary, because a standby may return outdated rows.
     #[error("the server is a standby: connect to the primary")]
     Standby,
-    /// The tables were restored from a backup and are not recovered yet. Keys that were revoked after the
-    /// backup would work again.
+    /// The tables were restored from a backup and are not recovered yet. The backup may contain keys that
+    /// were revoked later, and these keys would be accepted again.
     #[error(
         "the store was restored from a backup: connect with `allow_unrecovered`, recover it, then call \
          `finish_recovery`"

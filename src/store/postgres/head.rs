@@ -51,7 +51,7 @@ pub(super) async fn stored_tag(
     session: &Session,
     revision: Revision,
 ) -> Result<Option<CommitTag>, PostgresFault> {
-    // A revision above `i64::MAX` has no commit. `i64::MAX` has no commit either.
+    // No commit has a revision above `i64::MAX`. Use `i64::MAX` instead, which also matches no commit.
     let revision = signed(revision.0).unwrap_or(i64::MAX);
     let sql = "SELECT revision, tag, seal FROM $s.commits WHERE revision = $1";
     let found = session.query(sql, &[&revision]).await?;

@@ -1,16 +1,16 @@
-//! Strict mode: heartbeats, which are small commits that a synchronous standby must acknowledge.
+//! Heartbeats for strict mode. A heartbeat is a small commit that a synchronous standby must acknowledge.
 //!
-//! After a failover a former primary may not notice the promotion, and may still answer reads. But no standby
-//! acknowledges its commits. So a call returns only after the standby acknowledged a heartbeat on the same
-//! server. That heartbeat must begin after the call's own reads and writes.
+//! After a failover, the former primary may not notice that a standby was promoted, and may still answer
+//! reads. But no standby acknowledges its commits. So a call returns only after a heartbeat on the same
+//! server was acknowledged. This heartbeat must begin after the call's own reads and writes.
 //!
 //! Invariants:
 //!
-//! - A heartbeat counts only if this task received the response to its `COMMIT`, without a warning.
-//! - `synchronous_standby_names` must be set before and after the heartbeat.
-//! - A caller is never served by a heartbeat that began before the call.
-//! - A heartbeat writes no row. A visible row would prove nothing: a cancelled wait or a restart of the
-//!   server also makes a row visible, without an acknowledgement.
+//! - A heartbeat counts only if this task received the response to its `COMMIT`, and no warning.
+//! - The setting `synchronous_standby_names` must not be empty, neither before nor after the heartbeat.
+//! - A call never relies on a heartbeat that began before the call's own statements ended.
+//! - A heartbeat writes no row, because a visible row would not prove an acknowledgement. The server also
+//!   makes a row visible after a cancelled wait or a restart.
 //!
 //! `docs/propagation.md` shows why these rules suffice.
 
@@ -29,11 +29,11 @@ use tokio_postgres::{AsyncMessage, CancelToken, Client, Config, SimpleQueryMessa
 
 use super::fault::PostgresFault;
 
-/// Selects the start time of the server, which identifies one run of one server. A copy of the server has
-/// another start time.
+/// Selects the time at which the server process started. It identifies the server, because a copy of the
+/// server starts at another time. It also changes when the server restarts.
 pub(super) const SERVER_ID: &str = "SELECT extract(epoch FROM pg_postmaster_start_time())::text";
 
-/// The reply channel of a caller that waits for a heartbeat.
+/// The channel on which the heartbeat task answers a caller that waits for a heartbeat.
 type HeartbeatWaiter = oneshot::Sender<Result<ServerId, PostgresFault>>;
 
 /// The start time of a server, as [`SERVER_ID`] selects it.
@@ -60,9 +60,11 @@ impl Heartbeats {
         Self { waiters }
     }
 
-    /// Waits for a heartbeat on `server` that begins after this call. A heartbeat in flight does not count.
+    /// Waits for a heartbeat on `server` that begins after this call. A heartbeat that is already in flight
+    /// does not count.
     ///
-    /// `Ok` confirms all transactions that ended on `server` before this call.
+    /// `Ok` means that `server` was still the primary. So all transactions that ended on `server` before this
+    /// call are confirmed.
     pub(super) async fn prove(&self, server: &str) -> Result<(), PostgresFault> {
         match &*self.next().await? == server {
             true => Ok(()),
@@ -127,21 +129,22 @@ impl HeartbeatTask {
             Some(connection) => connection,
             None => {
                 let connected = self.connector.connect().await?;
-                // The connection is stored before the heartbeat starts, so that `give_up` can cancel a
-                // heartbeat that hangs.
+                // Store the connection before the heartbeat starts. If the heartbeat hangs, `give_up` finds
+                // the connection here and cancels the statement.
                 self.connection.insert(connected)
             }
         };
         connection.beat().await
     }
 
-    /// Drops the connection after a failure, and cancels the connection's statement. Otherwise the server
-    /// could wait for the standby indefinitely.
+    /// Drops the connection after a failed heartbeat, and cancels the statement that runs on it. Without the
+    /// cancellation, the server could wait for the standby indefinitely.
     fn give_up(&mut self) {
         if let Some(connection) = self.connection.take() {
             let token = connection.client.cancel_token();
             let (connector, limit) = (self.connector.clone(), self.limit);
-            // Best effort: the cancellation is not awaited, and its failure is ignored.
+            // The cancellation runs in its own task, and its failure is ignored: the connection is dropped in
+            // any case.
             drop(tokio::spawn(async move {
                 let _ = tokio::time::timeout(limit, connector.cancel(token)).await;
             }));
@@ -149,7 +152,8 @@ impl HeartbeatTask {
     }
 }
 
-/// Opens heartbeat connections and cancels their statements. Hides the type of the TLS connector.
+/// Opens heartbeat connections and cancels their statements. A trait, so that the heartbeat task need not
+/// have the TLS connector as a type parameter.
 #[async_trait]
 pub(super) trait HeartbeatConnector: Send + Sync {
     async fn connect(&self) -> Result<HeartbeatConnection, PostgresFault>;
@@ -158,7 +162,8 @@ pub(super) trait HeartbeatConnector: Send + Sync {
     async fn cancel(&self, token: CancelToken);
 }
 
-/// Connects to the server without a pool, because a pool hides the server's warnings.
+/// Opens a connection to the server without a pool. A pooled connection would not pass on the server's
+/// warnings, and a heartbeat must see them.
 pub(super) struct DirectConnector<T> {
     pub(super) config: Config,
     pub(super) tls: T,
@@ -176,8 +181,8 @@ where
         let (client, mut connection) = self.config.connect(self.tls.clone()).await?;
         let warnings = Arc::new(AtomicU64::new(0));
         let counted = warnings.clone();
-        // The driver counts a warning before it passes on the response that follows the warning. So the
-        // count happens-before `simple_query` returns.
+        // The driver counts a warning before it passes on the response that follows the warning. So when
+        // `simple_query` returns, the warnings of its statement are already counted.
         let driver = tokio::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await
             {
@@ -224,8 +229,8 @@ impl Drop for HeartbeatConnection {
 struct StandbySettings {
     /// The value of `synchronous_standby_names`. Commits wait for no standby if it is empty.
     standbys: String,
-    /// The time at which the server last loaded its settings. Emptying `synchronous_standby_names` releases
-    /// all waiting commits, and changes this time.
+    /// The time at which the server last loaded its settings. If someone empties `synchronous_standby_names`,
+    /// the server stops waiting for the standby. A changed time shows that this may have happened.
     read_at: String,
     server: ServerId,
 }
@@ -236,8 +241,8 @@ const STANDBY_SETTINGS: &str = "SELECT current_setting('synchronous_standby_name
 
 /// A transaction that writes to the write-ahead log, but to no table.
 ///
-/// The role's settings may hide warnings, or may let commits return without waiting. The transaction
-/// overrides both settings.
+/// The database role may have settings that hide warnings, or that let commits return without waiting for a
+/// standby. The transaction overrides both settings.
 const BEAT: &str = "BEGIN; SET LOCAL client_min_messages = warning; \
      SET LOCAL synchronous_commit = on; \
      SELECT pg_logical_emit_message(true, 'keyward', ''); COMMIT";
@@ -248,11 +253,11 @@ impl HeartbeatConnection {
             Some(settings) => settings,
             None => self.read_settings().await?,
         };
-        // Without a standby a commit returns immediately and proves nothing.
+        // If no standby is configured, a commit returns immediately and proves nothing.
         before.check()?;
         let warnings = self.warnings.load(Ordering::Acquire);
-        // Two messages: the server loads changed settings only between messages. So the second message sees a
-        // change that came during the first.
+        // Send two messages, because the server loads changed settings only between two messages. So the
+        // second message also shows a change that came during the first.
         let (_, after) = try_join(self.ask(BEAT), self.read_settings()).await?;
         let warned = self.warnings.load(Ordering::Acquire) != warnings;
         acknowledged(&before, &after, warned)?;
@@ -299,9 +304,10 @@ impl StandbySettings {
     }
 }
 
-/// Checks that the standby acknowledged a commit, from the settings read before and after the commit.
+/// Checks that the standby acknowledged a commit. `before` and `after` are the settings that were read before
+/// and after the commit.
 ///
-/// `warned` is true if the server sent a warning in between. The server sends a warning when it stops waiting
+/// `warned` is true if the server sent a warning in between. The server sends a warning if it stops waiting
 /// for the standby early.
 fn acknowledged(
     before: &StandbySettings,
@@ -340,7 +346,7 @@ mod tests {
         let none = settings(" ", "10:00");
         for (before, after, warned) in [
             (&set, &set, true),
-            // The server loaded its settings again: `standbys` may have been empty in between.
+            // The server has loaded its settings again, so `standbys` may have been empty for a moment.
             (&set, &later, false),
             (&set, &settings("a", "10:00"), false),
         ] {

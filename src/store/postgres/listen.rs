@@ -16,20 +16,22 @@ use tokio_postgres::{AsyncMessage, Config, Socket};
 use super::fault::PostgresFault;
 use super::session::Database;
 
-/// 1 second before a lost connection is opened again, so that a server that is down is not flooded.
+/// 1 second of waiting before a lost connection is opened again. Otherwise a node would reconnect in a tight
+/// loop while the server is down.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// 5 seconds to wait for a response of the server, if the configuration has no connect timeout.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A listening task that has not started. The arguments are the event to notify, and the event that stops the
-/// task. See [`listener`].
+/// A listening task that has not started. Its first argument is the event that the task notifies. Its second
+/// argument is the event that stops the task. See [`listener`].
 pub(super) type PendingListener =
     Box<dyn FnOnce(Weak<Event>, Arc<Event>) -> BoxFuture<'static, ()> + Send>;
 
-/// Returns a task that listens on `channel` and notifies its first event for each message.
+/// Returns a task that listens on `channel`. For each message, the task notifies the waiters of its first
+/// event.
 ///
-/// The task ends when its second event is notified, or when every `Arc` of the first event is gone.
+/// The task ends when its second event is notified, or when the last `Arc` of the first event is dropped.
 pub(super) fn listener<T>(config: Config, tls: T, channel: String) -> PendingListener
 where
     T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
@@ -80,8 +82,8 @@ where
         .get_connect_timeout()
         .copied()
         .unwrap_or(DEFAULT_TIMEOUT);
-    // The driver applies the connect timeout to each address, and only to the TCP connection. The factor 4
-    // leaves time for several addresses per host and for the handshakes.
+    // The driver applies its connect timeout to each address separately, and only to the TCP connection.
+    // Allow four times the timeout per host: for several addresses, and for the handshakes.
     let hosts = u32::try_from(config.get_hosts().len()).unwrap_or(u32::MAX);
     let longest = timeout.saturating_mul(hosts.max(1).saturating_mul(4));
     let connect = tokio::time::timeout(longest, config.connect(tls));
@@ -96,12 +98,13 @@ where
     };
     let listen = async {
         client.batch_execute(&format!("LISTEN {channel}")).await?;
-        // Commits before `LISTEN` sent no message to this connection. So the waiters must read the head
-        // again.
+        // This connection received no messages about commits before its `LISTEN`. So wake the waiters, who
+        // then read the head of the store again.
         notify(moved);
         loop {
             tokio::time::sleep(timeout).await;
-            // An empty statement detects a lost connection, which otherwise looks like an idle connection.
+            // A lost connection looks like an idle one until the client sends something. So send an empty
+            // statement.
             let alive = tokio::time::timeout(timeout, client.batch_execute("")).await;
             alive.map_err(|_| PostgresFault::Late)??;
         }
@@ -128,7 +131,8 @@ pub(super) fn hints(database: Arc<Database>, runtime: &tokio::runtime::Handle) -
 async fn hint(database: &Database) {
     let notify = async {
         let mut conn = database.connection().await?;
-        // A lost hint is harmless, so this commit need not wait for the disk.
+        // Turn `synchronous_commit` off, so that this commit does not wait for the disk. A lost hint does no
+        // harm.
         let channel = database.schema.channel();
         let sql = format!(
             "BEGIN; {} SET LOCAL synchronous_commit = off; NOTIFY {channel}; COMMIT",

@@ -16,7 +16,7 @@ use crate::store::sql::{
     id_bytes, id_of,
 };
 
-/// The tenants to load, each with the rows found so far, or with an error if a row is damaged.
+/// The tenants to load. Each has the rows found so far, or an error if one of its rows is damaged.
 struct Loaded<'a> {
     tenants: Vec<(&'a TenantId, &'a LoadRequest, Result<LoadedRows, RowFault>)>,
     places: HashMap<&'a str, usize>,
@@ -34,7 +34,7 @@ impl<'a> Loaded<'a> {
         }
     }
 
-    /// Hands a row to the tenant that the row names in `column`.
+    /// Adds a row to the tenant that is named in the row's column `column`.
     fn give(
         &mut self,
         row: &Row,
@@ -49,7 +49,7 @@ impl<'a> Loaded<'a> {
     }
 }
 
-/// Hands a row to a tenant, which fails as a whole if the row is damaged.
+/// Adds a row to a tenant. If the row is damaged, the load of this tenant fails as a whole.
 fn give(
     tenant: &mut Result<LoadedRows, RowFault>,
     take: impl FnOnce(&mut LoadedRows) -> Result<(), RowFault>,
@@ -61,7 +61,7 @@ fn give(
     }
 }
 
-/// Loads tenants. `asked` names each tenant once.
+/// Loads tenants. Each tenant may occur only once in `asked`.
 pub(super) async fn load(
     session: &Session,
     asked: &[(TenantId, LoadRequest)],
@@ -96,7 +96,7 @@ pub(super) async fn load(
         unless(ids.is_empty(), session, &sql, &[&ids]).await
     };
     let live = async {
-        // `OFFSET 0` keeps the server from reading the whole table for the join.
+        // Without `OFFSET 0`, the server may merge the subquery into the join and read the whole table.
         let sql = format!(
             "SELECT {COLUMNS} FROM unnest($1::text[], $2::bigint[]) AS w (of_tenant, at) \
              CROSS JOIN LATERAL (SELECT {COLUMNS} FROM $s.rows \
@@ -187,7 +187,7 @@ async fn load_owners(session: &Session, loaded: &mut Loaded<'_>) -> Result<(), P
     Ok(())
 }
 
-/// Runs a statement, or returns no rows if there is nothing to find.
+/// Runs a statement. If `nothing` is true, returns no rows without asking the server.
 async fn unless(
     nothing: bool,
     session: &Session,

@@ -1,5 +1,5 @@
-//! Loads of tenants. Loads that wait concurrently share one transaction: loading sixteen tenants costs
-//! the server little more than loading one.
+//! Loads tenants. Loads that wait at the same time share one transaction: loading sixteen tenants in one
+//! transaction costs the server little more than loading one.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,17 +16,17 @@ use crate::core::tenant::TenantId;
 use crate::core::view::{LoadRequest, TenantView};
 use crate::store::{StoreError, StoreErrorKind};
 
-/// At most 64 tenants in one transaction, because the rows of all tenants stay in memory until the
+/// At most 64 tenants are loaded in one transaction, because the rows of all of them stay in memory until the
 /// last row arrives.
 const MAX_GROUP: usize = 64;
 
-/// 2 concurrent transactions, so that a tenant with many keys does not block all others. With more
-/// transactions, fewer loads would share each.
+/// 2 tasks load tenants concurrently, so that a tenant with many keys does not block all others. With more
+/// tasks, fewer loads would share a transaction.
 const MAX_TASKS: usize = 2;
 
 const DOING: &str = "loading a tenant";
 
-/// A load in flight, whose caller may have stopped waiting.
+/// A load that was requested. Its caller may have stopped waiting.
 struct QueuedLoad {
     asked: (TenantId, LoadRequest),
     until: Instant,
@@ -68,12 +68,13 @@ impl Loader {
         if let Some(task) = self.enter(queued) {
             drop(runtime.spawn(task.run()));
         }
-        // Every load gets an answer, unless the runtime ends first.
+        // A task answers every load, unless the tokio runtime shuts down before.
         let gone = |_| Err(StoreError::new(StoreErrorKind::Unavailable, DOING));
         answered.await.unwrap_or_else(gone)
     }
 
-    /// Queues a load. Returns a task to start, if fewer than [`MAX_TASKS`] are running.
+    /// Puts a load into the queue. If fewer than [`MAX_TASKS`] tasks are running, returns one for the caller
+    /// to start.
     fn enter(&self, queued: QueuedLoad) -> Option<LoadTask> {
         let mut queue = self.queue();
         queue.waiting.push_back(queued);
@@ -107,7 +108,8 @@ impl LoadTask {
         }
     }
 
-    /// Takes the next group from the queue. If the queue is empty, the next load starts another task.
+    /// Takes the next group of loads from the queue. If the queue is empty, this task ends, and the next load
+    /// starts a new one.
     fn next(&mut self) -> Option<Vec<QueuedLoad>> {
         let mut queue = self.loader.queue();
         let group = next_group(&mut queue.waiting);
@@ -125,7 +127,8 @@ impl Drop for LoadTask {
         if !self.counted {
             return;
         }
-        // The runtime ended. If no task is left, clearing the queue fails the waiting calls.
+        // The task is dropped before its end only if the runtime shuts down. If no other task is left, clear
+        // the queue, so that the waiting calls fail.
         let mut queue = self.loader.queue();
         queue.tasks -= 1;
         if queue.tasks == 0 {
@@ -134,8 +137,9 @@ impl Drop for LoadTask {
     }
 }
 
-/// Takes the loads that can share a transaction: one per tenant, so that each load gets the rows that it
-/// selected. The other loads stay queued, in order. The result is empty if no load waits.
+/// Takes the loads that can share a transaction. Each tenant occurs only once, so that each load gets the
+/// rows that it selected. All other loads stay in the queue, in their order. The result is empty if no load
+/// waits.
 fn next_group(waiting: &mut VecDeque<QueuedLoad>) -> Vec<QueuedLoad> {
     let (mut group, mut tenants) = (Vec::new(), HashSet::new());
     for queued in std::mem::take(waiting) {
@@ -152,7 +156,8 @@ fn next_group(waiting: &mut VecDeque<QueuedLoad>) -> Vec<QueuedLoad> {
     group
 }
 
-/// Answers every load of a group. If the deadline of one load passes first, returns the loads with time left.
+/// Answers the loads of a group. If the deadline of one load passes before the rows arrive, returns the loads
+/// that still have time.
 async fn settle(database: &Arc<Database>, group: Vec<QueuedLoad>) -> Vec<QueuedLoad> {
     match load_all(database, &group).await {
         Some(Ok(views)) => {
@@ -160,7 +165,8 @@ async fn settle(database: &Arc<Database>, group: Vec<QueuedLoad>) -> Vec<QueuedL
                 answer(queued, view);
             }
         }
-        // A tenant that cannot be loaded must not fail the others of its group.
+        // Retry the loads of the group one by one, so that a tenant that cannot be loaded does not fail the
+        // other tenants.
         Some(Err(PostgresFault::Server { .. })) if group.len() > 1 => {
             for queued in group {
                 let alone = load_all(database, std::slice::from_ref(&queued)).await;

@@ -79,8 +79,8 @@ struct PostgresInner {
     loader: Loader,
     writer: PostgresWriter,
     moved: Arc<Event>,
-    /// The task that listens for other nodes' commits, until the task is started. `None` afterwards, and for
-    /// a pool of the host.
+    /// The task that listens for other nodes' commits, until it is started. `None` after the start. Also
+    /// `None` for a pool that the host provides, because such a store does not listen.
     listen: Mutex<Option<listen::PendingListener>>,
     /// Notified when the store is dropped, to stop the listening task.
     dropped: Arc<Event>,
@@ -273,10 +273,11 @@ impl PostgresStore {
         self.work(doing, time_limit, late, run).await
     }
 
-    /// Runs `work` as a task on the store's runtime, and fails with `late` if the time limit is exceeded.
+    /// Runs `work` as a task on the store's runtime. Fails with the error `late` if the time limit is
+    /// exceeded.
     ///
-    /// As a task, the work needs no runtime of the caller, and runs to its end even if the caller drops the
-    /// future.
+    /// Because `work` is a task, the caller needs no tokio runtime. The task also runs to its end if the
+    /// caller drops the future.
     async fn work<T: Send + 'static>(
         &self,
         doing: &'static str,
@@ -379,10 +380,11 @@ impl KeyStore for PostgresStore {
         let (pages, mut coming) = mpsc::channel(stream::PAGES_AHEAD);
         let database = self.inner.database.clone();
         let stream = async move { stream::everything(&database, limit, &pages).await };
-        // A task of its own, so that the next pages are read while `take` handles a page.
+        // Read the pages in a task of its own. So the next pages are read while `take` handles a page.
         let stream = self.inner.runtime.spawn(stream);
-        // A caller may block on this future inside one tokio task. That task would run out of tokio's
-        // cooperative budget, and `recv` would then return `Pending` without end. So `recv` is unconstrained.
+        // A caller may block on this future inside a single tokio task. That task would use up its
+        // cooperative budget, and `recv` would then return `Pending` without end. `unconstrained` exempts
+        // `recv` from the budget.
         while let Some(page) = unconstrained(coming.recv()).await {
             let page = unconstrained(page).await.map_err(|_| gone())?;
             take(page.map_err(|fault| fault.into_error(doing))?)?;

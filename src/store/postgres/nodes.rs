@@ -28,8 +28,8 @@ pub(super) async fn report(session: &Session, report: &NodeReport) -> Result<boo
     };
     let seal = row.seal();
     let node = &row.node[..];
-    // Before the first report there is no row to lock. The unique index lets one of two concurrent inserts
-    // succeed.
+    // If the node has not reported before, there is no row to lock. Two concurrent inserts may then run. The
+    // unique index lets only one of them succeed.
     let sql = format!(
         "INSERT INTO $s.nodes ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
          ON CONFLICT (node) DO NOTHING"
@@ -54,7 +54,8 @@ pub(super) async fn report(session: &Session, report: &NodeReport) -> Result<boo
     Ok(true)
 }
 
-/// Reads all reports. Fails on a damaged report, because a node without a report would count as gone.
+/// Reads all reports. Fails if a report is damaged. If it were skipped instead, callers would take its node
+/// for stopped.
 pub(super) async fn all(session: &Session) -> Result<Vec<NodeReport>, PostgresFault> {
     let sql = format!("SELECT {COLUMNS} FROM $s.nodes");
     let found = session.query(&sql, &[]).await?;
@@ -84,8 +85,8 @@ pub(super) async fn longest_lease(session: &Session) -> Result<Duration, Postgre
     Ok(longest.unwrap_or_default())
 }
 
-/// Replaces all reports by one report that stands for all nodes of the former history. See
-/// [`NodeRow::former`]. The caller commits the session.
+/// Replaces all reports by a single report. This report stands for all nodes that followed the former
+/// history; see [`NodeRow::former`]. The caller must commit the session.
 pub(super) async fn end_history(
     session: &Session,
     node: u128,

@@ -21,8 +21,8 @@ use super::tls::Certificates;
 use super::url::{Encryption, Url};
 use super::{head, listen, pooler};
 
-/// 60 seconds for each statement that sets up the tables, because another node may be creating the tables at
-/// the same time.
+/// 60 seconds for each statement that creates tables. Such a statement may have to wait while another node
+/// creates the same tables.
 const SET_UP: Duration = Duration::from_secs(60);
 
 /// The options of a [`PostgresStore`]. Created by [`PostgresStore::options`].
@@ -61,7 +61,8 @@ impl fmt::Debug for PostgresOptions {
 }
 
 impl PostgresOptions {
-    /// 8 connections for reads. A server accepts 100 connections by default, shared by all clients.
+    /// 8 connections for reads. By default, a PostgreSQL server accepts only 100 connections from all clients
+    /// together.
     pub const DEFAULT_CONNECTIONS: usize = 8;
 
     fn new(source: ConnectionSource) -> Self {
@@ -147,9 +148,11 @@ impl PostgresOptions {
     /// Sets the maximum number of connections for reads. Defaults to
     /// [`DEFAULT_CONNECTIONS`](Self::DEFAULT_CONNECTIONS).
     ///
-    /// The store opens one more connection for commits, so that commits never wait for reads. Another one
-    /// listens for other nodes' commits. This option has no effect on a host's pool, which reads and commits
-    /// share.
+    /// The store opens one more connection for commits, so that commits never wait for reads. It opens
+    /// another one to listen for other nodes' commits.
+    ///
+    /// This option has no effect on a pool that the host provides: there, reads and commits share the
+    /// connections.
     pub const fn max_connections(mut self, connections: NonZeroUsize) -> Self {
         self.connections = connections.get();
         self
@@ -178,8 +181,8 @@ impl PostgresOptions {
 
     /// Sets the time limit of a call, at most one day. Defaults to ten seconds.
     ///
-    /// Waiting for the response to a `COMMIT` may take the same time again. Listings may take six times as
-    /// long.
+    /// A commit may take twice this time, because waiting for the response to `COMMIT` has the same limit
+    /// again. A listing may take six times as long.
     pub const fn request_timeout(mut self, timeout: Duration) -> Self {
         self.timeouts.request = timeout;
         self
@@ -387,8 +390,8 @@ impl PostgresOptions {
         let ready = tokio::time::timeout(SET_UP * 2, ready).await;
         ready.unwrap_or(Err(PostgresFault::Late))?;
         if let Some(direct) = direct {
-            // Three quarters of the request timeout, so that a heartbeat fails before its call times out. The
-            // call then returns the heartbeat's error.
+            // Limit a heartbeat to three quarters of the request timeout. The heartbeat then fails before the
+            // call that waits for it. So the call can return the heartbeat's error instead of a timeout.
             let limit = timeouts.request / 4 * 3;
             let heartbeats = Heartbeats::start(direct, limit, &runtime);
             database.heartbeats = Some(Arc::new(heartbeats));
@@ -416,7 +419,8 @@ struct Connectors {
     writing: Pool,
     wait_limit: WaitLimit,
     listen: Option<listen::PendingListener>,
-    /// The connector for heartbeats. `None` if the host provides the pool.
+    /// The connector for heartbeat connections. `None` if the host provides the pool, because strict mode
+    /// does not support such a pool.
     direct: Option<Arc<dyn HeartbeatConnector>>,
 }
 

@@ -19,10 +19,12 @@ use crate::store::{
     AuditPage, Changes, ChangesError, Cursor, FoundKey, KeyPage, Locator, RowKey, ScanPage,
 };
 
-/// 512 rows per fetch of a listing, which may need more rows than it returns. An estimate.
+/// 512 rows per fetch of a listing. A listing may have to read more rows than it returns, because of its
+/// filters. The number is an estimate.
 const FETCHED: usize = 512;
 
-/// 512 rows at most in one query of the feed. A larger page takes several queries. An estimate.
+/// 512 rows at most in one query of the feed. A page with more rows takes several queries. The number is an
+/// estimate.
 const QUERIED: usize = 512;
 
 pub(super) async fn find(
@@ -63,8 +65,8 @@ pub(super) async fn changes(
     let some = limit.get().saturating_add(1).min(QUERIED);
     let most = i64::try_from(some).unwrap_or(i64::MAX);
     let with: [SqlParam<'_>; 2] = [&FeedPage::from(after), &most];
-    // The rows are queried before the cursor is checked, which saves a round trip. They are discarded if the
-    // follower must start over.
+    // Query the rows together with the data that the cursor is checked against. This saves a round trip. If
+    // the check fails, the follower must start over, and the rows are discarded.
     let (head, tag, mut found) = try_join3(
         head::read(session),
         stored_tag(session, after.revision),

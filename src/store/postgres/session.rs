@@ -61,13 +61,13 @@ pub(super) enum TimeLimit {
     Day,
 }
 
-/// The component that limits the wait for a connection.
+/// The component that ends a wait for a pooled connection after the connection timeout.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum WaitLimit {
-    /// The pool, because the store created it with timeouts. A pool with timeouts reports busy connections
-    /// and failed connections as different errors.
+    /// The pool ends the wait, because the store created it with timeouts. Such a pool returns different
+    /// errors if all connections are busy and if a new connection fails.
     Pool,
-    /// The store, because a pool from the host may have no timeouts.
+    /// The store ends the wait, because a pool that the host provides may have no timeouts.
     Store,
 }
 
@@ -105,7 +105,7 @@ impl Database {
             TimeLimit::Long => self.timeouts.request.saturating_mul(6),
             TimeLimit::Day => LONGEST,
         };
-        // `Instant::now() + limit` could overflow with a larger limit.
+        // Limit the time to a day: `Instant::now() + limit` could overflow with a larger value.
         limit.min(LONGEST)
     }
 
@@ -133,7 +133,8 @@ impl Database {
     }
 
     /// In strict mode, waits until the synchronous standby acknowledges a heartbeat on `server` that began
-    /// after this call. Until then a transaction on `server` must not be reported as successful.
+    /// after this call. Without this acknowledgement, a transaction on `server` must not be reported as
+    /// successful.
     ///
     /// Outside strict mode, returns immediately.
     async fn prove(&self, server: Option<ServerId>) -> Result<(), PostgresFault> {
@@ -180,7 +181,7 @@ impl Drop for Conn {
 pub(super) enum SessionMode {
     /// Reads one snapshot, which is taken after the session began.
     Read,
-    /// Reads one snapshot. The result is only a hint, so strict mode skips the heartbeat.
+    /// Reads one snapshot, of which only a hint is derived. So strict mode skips the heartbeat for it.
     Hint,
     /// Writes. Each statement sees all transactions that were committed before the statement began.
     Write,
@@ -204,8 +205,8 @@ impl SessionMode {
     }
 }
 
-/// Raises `synchronous_commit` to `on` if the default is `off` or `local`. `COMMIT` then waits for the fsync
-/// and for the synchronous standbys.
+/// Sets `synchronous_commit` to `on` if the server's default is `off` or `local`. So `COMMIT` waits for the
+/// fsync and for the synchronous standbys. Any other default stays in force.
 const DURABLE: &str = "SELECT set_config('synchronous_commit', 'on', true) \
      WHERE current_setting('synchronous_commit') IN ('off', 'local');";
 
@@ -250,10 +251,11 @@ impl Bundle {
         self.0.len() - 1
     }
 
-    /// Returns one future per statement, in order. A future sends its statement when first polled.
+    /// Returns one future per statement, in the order of the statements. A future sends its statement when it
+    /// is first polled.
     ///
-    /// The caller joins the futures with `try_join_all`. For up to 30 futures, `try_join_all` polls them in
-    /// order. A bundle has fewer statements than that.
+    /// The caller joins the futures with `try_join_all`, which polls up to 30 futures in order. A bundle has
+    /// fewer statements than that, so the statements are sent in order.
     fn sent<'a>(
         &'a self,
         ready: &'a [Statement],
@@ -272,7 +274,8 @@ impl Bundle {
     }
 }
 
-/// The pending `BEGIN` of a transaction. In strict mode, resolves to the server that began the transaction.
+/// The `BEGIN` of a transaction, whose response may not have arrived yet. In strict mode, the future returns
+/// the server that began the transaction.
 type PendingBegin = Shared<BoxFuture<'static, Result<Option<ServerId>, PostgresFault>>>;
 
 /// One transaction. If a session is dropped without [`end`](Self::end) or [`commit`](Self::commit), its
@@ -284,8 +287,8 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Sends the `BEGIN` of a transaction. The response is awaited together with the response to the first
-    /// statement, which saves a round trip.
+    /// Sends the `BEGIN` of a transaction, and does not wait for the response. The first statement waits for
+    /// both responses, which saves a round trip.
     pub(super) async fn begin(
         database: &Arc<Database>,
         mode: SessionMode,
@@ -366,7 +369,8 @@ impl Session {
         Ok(ready)
     }
 
-    /// Sends a statement, and returns the statement's result if the `BEGIN` succeeded.
+    /// Sends a statement. Returns the result of the statement only if the `BEGIN` of the transaction
+    /// succeeded.
     async fn after_begin<T>(
         &self,
         asked: impl Future<Output = Result<T, tokio_postgres::Error>>,
@@ -401,8 +405,8 @@ impl Session {
         self.after_begin(fetched).await
     }
 
-    /// Calls `look` with each row that `sql` selects, until `look` returns `false`. Rows are fetched in
-    /// batches of `some`.
+    /// Calls `look` with each row that the query in `sql` selects, until `look` returns `false`. The rows are
+    /// fetched in batches of `some` rows.
     pub(super) async fn each(
         &self,
         sql: &str,
@@ -457,7 +461,8 @@ impl Session {
     /// The caller must discard the rows if this method fails.
     pub(super) async fn end(self) -> Result<(), PostgresFault> {
         let server = self.begun.clone().await?;
-        // The first poll sends the `ROLLBACK`. The response is not awaited, because nothing was written.
+        // The first poll sends the `ROLLBACK`. Do not wait for the response, because the transaction wrote
+        // nothing.
         drop(self.conn.client()?.batch_execute("ROLLBACK").now_or_never());
         self.database.prove(server).await?;
         self.give_back();
@@ -512,11 +517,11 @@ impl Session {
         }
     }
 
-    /// Returns the connection to the pool. Not called after a failed heartbeat: the connection is closed
-    /// then, because a new connection may reach the current primary.
+    /// Returns the connection to the pool. If a heartbeat failed, this method is not called, and the
+    /// connection is closed. A new connection may then reach the current primary.
     fn give_back(self) {
         let Self { conn, begun, .. } = self;
-        // The completed future no longer holds an `Arc` of the connection.
+        // `begun` holds a reference to the connection. Drop it first, so that `conn` is the last reference.
         drop(begun);
         if let Some(conn) = Arc::into_inner(conn) {
             conn.give_back();

@@ -12,7 +12,8 @@ use crate::core::view::Revision;
 use crate::store::Epoch;
 use crate::store::sql::{CommitRow, StoreRow};
 
-/// 20 attempts, because nodes that create the same tables concurrently roll each other back. An estimate.
+/// 20 attempts to set up the tables. If several nodes create the same tables at the same time, the server
+/// rolls some of them back. The number is an estimate.
 const ATTEMPTS: usize = 20;
 
 /// Creates the tables and their head row if these are missing. Without `create`, missing tables are an
@@ -42,7 +43,7 @@ fn is_concurrent_set_up(fault: &PostgresFault) -> bool {
         SqlState::DUPLICATE_SCHEMA,
         SqlState::DUPLICATE_TABLE,
         SqlState::DUPLICATE_OBJECT,
-        // The code of "tuple concurrently updated".
+        // The server returns this code for its internal error "tuple concurrently updated".
         SqlState::INTERNAL_ERROR,
     ];
     fault.is_contention() || fault.code().is_some_and(|code| met.contains(code))
@@ -69,7 +70,8 @@ async fn attempt(
             return Err(PostgresFault::Missing);
         }
         let there = "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = $1";
-        // `CREATE SCHEMA IF NOT EXISTS` needs the privilege to create schemas even if the schema exists.
+        // Check whether the schema exists: even for an existing schema, `CREATE SCHEMA IF NOT EXISTS` needs
+        // the privilege to create schemas.
         if tx.query_opt(there, &[&name]).await?.is_none() {
             tx.batch_execute(&database.schema.create()).await?;
         }
@@ -85,8 +87,8 @@ async fn attempt(
         found => return Err(PostgresFault::version(found, VERSION)),
     }
     if !has_head(&tx, prefix).await? {
-        // The row lock lasts until the transaction ends. A concurrent node waits here, then finds the head
-        // that this node inserted.
+        // Lock the version row until the transaction ends. Another node that sets up the same tables waits
+        // here. It then finds the head row that this node has inserted.
         tx.query(&format!("{version} FOR UPDATE"), &[]).await?;
         if !has_head(&tx, prefix).await? {
             begin_history(&tx, prefix).await?;
@@ -102,8 +104,8 @@ async fn has_head(client: &impl GenericClient, prefix: &str) -> Result<bool, Pos
     Ok(client.query_opt(&sql, &[]).await?.is_some())
 }
 
-/// Inserts the head row of a new store. Fails if a table is not empty, because such a store has lost its head
-/// row.
+/// Inserts the head row of a new store. Fails if one of the tables already has rows. Such a store is not new
+/// but has lost its head row.
 async fn begin_history(
     tx: &deadpool_postgres::Transaction<'_>,
     prefix: &str,

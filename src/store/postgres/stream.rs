@@ -20,11 +20,12 @@ use super::session::{Database, Session, SessionMode};
 use crate::store::ScanPage;
 use crate::store::sql::{COLUMNS, Head, REMOVED};
 
-/// 256 rows per page, so that the memory of a page is still in the CPU cache when a later page reuses it.
-/// An estimate.
+/// 256 rows per page. The memory of such a page is still in the CPU cache when a later page reuses it. The
+/// number is an estimate.
 const PAGE_ROWS: usize = 256;
 
-/// 16 pages may be read ahead, so that reading and consuming rarely block each other. An estimate.
+/// At most 16 pages are read ahead, so that the reading task and the consumer rarely wait for each other. The
+/// number is an estimate.
 pub(super) const PAGES_AHEAD: usize = 16;
 
 /// The task that decodes a page.
@@ -78,7 +79,7 @@ pub(super) async fn everything(
             let rows = rows.map_err(|_| PostgresFault::Late)??;
             came += rows.len();
             let done = rows.len() < most;
-            // The receiver needs the head, so an empty store sends one empty page.
+            // The receiver needs the head of the store. So if the store is empty, send one page without rows.
             if !rows.is_empty() || !sent_any {
                 sent_any = true;
                 if pages.send(decode(head, rows)).await.is_err() {
@@ -101,7 +102,7 @@ pub(super) async fn everything(
         let following = timeout(time_limit, following).await;
         coming = following.map_err(|_| PostgresFault::Late)??;
     }
-    // In strict mode this call can fail. The caller must then discard all pages.
+    // In strict mode `end` fails if no heartbeat confirms the reads. The caller must then discard all pages.
     session.end().await
 }
 

@@ -43,7 +43,7 @@ impl Certificates {
         self.client = Some((Pem::new(certificate), Pem::new(key)));
     }
 
-    /// Fills in the certificate files that a URL names. Certificates from the options take precedence.
+    /// Adds the certificate files that a URL names, for certificates that the options do not set.
     pub(super) fn or(self, files: CertificateFiles) -> Result<Self, ConnectError> {
         let CertificateFiles {
             roots,
@@ -65,7 +65,8 @@ impl Certificates {
         })
     }
 
-    /// Returns `true` if the options or the URL name certificates, which ask for encryption.
+    /// Returns `true` if the options or the URL name certificates. Connections are then encrypted, unless the
+    /// URL says `sslmode=disable`.
     pub(super) const fn are_given(&self) -> bool {
         self.roots.is_some() || self.client.is_some()
     }
@@ -133,7 +134,7 @@ impl Pem {
 fn certificates(pem: &Pem) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
     let text = pem.text()?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    // The parse error is left out, because it may quote a private key in the same text.
+    // Leave the parse error out, because it may quote the text, which may also contain a private key.
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
         _ => Err(unusable(

@@ -19,10 +19,10 @@ use super::fault::ConnectError;
 pub(super) enum Encryption {
     /// `disable`: no encryption.
     Disabled,
-    /// No `sslmode`, or `allow` or `prefer`. The last two are treated as unspecified, because an attacker on
-    /// the network could downgrade them.
+    /// The URL has no `sslmode`, or it has `allow` or `prefer`. Both are treated like a missing `sslmode`.
+    /// Neither guarantees encryption, so an attacker on the network could prevent it.
     Unspecified,
-    /// `require`, `verify-ca` or `verify-full`. All three mean `verify-full`.
+    /// `require`, `verify-ca` or `verify-full`. This crate treats all three as `verify-full`.
     Required,
 }
 
@@ -78,8 +78,8 @@ impl Url {
         })
     }
 
-    /// Returns `true` if connections must be encrypted. If certificates are given, only `sslmode=disable`
-    /// turns encryption off.
+    /// Returns `true` if connections must be encrypted. If the options or the URL name certificates,
+    /// connections are encrypted unless the URL says `sslmode=disable`.
     pub(super) fn is_encrypted(&self, certificates_given: bool) -> bool {
         match self.encryption {
             Encryption::Disabled => false,
@@ -94,15 +94,15 @@ impl Url {
             Host::Tcp(name) => name == "localhost" || name.parse().is_ok_and(|ip| is_loopback(&ip)),
             Host::Unix(_) => true,
         };
-        // If the URL has `hostaddr`, the driver connects to these addresses. The hosts are then only the
-        // names that certificates must match.
+        // If the URL has `hostaddr`, the driver connects to the addresses in it. The hosts are then only the
+        // names that the servers' certificates must match.
         match self.config.get_hostaddrs() {
             [] => self.config.get_hosts().iter().all(here),
             addresses => addresses.iter().all(is_loopback),
         }
     }
 
-    /// Returns the driver's configuration. `limit` is the connect timeout if the URL sets none.
+    /// Returns the configuration for the driver. If the URL sets no connect timeout, `limit` is used.
     pub(super) fn config(self, encrypted: bool, limit: Duration) -> Result<Config, ConnectError> {
         let mut config = self.config;
         let file = |host: &Host| matches!(host, Host::Unix(_));
@@ -124,7 +124,8 @@ impl Url {
     }
 }
 
-/// A callback that handles an option of the URL. Returns `false` to leave the option to the driver.
+/// A callback that gets the name and the value of an option in the URL. It returns `true` if it has handled
+/// the option, and `false` to leave the option to the driver.
 type OptionHandler<'t> = &'t mut dyn FnMut(&str, &str) -> Result<bool, ConnectError>;
 
 /// Returns the index of the `?` at which the driver splits the parameters from a URL. Without parameters,

@@ -20,14 +20,15 @@ use crate::store::sql::{
 };
 use crate::store::{Commit, CommitError, Row, RowKey};
 
-/// The revision of an accepted commit, or the error of a refused commit. A refused commit writes nothing.
+/// The result of one commit: its revision if it was accepted, and the error if it was refused. A refused
+/// commit writes nothing.
 pub(super) type CommitResult = Result<Revision, CommitError>;
 
-/// The existing claim on a key's id.
+/// The present use of a key id, which decides whether a commit may write a key with this id.
 enum IdClaim {
-    /// A key of this tenant, which the same tenant may replace.
+    /// The id belongs to a key of the named tenant. Only that tenant may replace the key's record.
     Tenant(String),
-    /// A removed key, or a row of another kind. No key may use the id again.
+    /// The id belongs to a removed key, or to a row of another kind. No commit may write a key with it.
     Removed,
 }
 
@@ -35,11 +36,11 @@ enum IdClaim {
 pub(super) struct CommitBatch {
     head: Head,
     tenants: HashMap<TenantId, TenantHead>,
-    /// The ids of the commits' keys that the tables contained before the transaction.
+    /// The ids of keys that the commits write, and that were in the tables before this transaction.
     existing: HashSet<KeyId>,
     claims: HashMap<KeyId, IdClaim>,
     digests: HashMap<Digest, KeyId>,
-    /// The revision of each guarded row. A guarded row that does not exist has no entry.
+    /// The revision of each guarded row. If a guarded row does not exist, this map has no entry for it.
     guarded: HashMap<RowKey, Revision>,
     new_rows: NewRows,
 }
@@ -81,10 +82,10 @@ pub(super) struct NewRows {
     pub(super) gone: Vec<KeyId>,
 }
 
-/// Returns the statement that locks the tenants, and the statement that locks the head.
+/// Returns two statements: one locks the tenants' rows, and the other locks the head row.
 ///
-/// The head statement locks nothing if every commit expects an outdated revision. Those commits are conflicts
-/// in any case, because their tenants are locked and cannot change.
+/// If every commit of the batch expects an outdated revision, the second statement locks nothing. All of them
+/// will be refused as conflicts: their tenants are locked, so their revisions cannot change.
 fn locks() -> (String, String) {
     let tenants = format!("{TENANTS} ORDER BY tenant FOR UPDATE");
     let head = format!(
@@ -96,8 +97,8 @@ fn locks() -> (String, String) {
 }
 
 impl CommitBatch {
-    /// Locks the tenants and the head, then reads every row that the checks need. Returns `None` if all
-    /// commits expect outdated revisions.
+    /// Locks the tenants and the head, and then reads every row that the checks need. Returns `None` if every
+    /// commit expects an outdated revision and will be refused.
     pub(super) async fn begin(
         session: &Session,
         commits: &[&Commit],
@@ -112,7 +113,7 @@ impl CommitBatch {
         let fresh: BTreeSet<&str> = fresh.map(|commit| commit.tenant.as_str()).collect();
         let mut expected = Vec::new();
         for commit in commits {
-            // A revision above `i64::MAX` matches no tenant. -1 matches no tenant either.
+            // No tenant has a revision above `i64::MAX`. Use -1 instead, which also matches no tenant.
             let at = signed(commit.expected.0).unwrap_or(-1);
             expected.push((commit.tenant.to_string(), at));
         }
@@ -134,8 +135,8 @@ impl CommitBatch {
         ];
         let head = bundle.add(lock_head, both);
         let version = bundle.add(VERSIONED, Vec::new());
-        // Another transaction may have created a tenant between the tenant lock, which found no row, and the
-        // head lock.
+        // A tenant without a row cannot be locked. So another transaction may have created the tenant before
+        // this one locked the head. Read such tenants again.
         let missing = (!fresh.is_empty()).then(|| bundle.add(TENANTS, vec![texts(&fresh)]));
         let id_rows = (!ids.is_empty()).then(|| {
             let sql = "SELECT id, kind, tenant FROM $s.rows WHERE id = ANY($1) \
@@ -168,8 +169,8 @@ impl CommitBatch {
             let rows = place.and_then(|place| found.get(place));
             rows.map(Vec::as_slice).unwrap_or_default()
         };
-        // A migration also locks the head, and may have committed just before this transaction got the lock.
-        // So the version is checked under the lock.
+        // Check the version of the tables while the head is locked. A migration also locks the head, and may
+        // have committed just before this transaction got the lock.
         check_version(rows_of(Some(version)))?;
         let mut tenants = HashMap::new();
         for row in rows_of(Some(locked)).iter().chain(rows_of(missing)) {
@@ -202,7 +203,8 @@ impl CommitBatch {
         for row in rows_of(named) {
             let (kind, tenant, name): (i16, &str, &str) =
                 (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            // A row with a malformed name cannot be guarded, because no commit can name the row.
+            // A row whose tenant or owner name is malformed needs no entry, because no guard can name such a
+            // row.
             let key = TenantId::new(tenant)
                 .ok()
                 .and_then(|tenant| match i64::from(kind) {
@@ -236,7 +238,8 @@ impl CommitBatch {
             Some(IdClaim::Removed) => false,
         };
         let holder = |digest: &Digest| self.digests.get(digest).copied();
-        // An earlier commit of this batch may change the row, so the batch's own rows come first.
+        // An earlier commit of the same batch may change the guarded row. So look in the batch's own rows
+        // first.
         let row_at = |row: &RowKey| match self.new_rows.rows.get(row) {
             Some((place, _)) => revision_of(*place),
             None => self.guarded.get(row).copied().unwrap_or_default(),
@@ -253,7 +256,7 @@ impl CommitBatch {
         for (number, entry) in commit.effects.audit.iter().enumerate() {
             entries.push((place(next, number)?, AuditColumns::of(entry)?));
         }
-        // Nothing below can fail, so a commit is never added in part.
+        // Nothing below can fail. So the batch contains the whole commit or nothing of it.
         let row = self.head.advance(commit.tag);
         let revision = row.revision;
         self.new_rows.commits.push(row);
@@ -283,7 +286,8 @@ impl CommitBatch {
         let last = self.new_rows.commits.last().copied();
         let rows = &self.new_rows.rows;
         let mut bundle = Bundle::default();
-        // A tombstone's id is always deleted, because the batch did not read whether that key has a row.
+        // For a tombstone, always delete the old row of its key, because the batch did not read whether such
+        // a row exists.
         let replaced = |(key, (_, fields)): (&RowKey, &(i64, OwnedRow))| match key {
             RowKey::Key(id) if fields.kind != KEY || self.existing.contains(id) => {
                 Some(id_bytes(*id).to_vec())
@@ -424,6 +428,6 @@ const MOVE_HEAD: &str =
     "UPDATE $s.head SET revision = $27, tag = $28, commit_seal = $29 WHERE one = 1";
 
 fn small(number: i64) -> i16 {
-    // All callers pass kinds and flags, which are single digits.
+    // All callers pass a kind or a flag, which is a single digit. So the conversion cannot fail.
     i16::try_from(number).unwrap_or(-1)
 }

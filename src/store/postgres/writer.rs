@@ -11,27 +11,31 @@ use super::session::{Database, Session, SessionMode};
 use super::write::{CommitBatch, CommitResult};
 use crate::store::{Commit, CommitError, StoreError, StoreErrorKind};
 
-/// 4,096 rows in one transaction, unless one commit alone has more: enough to amortise the fsync, and a few megabytes at most.
+/// 4,096 rows at most in one transaction, unless a single commit has more. This is enough to share the cost
+/// of an fsync, and needs a few megabytes of memory at most.
 const MAX_ROWS: usize = 4096;
 
-/// 8 attempts at commits that the server rolled back because of other transactions. Each attempt starts after the conflicting transaction has ended.
+/// 8 attempts to write a group of commits. The server may roll a group back because of other nodes'
+/// transactions. Each attempt starts after the conflicting transaction has ended.
 const ATTEMPTS: usize = 8;
 
 const DOING: &str = "committing to the database";
 
-/// A commit in flight, and the channel of its caller, who may have stopped waiting.
+/// A commit that waits or is being written, and the channel on which its caller waits for the answer.
 struct QueuedCommit {
     commit: Commit,
     answer: oneshot::Sender<CommitResult>,
 }
 
-/// The handle of the task, which ends when the handle is dropped and every queued commit has its answer.
+/// The handle of the writer task. After the handle is dropped, the task answers every queued commit and then
+/// ends.
 pub(super) struct PostgresWriter {
     queue: mpsc::UnboundedSender<QueuedCommit>,
 }
 
 impl PostgresWriter {
-    /// Starts the task. The task notifies `landed` and sends a hint after every durable group.
+    /// Starts the task. After each group of commits that was written, the task notifies `landed`, and sends a
+    /// hint to the other nodes.
     pub(super) fn start(
         database: Arc<Database>,
         runtime: &tokio::runtime::Handle,
@@ -43,10 +47,12 @@ impl PostgresWriter {
             while let Some(group) = next_group(&mut waiting).await {
                 if settle(&database, group).await {
                     landed.notify(usize::MAX);
-                    // One hint in the channel covers all groups until it is received.
+                    // The channel has room for one hint. If it is full, the waiting hint also covers this
+                    // group, so the send may fail.
                     let _ = hints.try_send(());
                 }
-                // Callers that were answered may commit again: those commits join the next group.
+                // Let the callers run that were just answered. If they commit again, their commits join the
+                // next group.
                 tokio::task::yield_now().await;
             }
         };
@@ -66,8 +72,8 @@ impl PostgresWriter {
     }
 }
 
-/// Takes the waiting commits, as many as fit into one transaction. `None` if the handle was dropped and no
-/// commit waits.
+/// Takes as many waiting commits as fit into one transaction. `None` if the handle was dropped and no commit
+/// is left.
 async fn next_group(
     waiting: &mut mpsc::UnboundedReceiver<QueuedCommit>,
 ) -> Option<Vec<QueuedCommit>> {
@@ -83,7 +89,7 @@ async fn next_group(
         rows += size(&queued) + 1;
         group.push(queued);
     }
-    // Drops commits whose callers stopped waiting. No work on these commits has started.
+    // Drop the commits whose callers stopped waiting, because nothing of them has been written.
     group.retain(|queued| !queued.answer.is_closed());
     Some(group)
 }
@@ -92,13 +98,15 @@ async fn next_group(
 /// the group may or may not have been written.
 type Outcome = Result<Vec<CommitResult>, PostgresFault>;
 
-/// Writes a group and answers its commits. Returns whether anything may have been written.
+/// Writes a group of commits, and answers their callers. Returns whether some of the commits may have been
+/// written.
 async fn settle(database: &Arc<Database>, group: Vec<QueuedCommit>) -> bool {
     if group.is_empty() {
         return false;
     }
     match persist(database, &group).await {
-        // A commit that cannot be written must not fail the others of its group.
+        // Retry the commits of the group one by one, so that a commit that cannot be written does not fail
+        // the others.
         Err(fault) if fault.is_of_one_commit() && group.len() > 1 => {
             let mut landed = false;
             for queued in group {
@@ -166,7 +174,7 @@ async fn once(database: &Arc<Database>, commits: &[&Commit]) -> Outcome {
         }
         Ok::<_, PostgresFault>((verdicts, Some((session, batch))))
     };
-    // Judging writes nothing durable. So after a timeout here nothing was written.
+    // Judging the commits writes nothing durable. So if the timeout ends the judging, nothing was written.
     let judged = tokio::time::timeout(limit, judge).await;
     let (verdicts, accepted) = judged.unwrap_or(Err(PostgresFault::Late))?;
     if let Some((session, batch)) = accepted {

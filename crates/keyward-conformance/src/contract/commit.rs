@@ -196,8 +196,8 @@ pub async fn a_removed_key_never_comes_back<S: KeyStore>(
     fixture.check_contents("after the refusals").await
 }
 
-/// Removing a key that was never stored takes the key's id permanently. A commit that both creates and
-/// deletes a key contains only such a removal.
+/// If a commit removes a key that was never stored, the key's id is taken permanently. This happens if one
+/// commit both creates and deletes a key: the commit then contains only the removal.
 pub async fn removing_a_key_never_stored_takes_its_id<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -359,8 +359,8 @@ pub async fn concurrent_claims_of_one_digest_have_one_winner<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
     let mut fixture = StoreFixture::new(make, "concurrent_claims_of_one_digest_have_one_winner");
-    // In the first rounds, the second commit starts after the first one was polled up to 8 times. In later
-    // rounds, both start together.
+    // In the first rounds, poll the first commit a few times before the second commit starts, one poll more
+    // in each round, up to 8. In later rounds, start both commits together.
     for round in 0..=3 * STEPS {
         let mut claims = |path: &str, number: u64| {
             let key = 10 * round as u64 + number;
@@ -525,8 +525,8 @@ pub async fn a_dropped_commit_is_all_or_nothing<S: KeyStore>(
         if let Some(Err(error)) = &answer {
             return Err(fixture.fail(format!("commit failed: {error}")));
         }
-        // The commit `fence` has the same expected revision as the dropped commit. If `fence` is applied, the
-        // dropped commit can no longer be. If `fence` conflicts, the dropped commit was applied.
+        // `fence` is a commit with the same expected revision as the dropped commit. If `fence` is applied,
+        // the dropped commit can no longer be applied. If `fence` conflicts, the dropped commit was applied.
         let fence = fixture.batch("acme").put(key(9));
         match fixture.store.commit(fence.commit.clone()).await {
             Ok(revision) => fixture.record_commit(&fence, revision),

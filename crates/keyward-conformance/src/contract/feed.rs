@@ -61,7 +61,7 @@ async fn history<S: KeyStore>(fixture: &mut StoreFixture<S>) -> ClauseResult {
     Ok(())
 }
 
-/// 40 changes, a page limit that no history in this file reaches, so that one page has all changes.
+/// 40 changes: a page with this limit contains the whole history of any check in this file.
 const ALL: usize = 40;
 
 fn renamed(n: u64) -> KeyRecord {
@@ -147,8 +147,8 @@ pub async fn a_revision_is_never_split_across_pages<S: KeyStore>(
     Ok(())
 }
 
-/// A page's `upto` is the revision that a follower has reached after this page. No change up to `upto` may be
-/// missing.
+/// After a page, a follower is at the page's `upto`. So no change up to `upto` may be missing from this page
+/// and the pages before it.
 pub async fn nothing_up_to_upto_is_missing<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {

@@ -25,11 +25,11 @@ use keyward::{KeyId, Reason, Role, ScopeSet, TenantId, Timestamp};
 
 pub(super) type ClauseResult = Result<(), ClauseViolation>;
 
-/// 1,000 pages. A check fails if a query has more pages, because the store then probably returns pages
-/// without end.
+/// 1,000 pages: if a query returns more, the check fails. The store then probably returns pages without end.
 const MAX_PAGES: usize = 1_000;
 
-/// 8 polls. A check polls a future up to this number of times before it drops the future or runs another one.
+/// 8 polls: the largest number of times that a check polls a future before it drops the future or runs
+/// another one.
 pub(super) const STEPS: usize = 8;
 
 /// Parses a literal, and panics if the literal is invalid.
@@ -117,7 +117,7 @@ pub(super) fn key(n: u64) -> KeyRecord {
     }
 }
 
-/// Returns the imported key with the number `n`, whose digest is the hash of the text in `of`.
+/// Returns the imported key with the number `n`. Its digest is the hash of the text `of`.
 pub(super) fn imported(n: u64, of: &str) -> KeyRecord {
     key(n).with(|key| {
         key.prefix = None;
@@ -261,7 +261,7 @@ impl CommitBuilder {
         self
     }
 
-    /// Claims the digest of the text in `of` for a key. The commit does not write the key itself.
+    /// Claims the digest of the text `of` for a key, without writing the key itself.
     pub(super) fn claim(mut self, of: &str, key: KeyId) -> Self {
         self.commit.effects.digests.push((digest(of), key));
         self.entry(Action::KeyDisabled, Some(key))
@@ -427,13 +427,13 @@ impl<S: KeyStore> StoreFixture<S> {
         Ok(revision)
     }
 
-    /// Adds a commit to the expected contents, if a check has executed the commit directly on the store.
+    /// Adds a commit to the expected contents. For a check that has called the store's `commit` directly.
     pub(super) fn record_commit(&mut self, batch: &CommitBuilder, revision: Revision) {
         self.expected.apply(&batch.commit, revision);
     }
 
-    /// Adds the applied ones of several concurrent commits to the expected contents. Fails if the store
-    /// applied a commit although a guarded row had changed before.
+    /// Adds those of several concurrent commits to the expected contents that the store has applied. Fails if
+    /// the store applied a commit although a guarded row had changed before.
     pub(super) fn record_outcomes(
         &mut self,
         answers: impl IntoIterator<Item = (CommitBuilder, Result<Revision, CommitError>)>,
@@ -765,8 +765,8 @@ impl<'a, T> PolledFuture<'a, T> {
                 }
                 first = false;
                 self.poll(cx);
-                // After the last poll the method returns immediately, so that the check can run another
-                // future before this one is woken.
+                // Return immediately after the last poll, without waiting to be woken. The check can then run
+                // another future first.
                 if self.output.is_some() || step == steps {
                     return Poll::Ready(());
                 }

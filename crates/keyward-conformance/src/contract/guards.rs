@@ -13,8 +13,8 @@ use keyward::store::{KeyStore, Revision, RowKey};
 /// A function that adds a change to a commit.
 type CommitEdit = fn(CommitBuilder) -> CommitBuilder;
 
-/// The store applies a commit if each guarded row is still at its guard's revision, whatever the row's
-/// tenant. A row that never existed is at revision zero.
+/// The store applies a commit if each guarded row still has the revision that its guard names. The row may
+/// belong to any tenant. A row that never existed has revision zero.
 pub async fn a_commit_whose_guards_hold_is_applied<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -56,8 +56,8 @@ pub async fn a_commit_whose_guards_hold_is_applied<S: KeyStore>(
     fixture.check_contents("after the commits").await
 }
 
-/// The store refuses a commit as a conflict, and writes nothing, if one of its guarded rows has changed. A
-/// guard ahead of its row is also refused.
+/// If one of a commit's guarded rows has changed, the store refuses the commit as a conflict, and writes
+/// nothing. It also refuses a guard whose revision is higher than that of its row.
 pub async fn a_commit_whose_guarded_row_moved_is_a_conflict<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -91,8 +91,8 @@ pub async fn a_commit_whose_guarded_row_moved_is_a_conflict<S: KeyStore>(
                 let what = format!("{path} on {row:?} {how}");
                 let alone = full.clone().guarded(row.clone(), revision);
                 fixture.conflicts(&what, alone).await?;
-                // Tries the failing guard at each position among guards that hold, because a store may check
-                // only some of them.
+                // Put the failing guard at each position among guards that hold, because a faulty store may
+                // check only some guards.
                 for place in 0..=others.len() {
                     let stands = |own: &RowKey| (own.clone(), fixture.expected.row_at(own));
                     let mut all: Vec<_> = others.iter().map(stands).collect();
@@ -135,7 +135,7 @@ pub async fn a_commit_whose_guarded_row_appeared_is_a_conflict<S: KeyStore>(
             .conflicts(&format!("{row:?}, which appeared"), absent.clone())
             .await?;
         fixture.check_contents("after the conflict").await?;
-        // A commit of an unrelated tenant in between must not make the guard hold again.
+        // After a commit of an unrelated tenant, the guard must still fail.
         let batch = fixture.batch("globex").put(key(n + 20));
         fixture.commit(batch).await?;
         fixture
@@ -150,8 +150,8 @@ pub async fn a_commit_whose_guarded_row_appeared_is_a_conflict<S: KeyStore>(
         .await
 }
 
-/// The store refuses a commit with a guard on a key once the key is removed. The check accepts any revision
-/// for the removed key, because its tombstone may be compacted.
+/// If a commit has a guard on a key, and the key was removed, the store refuses the commit. The check uses
+/// the revision that the key had before its removal, because the tombstone may be compacted.
 pub async fn a_commit_whose_guarded_key_was_removed_is_a_conflict<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -222,8 +222,8 @@ pub async fn a_guard_holds_until_its_commit_is_applied<S: KeyStore>(
     for guarded_first in [true, false] {
         let mut fixture = StoreFixture::new(make, clause);
         acme(&mut fixture).await?;
-        // In the first rounds, the second commit starts after the first one was polled up to 8 times. In
-        // later rounds, both start together.
+        // In the first rounds, poll the first commit a few times before the second commit starts, one poll
+        // more in each round, up to 8. In later rounds, start both commits together.
         for round in 0..=3 * STEPS {
             let row = RowKey::Key(id(1));
             let stands = fixture.expected.row_at(&row);
@@ -251,8 +251,8 @@ pub async fn a_guard_holds_until_its_commit_is_applied<S: KeyStore>(
     }
     let mut fixture = StoreFixture::new(make, clause);
     acme(&mut fixture).await?;
-    // The first commit occupies the store, so that a store that batches commits puts the others into one
-    // batch.
+    // The first commit keeps the store busy. So a store that batches commits puts all the other commits into
+    // one batch.
     let mut batches = vec![
         fixture.batch("globex").put(key(3)),
         fixture

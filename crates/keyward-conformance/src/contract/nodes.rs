@@ -323,7 +323,8 @@ pub async fn concurrent_reports_end_at_the_latest<R: NodeRegistry>(
         older.steps(steps).await;
         let mut newer = PolledFuture::new(fixture.registry.report(sample_report(1, 3)));
         for _ in 0..STEPS {
-            // One poll at a time, because the newer report may have to wait until the older report completes.
+            // Poll the newer report only once per round: it may have to wait until the older report
+            // completes.
             newer.steps(1).await;
         }
         let older = newer.let_pass(older.finish()).await;

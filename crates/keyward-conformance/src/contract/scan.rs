@@ -55,8 +55,8 @@ pub async fn a_scan_returns_every_row_in_order<S: KeyStore>(
     Ok(())
 }
 
-/// The pages of a scan may come from different snapshots. A follower that then applies the changes after the
-/// first page's head ends with the store's rows.
+/// The pages of a scan may come from different snapshots. After the scan, a follower applies the changes
+/// since the first page's head. It must then have the same rows as the store.
 pub async fn a_scan_and_its_changes_lead_to_the_store<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -72,8 +72,8 @@ pub async fn a_scan_and_its_changes_lead_to_the_store<S: KeyStore>(
         take(&mut rows, page.rows);
         let Some(after) = page.next else { break };
         let batch = fixture.batch("acme");
-        // Changes the store between two pages, both at rows that the scan has passed and at rows that are
-        // still to come.
+        // Change the store between two pages: at rows that the scan has already returned, and at rows that it
+        // has not returned yet.
         let batch = match taken {
             1 => batch.put(key(20)).put(renamed.clone()),
             4 => batch.remove(id(2)).remove(id(4)),

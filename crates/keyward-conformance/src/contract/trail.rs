@@ -32,8 +32,8 @@ async fn trail<S: KeyStore>(fixture: &mut StoreFixture<S>) -> ClauseResult {
         .put(key(4))
         .by("annette", "setup-2");
     fixture.commit(batch.decided_at(at(120))).await?;
-    // The clock of this commit's node is slow, so the decision time is earlier than before. The trail must
-    // still be in commit order.
+    // This commit has an earlier decision time than the commit before it, as if its node's clock were slow.
+    // The audit trail must still be in the order of the commits.
     let batch = fixture
         .batch("globex")
         .entry(Action::KeyDisabled, Some(id(3)));

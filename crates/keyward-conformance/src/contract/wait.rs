@@ -17,8 +17,8 @@ pub async fn waiting_does_not_fail<S: KeyStore>(
     let head = fixture.head().await?;
     for cursor in [before, head] {
         let mut waiting = PolledFuture::new(fixture.store.wait_past(cursor));
-        // Polls only once, because `wait_past` may stay pending until the next commit, and this check makes
-        // no other commit.
+        // Poll only once: `wait_past` may stay pending until the next commit, and this check makes no other
+        // commit.
         waiting.steps(1).await;
         if let Some(Err(error)) = waiting.output() {
             return Err(fixture.fail(format!("waiting past {cursor:?} failed: {error}")));

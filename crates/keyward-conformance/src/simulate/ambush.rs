@@ -59,7 +59,8 @@ pub(super) async fn late_reply(run: Arc<Run>, machine: usize, held: HeldKey) {
         };
         other(run.setup.nodes, machine, state.dice.next())
     };
-    // `Enable` changes nothing here, but the node's manager loads the key's rows and passes them to the node.
+    // `Enable` changes nothing here. But to decide that, the node's manager loads the key's rows, and passes
+    // them to the node.
     change(&run, machine, &held, |key| Command::Enable { key });
     for _ in 0..3 {
         let verify = run

@@ -17,8 +17,8 @@ use keyward::{
     UpdateKey,
 };
 
-/// 3 attempts per command. Every attempt has the same command id, because a failed attempt may still have
-/// been committed.
+/// 3 attempts to execute a command. All have the same command id: a failed attempt may have been committed,
+/// and the next attempt must then change nothing.
 const MOST_ATTEMPTS: usize = 3;
 
 /// Injects random faults, one after another, until the run ends its faults.
@@ -164,8 +164,8 @@ pub(super) async fn present_keys(run: Arc<Run>) {
     }
 }
 
-/// Presents a key once to every node, at a random time: before the bound has passed, just afterwards, or much
-/// later.
+/// Presents a key once to every node. The time is random: before the staleness bound has passed, just
+/// afterwards, or much later.
 fn probe(run: &Arc<Run>, held: &HeldKey) {
     for machine in 0..run.setup.nodes {
         let mut state = run.world.state();

@@ -56,8 +56,7 @@ type InvariantBreach = (Invariant, String);
 impl CommitLedger {
     pub(super) fn new(policy: Policy, peppers: PepperRing) -> Self {
         let worst = policy.spec().propagation.worst_case();
-        // 2 µs more for rounding, because simulated time has whole microseconds, and clocks have whole
-        // nanoseconds.
+        // Add 2 µs for rounding: simulated time has whole microseconds, but clocks have nanoseconds.
         let bound = u64::try_from(worst.as_micros()).unwrap_or(u64::MAX) + 2;
         Self {
             policy,
@@ -284,12 +283,12 @@ impl CommitLedger {
             let Some(versions) = self.rows.get(&gate) else {
                 continue;
             };
-            // The index of the version that was current at `since`. Later versions until `until` may permit
-            // the key as well.
+            // The index of the version that was current at `since`. The node may also have used a later
+            // version, up to `until`.
             let oldest = versions.iter().rposition(|version| version.landed <= since);
             let floor = own(&gate);
             let good = |from: Option<usize>| {
-                // A tenant or owner that had no row at that time cannot have ended the key.
+                // The tenant or owner had no row at that time, so its row cannot have ended the key.
                 if from.is_none() && gate != row {
                     return true;
                 }

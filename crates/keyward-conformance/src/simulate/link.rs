@@ -231,8 +231,8 @@ impl KeyStore for Link {
     }
 
     fn changes_now(&self, _: Cursor, _: NonZeroUsize) -> Option<Result<Changes, ChangesError>> {
-        // Returns `None`. An answer would sync the node at every verification, and the node would never
-        // become stale.
+        // Return `None`, as a remote store does. With an answer, the node would sync at every verification,
+        // and would never become stale.
         None
     }
 }

@@ -12,7 +12,7 @@
 //!
 //! The guarantee: **a key whose revocation returned at real time t is refused by every verifier from t + B
 //! on**. B = L / (1 - ρ), where L is the staleness bound and ρ the rate error of a node's monotonic clock.
-//! The simulation checks more than that: it measures from the commit of the revocation, which comes before
+//! The simulation checks a stricter rule: it measures B from the commit of the revocation, which comes before
 //! its return.
 //!
 //! Nodes with a deliberate [`NodeDefect`] prove that the checks find violations.
@@ -54,12 +54,11 @@ use keyward::store::{KeyStore, MemoryStore};
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum Invariant {
-    /// No node accepts a key after the bound has passed since the key was ended or lost the required
-    /// permission.
+    /// If a key was ended or lost a required permission, no node accepts the key once the bound has passed.
     NeverPastBound,
-    /// A node that has executed a command applies the command's effect immediately.
+    /// A node that has itself executed a command acts on the result of the command immediately.
     AtOnceWhereApplied,
-    /// A verification that reads through the store reflects every commit before the call.
+    /// A verification that reads the store sees every commit that was applied before the verification began.
     FreshWhenAsked,
     /// No tenant has more active keys than its cap, even if several nodes create keys concurrently.
     CapKept,
@@ -68,7 +67,7 @@ pub enum Invariant {
     TombstonesStick,
     /// The audit trail of each tenant is one unbroken hash chain.
     TrailIntact,
-    /// A node that reads through the store finds every key that exists in the store.
+    /// A node that reads the store when its own rows lack a key finds every key that exists in the store.
     NewKeysAtOnce,
     /// A node refuses a key as revoked only if the key really was revoked or removed.
     RefusedForAReason,
@@ -193,8 +192,8 @@ impl Options {
         self
     }
 
-    /// Applies the staleness bound to reads through the store too. Without this option, a read that takes
-    /// longer than the bound may return the state at its start.
+    /// Applies the staleness bound also to verifications that read the store. Without this option, such a
+    /// read may take longer than the bound, and may return the state at its start.
     #[must_use]
     pub const fn reads_within_bound(mut self) -> Self {
         self.reads_within_bound = true;
@@ -295,7 +294,8 @@ impl AddAssign for SimulationReport {
         self.restarts += restarts;
         self.jumps += jumps;
         self.compactions += compactions;
-        // Hashes are added, so that the order in which threads add their reports does not matter.
+        // Add the hashes of the runs. The sum does not depend on the order in which threads add their
+        // reports.
         self.mark = self.mark.wrapping_add(mark);
     }
 }
@@ -344,8 +344,8 @@ impl Simulation {
     ///
     /// [`InvariantViolation`]: the broken invariant, with the events that led to it.
     pub fn run(&self) -> Result<SimulationReport, InvariantViolation> {
-        // The first run writes no trace, because that is faster. After a violation, the same seed repeats the
-        // run with a trace.
+        // Run without a trace first, because that is faster. If the run ends in a violation, repeat it from
+        // the same seed with a trace.
         let found = match drive::run(self.seed, &self.options, false) {
             Ok(report) => return Ok(report),
             Err(found) => found,

@@ -142,8 +142,8 @@ impl NaiveRows {
     fn apply(&mut self, change: Change, defect: Option<NodeDefect>) {
         let key = change.row.key();
         let before = self.rows.get(&key).map(|own| own.revision);
-        // If the scan did not return the row, and the change is not newer than the scan, the row was removed
-        // before the scan.
+        // If the node does not have the row, the scan did not return it. If the change is also not newer than
+        // the scan, the row was removed before the scan.
         let newer = change.revision > before.unwrap_or(self.base);
         if newer || defect == Some(NodeDefect::AppliesAnything) {
             let removed = matches!(change.row, Row::Removed { .. });

@@ -28,8 +28,8 @@ const MOST_EVENTS: u64 = 5_000_000;
 /// 120 lines: the trace of a violation contains this many of the last log lines.
 const TRACE: usize = 120;
 
-/// 2 levels of nesting. While a preempted verification waits, other events run, and a verification among them
-/// may be preempted again.
+/// 2 levels of nested preemptions. While a verification is preempted, other events run. One of them may be a
+/// verification that is preempted as well.
 const MOST_NESTED: usize = 2;
 
 type TaskFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -45,8 +45,8 @@ enum SimulatedEvent {
 }
 
 struct Scheduled {
-    /// The position of the event in the queue: its time, a random number and a counter. Thus the seed decides
-    /// the order of events at the same time.
+    /// The position of the event in the queue: its time, a random number and a counter. If two events have
+    /// the same time, the random number, and so the seed, decides their order.
     order: (SimInstant, u32, u64),
     event: SimulatedEvent,
 }
@@ -107,8 +107,8 @@ pub(super) struct Machine {
     pub(super) incarnation: u32,
     /// Whether a notification of a commit has reached the node since it last waited for one.
     pub(super) notified: bool,
-    /// Whether the node is executing a command. Another command waits by polling this flag. With a lock, the
-    /// order of the waiters would depend on real time.
+    /// Whether the node is executing a command. Another command polls this flag until it is false. A lock
+    /// would wake the waiting commands in an order that depends on real time.
     pub(super) busy: bool,
     /// The time at which the node sent the last request for changes that the store has executed.
     pub(super) served: Option<SimInstant>,
@@ -346,8 +346,8 @@ impl SimulatedWorld {
             }
             if !std::mem::replace(&mut timer_set, true) {
                 state.wake_at(at);
-                // The task checks for a notification three times before the end. The time until the next
-                // check stands for the latency of the notification.
+                // The task looks for a notification three times during the wait. The time until the next look
+                // stands for the latency of the notification.
                 for step in 1..4 {
                     let between = state.now + step * micros / 4;
                     state.wake_at(between);
@@ -407,7 +407,8 @@ impl SimulatedWorld {
         loop {
             self.run_until(until);
             let state = self.state();
-            // If the machine was paused by one of these events, the caller continues only after the pause.
+            // One of these events may have paused the machine. The caller then continues only after the
+            // pause.
             if state.found.is_some() || state.machines[machine].paused <= state.now {
                 return;
             }

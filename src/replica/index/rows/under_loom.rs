@@ -8,7 +8,8 @@ use super::super::under_loom::{content, explore_within};
 use super::*;
 
 fn is_whole(write: fn(&IndexRow, Content), changes: u32, reads: usize) {
-    // With more changes or reads, loom takes minutes unless the number of preemptions is limited.
+    // With more than two changes and reads, loom takes minutes. So the number of preemptions is then limited
+    // to one.
     let switches = (changes + reads as u32 > 2).then_some(1);
     explore_within(switches, move || {
         let row = Arc::new(IndexRow::default());
@@ -47,7 +48,7 @@ fn a_row_that_is_written_twice_is_never_read_half_written() {
     is_whole(IndexRow::write, 2, 1);
 }
 
-/// [`IndexRow::write`] with one of its steps omitted or weakened.
+/// Does the same as [`IndexRow::write`], but with one of its steps omitted, or with a weaker memory ordering.
 fn write(row: &IndexRow, content: Content, marks: bool, fences: bool, last: Ordering) {
     let (state, ends) = words_of(content.key);
     if marks {

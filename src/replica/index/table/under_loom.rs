@@ -5,10 +5,12 @@ use loom::thread;
 use super::super::under_loom::{KEY, digest_prefix, explore, find, table, value};
 use super::*;
 
-/// A hash whose first bit differs from that of [`KEY`]. A split moves the two hashes to different segments.
+/// A hash whose first bit differs from that of [`KEY`]. So if the segment is split, the two hashes go to
+/// different segments.
 const OTHER: Hash = Hash(0x4000_0001);
 
-/// Runs `write` on a table of `keys` keys, concurrently with a reader that took the table's directory before.
+/// Runs `write` on a table of `keys` keys. At the same time, runs `read` on a directory that was taken before
+/// the change.
 fn concurrently(keys: u32, write: fn(&mut Table), read: fn(&Directory)) {
     explore(move || {
         let mut table = table(keys);
@@ -68,7 +70,8 @@ fn a_key_whose_digest_is_replaced_twice_is_found_by_one_of_three() {
     );
 }
 
-/// Broken: removes the old slot before it inserts the new one.
+/// Broken on purpose: removes the old slot before it inserts the new slot. In between, a reader finds
+/// neither.
 fn clear_and_replace(table: &mut Table) {
     let slot = table.slot(KEY, 1).unwrap();
     slot.tag.store(GONE, Ordering::Release);
@@ -87,7 +90,8 @@ fn removing_the_old_slot_first_leaves_no_slot() {
     concurrently(1, clear_and_replace, has_candidate);
 }
 
-/// Broken: without Release, the insertion of the new slot does not happen-before the removal of the old one.
+/// Broken on purpose: the old slot is removed without Release. So a reader may see the removal, but not the
+/// new slot that was inserted before it.
 #[test]
 #[should_panic(expected = "neither")]
 fn removing_the_old_slot_without_release_leaves_neither_slot() {

@@ -9,7 +9,7 @@ use super::*;
 
 type CountFn = fn(&CounterShard, u32) -> Option<Counted>;
 
-/// Adds a displaced count to the sum of its row.
+/// Adds a count that another row displaced from its counter to the sum of the count's row.
 fn add(sum: &mut [u32; 2], counted: Option<Counted>) {
     if let Some(Counted { row, uses, .. }) = counted {
         sum[row as usize - 1] += uses;
@@ -61,7 +61,8 @@ fn no_use_of_two_keys_in_one_counter_is_lost_or_counted_twice() {
     adds_up(count, &[1, 1], &[2, 1]);
 }
 
-/// Broken: does not compare before the store, which overwrites a concurrent count.
+/// Broken on purpose: stores the increased count without comparing the counter's old value. The store
+/// overwrites a concurrent count.
 fn count_blindly(shard: &CounterShard, row: u32) -> Option<Counted> {
     let known = shard.counts[0].load(Ordering::Relaxed);
     if row_of(known) == row {
@@ -74,7 +75,8 @@ fn count_blindly(shard: &CounterShard, row: u32) -> Option<Counted> {
     )
 }
 
-/// Broken: loads the displaced count before storing the new count, and so misses a concurrent count.
+/// Broken on purpose: loads the old count, and then stores the new row's count over it. A use that another
+/// thread counts between the two steps is lost.
 fn displace_blindly(shard: &CounterShard, row: u32) -> Option<Counted> {
     let known = shard.counts[0].load(Ordering::Relaxed);
     shard.counts[0].store(u64::from(row) << 32 | 1, Ordering::Relaxed);
