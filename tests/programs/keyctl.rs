@@ -1,17 +1,20 @@
 //! The command-line program `keyctl`, for operators and scripts: real processes on a real file.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 
 use keyward::key::Digest;
 use keyward::policy::Deletion;
-use keyward::store::SqliteStore;
+use keyward::store::{Commit, CommitTag, Effects, KeyStore, LoadRequest, SqliteStore};
 use keyward::time::SystemClock;
-use keyward::{Actor, Clock, CreateKey, Keyward, ManualClock, Need, PepperFile, profiles};
+use keyward::{
+    Actor, Clock, CreateKey, Keyward, ManualClock, Need, PepperFile, TenantId, profiles,
+};
 use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
@@ -464,6 +467,172 @@ fn a_pepper_readable_by_others_is_refused() {
     assert!(refused.err.contains("chmod 600"), "{refused:?}");
 }
 
+/// Kubernetes and Docker mount a secret as a file of root, behind a link. Root alone can make such a file.
+#[test]
+fn a_mounted_pepper_is_read_through_its_link() {
+    let shop = Shop::new();
+    fs::create_dir(shop.path("mount")).unwrap();
+    fs::rename(shop.path("keys.db.pepper"), shop.path("mount/pepper")).unwrap();
+    let is_root = fs::metadata(shop.path("mount/pepper")).unwrap().uid() == 0;
+    let mode = if is_root { 0o440 } else { 0o400 };
+    let mode = fs::Permissions::from_mode(mode);
+    fs::set_permissions(shop.path("mount/pepper"), mode).unwrap();
+    symlink("mount/pepper", shop.path("pepper")).unwrap();
+    shop.run(&["list", "--pepper-file", "pepper"]).ended(0);
+}
+
+/// Each of these was once taken for the name of a file.
+#[test]
+fn a_connection_string_never_names_a_file_and_its_password_is_never_printed() {
+    let shop = Shop::empty();
+    for store in [
+        "Postgres://u:hunter2@127.0.0.1:1/db",
+        "POSTGRESQL://u:hunter2@127.0.0.1:1/db",
+        "host=127.0.0.1 port=1 password=hunter2",
+        "Host=127.0.0.1;Password=hunter2",
+        "mysql://u:hunter2@127.0.0.1/db",
+        "u:hunter2@127.0.0.1",
+    ] {
+        for args in [
+            &["--store", store, "init"][..],
+            &["--store", store, "--pepper-file", "pepper", "init"],
+            &[
+                "--store",
+                store,
+                "--pepper-file",
+                "pepper",
+                "list",
+                "--json",
+            ],
+            &["backup", store],
+            &["restore", store],
+            &["--pepper-file", store, "list"],
+            &["--policy", store, "list"],
+            &["migrate-store", "keys.db", store],
+        ] {
+            let failed = shop.run(args);
+            assert_ne!(failed.code, 0, "{failed:?}");
+            let printed = format!("{}{}", failed.out, failed.err);
+            assert!(!printed.contains("hunter2"), "{args:?}: {printed}");
+            let files: Vec<_> = fs::read_dir(shop.0.path()).unwrap().collect();
+            assert!(files.is_empty(), "{args:?}: {files:?}");
+        }
+    }
+}
+
+#[test]
+fn a_key_without_scopes_is_created_with_a_warning() {
+    let shop = Shop::new();
+    let create = |more: &[&str]| {
+        let args = ["create", "x", "--tenant", "acme"];
+        shop.run(&[&args, more].concat()).ended(0)
+    };
+    for scopeless in [create(&[]), create(&["--json"])] {
+        assert!(scopeless.err.contains("no scopes"), "{scopeless:?}");
+        assert!(scopeless.err.contains("--scope"), "{scopeless:?}");
+        assert_eq!(scopeless.out.lines().count(), 1, "{scopeless:?}");
+    }
+    assert!(
+        !create(&["--scope", "reports:read"])
+            .err
+            .contains("no scopes")
+    );
+    assert!(
+        !create(&["--class", "publishable"])
+            .err
+            .contains("no scopes")
+    );
+}
+
+#[test]
+fn hidden_characters_are_refused_when_typed() {
+    let shop = Shop::new();
+    for (name, more) in [
+        ("\u{200b}\u{200b}", &[][..]),
+        ("alice\u{202e}eviL", &[]),
+        ("x", &["--metadata", "note=a\u{9b}2Jb"]),
+        ("x", &["--description", "a\u{2066}b"]),
+        ("x", &["--purpose", "a\u{2028}b"]),
+    ] {
+        let args = ["create", name, "--tenant", "acme"];
+        let refused = shop.run(&[&args, more].concat()).ended(USAGE);
+        assert!(refused.err.is_ascii(), "{refused:?}");
+    }
+    assert!(shop.names(&["--tenant", "acme"]).is_empty());
+}
+
+/// A store of an earlier version may hold them.
+#[test]
+fn hidden_characters_in_a_store_are_printed_as_escapes() {
+    let shop = Shop::new();
+    let metadata = ["--metadata", "note=old"];
+    let (id, secret) = shop.key("acme", "old", &metadata);
+    let text = "alice\u{202e}eviL";
+    pollster::block_on(async {
+        let store = SqliteStore::open(shop.path("keys.db")).await.unwrap();
+        let (tenant, key) = (TenantId::new("acme").unwrap(), id.parse().unwrap());
+        let view = store.load(&tenant, &LoadRequest::key(key)).await.unwrap();
+        let mut record = view.record(key).unwrap().clone();
+        // Rows are stored in this format, and the types refuse these values everywhere else.
+        let stored = postcard::to_allocvec(text).unwrap();
+        record.name = postcard::from_bytes(&stored).unwrap();
+        let stored = postcard::to_allocvec(&BTreeMap::from([("note", "a\u{9b}2Jb")])).unwrap();
+        record.metadata = postcard::from_bytes(&stored).unwrap();
+        let commit = Commit {
+            tenant,
+            epoch: None,
+            expected: view.revision,
+            guards: Vec::new(),
+            tag: CommitTag(1),
+            decided_at: SystemClock.now(),
+            effects: Effects {
+                puts: vec![record],
+                ..Effects::default()
+            },
+        };
+        store.commit(commit).await.unwrap();
+    });
+    for args in [
+        &["list"][..],
+        &["show", &id],
+        &["list", "--json"],
+        &["show", &id, "--json"],
+    ] {
+        let shown = shop.run(args).ended(0);
+        assert!(
+            shown.out.is_ascii() && !shown.out.contains("\u{7f}"),
+            "{shown:?}"
+        );
+        assert!(shown.out.contains("202e"), "{shown:?}");
+    }
+    assert_eq!(
+        shop.names(&[]),
+        [text],
+        "the escapes of JSON stand for the characters"
+    );
+    let shown = shop.run(&["show", &id, "--json"]).ended(0).document();
+    assert_eq!(shown["metadata"]["note"], "a\u{9b}2Jb");
+    assert!(shop.verifies(&secret), "the key works as before");
+}
+
+#[test]
+fn a_policy_that_defines_a_role_or_class_twice_is_refused_by_name() {
+    let shop = Shop::new();
+    let standard = serde_json::to_string(&profiles::standard()).unwrap();
+    for (map, name) in [("roles", "admin"), ("classes", "secret")] {
+        let value = serde_json::from_str::<Value>(&standard).unwrap()[map][name].to_string();
+        let once = format!("\"{map}\":{{");
+        let twice = standard.replacen(&once, &format!("{once}\"{name}\":{value},"), 1);
+        assert_ne!(twice, standard);
+        fs::write(shop.path("policy.json"), twice).unwrap();
+        let refused = shop.run(&["--policy", "policy.json", "list"]).ended(USAGE);
+        assert!(
+            refused.err.contains(&format!("`{name}` is defined twice")),
+            "{refused:?}"
+        );
+    }
+}
+
 #[test]
 fn a_lost_pepper_is_never_recreated() {
     let shop = Shop::new();
@@ -679,6 +848,12 @@ fn imported_keys_keep_working_and_are_imported_once() {
     let import = ["import", "keys.jsonl"];
     let first = shop.run(&import).ended(0);
     assert_eq!(first.out, "100 imported, 0 were here, 0 refused\n");
+    assert!(
+        first
+            .err
+            .contains("100 of the imported keys may do nothing"),
+        "{first:?}"
+    );
     assert!(shop.verifies("old-token-0") && shop.verifies("old-token-99"));
     let again = shop.run(&import).ended(0);
     assert_eq!(again.out, "0 imported, 100 were here, 0 refused\n");
@@ -690,6 +865,7 @@ fn imported_keys_keep_working_and_are_imported_once() {
         r#"{"sk_old_misplaced":1}"#.to_owned(),
         r#"{"name":["sk_old_misplaced"]}"#.to_owned(),
         "sk_old_misplaced".to_owned(),
+        good.replace('}', r#","metadata":{"a":"1","a":"2"}}"#),
         good.replace("one more", "another name"),
     ];
     fs::write(
@@ -710,7 +886,7 @@ fn imported_keys_keep_working_and_are_imported_once() {
         .collect();
     assert_eq!(
         at_fault,
-        [3, 4, 5, 6, 7],
+        [3, 4, 5, 6, 7, 8],
         "empty lines are counted but skipped"
     );
     assert!(answer[1..].iter().all(|one| one["error"].is_string()));

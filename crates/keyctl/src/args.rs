@@ -4,9 +4,10 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
-use crate::store::StoreLocation;
+use crate::store::{StoreLocation, file_name};
 use crate::words::{ReasonWord, RotationWord, SortWord, StatusWord, duration};
 
 const EXIT_CODES: &str = "\
@@ -32,7 +33,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Args)]
 pub(crate) struct CommonArgs {
-    /// The store: a file, or postgres://USER:PASSWORD@HOST/DATABASE
+    /// The store: a file, postgres://USER:PASSWORD@HOST/DATABASE, or "host=… user=… dbname=…"
     // Reads an environment variable too, because other users of the machine can see arguments. The help does
     // not show its value, because a URL may contain a password.
     #[arg(
@@ -56,10 +57,10 @@ pub(crate) struct CommonArgs {
     #[arg(long, global = true, env = "KEYWARD_SCHEMA_OWNER", value_name = "ROLE")]
     pub(crate) schema_owner: Option<String>,
     /// The file that holds the pepper [default: <STORE>.pepper beside a file]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", value_parser = path())]
     pub(crate) pepper_file: Option<PathBuf>,
     /// The policy, as JSON [default: the standard profile]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", value_parser = path())]
     pub(crate) policy: Option<PathBuf>,
     /// The tenant the command applies to
     #[arg(long, global = true)]
@@ -84,6 +85,10 @@ pub(crate) struct CommonArgs {
     /// Open a restored store whose recovery is not finished
     #[arg(long, global = true)]
     pub(crate) allow_unrecovered: bool,
+}
+
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().try_map(file_name)
 }
 
 /// The command id, for commands that change something.
@@ -119,9 +124,15 @@ pub(crate) enum CliCommand {
     /// Import existing keys, one JSON object per line, as SHA-256 digests
     Import(ImportArgs),
     /// Write a copy of the store, without its pepper
-    Backup { to: PathBuf },
+    Backup {
+        #[arg(value_parser = path())]
+        to: PathBuf,
+    },
     /// Create --store from a backup
-    Restore { backup: PathBuf },
+    Restore {
+        #[arg(value_parser = path())]
+        backup: PathBuf,
+    },
     /// Recover a restored store, so that it opens again
     Recover(RecoverArgs),
     /// Mark a database whose tables were just restored, so that it waits for `recover`
@@ -196,7 +207,7 @@ pub(crate) struct CreateArgs {
     /// The environment the key may be used in, such as live or test
     #[arg(long)]
     pub(crate) environment: Option<String>,
-    /// A scope, such as reports:read; may be repeated
+    /// A scope, such as reports:read; may be repeated. Without one the key may do nothing
     #[arg(long)]
     pub(crate) scope: Vec<String>,
     #[arg(long)]
@@ -363,6 +374,7 @@ reported and skipped. Importing the same lines again
 changes nothing.")]
 pub(crate) struct ImportArgs {
     /// The file with the lines to import [default: stdin]
+    #[arg(value_parser = path())]
     pub(crate) file: Option<PathBuf>,
     /// The beginning of each line's command id, before "-" and the line number [default: by digest]
     #[arg(long, value_name = "ID")]

@@ -1,10 +1,12 @@
 //! Output: results on stdout, everything else on stderr.
 
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use keyward::key::is_hidden;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -25,13 +27,13 @@ impl Output {
     /// Prints one line of a result to stdout.
     pub(crate) fn line(&self, text: &str) -> CliResult<()> {
         let mut out = io::stdout().lock();
-        let written = writeln!(out, "{text}").and_then(|()| out.flush());
+        let written = writeln!(out, "{}", escaped(text)).and_then(|()| out.flush());
         written.map_err(unwritten)
     }
 
     /// Prints a JSON document on a line of its own.
     pub(crate) fn document(&self, value: &impl Serialize) -> CliResult<()> {
-        let text = serde_json::to_string(value);
+        let text = serde_json::to_string(value).map(|json| escaped_json(&json));
         let failure = |error| {
             CliError::new(
                 CliErrorKind::Unavailable,
@@ -60,7 +62,7 @@ impl Output {
     /// On a terminal, shows the running operation and its elapsed time until the returned value is dropped.
     pub(crate) fn show_elapsed(&self, what: impl Into<String>) -> Option<ElapsedLine> {
         let shown = !self.json && io::stderr().is_terminal();
-        shown.then(|| ElapsedLine::start(what.into()))
+        shown.then(|| ElapsedLine::start(one_line(&what.into())))
     }
 
     /// On a terminal, shows progress on one line; elsewhere, prints each finished part once.
@@ -76,7 +78,7 @@ impl Output {
         let CliError { kind, message } = failure;
         if self.json {
             let error = json!({ "kind": kind.word(), "exit": *kind as u8, "message": message });
-            warn(&json!({ "error": error }).to_string());
+            warn(&escaped_json(&json!({ "error": error }).to_string()));
         } else {
             warn(&format!("keyctl: {message}"));
         }
@@ -87,7 +89,7 @@ impl Output {
         let head: Vec<_> = head.iter().map(|&text| text.to_owned()).collect();
         let rows: Vec<Vec<_>> = rows
             .iter()
-            .map(|row| row.iter().map(|cell| plain(cell)).collect())
+            .map(|row| row.iter().map(|cell| one_line(cell)).collect())
             .collect();
         let lines = || std::iter::once(&head).chain(&rows);
         let mut widths = vec![0; lines().map(Vec::len).max().unwrap_or(0)];
@@ -165,8 +167,8 @@ impl ProgressLine {
         match &mut self.shown {
             Some(shown) => {
                 let blank = shown.chars().count();
-                draw(&format!("\r{message:blank$}"));
-                message.clone_into(shown);
+                *shown = one_line(message);
+                draw(&format!("\r{shown:blank$}"));
             }
             None if self.enabled && ends => warn(message),
             None => {}
@@ -183,19 +185,51 @@ impl Drop for ProgressLine {
     }
 }
 
-fn draw(text: &str) {
+/// Prints text on stderr as it is, without ending the line.
+pub(crate) fn draw(text: &str) {
     let mut err = io::stderr().lock();
     let _ = write!(err, "{text}").and_then(|()| err.flush());
 }
 
 /// Prints a message on stderr. A failure to write is ignored.
 pub(crate) fn warn(message: &str) {
-    let _ = writeln!(io::stderr().lock(), "{message}");
+    let _ = writeln!(io::stderr().lock(), "{}", escaped(message));
 }
 
-/// Replaces control characters, which could move the cursor of a terminal or end the line.
-fn plain(text: &str) -> String {
-    text.replace(char::is_control, " ")
+/// Escapes hidden characters, which could move the cursor of a terminal or turn the line round. Values of an
+/// old store may contain them.
+pub(crate) fn escaped(text: &str) -> String {
+    let escape = |c, text: &mut String| text.extend(char::escape_unicode(c));
+    replaced(text, |c| is_hidden(c) && !"\n\t".contains(c), escape)
+}
+
+/// Escapes hidden characters in JSON. Outside of strings, JSON has none.
+fn escaped_json(json: &str) -> String {
+    replaced(json, is_hidden, |c, json| {
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            let _ = write!(json, "\\u{unit:04x}");
+        }
+    })
+}
+
+/// Formats text for a cell of a table: line feeds and tabs become spaces.
+fn one_line(text: &str) -> String {
+    escaped(&text.replace(['\n', '\t'], " "))
+}
+
+fn replaced(
+    text: &str,
+    matches: impl Fn(char) -> bool,
+    replace: impl Fn(char, &mut String),
+) -> String {
+    let mut replaced = String::with_capacity(text.len());
+    for c in text.chars() {
+        match matches(c) {
+            true => replace(c, &mut replaced),
+            false => replaced.push(c),
+        }
+    }
+    replaced
 }
 
 fn unwritten(error: io::Error) -> CliError {
@@ -208,4 +242,28 @@ fn unwritten(error: io::Error) -> CliError {
 /// Formats a table cell. An absent value is `-`.
 pub(crate) fn cell(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hidden_characters_are_escaped_for_people_and_in_json() {
+        let text = "alice\u{202e}eviL\u{9b}2J\u{1b}[0m\u{e0041}";
+        assert_eq!(
+            escaped(text),
+            r"alice\u{202e}eviL\u{9b}2J\u{1b}[0m\u{e0041}"
+        );
+        let json = escaped_json(&serde_json::to_string(text).expect("a string is JSON"));
+        assert_eq!(json, r#""alice\u202eeviL\u009b2J\u001b[0m\udb40\udc41""#);
+        let read: String = serde_json::from_str(&json).expect("escapes are JSON");
+        assert_eq!(read, text);
+    }
+
+    #[test]
+    fn a_cell_is_one_line_and_a_message_may_have_several() {
+        assert_eq!(one_line("two\nlines\r"), r"two lines\u{d}");
+        assert_eq!(escaped("two\nlines é 鍵"), "two\nlines é 鍵");
+    }
 }

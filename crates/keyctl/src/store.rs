@@ -41,15 +41,67 @@ impl From<OsString> for StoreLocation {
 
 impl StoreLocation {
     fn at(given: OsString) -> Self {
-        let url = given.to_str().filter(|text| {
-            let schemes = ["postgres://", "postgresql://"];
-            schemes.iter().any(|scheme| text.starts_with(scheme))
-        });
-        match url {
-            Some(url) => Self::Database(url.to_owned()),
-            None => Self::File(given.into()),
-        }
+        let connection = {
+            let text = given.to_string_lossy();
+            is_connection(&text).then(|| text.trim().to_owned())
+        };
+        connection.map_or_else(|| Self::File(given.into()), Self::Database)
     }
+}
+
+/// Parses an argument that can only name a file. The error does not repeat the argument.
+pub(crate) fn file_name(given: OsString) -> Result<PathBuf, &'static str> {
+    if is_connection(&given.to_string_lossy()) {
+        return Err("must be the name of a file, not a connection string");
+    }
+    Ok(given.into())
+}
+
+/// Parameters of connection strings, in libpq and in drivers that people know from other languages.
+const PARAMETERS: [&str; 22] = [
+    "application_name",
+    "connect_timeout",
+    "database",
+    "dbname",
+    "host",
+    "hostaddr",
+    "options",
+    "passfile",
+    "password",
+    "passwd",
+    "port",
+    "pwd",
+    "server",
+    "service",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslrootcert",
+    "target_session_attrs",
+    "uid",
+    "user",
+    "username",
+];
+
+/// Returns whether `text` looks like a connection string: `scheme://…`, `host=… user=…` or
+/// `user:password@host`. Such text may hold a password, so it is never used as the name of a file. The driver
+/// decides whether it is valid.
+fn is_connection(text: &str) -> bool {
+    let scheme = text.trim_start().split(':').next().unwrap_or_default();
+    let is_scheme = |name: &str| scheme.len() < text.len() && scheme.eq_ignore_ascii_case(name);
+    let is_parameter = |(at, _): (usize, &str)| {
+        let separators = |c: char| c.is_whitespace() || ";&?,'\"".contains(c);
+        let name = text[..at].trim_end().rsplit(separators).next();
+        name.is_some_and(|name| PARAMETERS.contains(&name.to_ascii_lowercase().as_str()))
+    };
+    let first = text.split('/').next().unwrap_or_default();
+    let has_credentials =
+        || (first.split_once(':')).is_some_and(|(_, password)| password.contains('@'));
+    text.contains("://")
+        || is_scheme("postgres")
+        || is_scheme("postgresql")
+        || text.match_indices('=').any(is_parameter)
+        || has_credentials()
 }
 
 impl fmt::Display for StoreLocation {
@@ -288,4 +340,56 @@ pub(crate) async fn set_up(common: &CommonArgs) -> CliResult<(Store, PepperRing)
 
 pub(crate) fn peppers(common: &CommonArgs) -> CliResult<PepperRing> {
     Ok(PepperFile::open(pepper_path(common)?)?.ring())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_string_is_never_the_name_of_a_file() {
+        for text in [
+            "postgres://u:hunter2@h/db",
+            "Postgres://u:hunter2@h/db",
+            "POSTGRESQL://u:hunter2@h/db",
+            " postgres://u:hunter2@h/db\n",
+            "\"postgres://u:hunter2@h/db\"",
+            "postgres:u:hunter2@h/db",
+            "postgresql+psycopg2://u:hunter2@h/db",
+            "jdbc:postgresql://h/db?user=u&password=hunter2",
+            "mysql://u:hunter2@h/db",
+            "u:hunter2@h:5432/db",
+            "host=h password=hunter2",
+            "Host=h;Username=u;Password=hunter2",
+            "password = 'hunter2' host = h",
+            "dbname=app",
+            "service=prod",
+        ] {
+            let location = StoreLocation::from(OsString::from(text));
+            assert!(matches!(location, StoreLocation::Database(_)), "{text}");
+            let printed = format!("{location} {location:?}");
+            assert!(!printed.contains("hunter2"), "{printed}");
+            assert!(file_name(text.into()).is_err_and(|error| !error.contains("hunter2")));
+        }
+    }
+
+    #[test]
+    fn other_text_is_the_name_of_a_file() {
+        for text in [
+            "keys.db",
+            "/var/lib/host=a/keys.db",
+            "./host=a",
+            "postgres.db",
+            "postgres",
+            "data=1.db",
+            "back:up.db",
+            "2026-11-29T12:00:00.db",
+            "me@home.db",
+            "./a:b@c.db",
+        ] {
+            let location = StoreLocation::from(OsString::from(text));
+            assert!(matches!(location, StoreLocation::File(path) if path == Path::new(text)));
+            assert_eq!(file_name(text.into()), Ok(PathBuf::from(text)));
+        }
+    }
 }

@@ -46,7 +46,8 @@ pub(super) struct CertificateFiles {
 }
 
 impl Url {
-    /// Parses a `postgres://…` URL, or a `host=… user=…` string. Fails on unknown options.
+    /// Parses a `postgres://…` URL, or a `host=… user=…` string. Fails on unknown options. Ignores the case of
+    /// the scheme, which the driver does not.
     pub(super) fn read(url: &str) -> Result<Self, ConnectError> {
         let mut encryption = Encryption::Unspecified;
         let mut files = CertificateFiles::default();
@@ -66,8 +67,8 @@ impl Url {
             }
             Ok(true)
         };
-        let rest = match query(url) {
-            Some(start) => without_parameters(url, start, &mut take)?,
+        let rest = match after_scheme(url) {
+            Some(rest) => without_parameters(rest, &mut take)?,
             None => without_words(url, &mut take)?,
         };
         let config = Config::from_str(&rest).map_err(|_| ConnectError::Url)?;
@@ -128,21 +129,27 @@ impl Url {
 /// the option, and `false` to leave the option to the driver.
 type OptionHandler<'t> = &'t mut dyn FnMut(&str, &str) -> Result<bool, ConnectError>;
 
-/// Returns the index of the `?` at which the driver splits the parameters from a URL. Without parameters,
-/// returns the length of the URL. Returns `None` if the text is not a URL.
-fn query(url: &str) -> Option<usize> {
-    let schemes = ["postgres://", "postgresql://"];
-    let scheme = schemes.iter().find(|scheme| url.starts_with(**scheme))?;
-    let host = (url[scheme.len()..].find('@')).map_or(scheme.len(), |at| scheme.len() + at + 1);
-    Some(url[host..].find('?').map_or(url.len(), |mark| host + mark))
+/// Returns the part of a URL after its scheme. `None` if the text is not a URL. A URL from a file may end with
+/// the end of a line.
+fn after_scheme(url: &str) -> Option<&str> {
+    let url = url.trim();
+    ["postgres://", "postgresql://"].iter().find_map(|scheme| {
+        let (start, rest) = url.split_at_checked(scheme.len())?;
+        start.eq_ignore_ascii_case(scheme).then_some(rest)
+    })
 }
 
-fn without_parameters(
-    url: &str,
-    start: usize,
-    take: OptionHandler<'_>,
-) -> Result<String, ConnectError> {
-    let (mut rest, mut left) = (url[..start].to_owned(), url.get(start + 1..).unwrap_or(""));
+/// Returns the index of the `?` at which the driver splits the parameters from the rest of a URL. Without
+/// parameters, returns the length.
+fn query(url: &str) -> usize {
+    let host = url.find('@').map_or(0, |at| at + 1);
+    url[host..].find('?').map_or(url.len(), |mark| host + mark)
+}
+
+fn without_parameters(url: &str, take: OptionHandler<'_>) -> Result<String, ConnectError> {
+    let start = query(url);
+    let mut rest = format!("postgres://{}", &url[..start]);
+    let mut left = url.get(start + 1..).unwrap_or("");
     let mut mark = '?';
     while !left.is_empty() {
         let (parameter, others) = left.split_once('&').unwrap_or((left, ""));
@@ -283,6 +290,12 @@ mod tests {
                 "postgres://db.example?sslmode=require&sslmode=prefer&sslrootcert=",
                 "postgres://db.example",
                 Unspecified,
+                CertificateFiles::default(),
+            ),
+            (
+                "PostgreSQL://alice@db.example/App?sslmode=require\n",
+                "postgresql://alice@db.example/App",
+                Required,
                 CertificateFiles::default(),
             ),
             ("", "", Unspecified, CertificateFiles::default()),

@@ -1,6 +1,6 @@
 //! Commands that disable, enable, revoke or delete a key.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 
 use keyward::command::{BulkFilter, DeleteKey, RevokeKey};
 use keyward::key::Status;
@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::args::{DeleteArgs, KeyArgs, RevokeArgs};
 use crate::desk::{CliContext, invocation, key_id, receipt};
 use crate::failure::{CliError, CliErrorKind, CliResult};
-use crate::output::Output;
+use crate::output::{Output, draw, escaped};
 
 pub(crate) async fn revoke(
     context: &CliContext,
@@ -179,8 +179,7 @@ fn ask(message: &str) -> CliResult<String> {
         let message = "stdin is not a terminal; in a script, pass --confirm <TEXT>";
         return Err(CliError::new(CliErrorKind::Refused, message));
     }
-    let mut err = io::stderr().lock();
-    let _ = write!(err, "{message}").and_then(|()| err.flush());
+    draw(&escaped(message));
     let mut typed = String::new();
     let read = io::stdin().read_line(&mut typed);
     read.map_err(|error| {

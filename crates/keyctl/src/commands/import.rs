@@ -2,14 +2,13 @@
 //!
 //! No message about a refused line repeats any part of the line, which may contain a misplaced secret.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::task::Poll;
 
 use keyward::command::{CommandId, ImportKey};
-use keyward::key::{Digest, Fingerprint, Hint};
+use keyward::key::{Digest, Fingerprint, Hint, Metadata};
 use keyward::{CommandError, CreateKey, Denial, KeyId, TenantId};
 use serde::Deserialize;
 use serde_json::json;
@@ -42,7 +41,7 @@ struct Line {
     #[serde(default)]
     addresses: Vec<String>,
     #[serde(default)]
-    metadata: BTreeMap<String, String>,
+    metadata: Metadata,
     hint: Option<String>,
     expires_at: Option<String>,
     #[serde(default)]
@@ -50,7 +49,11 @@ struct Line {
 }
 
 enum Done {
-    Imported(KeyId),
+    Imported {
+        key: KeyId,
+        /// Whether the key may do anything that needs a scope.
+        useful: bool,
+    },
     /// An earlier run imported the line, as the key with this id.
     Repeated(KeyId),
 }
@@ -60,6 +63,8 @@ struct ImportCounts {
     imported: u64,
     repeated: u64,
     refused: u64,
+    /// Imported keys that may do nothing.
+    useless: u64,
 }
 
 pub(crate) async fn run(context: &CliContext, args: &ImportArgs, output: &Output) -> CliResult<()> {
@@ -145,7 +150,10 @@ async fn import(
     let actor = context.actor(&tenant)?;
     let by = actor.with_command_id(CommandId::new(id)?);
     match context.keys.import(by, draft(line, tenant, digest)?).await {
-        Ok(imported) => Ok(Done::Imported(imported.id)),
+        Ok(imported) => Ok(Done::Imported {
+            key: imported.id,
+            useful: !imported.reach.is_empty(),
+        }),
         Err(CommandError::Denied(Denial::AlreadyCreated { id })) => Ok(Done::Repeated(id)),
         Err(error) => Err(error.into()),
     }
@@ -156,7 +164,7 @@ fn draft(line: Line, tenant: TenantId, digest: Digest) -> CliResult<ImportKey> {
         .in_tenant(tenant)
         .scopes(line.scopes.iter().map(String::as_str))
         .allow_addresses(line.addresses.iter().map(String::as_str))
-        .metadata(line.metadata);
+        .metadata(line.metadata.iter());
     if let Some(class) = line.class {
         key = key.class(class);
     }
@@ -200,8 +208,9 @@ fn report(
     output: &Output,
 ) -> CliResult<()> {
     let (key, repeated) = match done {
-        Ok(Done::Imported(key)) => {
+        Ok(Done::Imported { key, useful }) => {
             counts.imported += 1;
+            counts.useless += u64::from(!useful);
             (key, false)
         }
         Ok(Done::Repeated(key)) => {
@@ -240,6 +249,7 @@ fn progress(counts: &ImportCounts, output: &Output) {
             imported,
             repeated,
             refused,
+            ..
         } = counts;
         let message = format!("{imported} imported, {repeated} were here, {refused} refused");
         let _ = write!(err, "\r{message}").and_then(|()| err.flush());
@@ -251,6 +261,7 @@ fn finish(counts: &ImportCounts, output: &Output) -> CliResult<()> {
         imported,
         repeated,
         refused,
+        useless,
     } = counts;
     if !output.json {
         if io::stderr().is_terminal() {
@@ -259,6 +270,12 @@ fn finish(counts: &ImportCounts, output: &Output) -> CliResult<()> {
         output.line(&format!(
             "{imported} imported, {repeated} were here, {refused} refused"
         ))?;
+    }
+    if *useless > 0 {
+        warn(&format!(
+            "keyctl: {useless} of the imported keys may do nothing: give their lines \"scopes\", such as \
+             [\"reports:read\"], and roles that allow them"
+        ));
     }
     if *refused == 0 {
         return Ok(());

@@ -1,16 +1,14 @@
 //! Commands that issue keys. Without `--json`, stdout gets the secrets and nothing else.
 
-use std::collections::BTreeMap;
-
 use keyward::command::{IssuedKey, RotationMode};
-use keyward::key::Resource;
+use keyward::key::{KeyType, Resource};
 use keyward::{CreateKey, KeyId, RotateKey, Secret};
 use serde_json::{Value, json};
 
 use crate::args::{CreateArgs, RotateArgs};
 use crate::desk::{CliContext, invocation, key_id};
 use crate::failure::{CliError, CliResult};
-use crate::output::{Output, cell};
+use crate::output::{Output, cell, warn};
 
 pub(crate) async fn create(
     context: &CliContext,
@@ -20,6 +18,7 @@ pub(crate) async fn create(
     let tenant = context.named_tenant()?;
     let actor = context.actor(&tenant)?;
     let named = args.named.command_id.is_some();
+    let scopeless = args.scope.is_empty();
     let by = invocation(&actor, &args.named)?;
     let created = context.keys.create(by, draft(args)?).await?;
     let printed = if output.json {
@@ -42,17 +41,27 @@ pub(crate) async fn create(
         ));
         secret(&created.secret, output).and_then(|()| provisioned(&created.provisioned, output))
     };
-    printed.map_err(|failure| lost(created.id, named, &failure))
+    printed.map_err(|failure| lost(created.id, named, &failure))?;
+    let policy = context.policies.of(&tenant);
+    let class = policy.class(&created.class);
+    // A publishable key identifies its tenant, and is of use without scopes.
+    let is_secret = class.is_some_and(|class| class.key_type == KeyType::Secret);
+    if is_secret && created.reach.is_empty() {
+        let reason = match scopeless {
+            true => "it has no scopes; give it some, such as --scope reports:read",
+            false => "its owner's role allows none of its scopes",
+        };
+        warn(&format!(
+            "keyctl: key {} may do nothing: {reason}",
+            created.id
+        ));
+    }
+    Ok(())
 }
 
 fn draft(args: CreateArgs) -> CliResult<CreateKey> {
-    let mut metadata = BTreeMap::new();
-    for text in &args.metadata {
-        let (name, value) = pair(text)?;
-        if metadata.insert(name, value).is_some() {
-            return Err(CliError::usage("--metadata has the same name twice"));
-        }
-    }
+    let metadata = args.metadata.iter().map(|text| pair(text));
+    let metadata = metadata.collect::<CliResult<Vec<_>>>()?;
     let mut draft = CreateKey::new(args.name)
         .metadata(metadata)
         .scopes(args.scope.iter().map(String::as_str))
