@@ -121,8 +121,8 @@ impl Timekeeper {
     }
 
     /// Reads the clocks for a verification. Returns the unadjusted reading, and the time for checking a key's
-    /// expiry. That time is own time, unless the other clocks contradict it. Then it is the time of the other
-    /// clocks.
+    /// expiry. This time is the process's own time. If the clocks of the database server and the other nodes
+    /// contradict it, it is their time instead.
     #[inline]
     pub(crate) fn judged(&self) -> (Reading, Timestamp) {
         let reading = self.clock.read();

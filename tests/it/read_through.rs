@@ -666,8 +666,8 @@ impl History {
         self.0.last().unwrap().2
     }
 
-    /// Returns whether the key had this state at some instant for which `since` holds. If `since` holds for
-    /// an instant, it must hold for all later instants.
+    /// Returns whether the key was in the state `key` at any instant from the first one for which `since` holds.
+    /// Once `since` holds, it must hold for all later instants.
     fn was(&self, key: Key, since: impl Fn(usize, Duration) -> bool) -> bool {
         let ends = self
             .0

@@ -169,7 +169,7 @@ pub(crate) struct MigrateStoreArgs {
     pub(crate) to_schema: Option<String>,
 }
 
-/// The method that keeps keys revoked since the backup from working again.
+/// The method that stops keys from working again if they were revoked after the backup was made.
 #[derive(Debug, Args)]
 #[group(id = "how", required = true, multiple = false)]
 pub(crate) struct RecoverArgs {

@@ -364,9 +364,9 @@ fn closed(tenant: &TenantId) -> StoreRow {
     })
 }
 
-/// Returns an index with `count` tenants below the organization `org`. In each of them, two principals own a
-/// key: `all`, who owns a key in every tenant, and one who owns only this key. `all` also owns one key in
-/// each of `count` tenants outside the organization.
+/// Returns an index with `count` tenants below the organization `org`. Each tenant has two keys: one of the
+/// principal `all`, who owns a key in every tenant, and one of a principal who owns no other key. `all` also
+/// owns one key in each of `count` tenants outside the organization.
 fn organization(count: u16) -> (Index, Vec<TenantId>) {
     let index = Index::default();
     let tenants: Vec<_> = (0..count)

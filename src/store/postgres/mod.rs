@@ -120,9 +120,9 @@ impl PostgresStore {
 
     /// Returns the default options for a connection pool that the host provides.
     ///
-    /// The pool's connections must reach the primary. A pooler in between must keep one server connection for
-    /// the whole of a transaction. With such a pool the store cannot listen for other nodes' commits, so
-    /// followers only poll.
+    /// The store cannot listen for other nodes' commits through a pool of the host, so followers only poll. The
+    /// pool's connections must reach the primary. A pooler in between must keep one server connection for the
+    /// whole of a transaction.
     pub fn from_pool(pool: Pool) -> PostgresOptions {
         PostgresOptions::pool(pool)
     }

@@ -198,7 +198,7 @@ impl Potential {
 #[derive(Clone, Debug)]
 pub(crate) struct Acting {
     pub(crate) record: KeyRecord,
-    /// The roles that limit the key: its bound, and the roles stored for its owner.
+    /// The roles that limit the key: the roles that the key itself is bounded by, and those stored for its owner.
     pub(crate) roles: BTreeSet<Role>,
 }
 

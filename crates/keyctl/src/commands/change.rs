@@ -140,7 +140,8 @@ pub(crate) async fn delete(
     )
 }
 
-/// Returns the confirmation text if the operator typed it exactly: the policy's text, or else the key's name.
+/// Returns the confirmation text, if the operator typed it exactly. The text to type is the one that the policy
+/// sets, or the key's name if the policy sets none.
 async fn confirmed(
     context: &CliContext,
     actor: &Actor,
