@@ -27,8 +27,8 @@ pub(crate) const ADDRESSES: [&str; 2] = ["10.1.1.1", "203.0.113.9"];
 pub(crate) struct Handed {
     pub(crate) record: KeyRecord,
     pub(crate) points: BTreeSet<Point>,
-    /// The roles with which the key could manage keys when it was handed over. Empty if the key managed
-    /// nothing.
+    /// The owner's roles that allowed the key to manage keys at the moment it was handed over. Empty if the key
+    /// could not manage keys.
     pub(crate) roles: BTreeSet<Role>,
     /// Whether the owner received the secret in person. If so, the key's reach changes with the owner's role.
     pub(crate) follows: bool,

@@ -33,7 +33,7 @@ pub(super) struct ClockState {
     shown: u64,
     /// The offset of the wall clock from real time, in microseconds.
     ahead: i64,
-    /// The time that the machine spent suspended before its last suspend, in nanoseconds of its own clock.
+    /// The total length of all suspends except the last one, in nanoseconds of the machine's own clock.
     suspended: u64,
     /// The start and the end of the last suspend, in simulated time.
     nap: (SimInstant, SimInstant),
