@@ -517,7 +517,7 @@ fn start(size: &Workload, table: &mut Table, points: bool) {
     }
 }
 
-/// Measures single reads of a large store.
+/// Measures a large store: first a full scan and an integrity check, then reads of single rows.
 fn point(store: &SqliteStore, size: &Workload, maker: &mut CommitGenerator, table: &mut Table) {
     eprintln!("point: integrity");
     let (scan, _) = timed(|| plain_scan(store.path()));

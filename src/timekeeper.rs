@@ -23,8 +23,8 @@ const NONE: i64 = i64::MIN;
 /// other clocks again. Smaller changes do not matter, because allowances are minutes.
 const JUDGE_AGAIN: u64 = 1_000_000;
 
-/// The minimum allowance: 2 minutes. Nodes report their clocks every ten seconds, and the reports are read
-/// every minute, so a clock report may be more than a minute old.
+/// 2 minutes: the least difference between two clocks that counts as a contradiction. Nodes report their clocks
+/// every 10 s and read the reports every 30 s, so a report is up to 40 s old when it is compared.
 pub(crate) const LEAST_ALLOWANCE: Duration = Duration::from_secs(2 * 60);
 
 /// The time of a process. An offset is the number of microseconds by which a wall clock is ahead of this

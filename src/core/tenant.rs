@@ -29,8 +29,8 @@ impl TenantId {
     ///
     /// # Errors
     ///
-    /// [`Invalid`] if a segment is empty, `.` or `..`, too long or has other characters, or if there
-    /// are more than [`MAX_DEPTH`](Self::MAX_DEPTH) segments.
+    /// [`Invalid`] if a segment is empty, is `.` or `..`, is too long, or contains a character that is not allowed
+    /// in a [`TenantId`]. Also if there are more than [`MAX_DEPTH`](Self::MAX_DEPTH) segments.
     pub fn new(path: impl AsRef<str>) -> Result<Self, Invalid> {
         let path = path.as_ref();
         let depth = path.split('/').count();

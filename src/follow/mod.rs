@@ -72,8 +72,9 @@ impl FollowOptions {
     }
 
     /// Sets the longest pause after consecutive failures. Each pause is random, up to a limit that starts at
-    /// 50 ms and doubles with each failure. Defaults to [`DEFAULT_BACKOFF`](Self::DEFAULT_BACKOFF). The
-    /// follower uses at most a quarter of the shortest nonzero staleness bound in force, and at least 10 ms.
+    /// 50 ms, doubles with each failure and stops growing at `backoff`. Defaults to
+    /// [`DEFAULT_BACKOFF`](Self::DEFAULT_BACKOFF). A backoff above a quarter of the shortest nonzero staleness
+    /// bound in force counts as that quarter, and a backoff below 10 ms as 10 ms.
     pub const fn with_backoff(mut self, backoff: Duration) -> Self {
         self.backoff = backoff;
         self

@@ -390,7 +390,7 @@ pub struct IssuedKey {
     pub id: KeyId,
     /// The class.
     pub class: ClassName,
-    /// The part of the token that lists show later.
+    /// The part of the token that is kept, so that a list of keys can show it.
     pub hint: Hint,
     /// The fingerprint by which the key can be found.
     pub fingerprint: Fingerprint,

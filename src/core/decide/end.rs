@@ -283,7 +283,7 @@ impl<'a> Work<'a> {
         self.request.sweep.keys.iter().take(super::SWEEP_MAX)
     }
 
-    /// Revokes the keys of this commit that match, except legacy keys.
+    /// Revokes the keys that this commit of a bulk command covers and that match. Skips legacy keys.
     pub(super) fn sweep(
         &mut self,
         reason: Reason,

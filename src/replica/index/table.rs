@@ -134,7 +134,7 @@ impl SlotValue {
     pub(super) const ASK: u32 = 0;
     /// A special value: the key never expires.
     pub(super) const NEVER: u32 = (1 << UNTIL_BITS) - 1;
-    /// The slot value without any information: only the row describes the key.
+    /// The slot value that says nothing about its key. A verification that finds it must read the key's row.
     pub(super) const ROW: Self = Self {
         until: Self::ASK,
         attribute_ids: AttributeIds {

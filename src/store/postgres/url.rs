@@ -129,8 +129,8 @@ impl Url {
 /// the option, and `false` to leave the option to the driver.
 type OptionHandler<'t> = &'t mut dyn FnMut(&str, &str) -> Result<bool, ConnectError>;
 
-/// Returns the part of a URL after its scheme. `None` if the text is not a URL. A URL from a file may end with
-/// the end of a line.
+/// Returns the part of a URL after its scheme, or `None` if the text is not a URL. Accepts a trailing line break,
+/// because a URL that was read from a file may have one.
 fn after_scheme(url: &str) -> Option<&str> {
     let url = url.trim();
     ["postgres://", "postgresql://"].iter().find_map(|scheme| {

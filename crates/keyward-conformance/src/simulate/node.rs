@@ -18,11 +18,11 @@ use super::clock::{ClockFault, SimulatedClock};
 /// The source of the rows with which a node verifies a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum VerifyPath {
-    /// The node's local rows only.
+    /// The node reads only its local rows.
     Local,
-    /// The node's local rows. If they do not contain the key, the node reads it from the store.
+    /// The node reads its local rows. If they do not contain the key, it reads the store.
     OrFetch,
-    /// The store, for every verification.
+    /// The node reads the store for every verification.
     Fresh,
 }
 
