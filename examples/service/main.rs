@@ -16,7 +16,6 @@ mod routes;
 
 use std::io::Write;
 use std::net::SocketAddr;
-#[cfg(feature = "postgres")]
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -131,28 +130,27 @@ async fn open(settings: &Settings) -> Fallible<(Keyward, Kept)> {
     if let Some(Url(url)) = &settings.database {
         let store = PostgresStore::options(url).schema(&settings.schema);
         let store = store.connect().await?;
-        let first = store.scan(None, NonZeroUsize::MIN).await?;
-        let keys = build(store.clone(), !first.rows.is_empty(), data).await?;
+        let keys = build(store.clone(), data).await?;
         let place = format!("the database's schema {}", store.schema());
         return Ok((keys, Kept { place, end: "drop" }));
     }
-    let file = data.join("keys.db");
-    let known = file.exists();
-    let keys = build(SqliteStore::open(file).await?, known, data).await?;
+    let keys = build(SqliteStore::open(data.join("keys.db")).await?, data).await?;
     let place = data.display().to_string();
     let end = "delete";
     Ok((keys, Kept { place, end }))
 }
 
-async fn build<S>(store: S, known: bool, data: &Path) -> Fallible<Keyward>
+async fn build<S>(store: S, data: &Path) -> Fallible<Keyward>
 where
     S: KeyStore + NodeRegistry + Clone,
 {
     let pepper = data.join("pepper");
-    // If the store has keys, their pepper must exist too: a new pepper would verify none of them.
-    let peppers = match known {
-        true => PepperFile::open(pepper)?,
-        false => PepperFile::open_or_create(pepper)?,
+    // Existing keys need their own pepper: a new pepper would verify none of them. An empty store may have no
+    // pepper yet, because an earlier run was killed before it created one.
+    let first = store.scan(None, NonZeroUsize::MIN).await?;
+    let peppers = match first.rows.is_empty() {
+        true => PepperFile::open_or_create(pepper)?,
+        false => PepperFile::open(pepper)?,
     };
     let keys = Keyward::builder(store.clone(), peppers.ring()).registry(store);
     Ok(keys.build().await?)

@@ -3,7 +3,8 @@
 //! The actor is the request's key. It cannot create a key with more scopes or a later expiry than its own. A
 //! key with fewer scopes than its owner's role does not act with that role, so it cannot create keys.
 
-use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -14,6 +15,7 @@ use keyward::store::KeyPosition;
 use keyward::{
     Actor, CreateKey, Grant, KeyId, KeyInfo, Keyward, Reason, RotateKey, Timestamp, days, hours,
 };
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -62,6 +64,31 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     }
 }
 
+/// A JSON body that may be absent. A body without its content type is refused (415). `Option<Json<T>>` would
+/// ignore that body and the settings in it.
+struct Given<T>(T);
+
+impl<T, S> FromRequest<S> for Given<T>
+where
+    T: Default + DeserializeOwned,
+    S: Send + Sync,
+{
+    type Rejection = Response;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
+        let (head, body) = request.into_parts();
+        let body = Bytes::from_request(Request::new(body), state).await;
+        let body = body.map_err(IntoResponse::into_response)?;
+        if body.is_empty() {
+            return Ok(Self(T::default()));
+        }
+        let request = Request::from_parts(head, body.into());
+        let given = Json::from_request(request, state).await;
+        let Json(given) = given.map_err(IntoResponse::into_response)?;
+        Ok(Self(given))
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Wanted {
@@ -91,6 +118,7 @@ async fn create(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Page {
     after: Option<KeyId>,
 }
@@ -138,9 +166,8 @@ async fn rotate(
     State(keys): State<Keyward>,
     caller: Caller,
     Path(id): Path<KeyId>,
-    rotation: Option<Json<Rotation>>,
+    Given(Rotation { grace_hours }): Given<Rotation>,
 ) -> Answer<Response> {
-    let Json(Rotation { grace_hours }) = rotation.unwrap_or_default();
     let how = match grace_hours {
         Some(grace) => RotateKey::grace(hours(grace)),
         None => RotateKey::immediate(),
@@ -157,6 +184,11 @@ async fn rotate(
     }))
 }
 
+/// A revocation has no settings. A body with any is refused, because its sender expects an effect.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Revocation {}
+
 #[derive(Serialize)]
 struct Revoked {
     id: KeyId,
@@ -168,6 +200,7 @@ async fn revoke(
     State(keys): State<Keyward>,
     caller: Caller,
     Path(id): Path<KeyId>,
+    Given(Revocation {}): Given<Revocation>,
 ) -> Answer<Json<Revoked>> {
     let receipt = keys
         .revoke(caller.invocation(), id, Reason::NoLongerNeeded)

@@ -8,6 +8,7 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use keyward::http::{KeywardLayer, RequiredScope, Scoped};
+use keyward::policy::DEFAULT_STALENESS_BOUND;
 use keyward::{KeyId, Keyward, Need, Scope, TenantId};
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +16,7 @@ use crate::management;
 
 const KEYS_MANAGE: Scope = Scope::from_static("keys:manage");
 
-/// Returns all routes. Each requires a key, except `/health`.
+/// Returns all routes. Each requires a key, except `/health` and `/ready`.
 pub(crate) fn router(keys: &Keyward) -> Router {
     let keyed = KeywardLayer::new(keys.clone());
     // Here the layer accepts any valid key, and each handler's signature requires a scope.
@@ -28,12 +29,22 @@ pub(crate) fn router(keys: &Keyward) -> Router {
     let management = management::router(keys).route_layer(managing);
     Router::new()
         .route("/health", get(health))
+        .route("/ready", get(ready).with_state(keys.clone()))
         .merge(reports)
         .merge(management)
 }
 
 pub(crate) async fn health() -> &'static str {
     "up\n"
+}
+
+/// Responds 503 while requests with keys get 503, so that a load balancer sends them to other nodes.
+/// `/health` stays 200 during that time: a restart would not help.
+async fn ready(State(keys): State<Keyward>) -> (StatusCode, &'static str) {
+    match keys.freshness().is_fresh_for(DEFAULT_STALENESS_BOUND) {
+        true => (StatusCode::OK, "ready\n"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "keys are stale\n"),
+    }
 }
 
 /// The reports of all tenants, in memory.
@@ -48,6 +59,7 @@ struct Report {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct NewReport {
     title: String,
 }
@@ -81,4 +93,53 @@ async fn add(
     let own = all.entry(key.tenant().clone()).or_default();
     own.push(report.clone());
     (StatusCode::CREATED, Json(report))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::body::Body;
+    use axum::http::Request;
+    use keyward::store::SqliteStore;
+    use keyward::{Actor, CreateKey, ManualClock, PepperRing, Role, Timestamp};
+    use tower::ServiceExt;
+
+    use super::*;
+
+    type TestResult = crate::Fallible<()>;
+
+    async fn status(app: &Router, path: &str, key: &str) -> crate::Fallible<StatusCode> {
+        let request = Request::get(path).header("x-api-key", key);
+        let answer = app.clone().oneshot(request.body(Body::empty())?).await?;
+        Ok(answer.status())
+    }
+
+    #[pollster::test]
+    async fn a_node_is_ready_exactly_while_requests_with_keys_are_served() -> TestResult {
+        let clock = Arc::new(ManualClock::at(Timestamp::UNIX_EPOCH));
+        let folder = tempfile::tempdir()?;
+        let store = SqliteStore::open(folder.path().join("keys.db")).await?;
+        let builder = Keyward::builder(store, PepperRing::generate()?).clock(clock.clone());
+        let keys = builder.build().await?;
+        let alice = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
+        let key = CreateKey::new("reader").scope("reports:read");
+        let created = keys.create(&alice, key).await?;
+        let (app, key) = (router(&keys), created.secret.expose());
+
+        let both = async || -> crate::Fallible<_> {
+            let ready = status(&app, "/ready", key).await?;
+            Ok((ready, status(&app, "/v1/reports", key).await?))
+        };
+        keys.sync().await?;
+        clock.advance(DEFAULT_STALENESS_BOUND);
+        assert_eq!(both().await?, (StatusCode::OK, StatusCode::OK));
+        clock.advance(Duration::from_millis(1));
+        let unavailable = StatusCode::SERVICE_UNAVAILABLE;
+        assert_eq!(both().await?, (unavailable, unavailable));
+        assert_eq!(status(&app, "/health", key).await?, StatusCode::OK);
+        keys.sync().await?;
+        assert_eq!(both().await?, (StatusCode::OK, StatusCode::OK));
+        Ok(())
+    }
 }

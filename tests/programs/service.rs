@@ -45,8 +45,9 @@ fn the_printed_commands_of_the_first_run_work_and_no_later_run_prints_the_key() 
     let answers: Vec<_> = answers.filter(|(text, _)| !text.is_empty()).collect();
     let json = |at: usize| serde_json::from_str::<Value>(answers[at].0).unwrap();
     let what: Vec<_> = answers.iter().map(|(text, _)| *text).collect();
-    assert_eq!(what.len(), 11, "{what:#?}");
-    assert_eq!(what[0], "up");
+    assert_eq!(what.len(), 12, "{what:#?}");
+    assert_eq!((what[0], what[1]), ("up", "ready"));
+    let json = |at: usize| json(at + 1);
     assert_eq!(json(1)["status"], 401);
     assert_eq!(json(2)["title"], "Q3");
     let reader = json(3);
@@ -74,7 +75,7 @@ fn the_printed_commands_of_the_first_run_work_and_no_later_run_prints_the_key() 
         .iter()
         .map(status)
         .collect();
-    assert_eq!(all, ["active", "revoked", "active"], "{}", what[10]);
+    assert_eq!(all, ["active", "revoked", "active"], "{}", what[11]);
 
     let admin = service.admin_key();
     let secrets = [
@@ -365,6 +366,75 @@ fn malformed_requests_get_an_error_and_a_repeated_command_is_executed_once() {
     let page = service.ask(&admin, &format!("GET /v1/keys?after={id}"), None);
     assert_eq!(page.1["keys"][0]["id"], rotated["id"], "{page:?}");
     service.stop();
+}
+
+/// `Option<Json<_>>` would ignore these bodies: the grace would be lost, and the old key would end.
+#[test]
+fn a_body_without_its_content_type_is_refused_and_changes_nothing() {
+    let folder = folder();
+    let service = ServiceProcess::start(folder.path());
+    let admin = service.admin_key();
+    let (_, key) = service.ask(&admin, "POST /v1/keys", create(&["reports:read"], 1));
+    let (id, secret) = (key["id"].as_str().unwrap(), key["secret"].as_str().unwrap());
+    let post = |path: &str, body: &str, more: &str| {
+        let length = format!("{CLOSE}{more}content-length: {}\r\n", body.len());
+        let mut stream = service.connect();
+        let request = head(path, &admin, &length) + body;
+        stream.write_all(request.as_bytes()).unwrap();
+        answer(&mut stream).0
+    };
+    let rotate = format!("/v1/keys/{id}/rotate");
+    let revoke = format!("/v1/keys/{id}/revoke");
+    let report = r#"{"title": "Q3"}"#;
+    for (path, body) in [
+        (rotate.as_str(), r#"{"grace_hours": 1}"#),
+        (&revoke, r#"{"reason": "compromised"}"#),
+        ("/v1/keys", r#"{"name": "x", "scopes": []}"#),
+        ("/v1/reports", report),
+    ] {
+        assert_eq!(post(path, body, ""), 415, "{path}");
+        assert_eq!(post(path, body, "content-type: text/plain\r\n"), 415);
+    }
+    assert_eq!(post(&revoke, r#"{"reason": "compromised"}"#, JSON), 422);
+    assert_eq!(
+        service.ask(secret, "GET /v1/reports", None),
+        (200, json!([]))
+    );
+    assert_eq!(post(&rotate, r#"{"grace_hours": 1}"#, JSON), 201);
+    assert_eq!(service.ask(secret, "GET /v1/reports", None).0, 200);
+    assert_eq!(post(&revoke, "", ""), 200);
+}
+
+#[test]
+fn a_service_killed_while_it_created_its_files_starts_again() {
+    for left in ["keys.db", "pepper"] {
+        let folder = folder();
+        let data = folder.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        match left {
+            "keys.db" => drop(pollster::block_on(SqliteStore::open(data.join(left))).unwrap()),
+            _ => drop(PepperFile::create(data.join(left)).unwrap()),
+        }
+        let service = ServiceProcess::start(folder.path());
+        let admin = service.admin_key();
+        assert_eq!(
+            service.ask(&admin, "GET /v1/reports", None).0,
+            200,
+            "{left}"
+        );
+        service.stop();
+    }
+}
+
+#[test]
+fn a_lost_pepper_is_never_replaced_once_there_are_keys() {
+    let folder = folder();
+    ServiceProcess::start(folder.path()).stop();
+    let pepper = folder.path().join("data/pepper");
+    std::fs::remove_file(&pepper).unwrap();
+    let failed = command(folder.path(), "127.0.0.1:0").output().unwrap();
+    assert!(!failed.status.success());
+    assert!(!pepper.exists());
 }
 
 #[test]
