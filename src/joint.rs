@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 /// The callers to wake when a future has news.
 #[derive(Default)]
 struct JointWakers {
-    /// Whether the future was woken since its last poll began.
+    /// True if the future was woken since its last poll began.
     news: AtomicBool,
     by_caller: Mutex<BTreeMap<u64, Waker>>,
 }
@@ -290,7 +290,7 @@ struct TurnCaller<'a, K, T: Clone, S: Fn() -> bool> {
     kind: K,
     work: Arc<Joint<T>>,
     is_stalled: &'a S,
-    /// Whether the work has not ended yet.
+    /// True until the work has ended.
     waits: bool,
 }
 

@@ -30,7 +30,7 @@ pub(super) struct Pending {
     pub(super) request: Request,
     material: Mutex<Arc<Vec<KeyMaterial>>>,
     progress: Mutex<Progress>,
-    /// Whether the caller is gone.
+    /// True once the caller is gone.
     left: AtomicBool,
 }
 

@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use super::fault::SqliteFault;
 use super::session::Pool;
 
-type Read = Box<dyn FnOnce(&Pool) + Send>;
+type FileRead = Box<dyn FnOnce(&Pool) + Send>;
 
 /// A queue of reads, and the threads that serve it.
 pub(super) struct Readers {
@@ -21,7 +21,7 @@ pub(super) struct Readers {
 
 #[derive(Default)]
 struct ReadQueue {
-    waiting: VecDeque<Read>,
+    waiting: VecDeque<FileRead>,
     threads: usize,
 }
 
@@ -69,7 +69,7 @@ fn serve(pool: &Pool, queue: &Mutex<ReadQueue>) {
 
 /// Takes the next read. If there is none, the thread counts as ended under the same lock, so that the next
 /// read starts another one.
-fn next(queue: &Mutex<ReadQueue>) -> Option<Read> {
+fn next(queue: &Mutex<ReadQueue>) -> Option<FileRead> {
     let mut queue = lock(queue);
     let next = queue.waiting.pop_front();
     if next.is_none() {
