@@ -237,7 +237,7 @@ pub(crate) async fn open_at(
         }
         #[cfg(not(feature = "postgres"))]
         StoreLocation::Database(_) => {
-            let _ = schema;
+            let _ = (schema, &common.schema_owner);
             Err(no_databases())
         }
         StoreLocation::Unset => Err(unset()),
