@@ -1,14 +1,172 @@
-//! Verification allocates nothing, for any token and any verdict.
+//! Verification allocates nothing, for any token and any verdict. A follower keeps no memory for what no key
+//! uses any more.
 //!
 //! Allocations are counted per thread, so that concurrent tests do not disturb the counts.
 #![allow(clippy::unwrap_used, reason = "a test panics on failure")]
 
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
 use keyward::command::ImportKey;
-use keyward::key::Digest;
+use keyward::key::{Digest, KeyRecord, Owner};
+use keyward::node::Replica;
 use keyward::policy::Propagation;
-use keyward::{Keyward, Need, Reason, VerifyError, days, profiles, token};
+use keyward::store::{
+    AuditPage, AuditQuery, Change, Changes, ChangesError, Commit, CommitError, CommitTag, Cursor,
+    Epoch, FoundKey, KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, Revision, Row, RowKey,
+    ScanPage, StoreError, StoreErrorKind, TenantView, async_trait,
+};
+use keyward::time::SystemClock;
+use keyward::{
+    KeyId, Keyward, Need, Reason, ScopeSet, TenantId, VerifyError, days, profiles, token,
+};
 
 use support::{TestService, admin, host, reader, reading, wait, with_other_secret};
+
+/// A store whose feed returns each pushed row once, and which keeps nothing.
+#[derive(Debug, Default)]
+struct FeedStore {
+    head: AtomicU64,
+    row: Mutex<Option<Row>>,
+}
+
+fn missing() -> StoreError {
+    StoreError::new(StoreErrorKind::Unavailable, "reading what is not kept")
+}
+
+impl FeedStore {
+    fn head(&self) -> Cursor {
+        Cursor {
+            epoch: Epoch(1),
+            revision: Revision(self.head.load(Ordering::Relaxed)),
+            tag: CommitTag(0),
+        }
+    }
+
+    fn push(&self, row: Row) {
+        *self.row.lock().unwrap() = Some(row);
+        self.head.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[async_trait]
+impl KeyStore for FeedStore {
+    async fn load(&self, _: &TenantId, _: &LoadRequest) -> Result<TenantView, StoreError> {
+        Err(missing())
+    }
+
+    async fn find(&self, _: &Locator) -> Result<Option<FoundKey>, StoreError> {
+        Err(missing())
+    }
+
+    async fn commit(&self, _: Commit) -> Result<Revision, CommitError> {
+        Err(missing().into())
+    }
+
+    async fn changes(&self, _: Cursor, _: NonZeroUsize) -> Result<Changes, ChangesError> {
+        let head = self.head();
+        let revision = head.revision;
+        let row = self.row.lock().unwrap().take();
+        let changes = row.into_iter().map(|row| Change { revision, row });
+        Ok(Changes {
+            changes: changes.collect(),
+            upto: head,
+            head,
+            server_time: None,
+        })
+    }
+
+    async fn scan(&self, _: Option<RowKey>, _: NonZeroUsize) -> Result<ScanPage, StoreError> {
+        Ok(ScanPage {
+            head: self.head(),
+            rows: Vec::new(),
+            next: None,
+        })
+    }
+
+    async fn list(&self, _: &KeyQuery) -> Result<KeyPage, StoreError> {
+        Err(missing())
+    }
+
+    async fn audit(&self, _: &AuditQuery) -> Result<AuditPage, StoreError> {
+        Err(missing())
+    }
+}
+
+/// Returns the memory in bytes that a follower keeps for rows. The rows derive from a real record.
+fn kept(rows: impl Fn(&KeyRecord, u32) -> Vec<Row>) -> i64 {
+    let world = TestService::new();
+    world.create(&admin(), reader("nightly export")).unwrap();
+    let query = KeyQuery::all(keyward::Timestamp::MAX);
+    let record = wait(world.store.list(&query)).unwrap().keys.remove(0);
+    let store = Arc::new(FeedStore::default());
+    let replica = Replica::new(store.clone(), Arc::new(SystemClock));
+    wait(replica.sync()).unwrap();
+    let counted = allocation_counter::measure(|| {
+        for number in 0..4_000 {
+            for row in rows(&record, number) {
+                store.push(row);
+                wait(replica.sync()).unwrap();
+            }
+        }
+    });
+    counted.bytes_current
+}
+
+/// Returns the largest amount of memory in use while a trail of at least `entries` entries is verified.
+fn peak_of_verifying(entries: usize) -> u64 {
+    let world = TestService::new();
+    let key = world.create(&admin(), reader("nightly export")).unwrap();
+    for _ in 0..entries / 2 {
+        wait(world.keys.disable(&admin(), key.id)).unwrap();
+        wait(world.keys.enable(&admin(), key.id)).unwrap();
+    }
+    let verify = || wait(world.keys.verify_audit(&admin(), &key_tenant(), None)).unwrap();
+    let mut end = None;
+    let counted = allocation_counter::measure(|| end = Some(verify()));
+    assert!(end.is_some_and(|end| end.sequence > entries as u64));
+    counted.bytes_max
+}
+
+fn key_tenant() -> TenantId {
+    admin().tenant().clone()
+}
+
+#[test]
+fn verifying_an_audit_trail_takes_constant_memory() {
+    let (short, long) = (peak_of_verifying(1_500), peak_of_verifying(4_500));
+    assert!(long < short * 3 / 2, "{short} and {long} bytes");
+}
+
+/// Half a megabyte, which 4,000 rows of a hundred bytes or more would exceed if they stayed.
+const FEW: i64 = 500_000;
+
+#[test]
+fn scopes_that_no_key_has_any_more_leave_memory() {
+    let bytes = kept(|record, number| {
+        let scopes: Vec<_> = (0..50).map(|other| format!("r{number}:a{other}")).collect();
+        let record = record.clone().with(|key| {
+            key.scopes = ScopeSet::parse(scopes.iter().map(String::as_str)).unwrap();
+        });
+        vec![Row::Key(Box::new(record))]
+    });
+    assert!(bytes < FEW, "{bytes}");
+}
+
+#[test]
+fn removed_keys_and_their_owners_leave_memory() {
+    let bytes = kept(|record, number| {
+        let key = KeyId::from_u128(record.id.to_u128() + u128::from(number));
+        let tenant = record.tenant.clone();
+        let record = record.clone().with(|own| {
+            own.id = key;
+            own.owner = Owner::Principal(format!("owner-{number}").parse().unwrap());
+        });
+        vec![Row::Key(Box::new(record)), Row::Removed { key, tenant }]
+    });
+    assert!(bytes < FEW, "{bytes}");
+}
 
 /// Returns a service with one key that has every field set, and the key's token.
 fn service() -> (TestService, String) {
