@@ -64,6 +64,7 @@ pub struct Verifier {
     on_stale: OnStale,
     abandoned: Arc<AbandonedBatches>,
     outage_lines: LogSampler,
+    #[cfg(feature = "http")]
     refusal_lines: LogSampler,
 }
 
@@ -137,6 +138,7 @@ impl Verifier {
             on_stale: OnStale::default(),
             abandoned: Arc::default(),
             outage_lines: LogSampler::default(),
+            #[cfg(feature = "http")]
             refusal_lines: LogSampler::default(),
         }
     }
