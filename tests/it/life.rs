@@ -1,6 +1,7 @@
 //! The life cycle of keys through the public API: accepted values, refused values, and messages.
 
-use keyward::command::{BulkFilter, Created, DeleteKey, Problem};
+use keyward::audit::Action;
+use keyward::command::{BulkFilter, Created, DeleteKey, LeakSource, Problem};
 use keyward::pepper::PepperId;
 use keyward::policy::{Deletion, Revocation, Rotation};
 use keyward::token::TokenPrefix;
@@ -273,4 +274,32 @@ fn a_purge_removes_only_keys_past_their_retention() {
     world.keys.verify(kept.secret.expose(), &reading()).unwrap();
     let by_a_person = wait(world.keys.purge(&admin(), &acme));
     assert!(matches!(denied(by_a_person), Denial::HostOnly { .. }));
+}
+
+/// Anyone who has a token may report it. Fails if a repeated report writes a row or an audit entry, or claims to
+/// have revoked a key that was already revoked.
+#[test]
+fn a_repeated_report_of_a_leak_writes_nothing() {
+    let world = TestService::new();
+    let shown = reader("shown").class("publishable").environment("live");
+    let secret = world.create(&admin(), reader("secret")).unwrap();
+    let shown = world.create(&admin(), shown).unwrap();
+    let revoked = world.create(&admin(), reader("revoked")).unwrap();
+    wait(world.keys.revoke(&admin(), revoked.id, Reason::Lost)).unwrap();
+    for (key, revokes) in [(secret, true), (shown, false), (revoked, false)] {
+        let token = key.secret.expose();
+        let report = |from| {
+            let source = LeakSource::new(from).unwrap();
+            let report = wait(world.keys.report_leaked_token(token, source)).unwrap();
+            let recorded = recorded_actions(&world, &tenant("acme"), key.id);
+            (report.revoked, report.receipt.revision(), recorded)
+        };
+        let (first, revision, recorded) = report("a paste");
+        assert_eq!(first, revokes);
+        let says = |action: &Action| matches!(action, Action::KeyLeaked { revoked, .. } if *revoked == revokes);
+        assert_eq!(recorded.iter().filter(|action| says(action)).count(), 1);
+        for from in ["a paste", "another paste"] {
+            assert_eq!(report(from), (false, revision, recorded.clone()));
+        }
+    }
 }

@@ -18,7 +18,7 @@ pub(super) struct Floors {
     /// The newest commit time of any tenant, in microseconds. If a time repair lowered it, this field holds
     /// the old, later time until [`settle`](Self::settle) runs.
     newest: AtomicI64,
-    /// Whether a time repair has lowered the newest commit time since [`settle`](Self::settle) last ran.
+    /// Set while a time repair has lowered the newest commit time since [`settle`](Self::settle) last ran.
     lowered: AtomicBool,
 }
 

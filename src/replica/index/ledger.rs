@@ -246,10 +246,10 @@ pub(super) struct CarriedIds {
 
 /// The writer's state for one key owner.
 struct KeyOwnerState {
-    /// Whether the owner has keys in this tenant. An entry without keys has no status, and only connects entries of
+    /// Set once the owner has keys in this tenant. An entry without keys has no status, and only connects entries of
     /// the same principal in other tenants.
     linked: bool,
-    /// Whether the parent tenant's entry for the same principal lists this entry in `below`.
+    /// Set once the parent tenant's entry for the same principal lists this entry in `below`.
     attached: bool,
     /// The first entry of a linked list, or [`NONE`]. The list contains the same principal's entries in child
     /// tenants, if the principal has keys in the child tenant or below it.
