@@ -53,7 +53,7 @@ pub(super) struct Conditions {
     pub(super) tenant: Option<TenantId>,
     pub(super) address: Option<IpAddr>,
     pub(super) publishable: bool,
-    /// Whether a verification must not count as a use of the key, because the use was already counted.
+    /// Marks a verification that must not count as a use of the key, because the use was already counted.
     uncounted: bool,
 }
 

@@ -132,7 +132,7 @@ const FILLERS: [char; 13] = [
 pub(crate) struct Characters {
     /// The membership of each ASCII character in the set, indexed by its code.
     ascii: [bool; 128],
-    /// Whether characters beyond ASCII are in the set. Hidden characters never are.
+    /// Membership of characters beyond ASCII. Hidden characters never are.
     non_ascii: bool,
     words: &'static str,
 }

@@ -81,7 +81,7 @@ impl StepStore {
 }
 
 thread_local! {
-    /// Whether a writer has reached a step since it was last polled. All writers run on one thread.
+    /// Set once a writer has reached a step since it was last polled. All writers run on one thread.
     static STEPPED: Cell<bool> = const { Cell::new(false) };
 }
 

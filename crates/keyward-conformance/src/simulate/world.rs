@@ -77,7 +77,7 @@ struct TaskSlot {
     machine: Option<(usize, u32)>,
     /// The future of the task. `None` while the world polls it.
     task: Option<TaskFuture>,
-    /// Whether the task was woken while it was being polled, so that the world must poll it again.
+    /// Set if the task was woken while it was being polled, so that the world must poll it again.
     again: bool,
     waker: Waker,
 }
@@ -105,7 +105,7 @@ pub(super) struct Machine {
     pub(super) paused: SimInstant,
     /// The number of restarts of the node.
     pub(super) incarnation: u32,
-    /// Whether a notification of a commit has reached the node since it last waited for one.
+    /// Set once a notification of a commit has reached the node since it last waited for one.
     pub(super) notified: bool,
     /// Whether the node is executing a command. Another command polls this flag until it is false. A lock
     /// would wake the waiting commands in an order that depends on real time.
