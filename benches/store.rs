@@ -450,7 +450,7 @@ fn start_up(store: &SqliteStore, size: &Workload, what: &str, table: &mut Table)
     for round in 0..=3 {
         let (scan, read) = timed(|| plain_scan(store.path()));
         assert_eq!(read, size.keys);
-        let replica = Replica::new(Arc::new(store.clone()), Arc::new(SystemClock));
+        let replica = Arc::new(Replica::new(Arc::new(store.clone()), Arc::new(SystemClock)));
         let (load, ()) = timed(|| block_on(replica.sync()).unwrap());
         drop(replica);
         let (paged, read) = timed(|| store_scan(store));
@@ -545,7 +545,7 @@ fn point(store: &SqliteStore, size: &Workload, maker: &mut CommitGenerator, tabl
     let head = "SELECT revision, tag, newest, seal FROM commits ORDER BY revision DESC LIMIT 1";
     let mut statement = conn.prepare(head).unwrap();
     let at = block_on(async {
-        let replica = Replica::new(Arc::new(store.clone()), Arc::new(SystemClock));
+        let replica = Arc::new(Replica::new(Arc::new(store.clone()), Arc::new(SystemClock)));
         replica.sync().await.unwrap();
         replica.freshness().cursor.unwrap()
     });

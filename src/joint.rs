@@ -116,6 +116,10 @@ impl<T: Clone> Joint<T> {
         matches!(*lock(&self.state), JointState::Ended(_))
     }
 
+    fn has_result(&self) -> bool {
+        matches!(*lock(&self.state), JointState::Ended(Some(_)))
+    }
+
     fn poll(&self) -> Poll<Option<T>> {
         // Declared before the future, so that a panic drops the future first.
         let end = EndGuard(self);
@@ -241,7 +245,7 @@ impl<K: Copy + PartialEq, T: Clone> Turns<K, T> {
     ) -> T {
         let called = lock(&self.state).begun;
         loop {
-            let mut caller = self.join(kind, &begin, &is_stalled);
+            let mut caller = self.join((kind, called), &begin, &is_stalled);
             let result = caller.work.wait().await;
             caller.waits = false;
             if let Some(result) = result
@@ -253,15 +257,20 @@ impl<K: Copy + PartialEq, T: Clone> Turns<K, T> {
         }
     }
 
-    /// Joins the turn in progress, or begins one.
+    /// Joins the turn in progress, or a turn that has ended and began after the call. Begins a turn if there is
+    /// none.
     fn join<'a, S: Fn() -> bool>(
         &'a self,
-        kind: K,
+        (kind, called): (K, u64),
         begin: impl Fn() -> BoxFuture<'static, T>,
         is_stalled: &'a S,
     ) -> TurnCaller<'a, K, T, S> {
         let mut state = lock(&self.state);
-        state.current.take_if(|turn| turn.work.is_ended());
+        let began_later = state.begun > called;
+        state.current.take_if(|turn| {
+            let serves = began_later && turn.kind == kind && turn.work.has_result();
+            turn.work.is_ended() && !serves
+        });
         if state.current.is_none() {
             state.begun += 1;
         }

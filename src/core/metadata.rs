@@ -8,7 +8,7 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::invalid::{Invalid, Problem};
-use super::text::{self, ONE_LINE, Origin, PROSE, Rule, Text};
+use super::text::{self, ONE_LINE, PROSE, Rule, Text, TextOrigin};
 
 /// Name-value pairs that the application stores with a key: at most 64 pairs, and 16 KiB in total. Values may
 /// be empty. Line feeds and tabs are allowed in values, and [hidden characters](super::text::is_hidden)
@@ -42,10 +42,10 @@ impl Metadata {
         V: Into<String>,
     {
         let text = |(name, value): (N, V)| (Text::from(name.into()), Text::from(value.into()));
-        Self::of(pairs.into_iter().map(text).collect(), Origin::Typed)
+        Self::of(pairs.into_iter().map(text).collect(), TextOrigin::Typed)
     }
 
-    fn of(mut pairs: Vec<(Text, Text)>, origin: Origin) -> Result<Self, Invalid> {
+    fn of(mut pairs: Vec<(Text, Text)>, origin: TextOrigin) -> Result<Self, Invalid> {
         let refuse = |field, problem| Err(Invalid::new(field, problem));
         if pairs.len() > Self::MAX_PAIRS {
             let problem = Problem::TooMany {
@@ -61,7 +61,7 @@ impl Metadata {
         }
         // Checks characters only in typed pairs. An earlier version stored pairs with any characters, and
         // these rows must stay readable.
-        let typed = pairs.iter().filter(|_| origin == Origin::Typed);
+        let typed = pairs.iter().filter(|_| origin == TextOrigin::Typed);
         for (name, value) in typed {
             Self::NAME.check(name, origin)?;
             PROSE.check("metadata value", value, origin)?;
@@ -116,7 +116,7 @@ impl Serialize for Metadata {
 
 impl<'de> Deserialize<'de> for Metadata {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct PairsVisitor(Origin);
+        struct PairsVisitor(TextOrigin);
 
         impl<'de> Visitor<'de> for PairsVisitor {
             type Value = Metadata;
@@ -135,7 +135,7 @@ impl<'de> Deserialize<'de> for Metadata {
             }
         }
 
-        let origin = Origin::of(&from);
+        let origin = TextOrigin::of(&from);
         from.deserialize_map(PairsVisitor(origin))
     }
 }

@@ -11,7 +11,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::invalid::{Invalid, Problem};
-use super::text::{self, Origin, SEGMENT, Text};
+use super::text::{self, SEGMENT, Text, TextOrigin};
 
 /// The unit that owns keys: a project, account or organization. Limits such as the cap on active keys apply
 /// within one tenant.
@@ -95,7 +95,7 @@ impl TenantId {
 }
 
 fn check_segment(segment: &str) -> Result<(), Invalid> {
-    SEGMENT.check(segment, Origin::Typed)?;
+    SEGMENT.check(segment, TextOrigin::Typed)?;
     match segment {
         "." | ".." => {
             let expected = "segments other than `.` and `..`";

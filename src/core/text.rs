@@ -29,7 +29,7 @@ pub(crate) struct Rule {
 
 impl Rule {
     #[inline]
-    pub(crate) fn check(&self, text: &str, origin: Origin) -> Result<(), Invalid> {
+    pub(crate) fn check(&self, text: &str, origin: TextOrigin) -> Result<(), Invalid> {
         // Fast path: nearly all text is ASCII and begins with a visible character. Speed matters, because a
         // node checks all stored text at startup.
         let starts_visible = text.as_bytes().first().is_some_and(u8::is_ascii_graphic);
@@ -41,7 +41,7 @@ impl Rule {
     }
 
     #[cold]
-    fn find_problem(&self, text: &str, origin: Origin) -> Result<(), Invalid> {
+    fn find_problem(&self, text: &str, origin: TextOrigin) -> Result<(), Invalid> {
         let refuse = |problem| Err(Invalid::new(self.field, problem));
         if text.len() > self.max {
             return refuse(Problem::TooLong {
@@ -58,14 +58,14 @@ impl Rule {
 
 /// The place that text comes from.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Origin {
+pub(crate) enum TextOrigin {
     /// A person, a program or a file.
     Typed,
     /// A stored row. Its characters were checked when they were typed.
     Stored,
 }
 
-impl Origin {
+impl TextOrigin {
     /// Returns the origin of the text that a deserializer reads. Only stored rows use a binary format, so
     /// text in a human-readable format was typed.
     pub(crate) fn of<'de, D: Deserializer<'de>>(from: &D) -> Self {
@@ -175,7 +175,7 @@ impl Characters {
         &self,
         field: &'static str,
         text: &str,
-        origin: Origin,
+        origin: TextOrigin,
     ) -> Result<(), Invalid> {
         let allowed = self.words;
         match self.first_other(text, origin) {
@@ -188,7 +188,7 @@ impl Characters {
     }
 
     /// Returns the position of the first character that is not in the set.
-    fn first_other(&self, text: &str, origin: Origin) -> Option<usize> {
+    fn first_other(&self, text: &str, origin: TextOrigin) -> Option<usize> {
         let mut others = text.char_indices().filter(|&(_, c)| {
             let plain = u8::try_from(c).ok().and_then(|byte| self.plain(byte));
             !plain.unwrap_or(self.non_ascii && !origin.refuses(c))
@@ -267,11 +267,11 @@ macro_rules! text_types {
             /// never contains the text.
             #[inline]
             pub fn new(text: impl AsRef<str>) -> Result<Self, Invalid> {
-                Self::from_origin(text.as_ref(), Origin::Typed)
+                Self::from_origin(text.as_ref(), TextOrigin::Typed)
             }
 
             #[inline]
-            pub(crate) fn from_origin(text: &str, origin: Origin) -> Result<Self, Invalid> {
+            pub(crate) fn from_origin(text: &str, origin: TextOrigin) -> Result<Self, Invalid> {
                 Self::RULE.check(text, origin)?;
                 Ok(Self(text.into()))
             }
@@ -345,7 +345,7 @@ macro_rules! text_types {
 
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                let origin = Origin::of(&from);
+                let origin = TextOrigin::of(&from);
                 read(from, |text| Self::from_origin(text, origin))
             }
         }
@@ -543,7 +543,7 @@ mod tests {
         let prose = |c: char| one_line(c) || "\n\t".contains(c);
         for c in '\0'..='\u{ffff}' {
             let text = format!("a{c}é");
-            let at = |own: Characters| own.first_other(&text, Origin::Typed);
+            let at = |own: Characters| own.first_other(&text, TextOrigin::Typed);
             let first = |accepts: bool, non_ascii: bool| match (accepts, non_ascii) {
                 (false, _) => Some(1),
                 (true, false) => Some(1 + c.len_utf8()),

@@ -101,7 +101,7 @@ fn kept(rows: impl Fn(&KeyRecord, u32) -> Vec<Row>) -> i64 {
     let query = KeyQuery::all(keyward::Timestamp::MAX);
     let record = wait(world.store.list(&query)).unwrap().keys.remove(0);
     let store = Arc::new(FeedStore::default());
-    let replica = Replica::new(store.clone(), Arc::new(SystemClock));
+    let replica = Arc::new(Replica::new(store.clone(), Arc::new(SystemClock)));
     wait(replica.sync()).unwrap();
     let counted = allocation_counter::measure(|| {
         for number in 0..4_000 {

@@ -12,7 +12,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("core", &[]),
     ("clock", &["core"]),
     ("entropy", &["core"]),
-    ("observe", &[]),
+    ("observe", &["core"]),
     ("joint", &[]),
     ("pepper_file", &["core", "entropy"]),
     ("store", &["core"]),

@@ -29,25 +29,27 @@ fn with_key(uri: &str, key: &str) -> Request<()> {
     request.body(()).unwrap()
 }
 
-/// Returns a service that records the parts of every request.
-fn recording() -> (
-    Arc<Mutex<Vec<Parts>>>,
-    impl Service<Request<()>, Response = Response<Bytes>, Error = Infallible, Future: Send> + Clone,
-) {
-    let seen = Arc::new(Mutex::new(Vec::new()));
-    let own = seen.clone();
-    let service = service_fn(move |request: Request<()>| {
-        own.lock().unwrap().push(request.into_parts().0);
+type SeenRequests = Arc<Mutex<Vec<Parts>>>;
+
+/// Returns a service that records the parts of every request in `seen`.
+fn recording(
+    seen: &SeenRequests,
+) -> impl Service<Request<()>, Response = Response<Bytes>, Error = Infallible, Future: Send>
++ Clone
++ use<> {
+    let seen = seen.clone();
+    service_fn(move |request: Request<()>| {
+        seen.lock().unwrap().push(request.into_parts().0);
         std::future::ready(Ok::<_, Infallible>(Response::new(Bytes::new())))
-    });
-    (seen, service)
+    })
 }
 
 #[test]
 fn an_inner_layer_removes_the_grant_and_the_tenant_of_the_outer_one() {
     let world = TestService::new();
     let key = world.some_key();
-    let (seen, inner) = recording();
+    let seen = SeenRequests::default();
+    let inner = recording(&seen);
     // The outer layer reads the usual headers and the path. The inner one looks for a key elsewhere.
     let outer = KeywardLayer::new(world.keys.clone());
     let outer = outer.tenant_in_path("/t/{tenant}".parse().unwrap());
@@ -67,7 +69,8 @@ fn an_inner_layer_removes_the_grant_and_the_tenant_of_the_outer_one() {
 fn the_grant_of_a_request_is_the_inner_layers() {
     let world = TestService::new();
     let (one, other) = (world.some_key(), world.some_key());
-    let (seen, inner) = recording();
+    let seen = SeenRequests::default();
+    let inner = recording(&seen);
     let own = CredentialSources::none().with_header("x-other-key".parse().unwrap());
     let within = KeywardLayer::new(world.keys.clone()).sources(own);
     let around = KeywardLayer::new(world.keys.clone());
@@ -95,7 +98,7 @@ fn stacked_layers_count_a_use_ask_the_limiter_and_set_vary_once() {
         own.fetch_add(1, Ordering::SeqCst);
         Ok::<_, LimitReached>(())
     });
-    let (_, inner) = recording();
+    let inner = recording(&SeenRequests::default());
     let service = layer
         .clone()
         .layer(layer.clone().require(reading()).layer(inner));
@@ -111,7 +114,7 @@ fn stacked_layers_count_a_use_ask_the_limiter_and_set_vary_once() {
     let other = wait(nodes.there.create(&admin(), reader("other"))).unwrap();
     let sources = CredentialSources::none().with_header("x-other-key".parse().unwrap());
     let within = layer.clone().sources(sources);
-    let service = layer.layer(within.layer(recording().1));
+    let service = layer.layer(within.layer(recording(&SeenRequests::default())));
     let mut request = with_key("/", created.secret.expose());
     let value = other.secret.expose().parse().unwrap();
     request.headers_mut().insert("x-other-key", value);
@@ -147,7 +150,8 @@ fn a_key_in_the_query_is_gone_from_the_uri_before_anything_sees_the_request() {
             look(&for_refusal, parts);
             answer
         });
-    let (seen, inner) = recording();
+    let seen = SeenRequests::default();
+    let inner = recording(&seen);
     // An inner layer with the same sources still finds the key.
     let service = layer.clone().layer(layer.layer(inner));
     let text = key.secret.expose();
