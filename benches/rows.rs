@@ -43,13 +43,13 @@ const MOST_GROWTH: f64 = 4.0;
 struct Followed {
     keys: Keys,
     store: Arc<MemoryStore>,
-    replica: Replica,
+    replica: Arc<Replica>,
 }
 
 impl Followed {
     fn new(most: u64) -> Self {
         let store = Arc::new(MemoryStore::new());
-        let replica = Replica::new(store.clone(), Arc::new(SystemClock));
+        let replica = Arc::new(Replica::new(store.clone(), Arc::new(SystemClock)));
         let keys = Keys::new(KeyKind::Secret, most);
         Self {
             keys,
@@ -216,7 +216,7 @@ fn bulk(count: u64) -> (f64, f64) {
         let by = Actor::new(below(number), principal(0), Role::ADMIN);
         block_on(keys.create(&by, new_key())).unwrap();
     }
-    let other = Replica::new(Arc::new(store), Arc::new(SystemClock));
+    let other = Arc::new(Replica::new(Arc::new(store), Arc::new(SystemClock)));
     block_on(other.sync()).unwrap();
     let began = Instant::now();
     let (host, lower) = (Actor::application(tenant("org")), Role::DEVELOPER);

@@ -706,6 +706,9 @@ impl Open {
             }
             Err(VerifyError::Stale { .. }) if self.fresh => self.begun.1 + bound < now,
             Err(VerifyError::Stale { .. }) => self.begun.1.min(synced) + bound < now,
+            Err(VerifyError::StoreUnavailable) => {
+                self.begun.1 + ReadThroughLimits::default().timeout <= now
+            }
             Err(_) => false,
         };
         assert!(

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::cells::{Cells, is_damaged};
 use super::seal::Seal;
 use super::{Cell, RowFault, signed};
-use crate::core::text::{NodeLabel, Origin};
+use crate::core::text::{NodeLabel, TextOrigin};
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::store::{CommitTag, Cursor, Epoch, NodeId, NodeReport};
@@ -107,7 +107,7 @@ impl NodeRow {
 
     pub(in crate::store) fn report(self) -> Result<NodeReport, RowFault> {
         let label = (self.label.as_deref())
-            .map(|label| NodeLabel::from_origin(label, Origin::Stored))
+            .map(|label| NodeLabel::from_origin(label, TextOrigin::Stored))
             .transpose();
         Ok(NodeReport {
             node: NodeId::from_u128(u128::from_be_bytes(self.node)),
