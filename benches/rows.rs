@@ -220,8 +220,7 @@ fn bulk(count: u64) -> (f64, f64) {
     block_on(other.sync()).unwrap();
     let began = Instant::now();
     let (host, lower) = (Actor::application(tenant("org")), Role::DEVELOPER);
-    let changed = keys.change_owner_role(&host, &tenant("org"), principal(0), lower);
-    block_on(changed).unwrap();
+    block_on(keys.change_owner_role(&host, &tenant("org"), principal(0), lower)).unwrap();
     let wrote = began.elapsed().as_nanos() as f64;
     let began = Instant::now();
     block_on(other.sync()).unwrap();
