@@ -228,11 +228,14 @@ fn bulk(count: u64) -> (f64, f64) {
     (wrote / count as f64, followed / count as f64)
 }
 
+/// A part of the benchmark: returns the time for the given number of rows.
+type Part = fn(u64) -> f64;
+
 fn main() -> ExitCode {
     let options = BenchOptions::read();
     let sizes = if options.quick { &SIZES[..2] } else { &SIZES };
     let mut table = Table::default();
-    let parts: [(&str, fn(u64) -> f64); 4] = [
+    let parts: [(&str, Part); 4] = [
         ("roles", roles),
         ("closings", closings),
         ("others", others),
