@@ -51,7 +51,7 @@ pub struct Timekeeper {
 struct References {
     server: Option<i64>,
     nodes: Vec<i64>,
-    /// Whether the last comparison found a clock too far from the own clock. A warning is logged when this
+    /// True if the last comparison found a clock too far from the own clock. A warning is logged when this
     /// becomes true.
     warned: bool,
 }

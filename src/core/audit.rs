@@ -222,7 +222,7 @@ tagged! {
         KeyLeaked {
             /// The place of the leak.
             source: LeakSource,
-            /// Whether this report revokes the key. False for publishable and legacy keys, and for a key that
+            /// True if this report revokes the key. False for publishable and legacy keys, and for a key that
             /// was already revoked. A separate [`Action::KeyRevoked`] entry records the revocation.
             revoked: bool,
         },

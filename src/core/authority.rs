@@ -46,7 +46,7 @@ pub(crate) struct Limits {
     /// The roles that must all permit a command that narrows keys. A person has only the role that the
     /// application states. A key has the same roles as in `roles`.
     narrowing_roles: BTreeSet<Role>,
-    /// Whether the caller's roles let the caller manage keys. False for a key that reaches less than its
+    /// True if the caller's roles let the caller manage keys. False for a key that reaches less than its
     /// roles allow.
     manages: bool,
     /// The person, if the caller is a person. A class may give the owner of a key access to it, so this

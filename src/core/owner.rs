@@ -92,14 +92,14 @@ pub struct OwnerStatus {
     /// The owner's roles, one from each row of the tenant and its ancestors. A key of the owner may do only
     /// what all these roles allow.
     pub roles: Vec<Role>,
-    /// Whether the owner is currently removed in the tenant or in any of its ancestors.
+    /// True if the owner is currently removed in the tenant or in any of its ancestors.
     pub removed: bool,
     /// The instant of the owner's last removal in the tenant or in any of its ancestors. Keys created up to
     /// that instant are refused.
     pub removed_at: Option<Timestamp>,
-    /// Whether the tenant or any of its ancestors is closed.
+    /// True if the tenant or any of its ancestors is closed.
     pub closed: bool,
-    /// Whether one of the rows is unreadable. The owner's keys are then refused, because that row may say
+    /// True if one of the rows is unreadable. The owner's keys are then refused, because that row may say
     /// that they ended.
     pub unreadable: bool,
 }

@@ -29,7 +29,7 @@ const DEFAULT_LIMIT: NonZeroUsize = NonZeroUsize::new(100).expect("100 is not ze
 pub struct KeyQuery {
     /// Keys of this tenant; `None` for the whole store.
     pub tenant: Option<TenantId>,
-    /// Whether keys of the tenant's descendants match too.
+    /// True if keys of the tenant's descendants match too.
     pub below: bool,
     /// The instant at which the status of each key is evaluated.
     pub at: Timestamp,

@@ -27,7 +27,7 @@ use super::time::Timestamp;
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds<'a> {
     pub(crate) scopes: &'a ScopeSet,
-    /// Whether a principal owns the key. If not, the tenant owns it.
+    /// True if a principal owns the key. If not, the tenant owns it.
     pub(crate) persons: bool,
     /// The roles that restricted the actor who received the secret. A scope is allowed only if all of these
     /// roles allow it.

@@ -262,7 +262,7 @@ pub struct KeyFacts {
     pub tenant: TenantId,
     /// The class of the key, as the tenant's policy names it.
     pub class: ClassName,
-    /// Whether the key authenticates or identifies.
+    /// The type of the key: a secret key authenticates, a publishable key identifies.
     pub key_type: KeyType,
     /// The environment that the key works in.
     pub environment: Environment,
@@ -280,7 +280,7 @@ pub struct KeyFacts {
     /// these roles and of the owner's current role. Empty if the owner received the secret in person, or if
     /// the application created the key for its tenant.
     pub bound: BTreeSet<Role>,
-    /// Whether the key may manage other keys by its roles. True only if the key's scopes covered everything
+    /// True if the key may manage other keys by its roles. True only if the key's scopes covered everything
     /// that its roles allowed, when the secret was issued or the scopes were widened. Narrowing the roles
     /// later does not make it true.
     pub manages: bool,
@@ -300,7 +300,7 @@ pub struct KeyFacts {
     pub last_action: LastAction,
     /// The first instant at which the key no longer works. `None` if the key never expires.
     pub expires_at: Option<Timestamp>,
-    /// Whether the key is the tenant's legacy key (see [`LegacyRule`](crate::policy::LegacyRule)).
+    /// True if the key is the tenant's legacy key (see [`LegacyRule`](crate::policy::LegacyRule)).
     pub legacy: bool,
     /// The key that this key replaces.
     pub predecessor: Option<Predecessor>,

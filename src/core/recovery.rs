@@ -84,7 +84,7 @@ pub(crate) struct OwnerChanges {
 /// The changes to a key after the backup, each with the hash of the audit entry that recorded it.
 #[derive(Debug, Default)]
 pub(crate) struct KeyChanges {
-    /// Whether later entries created, provisioned or imported the key.
+    /// True if later entries created, provisioned or imported the key.
     pub(crate) created: bool,
     imported: Option<RecordedImport>,
     removed: Option<AuditHash>,
@@ -114,7 +114,7 @@ struct RecordedImport {
 #[derive(Debug, Default)]
 struct LimitChanges {
     list: Vec<FieldChange>,
-    /// Whether at least one change narrowed the key.
+    /// True if at least one change narrowed the key.
     narrowed: bool,
 }
 
@@ -124,7 +124,7 @@ struct LimitChanges {
 pub(crate) struct RecoveryStep {
     /// The commands to try. The first one is closest to the recorded change.
     pub(crate) ways: Vec<(CommandId, Command)>,
-    /// Whether the recorded change disabled the key. If false, a command that disables the key is a
+    /// True if the recorded change disabled the key. If false, a command that disables the key is a
     /// substitute for the recorded change.
     pub(crate) was_disabled: bool,
 }

@@ -37,7 +37,7 @@ pub struct RotationProgress {
     /// The instant at which the old key ends. If its grace starts with the successor's first use, this is the
     /// latest possible instant.
     pub old_key_ends: Timestamp,
-    /// Whether the old key can end now without interrupting a client, as far as the host knows.
+    /// True if the old key can end now without interrupting a client, as far as the host knows.
     pub safe_to_finish: bool,
 }
 

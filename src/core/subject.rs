@@ -64,7 +64,7 @@ pub(crate) struct Lifecycle {
     pub(crate) created_at: Timestamp,
     /// The first instant at which the key no longer works; `None` if the key never ends.
     pub(crate) expires_at: Option<Timestamp>,
-    /// Whether the key is a successor that was never used.
+    /// True if the key is a successor that was never used.
     pub(crate) awaits_first_use: bool,
 }
 
@@ -73,7 +73,7 @@ pub(crate) struct Lifecycle {
 pub(crate) struct KeyToVerify<'a> {
     pub(crate) id: KeyId,
     pub(crate) owner_source: &'a dyn OwnerSource,
-    /// Whether a principal owns the key, rather than the tenant.
+    /// True if a principal owns the key, rather than the tenant.
     pub(crate) persons: bool,
     pub(crate) traits: &'a KeyTraits,
     pub(crate) lifecycle: Lifecycle,

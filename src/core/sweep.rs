@@ -146,7 +146,7 @@ pub struct PendingSweep {
     pub by: Author,
     /// The instant of the command's first commit.
     pub began_at: Timestamp,
-    /// Whether the command also applies to descendant tenants.
+    /// True if the command also applies to descendant tenants.
     pub descendants: bool,
     /// The kind of the command, with its parameters.
     pub kind: SweepKind,

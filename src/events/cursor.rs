@@ -45,7 +45,7 @@ struct CursorFields {
 pub(super) struct NextEntries {
     /// Each entry with its position; `None` for a damaged entry.
     pub(super) entries: Vec<(AuditPosition, Option<AuditRow>)>,
-    /// Whether these are the last entries of the trail.
+    /// True if these are the last entries of the trail.
     pub(super) complete: bool,
 }
 

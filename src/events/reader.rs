@@ -32,7 +32,7 @@ pub struct EventBatch {
     pub events: Vec<Event>,
     /// The cursor for the next batch. Store this cursor after all events of the batch are handled.
     pub cursor: EventCursor,
-    /// Whether more events are ready. If not, the host should wait before the next read.
+    /// True if more events are ready. If not, the host should wait before the next read.
     pub more: bool,
     /// Keys whose records failed their checksum. Their expiry is unknown, so the batch has no notice of these
     /// keys.

@@ -121,7 +121,7 @@ pub(super) struct RequestCredentials<'r> {
     /// The public half of [`Credentials::Pair`], which is a key id or a publishable key. `None` unless the
     /// client sent `Basic`.
     public: Option<CredentialBytes<'r>>,
-    /// Whether the key is in the query.
+    /// True if the key is in the query.
     pub(super) in_query: bool,
 }
 

@@ -102,7 +102,7 @@ pub struct Rotated {
 pub struct LeakReport {
     /// The leaked key.
     pub key: KeyId,
-    /// Whether this report revoked the key. False for publishable and legacy keys, whose leak is only recorded,
+    /// True if this report revoked the key. False for publishable and legacy keys, whose leak is only recorded,
     /// and for a key that was already revoked.
     pub revoked: bool,
     /// The position and time of the commit.

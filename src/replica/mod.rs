@@ -81,9 +81,9 @@ pub struct Replica {
     /// then stores `confirmed` with Release. A reader loads `confirmed` with Acquire, and so sees the wall
     /// time of that confirmation or a later one.
     confirmed_wall: AtomicI64,
-    /// Whether this node has ever received an imported key.
+    /// True if this node has ever received an imported key.
     imported: AtomicBool,
-    /// Whether the store has ever answered `changes_now`. Only a store in the same process supports this
+    /// True if the store has ever answered `changes_now`. Only a store in the same process supports this
     /// method.
     in_process: AtomicBool,
     progress: Mutex<SyncState>,

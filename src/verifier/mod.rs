@@ -92,7 +92,7 @@ struct ResolvedKey<'v> {
     /// The key's place in the index. `None` if the secret does not match.
     hit: Option<Hit>,
     attributes: Attributes<'v>,
-    /// Whether the lookup also tried a digest under an older pepper.
+    /// True if the lookup also tried a digest under an older pepper.
     under_older: bool,
 }
 

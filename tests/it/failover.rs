@@ -108,7 +108,7 @@ struct State {
     /// The revocation's position in the former primary's log, and whether the revocation still waits for the
     /// standby.
     revocation: Option<(u8, bool)>,
-    /// Whether the key was revoked on the promoted server.
+    /// True if the key was revoked on the promoted server.
     revoked_there: bool,
     /// The tick at which the revocation returned.
     returned: Option<u8>,
@@ -120,7 +120,7 @@ struct State {
     poll: Poll,
     /// The previous poll: its tick, the number of the last heartbeat it saw, and the server it read.
     before: Option<(u8, u8, Server)>,
-    /// Whether the verifier has read the revocation.
+    /// True if the verifier has read the revocation.
     knows: bool,
     confirmed: u8,
     moved: bool,

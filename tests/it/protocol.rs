@@ -115,7 +115,7 @@ enum Poll {
         goal: Option<u8>,
         aside: Option<Rows>,
         page: Page,
-        /// Whether the node already counts the poll as a confirmation before it applies the page. Only the
+        /// True if the node already counts the poll as a confirmation before it applies the page. Only the
         /// variant `ConfirmsFirst` does so.
         confirmed: bool,
     },
@@ -138,7 +138,7 @@ enum Verification {
     /// The verification is running. Each `Option` is `None` until its step is done.
     On {
         place: usize,
-        /// Whether the node itself had ended the key, and applied the change, before the verification began.
+        /// True if the node itself had ended the key, and applied the change, before the verification began.
         knew: bool,
         confirmed: Option<Option<u8>>,
         live: Option<bool>,

@@ -35,7 +35,7 @@ struct State {
     at_once: usize,
     /// The number of requests that are still missing on each connection, by the number of the connection.
     missing: HashMap<usize, usize>,
-    /// Whether the call that is measured has returned.
+    /// True if the call that is measured has returned.
     over: bool,
 }
 

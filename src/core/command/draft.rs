@@ -389,7 +389,7 @@ impl UpdateKey {
 pub struct RevokeKey {
     /// The reason.
     pub reason: Reason,
-    /// Whether a person confirmed the revocation. A class may require a confirmation (rules A1-15, G-20).
+    /// True if a person confirmed the revocation. A class may require a confirmation (rules A1-15, G-20).
     pub confirmed: bool,
 }
 

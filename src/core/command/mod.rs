@@ -369,7 +369,7 @@ pub enum CommandOutcome {
     },
     /// A leak is on record, from this report or from an earlier one.
     LeakNoted {
-        /// Whether this report revokes the key. False for publishable and legacy keys, and for a key that was
+        /// True if this report revokes the key. False for publishable and legacy keys, and for a key that was
         /// already revoked.
         revoked: bool,
     },

@@ -206,7 +206,7 @@ pub enum Revocation {
     None,
     /// Keys may be revoked.
     Allowed {
-        /// Whether the command must be confirmed (rules A1-15, G-20).
+        /// True if the command must be confirmed (rules A1-15, G-20).
         confirm: bool,
         /// The time after which a purge removes a revoked or expired key. `None` keeps such keys forever
         /// (rule A1-17).
@@ -251,7 +251,7 @@ pub enum Deletion {
 pub struct Access {
     /// The roles with access.
     pub roles: BTreeSet<Role>,
-    /// Whether the key's owner has access too, regardless of the owner's role.
+    /// True if the key's owner has access too, regardless of the owner's role.
     #[serde(default)]
     pub owner: bool,
 }

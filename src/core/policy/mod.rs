@@ -75,7 +75,7 @@ pub struct PolicySpec {
         rename = "first_use_wait_seconds"
     )]
     pub first_use_wait: Duration,
-    /// Whether every key must state its purpose (rule G-38). Legacy and provisioned keys need no purpose
+    /// True if every key must state its purpose (rule G-38). Legacy and provisioned keys need no purpose
     /// until they are updated.
     #[serde(default)]
     pub purpose_required: bool,
@@ -196,7 +196,7 @@ impl Propagation {
 #[serde(try_from = "PolicySpec", into = "PolicySpec")]
 pub struct Policy {
     spec: PolicySpec,
-    /// Whether any class has its own propagation instead of the policy's. If not, a lookup of the class can
+    /// True if any class has its own propagation instead of the policy's. If not, a lookup of the class can
     /// be skipped.
     own_propagations: bool,
 }

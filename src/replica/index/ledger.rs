@@ -58,7 +58,7 @@ enum DescendantOwner {
 /// An owner status that is stored once, for all key owners that have it.
 #[derive(Eq, Hash, PartialEq)]
 struct InternedStatus {
-    /// Whether the owner is a principal. A principal without a role can do nothing with its keys. A key that
+    /// True if the owner is a principal. A principal without a role can do nothing with its keys. A key that
     /// a tenant owns needs no role.
     persons: bool,
     status: OwnerStatus,

@@ -107,7 +107,7 @@ pub(crate) struct Hit {
     row: u32,
     pub(crate) attribute_ids: AttributeIds,
     lifecycle: Lifecycle,
-    /// Whether `lifecycle` is complete. If false, `lifecycle` is derived from the slot alone, and proves only
+    /// True if `lifecycle` is complete. If false, `lifecycle` is derived from the slot alone, and proves only
     /// that the key is valid until `expires_at`.
     exact: bool,
 }

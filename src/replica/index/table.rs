@@ -351,7 +351,7 @@ impl<'a> Probe<'a> {
 pub(super) struct Table {
     depth: u32,
     segments: Vec<Arc<TableSegment>>,
-    /// Whether readers have a directory. If so, a replaced segment must be linked to its successor, so that
+    /// True if readers have a directory. If so, a replaced segment must be linked to its successor, so that
     /// these readers find it.
     published: bool,
     /// The number of segments replaced since the last call of `directory`.

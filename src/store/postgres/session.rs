@@ -80,7 +80,7 @@ pub(super) struct Database {
     pub(super) timeouts: Timeouts,
     /// The handle of the heartbeat task. `Some` only in strict mode.
     pub(super) heartbeats: Option<Arc<Heartbeats>>,
-    /// Whether the store's reads include the time of the server's clock.
+    /// True if the store's reads include the time of the server's clock.
     pub(super) server_clock: bool,
 }
 

@@ -20,7 +20,7 @@ pub(in crate::store) struct StoreRow {
     /// The revision up to which tombstones were dropped. The feed cannot continue from a cursor below this
     /// revision.
     pub(in crate::store) floor: Revision,
-    /// Whether the store was restored from a backup and is not recovered yet.
+    /// True if the store was restored from a backup and is not recovered yet.
     pub(in crate::store) unrecovered: bool,
 }
 

@@ -44,7 +44,7 @@ impl JournalMode {
 pub(super) struct StoreFile {
     pub(super) path: PathBuf,
     pub(super) group_access: bool,
-    /// Whether a file that was restored from a backup may be opened before its recovery is finished.
+    /// True if a file that was restored from a backup may be opened before its recovery is finished.
     pub(super) unrecovered: bool,
     pub(super) busy: Duration,
 }

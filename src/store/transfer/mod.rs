@@ -207,7 +207,7 @@ pub struct Origin {
     pub head: Cursor,
     /// The floor of the source: tombstones of commits at or below this revision were dropped.
     pub floor: Revision,
-    /// Whether the source was restored from a backup and is not recovered yet. In this case the copy is
+    /// True if the source was restored from a backup and is not recovered yet. In this case the copy is
     /// unrecovered too.
     pub unrecovered: bool,
     /// The longest lease of a node of the source: the time for which a node may accept keys without a new
@@ -346,7 +346,7 @@ pub struct Copied {
     pub head: Cursor,
     /// The number of items of each part.
     pub counts: Counts,
-    /// Whether the copy can be opened only to recover it, because its source was not recovered yet.
+    /// True if the copy can be opened only to recover it, because its source was not recovered yet.
     pub unrecovered: bool,
 }
 

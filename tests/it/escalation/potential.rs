@@ -30,7 +30,7 @@ pub(crate) struct Handed {
     /// The owner's roles that allowed the key to manage keys at the moment it was handed over. Empty if the key
     /// could not manage keys.
     pub(crate) roles: BTreeSet<Role>,
-    /// Whether the owner received the secret in person. If so, the key's reach changes with the owner's role.
+    /// True if the owner received the secret in person. If so, the key's reach changes with the owner's role.
     pub(crate) follows: bool,
 }
 
@@ -46,7 +46,7 @@ pub(crate) struct Potential {
     /// Every role that others have given bob so far. If bob received a secret and handed it on, the key's
     /// reach still changes with bob's role.
     pub(crate) bob_ever: BTreeSet<Role>,
-    /// Whether others have closed acme/web.
+    /// True if others have closed acme/web.
     pub(crate) closed: bool,
     /// Keys that others have disabled, narrowed or ended, and not enabled since.
     pub(crate) ended_by_others: BTreeSet<KeyId>,

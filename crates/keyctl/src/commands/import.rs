@@ -51,7 +51,7 @@ struct Line {
 enum Done {
     Imported {
         key: KeyId,
-        /// Whether the key may do anything that needs a scope.
+        /// True if the key may do anything that needs a scope.
         useful: bool,
     },
     /// An earlier run imported the line, as the key with this id.

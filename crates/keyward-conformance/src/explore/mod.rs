@@ -58,7 +58,7 @@ pub struct ExplorationReport {
     pub executions: usize,
     /// The number of choices in the longest sequence.
     pub max_depth: usize,
-    /// Whether the explorer ran every possible sequence of choices. False if it reached its limit of
+    /// True if the explorer ran every possible sequence of choices. False if it reached its limit of
     /// executions first.
     pub complete: bool,
 }

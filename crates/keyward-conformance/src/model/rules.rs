@@ -151,7 +151,7 @@ pub(super) struct ModelKey {
     pub(super) legacy: bool,
     /// The roles that the recipient of the key's secret had. These roles limit the key permanently.
     bound: BTreeSet<&'static str>,
-    /// Whether the key had every permission that its roles grant when its secret was issued. Otherwise it
+    /// True if the key had every permission that its roles grant when its secret was issued. Otherwise it
     /// cannot manage keys.
     manages: bool,
     /// The keys that created this key, directly or through other keys. Each is represented by the first key

@@ -28,7 +28,7 @@ pub struct ModelActor {
     pub role: Option<&'static str>,
     /// The actor's tenant, as an index into [`TENANTS`].
     pub tenant: usize,
-    /// Whether the actor may act in descendant tenants.
+    /// True if the actor may act in descendant tenants.
     pub below: bool,
     /// The scopes of the actor's session or key. The actor's roles limit them further.
     pub(super) reach: Mask,
@@ -56,11 +56,11 @@ pub struct IssuedSecrets {
 /// A key in the list of a tenant's keys.
 #[derive(Clone, Copy, Debug)]
 pub struct ListedKey {
-    /// Whether the key is neither revoked nor expired.
+    /// True if the key is neither revoked nor expired.
     pub live: bool,
-    /// Whether the key was rotated and a successor is replacing it.
+    /// True if the key was rotated and a successor is replacing it.
     pub retiring: bool,
-    /// Whether the key is the legacy key.
+    /// True if the key is the legacy key.
     pub legacy: bool,
 }
 

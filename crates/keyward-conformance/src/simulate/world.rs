@@ -107,7 +107,7 @@ pub(super) struct Machine {
     pub(super) incarnation: u32,
     /// Set once a notification of a commit has reached the node since it last waited for one.
     pub(super) notified: bool,
-    /// Whether the node is executing a command. Another command polls this flag until it is false. A lock
+    /// True if the node is executing a command. Another command polls this flag until it is false. A lock
     /// would wake the waiting commands in an order that depends on real time.
     pub(super) busy: bool,
     /// The time at which the node sent the last request for changes that the store has executed.
@@ -118,7 +118,7 @@ pub(super) struct Machine {
 pub(super) struct WorldState {
     pub(super) now: SimInstant,
     pub(super) dice: Dice,
-    /// Whether the faults have ended.
+    /// True if the faults have ended.
     pub(super) faults_ended: bool,
     pub(super) machines: Vec<Machine>,
     pub(super) ledger: CommitLedger,
