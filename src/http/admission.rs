@@ -54,29 +54,24 @@ pub(super) fn prepare(settings: &Settings, request: &mut Parts) {
     }
 }
 
-/// Removes a parameter from the request's URI. Stores the full query in the extensions, so that an inner
-/// layer still finds its key.
+/// Removes a parameter from the request's URI. The full query stays readable for inner layers.
 fn hide_parameter(request: &mut Parts, parameter: &str) {
-    let full = request
-        .uri
-        .query()
-        .map(|query| Zeroizing::new(query.to_owned()));
     let Some(without) = sources::uri_without(&request.uri, parameter) else {
         return;
     };
-    request.uri = without;
+    let full = std::mem::replace(&mut request.uri, without);
     #[cfg(feature = "axum")]
     if let Some(original) = request.extensions.get_mut::<axum::extract::OriginalUri>()
         && let Some(without) = sources::uri_without(&original.0, parameter)
     {
         original.0 = without;
     }
-    // An outer layer may already have removed another parameter. The full query that it stored contains both
-    // parameters, so keep it.
+    // An outer layer may have removed another parameter, and stored the query that has both.
     if request.extensions.get::<FullQuery>().is_none()
-        && let Some(full) = full
+        && let Some(query) = full.query()
     {
-        request.extensions.insert(FullQuery(Arc::new(full)));
+        let query = Zeroizing::new(query.to_owned());
+        request.extensions.insert(FullQuery(Arc::new(query)));
     }
 }
 

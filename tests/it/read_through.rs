@@ -143,20 +143,6 @@ impl Calling {
     }
 }
 
-/// Returns tokens of keys that do not exist.
-fn strangers(count: usize) -> Vec<String> {
-    let own = TestService::new().some_key();
-    let token = own.secret.expose();
-    let id = keyward::token::parse(token.as_bytes()).unwrap().id();
-    let other = |n: usize| {
-        let other = keyward::KeyId::from_u128(id.to_u128() ^ ((n as u128 + 1) << 8));
-        let forged = token[..token.len() - 6].replace(&id.to_string(), &other.to_string());
-        let checksum = keyward::token::checksum(&forged);
-        forged + &checksum
-    };
-    (0..count).map(other).collect()
-}
-
 fn count(count: u32) -> NonZeroU32 {
     NonZeroU32::new(count).unwrap()
 }

@@ -1,4 +1,5 @@
 //! Tests that read everything the process logs, at every level.
 #![allow(clippy::unwrap_used, reason = "a test panics on failure")]
 
+mod flood;
 mod secrets;

@@ -12,7 +12,7 @@ use keyward::{Actor, Keyward, Need, Reason, Role, RotateKey, UpdateKey, days, ho
 use support::*;
 
 #[derive(Clone, Default)]
-struct Captured(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Captured(pub(crate) Arc<Mutex<Vec<u8>>>);
 
 impl Write for Captured {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {

@@ -193,6 +193,20 @@ pub fn with_other_secret(token: &str) -> String {
     forged + &checksum
 }
 
+/// Returns tokens of keys that do not exist.
+pub fn strangers(count: usize) -> Vec<String> {
+    let own = TestService::new().some_key();
+    let token = own.secret.expose();
+    let id = keyward::token::parse(token.as_bytes()).unwrap().id();
+    let other = |n: usize| {
+        let other = keyward::KeyId::from_u128(id.to_u128() ^ ((n as u128 + 1) << 8));
+        let forged = token[..token.len() - 6].replace(&id.to_string(), &other.to_string());
+        let checksum = keyward::token::checksum(&forged);
+        forged + &checksum
+    };
+    (0..count).map(other).collect()
+}
+
 /// Returns everything that a store contains as text, in every stored form. A test can then search it for
 /// secrets.
 pub fn dump(store: &MemoryStore) -> String {
