@@ -90,6 +90,8 @@ struct AcceptedByLayer {
     credentials: CredentialsHash,
     /// The rate limiter that the accepting layer has called. `None` if the layer has none.
     limit: Option<Limit>,
+    /// The tenant of the request when the limiter was asked.
+    tenant: Option<TenantId>,
 }
 
 impl AcceptedCredentials {
@@ -115,8 +117,9 @@ impl CredentialsHash {
     }
 }
 
-/// Verifies a request as far as possible without reading the store.
-pub(super) fn decide(settings: &Settings, request: &Parts) -> Admission {
+/// Verifies a request as far as possible without reading the store. With `again`, the request was verified
+/// before, and its key's use is already counted.
+pub(super) fn decide(settings: &Settings, request: &Parts, again: bool) -> Admission {
     if settings.allow_preflight && is_preflight(request) {
         return Admission::Done(Ok(None));
     }
@@ -139,7 +142,7 @@ pub(super) fn decide(settings: &Settings, request: &Parts) -> Admission {
     };
     let hash = CredentialsHash::of(settings, &credentials);
     let accepted = AcceptedCredentials::of(request);
-    if accepted.iter().any(|outer| outer.credentials == hash) {
+    if again || accepted.iter().any(|outer| outer.credentials == hash) {
         need = Cow::Owned(need.into_owned().without_counting());
     }
     let verifier = settings.keys.verifier();
@@ -204,13 +207,12 @@ fn forward(
         .filter(by_outer)
         .cloned()
         .collect();
+    let tenant = request.extensions.get::<RequestTenant>();
+    let tenant = tenant.map(|tenant| tenant.0.clone());
     let asked = |limit: &Limit| {
-        outer.iter().any(|outer| {
-            outer
-                .limit
-                .as_ref()
-                .is_some_and(|own| Arc::ptr_eq(own, limit))
-        })
+        let asked = outer.iter().filter(|outer| outer.tenant == tenant);
+        let mut asked = asked.filter_map(|outer| outer.limit.as_ref());
+        asked.any(|own| Arc::ptr_eq(own, limit))
     };
     if let Some(limit) = settings.limit.as_ref().filter(|limit| !asked(limit))
         && let Err(reached) = limit(&grant, request)
@@ -234,6 +236,7 @@ fn forward(
     let own = AcceptedByLayer {
         credentials: hash,
         limit,
+        tenant,
     };
     request
         .extensions

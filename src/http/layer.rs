@@ -126,7 +126,7 @@ impl KeywardLayer {
     /// client gets 429 with `Retry-After`. Defaults to no limiter.
     ///
     /// `check` sees the request as the inner service would, except that the extensions hold no [`Grant`] yet.
-    /// Clones of one layer that are stacked around a service ask `check` once for a request and a key.
+    /// Clones of one layer that are stacked around a service ask `check` once for a request, key and tenant.
     /// Refused requests and requests without a key never reach `check`, so they use up no allowance.
     /// Extractors run after `check`. `check` must not block, because the request waits for it.
     ///
@@ -240,7 +240,7 @@ impl KeywardLayer {
     /// [`AuthError`] if the request is refused. Send the response that [`respond`](Self::respond) returns.
     pub async fn authenticate(&self, request: &mut Parts) -> Result<Option<Grant>, AuthError> {
         admission::prepare(&self.settings, request);
-        let verdict = match admission::decide(&self.settings, request) {
+        let verdict = match admission::decide(&self.settings, request, false) {
             Admission::Done(verdict) => verdict,
             Admission::NeedsStore(pending) => pending.verdict(&self.settings).await,
         };

@@ -65,7 +65,7 @@ where
     fn call(&mut self, request: Request<B>) -> ResponseFuture<S, B> {
         let (mut parts, body) = request.into_parts();
         prepare(&self.settings, &mut parts);
-        let state = match decide(&self.settings, &parts) {
+        let state = match decide(&self.settings, &parts, false) {
             Admission::Done(verdict) => {
                 let state = pass(&self.settings, verdict, (parts, body), &mut self.inner);
                 if matches!(state, ResponseState::Refused { .. }) {
@@ -101,33 +101,23 @@ where
     S: Service<Request<B>>,
 {
     match admit(settings, verdict, &mut parts) {
-        Ok(forward) => call(settings, forward, Request::from_parts(parts, body), inner),
+        Ok(Forward { span, in_query }) => {
+            let request = Request::from_parts(parts, body);
+            let future = span.in_scope(|| inner.call(request));
+            let headers = CacheHeaders {
+                vary: settings.vary.clone(),
+                in_query,
+            };
+            ResponseState::Inner {
+                future,
+                span,
+                headers,
+            }
+        }
         Err(refusal) => {
             let answer = Some(settings.respond(&refusal, &parts));
             ResponseState::Refused { answer }
         }
-    }
-}
-
-/// Calls the inner service, which must be ready.
-fn call<S, B>(
-    settings: &Settings,
-    Forward { span, in_query }: Forward,
-    request: Request<B>,
-    inner: &mut S,
-) -> ResponseState<S, B>
-where
-    S: Service<Request<B>>,
-{
-    let future = span.in_scope(|| inner.call(request));
-    let headers = CacheHeaders {
-        vary: settings.vary.clone(),
-        in_query,
-    };
-    ResponseState::Inner {
-        future,
-        span,
-        headers,
     }
 }
 
@@ -154,10 +144,11 @@ pin_project! {
             verdict: BoxFuture<'static, AdmissionResult>,
             waiting: Option<(Arc<Settings>, S, Parts, B)>,
         },
-        // The key was accepted, and the inner service is not ready yet.
+        // The key was accepted. Waits until the inner service is ready. If that takes time, verifies again
+        // before the call, because the key may have been revoked.
         Readying {
-            inner: S,
-            waiting: Option<(Arc<Settings>, Forward, Request<B>)>,
+            waited: bool,
+            waiting: Option<(Arc<Settings>, S, AdmissionResult, Parts, B)>,
         },
         Inner {
             #[pin]
@@ -183,25 +174,39 @@ where
             let next = match this.state.as_mut().project() {
                 ResponseStateProjection::Verifying { verdict, waiting } => {
                     let verdict = ready!(verdict.poll_unpin(context));
-                    let (settings, inner, mut parts, body) = waiting
+                    let (settings, mut inner, parts, body) = waiting
                         .take()
                         .expect("the request is taken once, by the poll that gets the verdict");
-                    match admit(&settings, verdict, &mut parts) {
-                        Ok(forward) => ResponseState::Readying {
-                            inner,
-                            waiting: Some((settings, forward, Request::from_parts(parts, body))),
+                    match verdict {
+                        Ok(_) => ResponseState::Readying {
+                            waited: false,
+                            waiting: Some((settings, inner, verdict, parts, body)),
                         },
-                        Err(refusal) => ResponseState::Refused {
-                            answer: Some(settings.respond(&refusal, &parts)),
-                        },
+                        Err(_) => pass(&settings, verdict, (parts, body), &mut inner),
                     }
                 }
-                ResponseStateProjection::Readying { inner, waiting } => {
-                    ready!(inner.poll_ready(context))?;
-                    let (settings, forward, request) = waiting
+                ResponseStateProjection::Readying { waited, waiting } => {
+                    let inner = waiting.as_mut().map(|(_, inner, ..)| inner);
+                    let ready =
+                        inner.map_or(Poll::Ready(Ok(())), |inner| inner.poll_ready(context));
+                    *waited |= ready.is_pending();
+                    ready!(ready)?;
+                    let (settings, mut inner, verdict, parts, body) = waiting
                         .take()
                         .expect("the request is taken once, when the inner service is ready");
-                    call(&settings, forward, request, inner)
+                    match waited.then(|| decide(&settings, &parts, true)) {
+                        None => pass(&settings, verdict, (parts, body), &mut inner),
+                        Some(Admission::Done(verdict)) => {
+                            pass(&settings, verdict, (parts, body), &mut inner)
+                        }
+                        // The inner service stays ready during this read: the client holds a valid key.
+                        Some(Admission::NeedsStore(pending)) => {
+                            let own = settings.clone();
+                            let verdict = async move { pending.verdict(&own).await }.boxed();
+                            let waiting = Some((settings, inner, parts, body));
+                            ResponseState::Verifying { verdict, waiting }
+                        }
+                    }
                 }
                 ResponseStateProjection::Inner {
                     future,

@@ -1,9 +1,9 @@
-//! Batches whose callers are all gone, but which may end or narrow a key. Their results must still reach this
-//! process.
+//! Batches with a command that may end or narrow a key and whose caller is gone. Their results must still reach
+//! this process.
 //!
-//! No caller polls these batches, and no runtime can be assumed. So whoever comes next polls them: a
-//! verification, a command or a sync. A verification polls only a batch that the store has answered. Such a
-//! batch starts no further call of the store, because no caller is left who wants one.
+//! Perhaps no caller polls these batches any more, and no runtime can be assumed. So whoever comes next polls
+//! them: a verification, a command or a sync. A verification polls only a batch that the store has answered. If
+//! no caller is left, the batch then starts no further call of the store.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -44,15 +44,17 @@ impl Default for AbandonedBatches {
 }
 
 impl AbandonedBatches {
-    pub(super) fn add(&self, batch: &Arc<Joint<()>>) {
+    /// Adds a batch. Returns whether there was room for it.
+    pub(super) fn add(&self, batch: &Arc<Joint<()>>) -> bool {
         let mut batches = lock(&self.batches);
         if batches.len() == MOST {
             tracing::warn!("too many abandoned commits wait for the store's answer");
-            return batch.cancel();
+            return false;
         }
         batches.push(batch.wait());
         drop(batches);
         self.all.wake();
+        true
     }
 
     /// Takes in the results of batches that the store has answered. Never waits.

@@ -2,7 +2,9 @@
 //! on the result of the commands before it, and all changes are one commit.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use super::queue::Pending;
@@ -64,6 +66,8 @@ impl BatchExecutor {
             if let Err(failed) = self.carry_out(tenant, one).await {
                 one[0].settle(Err(failed.into()));
             }
+            // Wakes the caller of this command, who need not wait for the others.
+            yield_once().await;
         }
     }
 
@@ -92,9 +96,8 @@ impl BatchExecutor {
                 .load(tenant, all, policy, self.time.check().earliest())
                 .await?;
             // A command whose caller is gone is left out, unless an earlier commit with it may have landed.
-            let may_have_landed = unknown.is_some();
-            let stays = |pending: &&Arc<Pending>| may_have_landed || !pending.is_left();
-            let batch: Vec<_> = all.iter().filter(stays).cloned().collect();
+            let wanted = all.iter().filter(|pending| pending.is_wanted());
+            let batch: Vec<_> = wanted.cloned().collect();
             let batch = &batch[..];
             self.time.saw_server(view.server_time, sent);
             let time = self.time.check();
@@ -173,6 +176,9 @@ impl BatchExecutor {
                 }
                 Err(CommitError::Store(error)) if error.kind() == StoreErrorKind::Indeterminate => {
                     tracing::warn!(%tenant, attempt, %error, "commit may have landed, asking again");
+                    batch
+                        .iter()
+                        .for_each(|pending| pending.note_unknown_outcome());
                     *unknown = Some(error);
                 }
                 Err(CommitError::Store(error)) => return Err(Failed::Store(error)),
@@ -346,6 +352,19 @@ pub(crate) async fn load_ancestry<'a>(
         ancestry.add(&above, &select, view);
     }
     Ok(ancestry)
+}
+
+/// Returns to the executor once, and wakes all callers of the batch.
+async fn yield_once() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Returns the longest time until the effect of a command has reached every verifier.

@@ -32,6 +32,8 @@ pub(super) struct Pending {
     progress: Mutex<Progress>,
     /// True once the caller is gone.
     left: AtomicBool,
+    /// True once a commit with this command was sent, and its outcome is unknown.
+    may_have_landed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -50,7 +52,29 @@ impl Pending {
             material,
             progress: Mutex::default(),
             left: AtomicBool::new(false),
+            may_have_landed: AtomicBool::new(false),
         }
+    }
+
+    /// Records that a commit with this command was sent, and that its outcome is unknown.
+    pub(super) fn note_unknown_outcome(&self) {
+        self.may_have_landed.store(true, Ordering::Release);
+    }
+
+    /// Returns whether the command must be decided: its caller waits, or it may have landed already.
+    pub(super) fn is_wanted(&self) -> bool {
+        !self.is_left() || self.may_have_landed.load(Ordering::Acquire)
+    }
+
+    /// Returns whether the command only issues keys. The next sync is early enough to learn of such a command.
+    fn only_issues(&self) -> bool {
+        matches!(
+            self.request.command,
+            Command::Create(_)
+                | Command::Import(_)
+                | Command::ProvisionTenant
+                | Command::ProvisionResource(_)
+        )
     }
 
     fn leave(&self) {
@@ -150,6 +174,8 @@ struct CommandQueue {
 
 struct Batch {
     work: Arc<Joint<()>>,
+    /// True once the next verification drives the batch too.
+    abandoned: bool,
     commands: Vec<Arc<Pending>>,
 }
 
@@ -157,16 +183,7 @@ impl Batch {
     /// Returns whether this process must learn of the batch's commit before the next sync: some command may
     /// end or narrow a key.
     fn must_be_learned_of(&self) -> bool {
-        let only_issues = |pending: &Arc<Pending>| {
-            matches!(
-                pending.request.command,
-                Command::Create(_)
-                    | Command::Import(_)
-                    | Command::ProvisionTenant
-                    | Command::ProvisionResource(_)
-            )
-        };
-        !self.commands.iter().all(only_issues)
+        !self.commands.iter().all(|pending| pending.only_issues())
     }
 }
 
@@ -233,10 +250,10 @@ impl Ticket<'_> {
         let mut abandoned = self.queues.abandoned.drive();
         poll_fn(|cx| {
             let _never = abandoned.poll_unpin(cx);
-            // The poll registers the caller before the check. The other order could miss the wake-up by the
-            // caller who abandons the batch.
+            // The poll registers the caller before the checks. The other order could miss the wake-up by the
+            // caller who abandons the batch, or who polled the batch when it executed this command.
             let ended = wait.poll_unpin(cx).is_ready();
-            match ended || !self.is_current(&work) {
+            match ended || self.pending.is_settled() || !self.is_current(&work) {
                 true => Poll::Ready(()),
                 false => Poll::Pending,
             }
@@ -250,19 +267,22 @@ impl Ticket<'_> {
         begin: impl FnOnce(Vec<Arc<Pending>>) -> BoxFuture<'static, ()>,
     ) -> Option<Arc<Joint<()>>> {
         let mut by_tenant = lock(&self.queues.by_tenant);
+        // A caller whose command was executed must not wait for the batch of another.
+        if self.pending.is_settled() {
+            return None;
+        }
         let queue = by_tenant.entry(self.tenant.clone()).or_default();
         queue.current.take_if(|batch| batch.work.is_ended());
         if queue.current.is_none() {
             // A batch that panicked left this command without a result.
-            if !self.pending.is_settled() {
-                queue.waiting.insert(self.number, self.pending.clone());
-            }
+            queue.waiting.insert(self.number, self.pending.clone());
             let commands = queue.next_batch();
             if commands.is_empty() {
                 return None;
             }
             queue.current = Some(Batch {
                 work: Joint::new(begin(commands.clone())),
+                abandoned: false,
                 commands,
             });
         }
@@ -290,6 +310,18 @@ impl Drop for Ticket<'_> {
             queue.tickets -= 1;
             let is_left = |batch: &mut Batch| batch.commands.iter().all(|one| one.is_left());
             let left = queue.current.take_if(is_left);
+            // Those who still wait for the batch may never be polled again. So a command that may end or narrow a
+            // key hands its batch to the next verification too.
+            if let Some(batch) = queue.current.as_mut().filter(|batch| !batch.abandoned)
+                && batch
+                    .commands
+                    .iter()
+                    .any(|one| Arc::ptr_eq(one, &self.pending))
+                && !self.pending.only_issues()
+                && !self.pending.is_settled()
+            {
+                batch.abandoned = self.queues.abandoned.add(&batch.work);
+            }
             if queue.tickets == 0 {
                 by_tenant.remove(&self.tenant);
             }
@@ -297,9 +329,10 @@ impl Drop for Ticket<'_> {
         };
         // Without a caller, a batch must not delay the tenant's other commands: the store may never answer.
         if let Some(batch) = left.filter(|batch| !batch.work.is_ended()) {
-            match batch.must_be_learned_of() {
-                true => self.queues.abandoned.add(&batch.work),
-                false => batch.work.cancel(),
+            let kept = batch.abandoned
+                || batch.must_be_learned_of() && self.queues.abandoned.add(&batch.work);
+            if !kept {
+                batch.work.cancel();
             }
             batch.work.wake();
         }

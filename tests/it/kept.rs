@@ -21,7 +21,7 @@ use keyward::{
     Actor, Grant, KeyId, Keyward, ManualClock, Reason, Receipt, Role, RotateKey, TenantId,
     UpdateKey, VerifyError, profiles,
 };
-use keyward_conformance::Call;
+use keyward_conformance::{Call, Fault};
 use support::gated::GatedStore;
 use support::*;
 
@@ -310,30 +310,88 @@ fn a_command_that_is_dropped_before_its_commit_is_not_carried_out() {
 
 #[test]
 fn a_command_of_a_batch_is_left_out_if_its_caller_is_gone_before_the_commit() {
+    for reply_lost in [false, true] {
+        let held = Held::new();
+        let by = admin();
+        let first = held.store.hold(Call::Commit);
+        let mut leader = Box::pin(held.keys.create(&by, reader("first")));
+        assert!(poll_once(&mut leader).is_none());
+        let (mut dropped, mut stays) = (
+            Box::pin(held.keys.create(&by, reader("dropped"))),
+            Box::pin(held.keys.create(&by, reader("stays"))),
+        );
+        assert!(poll_once(&mut dropped).is_none());
+        assert!(poll_once(&mut stays).is_none());
+        held.store.let_pass(Call::Commit);
+        let second = held.store.hold(Call::Load);
+        first.open();
+        end("the leader", leader).unwrap();
+        // Both are in one batch now, which waits for its load.
+        assert!(poll_once(&mut stays).is_none());
+        drop(dropped);
+        if reply_lost {
+            // The batch is decided again, and the dropped command was in no commit that may have landed.
+            held.store.link.next(Call::Commit, [Fault::ReplyLost]);
+        }
+        held.store.let_pass(Call::Load);
+        second.open();
+        end("the other command", stays).unwrap();
+        let query = KeyQuery::tenant(tenant("acme"), at(START));
+        let list = wait(held.keys.list(&host(), &query)).unwrap();
+        assert!(list.keys.iter().all(|key| key.name.as_str() != "dropped"));
+    }
+}
+
+/// Another command of the batch is kept, and nobody polls it again.
+#[test]
+fn a_dropped_revocation_is_refused_here_although_its_batch_has_a_caller_that_is_kept() {
     let held = Held::new();
     let by = admin();
     let first = held.store.hold(Call::Commit);
     let mut leader = Box::pin(held.keys.create(&by, reader("first")));
     assert!(poll_once(&mut leader).is_none());
-    let (mut dropped, mut stays) = (
-        Box::pin(held.keys.create(&by, reader("dropped"))),
-        Box::pin(held.keys.create(&by, reader("stays"))),
-    );
-    assert!(poll_once(&mut dropped).is_none());
-    assert!(poll_once(&mut stays).is_none());
-    held.store.let_pass(Call::Commit);
-    let second = held.store.hold(Call::Load);
+    let mut revoke = Box::pin(held.keys.revoke(&by, held.key.id, Reason::Lost));
+    let mut kept = Box::pin(held.keys.create(&by, reader("kept")));
+    assert!(poll_once(&mut revoke).is_none());
+    assert!(poll_once(&mut kept).is_none());
+    let second = held.store.hold(Call::Commit);
     first.open();
     end("the leader", leader).unwrap();
-    // Both are in one batch now, which waits for its load.
-    assert!(poll_once(&mut stays).is_none());
-    drop(dropped);
-    held.store.let_pass(Call::Load);
+    assert!(poll_once(&mut kept).is_none());
+    drop(revoke);
+    assert!(held.works(&held.key), "the store has not answered");
     second.open();
-    end("the other command", stays).unwrap();
-    let query = KeyQuery::tenant(tenant("acme"), at(START));
-    let list = wait(held.keys.list(&host(), &query)).unwrap();
-    assert!(list.keys.iter().all(|key| key.name.as_str() != "dropped"));
+    assert!(!held.works(&held.key));
+    assert!(held.works(&held.other));
+}
+
+/// A time repair is committed by itself, before the other commands of its batch.
+#[test]
+fn a_command_that_was_executed_does_not_wait_for_the_others_of_its_batch() {
+    let held = Held::new();
+    let (by, place) = (host(), tenant("acme"));
+    let first = held.store.hold(Call::Commit);
+    let mut leader = Box::pin(held.keys.create(&by, reader("first").owned_by_tenant()));
+    assert!(poll_once(&mut leader).is_none());
+    let mut repair = Box::pin(held.keys.repair_time(&by, &place));
+    let mut create = Box::pin(held.keys.create(&by, reader("second").owned_by_tenant()));
+    assert!(poll_once(&mut repair).is_none());
+    assert!(poll_once(&mut create).is_none());
+    let for_repair = held.store.hold(Call::Commit);
+    first.open();
+    end("the leader", leader).unwrap();
+    assert!(poll_once(&mut create).is_none());
+    let for_create = held.store.hold(Call::Commit);
+    for_repair.open();
+    for _ in 0..5 {
+        assert!(
+            poll_once(&mut create).is_none(),
+            "the store holds its answer back"
+        );
+    }
+    assert!(poll_once(&mut repair).is_some());
+    for_create.open();
+    end("the last command", create).unwrap();
 }
 
 #[test]

@@ -14,6 +14,7 @@ use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage, HttpResponse, web};
 use futures_util::stream;
 use http::request::{Parts, Request};
+use keyward::Grant;
 use keyward::http::{KeywardLayer, PeerAddr};
 
 /// Forwards a request only if the layer accepts it, and puts the key's grant into the request's extensions.
@@ -22,20 +23,30 @@ use keyward::http::{KeywardLayer, PeerAddr};
 /// request, next)))`.
 pub(crate) async fn keyed<B: MessageBody>(
     layer: KeywardLayer,
-    request: ServiceRequest,
+    mut request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, Error> {
     let mut parts = parts(&request).map_err(ErrorBadRequest)?;
     match layer.authenticate(&mut parts).await {
         Ok(grant) => {
+            // A middleware around this one may have accepted another key.
+            request.extensions_mut().remove::<Grant>();
             // `grant` is `None` if an optional layer forwards a request without a key.
             if let Some(grant) = grant {
                 request.extensions_mut().insert(grant);
             }
+            // The layer removes a key from the query. It also notes what it did, for a layer around the handler.
+            request.head_mut().uri = parts.uri.to_string().parse().map_err(ErrorBadRequest)?;
+            request
+                .extensions_mut()
+                .insert(LayerExtensions(parts.extensions));
             let mut response = next.call(request).await?;
             if let Some(vary) = layer.vary() {
                 let vary = HeaderValue::from_bytes(vary.as_bytes())?;
-                response.headers_mut().append(VARY, vary);
+                let headers = response.headers_mut();
+                if !headers.get_all(VARY).any(|own| *own == vary) {
+                    headers.append(VARY, vary);
+                }
             }
             Ok(response.map_into_left_body())
         }
@@ -45,6 +56,10 @@ pub(crate) async fn keyed<B: MessageBody>(
         }
     }
 }
+
+/// The extensions that an outer layer left, which an inner layer reads.
+#[derive(Clone)]
+struct LayerExtensions(http::Extensions);
 
 /// Returns the parts of the request that the layer reads: everything except the body.
 fn parts(request: &ServiceRequest) -> Result<Parts, http::Error> {
@@ -57,6 +72,9 @@ fn parts(request: &ServiceRequest) -> Result<Parts, http::Error> {
         copy = copy.header(name.as_str(), value.as_bytes());
     }
     let (mut parts, ()) = copy.body(())?.into_parts();
+    if let Some(outer) = request.extensions().get::<LayerExtensions>() {
+        parts.extensions = outer.0.clone();
+    }
     // Passes on the address of the socket's peer, never an address from a header. Behind a proxy, set
     // `KeywardLayer::trusted_proxies`.
     if let Some(peer) = request.peer_addr() {

@@ -68,6 +68,8 @@ type ByKey = Mutex<HashMap<Locator, InFlight>>;
 #[derive(Debug)]
 struct InFlight {
     started: LogicalTime,
+    /// True if the read holds a permit.
+    limited: bool,
     sent: Reading,
     read: Weak<Joint<Arc<Fetched>>>,
     next: SecondRead,
@@ -125,16 +127,20 @@ impl Flights {
         holds_key: bool,
     ) -> Option<Flight> {
         self.try_join(locator, context, holds_key).or_else(|| {
+            if !self.gate.is_full() {
+                return None;
+            }
             // Reads whose callers are kept and not polled must not hold their permits.
             self.nudge();
             self.try_join(locator, context, holds_key)
         })
     }
 
-    /// Polls every read that the store has answered, and that no caller has polled since.
+    /// Polls every read with a permit that the store has answered, and that no caller has polled since.
     fn nudge(&self) {
         let reads = lock(&self.by_key)
             .values()
+            .filter(|own| own.limited)
             .map(|own| own.read.clone())
             .collect::<Vec<_>>();
         let reads = reads.iter().filter_map(Weak::upgrade);
@@ -162,6 +168,7 @@ impl Flights {
         } else {
             Some(self.gate.admit(now.monotonic)?)
         };
+        let limited = permit.is_some();
         let guard = FlightGuard {
             ended: false,
             by_key: self.by_key.clone(),
@@ -174,6 +181,7 @@ impl Flights {
         let next = SecondRead::default();
         let own = InFlight {
             started,
+            limited,
             sent: now,
             read: Arc::downgrade(&read),
             next: next.clone(),

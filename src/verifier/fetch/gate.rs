@@ -97,6 +97,11 @@ impl Gate {
         self.timeout
     }
 
+    /// Returns whether the limit on reads in flight is reached.
+    pub(super) fn is_full(&self) -> bool {
+        self.max_in_flight.try_acquire_arc().is_none()
+    }
+
     /// Returns a permit for one read, if the limits allow one now.
     pub(super) fn admit(&self, now: Duration) -> Option<ReadPermit> {
         // Acquire the permit first. So a read that is refused because too many are in flight does not use up

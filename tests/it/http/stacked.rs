@@ -8,8 +8,8 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{Request, Response};
-use keyward::Grant;
 use keyward::http::{CredentialSources, KeywardLayer, LimitReached, RequestTenant};
+use keyward::{Grant, Reason};
 use tower::service_fn;
 use tower::{Layer, Service, ServiceExt};
 
@@ -277,4 +277,55 @@ fn requests_with_made_up_keys_hold_no_permit_while_the_store_is_read() {
         assert_eq!(wait(request).unwrap().status(), 200);
     }
     assert_eq!(inner.calls.load(Ordering::SeqCst), 5);
+}
+
+#[test]
+fn a_key_that_is_revoked_while_its_request_waits_for_the_service_is_refused() {
+    for revoked in [false, true] {
+        let nodes = Nodes::new();
+        let new = wait(nodes.there.create(&admin(), reader("new"))).unwrap();
+        let inner = OnePermit::new();
+        let service = KeywardLayer::new(nodes.here.clone()).layer(inner.clone());
+        // `oneshot` waits for readiness first, so another request takes the permit after the call.
+        let gate = nodes.link.hold(keyward_conformance::Call::Find);
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        let request = with_key("/", new.secret.expose());
+        let mut waiting = Box::pin(service.clone().oneshot(request));
+        assert!(waiting.as_mut().poll(&mut context).is_pending());
+        inner.free.store(0, Ordering::SeqCst);
+        gate.open();
+        assert!(
+            waiting.as_mut().poll(&mut context).is_pending(),
+            "no permit is free"
+        );
+        if revoked {
+            wait(nodes.there.revoke(&admin(), new.id, Reason::Lost)).unwrap();
+            wait(nodes.here.sync()).unwrap();
+        }
+        inner.free.store(1, Ordering::SeqCst);
+        let status = wait(waiting).unwrap().status();
+        assert_eq!(status, if revoked { 401 } else { 200 });
+        assert_eq!(inner.calls.load(Ordering::SeqCst), usize::from(!revoked));
+        assert_eq!(nodes.here.usage(new.id).unwrap().count, 1);
+    }
+}
+
+#[test]
+fn a_limiter_is_asked_about_each_tenant_of_a_request() {
+    let world = TestService::new();
+    let key = world.some_key();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let own = asked.clone();
+    let layer = KeywardLayer::new(world.keys.clone()).rate_limit(move |_, parts| {
+        let about = parts.extensions.get::<RequestTenant>().cloned();
+        own.lock().unwrap().push(about.map(|tenant| tenant.0));
+        Ok::<_, LimitReached>(())
+    });
+    let within = layer.clone();
+    let within = within.tenant_in_path("/t/{tenant}".parse().unwrap());
+    let inner = recording(&SeenRequests::default());
+    let service = layer.layer(within.clone().layer(within.layer(inner)));
+    let answer = send(&service, with_key("/t/acme", key.secret.expose()));
+    assert_eq!(answer.status(), 200);
+    assert_eq!(*asked.lock().unwrap(), [None, Some(tenant("acme"))]);
 }
