@@ -27,6 +27,14 @@ fn no_statement_text_is_prepared_with_two_shapes() {
 }
 
 #[test]
+fn responses_that_arrive_in_small_parts_stop_no_session() {
+    let server = Server::start("fsync = off");
+    // The driver stops reading when a few parts of a response wait, and a new connection prepares everything.
+    let place = TestSchema::at(WireRecorder::before(server.folder()).url());
+    place.connect();
+}
+
+#[test]
 fn the_recorder_notices_a_text_with_two_shapes() {
     let server = Server::start("fsync = off");
     let recorder = WireRecorder::before(server.folder());

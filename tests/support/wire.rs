@@ -1,4 +1,5 @@
-//! A recorder between clients and a PostgreSQL server: the result columns of every prepared statement.
+//! A recorder between clients and a PostgreSQL server: the result columns of every prepared statement. A client
+//! reads at most two messages of the server at once, as over a slow network.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};
@@ -7,6 +8,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use tempfile::TempDir;
 
 const SOCKET: &str = ".s.PGSQL.5432";
@@ -70,6 +73,8 @@ struct Prepared {
 
 fn connect(client: UnixStream, server: UnixStream, shapes: &Arc<Mutex<Shapes>>) {
     let prepared = Arc::new(Mutex::new(Prepared::default()));
+    // The smallest buffer that there is. It is writable while it has no more than one small message.
+    set_socket_send_buffer_size(&client, 0).unwrap();
     let (to_client, to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
     let asking = prepared.clone();
     thread::spawn(move || {
@@ -123,6 +128,7 @@ fn pass(mut from: UnixStream, mut to: UnixStream, first: usize, mut look: impl F
     let mut typed = first;
     while let Ok(message) = read(&mut from, typed) {
         look(*message.first().unwrap(), &message[typed + 4..]);
+        poll(&mut [PollFd::new(&to, PollFlags::OUT)], None).unwrap();
         if to.write_all(&message).is_err() {
             break;
         }

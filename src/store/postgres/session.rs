@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use deadpool_postgres::{ClientWrapper, Object, Pool};
 use futures_util::future::{
-    BoxFuture, FutureExt, Shared, join, join3, maybe_done, try_join, try_join_all,
+    BoxFuture, Either, FutureExt, Shared, join, join3, maybe_done, select, try_join, try_join_all,
 };
 use sha2::{Digest as _, Sha256};
 use tokio_postgres::types::{ToSql, Type};
@@ -326,7 +326,13 @@ impl Session {
     /// Prepares a statement. In `sql`, `$s.` is a placeholder for the schema.
     async fn prepare(&self, sql: &str) -> Result<Statement, PostgresFault> {
         let sql = sql.replace("$s.", self.database.schema.prefix());
-        Ok(self.conn.client()?.prepare_cached(&sql).await?)
+        let prepared = pin!(self.conn.client()?.prepare_cached(&sql));
+        // The driver stops reading once a few parts of a response wait for their receiver. So the response to
+        // `BEGIN`, which comes first, is received meanwhile.
+        match select(prepared, self.begun.clone()).await {
+            Either::Left((statement, _)) => Ok(statement?),
+            Either::Right((_, prepared)) => Ok(prepared.await?),
+        }
     }
 
     pub(super) async fn query(

@@ -21,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -71,16 +72,6 @@ static int fails(const char *path) {
   return 1;
 }
 
-static void put(const void *bytes, size_t len) {
-  const char *at = bytes;
-  while (len) {
-    long done = syscall(SYS_write, log_fd, at, len);
-    if (done <= 0) _exit(99);
-    at += done;
-    len -= (size_t)done;
-  }
-}
-
 /* Record: kind, length of the path, offset, length of the bytes, path, bytes. */
 static void record(char kind, const char *path, uint64_t offset, const void *bytes, uint64_t len) {
   const char *log = getenv("SHIM_LOG");
@@ -91,9 +82,10 @@ static void record(char kind, const char *path, uint64_t offset, const void *byt
     if (log_fd < 0) _exit(98);
   }
   uint64_t head[4] = {(uint64_t)kind, strlen(path), offset, len};
-  put(head, sizeof head);
-  put(path, strlen(path));
-  if (bytes) put(bytes, len);
+  struct iovec parts[3] = {{head, sizeof head}, {(void *)path, strlen(path)}, {(void *)bytes, bytes ? len : 0}};
+  size_t whole = parts[0].iov_len + parts[1].iov_len + parts[2].iov_len;
+  /* One call: a thread may end with its process between two. */
+  if (syscall(SYS_writev, log_fd, parts, 3) != (long)whole) _exit(99);
   errno = kept;
 }
 
