@@ -1,8 +1,9 @@
-//! The stored form of records and audit entries: versioned, checksummed, and exactly one form for each value.
+//! The stored form of records and audit entries: versioned, checksummed, and the same bytes for the same value.
 //!
-//! Pure: no I/O and no clock. The form is `[version][postcard body][CRC-32 of both, little endian]`. Golden
-//! files in `src/core/golden` keep every released version readable: their tests fail if a new field changes
-//! the format. [`Credential`] does not implement serde, so that only this module writes credentials.
+//! Pure: no I/O and no clock. The form is `[version][postcard body][CRC-32 of both, little endian]`. Decoding
+//! also accepts other postcard bodies of the same value, such as numbers with leading zeros. Golden files in
+//! `src/core/golden` keep every released version readable: their tests fail if a new field changes the format.
+//! [`Credential`] does not implement serde, so that only this module writes credentials.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 

@@ -43,7 +43,7 @@ impl StoreLocation {
     fn at(given: OsString) -> Self {
         let connection = {
             let text = given.to_string_lossy();
-            is_connection(&text).then(|| text.trim().to_owned())
+            is_connection_string(&text).then(|| text.trim().to_owned())
         };
         connection.map_or_else(|| Self::File(given.into()), Self::Database)
     }
@@ -51,7 +51,7 @@ impl StoreLocation {
 
 /// Parses an argument that can only name a file. The error does not repeat the argument.
 pub(crate) fn file_name(given: OsString) -> Result<PathBuf, &'static str> {
-    if is_connection(&given.to_string_lossy()) {
+    if is_connection_string(&given.to_string_lossy()) {
         return Err("must be the name of a file, not a connection string");
     }
     Ok(given.into())
@@ -86,7 +86,8 @@ const PARAMETERS: [&str; 22] = [
 /// Returns whether `text` looks like a connection string: `scheme://…`, `host=… user=…` or
 /// `user:password@host`. Such text may hold a password, so it is never used as the name of a file. The driver
 /// decides whether it is valid.
-fn is_connection(text: &str) -> bool {
+#[must_use]
+pub fn is_connection_string(text: &str) -> bool {
     let scheme = text.trim_start().split(':').next().unwrap_or_default();
     let is_scheme = |name: &str| scheme.len() < text.len() && scheme.eq_ignore_ascii_case(name);
     let is_parameter = |(at, _): (usize, &str)| {

@@ -270,6 +270,20 @@ impl PostgresOptions {
         self.connect_url(url, Some(tls), runtime).await
     }
 
+    /// Checks the options without connecting and without reading files: the URL, the schema's name, and that a
+    /// client certificate and its key are both set or both missing.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`], with which [`connect`](Self::connect) would fail too.
+    pub fn check(&self) -> Result<(), ConnectError> {
+        Schema::new(&self.schema)?;
+        if let ConnectionSource::Url(url) = &self.source {
+            self.certificates.clone().or(Url::read(url)?.files)?;
+        }
+        Ok(())
+    }
+
     /// Connects like [`connect`](Self::connect), but with the host's own TLS connector, which decides which
     /// servers to trust.
     ///

@@ -126,20 +126,55 @@ fn next(lines: &mut dyn BufRead) -> CliResult<Option<Vec<u8>>> {
     Ok((read > 0).then_some(line))
 }
 
+/// Checks one line of an import without a store: its JSON, and each field by itself.
+///
+/// # Errors
+///
+/// The message that `keyctl import` prints for the line. It repeats no part of the line.
+pub fn check_import_line(line: &[u8]) -> Result<(), String> {
+    ImportLine::parse(line)
+        .map(drop)
+        .map_err(|error| error.message)
+}
+
+/// A parsed line.
+struct ImportLine {
+    tenant: Option<TenantId>,
+    digest: Digest,
+    hint: Option<Hint>,
+    key: CreateKey,
+}
+
+impl ImportLine {
+    fn parse(line: &[u8]) -> CliResult<Self> {
+        let line: Line = serde_json::from_slice(line).map_err(|error| {
+            let column = error.column();
+            let expected = "an object with the fields that `keyctl import --help` lists";
+            CliError::usage(format!("must be {expected}; at fault near column {column}"))
+        })?;
+        Ok(Self {
+            tenant: line.tenant.as_deref().map(TenantId::new).transpose()?,
+            digest: line.sha256.parse()?,
+            hint: line.hint.as_deref().map(Hint::new).transpose()?,
+            key: draft(line)?,
+        })
+    }
+}
+
 async fn import(
     context: &CliContext,
     named: Option<&str>,
     number: u64,
     line: &[u8],
 ) -> CliResult<Done> {
-    let line: Line = serde_json::from_slice(line).map_err(|error| {
-        let column = error.column();
-        let expected = "an object with the fields that `keyctl import --help` lists";
-        CliError::usage(format!("must be {expected}; at fault near column {column}"))
-    })?;
-    let digest: Digest = line.sha256.parse()?;
-    let tenant = match &line.tenant {
-        Some(tenant) => TenantId::new(tenant)?,
+    let ImportLine {
+        tenant,
+        digest,
+        hint,
+        key,
+    } = ImportLine::parse(line)?;
+    let tenant = match tenant {
+        Some(tenant) => tenant,
         None => context.named_tenant()?,
     };
     // By default, derives the command id from the digest, so that an interrupted import can be repeated.
@@ -149,7 +184,11 @@ async fn import(
     };
     let actor = context.actor(&tenant)?;
     let by = actor.with_command_id(CommandId::new(id)?);
-    match context.keys.import(by, draft(line, tenant, digest)?).await {
+    let mut key = ImportKey::sha256(digest, key.in_tenant(tenant));
+    if let Some(hint) = hint {
+        key = key.hint(hint);
+    }
+    match context.keys.import(by, key).await {
         Ok(imported) => Ok(Done::Imported {
             key: imported.id,
             useful: !imported.reach.is_empty(),
@@ -159,9 +198,8 @@ async fn import(
     }
 }
 
-fn draft(line: Line, tenant: TenantId, digest: Digest) -> CliResult<ImportKey> {
+fn draft(line: Line) -> CliResult<CreateKey> {
     let mut key = CreateKey::new(line.name)
-        .in_tenant(tenant)
         .scopes(line.scopes.iter().map(String::as_str))
         .allow_addresses(line.addresses.iter().map(String::as_str))
         .metadata(line.metadata.iter());
@@ -183,21 +221,14 @@ fn draft(line: Line, tenant: TenantId, digest: Digest) -> CliResult<ImportKey> {
         (None, None) => key.owned_by_tenant(),
         _ => return Err(CliError::usage("owner and owner_role go together")),
     };
-    key = match (line.expires_at, line.never_expires) {
-        (Some(end), false) => key.expires_at(end.parse()?),
-        (None, true) => key.never_expires(),
-        (None, false) => key,
-        _ => {
-            return Err(CliError::usage(
-                "expires_at and never_expires exclude each other",
-            ));
-        }
-    };
-    let key = ImportKey::sha256(digest, key);
-    Ok(match line.hint {
-        Some(hint) => key.hint(Hint::new(hint)?),
-        None => key,
-    })
+    match (line.expires_at, line.never_expires) {
+        (Some(end), false) => Ok(key.expires_at(end.parse()?)),
+        (None, true) => Ok(key.never_expires()),
+        (None, false) => Ok(key),
+        _ => Err(CliError::usage(
+            "expires_at and never_expires exclude each other",
+        )),
+    }
 }
 
 /// Reports one line's outcome. Ends the import if the store is unavailable or corrupt.

@@ -10,6 +10,7 @@ mod recover;
 mod time;
 mod upkeep;
 
+pub use self::import::check_import_line;
 use crate::args::{Cli, CliCommand, TimeCommand};
 use crate::desk::CliContext;
 use crate::failure::{CliError, CliErrorKind, CliResult};

@@ -1,0 +1,57 @@
+//! The command line `keyctl`, as a library: the binary is one call to [`run`]. The functions that read text from
+//! outside are public for the fuzz targets.
+//!
+//! With the feature `postgres`, which is on by default, the command line also works on a database.
+
+mod args;
+mod commands;
+mod desk;
+mod failure;
+mod output;
+mod store;
+mod usage;
+mod words;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::Cli;
+use crate::failure::CliResult;
+#[cfg(feature = "postgres")]
+use crate::failure::{CliError, CliErrorKind};
+use crate::output::Output;
+
+pub use crate::commands::check_import_line;
+pub use crate::store::is_connection_string;
+
+/// Runs the command line with the arguments of the process. Returns the exit code, which `keyctl --help` lists.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage::refuse(&error),
+    };
+    let output = Output::new(cli.common.json);
+    match block_on(commands::run(cli, &output)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output.failure(&failure);
+            failure.exit_code()
+        }
+    }
+}
+
+#[cfg(not(feature = "postgres"))]
+fn block_on(command: impl Future<Output = CliResult<()>>) -> CliResult<()> {
+    pollster::block_on(command)
+}
+
+/// Runs the command on a tokio runtime, which the database driver needs.
+#[cfg(feature = "postgres")]
+fn block_on(command: impl Future<Output = CliResult<()>>) -> CliResult<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let unable = |error| CliError::new(CliErrorKind::Unavailable, format!("cannot start: {error}"));
+    runtime.map_err(unable)?.block_on(command)
+}
