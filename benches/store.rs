@@ -33,7 +33,7 @@ CREATE TABLE commits (revision INTEGER PRIMARY KEY, tag BLOB, newest INTEGER, se
 CREATE TABLE tenants (tenant TEXT PRIMARY KEY, revision INTEGER, decided_at INTEGER,
   sequence INTEGER, hash BLOB, seal INTEGER) WITHOUT ROWID;
 CREATE TABLE rows (place INTEGER PRIMARY KEY, kind INTEGER, tenant TEXT, name TEXT, id BLOB,
-  ends INTEGER, legacy INTEGER, fingerprint TEXT, body BLOB, seal INTEGER);
+  class TEXT, ends INTEGER, legacy INTEGER, fingerprint TEXT, body BLOB, seal INTEGER);
 CREATE TABLE audit (place INTEGER PRIMARY KEY, tenant TEXT, sequence INTEGER, command TEXT,
   key BLOB, body BLOB, seal INTEGER);";
 
@@ -193,8 +193,17 @@ impl PlainSqlite {
             let ends = record.expires_at.map_or(i64::MAX, |end| end.as_micros());
             let fingerprint = record.fingerprint.to_string();
             self.run(
-                "INSERT INTO rows VALUES (?1, 2, ?2, NULL, ?3, ?4, NULL, ?5, ?6, ?7)",
-                params![place, tenant, id, ends, fingerprint, body, at],
+                "INSERT INTO rows VALUES (?1, 2, ?2, NULL, ?3, ?4, ?5, NULL, ?6, ?7, ?8)",
+                params![
+                    place,
+                    tenant,
+                    id,
+                    record.class.as_str(),
+                    ends,
+                    fingerprint,
+                    body,
+                    at
+                ],
             );
         }
         for (place, entry) in (self.revision << 20..).zip(&commit.effects.audit) {

@@ -12,7 +12,7 @@ use super::record::KeyRecord;
 pub use super::revision::Revision;
 use super::secret::Digest;
 use super::tenant::TenantId;
-use super::text::{CommandId, PrincipalId};
+use super::text::{ClassName, CommandId, PrincipalId};
 use super::time::Timestamp;
 
 /// The identity of a row. Sorts rows in the order of a scan: tenants, then owners, then keys.
@@ -45,8 +45,8 @@ pub struct Guard {
 pub struct LoadRequest {
     /// The keys with these ids.
     pub keys: Vec<KeyId>,
-    /// All keys that are neither revoked nor expired at this instant.
-    pub live_at: Option<Timestamp>,
+    /// For each of these classes, all of its keys that are neither revoked nor expired at the instant.
+    pub live: BTreeMap<ClassName, Timestamp>,
     /// Selects the tenant's legacy key.
     pub legacy: bool,
     /// The rows of these owners. The rows of the owners of loaded keys are always loaded.
@@ -88,18 +88,18 @@ impl LoadRequest {
     pub fn and(mut self, other: Self) -> Self {
         let Self {
             keys,
-            live_at,
+            live,
             legacy,
             owners,
             commands,
         } = other;
         self.keys.extend(keys);
-        // A key that is live at the later instant is also live at the earlier one. Selecting the keys that
-        // are live at the earlier instant therefore includes both selections.
-        self.live_at = match (self.live_at, live_at) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
+        for (class, at) in live {
+            // A key that is live at the later instant is also live at the earlier one. Selecting the keys
+            // that are live at the earlier instant therefore includes both selections.
+            let earliest = self.live.entry(class).or_insert(at);
+            *earliest = at.min(*earliest);
+        }
         self.legacy |= legacy;
         self.owners.extend(owners);
         self.commands.extend(commands);
@@ -111,7 +111,7 @@ impl LoadRequest {
     pub fn matches(&self, record: &KeyRecord) -> bool {
         self.keys.contains(&record.id)
             || (self.legacy && record.legacy)
-            || self.live_at.is_some_and(|now| record.is_live(now))
+            || (self.live.get(&record.class)).is_some_and(|now| record.is_live(*now))
     }
 }
 

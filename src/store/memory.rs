@@ -18,10 +18,10 @@ use super::{
 };
 use crate::core::audit::AuditHead;
 use crate::core::id::KeyId;
-use crate::core::record::KeyRecord;
+use crate::core::record::{KeyRecord, KeyState};
 use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
-use crate::core::text::{CommandId, PrincipalId};
+use crate::core::text::{ClassName, CommandId, PrincipalId};
 use crate::core::time::Timestamp;
 
 /// A store that keeps its keys in memory. Clones share the keys. All keys are lost when the process ends.
@@ -81,8 +81,36 @@ struct MemoryTenant {
     decided_at: Option<Timestamp>,
     audit_head: AuditHead,
     keys: BTreeSet<KeyId>,
+    /// The keys that are not revoked, by class and expiry. Keys that never expire come last.
+    by_class: BTreeMap<ClassName, BTreeSet<(bool, Option<Timestamp>, KeyId)>>,
+    legacy: BTreeSet<KeyId>,
     /// The indexes of each command's entries in the store's `audit`.
     commands: HashMap<CommandId, Vec<usize>>,
+}
+
+impl MemoryTenant {
+    fn add(&mut self, record: &KeyRecord) {
+        self.keys.insert(record.id);
+        if record.legacy {
+            self.legacy.insert(record.id);
+        }
+        if !matches!(record.state, KeyState::Revoked { .. }) {
+            let of_class = self.by_class.entry(record.class.clone()).or_default();
+            of_class.insert(by_expiry(record));
+        }
+    }
+
+    fn forget(&mut self, record: &KeyRecord) {
+        self.keys.remove(&record.id);
+        self.legacy.remove(&record.id);
+        if let Some(of_class) = self.by_class.get_mut(&record.class) {
+            of_class.remove(&by_expiry(record));
+        }
+    }
+}
+
+fn by_expiry(record: &KeyRecord) -> (bool, Option<Timestamp>, KeyId) {
+    (record.expires_at.is_none(), record.expires_at, record.id)
 }
 
 impl MemoryStore {
@@ -138,9 +166,13 @@ impl MemoryState {
             };
         };
         let by_id = select.keys.iter().filter(|key| tenant.keys.contains(key));
-        let all = select.live_at.is_some() || select.legacy;
-        let others = tenant.keys.iter().filter(|_| all);
-        let records = by_id.chain(others).filter_map(|key| {
+        let live = select.live.iter().flat_map(|(class, now)| {
+            let of_class = tenant.by_class.get(class).into_iter();
+            of_class.flat_map(|keys| keys.range((false, Some(*now), KeyId::from_u128(0))..))
+        });
+        let live = live.map(|(_, _, key)| key);
+        let legacy = tenant.legacy.iter().filter(|_| select.legacy);
+        let records = by_id.chain(live).chain(legacy).filter_map(|key| {
             let revision = self.revision_of(&RowKey::Key(*key));
             Some((revision, self.record(*key)?))
         });
@@ -210,6 +242,11 @@ impl MemoryState {
             let key = row.key();
             if let Some(before) = self.rows.insert(key.clone(), Change { revision, row }) {
                 self.remove_from_index(before.revision, &key);
+                if let Row::Key(record) = &before.row
+                    && let Some(tenant) = self.tenants.get_mut(&record.tenant)
+                {
+                    tenant.forget(record);
+                }
             }
             self.by_revision.entry(revision).or_default().insert(key);
         }
@@ -226,12 +263,9 @@ impl MemoryState {
         tenant.revision = revision;
         tenant.decided_at = Some(decided_at);
         for record in &effects.puts {
-            tenant.keys.insert(record.id);
+            tenant.add(record);
         }
-        for key in &effects.removes {
-            tenant.keys.remove(key);
-            self.removed.insert(*key);
-        }
+        self.removed.extend(&effects.removes);
         for entry in effects.audit {
             tenant.audit_head = entry.head();
             let places = tenant.commands.entry(entry.command.clone()).or_default();

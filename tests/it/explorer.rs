@@ -624,7 +624,11 @@ fn a_store_that_alters_audit_entries_is_caught() {
 fn a_writer_that_counts_before_it_inserts_is_caught() {
     const CAP: usize = 2;
     let live = LoadRequest {
-        live_at: Some("2026-01-01T00:00:00Z".parse().unwrap()),
+        live: [(
+            "secret".parse().unwrap(),
+            "2026-01-01T00:00:00Z".parse().unwrap(),
+        )]
+        .into(),
         ..LoadRequest::none()
     };
     let world = || {

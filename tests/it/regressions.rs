@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex};
 
 use keyward::command::{BulkFilter, DeleteKey, ImportKey};
 use keyward::key::Digest;
-use keyward::policy::Policy;
+use keyward::policy::{ActiveKeyCap, Policy};
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
     KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, RowKey, ScanPage, StoreError,
     StoreErrorKind, TenantView, async_trait,
 };
 use keyward::{
-    CommandError, CreateKey, Denial, Keyward, ManualClock, Need, Reason, Role, TenantId,
+    CommandError, CreateKey, Denial, Keyward, ManualClock, Need, Reason, Role, RotateKey, TenantId,
     VerifyError, hours, profiles,
 };
 use keyward_conformance::{Call, Fault, FaultyStore};
@@ -21,10 +21,11 @@ use support::*;
 /// An action of another node, and the kind of call that triggers it.
 type Meanwhile = Arc<Mutex<Option<(Call, Box<dyn FnOnce() + Send>)>>>;
 
-/// A remote store that runs an action before a call.
+/// A remote store that runs an action before a call, and counts the keys of each load.
 struct Interrupted {
     inner: MemoryStore,
     meanwhile: Meanwhile,
+    loaded: Arc<Mutex<Vec<usize>>>,
 }
 
 impl std::fmt::Debug for Interrupted {
@@ -54,7 +55,9 @@ impl KeyStore for Interrupted {
         tenant: &TenantId,
         select: &LoadRequest,
     ) -> Result<TenantView, StoreError> {
-        self.before(Call::Load).load(tenant, select).await
+        let view = self.before(Call::Load).load(tenant, select).await?;
+        self.loaded.lock().unwrap().push(view.records.len());
+        Ok(view)
     }
 
     async fn find(&self, locator: &Locator) -> Result<Option<FoundKey>, StoreError> {
@@ -96,6 +99,7 @@ fn interrupted(world: &TestService) -> (Keyward, Meanwhile) {
     let store = Interrupted {
         inner,
         meanwhile: meanwhile.clone(),
+        loaded: Arc::default(),
     };
     (node(store, &world.clock, standard()), meanwhile)
 }
@@ -318,4 +322,35 @@ fn a_repeated_bulk_revocation_does_not_affect_keys_created_since() {
         .unwrap();
     assert_eq!(once().unwrap().ended, 0);
     world.keys.verify(key.secret.expose(), &reading()).unwrap();
+}
+
+#[test]
+fn a_create_loads_no_keys_of_classes_without_a_cap() {
+    const CAP: u32 = 3;
+    let mut spec = capped(CAP);
+    if let ActiveKeyCap::Limited { classes, .. } = &mut spec.active_keys {
+        classes.insert("secret".parse().unwrap());
+    }
+    let policy = Policy::new(spec).unwrap();
+    let loaded = Arc::<Mutex<Vec<usize>>>::default();
+    let store = Interrupted {
+        inner: MemoryStore::new(),
+        meanwhile: Meanwhile::default(),
+        loaded: loaded.clone(),
+    };
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let keys = node(store, &clock, policy);
+    let publishable = |n: usize| CreateKey::new(format!("page {n}")).class("publishable");
+    for n in 0..200 {
+        wait(keys.create(&admin(), publishable(n))).unwrap();
+    }
+    let first = wait(keys.create(&admin(), reader("one"))).unwrap();
+    wait(keys.create(&admin(), reader("two"))).unwrap();
+    wait(keys.rotate(&admin(), first.id, RotateKey::grace(hours(1)))).unwrap();
+    wait(keys.create(&admin(), reader("three"))).unwrap();
+    let refused = denied(wait(keys.create(&admin(), reader("four"))));
+    assert!(matches!(refused, Denial::CapReached { .. }), "{refused}");
+    wait(keys.create(&admin(), publishable(200))).unwrap();
+    let most = loaded.lock().unwrap().iter().copied().max();
+    assert!(most <= Some(2 * CAP as usize), "{most:?}");
 }

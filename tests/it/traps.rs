@@ -61,7 +61,7 @@ fn trap_04_parallel_creates_on_several_nodes_stop_at_the_cap() {
     });
     assert_eq!(created, CAP);
     let select = LoadRequest {
-        live_at: Some(at(START)),
+        live: [("secret".parse().unwrap(), at(START))].into(),
         ..LoadRequest::none()
     };
     assert_eq!(

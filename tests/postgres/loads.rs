@@ -35,7 +35,7 @@ fn tenants(place: &TestSchema) -> Vec<(TenantId, LoadRequest)> {
                 ..LoadRequest::none()
             },
             2 => LoadRequest {
-                live_at: Some(at(START)),
+                live: [("secret".parse().unwrap(), at(START))].into(),
                 ..LoadRequest::none()
             },
             3 => LoadRequest {
@@ -137,7 +137,7 @@ fn a_tenant_that_cannot_be_loaded_fails_alone() {
     // Makes the statement fail in the server whenever it reads a row of the tenant `t7`.
     place.run(
         "ALTER TABLE $s.rows RENAME TO read_before; CREATE VIEW $s.rows AS \
-         SELECT place, kind, tenant, name, id, ends, legacy, fingerprint, \
+         SELECT place, kind, tenant, name, id, class, ends, legacy, fingerprint, \
          CASE WHEN tenant = 't7' THEN convert_to((1 / (length(tenant) - 2))::text, 'UTF8') \
          ELSE body END AS body, seal FROM $s.read_before",
     );

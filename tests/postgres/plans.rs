@@ -32,9 +32,9 @@ const LOGS_PLANS: &str = "session_preload_libraries = 'auto_explain'\n\
 /// real commits begin. A million keys and 40,000 owners still fit.
 const OTHERS: &str = "
     INSERT INTO $s.rows SELECT g, 2, 't' || g % 500, NULL, decode(md5(g::text), 'hex'),
-        4000000000000000 + g, NULL, md5(g::text), '\\x00', 0 FROM generate_series(1, $n) g;
+        'secret', 4000000000000000 + g, NULL, md5(g::text), '\\x00', 0 FROM generate_series(1, $n) g;
     INSERT INTO $s.rows SELECT $n + g, 1, 't' || g % 500, 'owner-' || g, NULL,
-        NULL, NULL, NULL, '\\x00', 0 FROM generate_series(1, least($n, 40000)) g;
+        NULL, NULL, NULL, NULL, '\\x00', 0 FROM generate_series(1, least($n, 40000)) g;
     INSERT INTO $s.audit SELECT g, 't' || g % 500, g, 'command ' || g, decode(md5(g::text), 'hex'),
         '\\x00', 0 FROM generate_series(1, $n) g;
     INSERT INTO $s.tenants SELECT 't' || g, 0, 0, 0, '\\x00', 0 FROM generate_series(1, $n) g;
@@ -120,7 +120,7 @@ impl World {
         wait(keys.delete(&admin(), key.id, DeleteKey::plain())).unwrap();
         let everything = LoadRequest {
             keys: vec![key.id],
-            live_at: Some(at(START)),
+            live: [("secret".parse().unwrap(), at(START))].into(),
             legacy: true,
             owners: vec![who("alice")],
             commands: vec![command("some")],

@@ -30,8 +30,8 @@ fn no_statement_text_is_prepared_with_two_shapes() {
 fn responses_that_arrive_in_small_parts_stop_no_session() {
     let server = Server::start("fsync = off");
     // The driver stops reading when a few parts of a response wait, and a new connection prepares everything.
-    let place = TestSchema::at(WireRecorder::before(server.folder()).url());
-    place.connect();
+    let recorder = WireRecorder::before(server.folder());
+    TestSchema::at(recorder.url()).connect();
 }
 
 #[test]

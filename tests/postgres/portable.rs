@@ -212,7 +212,7 @@ pub(crate) fn do_everything(place: &TestSchema) {
     wait(keys.delete(&admin(), key.id, DeleteKey::plain())).unwrap();
     let everything = LoadRequest {
         keys: vec![key.id],
-        live_at: Some(at(START)),
+        live: [("secret".parse().unwrap(), at(START))].into(),
         legacy: true,
         owners: vec![who("alice")],
         commands: vec![command("some")],

@@ -172,7 +172,7 @@ fn a_read_takes_one_round_trip() {
     let start = beginning(&store);
     let everything = LoadRequest {
         keys: vec![key],
-        live_at: Some(support::at(START)),
+        live: [("secret".parse().unwrap(), support::at(START))].into(),
         legacy: true,
         owners: Vec::new(),
         commands: vec![command("some")],

@@ -68,6 +68,8 @@ defects! {
     LoadsOnlyLiveKeysById => "load_returns_keys_by_id",
     /// Leaves disabled keys out of a view, although a disabled key counts as live.
     LoadsNoDisabledKeys => "load_returns_keys_live_at_an_instant",
+    /// Loads the live keys of only the first of the requested classes.
+    LoadsOneClass => "load_returns_keys_live_at_an_instant",
     /// Leaves the legacy key out of a view if that key is revoked.
     LoadsNoRevokedLegacyKey => "load_returns_the_legacy_key",
     /// Leaves the row of an owner out of a view, although the request names the owner.
@@ -743,6 +745,12 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
             StoreDefect::LoadsNoDisabledKeys => {
                 view.records
                     .retain(|r| !matches!(r.state, KeyState::Disabled(_)));
+            }
+            StoreDefect::LoadsOneClass => {
+                let first = select.live.keys().next();
+                view.records.retain(|r| {
+                    select.keys.contains(&r.id) || first.is_none_or(|class| r.class == *class)
+                });
             }
             StoreDefect::LoadsNoRevokedLegacyKey => {
                 let gone = |r: &KeyRecord| matches!(r.state, KeyState::Revoked { .. });

@@ -3,7 +3,7 @@
 use crate::core::audit::AuditEntry;
 use crate::core::command::{Command, ImportKey, NewOwner, Request};
 use crate::core::id::KeyId;
-use crate::core::policy::{ActiveKeyCap, Policy};
+use crate::core::policy::Policy;
 use crate::core::text::PrincipalId;
 use crate::core::time::Timestamp;
 use crate::core::view::{LoadRequest, TenantView};
@@ -24,14 +24,20 @@ pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> LoadRequest
     }
     select.owners.extend(owner_named(&request.command));
     match &request.command {
+        Command::Create(key) | Command::Import(ImportKey { key, .. })
+            if (policy.cap(key.class.as_ref().unwrap_or(&policy.spec().default_class)))
+                .is_none() => {}
         Command::Create(_)
         | Command::Import(_)
         | Command::ProvisionTenant
         | Command::ProvisionResource(_)
         | Command::Rotate { .. }
         | Command::CancelRotation { .. } => {
-            let capped = policy.spec().active_keys != ActiveKeyCap::Unlimited;
-            select.live_at = capped.then_some(now);
+            // At most twice as many of these keys are live as the cap allows. Keys of other classes have no
+            // bound, and no decision depends on all of them.
+            let classes = policy.spec().classes.keys();
+            let capped = classes.filter(|class| policy.cap(class).is_some());
+            select.live = capped.map(|class| (class.clone(), now)).collect();
         }
         _ => {}
     }

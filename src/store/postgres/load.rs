@@ -70,11 +70,13 @@ pub(super) async fn load(
     let ids = asked.iter().flat_map(|(_, select)| &select.keys);
     let ids: Vec<[u8; 16]> = ids.map(|id| id_bytes(*id)).collect();
     let ids: Vec<&[u8]> = ids.iter().map(|id| &id[..]).collect();
-    let live = asked.iter().filter_map(|(tenant, select)| {
-        let live_at = select.live_at?;
-        Some((tenant.as_str(), live_at.as_micros()))
-    });
-    let (live_of, live_at): (Vec<&str>, Vec<i64>) = live.unzip();
+    let live: Vec<_> = asked
+        .iter()
+        .flat_map(|(tenant, select)| select.live.iter().map(move |live| (tenant, live)))
+        .collect();
+    let live_of: Vec<&str> = live.iter().map(|(tenant, _)| tenant.as_str()).collect();
+    let live_class: Vec<&str> = live.iter().map(|(_, (class, _))| class.as_str()).collect();
+    let live_at: Vec<i64> = live.iter().map(|(_, (_, at))| at.as_micros()).collect();
     let legacy = asked.iter().filter(|(_, select)| select.legacy);
     let legacy: Vec<&str> = legacy.map(|(tenant, _)| tenant.as_str()).collect();
     let commands = asked.iter().flat_map(|(tenant, select)| {
@@ -98,11 +100,12 @@ pub(super) async fn load(
     let live = async {
         // Without `OFFSET 0`, the server may merge the subquery into the join and read the whole table.
         let sql = format!(
-            "SELECT {COLUMNS} FROM unnest($1::text[], $2::bigint[]) AS w (of_tenant, at) \
-             CROSS JOIN LATERAL (SELECT {COLUMNS} FROM $s.rows \
-             WHERE tenant = of_tenant AND ends > at OFFSET 0) AS r"
+            "SELECT {COLUMNS} FROM unnest($1::text[], $2::text[], $3::bigint[]) \
+             AS w (of_tenant, of_class, at) CROSS JOIN LATERAL (SELECT {COLUMNS} FROM $s.rows \
+             WHERE tenant = of_tenant AND class = of_class AND ends > at OFFSET 0) AS r"
         );
-        unless(live_of.is_empty(), session, &sql, &[&live_of, &live_at]).await
+        let with: [SqlParam<'_>; 3] = [&live_of, &live_class, &live_at];
+        unless(live_of.is_empty(), session, &sql, &with).await
     };
     let legacy = async {
         let sql =

@@ -41,6 +41,7 @@ CREATE TABLE rows (
   tenant      text COLLATE "C" NOT NULL,
   name        text COLLATE "C",           -- the principal of an owner; empty for a tenant
   id          bytea,                      -- 16 bytes, big endian; for keys and removed keys
+  class       text COLLATE "C",           -- only for keys
   ends        bigint,                     -- expiry of a key in microseconds, or 2^63-1; null if revoked
   legacy      smallint,                   -- 1 for legacy keys
   fingerprint text COLLATE "C",           -- only for keys
@@ -50,7 +51,7 @@ CREATE TABLE rows (
 CREATE UNIQUE INDEX rows_by_name ON rows (kind, tenant, name) WHERE name IS NOT NULL;
 CREATE UNIQUE INDEX rows_by_id ON rows (id) WHERE id IS NOT NULL;
 CREATE INDEX rows_of_tenant ON rows (tenant, id) WHERE id IS NOT NULL;
-CREATE INDEX rows_by_end ON rows (tenant, ends) WHERE ends IS NOT NULL;
+CREATE INDEX rows_by_class ON rows (tenant, class, ends) WHERE ends IS NOT NULL;
 CREATE INDEX rows_by_end_of_all ON rows (ends, id) WHERE ends IS NOT NULL;
 CREATE INDEX rows_legacy ON rows (tenant) WHERE legacy IS NOT NULL;
 CREATE INDEX rows_by_fingerprint ON rows (fingerprint) WHERE fingerprint IS NOT NULL;

@@ -369,6 +369,7 @@ impl NewRows {
             array(rows.values().map(|(_, row)| row.tenant.clone())),
             array(rows.values().map(|(_, row)| row.name.clone())),
             array(rows.values().map(|(_, row)| row.id.clone())),
+            array(rows.values().map(|(_, row)| row.class.clone())),
             array(rows.values().map(|(_, row)| row.ends)),
             array(rows.values().map(|(_, row)| row.legacy.map(small))),
             array(rows.values().map(|(_, row)| row.fingerprint.clone())),
@@ -409,23 +410,23 @@ impl NewRows {
 
 /// Inserts into all tables with one statement, which costs the server less than one statement per table.
 const INSERT: &str = "WITH r AS (INSERT INTO $s.rows \
-     (place, kind, tenant, name, id, ends, legacy, fingerprint, body, seal) \
+     (place, kind, tenant, name, id, class, ends, legacy, fingerprint, body, seal) \
      SELECT * FROM unnest($1::bigint[], $2::smallint[], $3::text[], $4::text[], $5::bytea[], \
-     $6::bigint[], $7::smallint[], $8::text[], $9::bytea[], $10::bigint[])), \
+     $6::text[], $7::bigint[], $8::smallint[], $9::text[], $10::bytea[], $11::bigint[])), \
      a AS (INSERT INTO $s.audit (place, tenant, sequence, command, key, body, seal) \
-     SELECT * FROM unnest($11::bigint[], $12::text[], $13::bigint[], $14::text[], $15::bytea[], \
-     $16::bytea[], $17::bigint[])), \
+     SELECT * FROM unnest($12::bigint[], $13::text[], $14::bigint[], $15::text[], $16::bytea[], \
+     $17::bytea[], $18::bigint[])), \
      t AS (INSERT INTO $s.tenants (tenant, revision, decided_at, sequence, hash, seal) \
-     SELECT * FROM unnest($18::text[], $19::bigint[], $20::bigint[], $21::bigint[], $22::bytea[], \
-     $23::bigint[]) ON CONFLICT (tenant) DO UPDATE SET revision = excluded.revision, \
+     SELECT * FROM unnest($19::text[], $20::bigint[], $21::bigint[], $22::bigint[], $23::bytea[], \
+     $24::bigint[]) ON CONFLICT (tenant) DO UPDATE SET revision = excluded.revision, \
      decided_at = excluded.decided_at, sequence = excluded.sequence, hash = excluded.hash, \
      seal = excluded.seal), \
      c AS (INSERT INTO $s.commits (revision, tag, seal) \
-     SELECT * FROM unnest($24::bigint[], $25::bytea[], $26::bigint[]))";
+     SELECT * FROM unnest($25::bigint[], $26::bytea[], $27::bigint[]))";
 
 /// Moves the head to the last commit.
 const MOVE_HEAD: &str =
-    "UPDATE $s.head SET revision = $27, tag = $28, commit_seal = $29 WHERE one = 1";
+    "UPDATE $s.head SET revision = $28, tag = $29, commit_seal = $30 WHERE one = 1";
 
 fn small(number: i64) -> i16 {
     // All callers pass a kind or a flag, which is a single digit. So the conversion cannot fail.

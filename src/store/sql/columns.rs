@@ -12,7 +12,7 @@ use crate::store::{Change, Row, RowKey};
 /// The columns of the table `rows`: the place (the row's position in commit order), the fields of
 /// [`RowColumns`] in order, and the seal (a checksum).
 pub(in crate::store) const COLUMNS: &str =
-    "place, kind, tenant, name, id, ends, legacy, fingerprint, body, seal";
+    "place, kind, tenant, name, id, class, ends, legacy, fingerprint, body, seal";
 
 /// The columns of a row of the table `rows`, without its place and its seal.
 pub(in crate::store) struct RowColumns<T, B> {
@@ -20,6 +20,7 @@ pub(in crate::store) struct RowColumns<T, B> {
     pub(in crate::store) tenant: T,
     pub(in crate::store) name: Option<T>,
     pub(in crate::store) id: Option<B>,
+    pub(in crate::store) class: Option<T>,
     pub(in crate::store) ends: Option<i64>,
     pub(in crate::store) legacy: Option<i64>,
     pub(in crate::store) fingerprint: Option<T>,
@@ -40,6 +41,7 @@ impl RowColumns<String, Vec<u8>> {
             tenant: tenant.as_str().to_owned(),
             name: None,
             id: None,
+            class: None,
             ends: None,
             legacy: None,
             fingerprint: None,
@@ -51,6 +53,7 @@ impl RowColumns<String, Vec<u8>> {
             RowKey::Key(id) => columns.id = Some(id_bytes(id).to_vec()),
         }
         if let Row::Key(record) = row {
+            columns.class = Some(record.class.to_string());
             columns.ends = ends(record);
             columns.legacy = record.legacy.then_some(1);
             columns.fingerprint = Some(record.fingerprint.to_string());
@@ -76,12 +79,13 @@ pub(in crate::store) fn change(row: &impl Cells) -> Result<Change, RowFault> {
         tenant: row.cell(2).text(&mut typed).unwrap_or_default(),
         name: row.cell(3).text(&mut typed),
         id: row.cell(4).bytes(&mut typed),
-        ends: row.cell(5).number(&mut typed),
-        legacy: row.cell(6).number(&mut typed),
-        fingerprint: row.cell(7).text(&mut typed),
-        body: row.cell(8).bytes(&mut typed).unwrap_or_default(),
+        class: row.cell(5).text(&mut typed),
+        ends: row.cell(6).number(&mut typed),
+        legacy: row.cell(7).number(&mut typed),
+        fingerprint: row.cell(8).text(&mut typed),
+        body: row.cell(9).bytes(&mut typed).unwrap_or_default(),
     };
-    let sealed = row.cell(9).number(&mut typed);
+    let sealed = row.cell(10).number(&mut typed);
     let intact = typed && sealed == Some(columns.seal(place));
     let revision = revision_of(place);
     if let Some(row) = columns.decode().filter(|_| intact) {
@@ -142,6 +146,7 @@ impl<T: AsRef<str>, B: AsRef<[u8]>> RowColumns<T, B> {
             tenant,
             name,
             id,
+            class,
             ends,
             legacy,
             fingerprint,
@@ -151,6 +156,7 @@ impl<T: AsRef<str>, B: AsRef<[u8]>> RowColumns<T, B> {
         let seal = seal.bytes(tenant.as_ref());
         let seal = seal.maybe(name.as_ref().map(AsRef::as_ref));
         let seal = seal.maybe(id.as_ref());
+        let seal = seal.maybe(class.as_ref().map(AsRef::as_ref));
         // `i64::MIN` stands for a missing number. No instant has this value, because years have four digits.
         let seal = seal.number(ends.unwrap_or(i64::MIN));
         let seal = seal.number(legacy.unwrap_or(i64::MIN));

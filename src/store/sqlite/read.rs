@@ -49,10 +49,12 @@ pub(super) fn load(
             found.take_named(tenant, change);
         }
     }
-    if let Some(now) = select.live_at {
-        let live = format!("SELECT {COLUMNS} FROM rows WHERE tenant = ?1 AND ends > ?2 LIMIT ?3");
+    for (class, now) in &select.live {
+        let live = format!(
+            "SELECT {COLUMNS} FROM rows WHERE tenant = ?1 AND class = ?2 AND ends > ?3 LIMIT ?4"
+        );
         let limit = i64::try_from(most).unwrap_or(i64::MAX).saturating_add(1);
-        let with = params![tenant.as_str(), now.as_micros(), limit];
+        let with = params![tenant.as_str(), class.as_str(), now.as_micros(), limit];
         let live = many(conn, &live, with)?;
         if live.len() > most {
             return Ok(None);

@@ -31,6 +31,7 @@ CREATE TABLE rows (
   tenant      TEXT    NOT NULL,
   name        TEXT,                       -- owners: the principal; tenants: empty
   id          BLOB,                       -- keys: 16 bytes, big endian
+  class       TEXT,                       -- keys only
   ends        INTEGER,                    -- keys that are not revoked: expiry in microseconds, or 2^63-1
   legacy      INTEGER,                    -- legacy keys: 1
   fingerprint TEXT,                       -- keys only
@@ -40,7 +41,7 @@ CREATE TABLE rows (
 CREATE UNIQUE INDEX rows_by_name ON rows (kind, tenant, name) WHERE name IS NOT NULL;
 CREATE UNIQUE INDEX rows_by_id ON rows (id) WHERE id IS NOT NULL;
 CREATE INDEX rows_of_tenant ON rows (tenant, id) WHERE id IS NOT NULL;
-CREATE INDEX rows_by_end ON rows (tenant, ends) WHERE ends IS NOT NULL;
+CREATE INDEX rows_by_class ON rows (tenant, class, ends) WHERE ends IS NOT NULL;
 CREATE INDEX rows_by_end_of_all ON rows (ends, id) WHERE ends IS NOT NULL;
 CREATE INDEX rows_legacy ON rows (tenant) WHERE legacy IS NOT NULL;
 CREATE INDEX rows_by_fingerprint ON rows (fingerprint) WHERE fingerprint IS NOT NULL;

@@ -143,7 +143,7 @@ fn loading_what_a_decision_needs_searches_and_never_scans() {
     let plans = recorder.plans(|conn| {
         let select = LoadRequest {
             keys: vec![record.id],
-            live_at: Some(Timestamp::UNIX_EPOCH),
+            live: [("secret".parse().unwrap(), Timestamp::UNIX_EPOCH)].into(),
             legacy: true,
             owners: record.owner.principal().cloned().into_iter().collect(),
             commands: vec![commit().effects.audit[0].command.clone()],
@@ -160,8 +160,8 @@ fn loading_what_a_decision_needs_searches_and_never_scans() {
     assert_all_search(&plans);
     let ends = plans
         .iter()
-        .any(|step| step.contains("rows_by_end (tenant=? AND ends>?)"));
-    assert!(ends, "live keys are found by their end: {plans:#?}");
+        .any(|step| step.contains("rows_by_class (tenant=? AND class=? AND ends>?)"));
+    assert!(ends, "live keys are found by class and end: {plans:#?}");
 }
 
 #[test]

@@ -172,14 +172,15 @@ pub(super) fn put(conn: &Connection, place: i64, row: &Row, new: bool) -> Result
         }
     }
     let sql = "INSERT INTO rows \
-               (place, kind, tenant, name, id, ends, legacy, fingerprint, body, seal) \
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+               (place, kind, tenant, name, id, class, ends, legacy, fingerprint, body, seal) \
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
     let seal = columns.seal(place);
     let RowColumns {
         kind,
         tenant,
         name,
         id,
+        class,
         ends,
         legacy,
         fingerprint,
@@ -191,6 +192,7 @@ pub(super) fn put(conn: &Connection, place: i64, row: &Row, new: bool) -> Result
         tenant,
         name,
         id,
+        class,
         ends,
         legacy,
         fingerprint,

@@ -20,7 +20,7 @@ pub async fn an_unknown_tenant_is_empty_at_revision_zero<S: KeyStore>(
     let mut fixture = StoreFixture::new(make, "an_unknown_tenant_is_empty_at_revision_zero");
     let everything = || LoadRequest {
         keys: vec![id(1)],
-        live_at: Some(at(0)),
+        live: [(text("server"), at(0))].into(),
         legacy: true,
         owners: vec![text("ann")],
         commands: vec![text("command-1")],
@@ -104,8 +104,8 @@ pub async fn load_returns_keys_by_id<S: KeyStore>(
     holds(&fixture, &view, &[id(1), id(2), id(3)])
 }
 
-/// A request with `live_at` loads every key that is neither revoked nor expired at that instant. Disabled and
-/// retiring keys are live.
+/// A request with `live` loads every key of the named classes that is neither revoked nor expired at the class's
+/// instant. Disabled and retiring keys are live.
 pub async fn load_returns_keys_live_at_an_instant<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -132,21 +132,24 @@ pub async fn load_returns_keys_live_at_an_instant<S: KeyStore>(
         .put(ends(4, soon))
         .put(ends(5, now))
         .put(ends(6, at(50)));
-    fixture
-        .commit(batch.put(ends(7, Timestamp::MAX)).put(revoked(key(8))))
-        .await?;
-    let select = |live_at| LoadRequest {
-        live_at: Some(live_at),
+    let batch = batch.put(ends(7, Timestamp::MAX)).put(revoked(key(8)));
+    let mobile = ends(9, at(50)).with(|key| key.class = text("mobile"));
+    fixture.commit(batch.put(mobile)).await?;
+    let select = |live: &[(&str, Timestamp)]| LoadRequest {
+        live: live.iter().map(|(class, at)| (text(class), *at)).collect(),
         ..LoadRequest::none()
     };
-    let view = fixture.load("acme", select(now)).await?;
-    holds(&fixture, &view, &[id(1), id(2), id(3), id(4), id(7)])?;
-    let view = fixture.load("acme", select(at(49))).await?;
-    holds(
-        &fixture,
-        &view,
-        &[id(1), id(2), id(3), id(4), id(5), id(6), id(7)],
-    )
+    let view = fixture.load("acme", select(&[("server", now)])).await?;
+    holds(&fixture, &view, &[1, 2, 3, 4, 7].map(id))?;
+    let view = fixture.load("acme", select(&[("server", at(49))])).await?;
+    holds(&fixture, &view, &[1, 2, 3, 4, 5, 6, 7].map(id))?;
+    // Each class has an instant of its own.
+    let both = [("mobile", at(49)), ("server", now)];
+    let view = fixture.load("acme", select(&both)).await?;
+    holds(&fixture, &view, &[1, 2, 3, 4, 7, 9].map(id))?;
+    let both = [("mobile", at(100)), ("none", now), ("server", now)];
+    let view = fixture.load("acme", select(&both)).await?;
+    holds(&fixture, &view, &[1, 2, 3, 4, 7].map(id))
 }
 
 /// A request with `legacy` loads the legacy key, even if that key is revoked.
@@ -213,7 +216,7 @@ pub async fn load_returns_rows_of_the_owners_of_loaded_keys<S: KeyStore>(
     let view = fixture.load("acme", LoadRequest::key(id(4))).await?;
     holds(&fixture, &view, &[id(4)])?;
     let live = LoadRequest {
-        live_at: Some(at(0)),
+        live: [(text("server"), at(0))].into(),
         ..LoadRequest::none()
     };
     let view = fixture
@@ -291,7 +294,7 @@ pub async fn load_stays_within_the_tenant<S: KeyStore>(
     }
     let select = LoadRequest {
         keys: (1..=13).map(id).collect(),
-        live_at: Some(at(0)),
+        live: [(text("server"), at(0))].into(),
         legacy: true,
         owners: vec![text("ann")],
         commands: Vec::new(),
@@ -441,7 +444,7 @@ pub async fn load_returns_the_revision_of_each_row<S: KeyStore>(
             LoadRequest::key(id(1)),
             LoadRequest {
                 keys: vec![id(2), id(3), id(99)],
-                live_at: Some(at(0)),
+                live: [(text("server"), at(0))].into(),
                 owners: vec![text("bob"), text("nobody")],
                 ..LoadRequest::none()
             },
