@@ -1,8 +1,9 @@
-//! Measures how a follower applies rows of owners and tenants. The time per row must not depend on the number
-//! of tenants and owners, so each ratio compares the largest run with the smallest.
+//! Measures how a follower applies rows of owners and tenants, and what a create costs beside many keys of another
+//! class. The time per row, or per create, must not depend on the number of rows, so each ratio compares the
+//! largest run with the smallest.
 //!
 //! `cargo bench --package keyward-benches --bench rows -- [--quick] [--json] [--only
-//! roles,closings,others,above,bulk]`
+//! roles,closings,others,above,bulk,creates]`
 //!
 //! The run fails if a goal is missed.
 #![allow(
@@ -21,15 +22,19 @@ use std::time::Instant;
 
 use keyward::key::{Author, Owner, Stamp};
 use keyward::node::Replica;
+use keyward::policy::{ActiveKeyCap, Policy};
 use keyward::store::{
-    Commit, CommitTag, Effects, KeyStore, MemoryStore, OwnerRecord, Revision, TenantRecord,
+    Commit, CommitTag, Effects, KeyStore, MemoryStore, OwnerRecord, Revision, SqliteStore,
+    TenantRecord,
 };
 use keyward::time::SystemClock;
-use keyward::{Actor, PrincipalId, Role, TenantId};
+use keyward::{
+    Actor, CreateKey, Keyward, PepperRing, PrincipalId, Reason, Role, TenantId, profiles,
+};
 use pollster::block_on;
 
 use shared::keys::{KeyKind, Keys};
-use shared::maker::{keyward, new_key, tenant};
+use shared::maker::{CommitGenerator, admin, keyward, new_key, tenant};
 use shared::table::{BenchOptions, Goal, Table};
 
 /// Numbers of tenants and owners: each run has ten times as many as the run before.
@@ -228,6 +233,39 @@ fn bulk(count: u64) -> (f64, f64) {
     (wrote / count as f64, followed / count as f64)
 }
 
+/// One tenant has many keys of a class without a cap. Returns the median time of a create in a class with a cap.
+fn creates(store: impl KeyStore + Clone, count: u64) -> f64 {
+    const ROUNDS: usize = 201;
+    let mut spec = profiles::standard();
+    spec.active_keys = ActiveKeyCap::Limited {
+        limit: 10.try_into().unwrap(),
+        classes: ["publishable".parse().unwrap()].into(),
+    };
+    let keys = usize::try_from(count).unwrap();
+    CommitGenerator::new().fill(&store, keys, |_| tenant("acme"));
+    let builder = Keyward::builder(store, PepperRing::generate().unwrap());
+    let keys = block_on(builder.policy(Policy::new(spec).unwrap()).build()).unwrap();
+    let by = admin("acme");
+    let mut times: Vec<_> = (0..ROUNDS)
+        .map(|_| {
+            let key = CreateKey::new("page").class("publishable");
+            let began = Instant::now();
+            let created = block_on(keys.create(&by, key)).unwrap();
+            let took = began.elapsed().as_nanos() as f64;
+            block_on(keys.revoke(&by, created.id, Reason::Unused)).unwrap();
+            took
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[ROUNDS / 2]
+}
+
+fn creates_in_a_file(count: u64) -> f64 {
+    let folder = tempfile::tempdir().unwrap();
+    let store = block_on(SqliteStore::open(folder.path().join("keys.db"))).unwrap();
+    creates(store, count)
+}
+
 /// A part of the benchmark: returns the time for the given number of rows.
 type Part = fn(u64) -> f64;
 
@@ -246,6 +284,13 @@ fn main() -> ExitCode {
             let times: Vec<_> = sizes.iter().map(|count| run(*count)).collect();
             add(&mut table, part, sizes, &times);
         }
+    }
+    if options.wants("creates") {
+        let sizes = [1_000, if options.quick { 20_000 } else { 1_000_000 }];
+        let times = sizes.map(|count| creates(MemoryStore::new(), count));
+        add(&mut table, "create beside keys in memory", &sizes, &times);
+        let times = sizes.map(creates_in_a_file);
+        add(&mut table, "create beside keys in a file", &sizes, &times);
     }
     if options.wants("bulk") {
         let sizes = &sizes[..2];
@@ -268,7 +313,7 @@ fn add(table: &mut Table, part: &str, sizes: &[u64], times: &[f64]) {
         .zip(times)
         .map(|(count, time)| format!("{count}: {time:.0} ns"))
         .collect();
-    let note = format!("per row at {}", notes.join(", "));
+    let note = format!("each at {}", notes.join(", "));
     table.add(
         format!("{part}: growth"),
         growth,
