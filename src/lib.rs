@@ -232,7 +232,7 @@ pub use crate::verifier::{Credentials, Grant};
 /// The audit trail: its entries, and the chain that seals them.
 pub mod audit {
     pub use crate::core::audit::*;
-    pub use crate::keyward::AuditError;
+    pub use crate::keyward::{AuditError, PrunedAudit};
 }
 
 /// Commands, their parameters and their results.

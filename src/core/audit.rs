@@ -275,6 +275,11 @@ tagged! {
             /// The newest commit time after the repair.
             to: Timestamp,
         },
+        /// Older entries were removed from the trail. This entry is the checkpoint that proves their removal.
+        TrailPruned {
+            /// The number and the hash of the newest removed entry.
+            through: AuditHead,
+        },
     }
 }
 
@@ -415,6 +420,14 @@ pub enum ChainError {
         /// The pepper's id.
         pepper: PepperId,
     },
+    /// The head that the caller saved was removed with older entries. Later heads can still be checked.
+    #[error("the saved head, entry {expected}, was removed with the entries up to {through}")]
+    Pruned {
+        /// The number of the entry in the saved head.
+        expected: u64,
+        /// The number of the newest removed entry.
+        through: u64,
+    },
     /// The chain does not contain the head that the caller saved: later entries were removed, or an entry was
     /// replaced.
     #[error("the chain does not contain the saved head, entry {expected}")]
@@ -453,6 +466,10 @@ pub(crate) struct ChainCheck<'a> {
     head: AuditHead,
     /// The heads that the chain must still pass.
     awaited: Vec<AuditHead>,
+    /// The newest removed entry, if the trail begins after it.
+    removed: Option<AuditHead>,
+    /// True until an entry of the trail proves that the entries before it were removed on purpose.
+    is_unproven: bool,
 }
 
 impl<'a> ChainCheck<'a> {
@@ -468,6 +485,8 @@ impl<'a> ChainCheck<'a> {
             peppers,
             head: start,
             awaited: awaited.into_iter().collect(),
+            removed: None,
+            is_unproven: false,
         };
         check.pass(start);
         check
@@ -476,6 +495,28 @@ impl<'a> ChainCheck<'a> {
     fn pass(&mut self, head: AuditHead) {
         self.head = head;
         self.awaited.retain(|awaited| *awaited != head);
+    }
+
+    /// Begins with `first`, the oldest entry in a store. Older entries may have been removed: then a later
+    /// entry must prove it.
+    pub(crate) fn of_trail(
+        tenant: &'a TenantId,
+        first: &AuditEntry,
+        peppers: &'a PepperRing,
+        awaited: impl IntoIterator<Item = AuditHead>,
+    ) -> Self {
+        let start = match first.sequence.checked_sub(1) {
+            None | Some(0) => return Self::new(tenant, AuditHead::GENESIS, peppers, awaited),
+            Some(sequence) => AuditHead {
+                sequence,
+                hash: first.previous,
+            },
+        };
+        Self {
+            removed: Some(start),
+            is_unproven: true,
+            ..Self::new(tenant, start, peppers, awaited)
+        }
     }
 
     /// Checks the next entry.
@@ -500,13 +541,29 @@ impl<'a> ChainCheck<'a> {
         if entry.previous != self.head.hash || entry.seal(self.peppers) != Some(entry.hash) {
             return Err(ChainError::Altered { sequence });
         }
+        if let Action::TrailPruned { through } = &entry.action
+            && self.removed == Some(*through)
+        {
+            self.is_unproven = false;
+        }
         self.pass(entry.head());
         Ok(())
     }
 
     /// Ends the check, and returns the head of the chain.
     pub(crate) fn finish(self) -> Result<AuditHead, ChainError> {
+        let removed = self.removed.unwrap_or_default().sequence;
+        if self.is_unproven {
+            return Err(ChainError::Gap {
+                expected: 1,
+                found: removed + 1,
+            });
+        }
         match self.awaited.first() {
+            Some(awaited) if awaited.sequence < removed => Err(ChainError::Pruned {
+                expected: awaited.sequence,
+                through: removed,
+            }),
             Some(awaited) => Err(ChainError::Truncated {
                 expected: awaited.sequence,
             }),
@@ -547,6 +604,66 @@ mod tests {
             entry
         };
         (1..=len).map(next).collect()
+    }
+
+    #[test]
+    fn a_trail_begins_where_a_sealed_entry_says_that_older_ones_were_removed() {
+        let mut entries = chain(5);
+        let checkpoint = |entry: &mut AuditEntry, through| {
+            entry.action = Action::TrailPruned { through };
+            *entry = entry.clone().sealed(&ring());
+        };
+        let (second, fourth) = (entries[1].head(), entries[3].head());
+        checkpoint(&mut entries[4], second);
+        let tenant = TenantId::new("acme").unwrap();
+        let verify = |entries: &[AuditEntry], seen| {
+            let ring = ring();
+            let mut check = ChainCheck::of_trail(&tenant, &entries[0], &ring, seen);
+            entries.iter().try_for_each(|entry| check.add(entry))?;
+            check.finish()
+        };
+        let head = entries[4].head();
+        for seen in [None, Some(second), Some(fourth)] {
+            assert_eq!(verify(&entries[2..], seen), Ok(head));
+        }
+        assert_eq!(
+            verify(&entries, Some(second)),
+            Ok(head),
+            "nothing was removed yet"
+        );
+        let removed = verify(&entries[2..], Some(entries[0].head()));
+        let (expected, through) = (1, 2);
+        assert_eq!(removed, Err(ChainError::Pruned { expected, through }));
+        let gap = |found| Err(ChainError::Gap { expected: 1, found });
+        assert_eq!(
+            verify(&entries[1..], None),
+            gap(2),
+            "fewer than were removed"
+        );
+        assert_eq!(
+            verify(&entries[3..], None),
+            gap(4),
+            "more than were removed"
+        );
+        assert_eq!(
+            verify(&entries[2..4], None),
+            gap(3),
+            "without the checkpoint"
+        );
+        let mut forged = entries.clone();
+        forged[4].action = Action::TrailPruned {
+            through: entries[2].head(),
+        };
+        let altered = Err(ChainError::Altered { sequence: 5 });
+        assert_eq!(
+            verify(&forged[3..], None),
+            altered,
+            "a checkpoint that nobody sealed"
+        );
+        // The seal is right, but the removed entry had another hash.
+        let mut other = entries.clone();
+        other[2].previous = AuditHash::from_bytes([1; 32]);
+        assert!(verify(&other[2..], None).is_err());
     }
 
     fn verify(entries: &[AuditEntry], seen: Option<AuditHead>) -> Result<AuditHead, ChainError> {

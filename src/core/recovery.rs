@@ -230,7 +230,8 @@ impl KeyChanges {
             | Action::BulkRevocationBegan { .. }
             | Action::BulkCommandEnded
             | Action::DigestsBlocked { .. }
-            | Action::TimeRepaired { .. } => {}
+            | Action::TimeRepaired { .. }
+            | Action::TrailPruned { .. } => {}
         }
     }
 

@@ -251,6 +251,7 @@ impl TenantView {
             tenant,
             digests: _,
             audit,
+            prune: _,
         } = effects;
         for record in puts {
             replace(&mut self.records, record, |own| own.id == record.id);
@@ -350,6 +351,8 @@ pub struct Effects {
     pub digests: Vec<(Digest, KeyId)>,
     /// The entries to add to the audit trail.
     pub audit: Vec<AuditEntry>,
+    /// Removes the audit entries up to this number from the tenant's trail.
+    pub prune: Option<u64>,
 }
 
 impl Effects {
@@ -363,6 +366,7 @@ impl Effects {
             tenant,
             digests,
             audit,
+            prune,
         } = self;
         puts.is_empty()
             && removes.is_empty()
@@ -370,6 +374,7 @@ impl Effects {
             && tenant.is_none()
             && digests.is_empty()
             && audit.is_empty()
+            && prune.is_none()
     }
 
     /// Adds the changes of a later decision.
@@ -381,6 +386,7 @@ impl Effects {
             tenant,
             digests,
             audit,
+            prune,
         } = later;
         for record in puts {
             replace(&mut self.puts, &record, |own| own.id == record.id);
@@ -393,6 +399,7 @@ impl Effects {
         self.tenant = tenant.or(self.tenant.take());
         self.digests.extend(digests);
         self.audit.extend(audit);
+        self.prune = self.prune.max(prune);
     }
 
     /// Returns the number of rows that a store writes, including audit entries.
@@ -405,6 +412,7 @@ impl Effects {
             tenant,
             digests,
             audit,
+            prune: _,
         } = self;
         let rows = puts.len() + removes.len() + owners.len() + usize::from(tenant.is_some());
         rows + digests.len() + audit.len()

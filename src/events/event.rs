@@ -205,7 +205,8 @@ pub(super) fn may_set_end(entry: &AuditEntry) -> Option<KeyId> {
         | Action::BulkRevocationBegan { .. }
         | Action::BulkCommandEnded
         | Action::DigestsBlocked { .. }
-        | Action::TimeRepaired { .. } => false,
+        | Action::TimeRepaired { .. }
+        | Action::TrailPruned { .. } => false,
     };
     entry.key.filter(|_| sets)
 }

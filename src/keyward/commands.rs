@@ -552,7 +552,7 @@ impl Keyward {
         self.execute(by, tenant, command).await
     }
 
-    async fn execute(
+    pub(super) async fn execute(
         &self,
         by: impl Into<Invocation<'_>>,
         tenant: Option<TenantId>,

@@ -6,6 +6,7 @@ mod nodes;
 mod outcomes;
 mod queries;
 mod recover;
+mod trail;
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -15,8 +16,8 @@ use futures_util::FutureExt;
 
 pub use self::builder::KeywardBuilder;
 pub use self::outcomes::{Created, ImportedKey, KeyList, LeakReport, Rotated, TimeRepaired};
-pub use self::queries::AuditError;
 pub use self::recover::{Recovery, RecoveryError, RecoveryReport};
+pub use self::trail::{AuditError, PrunedAudit};
 use crate::core::id::KeyId;
 use crate::core::need::Need;
 use crate::core::pepper::PepperRing;

@@ -1,14 +1,12 @@
 //! Queries: lists, details, rotations, the audit trail.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::num::NonZeroUsize;
 
 use futures_util::future::try_join_all;
 
 use super::{KeyList, Keyward};
 use crate::clock::Clock;
 use crate::core::actor::Actor;
-use crate::core::audit::{AuditHead, ChainCheck, ChainError};
 use crate::core::authority::{AuthorityRows, Caller, VisibleKeys};
 use crate::core::command::Denial;
 use crate::core::id::KeyId;
@@ -26,24 +24,6 @@ use crate::events::{Events, ExpiryWindows};
 use crate::manager::{CommandError, lineage_of, load_ancestry};
 use crate::store::{Locator, Row, StoreError};
 use crate::verifier::Grant;
-
-/// 1000 entries per page while an audit trail is verified: about 500 KB.
-const AUDIT_PAGE: NonZeroUsize = NonZeroUsize::new(1000).expect("the page size is not zero");
-
-/// The error of an audit trail that could not be verified.
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum AuditError {
-    /// The trail differs from the entries that were written.
-    #[error(transparent)]
-    Chain(#[from] ChainError),
-    /// The trail could not be read.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The actor does not reach the tenant, or may not read its audit trail.
-    #[error(transparent)]
-    Denied(#[from] Denial),
-}
 
 /// Queries. An actor sees only tenants that it reaches, as in commands.
 impl Keyward {
@@ -237,47 +217,6 @@ impl Keyward {
         Ok(self.inner.store.audit(&query).await?)
     }
 
-    /// Verifies that nobody altered a tenant's audit trail, and returns the trail's head. `seen` is an
-    /// earlier head that was recorded outside the store. The check fails if the trail does not contain
-    /// `seen`, for example because the trail was truncated. Reads the trail in pages, in constant memory.
-    ///
-    /// # Errors
-    ///
-    /// [`AuditError`], with the first entry that differs from what was written.
-    pub async fn verify_audit(
-        &self,
-        actor: &Actor,
-        tenant: &TenantId,
-        seen: Option<AuditHead>,
-    ) -> Result<AuditHead, AuditError> {
-        let authority = self.authority(actor, tenant, BTreeSet::new()).await?;
-        let policies = self.inner.policies.get();
-        authority.caller.permit_audit(policies.of(tenant))?;
-        // The chain must contain the head that the store records. Otherwise a truncated trail would pass.
-        let stored_head = self
-            .inner
-            .store
-            .load(tenant, &LoadRequest::none())
-            .await?
-            .audit_head;
-        let stored_head = Some(stored_head).filter(|head| *head != AuditHead::GENESIS);
-        let awaited = seen.into_iter().chain(stored_head);
-        let peppers = &self.inner.peppers;
-        let mut check = ChainCheck::new(tenant, AuditHead::GENESIS, peppers, awaited);
-        let mut query = AuditQuery {
-            limit: AUDIT_PAGE,
-            ..AuditQuery::tenant(tenant.clone())
-        };
-        loop {
-            let page = self.inner.store.audit(&query).await?;
-            page.rows.iter().try_for_each(|row| check.add(&row.entry))?;
-            match page.next {
-                Some(next) => query.after = Some(next),
-                None => return Ok(check.finish()?),
-            }
-        }
-    }
-
     /// Returns the events of the whole store, and notices before keys expire. The argument `windows` sets how
     /// long before the expiry. Only for the host itself, because the events cover all tenants.
     pub fn events(&self, windows: ExpiryWindows) -> Events {
@@ -310,7 +249,7 @@ impl Keyward {
     }
 
     /// Loads the authority of `actor` in `tenant` from the store, and the rows of `owners`.
-    async fn authority(
+    pub(super) async fn authority(
         &self,
         actor: &Actor,
         tenant: &TenantId,
@@ -380,8 +319,8 @@ impl Keyward {
 }
 
 /// The authority of an actor in a tenant, with the rows from which it was derived.
-struct ActorAuthority {
-    caller: Caller,
+pub(super) struct ActorAuthority {
+    pub(super) caller: Caller,
     view: TenantView,
     ancestry: Ancestry,
 }
@@ -403,7 +342,7 @@ impl ActorAuthority {
 }
 
 /// The reason why the authority of an actor could not be loaded.
-enum AuthorityError {
+pub(super) enum AuthorityError {
     Denied(Denial),
     Store(StoreError),
 }
@@ -421,15 +360,6 @@ impl From<StoreError> for AuthorityError {
 }
 
 impl From<AuthorityError> for CommandError {
-    fn from(error: AuthorityError) -> Self {
-        match error {
-            AuthorityError::Denied(denied) => denied.into(),
-            AuthorityError::Store(error) => error.into(),
-        }
-    }
-}
-
-impl From<AuthorityError> for AuditError {
     fn from(error: AuthorityError) -> Self {
         match error {
             AuthorityError::Denied(denied) => denied.into(),

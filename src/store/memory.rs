@@ -1,7 +1,7 @@
 //! The in-memory store: the reference implementation of [`KeyStore`]. For tests, and for services whose keys
 //! need not survive the process.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,10 +11,10 @@ use async_trait::async_trait;
 use event_listener::Event;
 
 use super::{
-    AuditPage, AuditQuery, AuditRow, Change, Changes, ChangesError, Commit, CommitError, CommitTag,
-    Cursor, Epoch, FoundKey, KeyPage, KeyQuery, KeySort, KeyStore, LoadRequest, Locator, NodeId,
-    NodeRegistry, NodeReport, Revision, Row, RowKey, ScanPage, StoreError, TakePage, TenantView,
-    scan_by_pages,
+    AuditPage, AuditPosition, AuditQuery, AuditRow, Change, Changes, ChangesError, Commit,
+    CommitError, CommitTag, Cursor, Epoch, FoundKey, KeyPage, KeyQuery, KeySort, KeyStore,
+    LoadRequest, Locator, NodeId, NodeRegistry, NodeReport, Revision, Row, RowKey, ScanPage,
+    StoreError, TakePage, TenantView, scan_by_pages,
 };
 use crate::core::audit::AuditHead;
 use crate::core::id::KeyId;
@@ -71,7 +71,7 @@ struct MemoryState {
     tenants: HashMap<TenantId, MemoryTenant>,
     digests: HashMap<Digest, KeyId>,
     removed: HashSet<KeyId>,
-    audit: Vec<AuditRow>,
+    audit: BTreeMap<AuditPosition, AuditRow>,
     nodes: BTreeMap<NodeId, NodeReport>,
 }
 
@@ -84,8 +84,10 @@ struct MemoryTenant {
     /// The keys that are not revoked, by class and expiry. Keys that never expire come last.
     by_class: BTreeMap<ClassName, BTreeSet<(bool, Option<Timestamp>, KeyId)>>,
     legacy: BTreeSet<KeyId>,
-    /// The indexes of each command's entries in the store's `audit`.
-    commands: HashMap<CommandId, Vec<usize>>,
+    /// The positions of the tenant's entries in the store's `audit`, oldest first.
+    trail: VecDeque<AuditPosition>,
+    /// The positions of each command's entries, oldest first.
+    commands: HashMap<CommandId, VecDeque<AuditPosition>>,
 }
 
 impl MemoryTenant {
@@ -207,7 +209,7 @@ impl MemoryState {
             .filter_map(|command| tenant.commands.get(command));
         let trail: Vec<_> = places
             .flatten()
-            .map(|&place| &self.audit[place].entry)
+            .filter_map(|position| Some(&self.audit.get(position)?.entry))
             .collect();
         heads.with_selected(select, records, owner, trail)
     }
@@ -268,9 +270,24 @@ impl MemoryState {
         self.removed.extend(&effects.removes);
         for entry in effects.audit {
             tenant.audit_head = entry.head();
-            let places = tenant.commands.entry(entry.command.clone()).or_default();
-            places.push(self.audit.len());
-            self.audit.push(AuditRow { revision, entry });
+            let sequence = entry.sequence;
+            let position = AuditPosition { revision, sequence };
+            tenant.trail.push_back(position);
+            let of_command = tenant.commands.entry(entry.command.clone()).or_default();
+            of_command.push_back(position);
+            self.audit.insert(position, AuditRow { revision, entry });
+        }
+        let pruned = |oldest: &AuditPosition| Some(oldest.sequence) <= effects.prune;
+        while let Some(oldest) = tenant.trail.pop_front_if(|oldest| pruned(oldest)) {
+            let row = self.audit.remove(&oldest);
+            if let Some(command) = row.map(|row| row.entry.command)
+                && let Some(positions) = tenant.commands.get_mut(&command)
+            {
+                positions.pop_front();
+                if positions.is_empty() {
+                    tenant.commands.remove(&command);
+                }
+            }
         }
         revision
     }
@@ -426,8 +443,8 @@ impl KeyStore for MemoryStore {
     async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
         let state = self.state();
         let after = query.after.unwrap_or_default();
-        let from = state.audit.partition_point(|row| row.position() <= after);
-        Ok(query.page(&state.audit[from..]))
+        let later = (Bound::Excluded(after), Bound::Unbounded);
+        Ok(query.page(state.audit.range(later).map(|(_, row)| row)))
     }
 
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {

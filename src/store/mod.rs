@@ -217,6 +217,7 @@ impl Commit {
             tenant,
             digests: _,
             audit: _,
+            prune: _,
         } = &self.effects;
         let removed = |key: &KeyId| Row::Removed {
             key: *key,

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
-use keyward::audit::{Action, AuditEntry, AuditHash, Evidence, FieldChange};
+use keyward::audit::{Action, AuditEntry, AuditHash, AuditHead, Evidence, FieldChange};
 use keyward::command::{BulkFilter, LeakSource, MadeBy, PendingSweep, SweepKind};
 use keyward::key::{
     AddressAllowlist, Author, Credential, Description, Digest, DigestMark, Fingerprint, Hint,
@@ -308,6 +308,12 @@ fn entries() -> Vec<AuditEntry> {
         Action::TimeRepaired {
             from: instant,
             to: instant,
+        },
+        Action::TrailPruned {
+            through: AuditHead {
+                sequence: 7,
+                hash: AuditHash::from_bytes([7; 32]),
+            },
         },
     ];
     let with = |action| AuditEntry {

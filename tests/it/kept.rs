@@ -171,6 +171,7 @@ impl Held {
         call!(a => rotation_progress(&a.by, a.id, None));
         call!(a => audit(&a.by, &AuditQuery::tenant(a.place.clone())));
         call!(a => verify_audit(&a.by, &a.place, None));
+        call!(a => prune_audit(&host(), &a.place, at(START), None));
         call!(a => recover(Recovery::DisableAll));
         calls
     }

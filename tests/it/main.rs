@@ -27,6 +27,7 @@ mod nodes;
 mod own_commands;
 mod profiles;
 mod protocol;
+mod pruning;
 mod read_through;
 mod receipts;
 mod recovery;

@@ -14,7 +14,7 @@ use keyward::store::{
     AuditQuery, Epoch, KeyQuery, KeyStore, LoadRequest, Locator, NodeId, NodeRegistry, NodeReport,
     PostgresStore,
 };
-use keyward::{CreateKey, ManualClock, Need, Reason};
+use keyward::{CreateKey, ManualClock, Need, Reason, days};
 use regex::Regex;
 
 use support::postgres::{Server, TestSchema, open};
@@ -249,6 +249,9 @@ pub(crate) fn do_everything(place: &TestSchema) {
     wait(store.start_new_epoch()).unwrap();
     assert!(wait(store.scan(None, ALL)).unwrap().head.epoch != Epoch::default());
     wait(store.finish_recovery()).unwrap();
+    let later = at(START).saturating_add(days(1));
+    let pruned = wait(keys.prune_audit(&host(), &tenant("acme"), later, None)).unwrap();
+    assert!(pruned.removed > 1);
     assert!(wait(store.check_integrity()).unwrap().is_sound());
     assert!(wait(store.stats()).unwrap().audit > 0);
     let printed = PostgresStore::schema_sql(&format!("{}_printed", place.schema));

@@ -784,6 +784,47 @@ fn a_repeated_command_id_changes_nothing() {
 }
 
 #[test]
+fn a_pruned_trail_is_intact_and_a_shortened_one_is_not() {
+    let shop = Shop::new();
+    shop.key("acme", "export", &[]);
+    shop.key("acme", "import", &[]);
+    shop.key("globex", "other", &[]);
+    let kept = shop.run(&["prune-audit", "--before", "2020-01-01T00:00:00Z"]);
+    assert_eq!(kept.ended(0).out.matches("0 removed").count(), 2);
+    let later = "2100-01-01T00:00:00Z";
+    let pruned = [
+        "prune-audit",
+        "--before",
+        later,
+        "--tenant",
+        "acme",
+        "--json",
+    ];
+    let pruned = shop.run(&pruned).ended(0).documents().remove(0);
+    assert!(pruned["removed"].as_u64() > Some(1), "{pruned}");
+    let end = pruned["end"].as_str().unwrap();
+    shop.run(&["audit", "--check", "--tenant", "acme", "--seen", end])
+        .ended(0);
+    assert_eq!(
+        shop.run(&["audit", "--tenant", "acme"])
+            .ended(0)
+            .out
+            .lines()
+            .count(),
+        1 + 1
+    );
+    shop.run(&["check"]).ended(0);
+    shop.key("globex", "third", &[]);
+    shop.tamper("DELETE FROM audit WHERE tenant = 'globex' AND sequence = 1");
+    let cut = shop.run(&["check"]).ended(CORRUPT);
+    assert!(
+        cut.err.contains("no checkpoint") || cut.out.contains("no checkpoint"),
+        "{cut:?}"
+    );
+    shop.run(&["audit", "--check"]).ended(CORRUPT);
+}
+
+#[test]
 fn an_altered_or_truncated_trail_fails_the_check() {
     let shop = Shop::new();
     let (id, _) = shop.key("acme", "export", &[]);

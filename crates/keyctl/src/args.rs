@@ -121,6 +121,8 @@ pub(crate) enum CliCommand {
     Delete(DeleteArgs),
     /// Show the audit trail, or check that nobody altered it
     Audit(AuditArgs),
+    /// Remove old entries of the audit trail, after checking it
+    PruneAudit(PruneAuditArgs),
     /// Import existing keys, one JSON object per line, as SHA-256 digests
     Import(ImportArgs),
     /// Write a copy of the store, without its pepper
@@ -363,6 +365,20 @@ pub(crate) struct AuditArgs {
     /// All pages
     #[arg(long)]
     pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+An entry that stays records the removal, so `audit --check` still passes, and fails if more is missing.
+Commands of removed entries are not recognized when they are repeated, events that nobody has read yet are
+lost, and `recover --replay-from` cannot repeat them: keep the entries since the oldest backup.")]
+pub(crate) struct PruneAuditArgs {
+    /// The first instant whose entries stay
+    #[arg(long, value_name = "TIME")]
+    pub(crate) before: String,
+    /// An earlier end of --tenant's chain, as printed by `audit --check`: the chain must contain it
+    #[arg(long, requires = "tenant", value_name = "SEQUENCE:HASH")]
+    pub(crate) seen: Option<String>,
 }
 
 #[derive(Debug, Args)]

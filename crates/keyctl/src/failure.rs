@@ -136,6 +136,7 @@ impl From<AuditError> for CliError {
         match error {
             AuditError::Denied(error) => error.into(),
             AuditError::Store(error) => error.into(),
+            AuditError::Command(error) => error.into(),
             error => Self::of(CliErrorKind::Corrupt, &error),
         }
     }

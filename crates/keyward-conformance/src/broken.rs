@@ -268,6 +268,10 @@ defects! {
     AuditSkipsRestOfCommit => "pages_of_the_audit_trail_neither_repeat_nor_skip",
     /// Keeps only the last audit entry of each commit, as if the entries shared a primary key.
     AuditKeepsOnePerCommit => "the_audit_trail_reflects_every_commit_that_returned",
+    /// Leaves old audit entries where they are.
+    PrunesNothing => "a_commit_prunes_the_oldest_entries_of_its_own_trail",
+    /// Also removes the first entry that should stay.
+    PrunesOneMore => "a_commit_prunes_the_oldest_entries_of_its_own_trail",
     /// Fails every call of `wait_past`.
     WaitFails => "waiting_does_not_fail",
     /// Holds the store's only connection while a call of `wait_past` is pending, so that commits fail.
@@ -398,6 +402,10 @@ impl<S: KeyStore> BrokenStore<S> {
         match self.defect {
             StoreDefect::IgnoresExpected => commit.expected = self.revision(&commit.tenant).await?,
             StoreDefect::IgnoresEpochs => commit.epoch = None,
+            StoreDefect::PrunesNothing => commit.effects.prune = None,
+            StoreDefect::PrunesOneMore => {
+                commit.effects.prune = commit.effects.prune.map(|through| through + 1);
+            }
             StoreDefect::IgnoresEpochsOfNewTenants if commit.expected == Revision::ZERO => {
                 commit.epoch = None;
             }

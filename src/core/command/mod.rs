@@ -13,6 +13,7 @@ pub use self::denied::Denial;
 pub use self::draft::{CreateKey, DeleteKey, ImportKey, RevokeKey, RotateKey, UpdateKey};
 pub(crate) use self::draft::{NewOwner, Recipient};
 use super::actor::Actor;
+use super::audit::AuditHead;
 use super::id::KeyId;
 use super::principal::Author;
 use super::record::{Reason, Resource};
@@ -222,6 +223,12 @@ pub enum Command {
     /// Set the tenant's newest commit time back to the current time, if a wrong clock had dated a commit in
     /// the future. Only the application may give this command.
     RepairTime,
+    /// Remove the oldest entries of the tenant's audit trail. Only the application may give this command,
+    /// after it verified the trail.
+    PruneAudit {
+        /// The newest entry to remove.
+        through: AuditHead,
+    },
 }
 
 impl Command {
@@ -244,7 +251,8 @@ impl Command {
             | Self::RemoveOwner { .. }
             | Self::DisableMany
             | Self::BlockDigests { .. }
-            | Self::RepairTime => true,
+            | Self::RepairTime
+            | Self::PruneAudit { .. } => true,
             Self::ProvisionTenant
             | Self::ProvisionResource(_)
             | Self::Create(_)
@@ -299,7 +307,8 @@ impl Command {
             | Self::RemoveOwner { .. }
             | Self::SyncOwnerRole { .. }
             | Self::BlockDigests { .. }
-            | Self::RepairTime => None,
+            | Self::RepairTime
+            | Self::PruneAudit { .. } => None,
         }
     }
 }

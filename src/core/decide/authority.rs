@@ -54,7 +54,7 @@ impl<'a> Work<'a> {
     }
 
     /// Refuses the command if its tenant, or an ancestor of its tenant, is closed. Commands that close,
-    /// purge, block digests, record a first use or repair the time are still allowed.
+    /// purge, block digests, record a first use, repair the time or prune the trail are still allowed.
     pub(super) fn check_open(&self) -> Result<(), Denial> {
         if matches!(
             self.request.command,
@@ -63,6 +63,7 @@ impl<'a> Work<'a> {
                 | Command::BlockDigests { .. }
                 | Command::NoteFirstUse { .. }
                 | Command::RepairTime
+                | Command::PruneAudit { .. }
         ) {
             return Ok(());
         }

@@ -13,6 +13,7 @@ mod owners;
 mod rotate;
 mod select;
 mod time;
+mod trail;
 mod update;
 
 use std::collections::BTreeSet;
@@ -233,6 +234,7 @@ impl<'a> Work<'a> {
             Command::SyncOwnerRole { owner, role } => self.sync_owner_role(owner, role),
             Command::BlockDigests { marks } => self.block_digests(marks),
             Command::RepairTime => self.repair_time(),
+            Command::PruneAudit { through } => self.prune_audit(*through),
         }
     }
 

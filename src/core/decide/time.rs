@@ -104,6 +104,7 @@ impl Work<'_> {
             tenant,
             digests: _,
             audit,
+            prune: _,
         } = &self.effects;
         let left = !puts.is_empty() || !owners.is_empty() || tenant.is_some();
         if !left && !audit.is_empty() {

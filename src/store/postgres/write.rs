@@ -43,6 +43,8 @@ pub(super) struct CommitBatch {
     /// The revision of each guarded row. If a guarded row does not exist, this map has no entry for it.
     guarded: HashMap<RowKey, Revision>,
     new_rows: NewRows,
+    /// The tenants whose oldest audit entries are removed, with the number of the newest entry to remove.
+    pruned: Vec<(String, i64)>,
 }
 
 /// The rows that the commits' guards name.
@@ -225,6 +227,7 @@ impl CommitBatch {
             digests,
             guarded,
             new_rows: NewRows::default(),
+            pruned: Vec::new(),
         }))
     }
 
@@ -252,6 +255,7 @@ impl CommitBatch {
         for (number, row) in commit.rows().enumerate() {
             numbered.push((place(next, number)?, RowColumns::of(&row)?, row));
         }
+        let pruned = commit.effects.prune.map(signed).transpose()?;
         let mut entries = Vec::new();
         for (number, entry) in commit.effects.audit.iter().enumerate() {
             entries.push((place(next, number)?, AuditColumns::of(entry)?));
@@ -261,6 +265,8 @@ impl CommitBatch {
         let revision = row.revision;
         self.new_rows.commits.push(row);
         self.new_rows.audit.extend(entries);
+        self.pruned
+            .extend(pruned.map(|through| (commit.tenant.to_string(), through)));
         for (place, fields, row) in numbered {
             let holder = match &row {
                 Row::Key(record) => Some((record.id, IdClaim::Tenant(record.tenant.to_string()))),
@@ -315,6 +321,17 @@ impl CommitBatch {
             );
         }
         self.new_rows.insert(&mut bundle, last)?;
+        if !self.pruned.is_empty() {
+            // After the inserts: an entry of this batch may be pruned too.
+            bundle.add(
+                "DELETE FROM $s.audit AS a USING unnest($1::text[], $2::bigint[]) AS p (of_tenant, through) \
+                 WHERE a.tenant = p.of_tenant AND a.sequence <= p.through",
+                vec![
+                    array(self.pruned.iter().map(|(tenant, _)| tenant.clone())),
+                    array(self.pruned.iter().map(|(_, through)| *through)),
+                ],
+            );
+        }
         session.commit_bundle(bundle).await
     }
 }

@@ -1,11 +1,15 @@
 //! The integrity check and the statistics of a store.
 
+use std::collections::BTreeSet;
+
 use super::cells::{Cell, Cells};
 use super::{
     AUDIT_COLUMNS, COLUMNS, DIGEST_COLUMNS, NODE_COLUMNS, NodeRow, RowFault, TenantHead, change,
     entry, read_digest,
 };
-use crate::store::{AuditPosition, Cursor, Row, RowKey};
+use crate::core::audit::Action;
+use crate::core::tenant::TenantId;
+use crate::store::{AuditPosition, AuditRow, Cursor, Row, RowKey};
 
 /// The largest number of faults in a report: 1,000, because a damaged store can have millions.
 const MAX_FAULTS: usize = 1000;
@@ -20,6 +24,8 @@ pub struct IntegrityReport {
     pub audit: u64,
     /// The faults, 1,000 at most. Each fault names its row. Empty if the store is sound.
     pub faults: Vec<String>,
+    /// The checkpoints of pruned trails: the tenant, and the number of the newest removed entry.
+    checkpoints: BTreeSet<(TenantId, u64)>,
 }
 
 /// The size of a store, and its database engine.
@@ -78,9 +84,10 @@ impl IntegrityPass {
             Self::Audit => format!("SELECT {AUDIT_COLUMNS} FROM $s.audit ORDER BY place"),
             Self::Trails => {
                 "SELECT t.tenant, t.revision, t.decided_at, t.sequence, t.hash, t.seal, \
-                 coalesce(a.entries, 0), coalesce(a.newest, 0) \
+                 coalesce(a.entries, 0), coalesce(a.newest, 0), coalesce(a.oldest, 1) \
                  FROM $s.tenants AS t LEFT JOIN \
-                 (SELECT tenant, count(*) AS entries, max(sequence) AS newest FROM $s.audit \
+                 (SELECT tenant, count(*) AS entries, max(sequence) AS newest, min(sequence) AS oldest \
+                 FROM $s.audit \
                  GROUP BY tenant) AS a ON a.tenant = t.tenant ORDER BY t.tenant"
                     .to_owned()
             }
@@ -153,24 +160,35 @@ impl IntegrityReport {
 
     fn entry(&mut self, row: &impl Cells) -> Result<(), RowFault> {
         self.audit += 1;
-        if let Err(AuditPosition { revision, sequence }) = entry(row)? {
-            self.add(format!(
+        match entry(row)? {
+            Ok(AuditRow { entry, .. }) => {
+                if let Action::TrailPruned { through } = entry.action {
+                    self.checkpoints.insert((entry.tenant, through.sequence));
+                }
+            }
+            Err(AuditPosition { revision, sequence }) => self.add(format!(
                 "audit entry {sequence} of revision {revision} is damaged"
-            ));
+            )),
         }
         Ok(())
     }
 
-    /// Compares a tenant's head with its audit trail. The number of entries and the newest entry's number
-    /// must both equal the number in the head.
+    /// Compares a tenant's head with its audit trail. The trail must end with the entry that the head names and
+    /// have no gap. If it does not begin with the first entry, a checkpoint must record the removal.
     fn trail(&mut self, row: &impl Cells) -> Result<(), RowFault> {
         let (tenant, head) = TenantHead::read(row)?;
         let count = row.number(6, "the number of audit entries")?.unsigned_abs();
         let newest = row.number(7, "the newest audit entry")?.unsigned_abs();
+        let oldest = row.number(8, "the oldest audit entry")?.unsigned_abs();
+        let removed = oldest.saturating_sub(1);
         let expected = head.audit.sequence;
-        if (count, newest) != (expected, expected) {
+        if (removed.saturating_add(count), newest) != (expected, expected) {
             self.add(format!(
-                "tenant {tenant}: {count} audit entries up to {newest}, should be {expected}"
+                "tenant {tenant}: {count} audit entries from {oldest} up to {newest}, should be {expected}"
+            ));
+        } else if removed > 0 && !self.checkpoints.contains(&(tenant.clone(), removed)) {
+            self.add(format!(
+                "tenant {tenant}: its audit trail begins at entry {oldest}, and no checkpoint says why"
             ));
         }
         Ok(())

@@ -92,6 +92,7 @@ fn commit() -> Commit {
             tenant: Some(tenant),
             digests: vec![(Digest::from_bytes([3; 32]), KeyId::from_u128(9))],
             audit: vec![entry],
+            prune: None,
         },
     }
 }

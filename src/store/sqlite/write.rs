@@ -15,7 +15,7 @@ use crate::core::secret::Digest;
 use crate::core::view::Revision;
 use crate::store::sql::{
     AuditColumns, Cell, Cells, Head, KEY, OWNER, RowColumns, TENANT, TenantHead, digest_seal,
-    id_bytes, place, revision_of,
+    id_bytes, place, revision_of, signed,
 };
 use crate::store::{Commit, CommitError, Epoch, Row, RowKey};
 
@@ -44,6 +44,11 @@ pub(super) fn apply(
     }
     for (number, entry) in commit.effects.audit.iter().enumerate() {
         insert_audit_entry(conn, place(revision, number)?, entry)?;
+    }
+    if let Some(through) = commit.effects.prune {
+        let sql = "DELETE FROM audit WHERE tenant = ?1 AND sequence <= ?2";
+        let with = params![commit.tenant.as_str(), signed(through)?];
+        conn.prepare_cached(sql)?.execute(with)?;
     }
     let after = TenantHead::after(before, commit, revision);
     head::write_tenant(conn, &commit.tenant, &after)?;

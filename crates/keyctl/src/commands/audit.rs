@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 
-use keyward::audit::{AuditHash, AuditHead};
+use keyward::audit::{AuditHash, AuditHead, PrunedAudit};
 use keyward::key::Digest;
 use keyward::store::{AuditPage, AuditQuery, AuditRow, KeyStore, LoadRequest, Row, RowKey};
 use keyward::{TenantId, Timestamp};
 use serde_json::{Value, json};
 
-use crate::args::AuditArgs;
+use crate::args::{AuditArgs, PruneAuditArgs};
 use crate::desk::{CliContext, key_id};
 use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::{Output, cell};
@@ -30,6 +30,44 @@ pub(crate) async fn run(context: &CliContext, args: &AuditArgs, output: &Output)
     } else {
         show(context, args, output).await
     }
+}
+
+pub(crate) async fn prune(
+    context: &CliContext,
+    args: &PruneAuditArgs,
+    output: &Output,
+) -> CliResult<()> {
+    let before = args.before.parse()?;
+    let seen = args.seen.as_deref().map(head).transpose()?;
+    for tenant in asked(context).await? {
+        let actor = context.actor(&tenant)?;
+        let pruned = context
+            .keys
+            .prune_audit(&actor, &tenant, before, seen)
+            .await;
+        let about = |error| CliError::from(error).about(format!("audit trail of {tenant}"));
+        let PrunedAudit { removed, head, .. } = pruned.map_err(about)?;
+        let end = end(head);
+        if output.json {
+            output.document(&json!({ "tenant": tenant, "removed": removed, "end": end }))?;
+        } else {
+            output.line(&format!("{tenant}  {removed} removed  {end}"))?;
+        }
+    }
+    output.note("note the ends elsewhere, and pass one as --seen next time");
+    Ok(())
+}
+
+/// Returns the tenant that `--tenant` names, or all tenants.
+async fn asked(context: &CliContext) -> CliResult<BTreeSet<TenantId>> {
+    match context.tenant()? {
+        Some(tenant) => Ok(BTreeSet::from([tenant])),
+        None => tenants(context).await,
+    }
+}
+
+fn end(head: AuditHead) -> String {
+    format!("{}:{}", head.sequence, head.hash)
 }
 
 async fn show(context: &CliContext, args: &AuditArgs, output: &Output) -> CliResult<()> {
@@ -122,11 +160,7 @@ fn document(row: &AuditRow) -> Value {
 
 async fn check(context: &CliContext, seen: Option<&str>, output: &Output) -> CliResult<()> {
     let seen = seen.map(head).transpose()?;
-    let tenants = match context.tenant()? {
-        Some(tenant) => BTreeSet::from([tenant]),
-        None => tenants(context).await?,
-    };
-    for tenant in tenants {
+    for tenant in asked(context).await? {
         let actor = context.actor(&tenant)?;
         // Checks up to the head that the store records, to detect entries lost from the end of the trail.
         let kept = context
@@ -143,7 +177,7 @@ async fn check(context: &CliContext, seen: Option<&str>, output: &Output) -> Cli
             let about = |error| CliError::from(error).about(format!("audit trail of {tenant}"));
             head = checked.map_err(about)?;
         }
-        let end = format!("{}:{}", head.sequence, head.hash);
+        let end = end(head);
         if output.json {
             output.document(&json!({ "tenant": tenant, "intact": true, "end": end }))?;
         } else {

@@ -62,6 +62,7 @@ async fn about_keys(context: &CliContext, command: CliCommand, output: &Output) 
         CliCommand::Enable(args) => change::enable(context, &args, output).await,
         CliCommand::Delete(args) => change::delete(context, args, output).await,
         CliCommand::Audit(args) => audit::run(context, &args, output).await,
+        CliCommand::PruneAudit(args) => audit::prune(context, &args, output).await,
         CliCommand::Import(args) => import::run(context, &args, output).await,
         CliCommand::Time(TimeCommand::Repair(named)) => time::repair(context, &named, output).await,
         CliCommand::Init(_)

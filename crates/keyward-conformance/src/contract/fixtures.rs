@@ -227,6 +227,12 @@ impl CommitBuilder {
         self
     }
 
+    /// Removes the tenant's audit entries up to a number.
+    pub(super) fn prune(mut self, through: u64) -> Self {
+        self.commit.effects.prune = Some(through);
+        self
+    }
+
     /// Sets the actor and the command id of all audit entries that were added before.
     pub(super) fn by(mut self, actor: &str, command: &str) -> Self {
         for entry in &mut self.commit.effects.audit {
@@ -302,6 +308,9 @@ impl ExpectedContents {
             let entry = entry.clone();
             self.audit.push(AuditRow { revision, entry });
         }
+        self.audit.retain(|AuditRow { entry, .. }| {
+            entry.tenant != commit.tenant || Some(entry.sequence) > commit.effects.prune
+        });
     }
 
     /// Returns the revision of the commit that last wrote a row, or zero for a row that was never written.

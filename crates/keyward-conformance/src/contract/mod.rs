@@ -131,6 +131,7 @@ macro_rules! for_each_clause {
             the_audit_trail_comes_oldest_first,
             the_audit_trail_holds_exactly_what_matches,
             pages_of_the_audit_trail_neither_repeat_nor_skip,
+            a_commit_prunes_the_oldest_entries_of_its_own_trail,
             the_audit_trail_reflects_every_commit_that_returned,
             waiting_does_not_fail,
             waiting_holds_up_no_commit,

@@ -4,7 +4,7 @@
 use super::ClauseViolation;
 use super::fixtures::{ClauseResult, StoreFixture, at, count, id, key, owner, text};
 use keyward::audit::Action;
-use keyward::store::{AuditPosition, AuditQuery, AuditRow, KeyStore};
+use keyward::store::{AuditPosition, AuditQuery, AuditRow, KeyStore, LoadRequest};
 
 /// Writes audit entries in three tenants, by several actors and commands. Some entries are about a key, and
 /// others are not.
@@ -206,4 +206,39 @@ fn oracle<S: KeyStore>(fixture: &StoreFixture<S>, query: &AuditQuery) -> Vec<Aud
         }
     }
     found
+}
+
+/// A commit with `prune` removes its tenant's entries up to that number, and no others. The head of the trail stays,
+/// and `load` returns the remaining entries of a command.
+pub async fn a_commit_prunes_the_oldest_entries_of_its_own_trail<S: KeyStore>(
+    make: &impl Fn() -> S,
+) -> Result<(), ClauseViolation> {
+    let mut fixture =
+        StoreFixture::new(make, "a_commit_prunes_the_oldest_entries_of_its_own_trail");
+    trail(&mut fixture).await?;
+    // First entries of commands that have later ones, then everything before the commit itself.
+    for through in [5, 9] {
+        let batch = fixture
+            .batch("acme")
+            .entry(Action::KeyDisabled, Some(id(2)))
+            .by("ann", "setup-2");
+        fixture.commit(batch.prune(through)).await?;
+        fixture
+            .check_contents("after old entries were removed")
+            .await?;
+        for command in ["setup", "tidy", "setup-2"] {
+            let select = LoadRequest {
+                commands: vec![text(command)],
+                ..LoadRequest::none()
+            };
+            let view = fixture.load("acme", select).await?;
+            let own = |row: &&AuditRow| {
+                row.entry.command.as_str() == command && row.entry.tenant.as_str() == "acme"
+            };
+            let rows = fixture.expected.audit.iter().filter(own);
+            let want: Vec<_> = rows.map(|row| row.entry.clone()).collect();
+            fixture.same(&format!("entries of {command}"), view.applied, want)?;
+        }
+    }
+    Ok(())
 }
