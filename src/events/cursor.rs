@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::id::EntryMark;
 use super::notice::Due;
 use crate::core::query::{AuditPage, AuditPosition, AuditQuery, AuditRow};
+use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::core::wire::{self, DecodeError};
@@ -21,7 +22,7 @@ use crate::core::wire::{self, DecodeError};
 /// The position of an event reader. Store the cursor durably as text: the next batch continues from the
 /// stored cursor.
 ///
-/// Displays as about 150 letters and digits, including a checksum. The format may change between versions,
+/// Displays as about 200 letters and digits, including a checksum. The format may change between versions,
 /// but newer versions read older cursors. A cursor contains no secret.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct EventCursor(CursorFields);
@@ -32,12 +33,21 @@ struct CursorFields {
     epoch: Option<u128>,
     /// The revision and sequence of the last audit entry that the reader has passed.
     after: (u64, u64),
-    /// The revision, sequence and mark (part of the hash) of the last undamaged entry that the reader has
-    /// passed.
-    anchor: Option<(u64, u64, EntryMark)>,
+    /// The last undamaged entry that the reader has passed.
+    anchor: Option<Anchor>,
     /// The last position in the order of notices that the reader has passed. Notices up to this position are
     /// not emitted again, unless a later entry changes the key's expiry.
     swept: Option<Due>,
+}
+
+/// An entry by which a reader recognises the history that it has read.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+struct Anchor {
+    revision: u64,
+    sequence: u64,
+    /// A part of the entry's hash.
+    mark: EntryMark,
+    tenant: TenantId,
 }
 
 /// The entries that follow a cursor, oldest first.
@@ -95,8 +105,8 @@ impl EventCursor {
     /// Returns the query for the entries that follow the cursor. The result also includes the last entry
     /// before the cursor, so that [`read`](Self::read) can check whether the history is still the same.
     pub(super) fn query(&self, limit: NonZeroUsize) -> AuditQuery {
-        let after = match self.0.anchor {
-            Some((revision, sequence, _)) => (revision, sequence.saturating_sub(1)),
+        let after = match &self.0.anchor {
+            Some(anchor) => (anchor.revision, anchor.sequence.saturating_sub(1)),
             None => self.0.after,
         };
         AuditQuery {
@@ -124,9 +134,10 @@ impl EventCursor {
             corrupt,
             next,
         } = page;
-        let anchored = self.0.anchor.is_none_or(|(revision, sequence, mark)| {
-            let place = position((revision, sequence));
-            let same = |row: &AuditRow| row.position() == place && EntryMark::of(row) == mark;
+        let anchored = self.0.anchor.as_ref().is_none_or(|anchor| {
+            let place = position((anchor.revision, anchor.sequence));
+            let same =
+                |row: &AuditRow| row.position() == place && EntryMark::of(row) == anchor.mark;
             // If the entry at the anchor's position is damaged, the history still counts as the same.
             rows.iter().any(same) || corrupt.contains(&place)
         });
@@ -160,8 +171,28 @@ impl EventCursor {
         let AuditPosition { revision, sequence } = place;
         self.0.after = (revision.0, sequence);
         if let Some(row) = row {
-            self.0.anchor = Some((revision.0, sequence, EntryMark::of(row)));
+            self.0.anchor = Some(Anchor {
+                revision: revision.0,
+                sequence,
+                mark: EntryMark::of(row),
+                tenant: row.entry.tenant.clone(),
+            });
         }
+    }
+
+    /// Returns the tenant of the anchor, and the number of its entry in the tenant's trail.
+    pub(super) fn anchor(&self) -> Option<(&TenantId, u64)> {
+        let anchor = self.0.anchor.as_ref()?;
+        Some((&anchor.tenant, anchor.sequence))
+    }
+
+    /// Returns a cursor at the same position that recognises no entry, for a reader whose anchor was removed
+    /// from the trail.
+    pub(super) fn without_anchor(&self) -> Self {
+        Self(CursorFields {
+            anchor: None,
+            ..self.0.clone()
+        })
     }
 
     /// Sets the cursor's epoch. If the clock was set back, also moves the position among the notices back to

@@ -12,7 +12,9 @@ use crate::core::id::KeyId;
 use crate::core::query::{AuditQuery, AuditRow, KeyPosition};
 use crate::core::record::KeyRecord;
 use crate::core::time::Timestamp;
-use crate::store::{AuditPage, AuditPosition, KeyStore, Locator, Row, ScanPage, StoreError};
+use crate::store::{
+    AuditPage, AuditPosition, Cursor, KeyStore, Locator, Row, ScanPage, StoreError,
+};
 
 /// Reads events from a store. A reader is stateless, so any process can continue from a stored cursor. Only
 /// one process should read at a time.
@@ -108,8 +110,17 @@ impl Events {
         limit: NonZeroUsize,
     ) -> Result<EventBatch, EventsError> {
         let (top, now) = self.look().await?;
-        let page = self.trail(cursor.query(limit)).await?;
-        let found = cursor.read(page, top.head.epoch.0, top.head.revision, limit);
+        let read = async |cursor: &EventCursor| {
+            let page = self.trail(cursor.query(limit)).await?;
+            let Cursor {
+                epoch, revision, ..
+            } = top.head;
+            Ok::<_, StoreError>(cursor.read(page, epoch.0, revision, limit))
+        };
+        let mut found = read(cursor).await?;
+        if found.is_err() && self.is_anchor_pruned(cursor).await? {
+            found = read(&cursor.without_anchor()).await?;
+        }
         let found = found.map_err(|resume| EventsError::HistoryReplaced { resume })?;
         let mut batch = EventBatch {
             events: Vec::new(),
@@ -125,6 +136,20 @@ impl Events {
             self.sweep(now, limit, &mut batch).await?;
         }
         Ok(batch)
+    }
+
+    /// Returns whether the entry by which `cursor` recognises the history was removed from its trail.
+    async fn is_anchor_pruned(&self, cursor: &EventCursor) -> Result<bool, StoreError> {
+        let Some((tenant, sequence)) = cursor.anchor() else {
+            return Ok(false);
+        };
+        let oldest = AuditQuery {
+            limit: NonZeroUsize::MIN,
+            ..AuditQuery::tenant(tenant.clone())
+        };
+        let page = self.store.audit(&oldest).await?;
+        let oldest = page.rows.first().map(|row| row.entry.sequence);
+        Ok(oldest.is_some_and(|oldest| oldest > sequence) && page.corrupt.is_empty())
     }
 
     /// Returns the first page of a scan, which contains the head of the store, and the current time.

@@ -1,7 +1,10 @@
 //! Removal of old audit entries, up to a sealed checkpoint.
 
+use std::num::NonZeroUsize;
+
 use keyward::audit::{Action, AuditError, AuditHead, ChainError};
 use keyward::command::DeleteKey;
+use keyward::events::{EventCursor, EventKind, ExpiryWindows};
 use keyward::store::{AuditQuery, KeyStore};
 use keyward::{CommandError, Denial, Reason, Timestamp, days};
 use support::*;
@@ -140,4 +143,30 @@ fn a_trail_of_several_commits_is_removed_whole() {
         "a checkpoint of each commit"
     );
     assert_eq!(verify(&world, None).unwrap(), pruned.head);
+}
+
+#[test]
+fn a_reader_of_events_goes_on_after_the_entry_that_it_read_last_is_gone() {
+    let (world, _) = five_days();
+    let events = world.keys.events(ExpiryWindows::default());
+    let some = NonZeroUsize::new(1000).unwrap();
+    let next = |cursor: &EventCursor| wait(events.next_batch(cursor, some)).unwrap();
+    let read = next(&EventCursor::BEGINNING);
+    let early = wait(events.next_batch(&EventCursor::BEGINNING, NonZeroUsize::MIN)).unwrap();
+    world.clock.advance(days(1));
+    let pruned = wait(
+        world
+            .keys
+            .prune_audit(&host(), &tenant("acme"), day(9), None),
+    )
+    .unwrap();
+    assert_eq!(numbers(&world), [pruned.head.sequence]);
+    for batch in [read, early] {
+        let more = next(&batch.cursor);
+        let kinds: Vec<_> = more.events.iter().map(|event| &event.kind).collect();
+        let checkpoint = |kind: &&EventKind| format!("{kind:?}").contains("TrailPruned");
+        assert_eq!(kinds.len(), 1, "{kinds:?}");
+        assert!(kinds.iter().all(checkpoint), "{kinds:?}");
+        assert_eq!(next(&more.cursor).events, []);
+    }
 }

@@ -57,11 +57,11 @@ fn each_broken_row_is_named_once_and_no_other() {
         ),
         (
             "DELETE FROM $s.audit WHERE sequence = 3",
-            "tenant acme: 6 audit entries up to 7, should be 7",
+            "tenant acme: 6 audit entries from 1 up to 7, should be 7",
         ),
         (
             "DELETE FROM $s.audit WHERE sequence = 7",
-            "tenant acme: 6 audit entries up to 6, should be 7",
+            "tenant acme: 6 audit entries from 1 up to 6, should be 7",
         ),
         (
             "UPDATE $s.tenants SET sequence = sequence + 1",
