@@ -2,8 +2,8 @@
 //!
 //! Pure: no I/O and no clock. Each entry is sealed with a MAC, whose key is derived from a pepper. Write
 //! access to the database is therefore not enough to forge an entry. Each entry contains the previous entry's
-//! hash, so removing an entry breaks the chain. A head that was saved outside the store reveals a truncated
-//! chain.
+//! hash, so removing an entry breaks the chain. Only the oldest entries can be removed: a later entry, the
+//! checkpoint, then names the newest of them. A head that was saved outside the store reveals a truncated chain.
 
 use std::fmt;
 
@@ -420,6 +420,12 @@ pub enum ChainError {
         /// The pepper's id.
         pepper: PepperId,
     },
+    /// The trail does not begin with entry 1, and no later entry records that older entries were removed.
+    #[error("the trail begins with entry {found}, and no entry records the removal of older ones")]
+    Unproven {
+        /// The number of the oldest entry.
+        found: u64,
+    },
     /// The head that the caller saved was removed with older entries. Later heads can still be checked.
     #[error("the saved head, entry {expected}, was removed with the entries up to {through}")]
     Pruned {
@@ -554,12 +560,13 @@ impl<'a> ChainCheck<'a> {
     pub(crate) fn finish(self) -> Result<AuditHead, ChainError> {
         let removed = self.removed.unwrap_or_default().sequence;
         if self.is_unproven {
-            return Err(ChainError::Gap {
-                expected: 1,
-                found: removed + 1,
-            });
+            return Err(ChainError::Unproven { found: removed + 1 });
         }
-        match self.awaited.first() {
+        let later = self
+            .awaited
+            .iter()
+            .find(|awaited| awaited.sequence >= removed);
+        match later.or(self.awaited.first()) {
             Some(awaited) if awaited.sequence < removed => Err(ChainError::Pruned {
                 expected: awaited.sequence,
                 through: removed,
@@ -634,7 +641,7 @@ mod tests {
         let removed = verify(&entries[2..], Some(entries[0].head()));
         let (expected, through) = (1, 2);
         assert_eq!(removed, Err(ChainError::Pruned { expected, through }));
-        let gap = |found| Err(ChainError::Gap { expected: 1, found });
+        let gap = |found| Err(ChainError::Unproven { found });
         assert_eq!(
             verify(&entries[1..], None),
             gap(2),

@@ -26,8 +26,9 @@ use super::time::Timestamp;
 /// Returns the audit entries that the store has lost. `given` holds entries of one tenant from outside the
 /// store, oldest first. `stored` holds the audit heads of that tenant in the store, by sequence number.
 ///
-/// `given` must hold the entries exactly as written, and its first entry must follow an entry of the store.
-/// The store may have newer entries of its own, for example from an interrupted recovery. The lost history
+/// `given` must hold the entries exactly as written, and its first entry must follow an entry of the store. If
+/// the store's trail was pruned, `stored` begins with the newest removed entry, and `given` may begin before
+/// it. The store may have newer entries of its own, for example from an interrupted recovery. The lost history
 /// begins at the first entry of `given` that differs from the store. The seals prove that the lost entries
 /// are genuine.
 pub(crate) fn later<'a>(
@@ -43,15 +44,32 @@ pub(crate) fn later<'a>(
     // If the store lacks the entry before `given`, the entries between the store and `given` are missing. The
     // check then starts at the store's newest entry, and fails.
     let start = stored.get(&before).or(newest.map(|(_, head)| head));
-    let start = start.copied().filter(|_| before > 0);
+    // The store removed the entries up to this one. `given` must contain it, unless it ends earlier.
+    let pruned = stored
+        .values()
+        .next()
+        .filter(|oldest| oldest.sequence > before);
+    let claimed = given.first().map(|entry| AuditHead {
+        sequence: before,
+        hash: entry.previous,
+    });
+    let start = pruned.and(claimed).or(start.copied());
+    let reaches = |oldest: &&AuditHead| {
+        given
+            .last()
+            .is_some_and(|end| end.sequence >= oldest.sequence)
+    };
     verify_chain(
         tenant,
-        start.unwrap_or(AuditHead::GENESIS),
+        start.filter(|_| before > 0).unwrap_or(AuditHead::GENESIS),
         given,
         peppers,
-        None,
+        pruned.filter(reaches).copied(),
     )?;
-    let has = |entry: &&AuditEntry| stored.get(&entry.sequence) == Some(&entry.head());
+    let has = |entry: &&AuditEntry| {
+        let is_pruned = pruned.is_some_and(|oldest| entry.sequence <= oldest.sequence);
+        is_pruned || stored.get(&entry.sequence) == Some(&entry.head())
+    };
     let known = given.iter().take_while(has).count();
     Ok(given.get(known..).unwrap_or_default())
 }

@@ -22,7 +22,7 @@ use crate::core::wire::{self, DecodeError};
 /// The position of an event reader. Store the cursor durably as text: the next batch continues from the
 /// stored cursor.
 ///
-/// Displays as about 200 letters and digits, including a checksum. The format may change between versions,
+/// Displays as about 150 letters and digits, including a checksum, and twice as many as a tenant id has. The format may change between versions,
 /// but newer versions read older cursors. A cursor contains no secret.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct EventCursor(CursorFields);
@@ -92,6 +92,10 @@ impl EventCursor {
     /// Returns the position of the last audit entry that the reader has passed.
     pub(super) const fn position(&self) -> AuditPosition {
         position(self.0.after)
+    }
+
+    pub(super) const fn epoch(&self) -> Option<u128> {
+        self.0.epoch
     }
 
     pub(super) const fn swept(&self) -> Option<Due> {

@@ -118,7 +118,8 @@ impl Events {
             Ok::<_, StoreError>(cursor.read(page, epoch.0, revision, limit))
         };
         let mut found = read(cursor).await?;
-        if found.is_err() && self.is_anchor_pruned(cursor).await? {
+        let same_epoch = cursor.epoch() == Some(top.head.epoch.0);
+        if found.is_err() && same_epoch && self.is_anchor_pruned(cursor).await? {
             found = read(&cursor.without_anchor()).await?;
         }
         let found = found.map_err(|resume| EventsError::HistoryReplaced { resume })?;

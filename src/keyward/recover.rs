@@ -194,8 +194,9 @@ impl Keyward {
         Ok(())
     }
 
-    /// Returns the audit head after each stored entry, by sequence. Starts one entry before the first entry
-    /// of `given`, and always includes the newest head.
+    /// Returns the audit head after each stored entry, by sequence, from one entry before the first entry of
+    /// `given`. Always includes the newest head, and the one before the oldest entry: that of the newest
+    /// removed entry, if old entries were pruned.
     async fn stored_heads(
         &self,
         tenant: &TenantId,
@@ -211,6 +212,11 @@ impl Keyward {
         loop {
             let page = self.inner.store.audit(&query).await?;
             for row in page.rows {
+                if newest == AuditHead::GENESIS {
+                    let sequence = row.entry.sequence.saturating_sub(1);
+                    let hash = row.entry.previous;
+                    heads.insert(sequence, AuditHead { sequence, hash });
+                }
                 newest = row.entry.head();
                 if row.entry.sequence.saturating_add(1) >= first {
                     heads.insert(newest.sequence, newest);

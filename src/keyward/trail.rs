@@ -11,7 +11,7 @@ use crate::core::command::{Command, Denial};
 use crate::core::query::{AuditQuery, AuditRow};
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
-use crate::core::view::LoadRequest;
+use crate::core::view::{Epoch, LoadRequest};
 use crate::manager::CommandError;
 use crate::store::StoreError;
 
@@ -54,6 +54,9 @@ impl Keyward {
     /// earlier head that was recorded outside the store. The check fails if the trail does not contain
     /// `seen`, for example because the trail was truncated. Reads the trail in pages, in constant memory.
     ///
+    /// A trail whose old entries were [removed](Self::prune_audit) passes if a later entry records the removal.
+    /// `seen` must then be at least as new as the newest removed entry.
+    ///
     /// # Errors
     ///
     /// [`AuditError`], with the first entry that differs from what was written.
@@ -63,29 +66,46 @@ impl Keyward {
         tenant: &TenantId,
         seen: Option<AuditHead>,
     ) -> Result<AuditHead, AuditError> {
-        let awaited = self.awaited_heads(actor, tenant, seen).await?;
-        self.check_trail(tenant, awaited, |_| ()).await
+        let (head, _) = self.read_trail(actor, tenant, None, seen).await?;
+        Ok(head)
     }
 
-    /// Returns the heads that a tenant's chain must contain, if `actor` may read the trail.
-    async fn awaited_heads(
+    /// Verifies a tenant's trail. Returns its head, and the entries from before `before`. If entries are
+    /// removed meanwhile, begins again.
+    async fn read_trail(
         &self,
         actor: &Actor,
         tenant: &TenantId,
+        before: Option<Timestamp>,
         seen: Option<AuditHead>,
-    ) -> Result<Vec<AuditHead>, AuditError> {
-        let authority = self.authority(actor, tenant, BTreeSet::new()).await?;
-        let policies = self.inner.policies.get();
-        authority.caller.permit_audit(policies.of(tenant))?;
-        // The chain must contain the head that the store records. Otherwise a truncated trail would pass.
-        let stored_head = self
-            .inner
-            .store
-            .load(tenant, &LoadRequest::none())
-            .await?
-            .audit_head;
-        let stored_head = Some(stored_head).filter(|head| *head != AuditHead::GENESIS);
-        Ok(seen.into_iter().chain(stored_head).collect())
+    ) -> Result<(AuditHead, OldEntries), AuditError> {
+        loop {
+            let began_with = self.oldest(tenant).await?;
+            let nothing = LoadRequest::none();
+            let view = self.inner.store.load(tenant, &nothing).await?;
+            let authority = self.authority(actor, tenant, BTreeSet::new()).await?;
+            let policies = self.inner.policies.get();
+            authority.caller.permit_audit(policies.of(tenant))?;
+            // The chain must contain the head that the store records. Otherwise a truncated trail would pass.
+            let stored = Some(view.audit_head).filter(|head| *head != AuditHead::GENESIS);
+            let awaited = seen.into_iter().chain(stored).collect();
+            let mut old = OldEntries::new(view.epoch);
+            let look = |entry: &AuditEntry| old.add(entry, before);
+            match self.check_trail(tenant, awaited, look).await {
+                Err(AuditError::Chain(_)) if self.oldest(tenant).await? != began_with => {}
+                checked => return Ok((checked?, old)),
+            }
+        }
+    }
+
+    /// Returns the number of the oldest entry of a tenant's trail.
+    async fn oldest(&self, tenant: &TenantId) -> Result<Option<u64>, StoreError> {
+        let query = AuditQuery {
+            limit: NonZeroUsize::MIN,
+            ..AuditQuery::tenant(tenant.clone())
+        };
+        let page = self.inner.store.audit(&query).await?;
+        Ok(page.rows.first().map(|row| row.entry.sequence))
     }
 
     /// Checks the chain of a tenant's trail, which must contain the heads in `awaited`. Calls `look` with
@@ -118,21 +138,25 @@ impl Keyward {
         Ok(check.unwrap_or_else(empty).finish()?)
     }
 
-    /// Removes the oldest entries of a tenant's audit trail: those from before `before`, up to the first
-    /// later one. Returns what was removed. Only the application itself may call this method.
+    /// Removes the entries of a tenant's audit trail that are older than `before`. Stops at the first entry
+    /// that is not older. Only the application itself may call this method.
     ///
-    /// First checks the whole trail, like [`verify_audit`](Self::verify_audit). The trail then begins with
-    /// its oldest remaining entry, and an entry [`TrailPruned`](crate::audit::Action::TrailPruned) that is
-    /// sealed like every other proves that the missing ones were removed by this method. Removes 10,000
-    /// entries in one commit. If the call fails, the entries of earlier commits are gone, and the rest stays.
+    /// First verifies the whole trail, like [`verify_audit`](Self::verify_audit). The trail then begins with
+    /// its oldest remaining entry. A new entry, [`TrailPruned`](crate::audit::Action::TrailPruned), proves that
+    /// this method removed the missing ones. Removes 10,000 entries in one commit. If the call fails, the
+    /// entries of earlier commits are gone, and the rest stays.
     ///
-    /// Three things need an entry, and do not work without it:
+    /// Four things need an entry, and do not work without it:
     ///
     /// - The command with the entry's command id is not recognised as a repetition.
     /// - A reader of [`events`](Self::events) that has not reached the entry never reports it.
     /// - A recovery from a backup cannot repeat the commands of removed entries.
+    /// - A revocation of all keys that a deleted key [made](crate::command::MadeBy) does not find the keys that
+    ///   its predecessors made, if the entry of its rotation is gone.
     ///
-    /// So keep the entries since the oldest backup, and what some reader has not read.
+    /// So keep the entries since the oldest backup, and the entries that a reader of events has not read yet.
+    /// Prune under a pepper that nobody else knows: whoever has a pepper of the ring, even an old one, and can
+    /// write to the store, can forge the removal of entries.
     ///
     /// # Errors
     ///
@@ -144,27 +168,62 @@ impl Keyward {
         before: Timestamp,
         seen: Option<AuditHead>,
     ) -> Result<PrunedAudit, AuditError> {
-        let awaited = self.awaited_heads(actor, tenant, seen).await?;
-        // The newest entry of each commit, and then the newest of all.
-        let mut marks = Vec::new();
-        let mut last = AuditHead::GENESIS;
-        let (mut is_old, mut removed) = (true, 0_u64);
-        self.check_trail(tenant, awaited, |entry| {
-            is_old &= entry.at < before;
-            if is_old {
-                removed += 1;
-                last = entry.head();
-                marks.extend(removed.is_multiple_of(PRUNED_AT_ONCE).then_some(last));
-            }
-        })
-        .await?;
-        marks.extend(Some(last).filter(|last| removed > 0 && marks.last() != Some(last)));
-        for through in marks {
-            let command = Command::PruneAudit { through };
+        if actor.principal().is_some() || actor.key_id().is_some() {
+            let action = "remove audit entries";
+            return Err(Denial::HostOnly { action }.into());
+        }
+        let (mut head, old) = self.read_trail(actor, tenant, Some(before), seen).await?;
+        let (removed, epoch) = (old.count, old.epoch.0);
+        for through in old.into_marks() {
+            let command = Command::PruneAudit { through, epoch };
             self.execute(actor, Some(tenant.clone()), command).await?;
         }
-        let head = self.verify_audit(actor, tenant, None).await?;
+        if removed > 0 {
+            (head, _) = self.read_trail(actor, tenant, None, None).await?;
+        }
         Ok(PrunedAudit { removed, head })
+    }
+}
+
+/// The entries at the beginning of a trail that are older than an instant.
+struct OldEntries {
+    /// The epoch of the store that was read.
+    epoch: Epoch,
+    count: u64,
+    /// The newest entry that each commit removes, but for the last commit.
+    marks: Vec<AuditHead>,
+    newest: Option<AuditHead>,
+    ended: bool,
+}
+
+impl OldEntries {
+    const fn new(epoch: Epoch) -> Self {
+        Self {
+            epoch,
+            count: 0,
+            marks: Vec::new(),
+            newest: None,
+            ended: false,
+        }
+    }
+
+    /// Adds the next entry of the trail, if it and all entries before it are older than `before`.
+    fn add(&mut self, entry: &AuditEntry, before: Option<Timestamp>) {
+        self.ended |= before.is_none_or(|before| entry.at >= before);
+        if !self.ended {
+            self.count += 1;
+            self.newest = Some(entry.head());
+            let is_last = self.count.is_multiple_of(PRUNED_AT_ONCE);
+            self.marks.extend(self.newest.filter(|_| is_last));
+        }
+    }
+
+    fn into_marks(mut self) -> Vec<AuditHead> {
+        let last = self
+            .newest
+            .filter(|newest| self.marks.last() != Some(newest));
+        self.marks.extend(last);
+        self.marks
     }
 }
 

@@ -1,12 +1,17 @@
 //! Removal of old audit entries, up to a sealed checkpoint.
 
 use std::num::NonZeroUsize;
+use std::pin::pin;
 
+use futures_util::future::poll_immediate;
 use keyward::audit::{Action, AuditError, AuditHead, ChainError};
 use keyward::command::DeleteKey;
 use keyward::events::{EventCursor, EventKind, ExpiryWindows};
+use keyward::policy::Policy;
 use keyward::store::{AuditQuery, KeyStore};
-use keyward::{CommandError, Denial, Reason, Timestamp, days};
+use keyward::{CommandError, Denial, Reason, Timestamp, days, profiles};
+use keyward_conformance::Call;
+use support::gated::GatedStore;
 use support::*;
 
 /// Returns the numbers of the tenant's entries.
@@ -88,8 +93,10 @@ fn old_entries_go_and_the_rest_still_proves_itself() {
 fn only_the_application_removes_entries() {
     let (world, _) = five_days();
     let before = numbers(&world);
-    for by in [admin(), actor("acme", "carol", keyward::Role::MEMBER)] {
-        let refused = wait(world.keys.prune_audit(&by, &tenant("acme"), day(9), None)).unwrap_err();
+    let callers = [admin(), actor("acme", "carol", keyward::Role::MEMBER)];
+    // Also if there is nothing to remove.
+    for (by, before) in callers.iter().flat_map(|by| [(by, day(0)), (by, day(9))]) {
+        let refused = wait(world.keys.prune_audit(by, &tenant("acme"), before, None)).unwrap_err();
         let denied = matches!(
             &refused,
             AuditError::Denied(_)
@@ -169,4 +176,32 @@ fn a_reader_of_events_goes_on_after_the_entry_that_it_read_last_is_gone() {
         assert!(kinds.iter().all(checkpoint), "{kinds:?}");
         assert_eq!(next(&more.cursor).events, []);
     }
+}
+
+/// Another node removes entries between two pages of a verification.
+#[test]
+fn a_verification_begins_again_if_entries_are_removed_meanwhile() {
+    let (world, _) = five_days();
+    let key = world.some_key();
+    for number in 0..2_000 {
+        let name = keyward::UpdateKey::new().name(format!("name {number}"));
+        wait(world.keys.update(&admin(), key.id, name)).unwrap();
+    }
+    world.clock.advance(days(1));
+    let store = GatedStore::new(world.store.clone());
+    let policy = Policy::new(profiles::standard()).unwrap();
+    let keys = node(store.clone(), &world.clock, policy);
+    let (host, acme) = (host(), tenant("acme"));
+    let mut verify = pin!(keys.verify_audit(&host, &acme, None));
+    let oldest = store.hold(Call::Audit);
+    assert!(wait(poll_immediate(&mut verify)).is_none());
+    let first_page = store.hold(Call::Audit);
+    oldest.open();
+    assert!(wait(poll_immediate(&mut verify)).is_none());
+    assert_eq!(store.asked(Call::Audit), 2);
+    wait(world.keys.prune_audit(&host, &acme, day(9), None)).unwrap();
+    store.let_pass(Call::Audit);
+    first_page.open();
+    let head = wait(verify).unwrap();
+    assert_eq!(numbers(&world), [head.sequence]);
 }

@@ -880,3 +880,41 @@ fn an_import_that_was_only_widened_is_repeated() {
     let again = denied(import(&restored, "narrowed", reader("old")));
     assert_eq!(again, Denial::DigestTaken);
 }
+
+#[test]
+fn a_recovery_replays_on_a_store_whose_trail_was_pruned() {
+    let world = TestService::new();
+    let (lost, kept) = (world.some_key(), world.some_key());
+    let archive = trail(&world.store);
+    world.clock.advance(days(2));
+    world.some_key();
+    let day = at(START).saturating_add(days(1));
+    let pruned = wait(world.keys.prune_audit(&host(), &tenant("acme"), day, None)).unwrap();
+    assert!(pruned.removed > 1);
+    let saved = backup(&world.store);
+    wait(world.keys.revoke(&host(), lost.id, Reason::Lost)).unwrap();
+    let rest = trail(&world.store);
+    let whole = [&archive[..], &rest[..]].concat();
+    // From an archive that begins within what was removed, and ends before the backup, too.
+    for (entries, revoked) in [
+        (rest.clone(), true),
+        (whole.clone(), true),
+        (whole[1..].to_vec(), true),
+        (archive.clone(), false),
+    ] {
+        let restored = world.restored(&backup(&saved), standard());
+        let report = recover(&restored, Recovery::Replay(entries));
+        assert_eq!(report.tenants, usize::from(revoked));
+        let refused = restored.verify(lost.secret.expose(), &Need::any()).is_err();
+        assert_eq!(refused, revoked);
+        restored.verify(kept.secret.expose(), &Need::any()).unwrap();
+    }
+    // Another history of the removed entries is refused.
+    let other = TestService::new();
+    other.some_key();
+    other.some_key();
+    let foreign = [&trail(&other.store)[..], &rest[..]].concat();
+    let restored = world.restored(&backup(&saved), standard());
+    let recovery = Recovery::Replay(foreign);
+    assert!(wait(restored.recover(recovery)).is_err());
+}

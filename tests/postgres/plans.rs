@@ -137,6 +137,8 @@ impl World {
         }
         wait(store.find(&Locator::Id(key.id))).unwrap();
         wait(store.find(&Locator::Imported(digest))).unwrap();
+        let later = at(START).saturating_add(days(1));
+        wait(keys.prune_audit(&host(), &tenant("acme"), later, None)).unwrap();
         // Reads at most ten rows per call. The newest rows in the feed are those that this test has written,
         // not those of other tenants.
         let head = wait(store.scan(None, TEN)).unwrap().head;

@@ -373,7 +373,7 @@ An entry that stays records the removal, so `audit --check` still passes, and fa
 Commands of removed entries are not recognized when they are repeated, events that nobody has read yet are
 lost, and `recover --replay-from` cannot repeat them: keep the entries since the oldest backup.")]
 pub(crate) struct PruneAuditArgs {
-    /// The first instant whose entries stay
+    /// Remove entries older than this instant
     #[arg(long, value_name = "TIME")]
     pub(crate) before: String,
     /// An earlier end of --tenant's chain, as printed by `audit --check`: the chain must contain it

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use keyward::audit::AuditError;
+use keyward::audit::{AuditError, ChainError};
 use keyward::command::Invalid;
 use keyward::pepper::PepperFileError;
 use keyward::policy::PolicyError;
@@ -137,6 +137,7 @@ impl From<AuditError> for CliError {
             AuditError::Denied(error) => error.into(),
             AuditError::Store(error) => error.into(),
             AuditError::Command(error) => error.into(),
+            AuditError::Chain(ChainError::Pruned { .. }) => Self::of(CliErrorKind::Usage, &error),
             error => Self::of(CliErrorKind::Corrupt, &error),
         }
     }

@@ -251,6 +251,16 @@ pub struct ImportKey {
 }
 
 impl ImportKey {
+    /// Checks the values that are set. The methods that set them keep the first error until here, or until
+    /// [`into_command`](Self::into_command).
+    ///
+    /// # Errors
+    ///
+    /// The error of the first value that could not be parsed.
+    pub fn check(&self) -> Result<(), Invalid> {
+        self.key.invalid.clone().map_or(Ok(()), Err)
+    }
+
     /// Creates an import of the token that has this SHA-256 digest. A token in keyward's own format never
     /// verifies as an imported key. To move such a key from another store, move its record instead.
     pub const fn sha256(digest: Digest, key: CreateKey) -> Self {

@@ -228,6 +228,8 @@ pub enum Command {
     PruneAudit {
         /// The newest entry to remove.
         through: AuditHead,
+        /// The epoch of the store whose trail was verified.
+        epoch: u128,
     },
 }
 

@@ -234,7 +234,7 @@ impl<'a> Work<'a> {
             Command::SyncOwnerRole { owner, role } => self.sync_owner_role(owner, role),
             Command::BlockDigests { marks } => self.block_digests(marks),
             Command::RepairTime => self.repair_time(),
-            Command::PruneAudit { through } => self.prune_audit(*through),
+            Command::PruneAudit { through, epoch } => self.prune_audit(*through, *epoch),
         }
     }
 

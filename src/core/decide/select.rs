@@ -33,8 +33,8 @@ pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> LoadRequest
         | Command::ProvisionResource(_)
         | Command::Rotate { .. }
         | Command::CancelRotation { .. } => {
-            // At most twice as many of these keys are live as the cap allows. Keys of other classes have no
-            // bound, and no decision depends on all of them.
+            // The cap bounds the number of these keys. Keys of other classes have no bound, and no decision
+            // depends on all of them.
             let classes = policy.spec().classes.keys();
             let capped = classes.filter(|class| policy.cap(class).is_some());
             select.live = capped.map(|class| (class.clone(), now)).collect();

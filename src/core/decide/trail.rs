@@ -8,11 +8,16 @@ use crate::core::view::Effects;
 
 impl Work<'_> {
     /// Removes the entries up to `through`, and records `through` in an entry that stays: the checkpoint.
-    pub(super) fn prune_audit(&mut self, through: AuditHead) -> Result<CommandOutcome, Denial> {
+    pub(super) fn prune_audit(
+        &mut self,
+        through: AuditHead,
+        epoch: u128,
+    ) -> Result<CommandOutcome, Denial> {
         self.permit_application("remove audit entries")?;
         let head = self.view.audit_head;
-        if through.sequence > head.sequence || through.sequence == head.sequence && through != head
-        {
+        let beyond = through.sequence > head.sequence;
+        let differs = through.sequence == head.sequence && through != head;
+        if beyond || differs || epoch != self.view.epoch.0 {
             let expected = "an entry of the tenant's trail";
             return Err(Invalid::new("through", Problem::Format { expected }).into());
         }

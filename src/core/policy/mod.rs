@@ -273,12 +273,14 @@ impl Policy {
         bounds.filter(|bound| !bound.is_zero())
     }
 
-    /// Returns the cap that keys of this class count towards, if any.
+    /// Returns the cap that keys of this class count towards, if any. Keys of a class that the policy does not
+    /// have count towards no cap.
     #[must_use]
     pub fn cap(&self, class: &ClassName) -> Option<NonZeroU32> {
         match &self.spec.active_keys {
             ActiveKeyCap::Limited { limit, classes }
-                if classes.is_empty() || classes.contains(class) =>
+                if self.spec.classes.contains_key(class)
+                    && (classes.is_empty() || classes.contains(class)) =>
             {
                 Some(*limit)
             }

@@ -324,8 +324,11 @@ impl CommitBatch {
         if !self.pruned.is_empty() {
             // After the inserts: an entry of this batch may be pruned too.
             bundle.add(
-                "DELETE FROM $s.audit AS a USING unnest($1::text[], $2::bigint[]) AS p (of_tenant, through) \
-                 WHERE a.tenant = p.of_tenant AND a.sequence <= p.through",
+                // Without `OFFSET 0`, the server may join with the whole table.
+                "DELETE FROM $s.audit WHERE place = ANY(ARRAY( \
+                 SELECT e.place FROM unnest($1::text[], $2::bigint[]) AS p (of_tenant, through) \
+                 CROSS JOIN LATERAL (SELECT place FROM $s.audit \
+                 WHERE tenant = of_tenant AND sequence <= through OFFSET 0) AS e))",
                 vec![
                     array(self.pruned.iter().map(|(tenant, _)| tenant.clone())),
                     array(self.pruned.iter().map(|(_, through)| *through)),

@@ -132,9 +132,10 @@ fn next(lines: &mut dyn BufRead) -> CliResult<Option<Vec<u8>>> {
 ///
 /// The message that `keyctl import` prints for the line. It repeats no part of the line.
 pub fn check_import_line(line: &[u8]) -> Result<(), String> {
-    ImportLine::parse(line)
-        .map(drop)
-        .map_err(|error| error.message)
+    let parsed = ImportLine::parse(line).map_err(|error| error.message)?;
+    let key = ImportKey::sha256(parsed.digest, parsed.key);
+    key.check()
+        .map_err(|invalid| CliError::from(invalid).message)
 }
 
 /// A parsed line.
