@@ -251,7 +251,7 @@ impl TenantView {
             tenant,
             digests: _,
             audit,
-            prune: _,
+            prune,
         } = effects;
         for record in puts {
             replace(&mut self.records, record, |own| own.id == record.id);
@@ -271,6 +271,7 @@ impl TenantView {
             };
         }
         self.applied.extend_from_slice(audit);
+        self.applied.retain(|entry| Some(entry.sequence) > *prune);
     }
 }
 

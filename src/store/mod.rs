@@ -33,6 +33,7 @@ pub use self::postgres::PostgresStore;
 pub use self::sql::{IntegrityReport, Stats};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteStore;
+use crate::core::audit::AuditEntry;
 use crate::core::id::KeyId;
 pub use crate::core::owner::{OwnerRecord, TenantRecord, TimeRepair};
 pub use crate::core::query::{
@@ -206,6 +207,12 @@ impl Commit {
             Some(before) if !repairs_time(&self.effects.audit) => before.max(self.decided_at),
             _ => self.decided_at,
         }
+    }
+
+    /// Returns whether the commit removes `entry` from the audit trail.
+    #[must_use]
+    pub fn prunes(&self, entry: &AuditEntry) -> bool {
+        entry.tenant == self.tenant && Some(entry.sequence) <= self.effects.prune
     }
 
     /// Returns the rows that the commit writes, including tombstones.

@@ -80,6 +80,7 @@ impl KeyStore for Shelf {
         }
         let entries = commit.effects.audit.iter().cloned();
         (state.audit).extend(entries.map(|entry| AuditRow { revision, entry }));
+        state.audit.retain(|row| !commit.prunes(&row.entry));
         view.apply(&commit.effects);
         view.revision = revision;
         view.decided_at = view.decided_at.max(Some(commit.decided_at));
