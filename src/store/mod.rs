@@ -353,6 +353,7 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     ///   never overwrites another tenant's record, and a removed record never returns.
     /// - If a commit removes a key that was never stored, the key's id is taken, and the store keeps a
     ///   tombstone.
+    /// - The audit entries that [`Commit::prunes`] selects are removed. The tenant's audit head stays.
     /// - Revisions increase in commit order. Once a reader has seen revision `n`, no new row may appear at or
     ///   below `n`. A sequence number that is drawn before the commit breaks this rule.
     /// - When this method returns, the commit is as durable as the store documents.
