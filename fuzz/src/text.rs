@@ -83,7 +83,8 @@ pub fn database_url(input: &[u8]) {
     assert!(!format!("{options:?}").contains(secret));
 }
 
-/// Whether text names a file or a database. Text with a password that the driver accepts is never a file.
+/// Distinguishes the name of a file from a connection string. Text in which the driver finds a password never names a
+/// file.
 pub fn store_location(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else {
         return;

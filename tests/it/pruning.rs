@@ -6,7 +6,7 @@ use std::pin::pin;
 use futures_util::future::poll_immediate;
 use keyward::audit::{Action, AuditError, AuditHead, ChainError};
 use keyward::command::DeleteKey;
-use keyward::events::{EventCursor, EventKind, ExpiryWindows};
+use keyward::events::{EventCursor, EventKind, EventsError, ExpiryWindows};
 use keyward::policy::Policy;
 use keyward::store::{AuditQuery, KeyStore};
 use keyward::{CommandError, Denial, Reason, Timestamp, days, profiles};
@@ -34,6 +34,16 @@ fn five_days() -> (TestService, Vec<AuditHead>) {
     });
     let heads = heads.collect();
     (world, heads)
+}
+
+/// Renames a key `times` times, which writes as many entries. A day passes.
+fn rename(world: &TestService, times: usize) {
+    let key = world.some_key();
+    for number in 0..times {
+        let name = keyward::UpdateKey::new().name(format!("name {number}"));
+        wait(world.keys.update(&admin(), key.id, name)).unwrap();
+    }
+    world.clock.advance(days(1));
 }
 
 fn day(number: u32) -> Timestamp {
@@ -131,12 +141,7 @@ fn a_trail_that_lacks_a_head_stays_as_it_is() {
 fn a_trail_of_several_commits_is_removed_whole() {
     // More entries than one commit removes.
     let (world, _) = five_days();
-    let key = world.some_key();
-    for number in 0..10_000 {
-        let name = keyward::UpdateKey::new().name(format!("name {number}"));
-        wait(world.keys.update(&admin(), key.id, name)).unwrap();
-    }
-    world.clock.advance(days(1));
+    rename(&world, 10_000);
     let pruned = wait(
         world
             .keys
@@ -178,16 +183,48 @@ fn a_reader_of_events_goes_on_after_the_entry_that_it_read_last_is_gone() {
     }
 }
 
+#[test]
+fn a_reader_of_another_history_starts_over_although_its_entry_is_gone() {
+    let some = NonZeroUsize::new(1000).unwrap();
+    let next = |world: &TestService, cursor: &EventCursor| {
+        let events = world.keys.events(ExpiryWindows::default());
+        wait(events.next_batch(cursor, some))
+    };
+    let (world, _) = five_days();
+    // Other tenants move the store on, so that the number of the last entry is small and its revision is not.
+    for _ in 0..30 {
+        world
+            .create(
+                &actor("globex", "bob", keyward::Role::ADMIN),
+                reader("other"),
+            )
+            .unwrap();
+    }
+    world.some_key();
+    let read = next(&world, &EventCursor::BEGINNING).unwrap().cursor;
+    let (other, _) = five_days();
+    rename(&other, 10);
+    wait((other.keys).prune_audit(&host(), &tenant("acme"), day(9), None)).unwrap();
+    rename(&other, 30);
+    // A reader that kept its position would skip what the other history has up to there.
+    let resume = match next(&other, &read).unwrap_err() {
+        EventsError::HistoryReplaced { resume } => resume,
+        error => panic!("{error:?}"),
+    };
+    assert_eq!(
+        next(&other, &resume).unwrap().events.len(),
+        numbers(&other).len()
+    );
+    assert_eq!(resume.to_string().parse::<EventCursor>().unwrap(), *resume);
+    let beginning = next(&other, &EventCursor::BEGINNING).unwrap().cursor;
+    assert_eq!(next(&other, &resume).unwrap().cursor, beginning);
+}
+
 /// Another node removes entries between two pages of a verification.
 #[test]
 fn a_verification_begins_again_if_entries_are_removed_meanwhile() {
     let (world, _) = five_days();
-    let key = world.some_key();
-    for number in 0..2_000 {
-        let name = keyward::UpdateKey::new().name(format!("name {number}"));
-        wait(world.keys.update(&admin(), key.id, name)).unwrap();
-    }
-    world.clock.advance(days(1));
+    rename(&world, 2_000);
     let store = GatedStore::new(world.store.clone());
     let policy = Policy::new(profiles::standard()).unwrap();
     let keys = node(store.clone(), &world.clock, policy);
