@@ -167,12 +167,6 @@
 //! that were kept elsewhere to repeat the commands that ended or narrowed keys after the backup. See
 //! [`Recovery`](recovery::Recovery).
 //!
-//! # References
-//!
-//! References such as "rule A1-15" name rules of the documents that the crate is tested against. The
-//! repository lists them in `tests/it/seed_rules/rules`; its `docs/design.md` numbers the traps and the
-//! invariants.
-//!
 //! # Features
 //!
 //! No feature is on by default, and no feature changes the behaviour of another one.

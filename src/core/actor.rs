@@ -1,7 +1,7 @@
 //! The caller of a management command, as the application knows it.
 //!
 //! Pure: no I/O and no clock. Invariant: every fact here comes from the application or from a verified key,
-//! never from a request body (trap 13).
+//! never from a request body. So a caller cannot raise its own rights.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -97,7 +97,7 @@ impl Actor {
         self
     }
 
-    /// Adds an entitlement: a plan or feature that the actor's tenant has (rule A2-39).
+    /// Adds an entitlement: a plan or feature that the actor's tenant has.
     #[must_use]
     pub fn with_entitlement(mut self, entitlement: Entitlement) -> Self {
         self.entitlements.insert(entitlement);

@@ -1,7 +1,8 @@
 //! The check of a presented key against a need.
 //!
-//! Pure: no I/O and no clock. Every verification goes through `check_subject` (trap 20). The function
-//! compares the secret first, so that only a holder of the secret learns any other reason (trap 5).
+//! Pure: no I/O and no clock. Every verification goes through `check_subject`, so no way of verifying omits a
+//! check. The function compares the secret first, so that only a holder of the secret learns any other
+//! reason.
 
 use std::num::NonZeroU64;
 

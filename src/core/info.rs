@@ -26,7 +26,7 @@ pub struct KeyInfo {
     /// The fields that the stored record holds too.
     #[serde(flatten)]
     pub facts: KeyFacts,
-    /// The label of the key's class, such as `beta`, if the class is not final yet (rule A1-28).
+    /// The label of the key's class, such as `beta`, if the class is not final yet.
     pub stage: Option<Stage>,
     /// The effective scopes of the key at the requested instant. A disabled or ended key cannot use these
     /// scopes.

@@ -162,7 +162,7 @@ impl Need {
         Ok(self)
     }
 
-    /// Requires a key of this class. Each further call accepts one more class (rule A2-31).
+    /// Requires a key of this class. Each further call accepts one more class.
     pub fn of_class(mut self, class: ClassName) -> Self {
         self.change().classes.push(class);
         self
@@ -176,7 +176,7 @@ impl Need {
         self
     }
 
-    /// Requires a key for this environment (rule G-36).
+    /// Requires a key for this environment.
     pub fn in_environment(mut self, environment: Environment) -> Self {
         self.change().environment = Some(environment);
         self

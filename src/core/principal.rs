@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::id::KeyId;
 use super::text::PrincipalId;
 
-/// The owner of a key. Set at creation and immutable (rule Y-23).
+/// The owner of a key. Set at creation and immutable.
 ///
 /// Binary formats use a plain enum. JSON and other human-readable formats use an object: `{"type": "tenant"}`
 /// or `{"type": "principal", "id": "alice"}`.

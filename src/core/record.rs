@@ -1,7 +1,7 @@
 //! The stored record of a key, and its status at an instant.
 //!
 //! Pure: no I/O and no clock. A status is derived from the record and the current time. It is never stored,
-//! so it is never stale. A key has expired if `now >= expires_at` (trap 19).
+//! so it is never stale. A key has expired if `now >= expires_at`, whichever path checks it.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -31,7 +31,7 @@ use super::token::TokenPrefix;
 pub enum KeyType {
     /// Authenticates. The token is shown once.
     Secret,
-    /// Only identifies. The token may be shown again, and may be shipped in browsers and apps (rule A2-12).
+    /// Only identifies. The token may be shown again, and may be shipped in browsers and apps.
     Publishable,
 }
 
@@ -40,9 +40,9 @@ pub enum KeyType {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Reason {
-    /// The holder no longer has the key (rule Y-05).
+    /// The holder no longer has the key.
     Lost,
-    /// Another party may have the key (rule Y-05).
+    /// Another party may have the key.
     Compromised,
     /// The key was found in public.
     Leaked,
@@ -54,7 +54,7 @@ pub enum Reason {
     Rotated,
     /// The rotation that created the key was cancelled before the key was used.
     RotationCancelled,
-    /// The owner of the key was removed (rule Y-24).
+    /// The owner of the key was removed.
     OwnerRemoved,
     /// The tenant of the key was closed.
     TenantClosed,
@@ -76,7 +76,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// The reason for a rotation (rule G-13).
+/// The reason for a rotation.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RotationReason {
@@ -156,7 +156,7 @@ impl Credential {
     }
 }
 
-/// A resource of the host that a key belongs to (rule A2-21).
+/// A resource of the host that a key belongs to.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct Resource {
     /// The kind of the resource, from which the policy derives the class of the key.
@@ -296,7 +296,7 @@ pub struct KeyFacts {
     pub created: Stamp,
     /// The instant and the author of the last change.
     pub updated: Stamp,
-    /// The kind of the last change (rule A1-05).
+    /// The kind of the last change.
     pub last_action: LastAction,
     /// The first instant at which the key no longer works. `None` if the key never expires.
     pub expires_at: Option<Timestamp>,

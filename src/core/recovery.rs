@@ -2,8 +2,8 @@
 //! from audit entries that are newer than the backup.
 //!
 //! Pure: no I/O and no clock. Invariant: if a later entry ended or narrowed a key, the recovered key accepts
-//! nothing that it refused before the loss (invariant 2). A change that widened a key is not repeated. If a
-//! change cannot be repeated exactly, the key is disabled.
+//! nothing that it refused before the loss. A change that widened a key is not repeated. If a change cannot
+//! be repeated exactly, the key is disabled.
 
 use std::collections::BTreeMap;
 

@@ -115,7 +115,7 @@ pub enum VerifyError {
         /// The missing scope. If any of several scopes would suffice, the first of them.
         scope: Scope,
     },
-    /// The two keys that were presented as a pair do not belong together (rule A2-15).
+    /// The two keys that were presented as a pair do not belong together.
     #[error("the two keys do not belong together")]
     PairMismatch,
     /// The verifier has not synced within its staleness bound. The cause is an outage, not the key.

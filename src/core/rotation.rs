@@ -12,7 +12,7 @@ use super::time::{self, Timestamp};
 /// been presented for this long.
 pub const SILENCE_BEFORE_FINISH: Duration = time::hours(24);
 
-/// The steps of a rotation, in order (rule G-14).
+/// The steps of a rotation, in order.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum RotationStep {
     /// The successor exists and is unused.

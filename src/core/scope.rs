@@ -1,7 +1,7 @@
 //! Scopes: the permissions of a key, as `resource:action`.
 //!
-//! Pure: no I/O and no clock. Invariants: an empty set allows nothing (trap 14), and an intersection allows
-//! only what both sets allow.
+//! Pure: no I/O and no clock. Invariants: an empty set allows nothing, and an intersection allows only what
+//! both sets allow.
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -132,8 +132,7 @@ impl FromStr for Digest {
 
 /// A short identifier of a token, for finding its key: the first 64 bits of the token's SHA-256.
 ///
-/// Computed when the key is created, and independent of peppers. A fingerprint authenticates nothing (rule
-/// G-09).
+/// Computed when the key is created, and independent of peppers. A fingerprint authenticates nothing.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Fingerprint([u8; 8]);
 

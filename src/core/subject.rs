@@ -1,7 +1,7 @@
 //! The fields of a key that verification needs, without descriptive fields such as the key's name.
 //!
 //! Pure: no I/O and no clock. Store records and index entries are both converted to this form, so every way
-//! of verifying applies the same checks (trap 20).
+//! of verifying applies the same checks.
 
 use std::collections::BTreeSet;
 

@@ -357,7 +357,7 @@ text_types! {
     KeyName: "key name", 200, ONE_LINE;
     /// A longer description of a key, up to 2,000 bytes. Line feeds and tabs are allowed.
     Description: "description", 2000, PROSE;
-    /// The purpose of a key, up to 500 bytes. A policy may require a purpose (rule G-38).
+    /// The purpose of a key, up to 500 bytes. A policy may require a purpose.
     Purpose: "purpose", 500, PROSE;
     /// The host's own id of a user or service that acts or owns keys: up to 200 bytes of visible ASCII.
     PrincipalId: "principal", 200, VISIBLE;
@@ -367,13 +367,13 @@ text_types! {
     ClassName: "class", 64, LOWER;
     /// The name of a [`Policy`](crate::policy::Policy).
     PolicyName: "policy name", 64, LOWER;
-    /// The environment of a key: `live`, `test`, or a name that the host chooses (rule G-36).
+    /// The environment of a key: `live`, `test`, or a name that the host chooses.
     Environment: "environment", 32, LOWER;
-    /// A plan or feature that the host grants an actor (rule A2-39).
+    /// A plan or feature that the host grants an actor.
     Entitlement: "entitlement", 64, LOWER;
-    /// The label of a class that is not final yet, such as `beta` (rule A1-28).
+    /// The label of a class that is not final yet, such as `beta`.
     Stage: "stage", 32, LOWER;
-    /// The kind of a resource that is provisioned with keys, such as `deployment.client` (rule A2-22).
+    /// The kind of a resource that is provisioned with keys, such as `deployment.client`.
     ResourceKind: "resource kind", 64, LOWER;
     /// The host's own id of a resource.
     ResourceId: "resource", 200, VISIBLE;
@@ -393,13 +393,13 @@ text_types! {
 impl Role {
     /// An administrator of a tenant in the shipped profiles.
     pub const ADMIN: Self = Self(Text::new_static("admin"));
-    /// A manager of keys in the `amplitude` profile (rule A1-01).
+    /// A manager of keys in the `amplitude` profile.
     pub const MANAGER: Self = Self(Text::new_static("manager"));
-    /// Develops against the host's API, within the reach that a policy gives the role (rule Y-25).
+    /// Develops against the host's API, within the reach that a policy gives the role.
     pub const DEVELOPER: Self = Self(Text::new_static("developer"));
     /// A member of a tenant, with the fewest rights.
     pub const MEMBER: Self = Self(Text::new_static("member"));
-    /// The host's support staff: the only role that may use `SupportOnly` rules (rule A2-02).
+    /// The host's support staff: the only role that may use `SupportOnly` rules.
     pub const SUPPORT: Self = Self(Text::new_static("support"));
 }
 

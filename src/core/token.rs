@@ -1,8 +1,8 @@
 //! Tokens: the text form of keys, `{prefix}{id}{secret}{checksum}`.
 //!
 //! Pure: no I/O and no clock. Id, secret and checksum have fixed lengths and are parsed from the right, so a
-//! prefix may contain its own separator anywhere (trap 18). Nothing is hashed or looked up before [`parse`]
-//! has accepted a token.
+//! prefix may contain its own separator anywhere. Nothing is hashed or looked up before [`parse`] has
+//! accepted a token.
 //!
 //! The digest covers `id ‖ secret`, which is one slice of the presented text. The slice has 54 bytes, so that
 //! each of the two hashes of HMAC-SHA-256 takes one compression.
@@ -18,7 +18,8 @@ use super::invalid::{Invalid, Problem};
 use super::secret::KeyMaterial;
 use super::text::{self, Hint, Text};
 
-/// The maximum length of a presented string: 512 bytes. Longer strings are refused unread (trap 16).
+/// The maximum length of a presented string: 512 bytes. Longer strings are refused unread, so a huge header
+/// costs little time.
 pub const MAX_PRESENTED_LEN: usize = 512;
 
 const CHECKSUM_LEN: usize = 6;

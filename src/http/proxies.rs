@@ -1,8 +1,8 @@
 //! [`TrustedProxies`], which finds the client's address behind proxies.
 //!
 //! The functions are pure. Anybody can send the headers that proxies write, so only entries that a trusted
-//! proxy has written count. The newest entry is the rightmost one, so entries are read from the right
-//! (trap 23). If an entry that counts cannot be parsed, the client is unknown.
+//! proxy has written count. The newest entry is the rightmost one, so entries are read from the right. If an
+//! entry that counts cannot be parsed, the client is unknown.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};

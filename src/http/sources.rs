@@ -54,7 +54,7 @@ impl CredentialSources {
     }
 
     /// Reads `Authorization: Basic` (RFC 7617). The password is the secret key. The user is the key's own id,
-    /// or a publishable key of the same tenant and environment (rules A2-15, I-02). Both are required.
+    /// or a publishable key of the same tenant and environment. Both are required.
     ///
     /// Off by default. If on, a 401 also has a `Basic` challenge, which makes browsers open a password
     /// prompt.

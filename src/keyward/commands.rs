@@ -377,9 +377,9 @@ impl Keyward {
     }
 
     /// Reports a key that was found in public, by its full text. Needs no actor, because anyone who has the
-    /// full text may end the key. A secret key is revoked immediately (rule G-35). For a publishable key, the
-    /// leak is only recorded (rule A2-14). A repeated report changes nothing and writes nothing, whatever its
-    /// source.
+    /// full text may end the key. A secret key is revoked immediately. For a publishable key, the leak is
+    /// only recorded, because such a key may be public. A repeated report changes nothing and writes nothing,
+    /// whatever its source.
     ///
     /// # Errors
     ///

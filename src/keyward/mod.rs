@@ -123,9 +123,9 @@ impl Keyward {
     }
 
     /// Verifies a key, and reads the store if this node cannot decide alone. A node cannot decide about a key
-    /// that it does not know yet (rule A1-25), or if the key's class requires the latest state. If this node
-    /// has not synced within the staleness bound, [`OnStale`](crate::node::OnStale) selects whether to read
-    /// the store.
+    /// that it does not know yet, or if the key's class requires the latest state. If this node has not
+    /// synced within the staleness bound, [`OnStale`](crate::node::OnStale) selects whether to read the
+    /// store.
     ///
     /// # Errors
     ///

@@ -3,7 +3,7 @@
 //! Invariants:
 //!
 //! - A change is applied only if its revision is newer than the known row's. So a late, older change cannot
-//!   overwrite a tombstone (trap 2).
+//!   overwrite a tombstone.
 //! - The published confirmation is the *send* time of a read of the store, never its arrival time. It is
 //!   published only after the complete answer has been applied.
 //! - A resync fills a new index in the background, and publishes that index in one step.

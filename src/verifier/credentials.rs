@@ -22,7 +22,7 @@ use std::fmt;
 pub enum Credentials<'a> {
     /// A key by itself.
     Key(&'a [u8]),
-    /// A secret key with its public half (rules A2-15, I-02). The grant is that of the secret key.
+    /// A secret key with its public half. The grant is that of the secret key.
     ///
     /// The secret key is verified first. So only a holder of the secret learns anything about the public
     /// half.

@@ -79,8 +79,7 @@ impl fmt::Debug for Verifier {
 /// Presented text that may be a key.
 enum Claim<'a> {
     /// A well-formed token. It is looked up by its id alone, never by its digest among the imported keys. So
-    /// importing the digest of a deleted key does not revive that key, even after its tombstone is gone
-    /// (invariant 2).
+    /// importing the digest of a deleted key does not revive that key, even after its tombstone is gone.
     Token(Token<'a>),
     /// Text that is not a token, but may be an imported key. Holds the text's digest, and the reason why the
     /// text is not a token.
@@ -443,7 +442,7 @@ impl Verifier {
     }
 
     /// Looks a token's key up under an older pepper. Computes one more digest for every key, known or not, so
-    /// that timing reveals nothing about the key (trap 6).
+    /// that timing reveals nothing about the key.
     #[inline(never)]
     fn look_up_under_older(
         &self,
@@ -526,7 +525,7 @@ impl Verifier {
     }
 
     /// Queues a digest under the current pepper, if the key's digest was made under an older one. A
-    /// verification itself writes nothing to the store (trap 24).
+    /// verification itself writes nothing to the store.
     #[cold]
     fn notice_pepper(&self, token: &Token<'_>, subject: KeyToVerify<'_>) {
         let KeyToVerify {
@@ -604,7 +603,7 @@ fn publishable_half<'a>(
     }
 }
 
-/// Checks that the halves of a pair belong together (rule A2-15).
+/// Checks that the halves of a pair belong together.
 fn check_pair(grant: &Grant, public: &Grant, need: &Need) -> Result<(), VerifyError> {
     let belongs = public.key_type() == KeyType::Publishable
         && public.tenant() == grant.tenant()

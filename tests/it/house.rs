@@ -394,6 +394,56 @@ fn doc_comments_begin_with_what_the_item_is_or_does() {
     assert!(asking.is_empty(), "{asking:#?}");
 }
 
+/// Returns the doc comments in `text`, each joined into one line. Skips unit tests.
+fn doc_comments(text: &str) -> Vec<String> {
+    let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+    let mut comments = vec![String::new()];
+    for line in text.lines().map(str::trim) {
+        let doc = line.strip_prefix("///").or(line.strip_prefix("//!"));
+        if let Some(doc) = doc {
+            let comment = comments.last_mut().unwrap();
+            comment.push_str(doc.trim());
+            comment.push(' ');
+        } else {
+            comments.push(String::new());
+        }
+    }
+    comments.retain(|comment| !comment.is_empty());
+    comments
+}
+
+/// Returns the citations in the doc comments of `text` that only this repository explains, such as `A1-15`.
+fn citations(text: &str) -> Vec<String> {
+    let rule = r"\b(?:A[12]|[GIY])-[0-9]{2}\b";
+    let number = r"\b(?i:rule|trap|invariant|seed)s? \(?[0-9]+\b";
+    let citation = Regex::new(&format!("{rule}|{number}")).unwrap();
+    let cited = |doc: &String| {
+        let found = citation.find_iter(doc);
+        found.map(|one| one.as_str().to_owned()).collect::<Vec<_>>()
+    };
+    doc_comments(text).iter().flat_map(cited).collect()
+}
+
+#[test]
+fn no_documentation_cites_a_rule_by_number() {
+    for folder in ["src", "crates"] {
+        let mut files = Vec::new();
+        sources(&root().join("..").join(folder), &mut files);
+        assert!(files.len() > 10, "the test found the sources of {folder}");
+        for path in files {
+            let found = citations(&fs::read_to_string(&path).unwrap());
+            assert_eq!(found, [""; 0], "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn a_citation_that_is_broken_over_two_lines_is_found() {
+    let text = "/// Refused (rule\n    /// A2-28).\nfn a() {}\n//! Never (trap\n//! 7), see RFC 6750.\n\
+                // Plain: rule G-38.\n#[cfg(test)]\nmod tests {\n/// Invariant 5.\n}";
+    assert_eq!(citations(text), ["A2-28", "trap 7"]);
+}
+
 /// Splits a name into its words, in lower case: `TenantId` and `tenant_id` are `tenant` and `id`.
 fn words(name: &str) -> Vec<String> {
     let mut words = vec![String::new()];

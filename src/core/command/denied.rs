@@ -36,13 +36,13 @@ pub enum Denial {
         /// The role that the application stated for the actor. `None` if the actor is a key.
         role: Option<Role>,
     },
-    /// Only the application's support staff may take the action (rules A2-02, A2-35).
+    /// Only the application's support staff may take the action.
     #[error("only support may {action}")]
     SupportOnly {
         /// The action, in words.
         action: &'static str,
     },
-    /// The class needs a plan or feature (rule A2-39).
+    /// The class needs a plan or feature.
     #[error("class {class} needs {entitlement}")]
     NotEntitled {
         /// The class.
@@ -76,10 +76,10 @@ pub enum Denial {
     /// The policy provisions no keys with a resource of this kind.
     #[error("the policy provisions no keys for such a resource")]
     UnknownResource,
-    /// The policy requires every key to have a purpose (rule G-38).
+    /// The policy requires every key to have a purpose.
     #[error("a purpose is required")]
     PurposeRequired,
-    /// The class does not allow a scope (rule A2-13).
+    /// The class does not allow a scope.
     #[error("class {class} does not allow scope {scope}")]
     ScopeNotAllowed {
         /// The class.
@@ -95,7 +95,7 @@ pub enum Denial {
         /// The last instant that the class allows. `None` if the class allows any.
         max: Option<Timestamp>,
     },
-    /// The command would grant more than the actor itself has (invariant 5).
+    /// The command would grant more than the actor itself has.
     #[error("actor cannot hand out more than its own {dimension}")]
     ExceedsActor {
         /// The dimension in which the command exceeds the actor.
@@ -164,27 +164,26 @@ pub enum Denial {
         /// The largest number of makers allowed.
         limit: usize,
     },
-    /// The command needs a confirmation (rules A1-15, G-20).
+    /// The command needs a confirmation.
     #[error("needs to be confirmed")]
     ConfirmationRequired,
-    /// The deletion must be confirmed with this exact text (rule A1-22).
+    /// The deletion must be confirmed with this exact text.
     #[error("type {text} to confirm")]
     TypedConfirmationRequired {
         /// The text.
         text: String,
     },
-    /// Other objects still refer to the key (rule A2-28).
+    /// Other objects still refer to the key.
     #[error("{references} references to the key remain")]
     StillReferenced {
         /// The number of references, as counted by the application.
         references: u32,
     },
-    /// The deletion must state how many objects still refer to the key, and this command did not (rule
-    /// A2-28).
+    /// The deletion must state how many objects still refer to the key, and this command did not.
     #[error("say how many references to the key remain")]
     ReferencesUnknown,
-    /// The legacy key cannot be disabled, revoked or deleted (rule A1-11). Only a recovery after a restore
-    /// from a backup may disable it.
+    /// The legacy key cannot be disabled, revoked or deleted. Only a recovery after a restore from a backup
+    /// may disable it.
     #[error("the legacy key cannot be {action}, only rotated")]
     LegacyKey {
         /// The action, in words.
@@ -202,7 +201,7 @@ pub enum Denial {
         /// The class.
         class: ClassName,
     },
-    /// Keys of the class are not rotated (rule A2-01).
+    /// Keys of the class are not rotated.
     #[error("keys of class {class} are not rotated")]
     NotRotatable {
         /// The class.
@@ -211,7 +210,7 @@ pub enum Denial {
     /// An imported key cannot be rotated: its token format belongs to another system.
     #[error("imported keys have no successor; create a key and revoke the imported one")]
     Imported,
-    /// The key is revoked permanently (rule G-24).
+    /// The key is revoked permanently.
     #[error("key is revoked")]
     Revoked,
     /// The key has expired.

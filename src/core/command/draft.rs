@@ -399,7 +399,7 @@ impl UpdateKey {
 pub struct RevokeKey {
     /// The reason.
     pub reason: Reason,
-    /// True if a person confirmed the revocation. A class may require a confirmation (rules A1-15, G-20).
+    /// True if a person confirmed the revocation. A class may require a confirmation.
     pub confirmed: bool,
 }
 
@@ -426,7 +426,7 @@ impl Reason {
 /// The confirmation that a class may require before a key is deleted.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct DeleteKey {
-    /// The text that was typed to confirm the deletion (rule A1-22).
+    /// The text that was typed to confirm the deletion.
     pub typed: Option<String>,
     /// The number of objects that still refer to the key, as counted by the application. `None` if the
     /// application did not count them.

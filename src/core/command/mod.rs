@@ -322,7 +322,7 @@ pub enum Expiry {
     /// The default lifetime of the key's class.
     #[default]
     Class,
-    /// The key never expires. Refused if the class has a maximum lifetime (rule Y-17).
+    /// The key never expires. Refused if the class has a maximum lifetime.
     Never,
     /// The key expires at this instant.
     At(Timestamp),

@@ -2,8 +2,13 @@
 //!
 //! Pure. Time, key material and peppers arrive as arguments; nothing here reads a clock or an RNG.
 //!
-//! Invariants enforced here, with their numbers in DESIGN: the cap (1), permanent revocation (2), the legacy
-//! key (3), no actor grants more than it has (5), and an audit entry for every change (6).
+//! Invariants:
+//!
+//! - The active keys of a tenant never exceed its cap.
+//! - A revoked or deleted key never becomes valid again.
+//! - A legacy key can only be rotated. Only a recovery may disable it.
+//! - No actor grants more than it has.
+//! - Every change has an audit entry.
 
 mod authority;
 mod end;

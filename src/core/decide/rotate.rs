@@ -1,8 +1,8 @@
 //! Rotation: creates a successor for a key, while the old key keeps working for a grace period.
 //!
 //! A retiring key does not count towards the cap, so a rotation succeeds at the cap. A rotation never extends
-//! the old key's expiry (trap 7). Cancelling a rotation restores the old key's expiry, unless the key is
-//! compromised. Every rotated key ends: an old key that waits for its successor's first use has a latest end.
+//! the old key's expiry. Cancelling a rotation restores the old key's expiry, unless the key is compromised.
+//! Every rotated key ends: an old key that waits for its successor's first use has a latest end.
 
 use std::time::Duration;
 

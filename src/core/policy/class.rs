@@ -62,8 +62,7 @@ pub struct KeyClass {
     /// The tenants that keys of this class reach.
     #[serde(default)]
     pub tenant_reach: TenantReach,
-    /// The entitlement that an actor needs to create keys of this class (rule A2-39). `None` if none is
-    /// needed.
+    /// The entitlement that an actor needs to create keys of this class. `None` if none is needed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entitlement: Option<Entitlement>,
     /// The longest time until a revocation of a key of this class takes effect everywhere. `None` uses the
@@ -165,10 +164,9 @@ pub struct Lifetime {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rotation {
-    /// Keys are not rotated (rule A2-01).
+    /// Keys are not rotated.
     None,
-    /// Only the host's support staff may rotate keys (rule A2-02). The grace is as in
-    /// [`SelfService`](Self::SelfService).
+    /// Only the host's support staff may rotate keys. The grace is as in [`SelfService`](Self::SelfService).
     SupportOnly(#[serde(with = "time::seconds")] Duration),
     /// Actors with access may rotate keys. The old key keeps working for this grace, unless the command sets
     /// another grace. A grace of zero ends the old key immediately.
@@ -202,14 +200,13 @@ impl Default for Rotation {
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Revocation {
-    /// Keys are never revoked on command, only deleted (rule I-08).
+    /// Keys are never revoked on command, only deleted.
     None,
     /// Keys may be revoked.
     Allowed {
-        /// True if the command must be confirmed (rules A1-15, G-20).
+        /// True if the command must be confirmed.
         confirm: bool,
-        /// The time after which a purge removes a revoked or expired key. `None` keeps such keys forever
-        /// (rule A1-17).
+        /// The time after which a purge removes a revoked or expired key. `None` keeps such keys forever.
         #[serde(
             default,
             with = "time::seconds::option",
@@ -239,9 +236,9 @@ pub enum Deletion {
     /// Keys may be deleted.
     #[default]
     Plain,
-    /// Keys are deleted after a person typed this exact text (rule A1-22).
+    /// Keys are deleted after a person typed this exact text.
     Typed(String),
-    /// Keys are deleted after the host reports that nothing refers to them (rule A2-28).
+    /// Keys are deleted after the host reports that nothing refers to them.
     Unreferenced,
 }
 
@@ -263,7 +260,7 @@ impl Access {
         Self::default()
     }
 
-    /// Gives access to the host's support staff only (rule A2-35).
+    /// Gives access to the host's support staff only.
     #[must_use]
     pub fn support_only() -> Self {
         Self::roles([Role::SUPPORT])
@@ -316,9 +313,9 @@ pub enum SelfRotation {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TenantReach {
-    /// Only the key's own tenant (rule A2-10).
+    /// Only the key's own tenant.
     #[default]
     Own,
-    /// The key's own tenant and its descendants (rule A2-36).
+    /// The key's own tenant and its descendants.
     Descendants,
 }

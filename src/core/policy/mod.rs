@@ -75,8 +75,8 @@ pub struct PolicySpec {
         rename = "first_use_wait_seconds"
     )]
     pub first_use_wait: Duration,
-    /// True if every key must state its purpose (rule G-38). Legacy and provisioned keys need no purpose
-    /// until they are updated.
+    /// True if every key must state its purpose. Legacy and provisioned keys need no purpose until they are
+    /// updated.
     #[serde(default)]
     pub purpose_required: bool,
 }
@@ -106,7 +106,7 @@ pub enum ActiveKeyCap {
 }
 
 /// The rule for legacy keys. A legacy key is provisioned with its tenant and belongs to no person. A tenant
-/// can rotate the key, but not disable, revoke or delete it (rules A1-09 to A1-12).
+/// can rotate the key, but not disable, revoke or delete it.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum LegacyRule {
@@ -128,9 +128,9 @@ pub enum LegacyRule {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProvisionOn {
-    /// The provisioning of a tenant (rule A2-09).
+    /// The provisioning of a tenant.
     Tenant,
-    /// The provisioning of a resource of this kind (rule A2-21).
+    /// The provisioning of a resource of this kind.
     Resource(ResourceKind),
 }
 

@@ -805,7 +805,7 @@ impl Index {
     }
 
     /// Reads arbitrary attributes when a presented id is unknown. A lookup of a known id also reads
-    /// attributes, so timing does not reveal whether an id is known (trap 6).
+    /// attributes, so timing does not reveal whether an id is known.
     fn touch_any_attributes(&self, id: KeyId) {
         let any = self.attribute_tables.any(id.to_u128() as u32);
         std::hint::black_box(

@@ -91,8 +91,8 @@ impl Verifier {
     }
 
     /// Verifies a key, and reads the store if the replica cannot decide. The replica cannot decide about a
-    /// key that it does not know yet (rule A1-25), or whose class requires the latest state. If this node has
-    /// not synced within the staleness bound, [`OnStale`] decides whether the store is read.
+    /// key that it does not know yet, or whose class requires the latest state. If this node has not synced
+    /// within the staleness bound, [`OnStale`] decides whether the store is read.
     ///
     /// Two changes become visible only with the next sync. One is the first imported key, on a node that
     /// knows no imported key yet. The other is a new secret that replaced a lost secret under the same key
@@ -362,7 +362,7 @@ impl Verifier {
     }
 
     /// Returns the rejection of an unknown key. Does the same work as for a known key, so that timing does
-    /// not reveal that the id is unknown (trap 6).
+    /// not reveal that the id is unknown.
     fn unknown(&self, claim: &Claim<'_>) -> VerifyError {
         match claim {
             Claim::Token(token) => {

@@ -181,7 +181,8 @@ pub enum ModelStep {
 /// A difference between the system and the model.
 #[derive(Clone, Debug)]
 pub struct ModelMismatch {
-    /// The number of the broken invariant, or zero if the difference concerns no numbered invariant.
+    /// The number that the repository's `docs/design.md` gives the broken invariant. Zero if the difference
+    /// concerns no numbered invariant.
     pub invariant: u8,
     /// A description of the difference.
     pub message: String,
