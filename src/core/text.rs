@@ -386,6 +386,8 @@ text_types! {
     LeakSource: "leak source", 500, ONE_LINE;
     /// The visible part of a key after its creation: its prefix and its last characters.
     Hint: "hint", 80, ONE_LINE;
+    /// The name of a document in a store, such as `policies`.
+    DocumentName: "document name", 128, LOWER;
     /// The human-readable name of a node, such as a host name.
     NodeLabel: "node label", 128, ONE_LINE;
 }
@@ -408,6 +410,13 @@ impl Environment {
     pub const LIVE: Self = Self(Text::new_static("live"));
     /// Test traffic.
     pub const TEST: Self = Self(Text::new_static("test"));
+}
+
+impl DocumentName {
+    /// The policies in use.
+    pub(crate) const POLICIES: Self = Self(Text::new_static("policies"));
+    /// The check values of the peppers in use.
+    pub(crate) const PEPPERS: Self = Self(Text::new_static("peppers"));
 }
 
 impl KeyName {

@@ -12,9 +12,10 @@ use event_listener::Event;
 
 use super::{
     AuditPage, AuditPosition, AuditQuery, AuditRow, Change, Changes, ChangesError, Commit,
-    CommitError, CommitTag, Cursor, Epoch, FoundKey, KeyPage, KeyQuery, KeySort, KeyStore,
-    LoadRequest, Locator, NodeId, NodeRegistry, NodeReport, Revision, Row, RowKey, ScanPage,
-    StoreError, TakePage, TenantView, scan_by_pages,
+    CommitError, CommitTag, Cursor, Document, DocumentError, DocumentName, DocumentRead,
+    DocumentWrite, Documents, Epoch, FoundKey, KeyPage, KeyQuery, KeySort, KeyStore, LoadRequest,
+    Locator, NodeId, NodeRegistry, NodeReport, Revision, Row, RowKey, ScanPage, StoreError,
+    TakePage, TenantView, scan_by_pages,
 };
 use crate::core::audit::AuditHead;
 use crate::core::id::KeyId;
@@ -73,6 +74,7 @@ struct MemoryState {
     removed: HashSet<KeyId>,
     audit: BTreeMap<AuditPosition, AuditRow>,
     nodes: BTreeMap<NodeId, NodeReport>,
+    documents: BTreeMap<DocumentName, Document>,
 }
 
 #[derive(Debug, Default)]
@@ -463,6 +465,48 @@ impl KeyStore for MemoryStore {
         limit: NonZeroUsize,
     ) -> Option<Result<Changes, ChangesError>> {
         Some(self.state().changes(after, limit))
+    }
+
+    fn documents(&self) -> Option<&dyn Documents> {
+        Some(self)
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Documents for MemoryStore {
+    async fn document(&self, name: &DocumentName) -> Result<DocumentRead, StoreError> {
+        let state = self.state();
+        Ok(DocumentRead {
+            epoch: state.head.epoch,
+            document: state.documents.get(name).cloned(),
+        })
+    }
+
+    async fn write_document(&self, write: DocumentWrite) -> Result<u64, DocumentError> {
+        let mut state = self.state();
+        let version_of = |name: &DocumentName| {
+            let found = state.documents.get(name);
+            found.map_or(0, |document| document.version)
+        };
+        write.check(state.head.epoch, version_of)?;
+        let DocumentWrite {
+            name,
+            expected,
+            body,
+            ..
+        } = write;
+        let version = expected + 1;
+        let document = Document {
+            name: name.clone(),
+            version,
+            body,
+        };
+        state.documents.insert(name, document);
+        Ok(version)
     }
 }
 

@@ -6,6 +6,7 @@
 //! [`NodeRegistry`] is a separate trait, in which a registry stores the reports of nodes. Each process that
 //! shares a store reports the revision up to which it has applied changes.
 
+mod documents;
 mod error;
 mod memory;
 mod nodes;
@@ -23,6 +24,9 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+pub use self::documents::{
+    Document, DocumentError, DocumentGuard, DocumentName, DocumentRead, DocumentWrite, Documents,
+};
 pub use self::error::{ChangesError, CommitError, StoreError, StoreErrorKind};
 pub use self::memory::MemoryStore;
 pub use self::nodes::{NodeId, NodeRegistry, NodeReport};
@@ -454,6 +458,22 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
         let _ = (after, limit);
         None
     }
+
+    /// Returns the documents of the store, which hold the settings that all its processes share. The default
+    /// returns `None`: nothing is remembered, so nothing notices a process with another policy or pepper.
+    fn documents(&self) -> Option<&dyn Documents> {
+        None
+    }
+
+    /// Prepares the store for the end of the process, for example by writing a log back into its file. The
+    /// default does nothing. Other clones and other processes may go on using the store.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]. Every commit that returned is still durable.
+    async fn close(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -509,5 +529,13 @@ impl<S: KeyStore + ?Sized> KeyStore for Arc<S> {
         limit: NonZeroUsize,
     ) -> Option<Result<Changes, ChangesError>> {
         (**self).changes_now(after, limit)
+    }
+
+    fn documents(&self) -> Option<&dyn Documents> {
+        (**self).documents()
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        (**self).close().await
     }
 }

@@ -4,8 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use keyward::store::{KeyStore, MemoryStore, NodeRegistry};
-use keyward_conformance::broken::{BrokenRegistry, BrokenStore, RegistryDefect, StoreDefect};
-use keyward_conformance::{CLAUSES, REGISTRY_CLAUSES, check, check_registry, violations};
+use keyward_conformance::broken::{
+    BrokenDocuments, BrokenRegistry, BrokenStore, DocumentDefect, RegistryDefect, StoreDefect,
+};
+use keyward_conformance::{
+    CLAUSES, DOCUMENTS_CLAUSES, REGISTRY_CLAUSES, check, check_documents, check_registry,
+    violations,
+};
 
 #[cfg(feature = "sqlite")]
 use support::folder::folder;
@@ -61,6 +66,43 @@ keyward_conformance::registry_suite! {
     mod sqlite_registry_twice;
     block_on = pollster::block_on;
     registry = folder(2);
+}
+
+keyward_conformance::documents_suite! {
+    mod memory_documents;
+    block_on = pollster::block_on;
+    documents = MemoryStore::new();
+}
+
+#[cfg(feature = "sqlite")]
+keyward_conformance::documents_suite! {
+    mod sqlite_documents;
+    block_on = pollster::block_on;
+    documents = folder(1);
+}
+
+#[cfg(feature = "sqlite")]
+keyward_conformance::documents_suite! {
+    mod sqlite_documents_twice;
+    block_on = pollster::block_on;
+    documents = folder(2);
+}
+
+#[test]
+fn every_defect_of_documents_is_caught_by_the_clause_it_breaks() {
+    let mut catching = BTreeSet::new();
+    for &defect in DocumentDefect::ALL {
+        let clause = defect.caught_by();
+        let make = || BrokenDocuments::new(defect);
+        let found = pollster::block_on(check_documents(clause, &make));
+        assert!(
+            matches!(&found, Some(Err(violation)) if violation.clause == clause),
+            "{defect:?} and {clause}: {found:?}"
+        );
+        catching.insert(clause);
+    }
+    assert_eq!(catching, DOCUMENTS_CLAUSES.iter().copied().collect());
+    assert_eq!(catching.len(), DOCUMENTS_CLAUSES.len());
 }
 
 #[test]

@@ -44,3 +44,15 @@ keyward_conformance::registry_suite! {
     block_on = pollster::block_on;
     registry = shared(2);
 }
+
+keyward_conformance::documents_suite! {
+    mod one_nodes_documents;
+    block_on = pollster::block_on;
+    documents = shared(1);
+}
+
+keyward_conformance::documents_suite! {
+    mod two_nodes_documents;
+    block_on = pollster::block_on;
+    documents = shared(2);
+}

@@ -10,9 +10,9 @@ use std::time::Duration;
 use event_listener::Event;
 use keyward::TenantId;
 use keyward::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
-    KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, RowKey, ScanPage, StoreError,
-    StoreErrorKind, TakePage, TenantView, async_trait, scan_by_pages,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, Documents, FoundKey,
+    KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, RowKey, ScanPage,
+    StoreError, StoreErrorKind, TakePage, TenantView, async_trait, scan_by_pages,
 };
 use keyward_conformance::{Call, FaultyStore};
 
@@ -192,5 +192,13 @@ impl KeyStore for GatedStore {
         limit: NonZeroUsize,
     ) -> Option<Result<Changes, ChangesError>> {
         self.link.changes_now(after, limit)
+    }
+
+    fn documents(&self) -> Option<&dyn Documents> {
+        self.link.documents()
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        self.give(Call::Close, self.link.close()).await
     }
 }

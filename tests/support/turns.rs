@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use keyward::TenantId;
 use keyward::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
-    KeyQuery, KeyStore, LoadRequest, Locator, NodeId, NodeRegistry, NodeReport, Revision, RowKey,
-    ScanPage, StoreError, TakePage, TenantView, async_trait,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, DocumentError,
+    DocumentName, DocumentRead, DocumentWrite, Documents, FoundKey, KeyPage, KeyQuery, KeyStore,
+    LoadRequest, Locator, NodeId, NodeRegistry, NodeReport, Revision, RowKey, ScanPage, StoreError,
+    TakePage, TenantView, async_trait,
 };
 
 /// Several store instances, which are called in turn. The resource that they need, such as a temporary
@@ -84,6 +85,21 @@ impl<S: KeyStore, K: Debug + Send + Sync + 'static> KeyStore for RoundRobin<S, K
 
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
         self.store().wait_past(after).await
+    }
+
+    fn documents(&self) -> Option<&dyn Documents> {
+        self.store().documents()
+    }
+}
+
+#[async_trait]
+impl<S: Documents, K: Debug + Send + Sync + 'static> Documents for RoundRobin<S, K> {
+    async fn document(&self, name: &DocumentName) -> Result<DocumentRead, StoreError> {
+        self.store().document(name).await
+    }
+
+    async fn write_document(&self, write: DocumentWrite) -> Result<u64, DocumentError> {
+        self.store().write_document(write).await
     }
 }
 

@@ -48,8 +48,10 @@ macro_rules! defects {
     };
 }
 
+mod documents;
 mod nodes;
 
+pub use self::documents::{BrokenDocuments, DocumentDefect};
 pub use self::nodes::{BrokenRegistry, RegistryDefect};
 
 defects! {
@@ -1071,6 +1073,14 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
             }
             page
         }))
+    }
+
+    fn documents(&self) -> Option<&dyn keyward::store::Documents> {
+        self.inner.documents()
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        Ok(())
     }
 }
 

@@ -12,13 +12,14 @@ use async_trait::async_trait;
 
 use keyward::TenantId;
 use keyward::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
-    KeyQuery, KeyStore, Locator, NodeId, NodeRegistry, NodeReport, RowKey, ScanPage, StoreError,
-    StoreErrorKind, TakePage, scan_by_pages,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, DocumentError,
+    DocumentName, DocumentRead, DocumentWrite, Documents, FoundKey, KeyPage, KeyQuery, KeyStore,
+    Locator, NodeId, NodeRegistry, NodeReport, RowKey, ScanPage, StoreError, StoreErrorKind,
+    TakePage, scan_by_pages,
 };
 use keyward::store::{LoadRequest, Revision, TenantView};
 
-/// A method of [`KeyStore`] or [`NodeRegistry`].
+/// A method of [`KeyStore`], [`NodeRegistry`] or [`Documents`].
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Call {
     /// [`KeyStore::load`].
@@ -43,6 +44,12 @@ pub enum Call {
     Nodes,
     /// [`NodeRegistry::forget`].
     Forget,
+    /// [`Documents::document`].
+    ReadDocument,
+    /// [`Documents::write_document`].
+    WriteDocument,
+    /// [`KeyStore::close`].
+    Close,
 }
 
 /// A fault to inject into a call.
@@ -291,6 +298,35 @@ impl<S: KeyStore> KeyStore for FaultyStore<S> {
             control.at_once && !control.partitioned
         };
         open.then(|| self.inner.changes_now(after, limit)).flatten()
+    }
+
+    fn documents(&self) -> Option<&dyn Documents> {
+        self.inner.documents().map(|_| -> &dyn Documents { self })
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        self.pass(Call::Close, "closing")?;
+        self.inner.close().await
+    }
+}
+
+/// Without documents of the inner store, every call fails.
+#[async_trait]
+impl<S: KeyStore> Documents for FaultyStore<S> {
+    async fn document(&self, name: &DocumentName) -> Result<DocumentRead, StoreError> {
+        let doing = "reading a document";
+        self.pass(Call::ReadDocument, doing)?;
+        let missing = || StoreError::new(StoreErrorKind::Unavailable, doing);
+        let documents = self.inner.documents().ok_or_else(missing)?;
+        documents.document(name).await
+    }
+
+    async fn write_document(&self, write: DocumentWrite) -> Result<u64, DocumentError> {
+        let doing = "writing a document";
+        let missing = || StoreError::new(StoreErrorKind::Unavailable, doing);
+        let documents = self.inner.documents().ok_or_else(missing)?;
+        let written = documents.write_document(write);
+        self.write(Call::WriteDocument, doing, written).await
     }
 }
 

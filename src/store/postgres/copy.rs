@@ -8,7 +8,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use super::fault::PostgresFault;
 use super::session::{Bundle, Session, SessionMode, TimeLimit};
 use super::write::NewRows;
-use super::{PostgresStore, admin, head, nodes};
+use super::{PostgresStore, admin, documents, head, nodes};
 use crate::store::sql::{
     AuditColumns, CommitRow, ORIGIN, RowColumns, StoreRow, TenantHead, counts_of, item,
     items_after, origin_of, place_of,
@@ -219,6 +219,7 @@ async fn write(session: &Session, items: &[Item]) -> Result<(), PostgresFault> {
                 let columns = RowColumns::of(&change.row)?;
                 written.rows.insert(change.row.key(), (place, columns));
             }
+            Item::Document(document) => documents::put(session, document).await?,
         }
     }
     let mut bundle = Bundle::default();

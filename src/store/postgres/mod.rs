@@ -2,6 +2,7 @@
 
 mod admin;
 mod copy;
+mod documents;
 mod fault;
 mod head;
 mod heartbeat;
@@ -43,10 +44,10 @@ pub use self::options::PostgresOptions;
 use self::session::{Database, Session, SessionMode, TimeLimit, within};
 use self::writer::PostgresWriter;
 use super::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey,
-    IntegrityReport, KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, NodeId, NodeRegistry,
-    NodeReport, Revision, RowKey, ScanPage, Stats, StoreError, StoreErrorKind, TakePage,
-    TenantView,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, DocumentError,
+    DocumentName, DocumentRead, DocumentWrite, Documents, FoundKey, IntegrityReport, KeyPage,
+    KeyQuery, KeyStore, LoadRequest, Locator, NodeId, NodeRegistry, NodeReport, Revision, RowKey,
+    ScanPage, Stats, StoreError, StoreErrorKind, TakePage, TenantView,
 };
 use crate::core::tenant::TenantId;
 
@@ -429,6 +430,34 @@ impl KeyStore for PostgresStore {
             }
             moved.await;
         }
+    }
+
+    fn documents(&self) -> Option<&dyn Documents> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Documents for PostgresStore {
+    async fn document(&self, name: &DocumentName) -> Result<DocumentRead, StoreError> {
+        let name = name.clone();
+        self.within(
+            SessionMode::Read,
+            TimeLimit::Short,
+            "reading a document",
+            move |session| async move { documents::read(session, &name).await }.boxed(),
+        )
+        .await
+    }
+
+    async fn write_document(&self, write: DocumentWrite) -> Result<u64, DocumentError> {
+        self.within(
+            SessionMode::Write,
+            TimeLimit::Short,
+            "writing a document",
+            move |session| async move { documents::write(session, &write).await }.boxed(),
+        )
+        .await?
     }
 }
 

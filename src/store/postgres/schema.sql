@@ -90,3 +90,12 @@ CREATE TABLE nodes (
   clock    bigint NOT NULL,               -- the time of the node's clock, in microseconds
   seal     bigint NOT NULL
 );
+
+-- Documents that the nodes share, such as the policies in use. Documents are not commits, and do not appear in
+-- the feed.
+CREATE TABLE documents (
+  name    text COLLATE "C" PRIMARY KEY,
+  version bigint NOT NULL,                -- the number of writes, which only increases
+  body    bytea  NOT NULL,
+  seal    bigint NOT NULL
+);

@@ -110,7 +110,15 @@ async fn begin_history(
     tx: &deadpool_postgres::Transaction<'_>,
     prefix: &str,
 ) -> Result<(), PostgresFault> {
-    for table in ["commits", "tenants", "rows", "digests", "gone", "audit"] {
+    for table in [
+        "commits",
+        "tenants",
+        "rows",
+        "digests",
+        "gone",
+        "audit",
+        "documents",
+    ] {
         let any = format!("SELECT 1 FROM {prefix}{table} LIMIT 1");
         if tx.query_opt(&any, &[]).await?.is_some() {
             return Err(PostgresFault::corrupt(

@@ -2,8 +2,9 @@
 
 use super::cells::{Cells, is_damaged};
 use super::{
-    AUDIT_COLUMNS, COLUMNS, CommitRow, DIGEST_COLUMNS, Head, PLACE_BITS, RowFault, Sql,
-    TENANT_COLUMNS, TenantHead, change, entry, id_bytes, id_of, lease, place, read_digest, signed,
+    AUDIT_COLUMNS, COLUMNS, CommitRow, DIGEST_COLUMNS, DOCUMENT_COLUMNS, Head, PLACE_BITS,
+    RowFault, Sql, TENANT_COLUMNS, TenantHead, change, entry, id_bytes, id_of, lease, place,
+    read_digest, read_document, signed,
 };
 use crate::core::query::AuditPosition;
 use crate::core::view::Revision;
@@ -19,6 +20,7 @@ pub(in crate::store) const fn table(part: Part) -> (&'static str, &'static str, 
         Part::Gone => ("gone", "id", "id"),
         Part::Audit => ("audit", AUDIT_COLUMNS, "place"),
         Part::Rows => ("rows", COLUMNS, "place"),
+        Part::Documents => ("documents", DOCUMENT_COLUMNS, "name"),
     }
 }
 
@@ -27,7 +29,8 @@ pub(in crate::store) const fn table(part: Part) -> (&'static str, &'static str, 
 pub(in crate::store) const ORIGIN: &str = "SELECT (SELECT count(*) FROM $s.commits), \
      (SELECT count(*) FROM $s.tenants), (SELECT count(*) FROM $s.digests), \
      (SELECT count(*) FROM $s.gone), (SELECT count(*) FROM $s.audit), \
-     (SELECT count(*) FROM $s.rows), (SELECT coalesce(max(lease), 0) FROM $s.nodes)";
+     (SELECT count(*) FROM $s.rows), (SELECT count(*) FROM $s.documents), \
+     (SELECT coalesce(max(lease), 0) FROM $s.nodes)";
 
 /// Decodes the item counts from a row of [`ORIGIN`].
 pub(in crate::store) fn counts_of(row: &impl Cells) -> Result<Counts, RowFault> {
@@ -71,6 +74,7 @@ pub(in crate::store) fn items_after(
             Item::Gone { key } => sql.and(&beyond, id_bytes(*key).to_vec()),
             Item::Audit { row, number } => sql.and(&beyond, place_of(row.revision, *number)?),
             Item::Row { change, number } => sql.and(&beyond, place_of(change.revision, *number)?),
+            Item::Document(document) => sql.and(&beyond, document.name.as_str()),
         }
     }
     sql.text += &format!(" ORDER BY {order}");
@@ -134,5 +138,6 @@ pub(in crate::store) fn item(part: Part, row: &impl Cells) -> Result<Item, RowFa
             let number = number_of(row.number(0, "a place")?);
             Item::Row { change, number }
         }
+        Part::Documents => Item::Document(read_document(row)?),
     })
 }

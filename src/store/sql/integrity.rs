@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::cells::{Cell, Cells};
 use super::{
-    AUDIT_COLUMNS, COLUMNS, DIGEST_COLUMNS, NODE_COLUMNS, NodeRow, RowFault, TenantHead, change,
-    entry, read_digest,
+    AUDIT_COLUMNS, COLUMNS, DIGEST_COLUMNS, DOCUMENT_COLUMNS, NODE_COLUMNS, NodeRow, RowFault,
+    TenantHead, change, entry, read_digest, read_document,
 };
 use crate::core::audit::Action;
 use crate::core::tenant::TenantId;
@@ -66,16 +66,19 @@ pub(in crate::store) enum IntegrityPass {
     Digests,
     /// Checks the reports of nodes.
     Nodes,
+    /// Checks the documents.
+    Documents,
 }
 
 impl IntegrityPass {
-    pub(in crate::store) const ALL: [Self; 6] = [
+    pub(in crate::store) const ALL: [Self; 7] = [
         Self::Rows,
         Self::Audit,
         Self::Trails,
         Self::Headless,
         Self::Digests,
         Self::Nodes,
+        Self::Documents,
     ];
 
     pub(in crate::store) fn sql(self) -> String {
@@ -96,6 +99,7 @@ impl IntegrityPass {
                 .to_owned(),
             Self::Digests => format!("SELECT {DIGEST_COLUMNS} FROM $s.digests"),
             Self::Nodes => format!("SELECT {NODE_COLUMNS} FROM $s.nodes"),
+            Self::Documents => format!("SELECT {DOCUMENT_COLUMNS} FROM $s.documents"),
         }
     }
 }
@@ -129,6 +133,7 @@ impl IntegrityReport {
                 Ok(())
             }
             IntegrityPass::Digests => read_digest(row).map(drop),
+            IntegrityPass::Documents => read_document(row).map(drop),
             IntegrityPass::Nodes => {
                 if NodeRow::read(row).and_then(NodeRow::report).is_err() {
                     self.add(format!("node {}: its row is damaged", NodeRow::id(row)));

@@ -9,6 +9,7 @@
 mod cells;
 mod columns;
 mod copy;
+mod document;
 mod entries;
 mod feed;
 mod heads;
@@ -24,6 +25,9 @@ pub(in crate::store) use self::cells::{Cell, Cells};
 pub(in crate::store) use self::columns::place_at;
 pub(in crate::store) use self::columns::{COLUMNS, RowColumns, change};
 pub(in crate::store) use self::copy::{ORIGIN, counts_of, item, items_after, origin_of, place_of};
+pub(in crate::store) use self::document::{
+    DOCUMENT_COLUMNS, document_version_and_seal, read_document,
+};
 pub(in crate::store) use self::entries::{AUDIT_COLUMNS, AuditColumns, entry};
 pub(in crate::store) use self::feed::{FeedPage, Scan};
 pub(in crate::store) use self::heads::{

@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use super::fault::SqliteFault;
 use super::file::{StoreFile, check_journal};
 use super::rows::{dialect, one};
-use super::{SqliteStore, head, nodes, read, schema, write};
+use super::{SqliteStore, documents, head, nodes, read, schema, write};
 use crate::store::sql::{CommitRow, ORIGIN, StoreRow, TenantHead, counts_of, id_bytes, place_of};
 use crate::store::transfer::{
     CopyError, CopyPage, CopySource, CopyTarget, CopyTransaction, Counts, Item, Origin, Part,
@@ -159,5 +159,6 @@ fn put(conn: &Connection, item: &Item) -> Result<(), SqliteFault> {
             let place = place_of(change.revision, *number)?;
             write::put(conn, place, &change.row, true)
         }
+        Item::Document(document) => documents::put(conn, document),
     }
 }

@@ -2,6 +2,7 @@
 
 mod admin;
 mod copy;
+mod documents;
 mod fault;
 mod file;
 mod head;
@@ -36,9 +37,10 @@ use self::readers::Readers;
 use self::session::Pool;
 use self::writer::SqliteWriter;
 use super::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey,
-    IntegrityReport, KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, NodeId, NodeRegistry,
-    NodeReport, Revision, RowKey, ScanPage, Stats, StoreError, TenantView,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, DocumentError,
+    DocumentName, DocumentRead, DocumentWrite, Documents, FoundKey, IntegrityReport, KeyPage,
+    KeyQuery, KeyStore, LoadRequest, Locator, NodeId, NodeRegistry, NodeReport, Revision, RowKey,
+    ScanPage, Stats, StoreError, TenantView,
 };
 use crate::core::tenant::TenantId;
 
@@ -366,6 +368,27 @@ impl KeyStore for SqliteStore {
             }
             commit.await;
         }
+    }
+
+    fn documents(&self) -> Option<&dyn Documents> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Documents for SqliteStore {
+    async fn document(&self, name: &DocumentName) -> Result<DocumentRead, StoreError> {
+        let name = name.clone();
+        let read = move |conn: &Connection| documents::read(conn, &name);
+        self.follow("reading a document", read).await
+    }
+
+    async fn write_document(&self, write: DocumentWrite) -> Result<u64, DocumentError> {
+        let write = move |conn: &Connection| documents::write(conn, &write);
+        self.shared
+            .writer
+            .write("writing a document", write)
+            .await?
     }
 }
 

@@ -80,3 +80,11 @@ CREATE TABLE nodes (
   clock    INTEGER NOT NULL,              -- the node's clock, in microseconds
   seal     INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+
+-- Documents that the processes share, such as the policies in use. Not part of the history.
+CREATE TABLE documents (
+  name    TEXT    PRIMARY KEY,
+  version INTEGER NOT NULL,               -- the number of writes, which only grows
+  body    BLOB    NOT NULL,
+  seal    INTEGER NOT NULL
+) STRICT;

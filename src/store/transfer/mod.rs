@@ -11,6 +11,7 @@
 //! - the tag of every commit
 //! - the audit trail with its hash chain
 //! - imported digests, and the ids of removed keys, which no new key may use
+//! - documents: the policies in use, the check values of peppers, and leases
 //!
 //! A copy contains no reports of nodes, because these reports are not part of the history.
 //!
@@ -43,7 +44,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use self::run::copy;
-use super::{AuditRow, Change, CommitTag, Cursor, Revision, StoreError};
+use super::{AuditRow, Change, CommitTag, Cursor, Document, Revision, StoreError};
 use crate::core::audit::AuditHead;
 use crate::core::id::KeyId;
 use crate::core::secret::Digest;
@@ -68,17 +69,20 @@ pub enum Part {
     Audit,
     /// Rows of tenants, owners and keys, tombstones included.
     Rows,
+    /// Documents that the processes share.
+    Documents,
 }
 
 impl Part {
     /// All parts, in the order in which they are copied.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Commits,
         Self::Tenants,
         Self::Digests,
         Self::Gone,
         Self::Audit,
         Self::Rows,
+        Self::Documents,
     ];
 }
 
@@ -91,6 +95,7 @@ impl fmt::Display for Part {
             Self::Gone => "forgotten ids",
             Self::Audit => "audit entries",
             Self::Rows => "rows",
+            Self::Documents => "documents",
         })
     }
 }
@@ -143,6 +148,8 @@ pub enum Item {
         /// The number of the row within its commit, from zero.
         number: u32,
     },
+    /// A document. Ordered by the bytes of its name.
+    Document(Document),
 }
 
 impl Item {
@@ -156,6 +163,7 @@ impl Item {
             Self::Gone { .. } => Part::Gone,
             Self::Audit { .. } => Part::Audit,
             Self::Row { .. } => Part::Rows,
+            Self::Document(_) => Part::Documents,
         }
     }
 }
@@ -175,6 +183,7 @@ impl fmt::Display for Item {
             Self::Row { change, number } => {
                 write!(f, "row {number} of revision {}", change.revision)
             }
+            Self::Document(document) => write!(f, "document {}", document.name),
         }
     }
 }

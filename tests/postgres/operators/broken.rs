@@ -75,6 +75,7 @@ fn alters_one(mut items: Vec<Item>) -> Vec<Item> {
         Item::Gone { key } => *key = keyward::KeyId::from_u128(key.to_u128() ^ 1),
         Item::Audit { row, .. } => row.entry.at = at("2026-01-01T00:00:01Z"),
         Item::Row { number, .. } => *number += 7,
+        Item::Document(document) => document.version += 1,
     }
     items
 }

@@ -1,4 +1,4 @@
-//! The contracts of [`KeyStore`] and [`NodeRegistry`], one check per clause.
+//! The contracts of [`KeyStore`], [`NodeRegistry`] and [`Documents`], one check per clause.
 //!
 //! Every check creates a store, calls its trait methods, and compares the results with the contract. A check
 //! does not panic: it returns a [`ClauseViolation`] if the store breaks a clause.
@@ -9,6 +9,7 @@
 )]
 
 mod commit;
+mod documents;
 mod feed;
 mod find;
 mod fixtures;
@@ -21,7 +22,7 @@ mod scan;
 mod trail;
 mod wait;
 
-use keyward::store::{KeyStore, NodeRegistry};
+use keyward::store::{Documents, KeyStore, NodeRegistry};
 
 /// The checks as functions, each named after its clause. A check returns `Ok` if the store keeps the clause,
 /// and otherwise the [`ClauseViolation`].
@@ -30,6 +31,7 @@ use keyward::store::{KeyStore, NodeRegistry};
 /// stores. A store must not compact its history during a check.
 pub mod clauses {
     pub use super::commit::*;
+    pub use super::documents::*;
     pub use super::feed::*;
     pub use super::find::*;
     pub use super::guards::*;
@@ -162,6 +164,26 @@ macro_rules! for_each_registry_clause {
     };
 }
 
+/// Calls a macro with the name of every clause of the [`Documents`] contract. Works like
+/// [`for_each_clause!`](crate::for_each_clause).
+#[macro_export]
+macro_rules! for_each_documents_clause {
+    ($then:path { $($with:tt)* }) => {
+        $then! {
+            { $($with)* }
+            a_document_is_in_every_later_read,
+            documents_come_back_as_they_were_written,
+            a_document_has_a_largest_size,
+            a_write_on_another_version_is_a_conflict,
+            documents_are_identified_by_their_names,
+            a_write_whose_guarded_document_moved_is_a_conflict,
+            a_document_write_for_another_epoch_is_a_conflict,
+            a_dropped_document_write_is_all_or_nothing,
+            concurrent_document_writes_have_one_winner,
+        }
+    };
+}
+
 macro_rules! table {
     ({ $contract:ident $all:ident $check:ident } $($name:ident,)*) => {
         #[doc = concat!("The names of all clauses of [`", stringify!($contract), "`]; each is documented at its check in [`clauses`].")]
@@ -182,6 +204,7 @@ macro_rules! table {
 
 crate::for_each_clause!(table { KeyStore CLAUSES check });
 crate::for_each_registry_clause!(table { NodeRegistry REGISTRY_CLAUSES check_registry });
+crate::for_each_documents_clause!(table { Documents DOCUMENTS_CLAUSES check_documents });
 
 /// Runs every check, and returns one violation for each broken clause. Use [`suite!`](crate::suite) instead
 /// to get one test per clause.
@@ -253,6 +276,34 @@ macro_rules! registry_suite {
 
             $crate::for_each_registry_clause!(
                 $crate::suite { @tests block_on = $block_on; store = $registry; }
+            );
+        }
+    };
+}
+
+/// Expands to a module of tests of [`Documents`], one per clause. Works like [`suite!`](crate::suite).
+///
+/// # Examples
+///
+/// ```no_run
+/// keyward_conformance::documents_suite! { mod memory; documents = keyward::store::MemoryStore::new(); }
+/// # fn main() {}
+/// ```
+#[macro_export]
+macro_rules! documents_suite {
+    ($(#[$meta:meta])* mod $module:ident; documents = $documents:expr;) => {
+        $crate::documents_suite! {
+            $(#[$meta])* mod $module; block_on = $crate::block_on; documents = $documents;
+        }
+    };
+    ($(#[$meta:meta])* mod $module:ident; block_on = $block_on:expr; documents = $documents:expr;) => {
+        $(#[$meta])*
+        mod $module {
+            #[allow(unused_imports)]
+            use super::*;
+
+            $crate::for_each_documents_clause!(
+                $crate::suite { @tests block_on = $block_on; store = $documents; }
             );
         }
     };

@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use super::{Choice, ChoiceTrail, Reply};
 use keyward::TenantId;
 use keyward::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
-    KeyQuery, KeyStore, Locator, RowKey, ScanPage, StoreError, StoreErrorKind, TakePage,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, Documents, FoundKey,
+    KeyPage, KeyQuery, KeyStore, Locator, RowKey, ScanPage, StoreError, StoreErrorKind, TakePage,
     scan_by_pages,
 };
 use keyward::store::{LoadRequest, Revision, TenantView};
@@ -183,5 +183,13 @@ impl KeyStore for StepStore {
         // Returns `None`: an answer would read the store outside of any step, and the explorer could not
         // order that read.
         None
+    }
+
+    fn documents(&self) -> Option<&dyn Documents> {
+        None
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        Ok(())
     }
 }

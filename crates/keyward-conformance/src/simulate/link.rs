@@ -15,8 +15,8 @@ use crate::Call;
 use crate::explore::block_on;
 use keyward::TenantId;
 use keyward::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
-    KeyQuery, KeyStore, Locator, RowKey, ScanPage, StoreError, StoreErrorKind, TakePage,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, Documents, FoundKey,
+    KeyPage, KeyQuery, KeyStore, Locator, RowKey, ScanPage, StoreError, StoreErrorKind, TakePage,
     scan_by_pages,
 };
 use keyward::store::{LoadRequest, Revision, TenantView};
@@ -234,5 +234,13 @@ impl KeyStore for Link {
         // Return `None`, as a remote store does. With an answer, the node would sync at every verification,
         // and would never become stale.
         None
+    }
+
+    fn documents(&self) -> Option<&dyn Documents> {
+        None
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        Ok(())
     }
 }

@@ -10,8 +10,8 @@ use keyward::command::{Command, CommandOutcome, Committed, Request};
 use keyward::entropy::SeededEntropy;
 use keyward::node::KeyManager;
 use keyward::policy::Policy;
-use keyward::store::{KeyStore, StoreError};
-use keyward::{CommandError, KeyId, Keyward, Need, PepperRing, VerifyError};
+use keyward::store::{KeyStore, StoreError, StoreErrorKind};
+use keyward::{BuildError, CommandError, KeyId, Keyward, Need, PepperRing, VerifyError};
 
 use super::clock::{ClockFault, SimulatedClock};
 
@@ -76,7 +76,14 @@ impl KeywardNode {
             .policy(parts.policy)
             .clock(clock)
             .entropy(SeededEntropy::new(parts.seed));
-        builder.build().await.map(Self)
+        let built = builder.build().await.map(Self);
+        built.map_err(|error| match error {
+            BuildError::Store(error) => error,
+            // The link has no documents, so a build fails only if the store does.
+            other => {
+                StoreError::new(StoreErrorKind::Unavailable, "building a node").with_source(other)
+            }
+        })
     }
 }
 
