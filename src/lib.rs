@@ -187,8 +187,6 @@ mod clock;
 mod core;
 pub mod entropy;
 pub mod events;
-#[cfg(feature = "tokio")]
-mod follow;
 #[cfg(feature = "http")]
 pub mod http;
 mod joint;
@@ -217,7 +215,7 @@ pub use crate::core::tenant::TenantId;
 pub use crate::core::text::{PrincipalId, Role};
 pub use crate::core::time::{Timestamp, days, hours};
 pub use crate::core::{policy, profiles, rotation, token};
-pub use crate::keyward::{Keyward, KeywardBuilder};
+pub use crate::keyward::{BuildError, Follow, Keyward, KeywardBuilder};
 pub use crate::manager::{CommandError, Receipt};
 #[cfg(unix)]
 pub use crate::pepper_file::PepperFile;
@@ -267,12 +265,18 @@ pub mod key {
     pub use subtle::{Choice, ConstantTimeEq};
 }
 
+/// Leases: jobs of which a deployment runs one at a time.
+pub mod lease {
+    pub use crate::keyward::lease::{Fence, Lease, LeaseError};
+}
+
 /// The nodes of a deployment: their freshness, and their confirmations of changes. Also the components of a
 /// [`Keyward`], for tools that combine them differently.
 pub mod node {
     pub use crate::core::text::NodeLabel;
+    pub use crate::keyward::{FollowError, FollowOptions, FollowStatus};
     #[cfg(feature = "tokio")]
-    pub use crate::follow::{FollowError, FollowOptions, FollowStatus, Follower, NoRuntime};
+    pub use crate::keyward::{FollowStartError, Follower};
     pub use crate::manager::KeyManager;
     pub use crate::replica::{
         Confirmations, Freshness, Lag, NodeAnswer, NodeConfirmation, Replica,

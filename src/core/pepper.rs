@@ -64,6 +64,12 @@ impl Pepper {
         DigestMark::from_bytes(self.seal(&[b"keyward imported digest", digest.as_bytes()]))
     }
 
+    /// Returns a value that identifies the bytes of this pepper and does not reveal them. The MAC input starts
+    /// with a label that no audit entry and no mark starts with.
+    pub(crate) fn check_value(&self) -> [u8; 32] {
+        self.seal(&[b"keyward pepper check, version 1"])
+    }
+
     pub(crate) fn seal(&self, parts: &[&[u8]]) -> [u8; 32] {
         mac(self.audit.clone(), parts)
     }

@@ -52,7 +52,7 @@ impl PepperRing {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn from_json(text: &[u8]) -> Result<Self, PepperDocumentError> {
-        let ring = Document::parse(text).and_then(|document| document.ring());
+        let ring = PepperDocument::parse(text).and_then(|document| document.ring());
         ring.map_err(|problem| PepperDocumentError { problem })
     }
 }
@@ -60,7 +60,7 @@ impl PepperRing {
 /// The whole document, in the form in which a pepper file stores it.
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Document {
+pub(crate) struct PepperDocument {
     keyward_pepper_file: u32,
     peppers: Vec<StoredPepper>,
 }
@@ -126,7 +126,7 @@ enum PepperState {
     Audit,
 }
 
-impl Document {
+impl PepperDocument {
     /// Creates a document of one pepper.
     pub(crate) fn new(id: PepperId, key: PepperKey) -> Self {
         let state = PepperState::Current;
@@ -267,14 +267,14 @@ mod tests {
     }
 
     fn ring(text: &str) -> Result<PepperRing, String> {
-        Document::parse(text.as_bytes())?.ring()
+        PepperDocument::parse(text.as_bytes())?.ring()
     }
 
     fn problem(text: impl AsRef<str>) -> String {
         ring(text.as_ref()).expect_err("the text has a problem")
     }
 
-    fn written(peppers: &Document) -> String {
+    fn written(peppers: &PepperDocument) -> String {
         String::from_utf8(peppers.text().unwrap().to_vec()).unwrap()
     }
 
@@ -286,11 +286,11 @@ mod tests {
             ("live", "b", &other),
             ("audit", "a", &other),
         ]);
-        let peppers = Document::parse(text.as_bytes()).unwrap();
+        let peppers = PepperDocument::parse(text.as_bytes()).unwrap();
         let shown = r#"PepperRing { current: "c", retired: ["b"], audit_only: ["a"] }"#;
         assert_eq!(format!("{:?}", peppers.ring().unwrap()), shown);
         let first = written(&peppers);
-        let again = Document::parse(first.as_bytes()).unwrap();
+        let again = PepperDocument::parse(first.as_bytes()).unwrap();
         assert_eq!(written(&again), first);
         let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
         assert_eq!(value(&first), value(&text));
@@ -368,7 +368,7 @@ mod tests {
     #[test]
     fn a_rotation_keeps_the_peppers_of_the_file() {
         let text = file(&[("current", "b", KEY), ("audit", "a", KEY)]);
-        let mut peppers = Document::parse(text.as_bytes()).unwrap();
+        let mut peppers = PepperDocument::parse(text.as_bytes()).unwrap();
         let new = "ab".repeat(32);
         peppers.add_next(PepperId::new("c").unwrap(), PepperKey::parse(&new).unwrap());
         peppers.rotate();
@@ -377,14 +377,14 @@ mod tests {
             ("live", "b", KEY),
             ("audit", "a", KEY),
         ]);
-        let expected = Document::parse(expected.as_bytes()).unwrap();
+        let expected = PepperDocument::parse(expected.as_bytes()).unwrap();
         assert_eq!(written(&peppers), written(&expected));
     }
 
     #[test]
     fn a_file_that_would_be_too_long_to_read_is_not_written() {
         let id = |id: String| PepperId::new(id).unwrap();
-        let mut document = Document::new(id("c".to_owned()), PepperKey::default());
+        let mut document = PepperDocument::new(id("c".to_owned()), PepperKey::default());
         for at in 0..MAX_LEN / 100 {
             document.add_next(id(format!("p{at}")), PepperKey::default());
         }
@@ -399,7 +399,7 @@ mod tests {
         for foreign in ["SQLite format 3\0", "{}", "[]", "1", "\"text\""] {
             assert!(problem(foreign).starts_with("line 1, column "));
         }
-        assert!(Document::parse(&[0xff, 0xfe]).is_err());
+        assert!(PepperDocument::parse(&[0xff, 0xfe]).is_err());
         let later = file(&[("current", "a", KEY)]).replacen(": 1", ": 2", 1);
         assert!(problem(later).contains("version"));
     }

@@ -14,13 +14,13 @@ use crate::core::principal::Author;
 use crate::core::query::{AuditPosition, AuditRow};
 use crate::core::record::KeyRecord;
 use crate::core::tenant::TenantId;
-use crate::core::text::PrincipalId;
+use crate::core::text::{KeyName, PrincipalId};
 use crate::core::time::{self, Timestamp};
 
 /// A change, or a notice that a key expires.
 ///
 /// The JSON of an event is stable: existing types and fields do not change, and new ones may be added. An
-/// absent `tenant`, `key` or `actor` is omitted, and a kind without fields has no `data`:
+/// absent `tenant`, `key`, `key_name` or `actor` is omitted, and a kind without fields has no `data`:
 ///
 /// ```json
 /// {
@@ -28,6 +28,7 @@ use crate::core::time::{self, Timestamp};
 ///   "at": "2026-01-02T09:00:00Z",
 ///   "tenant": "acme",
 ///   "key": "0322fqxDqbiHfljmI6V3mU",
+///   "key_name": "nightly export",
 ///   "type": "key_expired",
 ///   "data": { "expires_at": "2026-01-02T09:00:00Z", "owner": "alice" }
 /// }
@@ -47,6 +48,10 @@ pub struct Event {
     /// The key that changed or expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<KeyId>,
+    /// The name of the key when the event was read, for people. It may be newer than the change. `None` if
+    /// the key was deleted since, or its record is damaged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_name: Option<KeyName>,
     /// The author of the change. `None` for a notice or a damaged entry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actor: Option<Author>,
@@ -101,7 +106,7 @@ pub enum EventKind {
 }
 
 impl Event {
-    /// Returns the event of an audit entry.
+    /// Returns the event of an audit entry, without the name of its key.
     #[must_use]
     pub fn of(row: &AuditRow) -> Self {
         let id = EventId::entry(row);
@@ -125,6 +130,7 @@ impl Event {
             at: *at,
             tenant: Some(tenant.clone()),
             key: *key,
+            key_name: None,
             actor: Some(actor.clone()),
             kind: EventKind::Change(action.clone()),
         }
@@ -138,6 +144,7 @@ impl Event {
             at: found,
             tenant: None,
             key: None,
+            key_name: None,
             actor: None,
             kind: EventKind::Unreadable {
                 revision: position.revision.0,
@@ -156,6 +163,7 @@ impl Event {
             at: expires_at.saturating_sub(within),
             tenant: Some(record.tenant.clone()),
             key: Some(record.id),
+            key_name: Some(record.name.clone()),
             actor: None,
             kind: if within.is_zero() {
                 EventKind::Expired {

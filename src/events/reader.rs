@@ -1,6 +1,6 @@
 //! The reader of events: the only file of this module that calls the store and the clock.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -11,9 +11,10 @@ use crate::clock::Clock;
 use crate::core::id::KeyId;
 use crate::core::query::{AuditQuery, AuditRow, KeyPosition};
 use crate::core::record::KeyRecord;
+use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 use crate::store::{
-    AuditPage, AuditPosition, Cursor, KeyStore, Locator, Row, ScanPage, StoreError,
+    AuditPage, AuditPosition, Cursor, KeyStore, LoadRequest, Locator, Row, ScanPage, StoreError,
 };
 
 /// Reads events from a store. A reader is stateless, so any process can continue from a stored cursor. Only
@@ -131,6 +132,7 @@ impl Events {
         };
         batch.cursor.enter(top.head.epoch.0, now);
         self.emit_entries(found, now, &mut batch).await?;
+        self.add_names(&mut batch.events).await?;
         // Looks for due notices only after all entries are emitted. If a later change sets an expiry whose
         // notice is already passed, the entry of that change emits the notice in a later batch.
         if !batch.more {
@@ -204,6 +206,34 @@ impl Events {
             if let (Some(key), Some(swept)) = (key, swept) {
                 self.emit_passed(key, swept, now, batch).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Adds the names of keys to the events of changes. Reads each tenant once.
+    async fn add_names(&self, events: &mut [Event]) -> Result<(), StoreError> {
+        let mut wanted: BTreeMap<TenantId, BTreeSet<KeyId>> = BTreeMap::new();
+        for event in &*events {
+            if let (Some(tenant), Some(key), None) = (&event.tenant, event.key, &event.key_name) {
+                wanted.entry(tenant.clone()).or_default().insert(key);
+            }
+        }
+        let mut names = HashMap::new();
+        for (tenant, keys) in wanted {
+            let select = LoadRequest {
+                keys: keys.into_iter().collect(),
+                ..LoadRequest::default()
+            };
+            let records = self.store.load(&tenant, &select).await?.records;
+            names.extend(
+                records
+                    .into_iter()
+                    .map(|record| (record.id, record.name.clone())),
+            );
+        }
+        for event in events {
+            let name = event.key.and_then(|key| names.get(&key));
+            event.key_name = event.key_name.take().or_else(|| name.cloned());
         }
         Ok(())
     }

@@ -1,18 +1,21 @@
 //! The builder of a [`Keyward`].
 
-use std::sync::Arc;
+use std::any::TypeId;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::{Inner, Keyward};
+use super::build_error::BuildError;
+use super::follow::{Follow, FollowOptions, OwnFollower};
+use super::{Inner, Keyward, shared};
 use crate::clock::{Clock, SystemClock};
 use crate::core::checked_time::CheckedTime;
 use crate::core::pepper::PepperRing;
-use crate::core::policy::{LivePolicies, Policies, Policy};
+use crate::core::policy::{LivePolicies, Policies};
 use crate::core::text::NodeLabel;
 use crate::entropy::{Entropy, SystemEntropy};
 use crate::manager::KeyManager;
 use crate::replica::Replica;
-use crate::store::{KeyStore, NodeRegistry, StoreError};
+use crate::store::{KeyStore, NodeRegistry};
 use crate::timekeeper::Timekeeper;
 use crate::verifier::{OnStale, ReadThroughLimits, Verifier};
 
@@ -22,14 +25,18 @@ use crate::verifier::{OnStale, ReadThroughLimits, Verifier};
 pub struct KeywardBuilder {
     store: Arc<dyn KeyStore>,
     peppers: PepperRing,
-    policies: Policies,
+    replaces_lost_peppers: bool,
+    policies: Option<Policies>,
     clock: Arc<dyn Clock>,
+    is_system_clock: bool,
     entropy: Arc<dyn Entropy>,
     registry: Option<Arc<dyn NodeRegistry>>,
     label: Option<NodeLabel>,
     read_through: ReadThroughLimits,
     on_stale: OnStale,
     clock_allowance: Duration,
+    follow: Option<Follow>,
+    follow_options: FollowOptions,
 }
 
 impl KeywardBuilder {
@@ -37,26 +44,61 @@ impl KeywardBuilder {
         Self {
             store,
             peppers,
-            policies: Policies::new(Policy::default()),
+            replaces_lost_peppers: false,
+            policies: None,
             clock: Arc::new(SystemClock),
+            is_system_clock: true,
             entropy: Arc::new(SystemEntropy),
             registry: None,
             label: None,
             read_through: ReadThroughLimits::default(),
             on_stale: OnStale::default(),
             clock_allowance: CheckedTime::ALLOWANCE,
+            follow: None,
+            follow_options: FollowOptions::default(),
         }
     }
 
-    /// Sets the policy, or the policies of several tenants. Defaults to
-    /// [`standard`](crate::profiles::standard) for every tenant.
+    /// Sets the policy, or the policies of several tenants.
+    ///
+    /// The store remembers them with their [`version`](crate::policy::PolicySpec::version), so that all
+    /// processes agree. A process with a newer version replaces them. A process with an older one logs a
+    /// warning, which is usual during a deployment. A process with other policies of the same version is
+    /// refused.
+    ///
+    /// Defaults to the policies that the store remembers, or to [`standard`](crate::profiles::standard) for
+    /// every tenant if it remembers none.
     pub fn policy(mut self, policies: impl Into<Policies>) -> Self {
-        self.policies = policies.into();
+        self.policies = Some(policies.into());
+        self
+    }
+
+    /// Accepts a ring that shares no pepper with the peppers that the store's keys were created with. Use it
+    /// once, after the pepper was lost: no existing secret verifies with the new ring.
+    pub const fn replace_lost_peppers(mut self) -> Self {
+        self.replaces_lost_peppers = true;
+        self
+    }
+
+    /// Sets the way in which the node stays up to date.
+    ///
+    /// Defaults to [`Follow::Thread`] if the store is outside this process and the clocks are the system's.
+    /// Otherwise defaults to [`Follow::Manual`]: a store in this process needs no follower, and a test moves
+    /// its own clock.
+    pub fn follow(mut self, follow: Follow) -> Self {
+        self.follow = Some(follow);
+        self
+    }
+
+    /// Sets the intervals and timeouts of the follower that [`build`](Self::build) starts.
+    pub const fn follow_options(mut self, options: FollowOptions) -> Self {
+        self.follow_options = options;
         self
     }
 
     /// Sets the clocks. Defaults to the system's clocks.
-    pub fn clock(mut self, clock: impl Clock) -> Self {
+    pub fn clock<C: Clock>(mut self, clock: C) -> Self {
+        self.is_system_clock = TypeId::of::<C>() == TypeId::of::<SystemClock>();
         self.clock = Arc::new(clock);
         self
     }
@@ -109,24 +151,32 @@ impl KeywardBuilder {
         self
     }
 
-    /// Builds the [`Keyward`], and reads the store's keys into its index.
+    /// Builds the [`Keyward`], reads the store's keys into its index, and starts its [follower](Self::follow).
+    /// The follower ends with the last clone of the [`Keyward`].
     ///
     /// # Errors
     ///
-    /// [`StoreError`] if the store cannot be read, or this node cannot register.
-    pub async fn build(self) -> Result<Keyward, StoreError> {
+    /// [`BuildError`] if the store cannot be read, or if this process has another policy or another pepper than
+    /// the other processes of the store. A refused process has changed no key.
+    pub async fn build(self) -> Result<Keyward, BuildError> {
         let Self {
             store,
             peppers,
+            replaces_lost_peppers,
             policies,
             clock,
+            is_system_clock,
             entropy,
             registry,
             label,
             read_through,
             on_stale,
             clock_allowance,
+            follow,
+            follow_options,
         } = self;
+        shared::agree_on_peppers(&*store, &peppers, replaces_lost_peppers).await?;
+        let policies = shared::agree_on_policies(&*store, policies).await?;
         let peppers = Arc::new(peppers);
         let policies = Arc::new(LivePolicies::new(policies));
         let time = Arc::new(Timekeeper::new(clock.clone(), clock_allowance));
@@ -166,11 +216,28 @@ impl KeywardBuilder {
             policies,
             peppers,
             time,
-            #[cfg(feature = "tokio")]
             entropy,
+            follower: OnceLock::new(),
         };
-        Ok(Keyward {
+        let keys = Keyward {
             inner: Arc::new(inner),
-        })
+        };
+        let follow =
+            follow.unwrap_or_else(
+                || match is_system_clock && !keys.inner.replica.answers_now() {
+                    true => Follow::Thread,
+                    false => Follow::Manual,
+                },
+            );
+        let started = OwnFollower::start(&keys, follow, follow_options);
+        let no_thread = |error: std::io::Error| BuildError::NoThread {
+            problem: error.to_string(),
+        };
+        if let Some(follower) = started.map_err(no_thread)? {
+            keys.inner.replica.set_followed(true);
+            // The cell is empty, because nobody else has this `Keyward` yet.
+            let _ = keys.inner.follower.set(follower);
+        }
+        Ok(keys)
     }
 }

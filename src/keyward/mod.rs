@@ -1,20 +1,29 @@
 //! [`Keyward`]: one facade over the manager, the replica and the verifier.
 
+mod build_error;
 mod builder;
 mod commands;
+mod follow;
+pub(crate) mod lease;
 mod nodes;
 mod outcomes;
 mod queries;
 mod recover;
+mod shared;
 mod trail;
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 use futures_util::FutureExt;
 
+pub use self::build_error::BuildError;
 pub use self::builder::KeywardBuilder;
+use self::follow::OwnFollower;
+pub use self::follow::{Follow, FollowError, FollowOptions, FollowStatus};
+#[cfg(feature = "tokio")]
+pub use self::follow::{FollowStartError, Follower};
 pub use self::outcomes::{Created, ImportedKey, KeyList, LeakReport, Rotated, TimeRepaired};
 pub use self::recover::{Recovery, RecoveryError, RecoveryReport};
 pub use self::trail::{AuditError, PrunedAudit};
@@ -23,7 +32,6 @@ use crate::core::need::Need;
 use crate::core::pepper::PepperRing;
 use crate::core::policy::{LivePolicies, Policies};
 use crate::core::rejection::VerifyError;
-#[cfg(feature = "tokio")]
 use crate::entropy::Entropy;
 use crate::manager::KeyManager;
 use crate::replica::{Freshness, Replica};
@@ -69,8 +77,23 @@ struct Inner {
     policies: Arc<LivePolicies>,
     peppers: Arc<PepperRing>,
     time: Arc<Timekeeper>,
-    #[cfg(feature = "tokio")]
     entropy: Arc<dyn Entropy>,
+    /// The follower that the builder started. Empty if it started none.
+    follower: OnceLock<OwnFollower>,
+}
+
+/// A reference to a [`Keyward`] that does not keep it alive.
+#[derive(Clone, Debug)]
+struct WeakKeyward {
+    inner: Weak<Inner>,
+}
+
+impl WeakKeyward {
+    /// Returns the [`Keyward`]. `None` if all its clones were dropped.
+    fn upgrade(&self) -> Option<Keyward> {
+        let inner = self.inner.upgrade()?;
+        Some(Keyward { inner })
+    }
 }
 
 impl Keyward {
@@ -180,42 +203,62 @@ impl Keyward {
         self.inner.replica.freshness()
     }
 
-    /// Replaces the policies. Affects commands and verifications that begin after this call.
+    /// Replaces the policies, and stores them for the other processes, as the [builder](KeywardBuilder::policy)
+    /// does. Affects commands and verifications that begin after this call returns.
     ///
     /// If the new staleness bound is longer than every earlier one, a node with a
     /// [registry](KeywardBuilder::registry) must report it first. Until the next [`sync`](Self::sync) has
     /// reported the bound, the node refuses keys as stale.
-    pub fn set_policies(&self, policies: impl Into<Policies>) {
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`] if the store has other policies of the same version, or fails. The policies in use stay
+    /// unchanged.
+    pub async fn set_policies(&self, policies: impl Into<Policies>) -> Result<(), BuildError> {
         let policies = policies.into();
+        let policies = shared::agree_on_policies(&*self.inner.store, Some(policies)).await?;
         self.inner.replica.widen(policies.longest_bound());
         self.inner.policies.set(policies);
+        Ok(())
+    }
+
+    /// Returns the policies in use.
+    #[must_use]
+    pub fn policies(&self) -> Arc<Policies> {
+        self.inner.policies.get()
     }
 
     /// Returns the shortest nonzero staleness bound of the current policies.
-    #[cfg(feature = "tokio")]
     pub(crate) fn shortest_bound(&self) -> Option<std::time::Duration> {
         self.inner.policies.shortest_bound()
     }
 
     /// Resolves when the store may have changes that this node has not read. Only a hint: see
     /// [`KeyStore::wait_past`].
-    #[cfg(feature = "tokio")]
-    pub(crate) async fn hint(&self) -> Result<(), StoreError> {
-        match self.freshness().cursor {
-            Some(cursor) => self.inner.store.wait_past(cursor).await,
-            None => Ok(()),
+    ///
+    /// The future does not keep this [`Keyward`] alive.
+    pub(crate) fn hint(&self) -> impl Future<Output = Result<(), StoreError>> + Send + use<> {
+        let (cursor, store) = (self.freshness().cursor, self.inner.store.clone());
+        async move {
+            match cursor {
+                Some(cursor) => store.wait_past(cursor).await,
+                None => Ok(()),
+            }
         }
+    }
+
+    fn downgrade(&self) -> WeakKeyward {
+        let inner = Arc::downgrade(&self.inner);
+        WeakKeyward { inner }
     }
 
     /// Returns the number of answers that this node has received from the store. A follower sees from this
     /// number that a long sync still makes progress.
-    #[cfg(feature = "tokio")]
     pub(crate) fn answers(&self) -> u64 {
         self.inner.replica.answers()
     }
 
     /// Returns a random number. A follower uses it to vary its pause after a failed sync.
-    #[cfg(feature = "tokio")]
     pub(crate) fn random(&self) -> u64 {
         let mut bytes = [0; 8];
         // If the entropy source fails, the number is zero. All nodes then sync at the same pace, which is
@@ -229,5 +272,35 @@ impl Keyward {
     #[must_use]
     pub fn manager(&self) -> &KeyManager {
         &self.inner.manager
+    }
+
+    /// Returns the state of the follower that [`build`](crate::KeywardBuilder::build) started. `None` if it
+    /// started none, or if [`close`](Self::close) or `follow` (feature `tokio`) has ended it.
+    #[must_use]
+    pub fn follow_status(&self) -> Option<FollowStatus> {
+        let own = self.inner.follower.get()?;
+        own.is_running().then(|| FollowStatus {
+            freshness: self.freshness(),
+            ..own.status()
+        })
+    }
+
+    /// Ends the work of this process on the store: ends the follower, runs the maintenance one last time, for
+    /// at most 30 seconds, and [closes](KeyStore::close) the store. Call it before the process
+    /// ends, so that first uses of rotation successors are recorded, and a copy of an SQLite file is whole.
+    ///
+    /// Nothing follows the store afterwards, so this node refuses keys once its staleness bound has passed.
+    /// Clones of this value are affected too. Dropping every clone instead only ends the follower.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] of the store. Every change that was reported as committed is still durable.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        if let Some(own) = self.inner.follower.get() {
+            own.stop();
+            own.ended(self).await;
+        }
+        self.inner.replica.set_followed(false);
+        self.inner.store.close().await
     }
 }

@@ -11,7 +11,7 @@ use rustix::fs::{FlockOperation, OFlags};
 use zeroize::Zeroizing;
 
 use crate::core::pepper::PepperRing;
-use crate::core::pepper_document::{Document, MAX_LEN, PepperKey};
+use crate::core::pepper_document::{MAX_LEN, PepperDocument, PepperKey};
 use crate::core::text::PepperId;
 use crate::entropy::{Entropy, EntropyError, SystemEntropy};
 
@@ -203,7 +203,7 @@ impl PepperFile {
     pub fn create(path: impl AsRef<Path>) -> PepperFileResult<Self> {
         let path = path.as_ref();
         let (id, key) = draw()?;
-        let document = Document::new(id, key);
+        let document = PepperDocument::new(id, key);
         let ring = document.ring().map_err(malformed(path))?;
         let written = TempPepperFile::write(path, &document)?;
         // A link, unlike a rename, never replaces another file.
@@ -244,11 +244,11 @@ impl PepperFile {
     ///
     /// [`PepperFileError`]. The file is then unchanged or rotated, never partly written.
     pub fn rotate(&mut self) -> PepperFileResult<()> {
-        self.change(Document::rotate)
+        self.change(PepperDocument::rotate)
     }
 
     /// Reads the file again, adds a next pepper if the file has none, and applies `change`.
-    fn change(&mut self, change: impl FnOnce(&mut Document)) -> PepperFileResult<()> {
+    fn change(&mut self, change: impl FnOnce(&mut PepperDocument)) -> PepperFileResult<()> {
         let path = self.path.as_path();
         let mut locked = lock(path)?;
         let (mut document, _) = read(&mut locked, path)?;
@@ -366,7 +366,7 @@ fn lock(path: &Path) -> PepperFileResult<File> {
     }
 }
 
-fn read(file: &mut File, path: &Path) -> PepperFileResult<(Document, PepperRing)> {
+fn read(file: &mut File, path: &Path) -> PepperFileResult<(PepperDocument, PepperRing)> {
     // Allocated at full size, because a growing buffer would leave copies of the keys in memory.
     let mut bytes = Zeroizing::new(vec![0; MAX_LEN + 1]);
     let mut len = 0;
@@ -378,7 +378,7 @@ fn read(file: &mut File, path: &Path) -> PepperFileResult<(Document, PepperRing)
             Err(error) => return Err(failed("reading pepper file", path)(error)),
         }
     }
-    let document = Document::parse(&bytes[..len]).map_err(malformed(path))?;
+    let document = PepperDocument::parse(&bytes[..len]).map_err(malformed(path))?;
     let ring = document.ring().map_err(malformed(path))?;
     Ok((document, ring))
 }
@@ -407,7 +407,7 @@ struct TempPepperFile {
 }
 
 impl TempPepperFile {
-    fn write(beside: &Path, document: &Document) -> PepperFileResult<Self> {
+    fn write(beside: &Path, document: &PepperDocument) -> PepperFileResult<Self> {
         let Some(name) = beside.file_name() else {
             let what = "a folder";
             return Err(PepperFileError::NotAFile {

@@ -95,6 +95,10 @@ pub struct Replica {
     /// The time of the last such answer, or of the start of the current turn, in microseconds of the
     /// monotonic clock.
     answered: AtomicU64,
+    /// True while a follower of this crate calls [`sync`](Self::sync).
+    followed: AtomicBool,
+    /// True once the log has a line about a node that nobody follows.
+    unfollowed_logged: AtomicBool,
 }
 
 /// The work of a replica that must not overlap. It runs in turns, each driven by every caller that waits.
@@ -144,6 +148,8 @@ impl Replica {
             registration: None,
             answers: AtomicU64::new(0),
             answered: AtomicU64::new(0),
+            followed: AtomicBool::new(false),
+            unfollowed_logged: AtomicBool::new(false),
         }
     }
 
@@ -241,9 +247,31 @@ impl Replica {
 
     /// Returns the number of answers from the store and the registry so far. A sync that makes progress
     /// increases this number.
-    #[cfg(feature = "tokio")]
     pub(crate) fn answers(&self) -> u64 {
         self.answers.load(Ordering::Relaxed)
+    }
+
+    /// Records whether a follower of this crate calls [`sync`](Self::sync).
+    pub(crate) fn set_followed(&self, followed: bool) {
+        self.followed.store(followed, Ordering::Relaxed);
+    }
+
+    /// Logs once that nobody follows the store, if no follower runs and no sync began within `bound`. Called
+    /// when a key was refused as stale.
+    #[cold]
+    pub(crate) fn note_stale(&self, bound: Duration) {
+        let tried = Duration::from_micros(self.answered.load(Ordering::Relaxed));
+        let silent = self.clock.monotonic().saturating_sub(tried) > bound;
+        if self.followed.load(Ordering::Relaxed) || !silent {
+            return;
+        }
+        if !self.unfollowed_logged.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                ?bound,
+                "nothing follows the store, so this node refuses keys: keep the follower, build with \
+                 `Follow::Thread`, or call `Keyward::sync` at least once within the staleness bound"
+            );
+        }
     }
 
     fn count_answer(&self) {
@@ -428,7 +456,7 @@ impl Replica {
 
     /// Returns whether the store lives in this process. Does not lock `progress`: a thread that applies
     /// changes holds that lock, and with a remote store a verification must not wait for it.
-    fn answers_now(&self) -> bool {
+    pub(crate) fn answers_now(&self) -> bool {
         // A cursor beyond every head. A store that supports `changes_now` answers the call, but returns no
         // changes.
         const BEYOND: Cursor = Cursor {

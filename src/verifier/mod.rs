@@ -226,10 +226,17 @@ impl Verifier {
     /// store in this process has now confirmed the index.
     #[inline]
     fn may_confirm(&self, verdict: &Result<Grant, VerifyError>) -> bool {
-        matches!(
-            verdict,
-            Err(VerifyError::Stale { .. } | VerifyError::NeedsFresh)
-        ) && self.replica.confirm_now()
+        match verdict {
+            Err(VerifyError::NeedsFresh) => self.replica.confirm_now(),
+            Err(VerifyError::Stale { bound, .. }) => {
+                let confirmed = self.replica.confirm_now();
+                if !confirmed {
+                    self.replica.note_stale(*bound);
+                }
+                confirmed
+            }
+            _ => false,
+        }
     }
 
     #[inline(never)]

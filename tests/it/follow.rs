@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use keyward::command::Created;
 use keyward::entropy::SeededEntropy;
-use keyward::node::{FollowError, FollowOptions, Follower, NoRuntime};
+use keyward::node::{FollowError, FollowOptions, FollowStartError, Follower};
 use keyward::policy::{Policy, Propagation};
 use keyward::store::MemoryStore;
 use keyward::{Keyward, ManualClock, Reason, RotateKey, VerifyError, hours, profiles};
@@ -366,7 +366,7 @@ fn a_dropped_follower_stops() {
 fn following_without_a_runtime_is_refused() {
     let world = Nodes::new();
     let refused = world.here.follow(FollowOptions::default());
-    assert_eq!(refused.unwrap_err(), NoRuntime);
+    assert_eq!(refused.unwrap_err(), FollowStartError::NoRuntime);
 }
 
 #[test]

@@ -87,9 +87,10 @@ fn processes_that_adopt_a_pepper_rotation_one_by_one_refuse_no_key() {
     let world = TestService::new();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("pepper");
+    let store = keyward::store::MemoryStore::new();
     // A process adopts a changed pepper file only when it restarts.
     let start = |file: &PepperFile| {
-        let builder = Keyward::builder(world.store.clone(), file.ring());
+        let builder = Keyward::builder(store.clone(), file.ring());
         wait(builder.clock(world.clock.clone()).build()).unwrap()
     };
     let mut peppers = PepperFile::create(&file).unwrap();

@@ -20,6 +20,7 @@ mod house;
 mod http;
 mod invariants;
 mod kept;
+mod leases;
 mod life;
 mod lost_replies;
 mod model;

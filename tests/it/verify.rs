@@ -62,7 +62,7 @@ fn a_cached_need_is_not_met_under_other_policies() {
     for class in spec.classes.values_mut() {
         class.ceiling = ScopeSet::parse(["billing:read"]).unwrap();
     }
-    world.keys.set_policies(Policy::new(spec).unwrap());
+    support::revise(&world.keys, Policy::new(spec).unwrap());
     let missing = refused(&world, key.secret.expose(), &need);
     assert!(
         matches!(missing, Some(VerifyError::MissingScope { .. })),

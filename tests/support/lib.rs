@@ -106,6 +106,14 @@ pub fn pepper(id: &str, byte: u8) -> Pepper {
     Pepper::new(PepperId::new(id).unwrap(), &[byte; 32]).unwrap()
 }
 
+/// Replaces the policies in use by `policy`, in the next version.
+pub fn revise(keys: &Keyward, policy: Policy) {
+    let tenant = keyward::TenantId::new("acme").unwrap();
+    let version = keys.policies().of(&tenant).spec().version + 1;
+    let spec = PolicySpec::from(policy).with(|spec| spec.version = version);
+    wait(keys.set_policies(Policy::new(spec).unwrap())).unwrap();
+}
+
 pub fn wait<T>(future: impl Future<Output = T>) -> T {
     pollster::block_on(future)
 }

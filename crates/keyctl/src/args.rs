@@ -59,7 +59,7 @@ pub(crate) struct CommonArgs {
     /// The file that holds the pepper [default: <STORE>.pepper beside a file]
     #[arg(long, global = true, value_name = "FILE", value_parser = path())]
     pub(crate) pepper_file: Option<PathBuf>,
-    /// The policy, as JSON [default: the standard profile]
+    /// The policy, as JSON [default: the policy in the store, or else the standard profile]
     #[arg(long, global = true, value_name = "FILE", value_parser = path())]
     pub(crate) policy: Option<PathBuf>,
     /// The tenant the command applies to

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use keyward::command::{CommandId, Invocation};
 use keyward::policy::{Policies, Policy, PolicySpec};
 use keyward::store::{KeyStore, Locator, Row};
-use keyward::{Actor, Denial, KeyId, Keyward, PepperRing, Receipt, TenantId};
+use keyward::{Actor, Denial, Follow, KeyId, Keyward, PepperRing, Receipt, TenantId};
 use serde_json::{Value, json};
 
 use crate::args::{CommandIdArgs, CommonArgs};
@@ -17,7 +17,7 @@ pub(crate) struct CliContext {
     pub(crate) backend: Store,
     pub(crate) store: Arc<dyn KeyStore>,
     pub(crate) keys: Keyward,
-    pub(crate) policies: Policies,
+    pub(crate) policies: Arc<Policies>,
 }
 
 impl CliContext {
@@ -33,10 +33,14 @@ impl CliContext {
         backend: Store,
         peppers: PepperRing,
     ) -> CliResult<Self> {
-        let policies = policies(&common)?;
         let store = backend.keys();
-        let builder = Keyward::builder(store.clone(), peppers).policy(policies.clone());
+        let mut builder = Keyward::builder(store.clone(), peppers).follow(Follow::Manual);
+        // Without a file, the policies that the service has stored apply.
+        if let Some(policy) = policy(&common)? {
+            builder = builder.policy(policy);
+        }
         let keys = builder.build().await?;
+        let policies = keys.policies();
         Ok(Self {
             common,
             backend,
@@ -125,9 +129,9 @@ pub(crate) fn receipt(key: KeyId, done: &str, receipt: &Receipt) -> Value {
     })
 }
 
-fn policies(common: &CommonArgs) -> CliResult<Policies> {
+fn policy(common: &CommonArgs) -> CliResult<Option<Policy>> {
     let Some(path) = &common.policy else {
-        return Ok(Policy::default().into());
+        return Ok(None);
     };
     let about = |error: &dyn std::fmt::Display| format!("policy {}: {error}", path.display());
     let text = std::fs::read(path).map_err(|error| {
@@ -139,5 +143,5 @@ fn policies(common: &CommonArgs) -> CliResult<Policies> {
     })?;
     let spec: PolicySpec =
         serde_json::from_slice(&text).map_err(|error| CliError::usage(about(&error)))?;
-    Ok(Policy::new(spec)?.into())
+    Ok(Some(Policy::new(spec)?))
 }

@@ -12,7 +12,7 @@ use keyward::store::postgres::ConnectError;
 use keyward::store::sqlite::OpenError;
 use keyward::store::transfer::CopyError;
 use keyward::store::{StoreError, StoreErrorKind};
-use keyward::{CommandError, Denial};
+use keyward::{BuildError, CommandError, Denial};
 
 /// The kinds of error. Each value is an exit code.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +96,24 @@ impl From<RecoveryError> for CliError {
 impl From<PolicyError> for CliError {
     fn from(error: PolicyError) -> Self {
         Self::of(CliErrorKind::Usage, &error)
+    }
+}
+
+impl From<BuildError> for CliError {
+    fn from(error: BuildError) -> Self {
+        match error {
+            BuildError::Store(error) => error.into(),
+            BuildError::UnrelatedPeppers { .. } => Self::new(
+                CliErrorKind::Usage,
+                "this pepper file has none of the peppers that the store's keys were created with: name the \
+                 service's own with --pepper-file <FILE>",
+            ),
+            BuildError::Policy(_) | BuildError::PolicyNotStorable { .. } => {
+                Self::of(CliErrorKind::Usage, &error).about("--policy")
+            }
+            BuildError::PepperDiffers { .. } => Self::of(CliErrorKind::Usage, &error),
+            error => Self::of(CliErrorKind::Corrupt, &error),
+        }
     }
 }
 

@@ -10,8 +10,8 @@ use crate::core::tenant::TenantId;
 /// The policies of all tenants: a default, and other policies for single tenants with their descendants.
 #[derive(Clone, Debug)]
 pub struct Policies {
-    default: Arc<Policy>,
-    tenants: BTreeMap<TenantId, Arc<Policy>>,
+    pub(super) default: Arc<Policy>,
+    pub(super) tenants: BTreeMap<TenantId, Arc<Policy>>,
     /// The shortest non-zero staleness bound of all policies.
     shortest_bound: Option<Duration>,
 }
@@ -20,9 +20,13 @@ impl Policies {
     /// Creates policies with one default for every tenant.
     #[must_use]
     pub fn new(default: Policy) -> Self {
+        Self::shared(Arc::new(default))
+    }
+
+    pub(super) fn shared(default: Arc<Policy>) -> Self {
         Self {
             shortest_bound: default.bounds().min(),
-            default: Arc::new(default),
+            default,
             tenants: BTreeMap::new(),
         }
     }
@@ -30,11 +34,20 @@ impl Policies {
     /// Sets a different policy for `tenant` and its descendants.
     #[must_use]
     pub fn with_tenant(mut self, tenant: TenantId, policy: Policy) -> Self {
+        self.insert(tenant, Arc::new(policy));
+        self
+    }
+
+    pub(super) fn insert(&mut self, tenant: TenantId, policy: Arc<Policy>) {
         // If `policy` replaces a policy with a shorter bound, the shorter bound stays. Syncing more often
         // than necessary is harmless.
         self.shortest_bound = self.shortest_bound.into_iter().chain(policy.bounds()).min();
-        self.tenants.insert(tenant, Arc::new(policy));
-        self
+        self.tenants.insert(tenant, policy);
+    }
+
+    /// Returns whether both hold the same policies under the same names.
+    pub(crate) fn same_as(&self, other: &Self) -> bool {
+        self.default == other.default && self.tenants == other.tenants
     }
 
     /// Returns the shortest non-zero staleness bound of any class; `None` if all bounds are zero. A node that
@@ -105,6 +118,13 @@ impl Policies {
             .paths()
             .find_map(|path| self.tenants.get(path))
             .unwrap_or(&self.default)
+    }
+}
+
+impl Default for Policies {
+    /// Returns the [`standard`](crate::profiles::standard) policy for every tenant.
+    fn default() -> Self {
+        Self::new(Policy::default())
     }
 }
 

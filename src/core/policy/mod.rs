@@ -6,6 +6,7 @@
 mod book;
 mod class;
 mod live;
+mod shared;
 mod unique;
 mod validate;
 
@@ -20,6 +21,8 @@ pub use self::class::{
     Access, Deletion, KeyClass, Lifetime, Revocation, Rotation, SelfRotation, TenantReach,
 };
 pub use self::live::LivePolicies;
+pub use self::shared::PolicyConflict;
+pub(crate) use self::shared::{OutdatedPolicy, from_document, merge, to_document};
 pub use self::validate::PolicyError;
 use super::scope::ScopeSet;
 pub use super::text::PolicyName;
@@ -41,6 +44,10 @@ pub const DEFAULT_STALENESS_BOUND: Duration = Duration::from_secs(10);
 pub struct PolicySpec {
     /// The name of the policy, for people.
     pub name: PolicyName,
+    /// The version of the policy. Raise it with every change. A store remembers the policies of its processes:
+    /// a process whose policy has the same version and another content is refused. Defaults to 1.
+    #[serde(default = "first_version", skip_serializing_if = "is_first_version")]
+    pub version: u32,
     /// The classes of keys.
     #[serde(deserialize_with = "unique::deserialize")]
     pub classes: BTreeMap<ClassName, KeyClass>,
@@ -79,6 +86,14 @@ pub struct PolicySpec {
     /// updated.
     #[serde(default)]
     pub purpose_required: bool,
+}
+
+const fn first_version() -> u32 {
+    1
+}
+
+const fn is_first_version(version: &u32) -> bool {
+    *version == first_version()
 }
 
 const fn first_use_wait() -> Duration {

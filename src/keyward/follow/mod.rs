@@ -1,25 +1,41 @@
-//! A task that keeps a node up to date (feature `tokio`; no other module needs a runtime).
+//! Keeping a node up to date in the background, on a thread or on a tokio runtime.
 //!
-//! The task calls [`Keyward::sync`] after each hint from the store, and after each poll interval without a
+//! A follower calls [`Keyward::sync`] after each hint from the store, and after each poll interval without a
 //! hint. After consecutive failures the pauses grow.
 //!
-//! The timers of the task do not decide whether a key is accepted: the injected clock and the last confirmed
+//! The timers of a follower do not decide whether a key is accepted: the injected clock and the last confirmed
 //! sync do. If the follower hangs, fails or ends, keys are refused once the staleness bound has passed.
 
+mod own;
 mod pace;
 mod task;
+#[cfg(feature = "tokio")]
+mod tokio_task;
 
 use std::time::Duration;
 
-use tokio::runtime::Handle;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
-
-use crate::keyward::Keyward;
+pub(super) use self::own::OwnFollower;
+#[cfg(feature = "tokio")]
+pub use self::tokio_task::{FollowStartError, Follower};
+use super::Keyward;
 use crate::replica::{Freshness, Lag};
 use crate::store::StoreError;
 
-/// The intervals and timeouts of a [`Follower`]. The defaults suit most services.
+/// The way in which a node stays up to date after it was built.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Follow {
+    /// A thread of its own, which needs no async runtime.
+    Thread,
+    /// Nothing runs in the background. The application calls [`Keyward::sync`] at least once within every
+    /// staleness bound, and [`Keyward::run_maintenance`] about once per second.
+    Manual,
+    /// A task on this tokio runtime. The runtime needs no timers.
+    #[cfg(feature = "tokio")]
+    Tokio(tokio::runtime::Handle),
+}
+
+/// The intervals and timeouts of a follower. The defaults suit most services.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[must_use]
 pub struct FollowOptions {
@@ -100,6 +116,14 @@ pub struct FollowStatus {
 }
 
 impl FollowStatus {
+    fn of(keys: &Keyward) -> Self {
+        Self {
+            freshness: keys.freshness(),
+            failures: 0,
+            last_error: None,
+        }
+    }
+
     /// Returns the distance between the node and its store.
     #[must_use]
     pub fn lag(&self) -> Lag {
@@ -120,122 +144,4 @@ pub enum FollowError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// The error of [`Keyward::follow`] outside a tokio runtime.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("no tokio runtime to follow the store on")]
-pub struct NoRuntime;
-
-/// A handle of the task that keeps a [`Keyward`] up to date. Stopping or dropping the handle ends the task.
-///
-/// # Examples
-///
-/// ```
-/// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
-/// use keyward::{Keyward, PepperRing};
-/// use keyward::node::FollowOptions;
-/// use keyward::store::MemoryStore;
-///
-/// let keys = Keyward::builder(MemoryStore::new(), PepperRing::generate()?).build().await?;
-/// let follower = keys.follow(FollowOptions::default())?;
-///
-/// follower.watch().changed().await?; // a sync has ended
-/// assert_eq!(follower.status().failures, 0);
-///
-/// follower.stop().await;
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// # })?;
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Debug)]
-#[must_use = "a follower stops when it is dropped"]
-pub struct Follower {
-    keys: Keyward,
-    status: watch::Receiver<FollowStatus>,
-    upkeep: bool,
-    runtime: Handle,
-    task: JoinHandle<()>,
-}
-
-impl Keyward {
-    /// Starts a task that syncs this node with its store and runs maintenance. The task runs on the current
-    /// tokio runtime, whose timers must be enabled. The first sync starts immediately.
-    ///
-    /// One follower per [`Keyward`] is enough. Calling [`sync`](Self::sync) and
-    /// [`run_maintenance`](Self::run_maintenance) concurrently is safe.
-    ///
-    /// # Errors
-    ///
-    /// [`NoRuntime`] outside a tokio runtime.
-    pub fn follow(&self, options: FollowOptions) -> Result<Follower, NoRuntime> {
-        let runtime = Handle::try_current().map_err(|_| NoRuntime)?;
-        let (publish, status) = watch::channel(FollowStatus {
-            freshness: self.freshness(),
-            failures: 0,
-            last_error: None,
-        });
-        let task = runtime.spawn(task::run(self.clone(), options, publish));
-        Ok(Follower {
-            keys: self.clone(),
-            status,
-            upkeep: options.upkeep.is_some(),
-            runtime,
-            task,
-        })
-    }
-}
-
-impl Follower {
-    /// Returns the state of the follower. The freshness is current, and the other fields are those of the
-    /// last sync.
-    #[must_use]
-    pub fn status(&self) -> FollowStatus {
-        FollowStatus {
-            freshness: self.keys.freshness(),
-            ..self.status.borrow().clone()
-        }
-    }
-
-    /// Returns a channel on which the follower publishes its state after each sync. The channel closes when
-    /// the task ends.
-    #[must_use]
-    pub fn watch(&self) -> watch::Receiver<FollowStatus> {
-        let mut status = self.status.clone();
-        // Marks the current state as seen, so that `changed` waits for the next sync.
-        status.mark_unchanged();
-        status
-    }
-
-    /// Returns whether the task is running. Without [`stop`](Self::stop), the task ends only if the store
-    /// panics or the runtime shuts down.
-    #[must_use]
-    pub fn is_running(&self) -> bool {
-        !self.task.is_finished()
-    }
-
-    /// Stops the task: cancels the sync in flight, and waits until the task has ended. If a maintenance
-    /// command was in flight, it may or may not have committed.
-    ///
-    /// If the follower ran the maintenance, this call runs it one last time, for at most 30 seconds. The last
-    /// run records first uses of rotation successors that would otherwise be lost.
-    pub async fn stop(mut self) {
-        self.task.abort();
-        // The result does not matter: an aborted task and a finished task have both ended.
-        let _ = (&mut self.task).await;
-        if self.upkeep {
-            // The upkeep needs the runtime's timers, and the caller may await `stop` outside the runtime.
-            let keys = self.keys.clone();
-            let last = self
-                .runtime
-                .spawn(async move { task::upkeep_once(&keys).await });
-            let _ = last.await;
-        }
-    }
-}
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }

@@ -1,37 +1,73 @@
 //! The loop of a follower. [`pace`](super::pace) computes its pauses.
+//!
+//! The loop keeps a [`Keyward`] alive only during a sync or a maintenance run, so that a follower ends with the
+//! last [`Keyward`].
 
 use std::pin::pin;
 use std::time::Duration;
 
-use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use futures_util::future::{Either, join, select};
 
 use super::pace::{FLOOR, Pace, SyncOutcome, pause};
 use super::{FollowError, FollowOptions, FollowStatus};
-use crate::keyward::Keyward;
+use crate::keyward::{Keyward, WeakKeyward};
 
 /// 30 s: the timeout of one maintenance run. The next run does the remaining work.
 const UPKEEP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Syncs with the store and runs maintenance, until the future is dropped.
+/// The timers of a follower.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Timers {
+    /// A thread of the `futures-timer` crate, with any executor.
+    Own,
+    /// The timers of the current tokio runtime.
+    #[cfg(feature = "tokio")]
+    Tokio,
+}
+
+impl Timers {
+    async fn sleep(self, duration: Duration) {
+        match self {
+            Self::Own => futures_timer::Delay::new(duration).await,
+            #[cfg(feature = "tokio")]
+            Self::Tokio => tokio::time::sleep(duration).await,
+        }
+    }
+
+    /// Polls `future` for at most `limit`. Returns `None` if the future did not complete.
+    async fn within<T>(self, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+        match select(pin!(future), pin!(self.sleep(limit))).await {
+            Either::Left((done, _)) => Some(done),
+            Either::Right(_) => None,
+        }
+    }
+}
+
+/// Syncs with the store and runs maintenance, until the future is dropped or no [`Keyward`] is left.
 pub(super) async fn run(
-    keys: Keyward,
+    keys: WeakKeyward,
     options: FollowOptions,
-    publish: watch::Sender<FollowStatus>,
+    timers: Timers,
+    publish: impl Fn(&dyn Fn(&mut FollowStatus)),
 ) {
     // Runs both concurrently, so that a hanging upkeep cannot delay a sync.
-    let both = futures_util::future::join(
-        follow(&keys, &options, &publish),
-        upkeep(&keys, options.upkeep),
+    let both = join(
+        follow(&keys, &options, timers, publish),
+        upkeep(&keys, options.upkeep, timers),
     );
     both.await;
 }
 
-async fn follow(keys: &Keyward, options: &FollowOptions, publish: &watch::Sender<FollowStatus>) {
+async fn follow(
+    followed: &WeakKeyward,
+    options: &FollowOptions,
+    timers: Timers,
+    publish: impl Fn(&dyn Fn(&mut FollowStatus)),
+) {
     let mut failures = 0_u32;
-    loop {
+    while let Some(keys) = followed.upgrade() {
         let pace = Pace::of(options, keys.shortest_bound());
-        let outcome = match step(keys, pace.timeout).await {
+        let outcome = match step(&keys, pace.timeout, timers).await {
             Ok(()) => {
                 if failures > 0 {
                     tracing::info!(failures, "follows the store again");
@@ -43,64 +79,71 @@ async fn follow(keys: &Keyward, options: &FollowOptions, publish: &watch::Sender
                 failures = failures.saturating_add(1);
                 let age = keys.freshness().age;
                 tracing::warn!(%error, failures, ?age, "could not follow the store");
-                publish.send_modify(|status| status.last_error = Some(error));
+                publish(&|status| status.last_error = Some(error.clone()));
                 SyncOutcome::Failed
             }
         };
-        publish.send_modify(|status| {
+        publish(&|status| {
             status.freshness = keys.freshness();
             status.failures = failures;
         });
         let pause = pause(outcome, failures, &pace, keys.random());
         match outcome {
-            SyncOutcome::Confirmed => hint_within(keys, pause).await,
-            SyncOutcome::Failed => sleep(pause).await,
+            SyncOutcome::Confirmed => hint_within(keys, pause, timers).await,
+            SyncOutcome::Failed => {
+                drop(keys);
+                timers.sleep(pause).await;
+            }
         }
     }
 }
 
 /// Runs one sync. The sync times out if no page arrives for `limit`; a sync whose pages keep arriving may
 /// take longer.
-async fn step(keys: &Keyward, limit: Duration) -> Result<(), FollowError> {
+async fn step(keys: &Keyward, limit: Duration, timers: Timers) -> Result<(), FollowError> {
     let mut sync = pin!(keys.sync());
     let mut answers = keys.answers();
     loop {
-        match timeout(limit, sync.as_mut()).await {
-            Ok(synced) => return Ok(synced?),
-            Err(_) if keys.answers() == answers => {
+        match timers.within(limit, sync.as_mut()).await {
+            Some(synced) => return Ok(synced?),
+            None if keys.answers() == answers => {
                 return Err(FollowError::TimedOut { after: limit });
             }
-            Err(_) => answers = keys.answers(),
+            None => answers = keys.answers(),
         }
     }
 }
 
 /// Waits for a hint from the store, for at most `pause`. Waits at least [`FLOOR`], so that spurious hints and
 /// failing waits do not cause a busy loop.
-async fn hint_within(keys: &Keyward, pause: Duration) {
-    sleep(FLOOR).await;
+async fn hint_within(keys: Keyward, pause: Duration, timers: Timers) {
+    let hint = keys.hint();
+    drop(keys);
+    timers.sleep(FLOOR).await;
     let hint = async {
-        if keys.hint().await.is_err() {
+        if hint.await.is_err() {
             std::future::pending::<()>().await;
         }
     };
     // A hint and a timeout both lead to the next sync.
-    let _ = timeout(pause.saturating_sub(FLOOR), hint).await;
+    let _ = timers.within(pause.saturating_sub(FLOOR), hint).await;
 }
 
-async fn upkeep(keys: &Keyward, every: Option<Duration>) {
+async fn upkeep(keys: &WeakKeyward, every: Option<Duration>, timers: Timers) {
     let Some(every) = every else { return };
     loop {
-        sleep(every.max(FLOOR)).await;
-        upkeep_once(keys).await;
+        timers.sleep(every.max(FLOOR)).await;
+        let Some(keys) = keys.upgrade() else { return };
+        upkeep_once(&keys, timers).await;
     }
 }
 
-pub(super) async fn upkeep_once(keys: &Keyward) {
-    match timeout(UPKEEP_TIMEOUT, keys.run_maintenance()).await {
-        Ok(Ok(0)) => {}
-        Ok(Ok(done)) => tracing::debug!(done, "upkeep done"),
-        Ok(Err(error)) => tracing::warn!(%error, "upkeep failed"),
-        Err(_) => tracing::warn!("upkeep timed out"),
+/// Runs the maintenance once, for at most 30 seconds.
+pub(super) async fn upkeep_once(keys: &Keyward, timers: Timers) {
+    match timers.within(UPKEEP_TIMEOUT, keys.run_maintenance()).await {
+        Some(Ok(0)) => {}
+        Some(Ok(done)) => tracing::debug!(done, "upkeep done"),
+        Some(Err(error)) => tracing::warn!(%error, "upkeep failed"),
+        None => tracing::warn!("upkeep timed out"),
     }
 }

@@ -127,9 +127,7 @@ fn a_demotion_does_not_let_a_narrow_key_manage() {
         class.create.roles.insert(Role::MEMBER);
         class.revoke.roles.insert(Role::MEMBER);
     }
-    world
-        .keys
-        .set_policies(keyward::policy::Policy::new(spec).unwrap());
+    revise(&world.keys, keyward::policy::Policy::new(spec).unwrap());
     role_of(&world, "bob", Role::MEMBER);
     let key = grant(&world, &created).actor();
     let denied = denied(world.create(&key, reader("another")));
@@ -353,9 +351,7 @@ fn a_bound_by_a_role_missing_from_the_policy_allows_nothing() {
             access.roles.remove(&Role::ADMIN);
         }
     }
-    world
-        .keys
-        .set_policies(keyward::policy::Policy::new(spec).unwrap());
+    revise(&world.keys, keyward::policy::Policy::new(spec).unwrap());
     assert!(reach(&world, &created).is_empty());
     let need = Need::scope("reports:read").unwrap();
     assert!(world.keys.verify(created.secret.expose(), &need).is_err());

@@ -146,9 +146,7 @@ fn a_refusal_does_not_reveal_that_a_class_is_gone() {
     let mut spec = super::policy();
     spec.classes.remove(&class("plain"));
     spec.classes.get_mut("issuing").unwrap().issues.clear();
-    world
-        .keys
-        .set_policies(keyward::policy::Policy::new(spec).unwrap());
+    revise(&world.keys, keyward::policy::Policy::new(spec).unwrap());
     let how = keyward::RotateKey::immediate;
     let all = |by: &keyward::Actor| {
         [
