@@ -4,11 +4,29 @@
 //! No metric name or label contains presented or stored data.
 
 use std::collections::HashSet;
+use std::error::Error;
+use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::core::id::KeyId;
+
+/// Displays an error and all its sources on one line. The message of an error alone never repeats its source,
+/// so a log line without the sources would not show the cause.
+pub(crate) struct WithSources<'a>(pub(crate) &'a (dyn Error + 'static));
+
+impl fmt::Display for WithSources<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}
 
 /// 10 s, the period of the limit on log lines. An operator sees an outage soon, and one subject causes at
 /// most 8,640 lines a day.
@@ -119,6 +137,22 @@ mod tests {
 
     fn key(number: u8) -> Option<KeyId> {
         Some(KeyId::from_parts(Timestamp::UNIX_EPOCH, [number; 10]))
+    }
+
+    #[test]
+    fn an_error_is_logged_with_all_its_sources() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("outer")]
+        struct Outer(#[source] std::fmt::Error);
+
+        #[derive(Debug, thiserror::Error)]
+        #[error("outermost")]
+        struct Outermost(#[source] Outer);
+
+        let error = Outermost(Outer(std::fmt::Error));
+        let cause = std::fmt::Error.to_string();
+        let logged = WithSources(&error).to_string();
+        assert_eq!(logged, format!("outermost: outer: {cause}"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::Keyward;
 use crate::clock::Clock;
 use crate::manager::Receipt;
+use crate::observe::WithSources;
 use crate::replica::{Awaited, Confirmations};
 use crate::store::{NodeId, StoreError};
 
@@ -70,7 +71,7 @@ impl Keyward {
                 Ok(confirmations) if confirmations.is_complete() => return confirmations,
                 Ok(confirmations) => confirmations.at_most(),
                 Err(error) => {
-                    tracing::debug!(%error, "cannot read which nodes have applied a change");
+                    tracing::debug!(error = %WithSources(&error), "cannot read which nodes have applied a change");
                     awaited(receipt).left(self.inner.time.monotonic())
                 }
             };
@@ -95,7 +96,7 @@ impl Keyward {
     /// [`StoreError`] of the registry. The node's lease then expires by itself.
     pub async fn deregister(&self) -> Result<(), StoreError> {
         if let Err(error) = self.record_first_uses().await {
-            tracing::warn!(%error, "cannot record first uses of successors before shutdown");
+            tracing::warn!(error = %WithSources(&error), "cannot record first uses of successors before shutdown");
         }
         self.inner.replica.leave().await
     }

@@ -21,6 +21,7 @@ use crate::core::text::PrincipalId;
 use crate::core::time::Timestamp;
 use crate::core::view::{Ancestry, Effects, LoadRequest, Revision, TenantView, repairs_time};
 use crate::entropy::EntropyError;
+use crate::observe::WithSources;
 use crate::store::{
     Change, Commit, CommitError, KeyStore, Learnt, Row, RowKey, StoreError, StoreErrorKind,
 };
@@ -175,7 +176,7 @@ impl BatchExecutor {
                     tracing::debug!(%tenant, attempt, "conflict, deciding again");
                 }
                 Err(CommitError::Store(error)) if error.kind() == StoreErrorKind::Indeterminate => {
-                    tracing::warn!(%tenant, attempt, %error, "commit may have landed, asking again");
+                    tracing::warn!(%tenant, attempt, error = %WithSources(&error), "commit may have landed, asking again");
                     batch
                         .iter()
                         .for_each(|pending| pending.note_unknown_outcome());

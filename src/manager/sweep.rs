@@ -21,6 +21,7 @@ use crate::core::sweep::{BulkFilter, PendingSweep, Sweep, SweepKind};
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 use crate::core::view::LoadRequest;
+use crate::observe::WithSources;
 use crate::store::{KeyStore, Locator, Row, StoreError};
 
 /// The outcome of a bulk command.
@@ -73,7 +74,7 @@ impl KeyManager {
                 // If the command fails in one tenant, continue with the other tenants, and return the error
                 // at the end.
                 Err(error) => {
-                    tracing::warn!(tenant = %below.tenant, %error, "bulk command failed in a descendant tenant");
+                    tracing::warn!(tenant = %below.tenant, error = %WithSources(&error), "bulk command failed in a descendant tenant");
                     failed.get_or_insert(error);
                 }
             }

@@ -21,6 +21,7 @@ use crate::core::policy::Propagation;
 use crate::core::text::NodeLabel;
 use crate::core::time::Timestamp;
 use crate::entropy::Entropy;
+use crate::observe::WithSources;
 use crate::store::{Cursor, Epoch, NodeId, NodeRegistry, NodeReport, StoreError, StoreErrorKind};
 
 /// 60 s: the longest time between a report to the registry and a read of the store that confirms the index.
@@ -211,7 +212,7 @@ impl Replica {
         if self.progress().is_report_due(now)
             && let Err(error) = self.report(registration, true).await
         {
-            tracing::warn!(%error, "cannot report this node's position to the registry");
+            tracing::warn!(error = %WithSources(&error), "cannot report this node's position to the registry");
         }
     }
 
@@ -224,7 +225,7 @@ impl Replica {
         if registration.is_peer_read_due(self.clock.raw())
             && let Err(error) = self.read_registry(registration).await
         {
-            tracing::debug!(%error, "cannot read the node registry");
+            tracing::debug!(error = %WithSources(&error), "cannot read the node registry");
             // The clock readings of the last successful read are out of date by now.
             self.clock.saw_nodes([]);
         }
@@ -306,7 +307,7 @@ impl Replica {
             match registration.registry.forget(node, beat).await {
                 Ok(()) => tracing::info!(%node, "removed a silent node from the registry"),
                 Err(error) => {
-                    tracing::debug!(%node, %error, "cannot remove a silent node from the registry")
+                    tracing::debug!(%node, error = %WithSources(&error), "cannot remove a silent node from the registry")
                 }
             }
         }
@@ -321,7 +322,7 @@ impl Replica {
     ) -> Result<Confirmations, StoreError> {
         match self.ask(awaited).await {
             Err(error) if awaited.left(self.clock.monotonic()).is_zero() => {
-                tracing::debug!(%error, "registry failed, but the change is older than its bound");
+                tracing::debug!(error = %WithSources(&error), "registry failed, but the change is older than its bound");
                 Ok(confirmations::by_time())
             }
             asked => asked,

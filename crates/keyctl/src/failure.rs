@@ -125,8 +125,29 @@ impl From<Denial> for CliError {
             Denial::CorruptRecord { .. } => CliErrorKind::Corrupt,
             _ => CliErrorKind::Refused,
         };
-        Self::of(kind, &error)
+        let mut refused = Self::of(kind, &error);
+        if let Some(step) = next_step(&error) {
+            refused.message += &format!(": {step}");
+        }
+        refused
     }
+}
+
+/// Returns the option or the command that resolves a denial, if there is one.
+fn next_step(denial: &Denial) -> Option<String> {
+    let option = match denial {
+        Denial::PurposeRequired => "--purpose <PURPOSE>",
+        Denial::FirstUseWait { .. } => "--no-later-than <WAIT>",
+        Denial::ConfirmationRequired => "--yes",
+        Denial::ReferencesUnknown => "--references <REFERENCES>",
+        Denial::TenantAhead { tenant, .. } => {
+            return Some(format!(
+                "if that commit is wrong, set its time back with keyctl time repair --tenant {tenant}"
+            ));
+        }
+        _ => return None,
+    };
+    Some(format!("repeat the command with {option}"))
 }
 
 impl From<StoreError> for CliError {
@@ -164,7 +185,7 @@ impl From<AuditError> for CliError {
 impl From<OpenError> for CliError {
     fn from(error: OpenError) -> Self {
         let kind = match &error {
-            OpenError::NotFound { .. } => CliErrorKind::NotFound,
+            OpenError::NotFound { .. } | OpenError::Gone { .. } => CliErrorKind::NotFound,
             OpenError::Corrupt { .. } => CliErrorKind::Corrupt,
             OpenError::Locked { .. } | OpenError::Io { .. } => CliErrorKind::Unavailable,
             _ => CliErrorKind::Refused,
@@ -176,6 +197,13 @@ impl From<OpenError> for CliError {
 #[cfg(feature = "postgres")]
 impl From<ConnectError> for CliError {
     fn from(error: ConnectError) -> Self {
+        if let ConnectError::Owner { object, owner } = &error {
+            let message = format!(
+                "{object} belongs to the role {owner:?}: connect with that role, or name it with \
+                 --schema-owner if you trust it"
+            );
+            return Self::new(CliErrorKind::Refused, message);
+        }
         let kind = match &error {
             ConnectError::NotFound => CliErrorKind::NotFound,
             ConnectError::Url | ConnectError::Schema => CliErrorKind::Usage,
@@ -206,5 +234,64 @@ impl From<PepperFileError> for CliError {
             _ => CliErrorKind::Refused,
         };
         Self::of(kind, &error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use keyward::{TenantId, Timestamp};
+
+    use super::*;
+
+    fn tenant() -> TenantId {
+        TenantId::new("acme").expect("a valid tenant")
+    }
+
+    #[test]
+    fn a_denial_that_an_option_or_a_command_resolves_names_it() {
+        let own = Timestamp::UNIX_EPOCH;
+        let (max, actual) = (Duration::from_secs(60), None);
+        for (denial, step) in [
+            (Denial::PurposeRequired, "--purpose"),
+            (Denial::FirstUseWait { max, actual }, "--no-later-than"),
+            (Denial::ConfirmationRequired, "--yes"),
+            (Denial::ReferencesUnknown, "--references"),
+            (
+                Denial::TenantAhead {
+                    tenant: tenant(),
+                    floor: Timestamp::MAX,
+                    own,
+                },
+                "keyctl time repair --tenant acme",
+            ),
+        ] {
+            let message = CliError::from(denial).message;
+            assert!(message.contains(step), "{message}");
+        }
+        let limit = NonZeroU32::MIN;
+        let message = CliError::from(Denial::CapReached { limit }).message;
+        assert_eq!(message, "tenant already has 1 active keys");
+    }
+
+    #[test]
+    fn an_unrecovered_store_names_the_commands_that_recover_it() {
+        let path = PathBuf::from("keys.db");
+        let file = CliError::from(OpenError::Unrecovered { path }).message;
+        assert!(
+            file.contains("keyctl restore") && file.contains("keyctl recover"),
+            "{file}"
+        );
+        #[cfg(feature = "postgres")]
+        {
+            let database = CliError::from(ConnectError::Unrecovered).message;
+            assert!(database.contains("keyctl recover"), "{database}");
+            let (object, owner) = ("schema keyward".to_owned(), "eve".to_owned());
+            let owned = CliError::from(ConnectError::Owner { object, owner }).message;
+            assert!(owned.contains("--schema-owner"), "{owned}");
+        }
     }
 }

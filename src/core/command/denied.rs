@@ -151,7 +151,9 @@ pub enum Denial {
     },
     /// [`RotateKey::no_later_than`](super::RotateKey::no_later_than) is out of range, or missing for a
     /// compromised key.
-    #[error("no_later_than of a rotation on first use must be from 1 s to {max:?} for this key")]
+    #[error(
+        "the longest wait for the first use of this key's successor must be from 1 s to {max:?}"
+    )]
     FirstUseWait {
         /// The longest wait allowed.
         max: Duration,

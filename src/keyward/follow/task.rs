@@ -11,6 +11,7 @@ use futures_util::future::{Either, join, select};
 use super::pace::{FLOOR, Pace, SyncOutcome, pause};
 use super::{FollowError, FollowOptions, FollowStatus};
 use crate::keyward::{Keyward, WeakKeyward};
+use crate::observe::WithSources;
 
 /// 30 s: the timeout of one maintenance run. The next run does the remaining work.
 const UPKEEP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -78,7 +79,8 @@ async fn follow(
             Err(error) => {
                 failures = failures.saturating_add(1);
                 let age = keys.freshness().age;
-                tracing::warn!(%error, failures, ?age, "could not follow the store");
+                let cause = WithSources(&error);
+                tracing::warn!(error = %cause, failures, ?age, "could not follow the store");
                 publish(&|status| status.last_error = Some(error.clone()));
                 SyncOutcome::Failed
             }
@@ -143,7 +145,7 @@ pub(super) async fn upkeep_once(keys: &Keyward, timers: Timers) {
     match timers.within(UPKEEP_TIMEOUT, keys.run_maintenance()).await {
         Some(Ok(0)) => {}
         Some(Ok(done)) => tracing::debug!(done, "upkeep done"),
-        Some(Err(error)) => tracing::warn!(%error, "upkeep failed"),
+        Some(Err(error)) => tracing::warn!(error = %WithSources(&error), "upkeep failed"),
         None => tracing::warn!("upkeep timed out"),
     }
 }

@@ -233,17 +233,18 @@ pub enum ConnectError {
     Standby,
     /// The tables were restored from a backup and are not recovered yet. The backup may contain keys that
     /// were revoked later, and these keys would be accepted again.
-    #[error(
-        "the store was restored from a backup: connect with `allow_unrecovered`, recover it, then call \
-         `finish_recovery`"
-    )]
+    ///
+    /// To recover in code, connect with [`allow_unrecovered`](super::PostgresOptions::allow_unrecovered), call
+    /// [`Keyward::recover`](crate::Keyward::recover), and then
+    /// [`finish_recovery`](super::PostgresStore::finish_recovery).
+    #[error("the store was restored from a backup and is not recovered yet: run `keyctl recover`")]
     Unrecovered,
     /// The schema or a table belongs to a role that is neither the connecting role nor the named
     /// [`owner`](super::PostgresOptions::owner). That role can change the tables at any time, for example to
     /// make a revoked key work again.
     #[error(
-        "{object} belongs to the role {owner:?}: connect with that role, or name it with `owner` if you \
-         trust it"
+        "{object} belongs to the role {owner:?}: connect with that role, or name it as the owner of the \
+         schema if you trust it"
     )]
     Owner {
         /// The schema, or the name of the table.

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::fault::PostgresFault;
 use super::session::{Database, Session, SessionMode};
 use super::write::{CommitBatch, CommitResult};
+use crate::observe::WithSources;
 use crate::store::{Commit, CommitError, StoreError, StoreErrorKind};
 
 /// 4,096 rows at most in one transaction, unless a single commit has more. This is enough to share the cost
@@ -128,7 +129,7 @@ fn answer(group: Vec<QueuedCommit>, outcome: Outcome) -> bool {
             false => fault.into_error(DOING).into(),
         };
         if landed {
-            tracing::error!(error = %refused, "commits may or may not be in the database");
+            tracing::error!(error = %WithSources(&refused), "commits may or may not be in the database");
         }
         vec![Err(refused); group.len()]
     });

@@ -61,7 +61,9 @@ pub(super) fn backup(from: &StoreFile, to: &Path) -> Result<Cursor, OpenError> {
         };
         head::write_store(&conn, &store)
     };
-    mark().map_err(fail)?;
+    mark()
+        .and_then(|()| StoreFile::checkpoint(&conn))
+        .map_err(fail)?;
     drop(conn);
     copy.draft.publish(to)?;
     Ok(head)
@@ -96,7 +98,9 @@ pub(super) fn restore(backup: &StoreFile, to: &Path) -> Result<(), OpenError> {
         head::write_store(&conn, &store)?;
         nodes::end_history(&conn, nodes::longest_lease(&conn)?)
     };
-    start_epoch().map_err(fail)?;
+    start_epoch()
+        .and_then(|()| StoreFile::checkpoint(&conn))
+        .map_err(fail)?;
     drop(conn);
     copy.draft.publish(to)
 }
@@ -141,7 +145,13 @@ pub(super) fn finish_recovery(file: &StoreFile) -> Result<(), SqliteFault> {
             ..head::store(conn)?
         };
         head::write_store(conn, &store)
-    })
+    })?;
+    // Someone who copies the recovered file, or mounts it elsewhere, may leave its log behind.
+    checkpoint(file)
+}
+
+pub(super) fn checkpoint(file: &StoreFile) -> Result<(), SqliteFault> {
+    StoreFile::checkpoint(&file.open()?)
 }
 
 /// Drops the tombstones of commits at or below the revision `upto`, and returns their number. The ids of the

@@ -121,6 +121,10 @@ impl CopyTransaction for SqliteCopy {
             let head = read::cursor(conn)?;
             let committed = conn.execute_batch("COMMIT");
             committed.map_err(SqliteFault::of_commit)?;
+            // The copy is durable in any case. An operator may move the file without its log.
+            if let Err(fault) = StoreFile::checkpoint(conn) {
+                tracing::warn!(%fault, "copied, but the file needs its -wal file");
+            }
             Ok(head)
         };
         self.step(finish).await

@@ -119,6 +119,16 @@ pub enum OpenError {
         /// The path of the file.
         path: PathBuf,
     },
+    /// The file was open, and then moved or removed.
+    #[error(
+        "{} was moved or removed while it was open: move it back with its -wal file, or restart with the \
+         new path",
+        path.display()
+    )]
+    Gone {
+        /// The path at which the file was opened.
+        path: PathBuf,
+    },
     /// The path is not a regular file, but a directory, a symbolic link or a device.
     #[error("{} is {what}, not a file: name the file itself", path.display())]
     NotAFile {
@@ -127,9 +137,11 @@ pub enum OpenError {
         /// The kind of the object at the path, such as `a directory`.
         what: &'static str,
     },
-    /// Users other than the owner may read or change the file.
+    /// Users other than the owner may read or change the file. A service may accept the file's group with
+    /// [`allow_group_access`](super::SqliteOptions::allow_group_access).
     #[error(
-        "{} may be read or changed by others (mode {mode:03o}): `chmod 600` it, or allow its group when opening",
+        "{} may be read or changed by others (mode {mode:03o}): run chmod 600 {}",
+        path.display(),
         path.display()
     )]
     ReadableByOthers {
@@ -188,9 +200,14 @@ pub enum OpenError {
     },
     /// The file is a backup, or was restored and is not recovered yet. Keys that were revoked after the
     /// backup would work again.
+    ///
+    /// To recover in code, [restore](super::SqliteStore::restore) the backup, open it with
+    /// [`allow_unrecovered`](super::SqliteOptions::allow_unrecovered), call
+    /// [`Keyward::recover`](crate::Keyward::recover), and then
+    /// [`finish_recovery`](super::SqliteStore::finish_recovery).
     #[error(
-        "{} is a backup, or restored from one and not recovered yet: restore it, open it with \
-         `allow_unrecovered`, recover it, then call `finish_recovery`",
+        "{} is a backup, or restored from one and not recovered yet: restore a backup with `keyctl restore`, \
+         and recover a restored file with `keyctl recover`",
         path.display()
     )]
     Unrecovered {

@@ -206,6 +206,19 @@ impl StoreFile {
         Ok(mode)
     }
 
+    /// Moves every commit from the write-ahead log into the main file, and empties the log. Afterwards the main
+    /// file alone is the whole store. Waits for readers of older snapshots for at most the busy timeout.
+    pub(super) fn checkpoint(conn: &Connection) -> Result<(), SqliteFault> {
+        // Without a log (rollback journal) SQLite reports success.
+        let busy: bool = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        if busy {
+            return Err(SqliteFault::Refused(
+                "another process reads the file, so its log could not be moved into it: try again",
+            ));
+        }
+        Ok(())
+    }
+
     fn truncate(&self, conn: &Connection) -> Result<JournalMode, OpenError> {
         match set_journal(conn, "TRUNCATE") {
             Ok(mode) if mode == "truncate" => Ok(JournalMode::Truncate),

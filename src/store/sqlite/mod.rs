@@ -62,7 +62,8 @@ const FEW: usize = 100;
 /// - **Several processes.** Every call sees all earlier commits of any process.
 ///   [`wait_past`](KeyStore::wait_past) detects commits of other processes within the [poll
 ///   interval](SqliteOptions::poll_interval). If a restored backup replaces the file, the next call uses the
-///   new file. Calls fail until the new file is recovered.
+///   new file. Calls fail until the new file is recovered. A file that was moved or replaced is logged once,
+///   at warn.
 /// - **Checksums.** SQLite does not detect flipped bits, so every row has a seal, which is a checksum. A row
 ///   with a wrong seal is reported as corrupt, and affects no other row.
 /// - **Feed.** Contains the latest version of each row, and tombstones of removed keys until
@@ -192,15 +193,31 @@ impl SqliteStore {
         blocking::unblock(move || admin::restore(&backup.into_file(), &to)).await
     }
 
-    /// Marks a restored store as recovered, so that it opens like any other store.
+    /// Marks a restored store as recovered, so that it opens like any other store. Also moves all commits into
+    /// the main file, as [`checkpoint`](Self::checkpoint) does.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`StoreError`]. If only the checkpoint failed, the store is recovered, and a repeated call repeats the
+    /// checkpoint.
     pub async fn finish_recovery(&self) -> Result<(), StoreError> {
         let file = self.file();
         let done = blocking::unblock(move || admin::finish_recovery(&file)).await;
         done.map_err(|fault| fault.into_error("finishing a recovery"))
+    }
+
+    /// Moves all commits from the write-ahead log (`-wal`) into the main file, so that a copy of the main file
+    /// alone is complete. The store stays in use. Later commits go to the log again: to copy the file of a
+    /// store in use, call [`backup`](Self::backup).
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if another process reads the file for longer than the [busy
+    /// timeout](SqliteOptions::busy_timeout). All commits stay durable in the log.
+    pub async fn checkpoint(&self) -> Result<(), StoreError> {
+        let file = self.file();
+        let done = blocking::unblock(move || admin::checkpoint(&file)).await;
+        done.map_err(|fault| fault.into_error("moving commits from the log into the file"))
     }
 
     /// Reads the whole file and reports all damage. The store stays in use.

@@ -15,6 +15,17 @@ const IDLE: usize = 8;
 pub(super) struct Pool {
     pub(super) file: StoreFile,
     idle: Mutex<Vec<PooledConnection>>,
+    /// The object at the path when it was last examined. `None` before the first call.
+    seen: Mutex<Option<PathState>>,
+}
+
+/// The object at the store's path.
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum PathState {
+    File(FileIdentity),
+    Missing,
+    /// An object that is not used as the store, and the reason.
+    Refused(String),
 }
 
 #[derive(Debug)]
@@ -28,6 +39,7 @@ impl Pool {
         Self {
             file,
             idle: Mutex::new(Vec::new()),
+            seen: Mutex::new(None),
         }
     }
 
@@ -55,12 +67,48 @@ impl Pool {
         Ok(read)
     }
 
-    /// Returns the identity of the file at the path.
+    /// Returns the identity of the file at the path. Logs once if another object is there than before.
     pub(super) fn current(&self) -> Result<FileIdentity, SqliteFault> {
-        let missing = || OpenError::NotFound {
+        let found = self.file.identity();
+        self.note(match &found {
+            Ok(Some(file)) => PathState::File(*file),
+            Ok(None) => PathState::Missing,
+            Err(error) => PathState::Refused(error.to_string()),
+        });
+        let gone = || OpenError::Gone {
             path: self.file.path.clone(),
         };
-        Ok(self.file.identity()?.ok_or_else(missing)?)
+        Ok(found?.ok_or_else(gone)?)
+    }
+
+    /// Remembers the object at the path, and logs a change. Every call of a service fails while its file is
+    /// missing, so a line for each call would hide the cause.
+    fn note(&self, now: PathState) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.as_ref() == Some(&now) {
+            return;
+        }
+        let path = self.file.path.display();
+        match (&*seen, &now) {
+            (_, PathState::Missing) => tracing::warn!(
+                %path,
+                "store file was moved or removed while it was open: move it back with its -wal file, or \
+                 restart with the new path"
+            ),
+            (_, PathState::Refused(error)) => {
+                tracing::warn!(%path, %error, "store file is not used")
+            }
+            (None, PathState::File(_)) => {}
+            (Some(PathState::File(_)), PathState::File(_)) => tracing::warn!(
+                %path,
+                "store file was replaced by another file, which is used from now on: if it was restored from \
+                 a backup, run keyctl recover"
+            ),
+            (Some(_), PathState::File(_)) => {
+                tracing::warn!(%path, "store file is back, and is used again")
+            }
+        }
+        *seen = Some(now);
     }
 
     fn open(&self, identity: FileIdentity) -> Result<PooledConnection, SqliteFault> {

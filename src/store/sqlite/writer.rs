@@ -17,6 +17,7 @@ use super::file::{FileIdentity, check_journal};
 use super::session::{Pool, Tx, snapshot};
 use super::{head, schema, write};
 use crate::core::view::Revision;
+use crate::observe::WithSources;
 use crate::store::sql::Head;
 use crate::store::{Commit, CommitError, StoreError, StoreErrorKind};
 
@@ -205,7 +206,7 @@ impl Thread {
             Ok(Err(fault)) | Err(fault) => {
                 let error = fault.into_error(DOING);
                 if error.kind() == StoreErrorKind::Indeterminate {
-                    tracing::error!(%error, "commit may or may not be on disk");
+                    tracing::error!(error = %WithSources(&error), "commit may or may not be on disk");
                 }
                 vec![Err(error.into()); group.len()]
             }

@@ -37,7 +37,7 @@ use crate::core::secret::Digest;
 use crate::core::subject::{KeyOwner, KeyToVerify, KeyTraits, Lifecycle};
 use crate::core::time::Timestamp;
 use crate::core::token::Token;
-use crate::observe;
+use crate::observe::{self, WithSources};
 use crate::replica::{IndexLookup, RowKind};
 use crate::store::Locator;
 
@@ -275,7 +275,7 @@ impl Verifier {
             Ok(StoreLookup::Nothing) => Err(self.unknown(claim)),
             Err(error) => {
                 if let Some(suppressed) = self.log_outage("store failed") {
-                    tracing::warn!(%error, suppressed, "cannot verify against the store");
+                    tracing::warn!(error = %WithSources(error), suppressed, "cannot verify against the store");
                 }
                 Err(VerifyError::StoreUnavailable)
             }

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use keyward::recovery::Recovery;
 use keyward::store::sqlite::OpenError;
 use keyward::store::{Commit, CommitTag, Effects, KeyQuery, KeyStore, Revision, SqliteStore};
 use keyward::{Need, Reason, VerifyError, days};
@@ -59,7 +60,8 @@ fn a_restored_store_opens_only_for_recovery_and_its_followers_start_over() {
             fs::rename(from, desk.at(&format!("broken.db{end}"))).unwrap();
         }
     }
-    assert!(wait(service.sync()).is_err(), "the file is gone");
+    let gone = format!("{:?}", wait(service.sync()).unwrap_err());
+    assert!(gone.contains("Gone"), "{gone}");
     wait(SqliteStore::restore(desk.at("backup.db"), desk.path())).unwrap();
     assert!(matches!(
         wait(SqliteStore::open(desk.path())),
@@ -108,6 +110,70 @@ fn a_restored_store_opens_only_for_recovery_and_its_followers_start_over() {
         "{refused:?}"
     );
     assert_eq!(service.freshness().cursor.unwrap().epoch, head.epoch);
+}
+
+/// Copies the main file without its log, as a careless operator does.
+fn copy_without_log(from: &Path, to: &Path) {
+    fs::copy(from, to).unwrap();
+    fs::set_permissions(to, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+#[test]
+fn a_recovered_file_is_whole_without_its_log() {
+    let desk = Desk::new();
+    let (store, keys) = (desk.store(), desk.keys());
+    let key = wait(keys.create(&admin(), reader("first"))).unwrap();
+    wait(store.backup(desk.at("backup.db"))).unwrap();
+    wait(SqliteStore::restore(
+        desk.at("backup.db"),
+        desk.at("new.db"),
+    ))
+    .unwrap();
+    let options = SqliteStore::options(desk.at("new.db")).allow_unrecovered();
+    // Stays open during the copy, as in a process that ends without closing its connections.
+    let restored = wait(options.open()).unwrap();
+    let operator = desk.node(restored.clone());
+    wait(operator.recover(Recovery::DisableAll)).unwrap();
+    wait(restored.finish_recovery()).unwrap();
+    copy_without_log(&desk.at("new.db"), &desk.at("copied.db"));
+    let copied = desk.node(wait(SqliteStore::open(desk.at("copied.db"))).unwrap());
+    let refused = copied
+        .verify(key.secret.expose(), &Need::any())
+        .unwrap_err();
+    assert_eq!(refused, VerifyError::Disabled { key: key.id });
+}
+
+#[test]
+fn a_checkpoint_moves_every_commit_into_the_main_file() {
+    let desk = Desk::new();
+    let store = desk.store();
+    let keys = desk.node(store.clone());
+    let key = wait(keys.create(&admin(), reader("first"))).unwrap();
+    wait(store.checkpoint()).unwrap();
+    copy_without_log(&desk.path(), &desk.at("copied.db"));
+    let copied = desk.node(wait(SqliteStore::open(desk.at("copied.db"))).unwrap());
+    copied.verify(key.secret.expose(), &Need::any()).unwrap();
+}
+
+#[test]
+fn a_checkpoint_that_a_reader_blocks_fails_and_loses_nothing() {
+    let desk = Desk::new();
+    let options = SqliteStore::options(desk.path()).busy_timeout(std::time::Duration::ZERO);
+    let store = wait(options.open()).unwrap();
+    let keys = desk.node(store.clone());
+    let key = wait(keys.create(&admin(), reader("first"))).unwrap();
+    let reader_of_old_state = crate::sqlite::sql(&desk.path());
+    reader_of_old_state
+        .execute_batch("BEGIN; SELECT count(*) FROM rows;")
+        .unwrap();
+    wait(keys.create(&admin(), reader("second"))).unwrap();
+    if store.journal_mode() == keyward::store::sqlite::JournalMode::Wal {
+        let blocked = wait(store.checkpoint()).unwrap_err();
+        assert!(format!("{blocked:?}").contains("try again"), "{blocked:?}");
+    }
+    drop(reader_of_old_state);
+    wait(store.checkpoint()).unwrap();
+    keys.verify(key.secret.expose(), &Need::any()).unwrap();
 }
 
 #[test]
