@@ -79,7 +79,10 @@ pub enum KeySort {
 }
 
 /// A position in a sorted list of keys: the sort fields of the last key of a page. The next page starts after
-/// it.
+/// it, even if that key was changed or deleted since.
+///
+/// Displays as text, parses from it and serializes as it. The text fits in a URL without escapes, and contains the
+/// name of the key.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct KeyPosition {
     /// The name of the last key of the previous page.
@@ -286,6 +289,8 @@ pub struct AuditQuery {
 }
 
 /// A position in the store-wide order of audit entries.
+///
+/// Displays as text, parses from it and serializes as it. The text fits in a URL without escapes.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct AuditPosition {
     /// The revision of the commit that wrote the entry.

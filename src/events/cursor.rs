@@ -5,30 +5,29 @@
 //! beyond the cursor.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::num::NonZeroUsize;
-use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use super::id::EntryMark;
 use super::notice::Due;
+use crate::core::position::{PositionText, position_text};
 use crate::core::query::{AuditPage, AuditPosition, AuditQuery, AuditRow};
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
-use crate::core::wire::{self, DecodeError};
 
 /// The position of an event reader. Store the cursor durably as text: the next batch continues from the
 /// stored cursor.
 ///
-/// Displays as about 150 letters and digits, including a checksum, and twice as many as a tenant id has. The format may change between versions,
-/// but newer versions read older cursors. A cursor contains no secret.
+/// Displays as about 150 letters, digits and `-`, and two more for each byte of a tenant id. The text includes a
+/// checksum, and fits in a URL without escapes. The format may change between versions, but newer versions read
+/// older cursors. A cursor contains no secret.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct EventCursor(CursorFields);
 
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-struct CursorFields {
+pub(crate) struct CursorFields {
     /// The store's epoch. `None` before the first read.
     epoch: Option<u128>,
     /// The revision and sequence of the last audit entry that the reader has passed.
@@ -215,36 +214,18 @@ const fn position((revision, sequence): (u64, u64)) -> AuditPosition {
     }
 }
 
-impl fmt::Display for EventCursor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bytes = wire::seal(&self.0);
-        bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+impl PositionText for EventCursor {
+    const KIND: &'static str = "events";
+
+    type Content = CursorFields;
+
+    fn content(&self) -> CursorFields {
+        self.0.clone()
+    }
+
+    fn from_content(content: CursorFields) -> Self {
+        Self(content)
     }
 }
 
-impl FromStr for EventCursor {
-    type Err = DecodeError;
-
-    fn from_str(text: &str) -> Result<Self, DecodeError> {
-        let digit = |byte: u8| char::from(byte).to_digit(16);
-        let byte = |pair: &[u8]| match pair {
-            [high, low] => u8::try_from(digit(*high)? << 4 | digit(*low)?).ok(),
-            _ => None,
-        };
-        let bytes: Option<Vec<u8>> = text.as_bytes().chunks(2).map(byte).collect();
-        wire::open(&bytes.ok_or(DecodeError::Malformed)?).map(Self)
-    }
-}
-
-impl Serialize for EventCursor {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for EventCursor {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(from)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
+position_text!(EventCursor);

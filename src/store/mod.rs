@@ -40,6 +40,7 @@ pub use self::sqlite::SqliteStore;
 use crate::core::audit::AuditEntry;
 use crate::core::id::KeyId;
 pub use crate::core::owner::{OwnerRecord, TenantRecord, TimeRepair};
+pub use crate::core::position::PositionError;
 pub use crate::core::query::{
     AuditPage, AuditPosition, AuditQuery, AuditRow, KeyPage, KeyPosition, KeyQuery, KeySort,
 };

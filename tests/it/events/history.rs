@@ -6,7 +6,7 @@ use std::sync::Arc;
 use keyward::audit::Action;
 use keyward::events::{Event, EventCursor, EventKind, Events, EventsError};
 use keyward::policy::Policy;
-use keyward::store::{DecodeError, MemoryStore};
+use keyward::store::{MemoryStore, PositionError};
 use keyward::{Keyward, ManualClock, days, profiles};
 
 use crate::events::bent::{Bend, Bent};
@@ -202,14 +202,21 @@ fn an_altered_cursor_text_is_refused() {
             serde_json::from_str::<EventCursor>(&format!("\"{text}\"")).unwrap(),
             cursor
         );
-        for n in 0..text.len() {
+        for n in "events-1-".len()..text.len() {
             let mut altered = text.clone().into_bytes();
             altered[n] = if altered[n] == b'0' { b'1' } else { b'0' };
             let altered = String::from_utf8(altered).unwrap();
-            assert_eq!(altered.parse::<EventCursor>(), Err(DecodeError::Checksum));
+            assert_eq!(altered.parse::<EventCursor>(), Err(PositionError::Damaged));
             assert!(text[..n].parse::<EventCursor>().is_err());
         }
     }
-    assert_eq!("zz".parse::<EventCursor>(), Err(DecodeError::Malformed));
+    let kind = "events";
+    assert_eq!(
+        "zz".parse::<EventCursor>(),
+        Err(PositionError::Kind { kind })
+    );
+    let (max, actual) = (4096, 4097);
+    let long = "e".repeat(actual).parse::<EventCursor>();
+    assert_eq!(long, Err(PositionError::TooLong { max, actual }));
     assert!("é".parse::<EventCursor>().is_err());
 }
