@@ -3,6 +3,8 @@
 //! The actor is the request's key. It cannot create a key with more scopes or a later expiry than its own. A
 //! key with fewer scopes than its owner's role does not act with that role, so it cannot create keys.
 
+use std::num::NonZeroUsize;
+
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
@@ -120,7 +122,10 @@ async fn create(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Page {
-    after: Option<KeyId>,
+    /// The `next` of the previous page. Stays valid even if the keys of that page are deleted.
+    after: Option<KeyPosition>,
+    /// The number of keys per page, at most 100.
+    limit: Option<NonZeroUsize>,
 }
 
 #[derive(Serialize)]
@@ -129,29 +134,22 @@ struct Listed {
     /// Keys whose stored bytes are damaged.
     corrupt: Vec<KeyId>,
     /// The value of `?after=` that returns the next page. `None` on the last page.
-    next: Option<KeyId>,
+    next: Option<KeyPosition>,
 }
 
 async fn list(
     State(keys): State<Keyward>,
     Caller { actor, .. }: Caller,
-    Query(Page { after }): Query<Page>,
+    Query(Page { after, limit }): Query<Page>,
 ) -> Answer<Json<Listed>> {
     let mut query = keys.query(actor.tenant());
-    if let Some(id) = after {
-        let last = keys.key(&actor, id).await?;
-        let (name, expires_at) = (last.name.clone(), last.expires_at);
-        query.after = Some(KeyPosition {
-            name,
-            expires_at,
-            id,
-        });
-    }
+    query.after = after;
+    query.limit = limit.map_or(query.limit, |limit| limit.min(query.limit));
     let page = keys.list(&actor, &query).await?;
     Ok(Json(Listed {
         keys: page.keys,
         corrupt: page.corrupt,
-        next: page.next.map(|next| next.id),
+        next: page.next,
     }))
 }
 

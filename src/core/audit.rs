@@ -25,7 +25,7 @@ use super::time::Timestamp;
 
 /// The seal of an audit entry: HMAC-SHA-256 over the entry and the previous entry's seal.
 #[derive(Clone, Copy, Deserialize, Eq, Hash, PartialEq, Serialize)]
-pub struct AuditHash([u8; 32]);
+pub struct AuditHash(#[serde(with = "super::hex")] [u8; 32]);
 
 impl AuditHash {
     /// The all-zero hash that precedes the first entry of a chain.
@@ -46,7 +46,7 @@ impl AuditHash {
 
 impl fmt::Display for AuditHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        super::hex::write(&self.0, f)
     }
 }
 
@@ -307,6 +307,9 @@ pub enum Evidence {
 
 /// An entry of a tenant's audit trail, written in the same commit as the change that it records.
 ///
+/// An entry survives its JSON form, with hashes as hexadecimal text: an exported trail can be
+/// [replayed](crate::recovery::Recovery::Replay). Text in JSON is checked like text that a person types.
+///
 /// Deliberately exhaustive, so that stores can construct and destructure entries.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct AuditEntry {
@@ -324,6 +327,7 @@ pub struct AuditEntry {
     pub command: CommandId,
     /// A hash of the command. If two entries have one command id but different hashes, the id was reused for
     /// another command.
+    #[serde(with = "super::hex")]
     pub command_mark: [u8; 8],
     /// The change that the entry records.
     pub action: Action,

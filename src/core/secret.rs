@@ -12,6 +12,7 @@ use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::base62;
+use super::hex;
 use super::id::KeyId;
 use super::invalid::{Invalid, Problem};
 use super::time::Timestamp;
@@ -75,7 +76,7 @@ impl Digest {
 /// A keyed hash of an imported digest: HMAC-SHA-256 under a pepper. The audit trail stores this hash instead
 /// of the digest. Without the pepper, the hash reveals nothing about the digest.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
-pub struct DigestMark([u8; 32]);
+pub struct DigestMark(#[serde(with = "super::hex")] [u8; 32]);
 
 impl DigestMark {
     /// Creates a mark from its bytes.
@@ -121,7 +122,7 @@ impl FromStr for Digest {
 
     /// Parses 64 hexadecimal characters.
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        parse_hex(text).map(Self).ok_or(Invalid::new(
+        hex::parse_array(text).map(Self).ok_or(Invalid::new(
             "digest",
             Problem::Format {
                 expected: "64 hexadecimal characters",
@@ -168,7 +169,7 @@ impl FromStr for Fingerprint {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        parse_hex(text).map(Self).ok_or(Invalid::new(
+        hex::parse_array(text).map(Self).ok_or(Invalid::new(
             "fingerprint",
             Problem::Format {
                 expected: "16 hexadecimal characters",
@@ -197,20 +198,6 @@ impl<'de> Deserialize<'de> for Fingerprint {
             <[u8; 8]>::deserialize(from).map(Self)
         }
     }
-}
-
-fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let digits = text.as_bytes();
-    if digits.len() != 2 * N {
-        return None;
-    }
-    let mut bytes = [0; N];
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        let high = char::from(pair[0]).to_digit(16)?;
-        let low = char::from(pair[1]).to_digit(16)?;
-        *byte = u8::try_from(high * 16 + low).ok()?;
-    }
-    Some(bytes)
 }
 
 /// The random part of a new key: its id and its secret half. The secret half is zeroized on drop.

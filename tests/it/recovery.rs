@@ -80,6 +80,15 @@ fn trail(store: &MemoryStore) -> Vec<AuditEntry> {
     page.rows.into_iter().map(|row| row.entry).collect()
 }
 
+/// Returns the trail as another program reads it that was sent each entry as a line of JSON.
+fn exported(store: &MemoryStore) -> Vec<AuditEntry> {
+    let lines = trail(store).into_iter();
+    let lines = lines.map(|entry| serde_json::to_string(&entry).unwrap());
+    lines
+        .map(|line| serde_json::from_str(&line).unwrap())
+        .collect()
+}
+
 fn standard() -> Policies {
     keyward::policy::Policy::new(profiles::standard())
         .unwrap()
@@ -611,7 +620,8 @@ fn replayed_accepts_no_more(
     // Sets the wall clock of the new nodes to the time of the system's facade, which its last step may have
     // changed.
     clock.set_wall(system.facade.time());
-    let entries = trail(&store);
+    let entries = exported(&store);
+    prop_assert_eq!(&entries, &trail(&store));
     let broken = model_node(dying(backup.clone(), commits), &clock);
     let _ = wait(broken.recover(Recovery::Replay(entries.clone())));
     let restored = model_node(backup.clone(), &clock);

@@ -182,6 +182,10 @@ pub(crate) struct RecoverArgs {
     /// lost store
     #[arg(long, value_name = "STORE")]
     pub(crate) replay_from: Option<StoreLocation>,
+    /// Repeat the changes that ended or narrowed keys, as recorded in lines that `keyctl audit --json --all`
+    /// wrote; may be repeated
+    #[arg(long, value_name = "FILE", value_parser = path())]
+    pub(crate) replay_file: Vec<PathBuf>,
     /// Nothing was revoked or narrowed since the backup
     #[arg(long)]
     pub(crate) trust_backup: bool,
@@ -271,8 +275,8 @@ pub(crate) struct ListArgs {
     pub(crate) expiring: Option<Duration>,
     #[arg(long, default_value = "created")]
     pub(crate) sort: SortWord,
-    /// Continue after this key, the last of the previous page
-    #[arg(long, value_name = "KEY")]
+    /// Continue after this position, as printed with the previous page; works even if its last key was deleted
+    #[arg(long, value_name = "POSITION")]
     pub(crate) after: Option<String>,
     /// The page size; with --all, keys per read
     #[arg(long, default_value = "100")]
@@ -335,9 +339,13 @@ pub(crate) struct DeleteArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+With --json each line is one complete entry, which `keyctl recover --replay-file` reads back:
+`keyctl audit --json --all` exports the whole trail. Without --all, a further page begins after the
+\"next\" that is printed to stderr.")]
 pub(crate) struct AuditArgs {
     /// Check the chain instead of showing its entries; checks all tenants unless --tenant is given
-    #[arg(long, conflicts_with_all = ["key", "actor", "command", "from", "before", "all"])]
+    #[arg(long, conflicts_with_all = ["key", "actor", "command", "from", "before", "after", "all"])]
     pub(crate) check: bool,
     /// An earlier end of --tenant's chain, as printed by --check: the chain must contain it
     #[arg(
@@ -359,6 +367,9 @@ pub(crate) struct AuditArgs {
     pub(crate) from: Option<String>,
     #[arg(long, value_name = "TIME")]
     pub(crate) before: Option<String>,
+    /// Continue after this position, as printed with the previous page
+    #[arg(long, value_name = "POSITION")]
+    pub(crate) after: Option<String>,
     /// The page size; with --all, entries per read
     #[arg(long, default_value = "100")]
     pub(crate) limit: NonZeroUsize,
@@ -371,7 +382,8 @@ pub(crate) struct AuditArgs {
 #[command(after_help = "\
 An entry that stays records the removal, so `audit --check` still passes, and fails if more is missing.
 Commands of removed entries are not recognized when they are repeated, events that nobody has read yet are
-lost, and `recover --replay-from` cannot repeat them: keep the entries since the oldest backup.")]
+lost, and `recover --replay-from` cannot repeat them: keep the entries since the oldest backup, or export
+them with `audit --json --all` first, for `recover --replay-file`.")]
 pub(crate) struct PruneAuditArgs {
     /// Remove entries older than this instant
     #[arg(long, value_name = "TIME")]

@@ -1,10 +1,11 @@
 //! The context of most commands: the open store, and the actor that executes the commands.
 
+use std::str::FromStr;
 use std::sync::Arc;
 
 use keyward::command::{CommandId, Invocation};
 use keyward::policy::{Policies, Policy, PolicySpec};
-use keyward::store::{KeyStore, Locator, Row};
+use keyward::store::{KeyStore, Locator, PositionError, Row};
 use keyward::{Actor, Denial, Follow, KeyId, Keyward, PepperRing, Receipt, TenantId};
 use serde_json::{Value, json};
 
@@ -109,6 +110,12 @@ impl CliContext {
 /// Parses a key id given on the command line.
 pub(crate) fn key_id(text: &str) -> CliResult<KeyId> {
     Ok(text.parse::<KeyId>()?)
+}
+
+/// Parses a position given on the command line.
+pub(crate) fn position<P: FromStr<Err = PositionError>>(text: &str) -> CliResult<P> {
+    let about = |error: PositionError| CliError::usage(format!("--after: {error}"));
+    text.parse().map_err(about)
 }
 
 /// Adds the command id to the actor, if the operator gave one.

@@ -7,6 +7,7 @@ mod args;
 mod commands;
 mod desk;
 mod failure;
+mod lines;
 mod output;
 mod store;
 mod usage;
@@ -22,7 +23,7 @@ use crate::failure::CliResult;
 use crate::failure::{CliError, CliErrorKind};
 use crate::output::Output;
 
-pub use crate::commands::check_import_line;
+pub use crate::commands::{check_audit_line, check_import_line};
 pub use crate::store::is_connection_string;
 
 /// Runs the command line with the arguments of the process. Returns the exit code, which `keyctl --help` lists.

@@ -50,6 +50,17 @@ impl Output {
         }
     }
 
+    /// Prints the position at which the next page of a list begins, on stderr.
+    pub(crate) fn more(&self, rows: &str, next: &impl std::fmt::Display) {
+        if self.json {
+            warn(&json!({ "next": next.to_string() }).to_string());
+        } else {
+            warn(&format!(
+                "more {rows} match: --after {next} goes on from here, --all lists them"
+            ));
+        }
+    }
+
     /// Prints the result of a command that only succeeds or fails: `value` in JSON mode, otherwise `message`.
     pub(crate) fn done(&self, message: &str, value: &Value) -> CliResult<()> {
         if self.json {

@@ -3,14 +3,15 @@
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 
-use keyward::audit::{AuditHash, AuditHead, PrunedAudit};
+use keyward::audit::{AuditEntry, AuditHash, AuditHead, PrunedAudit};
 use keyward::key::Digest;
 use keyward::store::{AuditPage, AuditQuery, AuditRow, KeyStore, Row, RowKey};
 use keyward::{TenantId, Timestamp};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::args::{AuditArgs, PruneAuditArgs};
-use crate::desk::{CliContext, key_id};
+use crate::desk::{CliContext, key_id, position};
 use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::{Output, cell};
 
@@ -78,6 +79,7 @@ async fn show(context: &CliContext, args: &AuditArgs, output: &Output) -> CliRes
     query.command = args.command.as_deref().map(TryInto::try_into).transpose()?;
     query.from = instant(args.from.as_deref())?;
     query.before = instant(args.before.as_deref())?;
+    query.after = args.after.as_deref().map(position).transpose()?;
     query.limit = args.limit;
     let mut head: &[&str] = &HEAD;
     let mut corrupt = 0;
@@ -86,7 +88,7 @@ async fn show(context: &CliContext, args: &AuditArgs, output: &Output) -> CliRes
         if output.json {
             page.rows
                 .iter()
-                .try_for_each(|row| output.document(&document(row)))?;
+                .try_for_each(|row| output.document(&AuditLine::of(row)))?;
         } else {
             let rows: Vec<_> = page.rows.iter().map(cells).collect();
             output.table(head, &rows)?;
@@ -95,8 +97,8 @@ async fn show(context: &CliContext, args: &AuditArgs, output: &Output) -> CliRes
         corrupt += page.corrupt.len();
         match page.next {
             Some(next) if args.all => query.after = Some(next),
-            Some(_) => {
-                output.note("more entries match: --all shows them");
+            Some(next) => {
+                output.more("entries", &next);
                 break;
             }
             None => break,
@@ -140,22 +142,21 @@ fn cells(row: &AuditRow) -> Vec<String> {
     ]
 }
 
-fn document(row: &AuditRow) -> Value {
-    let entry = &row.entry;
-    json!({
-        "tenant": entry.tenant,
-        "sequence": entry.sequence,
-        "revision": row.revision.0,
-        "at": entry.at,
-        "actor": entry.actor,
-        "role": entry.role,
-        "command": entry.command,
-        "action": entry.action,
-        "key": entry.key,
-        "pepper": entry.pepper,
-        "previous": entry.previous.to_string(),
-        "hash": entry.hash.to_string(),
-    })
+/// An entry as one line of an export, with the revision of its commit. `keyctl recover --replay-file` reads it.
+#[derive(Serialize)]
+struct AuditLine<'a> {
+    revision: u64,
+    #[serde(flatten)]
+    entry: &'a AuditEntry,
+}
+
+impl<'a> AuditLine<'a> {
+    const fn of(row: &'a AuditRow) -> Self {
+        Self {
+            revision: row.revision.0,
+            entry: &row.entry,
+        }
+    }
 }
 
 async fn check(context: &CliContext, seen: Option<&str>, output: &Output) -> CliResult<()> {

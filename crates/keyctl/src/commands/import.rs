@@ -2,9 +2,8 @@
 //!
 //! No message about a refused line repeats any part of the line, which may contain a misplaced secret.
 
-use std::fs::File;
 use std::future::{Future, poll_fn};
-use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Write};
 use std::task::Poll;
 
 use keyward::command::{CommandId, ImportKey};
@@ -16,6 +15,7 @@ use serde_json::json;
 use crate::args::ImportArgs;
 use crate::desk::CliContext;
 use crate::failure::{CliError, CliErrorKind, CliResult};
+use crate::lines::Lines;
 use crate::output::{Output, warn};
 
 /// 64 lines are imported concurrently. Concurrent imports into one tenant share a commit.
@@ -74,7 +74,7 @@ pub(crate) async fn run(context: &CliContext, args: &ImportArgs, output: &Output
     loop {
         let mut batch = Vec::new();
         while batch.len() < TOGETHER {
-            let Some(line) = next(&mut lines)? else { break };
+            let Some(line) = lines.next()? else { break };
             number += 1;
             if !line.trim_ascii().is_empty() {
                 batch.push((number, line));
@@ -95,35 +95,11 @@ pub(crate) async fn run(context: &CliContext, args: &ImportArgs, output: &Output
     finish(&counts, output)
 }
 
-fn open(args: &ImportArgs) -> CliResult<Box<dyn BufRead>> {
-    let Some(path) = &args.file else {
-        return Ok(Box::new(BufReader::new(io::stdin())));
-    };
-    let opened = File::open(path).map_err(|error| {
-        let kind = match error.kind() {
-            io::ErrorKind::NotFound => CliErrorKind::NotFound,
-            _ => CliErrorKind::Unavailable,
-        };
-        CliError::new(kind, format!("{}: {error}", path.display()))
-    })?;
-    Ok(Box::new(BufReader::new(opened)))
-}
-
-fn next(lines: &mut dyn BufRead) -> CliResult<Option<Vec<u8>>> {
-    let mut line = Vec::new();
-    let read = lines.take(LINE_MAX).read_until(b'\n', &mut line);
-    let read = read.map_err(|error| {
-        CliError::new(
-            CliErrorKind::Unavailable,
-            format!("cannot read lines: {error}"),
-        )
-    })?;
-    if read as u64 == LINE_MAX && line.last() != Some(&b'\n') {
-        return Err(CliError::usage(format!(
-            "lines have at most {LINE_MAX} bytes"
-        )));
+fn open(args: &ImportArgs) -> CliResult<Lines> {
+    match &args.file {
+        Some(path) => Lines::of_file(path, LINE_MAX),
+        None => Ok(Lines::of_stdin(LINE_MAX)),
     }
-    Ok((read > 0).then_some(line))
 }
 
 /// Checks one line of an import without a store: its JSON, and each field by itself.

@@ -6,7 +6,7 @@ use keyward::{Actor, CommandError, Denial, KeyId, KeyInfo};
 use serde_json::Value;
 
 use crate::args::ListArgs;
-use crate::desk::{CliContext, key_id};
+use crate::desk::{CliContext, key_id, position};
 use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::{Output, cell, warn};
 
@@ -15,11 +15,8 @@ const HEAD: [&str; 9] = [
 ];
 
 pub(crate) async fn list(context: &CliContext, args: ListArgs, output: &Output) -> CliResult<()> {
-    let (all, after) = (args.all, args.after.clone());
+    let all = args.all;
     let mut query = query(context, args)?;
-    if let Some(after) = after {
-        query.after = Some(place(context, &after).await?);
-    }
     let mut corrupt = Vec::new();
     let mut first = true;
     loop {
@@ -29,11 +26,8 @@ pub(crate) async fn list(context: &CliContext, args: ListArgs, output: &Output) 
         first = false;
         match page.next {
             Some(next) if all => query.after = Some(next),
-            Some(last) => {
-                let id = last.id;
-                output.note(&format!(
-                    "more keys match: --after {id} goes on from here, --all lists them"
-                ));
+            Some(next) => {
+                output.more("keys", &next);
                 break;
             }
             None => break,
@@ -74,19 +68,9 @@ fn query(context: &CliContext, args: ListArgs) -> CliResult<KeyQuery> {
         query.expires_before = Some(now.saturating_add(within));
     }
     query.sort = args.sort.into();
+    query.after = args.after.as_deref().map(position).transpose()?;
     query.limit = args.limit;
     Ok(query)
-}
-
-/// Returns the position after which a list continues, for every sort order.
-async fn place(context: &CliContext, key: &str) -> CliResult<KeyPosition> {
-    let id = key_id(key)?;
-    let info = context.keys.key(&context.actor_for(id).await?, id).await?;
-    Ok(KeyPosition {
-        name: info.name.clone(),
-        expires_at: info.expires_at,
-        id,
-    })
 }
 
 struct KeyInfoPage {

@@ -11,6 +11,7 @@ mod time;
 mod upkeep;
 
 pub use self::import::check_import_line;
+pub use self::recover::check_audit_line;
 use crate::args::{Cli, CliCommand, TimeCommand};
 use crate::desk::CliContext;
 use crate::failure::{CliError, CliErrorKind, CliResult};

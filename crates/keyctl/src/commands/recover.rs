@@ -1,5 +1,7 @@
 //! Recovery of a restored store, before the store serves requests.
 
+use std::path::PathBuf;
+
 use keyward::KeyId;
 use keyward::audit::AuditEntry;
 use keyward::recovery::{Recovery, RecoveryReport};
@@ -9,8 +11,12 @@ use serde_json::{Value, json};
 use crate::args::RecoverArgs;
 use crate::desk::CliContext;
 use crate::failure::{CliError, CliResult};
+use crate::lines::Lines;
 use crate::output::Output;
 use crate::store::{self, Expected, StoreLocation};
+
+/// 1 MiB, the longest line. The longest entry is that of a recovery that blocked many digests, about 150 KiB.
+const LINE_MAX: u64 = 1 << 20;
 
 pub(crate) async fn run(
     context: &CliContext,
@@ -24,6 +30,7 @@ pub(crate) async fn run(
     }
     let how = match &args.replay_from {
         Some(store) => Recovery::Replay(trail(context, store).await?),
+        None if !args.replay_file.is_empty() => Recovery::Replay(exported(&args.replay_file)?),
         None if args.trust_backup => Recovery::TrustBackup,
         None => Recovery::DisableAll,
     };
@@ -47,6 +54,43 @@ async fn trail(context: &CliContext, place: &StoreLocation) -> CliResult<Vec<Aud
             None => return Ok(entries),
         }
     }
+}
+
+/// Reads the audit entries that `keyctl audit --json --all` wrote to files.
+fn exported(files: &[PathBuf]) -> CliResult<Vec<AuditEntry>> {
+    let mut entries = Vec::new();
+    for path in files {
+        let mut lines = Lines::of_file(path, LINE_MAX)?;
+        let mut number = 0;
+        while let Some(line) = lines.next()? {
+            number += 1;
+            if line.trim_ascii().is_empty() {
+                continue;
+            }
+            let entry = check_audit_line(&line).map_err(|message| {
+                CliError::usage(format!("{} line {number}: {message}", path.display()))
+            })?;
+            entries.push(entry);
+        }
+    }
+    if entries.is_empty() {
+        let message = "--replay-file has no entries: export them with keyctl audit --json --all";
+        return Err(CliError::usage(message));
+    }
+    Ok(entries)
+}
+
+/// Parses one line of an exported audit trail. Whether its seal is right, the replay checks.
+///
+/// # Errors
+///
+/// The message that `keyctl recover` prints for the line. It repeats no part of the line.
+pub fn check_audit_line(line: &[u8]) -> Result<AuditEntry, String> {
+    serde_json::from_slice(line).map_err(|error| {
+        let column = error.column();
+        let expected = "an entry as `keyctl audit --json` prints it";
+        format!("must be {expected}; at fault near column {column}")
+    })
 }
 
 fn message(report: &RecoveryReport) -> String {
