@@ -107,10 +107,13 @@ fn a_moved_or_replaced_file_is_logged_once_with_its_path_and_the_next_step() {
     assert_eq!(log.lines("is back").len(), 1);
 
     move_store(&path, &away);
+    read().unwrap_err();
+    assert_eq!(log.lines("was moved or removed").len(), 2);
     fs::rename(&restored, &path).unwrap();
     let error = with_sources(&read().unwrap_err());
     assert!(error.contains("keyctl recover"), "{error}");
     read().unwrap_err();
+    assert_eq!(log.lines("is back").len(), 1);
     let lines = log.lines("was replaced by another file");
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(

@@ -141,6 +141,9 @@ impl SqliteOptions {
             "opened"
         );
         let pool = Arc::new(Pool::new(self.file.clone()));
+        // Remembers this file, so that its replacement is logged.
+        let opened = pool.current();
+        opened.map_err(|fault| OpenError::of(&path, fault))?;
         SqliteStore::start(pool, journal, self.poll).map_err(|error| io(&path, error))
     }
 }

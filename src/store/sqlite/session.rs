@@ -15,8 +15,16 @@ const IDLE: usize = 8;
 pub(super) struct Pool {
     pub(super) file: StoreFile,
     idle: Mutex<Vec<PooledConnection>>,
+    seen: Mutex<PathHistory>,
+}
+
+/// The result of earlier examinations of the path.
+#[derive(Debug)]
+struct PathHistory {
     /// The object at the path when it was last examined. `None` before the first call.
-    seen: Mutex<Option<PathState>>,
+    state: Option<PathState>,
+    /// The file that was last used as the store.
+    file: Option<FileIdentity>,
 }
 
 /// The object at the store's path.
@@ -39,7 +47,10 @@ impl Pool {
         Self {
             file,
             idle: Mutex::new(Vec::new()),
-            seen: Mutex::new(None),
+            seen: Mutex::new(PathHistory {
+                state: None,
+                file: None,
+            }),
         }
     }
 
@@ -85,30 +96,30 @@ impl Pool {
     /// missing, so a line for each call would hide the cause.
     fn note(&self, now: PathState) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.as_ref() == Some(&now) {
+        if seen.state.as_ref() == Some(&now) {
             return;
         }
         let path = self.file.path.display();
-        match (&*seen, &now) {
-            (_, PathState::Missing) => tracing::warn!(
+        match &now {
+            PathState::Missing => tracing::warn!(
                 %path,
                 "store file was moved or removed while it was open: move it back with its -wal file, or \
                  restart with the new path"
             ),
-            (_, PathState::Refused(error)) => {
-                tracing::warn!(%path, %error, "store file is not used")
-            }
-            (None, PathState::File(_)) => {}
-            (Some(PathState::File(_)), PathState::File(_)) => tracing::warn!(
-                %path,
-                "store file was replaced by another file, which is used from now on: if it was restored from \
-                 a backup, run keyctl recover"
-            ),
-            (Some(_), PathState::File(_)) => {
-                tracing::warn!(%path, "store file is back, and is used again")
-            }
+            PathState::Refused(error) => tracing::warn!(%path, %error, "store file is not used"),
+            PathState::File(file) => match seen.file.replace(*file) {
+                None => {}
+                Some(last) if last == *file => {
+                    tracing::warn!(%path, "store file is back, and is used again");
+                }
+                Some(_) => tracing::warn!(
+                    %path,
+                    "store file was replaced by another file, which is used from now on: if it was \
+                     restored from a backup, run keyctl recover"
+                ),
+            },
         }
-        *seen = Some(now);
+        seen.state = Some(now);
     }
 
     fn open(&self, identity: FileIdentity) -> Result<PooledConnection, SqliteFault> {
