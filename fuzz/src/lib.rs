@@ -10,7 +10,9 @@ mod text;
 
 pub use self::http::{proxies, request};
 pub use self::stored::{position, record};
-pub use self::text::{database_url, import_line, pepper, policy, store_location, text, token};
+pub use self::text::{
+    audit_line, database_url, import_line, pepper, policy, store_location, text, token,
+};
 
 /// Defines the `main` of a target's program. Without the fuzzer, the program runs the target with each file that its
 /// arguments name.
@@ -38,7 +40,8 @@ mod tests {
 
     type Target = fn(&[u8]);
 
-    const TARGETS: [(&str, Target); 11] = [
+    const TARGETS: [(&str, Target); 12] = [
+        ("audit_line", crate::audit_line),
         ("database_url", crate::database_url),
         ("import_line", crate::import_line),
         ("pepper", crate::pepper),

@@ -129,6 +129,17 @@ pub fn import_line(input: &[u8]) {
     }
 }
 
+/// Reads a line of an exported audit trail. An entry survives its line, and a message repeats no part of a line.
+pub fn audit_line(input: &[u8]) {
+    match keyctl::check_audit_line(input) {
+        Ok(entry) => {
+            let line = serde_json::to_vec(&entry).unwrap();
+            assert_eq!(keyctl::check_audit_line(&line).unwrap(), entry);
+        }
+        Err(error) => assert!(!error.contains("hunter2"), "{error}"),
+    }
+}
+
 /// Parses `text`, and checks that what a value displays parses to the same value.
 fn round_trip<T>(text: &str)
 where
