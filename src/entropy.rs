@@ -6,6 +6,7 @@ use rand::TryRng;
 use zeroize::Zeroizing;
 
 use crate::core::invalid::Invalid;
+use crate::core::kind::ErrorKind;
 use crate::core::pepper::{Pepper, PepperRing};
 use crate::core::text::PepperId;
 
@@ -23,6 +24,26 @@ pub trait Entropy: fmt::Debug + Send + Sync + 'static {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("no randomness is available")]
 pub struct EntropyError;
+
+impl EntropyError {
+    /// Returns the stable code: `no-randomness`.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        "no-randomness"
+    }
+
+    /// Returns [`ErrorKind::Unavailable`].
+    #[must_use]
+    pub const fn kind(self) -> ErrorKind {
+        ErrorKind::Unavailable
+    }
+
+    /// Returns the text that a client may see. It hides the cause.
+    #[must_use]
+    pub const fn public_message(self) -> &'static str {
+        "the service cannot answer at the moment: try again later"
+    }
+}
 
 /// The operating system's generator.
 #[derive(Clone, Copy, Debug, Default)]

@@ -46,23 +46,33 @@
 //! with the status of its [`kind`](VerifyError::kind):
 //!
 //! ```
-//! use keyward::{VerifyError, VerifyErrorKind};
+//! use keyward::VerifyError;
 //!
-//! fn status(error: &VerifyError) -> u16 {
-//!     match error.kind() {
-//!         VerifyErrorKind::Invalid => 401,
-//!         VerifyErrorKind::Forbidden => 403,
-//!         VerifyErrorKind::Busy => 429, // a flood of unknown keys
-//!         VerifyErrorKind::Unavailable => 503, // an outage never looks like a bad key
-//!     }
-//! }
-//! # assert_eq!(status(&VerifyError::Unknown), 401);
+//! let error = VerifyError::Unknown;
+//! assert_eq!(error.kind().http_status(), 401); // 403, 429 for a flood, 503 for an outage
+//! assert_eq!(error.public_code(), "invalid-key");
+//! assert_eq!(error.public_message(), "invalid API key");
 //! ```
 //!
 //! [`Keyward::verify_or_fetch`] reads a key from the store if this node does not know the key yet, or if the
 //! staleness bound of the key's class is zero. Concurrent callers with the same key share one read.
 //! [`ReadThroughLimits`](node::ReadThroughLimits) bounds the reads, so that a flood of invented keys causes
 //! no flood of reads. Refusals are not cached.
+//!
+//! # Errors
+//!
+//! Every error that reaches a client or a front end has a stable `code`, a `kind` and a `public_message`. The
+//! [`ErrorKind`] gives the HTTP status. `docs/errors.md` in the repository lists all codes. The `Display` text of an
+//! error is for the service's own logs.
+//!
+//! ```
+//! use keyward::{CommandError, Denial};
+//!
+//! let error = CommandError::from(Denial::NotFound);
+//! assert_eq!(error.code(), "key-not-found");
+//! assert_eq!(error.kind().http_status(), 404);
+//! assert_eq!(error.public_message(), "no such key");
+//! ```
 //!
 //! # HTTP
 //!
@@ -205,10 +215,11 @@ pub use crate::core::actor::Actor;
 pub use crate::core::command::{CreateKey, Denial, RotateKey, UpdateKey};
 pub use crate::core::id::KeyId;
 pub use crate::core::info::KeyInfo;
+pub use crate::core::kind::ErrorKind;
 pub use crate::core::need::Need;
 pub use crate::core::pepper::PepperRing;
 pub use crate::core::record::Reason;
-pub use crate::core::rejection::{VerifyError, VerifyErrorKind};
+pub use crate::core::rejection::VerifyError;
 pub use crate::core::scope::{Scope, ScopeSet};
 pub use crate::core::secret::Secret;
 pub use crate::core::tenant::TenantId;

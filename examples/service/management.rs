@@ -123,7 +123,7 @@ async fn create(
 #[serde(deny_unknown_fields)]
 struct Page {
     /// The `next` of the previous page. Stays valid even if the keys of that page are deleted.
-    after: Option<KeyPosition>,
+    after: Option<String>,
     /// The number of keys per page, at most 100.
     limit: Option<NonZeroUsize>,
 }
@@ -143,7 +143,7 @@ async fn list(
     Query(Page { after, limit }): Query<Page>,
 ) -> Answer<Json<Listed>> {
     let mut query = keys.query(actor.tenant());
-    query.after = after;
+    query.after = after.as_deref().map(str::parse).transpose()?;
     query.limit = limit.map_or(query.limit, |limit| limit.min(query.limit));
     let page = keys.list(&actor, &query).await?;
     Ok(Json(Listed {

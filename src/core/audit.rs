@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::address::AddressAllowlist;
 use super::id::KeyId;
+use super::kind::ErrorKind;
 use super::pepper::PepperRing;
 use super::principal::{Author, Owner};
 use super::record::{ImportScheme, Reason, RotationReason};
@@ -445,6 +446,46 @@ pub enum ChainError {
         /// The number of the entry in the saved head.
         expected: u64,
     },
+}
+
+impl ChainError {
+    /// Returns the stable code of the fault, such as `audit-gap`.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Gap { .. } => "audit-gap",
+            Self::Foreign { .. } => "audit-foreign-entry",
+            Self::Altered { .. } => "audit-altered",
+            Self::UnknownPepper { .. } => "audit-pepper-unknown",
+            Self::Unproven { .. } => "audit-unproven",
+            Self::Pruned { .. } => "audit-head-pruned",
+            Self::Truncated { .. } => "audit-truncated",
+        }
+    }
+
+    /// Returns [`ErrorKind::Internal`], except for a saved head that was pruned, which is an
+    /// [`ErrorKind::Conflict`].
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Pruned { .. } => ErrorKind::Conflict,
+            Self::Gap { .. }
+            | Self::Foreign { .. }
+            | Self::Altered { .. }
+            | Self::UnknownPepper { .. }
+            | Self::Unproven { .. }
+            | Self::Truncated { .. } => ErrorKind::Internal,
+        }
+    }
+
+    /// Returns the text that a client may see. It hides faults that only an operator can examine.
+    #[must_use]
+    pub fn public_message(&self) -> String {
+        match self.kind().cover() {
+            Some(cover) => cover.to_owned(),
+            None => self.to_string(),
+        }
+    }
 }
 
 /// Checks the entries of one tenant that follow the head `start`, oldest first. Needs no store, only the

@@ -5,6 +5,8 @@
 
 use std::convert::Infallible;
 
+use super::kind::ErrorKind;
+
 /// The error of a value that could not be parsed: the field, and the problem of its value.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{field} {problem}")]
@@ -24,6 +26,34 @@ impl Invalid {
 impl From<Infallible> for Invalid {
     fn from(never: Infallible) -> Self {
         match never {}
+    }
+}
+
+impl Invalid {
+    /// Returns the stable code of the problem, such as `invalid-too-long`.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self.problem {
+            Problem::Empty => "invalid-empty",
+            Problem::TooLong { .. } => "invalid-too-long",
+            Problem::TooMany { .. } => "invalid-too-many",
+            Problem::OutOfRange { .. } => "invalid-out-of-range",
+            Problem::Character { .. } => "invalid-character",
+            Problem::Repeated => "invalid-repeated",
+            Problem::Format { .. } => "invalid-format",
+        }
+    }
+
+    /// Returns [`ErrorKind::Invalid`].
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
+        ErrorKind::Invalid
+    }
+
+    /// Returns the text that a client may see: the whole message, which never contains the value.
+    #[must_use]
+    pub fn public_message(&self) -> String {
+        self.to_string()
     }
 }
 

@@ -14,6 +14,7 @@ pub(crate) mod hole;
 pub(crate) mod id;
 pub(crate) mod info;
 pub(crate) mod invalid;
+pub(crate) mod kind;
 mod mac;
 pub(crate) mod metadata;
 pub(crate) mod need;

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::hex;
+use super::kind::ErrorKind;
 use super::query::{AuditPosition, KeyPosition};
 
 /// The only version so far. A later version must still read this one.
@@ -51,6 +52,31 @@ pub enum PositionError {
     /// The text was cut short or altered.
     #[error("position is incomplete or altered: pass it exactly as it was returned")]
     Damaged,
+}
+
+impl PositionError {
+    /// Returns the stable code of the fault, such as `position-damaged`.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::TooLong { .. } => "position-too-long",
+            Self::Kind { .. } => "position-of-another-kind",
+            Self::Version { .. } => "position-too-new",
+            Self::Damaged => "position-damaged",
+        }
+    }
+
+    /// Returns [`ErrorKind::Invalid`].
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
+        ErrorKind::Invalid
+    }
+
+    /// Returns the text that a client may see: the whole message.
+    #[must_use]
+    pub fn public_message(&self) -> String {
+        self.to_string()
+    }
 }
 
 /// A position with a text form.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::id::KeyId;
+use super::kind::ErrorKind;
 use super::record::Reason;
 use super::scope::Scope;
 use super::text::{ClassName, Environment, PepperId};
@@ -158,23 +159,63 @@ pub enum VerifyError {
     },
 }
 
-/// The category of a [`VerifyError`], which determines the HTTP status.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum VerifyErrorKind {
-    /// The key does not authenticate: 401.
-    Invalid,
-    /// The key authenticates, but may not be used for this request: 403.
-    Forbidden,
-    /// The service cannot decide at the moment: 503. The key may be valid.
-    Unavailable,
-    /// The service limits how many unknown keys it looks up: 429. The key may be valid.
-    Busy,
-}
-
 impl VerifyError {
-    /// Returns the category of this error.
+    /// Returns the stable code of the reason, for logs and metrics. Show a client only the
+    /// [`public_code`](Self::public_code): the code reveals whether a key exists, and how it ended.
     #[must_use]
-    pub const fn kind(&self) -> VerifyErrorKind {
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "key-malformed",
+            Self::Unknown => "key-unknown",
+            Self::WrongSecret => "key-wrong-secret",
+            Self::Revoked { .. } => "key-revoked",
+            Self::Expired { .. } => "key-expired",
+            Self::ClockUnsure { .. } => "clock-unsure",
+            Self::Disabled { .. } => "key-disabled",
+            Self::OwnerRemoved { .. } => "key-owner-removed",
+            Self::TenantClosed { .. } => "key-tenant-closed",
+            Self::Publishable { .. } => "key-publishable",
+            Self::WrongClass { .. } => "key-wrong-class",
+            Self::WrongEnvironment { .. } => "key-wrong-environment",
+            Self::WrongTenant { .. } => "key-wrong-tenant",
+            Self::AddressNotAllowed { .. } => "key-address-not-allowed",
+            Self::MissingScope { .. } => "key-missing-scope",
+            Self::PairMismatch => "key-pair-mismatch",
+            Self::Stale { .. } => "node-stale",
+            Self::NeedsFresh => "key-needs-fresh",
+            Self::StoreUnavailable => "key-not-read",
+            Self::Busy => "lookups-limited",
+            Self::UnknownPepper { .. } => "key-pepper-unknown",
+            Self::UnknownClass { .. } => "key-class-unknown",
+            Self::Corrupt { .. } => "key-corrupt",
+        }
+    }
+
+    /// Returns the code that a client may see: `invalid-key`, `insufficient-scope`, `key-not-allowed`,
+    /// `rate-limited` or `unavailable`. All keys that do not authenticate get the same code.
+    #[must_use]
+    pub const fn public_code(&self) -> &'static str {
+        match self.kind() {
+            ErrorKind::Unauthenticated => "invalid-key",
+            ErrorKind::Forbidden => match self {
+                Self::MissingScope { .. } => "insufficient-scope",
+                _ => "key-not-allowed",
+            },
+            ErrorKind::LimitReached => "rate-limited",
+            ErrorKind::Unavailable => "unavailable",
+            ErrorKind::Invalid
+            | ErrorKind::NotFound
+            | ErrorKind::Conflict
+            | ErrorKind::Internal => "internal",
+        }
+    }
+
+    /// Returns the kind of this error: [`Unauthenticated`](ErrorKind::Unauthenticated),
+    /// [`Forbidden`](ErrorKind::Forbidden), [`Unavailable`](ErrorKind::Unavailable) or
+    /// [`LimitReached`](ErrorKind::LimitReached). If the service cannot decide, the kind is `Unavailable`, whatever the
+    /// cause: the key may be valid.
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::Malformed(_)
             | Self::Unknown
@@ -184,21 +225,21 @@ impl VerifyError {
             | Self::Disabled { .. }
             | Self::OwnerRemoved { .. }
             | Self::TenantClosed { .. }
-            | Self::PairMismatch => VerifyErrorKind::Invalid,
+            | Self::PairMismatch => ErrorKind::Unauthenticated,
             Self::Publishable { .. }
             | Self::WrongClass { .. }
             | Self::WrongEnvironment { .. }
             | Self::WrongTenant { .. }
             | Self::AddressNotAllowed { .. }
-            | Self::MissingScope { .. } => VerifyErrorKind::Forbidden,
+            | Self::MissingScope { .. } => ErrorKind::Forbidden,
             Self::Stale { .. }
             | Self::ClockUnsure { .. }
             | Self::NeedsFresh
             | Self::StoreUnavailable
             | Self::UnknownPepper { .. }
             | Self::UnknownClass { .. }
-            | Self::Corrupt { .. } => VerifyErrorKind::Unavailable,
-            Self::Busy => VerifyErrorKind::Busy,
+            | Self::Corrupt { .. } => ErrorKind::Unavailable,
+            Self::Busy => ErrorKind::LimitReached,
         }
     }
 
@@ -227,10 +268,14 @@ impl VerifyError {
     #[must_use]
     pub fn public_message(&self) -> String {
         match self.kind() {
-            VerifyErrorKind::Invalid => "invalid API key".to_owned(),
-            VerifyErrorKind::Forbidden => self.to_string(),
-            VerifyErrorKind::Unavailable => "API keys cannot be verified at the moment".to_owned(),
-            VerifyErrorKind::Busy => "too many requests".to_owned(),
+            ErrorKind::Unauthenticated => "invalid API key".to_owned(),
+            ErrorKind::Forbidden => self.to_string(),
+            ErrorKind::LimitReached => "too many requests".to_owned(),
+            ErrorKind::Unavailable
+            | ErrorKind::Invalid
+            | ErrorKind::NotFound
+            | ErrorKind::Conflict
+            | ErrorKind::Internal => "API keys cannot be verified at the moment".to_owned(),
         }
     }
 }

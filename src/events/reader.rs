@@ -9,6 +9,7 @@ use super::event::{Event, may_set_end};
 use super::notice::{Due, ExpiryWindows};
 use crate::clock::Clock;
 use crate::core::id::KeyId;
+use crate::core::kind::ErrorKind;
 use crate::core::query::{AuditQuery, AuditRow, KeyPosition};
 use crate::core::record::KeyRecord;
 use crate::core::tenant::TenantId;
@@ -59,6 +60,35 @@ pub enum EventsError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl EventsError {
+    /// Returns the stable code of the cause, such as `history-replaced`.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::HistoryReplaced { .. } => "history-replaced",
+            Self::Store(error) => error.code(),
+        }
+    }
+
+    /// Returns the kind of the cause, which determines the HTTP status.
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
+        match self {
+            Self::HistoryReplaced { .. } => ErrorKind::Conflict,
+            Self::Store(error) => error.error_kind(),
+        }
+    }
+
+    /// Returns the text that a client may see.
+    #[must_use]
+    pub fn public_message(&self) -> String {
+        match self {
+            Self::HistoryReplaced { .. } => self.to_string(),
+            Self::Store(error) => error.public_message().to_owned(),
+        }
+    }
 }
 
 impl Events {

@@ -19,7 +19,8 @@ use serde::Serialize;
 use super::sources::{CredentialSources, CredentialsError};
 use crate::core::id::KeyId;
 use crate::core::invalid::{Invalid, Problem};
-use crate::core::rejection::{VerifyError, VerifyErrorKind};
+use crate::core::kind::ErrorKind;
+use crate::core::rejection::VerifyError;
 use crate::core::scope::Scope;
 
 /// The reason why a request was refused.
@@ -81,48 +82,25 @@ impl LimitReached {
     }
 }
 
-/// The kinds of refusals that a client can distinguish.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum AuthErrorKind {
-    Missing,
-    Ambiguous,
-    Invalid,
-    MissingScope,
-    Forbidden,
-    LimitReached,
-    Unavailable,
-    Internal,
-}
-
 impl AuthError {
-    const fn kind(&self) -> AuthErrorKind {
+    /// Returns the kind of the refusal, which determines the status.
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
         match self {
-            Self::Missing => AuthErrorKind::Missing,
-            Self::Ambiguous(_) => AuthErrorKind::Ambiguous,
-            Self::Rejected(VerifyError::MissingScope { .. }) => AuthErrorKind::MissingScope,
-            Self::Rejected(rejection) => match rejection.kind() {
-                VerifyErrorKind::Invalid => AuthErrorKind::Invalid,
-                VerifyErrorKind::Forbidden => AuthErrorKind::Forbidden,
-                VerifyErrorKind::Unavailable => AuthErrorKind::Unavailable,
-                VerifyErrorKind::Busy => AuthErrorKind::LimitReached,
-            },
-            Self::NoTenant { .. } => AuthErrorKind::Forbidden,
-            Self::LimitReached { .. } => AuthErrorKind::LimitReached,
-            Self::NoLayer => AuthErrorKind::Internal,
+            Self::Missing => ErrorKind::Unauthenticated,
+            Self::Ambiguous(_) => ErrorKind::Invalid,
+            Self::Rejected(rejection) => rejection.kind(),
+            Self::NoTenant { .. } => ErrorKind::Forbidden,
+            Self::LimitReached { .. } => ErrorKind::LimitReached,
+            Self::NoLayer => ErrorKind::Internal,
         }
     }
 
     /// Returns the status: 400, 401, 403, 429, 500 or 503.
     #[must_use]
-    pub const fn status(&self) -> StatusCode {
-        match self.kind() {
-            AuthErrorKind::Missing | AuthErrorKind::Invalid => StatusCode::UNAUTHORIZED,
-            AuthErrorKind::Ambiguous => StatusCode::BAD_REQUEST,
-            AuthErrorKind::MissingScope | AuthErrorKind::Forbidden => StatusCode::FORBIDDEN,
-            AuthErrorKind::LimitReached => StatusCode::TOO_MANY_REQUESTS,
-            AuthErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-            AuthErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-        }
+    pub fn status(&self) -> StatusCode {
+        let status = StatusCode::from_u16(self.kind().http_status());
+        status.expect("every kind has a valid status")
     }
 
     /// Returns a stable name for programs. The name ends the `type` of the problem details: `missing-key`,
@@ -130,31 +108,38 @@ impl AuthError {
     /// `unavailable` or `internal`.
     #[must_use]
     pub const fn code(&self) -> &'static str {
-        match self.kind() {
-            AuthErrorKind::Missing => "missing-key",
-            AuthErrorKind::Ambiguous => "ambiguous-credentials",
-            AuthErrorKind::Invalid => "invalid-key",
-            AuthErrorKind::MissingScope => "insufficient-scope",
-            AuthErrorKind::Forbidden => "key-not-allowed",
-            AuthErrorKind::LimitReached => "rate-limited",
-            AuthErrorKind::Unavailable => "unavailable",
-            AuthErrorKind::Internal => "internal",
+        match self {
+            Self::Missing => "missing-key",
+            Self::Ambiguous(_) => "ambiguous-credentials",
+            Self::Rejected(rejection) => rejection.public_code(),
+            Self::NoTenant { .. } => "key-not-allowed",
+            Self::LimitReached { .. } => "rate-limited",
+            Self::NoLayer => "internal",
         }
     }
 
     /// Returns a summary for people, the same for every error with this [`code`](Self::code).
     #[must_use]
     pub const fn title(&self) -> &'static str {
-        match self.kind() {
-            AuthErrorKind::Missing => "API key required",
-            AuthErrorKind::Ambiguous => "Ambiguous credentials",
-            AuthErrorKind::Invalid => "Invalid API key",
-            AuthErrorKind::MissingScope => "Insufficient scope",
-            AuthErrorKind::Forbidden => "API key not allowed here",
-            AuthErrorKind::LimitReached => "Too many requests",
-            AuthErrorKind::Unavailable => "API keys cannot be verified at the moment",
-            AuthErrorKind::Internal => "Internal error",
+        match self {
+            Self::Missing => "API key required",
+            Self::Rejected(VerifyError::MissingScope { .. }) => "Insufficient scope",
+            _ => match self.kind() {
+                ErrorKind::Invalid => "Ambiguous credentials",
+                ErrorKind::Unauthenticated => "Invalid API key",
+                ErrorKind::Forbidden => "API key not allowed here",
+                ErrorKind::LimitReached => "Too many requests",
+                ErrorKind::Unavailable => "API keys cannot be verified at the moment",
+                ErrorKind::NotFound | ErrorKind::Conflict | ErrorKind::Internal => "Internal error",
+            },
         }
+    }
+
+    /// Returns the text that the client may see: the [`detail`](Self::detail), or else the
+    /// [`title`](Self::title).
+    #[must_use]
+    pub fn public_message(&self) -> String {
+        self.detail().unwrap_or_else(|| self.title().to_owned())
     }
 
     /// Returns the details that the client may see.
@@ -162,7 +147,7 @@ impl AuthError {
     pub fn detail(&self) -> Option<String> {
         match self {
             Self::Ambiguous(_) | Self::NoTenant { .. } => Some(self.to_string()),
-            Self::Rejected(rejection) if rejection.kind() == VerifyErrorKind::Forbidden => {
+            Self::Rejected(rejection) if rejection.kind() == ErrorKind::Forbidden => {
                 Some(rejection.public_message())
             }
             Self::Rejected(_) | Self::Missing | Self::LimitReached { .. } | Self::NoLayer => None,
@@ -194,24 +179,24 @@ impl AuthError {
     /// no key, or if the response has no challenge.
     const fn bearer_error(&self) -> Option<&'static str> {
         match self.kind() {
-            AuthErrorKind::Ambiguous => Some("invalid_request"),
-            AuthErrorKind::Invalid => Some("invalid_token"),
-            AuthErrorKind::MissingScope | AuthErrorKind::Forbidden => Some("insufficient_scope"),
-            AuthErrorKind::Missing
-            | AuthErrorKind::LimitReached
-            | AuthErrorKind::Unavailable
-            | AuthErrorKind::Internal => None,
+            _ if matches!(self, Self::Missing) => None,
+            ErrorKind::Invalid => Some("invalid_request"),
+            ErrorKind::Unauthenticated => Some("invalid_token"),
+            ErrorKind::Forbidden => Some("insufficient_scope"),
+            ErrorKind::LimitReached
+            | ErrorKind::Unavailable
+            | ErrorKind::NotFound
+            | ErrorKind::Conflict
+            | ErrorKind::Internal => None,
         }
     }
 
-    /// Returns the gRPC status code as text, for the `grpc-status` header.
-    const fn grpc_status(&self) -> &'static str {
-        match self.kind() {
-            AuthErrorKind::Missing | AuthErrorKind::Ambiguous | AuthErrorKind::Invalid => "16", // UNAUTHENTICATED
-            AuthErrorKind::MissingScope | AuthErrorKind::Forbidden => "7", // PERMISSION_DENIED
-            AuthErrorKind::LimitReached => "8",                            // RESOURCE_EXHAUSTED
-            AuthErrorKind::Unavailable => "14",                            // UNAVAILABLE
-            AuthErrorKind::Internal => "13",                               // INTERNAL
+    /// Returns the gRPC status code. Ambiguous credentials are unauthenticated, because gRPC's invalid arguments are
+    /// those of the method.
+    const fn grpc_status(&self) -> i32 {
+        match self {
+            Self::Ambiguous(_) => ErrorKind::Unauthenticated.grpc_code(),
+            _ => self.kind().grpc_code(),
         }
     }
 }
@@ -284,13 +269,8 @@ pub(super) fn answer(
         && let Some(content_type) = grpc_content_type(&request.headers)
     {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        headers.insert(
-            "grpc-status",
-            HeaderValue::from_static(refusal.grpc_status()),
-        );
-        let message = refusal
-            .detail()
-            .unwrap_or_else(|| refusal.title().to_owned());
+        headers.insert("grpc-status", refusal.grpc_status().into());
+        let message = refusal.public_message();
         // gRPC messages are percent-encoded. The message is visible ASCII, of which only `%` must be encoded.
         if let Ok(message) = HeaderValue::from_str(&message.replace('%', "%25")) {
             headers.insert("grpc-message", message);
@@ -342,7 +322,7 @@ fn common_headers(
         AuthError::LimitReached { retry_after, .. } => Some(*retry_after),
         _ => matches!(
             refusal.kind(),
-            AuthErrorKind::Unavailable | AuthErrorKind::LimitReached
+            ErrorKind::Unavailable | ErrorKind::LimitReached
         )
         .then_some(settings.retry_after),
     };
@@ -379,7 +359,7 @@ fn challenges(
     let kind = refusal.kind();
     let wanted = !matches!(
         kind,
-        AuthErrorKind::LimitReached | AuthErrorKind::Unavailable | AuthErrorKind::Internal
+        ErrorKind::LimitReached | ErrorKind::Unavailable | ErrorKind::Internal
     );
     let realm = settings.realm.as_ref().map(|realm| realm.0.as_str());
     let bearer = (sources.bearer || !sources.basic).then(|| {

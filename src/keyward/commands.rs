@@ -9,10 +9,11 @@ use crate::core::command::{
     RevokeKey, RotateKey, UpdateKey,
 };
 use crate::core::id::KeyId;
+use crate::core::kind::ErrorKind;
 use crate::core::need::Need;
 use crate::core::query::KeyQuery;
 use crate::core::record::{Reason, Resource};
-use crate::core::rejection::{VerifyError, VerifyErrorKind};
+use crate::core::rejection::VerifyError;
 use crate::core::secret::Fingerprint;
 use crate::core::sweep::BulkFilter;
 use crate::core::tenant::TenantId;
@@ -634,6 +635,6 @@ fn provisioned(committed: Committed) -> Vec<IssuedKey> {
 const fn is_final(rejection: &VerifyError) -> bool {
     !matches!(
         rejection.kind(),
-        VerifyErrorKind::Unavailable | VerifyErrorKind::Busy
+        ErrorKind::Unavailable | ErrorKind::LimitReached
     )
 }

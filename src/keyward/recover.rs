@@ -10,6 +10,7 @@ use crate::core::audit::{AuditEntry, AuditHead, ChainError};
 use crate::core::command::{Command, CommandOutcome, Request};
 use crate::core::decide::SWEEP_MAX;
 use crate::core::id::KeyId;
+use crate::core::kind::ErrorKind;
 use crate::core::principal::Author;
 use crate::core::query::{AuditQuery, KeyQuery};
 use crate::core::record::{KeyRecord, Status};
@@ -85,6 +86,35 @@ pub enum RecoveryError {
     /// The recovery was interrupted. Changes that were committed stay; repeat the call to continue.
     #[error(transparent)]
     Interrupted(#[from] CommandError),
+}
+
+impl RecoveryError {
+    /// Returns the stable code of the cause, such as `replay-refused`.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Chain { .. } => "replay-refused",
+            Self::Interrupted(error) => error.code(),
+        }
+    }
+
+    /// Returns the kind of the cause, which determines the HTTP status.
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Chain { .. } => ErrorKind::Invalid,
+            Self::Interrupted(error) => error.kind(),
+        }
+    }
+
+    /// Returns the text that a client may see.
+    #[must_use]
+    pub fn public_message(&self) -> String {
+        match self {
+            Self::Chain { .. } => self.to_string(),
+            Self::Interrupted(error) => error.public_message(),
+        }
+    }
 }
 
 impl From<StoreError> for RecoveryError {

@@ -8,6 +8,7 @@ use super::queries::AuthorityError;
 use crate::core::actor::Actor;
 use crate::core::audit::{AuditEntry, AuditHead, ChainCheck, ChainError};
 use crate::core::command::{Command, Denial};
+use crate::core::kind::ErrorKind;
 use crate::core::query::{AuditQuery, AuditRow};
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
@@ -37,6 +38,41 @@ pub enum AuditError {
     /// Entries could not be removed.
     #[error(transparent)]
     Command(#[from] CommandError),
+}
+
+impl AuditError {
+    /// Returns the stable code of the cause, such as `audit-altered`.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Chain(error) => error.code(),
+            Self::Store(error) => error.code(),
+            Self::Denied(denied) => denied.code(),
+            Self::Command(error) => error.code(),
+        }
+    }
+
+    /// Returns the kind of the cause, which determines the HTTP status.
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Chain(error) => error.kind(),
+            Self::Store(error) => error.error_kind(),
+            Self::Denied(denied) => denied.kind(),
+            Self::Command(error) => error.kind(),
+        }
+    }
+
+    /// Returns the text that a client may see.
+    #[must_use]
+    pub fn public_message(&self) -> String {
+        match self {
+            Self::Chain(error) => error.public_message(),
+            Self::Store(error) => error.public_message().to_owned(),
+            Self::Denied(denied) => denied.public_message(),
+            Self::Command(error) => error.public_message(),
+        }
+    }
 }
 
 /// The result of removing old audit entries.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::core::id::KeyId;
+use crate::core::kind::ErrorKind;
 
 /// The kind of a [`StoreError`]. The kind determines how the caller may react.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -45,10 +46,43 @@ impl StoreError {
         self
     }
 
-    /// Returns the kind of the error.
+    /// Returns the kind of the error. The kind determines how the caller may react.
     #[must_use]
     pub const fn kind(&self) -> StoreErrorKind {
         self.kind
+    }
+
+    /// Returns the stable code of the error, such as `store-unavailable`.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self.kind {
+            StoreErrorKind::Corrupt => "store-corrupt",
+            StoreErrorKind::Indeterminate => "store-indeterminate",
+            StoreErrorKind::Unavailable => "store-unavailable",
+        }
+    }
+
+    /// Returns the kind that determines the HTTP status.
+    #[must_use]
+    pub const fn error_kind(&self) -> ErrorKind {
+        match self.kind {
+            StoreErrorKind::Corrupt => ErrorKind::Internal,
+            StoreErrorKind::Indeterminate | StoreErrorKind::Unavailable => ErrorKind::Unavailable,
+        }
+    }
+
+    /// Returns the text that a client may see. It hides the cause.
+    #[must_use]
+    pub const fn public_message(&self) -> &'static str {
+        match self.kind {
+            StoreErrorKind::Indeterminate => {
+                "the change may or may not have been made: repeat it with the same command id"
+            }
+            StoreErrorKind::Corrupt => "the service has an internal error",
+            StoreErrorKind::Unavailable => {
+                "the service cannot answer at the moment: try again later"
+            }
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod authority;
 mod conformance;
+mod errors;
 mod escalation;
 mod events;
 mod explorer;

@@ -78,7 +78,7 @@ fn trap_01_a_node_that_cannot_confirm_fails_closed_past_its_bound() {
     assert!(matches!(refusal, VerifyError::Stale { .. }), "{refusal:?}");
     assert_eq!(
         refusal.kind(),
-        keyward::VerifyErrorKind::Unavailable,
+        keyward::ErrorKind::Unavailable,
         "a stale node must not report a bad key"
     );
     assert!(
@@ -166,7 +166,7 @@ fn a_store_that_is_down_never_looks_like_a_bad_key() {
     world.links[1].partition(true);
     let refusal = wait(there.verify_or_fetch(key.secret.expose(), &reading())).unwrap_err();
     assert_eq!(refusal, VerifyError::StoreUnavailable);
-    assert_eq!(refusal.kind(), keyward::VerifyErrorKind::Unavailable);
+    assert_eq!(refusal.kind(), keyward::ErrorKind::Unavailable);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use keyward::entropy::SeededEntropy;
 use keyward::key::Digest;
 use keyward::node::{OnStale, ReadThroughLimits};
 use keyward::{
-    Grant, Keyward, KeywardBuilder, ManualClock, Reason, VerifyError, VerifyErrorKind, profiles,
+    ErrorKind, Grant, Keyward, KeywardBuilder, ManualClock, Reason, VerifyError, profiles,
 };
 use support::*;
 
@@ -180,7 +180,7 @@ fn a_flood_of_unknown_ids_causes_a_bounded_number_of_reads() {
     assert_eq!(outcomes, [burst + rate, FLOOD - burst - rate]);
     assert_eq!(
         VerifyError::Busy.kind(),
-        VerifyErrorKind::Busy,
+        ErrorKind::LimitReached,
         "a flood must not look like a bad key or an outage"
     );
     assert_eq!(world.link.asked(Call::Load), 0);

@@ -208,7 +208,7 @@ fn a_node_that_starts_in_1970_refuses_keys_it_cannot_judge() {
         VerifyError::ClockUnsure { .. }
     ));
     let kind = refused(&keys, &ending).kind();
-    assert_eq!(kind, keyward::VerifyErrorKind::Unavailable);
+    assert_eq!(kind, keyward::ErrorKind::Unavailable);
     let created = wait(keys.create(&admin(), reader("new")));
     assert!(matches!(denied(created), Denial::TenantAhead { .. }));
     wait(keys.revoke(&admin(), lasting.id, Reason::Lost)).unwrap();

@@ -592,7 +592,7 @@ fn trap_21_a_stored_digest_is_not_a_key_and_an_unknown_pepper_is_an_operator_err
     assert!(matches!(&refusal, VerifyError::UnknownPepper { pepper } if pepper.as_str() == "p1"));
     assert_eq!(
         refusal.kind(),
-        keyward::VerifyErrorKind::Unavailable,
+        keyward::ErrorKind::Unavailable,
         "an outage must not look like a bad key"
     );
 }

@@ -294,6 +294,7 @@ fn each_kind_of_failure_has_its_exit_code() {
     let error: Value = serde_json::from_str(&answer.err).unwrap();
     assert_eq!(error["error"]["kind"], "not_found");
     assert_eq!(error["error"]["exit"], NOT_FOUND);
+    assert_eq!(error["error"]["code"], "key-not-found");
     let help = shop.run(&["--help"]).ended(0);
     assert!(help.out.contains("Exit codes:"));
 }

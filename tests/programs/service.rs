@@ -330,7 +330,10 @@ fn malformed_requests_get_an_error_and_a_repeated_command_is_executed_once() {
         status(&format!("POST /v1/keys/{unknown}/rotate"), None),
         404
     );
-    assert_eq!(status(&format!("GET /v1/keys?after={unknown}"), None), 400);
+    let (misplaced, problem) = service.ask(&admin, &format!("GET /v1/keys?after={unknown}"), None);
+    assert_eq!(misplaced, 400);
+    let of = "urn:problem-type:keyward:position-of-another-kind";
+    assert_eq!(problem["type"], of, "{problem}");
     assert_eq!(status("POST /v1/keys/short/revoke", None), 400);
     assert_eq!(listed(), 1);
 

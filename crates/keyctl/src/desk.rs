@@ -114,8 +114,7 @@ pub(crate) fn key_id(text: &str) -> CliResult<KeyId> {
 
 /// Parses a position given on the command line.
 pub(crate) fn position<P: FromStr<Err = PositionError>>(text: &str) -> CliResult<P> {
-    let about = |error: PositionError| CliError::usage(format!("--after: {error}"));
-    text.parse().map_err(about)
+    Ok(text.parse::<P>()?)
 }
 
 /// Adds the command id to the actor, if the operator gave one.

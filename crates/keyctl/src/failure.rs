@@ -11,8 +11,8 @@ use keyward::recovery::RecoveryError;
 use keyward::store::postgres::ConnectError;
 use keyward::store::sqlite::OpenError;
 use keyward::store::transfer::CopyError;
-use keyward::store::{StoreError, StoreErrorKind};
-use keyward::{BuildError, CommandError, Denial};
+use keyward::store::{PositionError, StoreError, StoreErrorKind};
+use keyward::{BuildError, CommandError, Denial, ErrorKind};
 
 /// The kinds of error. Each value is an exit code.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +39,8 @@ impl CliErrorKind {
 #[derive(Debug)]
 pub(crate) struct CliError {
     pub(crate) kind: CliErrorKind,
+    /// The stable code of the library's error. `None` for an error of the command line itself.
+    pub(crate) code: Option<&'static str>,
     pub(crate) message: String,
 }
 
@@ -46,8 +48,11 @@ pub(crate) type CliResult<T> = Result<T, CliError>;
 
 impl CliError {
     pub(crate) fn new(kind: CliErrorKind, message: impl Into<String>) -> Self {
-        let message = message.into();
-        Self { kind, message }
+        Self {
+            kind,
+            code: None,
+            message: message.into(),
+        }
     }
 
     /// Builds an error whose message contains `error` and all its causes.
@@ -58,7 +63,14 @@ impl CliError {
             message += &format!(": {error}");
             cause = error.source();
         }
-        Self { kind, message }
+        Self::new(kind, message)
+    }
+
+    fn with_code(self, code: &'static str) -> Self {
+        Self {
+            code: Some(code),
+            ..self
+        }
     }
 
     pub(crate) fn usage(message: impl Into<String>) -> Self {
@@ -80,7 +92,7 @@ impl CliError {
 /// secrets into the wrong place.
 impl From<Invalid> for CliError {
     fn from(error: Invalid) -> Self {
-        Self::of(CliErrorKind::Usage, &error)
+        Self::of(CliErrorKind::Usage, &error).with_code(error.code())
     }
 }
 
@@ -88,7 +100,7 @@ impl From<RecoveryError> for CliError {
     fn from(error: RecoveryError) -> Self {
         match error {
             RecoveryError::Interrupted(error) => error.into(),
-            error => Self::of(CliErrorKind::Corrupt, &error),
+            error => Self::of(CliErrorKind::Corrupt, &error).with_code(error.code()),
         }
     }
 }
@@ -119,13 +131,13 @@ impl From<BuildError> for CliError {
 
 impl From<Denial> for CliError {
     fn from(error: Denial) -> Self {
-        let kind = match &error {
-            Denial::Invalid(_) => CliErrorKind::Usage,
-            Denial::NotFound | Denial::TenantNotFound => CliErrorKind::NotFound,
-            Denial::CorruptRecord { .. } => CliErrorKind::Corrupt,
+        let kind = match (&error, error.kind()) {
+            (Denial::Invalid(_), _) => CliErrorKind::Usage,
+            (_, ErrorKind::NotFound) => CliErrorKind::NotFound,
+            (_, ErrorKind::Internal) => CliErrorKind::Corrupt,
             _ => CliErrorKind::Refused,
         };
-        let mut refused = Self::of(kind, &error);
+        let mut refused = Self::of(kind, &error).with_code(error.code());
         if let Some(step) = next_step(&error) {
             refused.message += &format!(": {step}");
         }
@@ -156,7 +168,7 @@ impl From<StoreError> for CliError {
             StoreErrorKind::Corrupt => CliErrorKind::Corrupt,
             _ => CliErrorKind::Unavailable,
         };
-        Self::of(kind, &error)
+        Self::of(kind, &error).with_code(error.code())
     }
 }
 
@@ -165,7 +177,7 @@ impl From<CommandError> for CliError {
         match error {
             CommandError::Denied(error) => error.into(),
             CommandError::Store(error) => error.into(),
-            error => Self::of(CliErrorKind::Unavailable, &error),
+            error => Self::of(CliErrorKind::Unavailable, &error).with_code(error.code()),
         }
     }
 }
@@ -176,9 +188,23 @@ impl From<AuditError> for CliError {
             AuditError::Denied(error) => error.into(),
             AuditError::Store(error) => error.into(),
             AuditError::Command(error) => error.into(),
-            AuditError::Chain(ChainError::Pruned { .. }) => Self::of(CliErrorKind::Usage, &error),
-            error => Self::of(CliErrorKind::Corrupt, &error),
+            AuditError::Chain(error) => {
+                let kind = match &error {
+                    ChainError::Pruned { .. } => CliErrorKind::Usage,
+                    _ => CliErrorKind::Corrupt,
+                };
+                Self::of(kind, &error).with_code(error.code())
+            }
+            error => Self::of(CliErrorKind::Corrupt, &error).with_code(error.code()),
         }
+    }
+}
+
+impl From<PositionError> for CliError {
+    fn from(error: PositionError) -> Self {
+        Self::of(CliErrorKind::Usage, &error)
+            .about("--after")
+            .with_code(error.code())
     }
 }
 

@@ -86,9 +86,18 @@ impl Output {
     }
 
     pub(crate) fn failure(&self, failure: &CliError) {
-        let CliError { kind, message } = failure;
+        let CliError {
+            kind,
+            code,
+            message,
+        } = failure;
         if self.json {
-            let error = json!({ "kind": kind.word(), "exit": *kind as u8, "message": message });
+            let error = json!({
+                "kind": kind.word(),
+                "code": code,
+                "exit": *kind as u8,
+                "message": message,
+            });
             warn(&escaped_json(&json!({ "error": error }).to_string()));
         } else {
             warn(&format!("keyctl: {message}"));

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::super::id::KeyId;
 use super::super::invalid::Invalid;
+use super::super::kind::ErrorKind;
 use super::super::reach::Dimension;
 use super::super::rejection::VerifyError;
 use super::super::scope::{Scope, ScopeSet};
@@ -13,6 +14,10 @@ use super::super::text::{ClassName, Entitlement, Environment, PepperId, Principa
 use super::super::time::Timestamp;
 
 /// The reason to refuse a command. Nothing was written.
+///
+/// [`Display`](std::fmt::Display) is for the service's own logs. Show a client
+/// [`public_message`](Self::public_message), with the [`code`](Self::code) and the status of the
+/// [`kind`](Self::kind).
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Denial {
@@ -281,6 +286,127 @@ pub enum Denial {
         /// The action, in words.
         action: &'static str,
     },
+}
+
+impl Denial {
+    /// Returns the stable code of the denial, such as `cap-reached`. The code of a malformed value is that of its
+    /// [`Problem`](super::super::invalid::Problem).
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid(invalid) => invalid.code(),
+            Self::ActingKey { .. } => "acting-key-refused",
+            Self::NotFound => "key-not-found",
+            Self::TenantNotFound => "tenant-not-found",
+            Self::ActorExpired => "actor-expired",
+            Self::Forbidden { .. } => "action-forbidden",
+            Self::SupportOnly { .. } => "support-only",
+            Self::HostOnly { .. } => "host-only",
+            Self::NotEntitled { .. } => "not-entitled",
+            Self::CapReached { .. } => "cap-reached",
+            Self::UnknownClass { .. } => "unknown-class",
+            Self::Environment { .. } => "environment-not-offered",
+            Self::UnknownResource => "unknown-resource",
+            Self::PurposeRequired => "purpose-required",
+            Self::ScopeNotAllowed { .. } => "scope-not-allowed",
+            Self::Expiry { .. } => "expiry-not-allowed",
+            Self::ExceedsActor { .. } => "exceeds-actor",
+            Self::RoleDrift { .. } => "role-drift",
+            Self::SelfRotation { .. } => "self-rotation",
+            Self::ClockRefused { .. } => "clock-refused",
+            Self::TenantAhead { .. } => "tenant-ahead",
+            Self::FirstUseWait { .. } => "first-use-wait-not-allowed",
+            Self::TooManyMakers { .. } => "too-many-makers",
+            Self::ConfirmationRequired => "confirmation-required",
+            Self::TypedConfirmationRequired { .. } => "typed-confirmation-required",
+            Self::StillReferenced { .. } => "still-referenced",
+            Self::ReferencesUnknown => "references-unknown",
+            Self::LegacyKey { .. } => "legacy-key",
+            Self::NotRevocable { .. } => "not-revocable",
+            Self::NotDeletable { .. } => "not-deletable",
+            Self::NotRotatable { .. } => "not-rotatable",
+            Self::Imported => "imported-key",
+            Self::Revoked => "target-revoked",
+            Self::Expired => "target-expired",
+            Self::Disabled => "target-disabled",
+            Self::BeingRotated { .. } => "being-rotated",
+            Self::NotRotating => "not-rotating",
+            Self::SuccessorInUse { .. } => "successor-in-use",
+            Self::NotReplaceable => "not-replaceable",
+            Self::OwnerRemoved { .. } => "owner-removed",
+            Self::TenantClosed { .. } => "tenant-closed",
+            Self::CorruptRecord { .. } => "corrupt-record",
+            Self::DigestTaken => "digest-taken",
+            Self::StaleRedigest { .. } => "stale-redigest",
+            Self::AlreadyCreated { .. } => "already-created",
+            Self::CommandIdReused => "command-id-reused",
+        }
+    }
+
+    /// Returns the kind of the denial, which determines the HTTP status. A refused acting key has the kind of the
+    /// reason.
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Invalid(invalid) => invalid.kind(),
+            Self::ActingKey { why, .. } => why.kind(),
+            Self::UnknownClass { .. }
+            | Self::Environment { .. }
+            | Self::UnknownResource
+            | Self::PurposeRequired
+            | Self::ScopeNotAllowed { .. }
+            | Self::Expiry { .. }
+            | Self::FirstUseWait { .. }
+            | Self::ConfirmationRequired
+            | Self::TypedConfirmationRequired { .. }
+            | Self::ReferencesUnknown => ErrorKind::Invalid,
+            Self::ActorExpired => ErrorKind::Unauthenticated,
+            Self::Forbidden { .. }
+            | Self::SupportOnly { .. }
+            | Self::HostOnly { .. }
+            | Self::NotEntitled { .. }
+            | Self::ExceedsActor { .. }
+            | Self::RoleDrift { .. }
+            | Self::SelfRotation { .. }
+            | Self::TooManyMakers { .. } => ErrorKind::Forbidden,
+            Self::NotFound | Self::TenantNotFound => ErrorKind::NotFound,
+            Self::CapReached { .. }
+            | Self::StillReferenced { .. }
+            | Self::LegacyKey { .. }
+            | Self::NotRevocable { .. }
+            | Self::NotDeletable { .. }
+            | Self::NotRotatable { .. }
+            | Self::Imported
+            | Self::Revoked
+            | Self::Expired
+            | Self::Disabled
+            | Self::BeingRotated { .. }
+            | Self::NotRotating
+            | Self::SuccessorInUse { .. }
+            | Self::NotReplaceable
+            | Self::OwnerRemoved { .. }
+            | Self::TenantClosed { .. }
+            | Self::DigestTaken
+            | Self::StaleRedigest { .. }
+            | Self::AlreadyCreated { .. }
+            | Self::CommandIdReused => ErrorKind::Conflict,
+            Self::ClockRefused { .. } | Self::TenantAhead { .. } => ErrorKind::Unavailable,
+            Self::CorruptRecord { .. } => ErrorKind::Internal,
+        }
+    }
+
+    /// Returns the text that the actor may see. It hides the causes that only an operator can remove, and the reason
+    /// why a key no longer authenticates.
+    #[must_use]
+    pub fn public_message(&self) -> String {
+        match self {
+            Self::ActingKey { why, .. } => why.public_message(),
+            _ => match self.kind().cover() {
+                Some(cover) => cover.to_owned(),
+                None => self.to_string(),
+            },
+        }
+    }
 }
 
 fn who(role: Option<&Role>) -> String {

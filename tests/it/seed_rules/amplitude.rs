@@ -15,8 +15,8 @@ use keyward::key::{Digest, KeyType, LastAction, Owner, Status};
 use keyward::policy::Policy;
 use keyward::store::{AuditQuery, KeyQuery, KeySort, MemoryStore};
 use keyward::{
-    Actor, CommandError, CreateKey, Credentials, Denial, KeyId, KeyInfo, Keyward, ManualClock,
-    Need, Reason, Role, RotateKey, TenantId, UpdateKey, VerifyError, VerifyErrorKind, days, hours,
+    Actor, CommandError, CreateKey, Credentials, Denial, ErrorKind, KeyId, KeyInfo, Keyward,
+    ManualClock, Need, Reason, Role, RotateKey, TenantId, UpdateKey, VerifyError, days, hours,
     profiles,
 };
 use keyward_conformance::FaultyStore;
@@ -263,7 +263,7 @@ fn a1_06_access_through_a_key_can_be_switched_off() {
         let off = VerifyError::Disabled { key: key.id };
         assert_eq!(keys.verify(text, &need).unwrap_err(), off);
         assert_eq!(wait(keys.verify_fresh(text, &need)).unwrap_err(), off);
-        assert_eq!(off.kind(), VerifyErrorKind::Invalid);
+        assert_eq!(off.kind(), ErrorKind::Unauthenticated);
         wait(keys.enable(&manager(), key.id)).unwrap();
         keys.verify(text, &need).unwrap();
     }
@@ -517,11 +517,11 @@ fn a1_18_reading_and_changing_a_project_requires_a_secret_key() {
         let text = web.secret.expose();
         let refusal = keys.verify(text, &need).unwrap_err();
         assert_eq!(refusal, VerifyError::Publishable { key: web.id });
-        assert_eq!(refusal.kind(), VerifyErrorKind::Forbidden);
+        assert_eq!(refusal.kind(), ErrorKind::Forbidden);
         let refusal = keys.verify(text, &need.or_publishable()).unwrap_err();
         let (key, scope) = (web.id, scope(wanted));
         assert_eq!(refusal, VerifyError::MissingScope { key, scope });
-        assert_eq!(refusal.kind(), VerifyErrorKind::Forbidden);
+        assert_eq!(refusal.kind(), ErrorKind::Forbidden);
         let grown = denied(world.create(&admin(), api("more").scope(wanted)));
         assert!(matches!(grown, Denial::ScopeNotAllowed { .. }), "{grown:?}");
     }
@@ -600,7 +600,7 @@ fn a1_21_a_key_id_names_one_key_and_grants_nothing() {
             let fetched = wait(keys.verify_or_fetch(guess, &need));
             for verdict in [keys.verify(guess, &need), fresh, fetched] {
                 let refusal = verdict.unwrap_err();
-                assert_eq!(refusal.kind(), VerifyErrorKind::Invalid, "{refusal}");
+                assert_eq!(refusal.kind(), ErrorKind::Unauthenticated, "{refusal}");
             }
         }
         let pair = Credentials::Pair {
@@ -668,7 +668,7 @@ fn a1_23_a_deleted_secret_key_is_gone() {
             let fresh = wait(node.verify_fresh(text, &read_project()));
             let fetched = wait(node.verify_or_fetch(text, &read_project()));
             for verdict in [node.verify(text, &read_project()), fresh, fetched] {
-                assert_eq!(verdict.unwrap_err().kind(), VerifyErrorKind::Invalid);
+                assert_eq!(verdict.unwrap_err().kind(), ErrorKind::Unauthenticated);
             }
         }
     }
@@ -855,7 +855,7 @@ impl Partitioned {
             for node in nodes {
                 let refusal = node.verify(text, need).unwrap_err();
                 assert!(matches!(refusal, VerifyError::Stale { .. }), "{refusal}");
-                assert_eq!(refusal.kind(), VerifyErrorKind::Unavailable);
+                assert_eq!(refusal.kind(), ErrorKind::Unavailable);
                 assert!(wait(node.verify_or_fetch(text, need)).is_err());
                 assert!(wait(node.verify_fresh(text, need)).is_err());
                 assert!(wait(node.sync()).is_err());

@@ -8,8 +8,8 @@ use keyward::key::{
     Entitlement, KeyType, Owner, Resource, ResourceId, ResourceKind, RotationReason, Status,
 };
 use keyward::{
-    Actor, CommandError, CreateKey, Credentials, Denial, KeyId, KeyInfo, Need, Reason, Receipt,
-    Role, RotateKey, TenantId, UpdateKey, VerifyError, VerifyErrorKind, days, profiles,
+    Actor, CommandError, CreateKey, Credentials, Denial, ErrorKind, KeyId, KeyInfo, Need, Reason,
+    Receipt, Role, RotateKey, TenantId, UpdateKey, VerifyError, days, profiles,
 };
 
 use support::*;
@@ -341,7 +341,7 @@ fn a2_10_analytics_keys_act_only_in_their_project() {
             let need = need.clone().for_tenant(tenant(elsewhere));
             let refusal = company.verify(text(key), &need).unwrap_err();
             assert_eq!(refusal, VerifyError::WrongTenant { key: key.id });
-            assert_eq!(refusal.kind(), VerifyErrorKind::Forbidden);
+            assert_eq!(refusal.kind(), ErrorKind::Forbidden);
         }
     }
     // An actor with one project's key sees nothing of another project.
@@ -408,7 +408,7 @@ fn a2_13_a_project_api_key_only_ingests() {
             scope: scope(more),
         };
         assert_eq!(refusal, missing);
-        assert_eq!(refusal.kind(), VerifyErrorKind::Forbidden);
+        assert_eq!(refusal.kind(), ErrorKind::Forbidden);
 
         let not_allowed = Denial::ScopeNotAllowed {
             class: class("project-api-key"),
@@ -818,7 +818,7 @@ fn a2_31_management_and_deployment_keys_cannot_replace_each_other() {
         class: class("management-api-key"),
     };
     assert_eq!(refusal, wrong);
-    assert_eq!(refusal.kind(), VerifyErrorKind::Forbidden);
+    assert_eq!(refusal.kind(), ErrorKind::Forbidden);
     for side in ["client", "server"] {
         let key = company.deployment(side, side);
         assert_eq!(verify(text(&key), &fetching), Ok(key.id));

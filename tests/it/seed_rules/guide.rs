@@ -12,8 +12,8 @@ use keyward::policy::{Policy, PolicySpec};
 use keyward::rotation::{RotationProgress, RotationStep};
 use keyward::store::{AuditQuery, AuditRow, KeyQuery};
 use keyward::{
-    Actor, CreateKey, Credentials, Denial, KeyId, KeyInfo, Keyward, Need, Reason, Role, RotateKey,
-    UpdateKey, VerifyError, VerifyErrorKind, days, hours, profiles,
+    Actor, CreateKey, Credentials, Denial, ErrorKind, KeyId, KeyInfo, Keyward, Need, Reason, Role,
+    RotateKey, UpdateKey, VerifyError, days, hours, profiles,
 };
 use keyward_conformance::FaultyStore;
 
@@ -647,7 +647,7 @@ fn g_22_every_way_of_verifying_refuses_a_revoked_key() {
             for verdict in every_way(&world.keys, text, need) {
                 let refusal = verdict.unwrap_err();
                 assert!(matches!(refusal, VerifyError::Revoked { .. }), "{refusal}");
-                assert_eq!(refusal.kind(), VerifyErrorKind::Invalid);
+                assert_eq!(refusal.kind(), ErrorKind::Unauthenticated);
             }
         }
     }
@@ -834,7 +834,7 @@ fn g_37_a_key_may_do_only_what_its_scopes_allow() {
         let refusal = verdict.unwrap_err();
         let (key, scope) = (key.id, scope(wanted));
         assert_eq!(refusal, VerifyError::MissingScope { key, scope });
-        assert_eq!(refusal.kind(), VerifyErrorKind::Forbidden);
+        assert_eq!(refusal.kind(), ErrorKind::Forbidden);
     };
     let blank = CreateKey::new("blank").purpose("none yet");
     let blank = world.create(&developer(), blank).unwrap();
@@ -852,7 +852,7 @@ fn g_37_a_key_may_do_only_what_its_scopes_allow() {
         .and_scope("users:read")
         .unwrap();
     let partly = world.keys.verify(reader.secret.expose(), &both);
-    assert_eq!(partly.unwrap_err().kind(), VerifyErrorKind::Forbidden);
+    assert_eq!(partly.unwrap_err().kind(), ErrorKind::Forbidden);
 
     // A member of the organization can grant no more than its role allows.
     let member = draft("a member's").scope("reports:write");

@@ -7,8 +7,8 @@ use keyward::command::{Created, DeleteKey};
 use keyward::key::{Owner, Status};
 use keyward::store::KeyQuery;
 use keyward::{
-    Actor, CreateKey, Denial, KeyInfo, Need, Reason, Role, RotateKey, ScopeSet, UpdateKey,
-    VerifyError, VerifyErrorKind, days, hours, profiles,
+    Actor, CreateKey, Denial, ErrorKind, KeyInfo, Need, Reason, Role, RotateKey, ScopeSet,
+    UpdateKey, VerifyError, days, hours, profiles,
 };
 
 use support::*;
@@ -484,7 +484,7 @@ fn y_25_the_key_of_a_creator_who_became_a_developer_has_developer_access() {
             scope: scope("account:write"),
         };
         assert_eq!(refusal, missing);
-        assert_eq!(refusal.kind(), VerifyErrorKind::Forbidden);
+        assert_eq!(refusal.kind(), ErrorKind::Forbidden);
         let need = Need::scope("account:write").unwrap();
         assert_eq!(
             wait(world.keys.verify_fresh(key.secret.expose(), &need)).unwrap_err(),
