@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
+use keyward::clocks::SystemClock;
 use keyward::key::{Author, Owner, Stamp};
 use keyward::node::Replica;
 use keyward::policy::{ActiveKeyCap, Policy};
@@ -27,7 +28,6 @@ use keyward::store::{
     Commit, CommitTag, Effects, KeyStore, MemoryStore, OwnerRecord, Revision, SqliteStore,
     TenantRecord,
 };
-use keyward::time::SystemClock;
 use keyward::{
     Actor, CreateKey, Keyward, PepperRing, PrincipalId, Reason, Role, TenantId, profiles,
 };

@@ -15,10 +15,10 @@ use std::path::Path;
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
+use keyward::clocks::SystemClock;
 use keyward::key::KeyRecord;
 use keyward::node::Replica;
 use keyward::store::{Commit, KeyQuery, KeyStore, LoadRequest, Revision, SqliteStore};
-use keyward::time::SystemClock;
 use keyward::{Clock, Keyward, TenantId, days};
 use pollster::block_on;
 use rusqlite::{Connection, params};

@@ -8,8 +8,8 @@
 use std::net::IpAddr;
 
 use http::Extensions;
-use keyward::http::KeywardLayer;
 use keyward::store::MemoryStore;
+use keyward::web::KeywardLayer;
 use keyward::{Actor, CreateKey, Grant, Keyward, Need, PepperRing, Reason, Role, days};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;

@@ -77,7 +77,7 @@
 //! # HTTP
 //!
 //! Feature `http` adds a tower layer that verifies the key of each request. Feature `axum` adds extractors
-//! for the [`Grant`]. See `keyward::http`.
+//! for the [`Grant`]. See `keyward::web`.
 //!
 //! # Following
 //!
@@ -187,7 +187,7 @@
 //! | `postgres` | [`PostgresStore`](store::PostgresStore): keys in a database that any number of nodes share |
 //! | `tokio` | [`Keyward::follow`]: a task that keeps a node up to date |
 //! | `metrics` | gauges and counters through the `metrics` crate |
-//! | `http` | `keyward::http`: a tower layer that lets only requests with a suitable key through |
+//! | `http` | `keyward::web`: a tower layer that lets only requests with a suitable key through |
 //! | `axum` | extractors for axum, in addition to that layer |
 //! | `testing` | [`SeededEntropy`](entropy::SeededEntropy): deterministic key material from a seed |
 
@@ -197,8 +197,6 @@ mod clock;
 mod core;
 pub mod entropy;
 pub mod events;
-#[cfg(feature = "http")]
-pub mod http;
 mod joint;
 mod keyward;
 mod manager;
@@ -209,6 +207,8 @@ mod replica;
 pub mod store;
 mod timekeeper;
 mod verifier;
+#[cfg(feature = "http")]
+pub mod web;
 
 pub use crate::clock::{Clock, ManualClock};
 pub use crate::core::actor::Actor;
@@ -236,6 +236,13 @@ pub use crate::verifier::{Credentials, Grant};
 pub mod audit {
     pub use crate::core::audit::*;
     pub use crate::keyward::{AuditError, PrunedAudit};
+}
+
+/// Clock readings. [`Clock`] and [`ManualClock`] are at the root.
+pub mod clocks {
+    pub use crate::clock::{Reading, SystemClock};
+    /// The type of the `time` crate that a [`Timestamp`](crate::Timestamp) converts from and to.
+    pub use time::OffsetDateTime;
 }
 
 /// Commands, their parameters and their results.
@@ -308,13 +315,6 @@ pub mod pepper {
 /// Recovery of a store that was restored from a backup.
 pub mod recovery {
     pub use crate::keyward::{Recovery, RecoveryError, RecoveryReport};
-}
-
-/// Clock readings. [`Clock`] and [`ManualClock`] are at the root.
-pub mod time {
-    pub use crate::clock::{Reading, SystemClock};
-    /// The type of the `time` crate that a [`Timestamp`](crate::Timestamp) converts from and to.
-    pub use ::time::OffsetDateTime;
 }
 
 /// The rules as plain functions over plain data, for property tests and for hosts with their own

@@ -22,8 +22,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
-use keyward::http::KeywardLayer;
 use keyward::policy::{Policy, Propagation};
+use keyward::web::KeywardLayer;
 use keyward::{Keyward, Need, days, profiles};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::net::TcpListener;

@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use keyward::audit::{AuditEntry, AuditHash};
+use keyward::clocks::SystemClock;
 use keyward::key::{Credential, Digest, Fingerprint, KeyRecord, Owner};
 use keyward::policy::{ActiveKeyCap, Policy};
 use keyward::store::{
     AuditQuery, Commit, CommitTag, Effects, KeyQuery, KeyStore, MemoryStore, Revision,
 };
-use keyward::time::SystemClock;
 use keyward::{
     Actor, Clock, CreateKey, KeyId, Keyward, PepperRing, PrincipalId, Role, TenantId, days,
     profiles,

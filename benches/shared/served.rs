@@ -3,9 +3,9 @@
 use std::hint::black_box;
 use std::sync::Arc;
 
+use keyward::clocks::SystemClock;
 use keyward::node::{Replica, Verifier};
 use keyward::policy::{LivePolicies, Policy, Propagation};
-use keyward::time::SystemClock;
 use keyward::{Clock, Need, VerifyError, days, profiles};
 use pollster::block_on;
 

@@ -7,8 +7,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
-use keyward::http::{KeywardLayer, RequiredScope, Scoped};
 use keyward::policy::DEFAULT_STALENESS_BOUND;
+use keyward::web::{KeywardLayer, RequiredScope, Scoped};
 use keyward::{KeyId, Keyward, Need, Scope, TenantId};
 use serde::{Deserialize, Serialize};
 

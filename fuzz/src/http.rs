@@ -7,8 +7,8 @@ use std::sync::LazyLock;
 use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::Empty;
-use keyward::http::{CredentialSources, KeywardLayer, TrustedProxies};
 use keyward::key::IpNet;
+use keyward::web::{CredentialSources, KeywardLayer, TrustedProxies};
 use tower::{Layer, ServiceExt, service_fn};
 
 use crate::text::ONE_KEY;

@@ -5,13 +5,13 @@ use std::str::FromStr;
 use std::sync::LazyLock;
 
 use keyward::command::{CommandId, LeakSource};
-use keyward::http::TenantPath;
 use keyward::key::{
     AddressAllowlist, ClassName, Description, Digest, Fingerprint, Hint, KeyName, Metadata, Purpose,
 };
 use keyward::policy::{Policy, PolicySpec};
 use keyward::store::{MemoryStore, PostgresStore};
 use keyward::token;
+use keyward::web::TenantPath;
 use keyward::{
     Actor, CreateKey, KeyId, Keyward, Need, PepperRing, PrincipalId, Role, Scope, ScopeSet, Secret,
     TenantId, Timestamp,

@@ -8,6 +8,7 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use keyward::clocks::SystemClock;
 use keyward::command::ImportKey;
 use keyward::key::{Digest, KeyRecord, Owner};
 use keyward::node::Replica;
@@ -17,7 +18,6 @@ use keyward::store::{
     Epoch, FoundKey, KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, Revision, Row, RowKey,
     ScanPage, StoreError, StoreErrorKind, TenantView, async_trait,
 };
-use keyward::time::SystemClock;
 use keyward::{
     KeyId, Keyward, Need, Reason, ScopeSet, TenantId, VerifyError, days, profiles, token,
 };

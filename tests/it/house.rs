@@ -71,7 +71,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "verifier",
         ],
     ),
-    ("http", &["core", "observe", "verifier", "keyward"]),
+    ("web", &["core", "observe", "verifier", "keyward"]),
 ];
 
 /// Files that may contain `unsafe`, and how often. The only `unsafe` code is a prefetch hint for the

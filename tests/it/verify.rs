@@ -4,12 +4,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use keyward::clocks::Reading;
 use keyward::command::{Created, DeleteKey};
 use keyward::key::Owner;
 use keyward::node::{Replica, Verifier};
 use keyward::policy::{LivePolicies, Policy, Propagation};
 use keyward::store::MemoryStore;
-use keyward::time::Reading;
 use keyward::{
     Clock, CreateKey, Credentials, Grant, Keyward, ManualClock, Need, Reason, Role, ScopeSet,
     Timestamp, VerifyError, hours, profiles,

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
-use keyward::http::KeywardLayer;
 use keyward::policy::Policy;
 use keyward::store::MemoryStore;
+use keyward::web::KeywardLayer;
 use keyward::{ManualClock, Reason, profiles};
 use support::gated::GatedStore;
 use support::*;

@@ -143,7 +143,7 @@ fn syncs_and_reads_are_counted_by_outcome_and_the_age_of_a_node_is_a_gauge() {
 
 #[test]
 fn requests_over_http_are_counted_by_outcome() {
-    use keyward::http::{KeywardLayer, LimitReached};
+    use keyward::web::{KeywardLayer, LimitReached};
     use tower::{Layer, ServiceExt, service_fn};
 
     let kept = Kept::default();

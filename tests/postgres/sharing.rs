@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::join_all;
+use keyward::clocks::SystemClock;
 use keyward::policy::Policy;
 use keyward::store::postgres::ConnectError;
 use keyward::store::{
     ChangesError, CommitError, Cursor, KeyQuery, KeyStore, NodeRegistry, Revision, StoreErrorKind,
 };
-use keyward::time::SystemClock;
 use keyward::{
     Clock, CommandError, Denial, Keyward, ManualClock, Need, Reason, Role, VerifyError, days,
 };

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 
+use keyward::clocks::SystemClock;
 use keyward::key::Digest;
 use keyward::policy::Deletion;
 use keyward::store::{Commit, CommitTag, Effects, KeyStore, LoadRequest, SqliteStore};
-use keyward::time::SystemClock;
 use keyward::{
     Actor, Clock, CreateKey, Keyward, ManualClock, Need, PepperFile, TenantId, profiles,
 };

@@ -15,7 +15,7 @@ use actix_web::{Error, HttpMessage, HttpResponse, web};
 use futures_util::stream;
 use http::request::{Parts, Request};
 use keyward::Grant;
-use keyward::http::{KeywardLayer, PeerAddr};
+use keyward::web::{KeywardLayer, PeerAddr};
 
 /// Forwards a request only if the layer accepts it, and puts the key's grant into the request's extensions.
 ///

@@ -9,8 +9,8 @@ mod tests;
 
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, Responder, web};
-use keyward::http::KeywardLayer;
 use keyward::store::MemoryStore;
+use keyward::web::KeywardLayer;
 use keyward::{Actor, CreateKey, Grant, Keyward, Need, PepperRing, Role, Scope, days};
 
 use crate::keyed::keyed;

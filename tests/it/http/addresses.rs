@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use keyward::http::{KeywardLayer, TrustedProxies};
+use keyward::web::{KeywardLayer, TrustedProxies};
 
 use crate::http::server::Server;
 use support::*;

@@ -9,7 +9,7 @@ use axum::Router;
 use axum::routing::any;
 use http::Method;
 use http::header::{AUTHORIZATION, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
-use keyward::http::{KeywardLayer, LimitReached};
+use keyward::web::{KeywardLayer, LimitReached};
 use tower_http::cors::CorsLayer;
 
 use crate::http::server::{Answer, Server};

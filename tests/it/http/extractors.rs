@@ -2,7 +2,7 @@
 
 use axum::Router;
 use axum::routing::get;
-use keyward::http::{KeywardLayer, RequestTenant, RequiredScope, Scoped};
+use keyward::web::{KeywardLayer, RequestTenant, RequiredScope, Scoped};
 use keyward::{CreateKey, Grant, Need, Scope};
 
 use crate::http::server::Server;

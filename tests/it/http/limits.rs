@@ -8,7 +8,7 @@ use axum::Router;
 use axum::routing::any;
 use http::Method;
 use http::request::Parts;
-use keyward::http::{
+use keyward::web::{
     AuthError, CredentialSources, KeywardLayer, LimitReached, PeerAddr, RequestTenant,
 };
 use keyward::{Clock, CreateKey, Grant, KeyId, ManualClock, Need, Reason, hours};

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward::http::KeywardLayer;
 use keyward::policy::Policy;
 use keyward::store::MemoryStore;
+use keyward::web::KeywardLayer;
 use keyward::{CreateKey, Keyward, ManualClock, profiles};
 use keyward_conformance::Call;
 
@@ -46,7 +46,7 @@ impl Nodes {
 #[test]
 fn a_node_accepts_a_new_key_before_it_has_synced() {
     let nodes = Nodes::new();
-    let sources = keyward::http::CredentialSources::default().with_basic();
+    let sources = keyward::web::CredentialSources::default().with_basic();
     let server = Server::with(KeywardLayer::new(nodes.here.clone()).sources(sources));
     let stranger = TestService::new().some_key();
     assert_eq!(

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use http::Response;
-use keyward::http::{CredentialSources, KeywardLayer, TenantPath};
 use keyward::key::Environment;
+use keyward::web::{CredentialSources, KeywardLayer, TenantPath};
 use keyward::{CreateKey, Need, Reason, hours};
 use serde_json::{Value, json};
 

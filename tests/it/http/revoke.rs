@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use keyward::Reason;
-use keyward::http::KeywardLayer;
+use keyward::web::KeywardLayer;
 
 use crate::http::server::{Server, answer, client};
 use support::*;

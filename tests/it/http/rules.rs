@@ -2,8 +2,8 @@
 //! library.
 
 use keyward::command::{Created, IssuedKey};
-use keyward::http::{CredentialSources, KeywardLayer};
 use keyward::key::{Environment, Resource, ResourceId, ResourceKind};
+use keyward::web::{CredentialSources, KeywardLayer};
 use keyward::{Actor, CreateKey, Need, Reason, Role, profiles};
 
 use crate::http::nodes::Nodes;

@@ -12,7 +12,7 @@ use axum::routing::any;
 use futures_util::future::select;
 use http::{HeaderMap, Method};
 use keyward::Grant;
-use keyward::http::KeywardLayer;
+use keyward::web::KeywardLayer;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 

@@ -10,7 +10,7 @@ use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::Full;
 use keyward::Grant;
-use keyward::http::{CredentialSources, KeywardLayer, LimitReached, ResponseBody};
+use keyward::web::{CredentialSources, KeywardLayer, LimitReached, ResponseBody};
 use tower::{Layer, Service, ServiceExt};
 
 use crate::http::nodes::Nodes;

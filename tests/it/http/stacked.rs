@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{Request, Response};
-use keyward::http::{CredentialSources, KeywardLayer, LimitReached, RequestTenant};
+use keyward::web::{CredentialSources, KeywardLayer, LimitReached, RequestTenant};
 use keyward::{Grant, Reason};
 use tower::service_fn;
 use tower::{Layer, Service, ServiceExt};

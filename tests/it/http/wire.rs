@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use http::Method;
 use keyward::CreateKey;
 use keyward::command::Created;
-use keyward::http::{CredentialSources, KeywardLayer};
+use keyward::web::{CredentialSources, KeywardLayer};
 
 use crate::http::server::Server;
 use support::*;

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use keyward::clocks::SystemClock;
 use keyward::node::Replica;
 use keyward::store::Cursor;
-use keyward::time::SystemClock;
 use serde_json::{Value, json};
 
 use super::issue;

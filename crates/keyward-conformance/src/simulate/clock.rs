@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::world::{SimInstant, SimulatedWorld};
+use keyward::clocks::Reading;
 use keyward::rules::CheckedTime;
-use keyward::time::Reading;
 use keyward::{Clock, Timestamp};
 
 /// 1,800,000,000 s after the Unix epoch, the time at which every run starts. The value has no meaning.

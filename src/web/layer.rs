@@ -38,7 +38,7 @@ use crate::verifier::Grant;
 /// # pollster::block_on(async {
 /// # use keyward::store::MemoryStore;
 /// # use keyward::{Keyward, Need, PepperRing};
-/// use keyward::http::KeywardLayer;
+/// use keyward::web::KeywardLayer;
 ///
 /// # let keys = Keyward::builder(MemoryStore::new(), PepperRing::generate()?).build().await?;
 /// let layer = KeywardLayer::new(keys).require(Need::scope("reports:read")?);
@@ -138,8 +138,8 @@ impl KeywardLayer {
     /// use std::time::Duration;
     ///
     /// use keyward::{Clock, KeyId, Keyward};
-    /// use keyward::http::{KeywardLayer, LimitReached};
-    /// use keyward::time::SystemClock;
+    /// use keyward::web::{KeywardLayer, LimitReached};
+    /// use keyward::clocks::SystemClock;
     ///
     /// /// Allows each key one request per 100 ms.
     /// #[derive(Default)]

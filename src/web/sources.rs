@@ -20,7 +20,7 @@ use crate::verifier::Credentials;
 /// # Examples
 ///
 /// ```
-/// use keyward::http::CredentialSources;
+/// use keyward::web::CredentialSources;
 ///
 /// let sources = CredentialSources::none().with_bearer().with_basic();
 /// ```

@@ -18,7 +18,7 @@ use crate::core::tenant::TenantId;
 /// # Examples
 ///
 /// ```
-/// use keyward::http::TenantPath;
+/// use keyward::web::TenantPath;
 ///
 /// let path: TenantPath = "/v1/projects/{project}".parse()?;
 /// assert_eq!(path.tenant("/v1/projects/acme/reports"), Some("acme".parse()?));

@@ -5,7 +5,7 @@
 //! # #[cfg(feature = "axum")]
 //! # pollster::block_on(async {
 //! use axum::{Router, routing::get};
-//! use keyward::http::KeywardLayer;
+//! use keyward::web::KeywardLayer;
 //! use keyward::store::MemoryStore;
 //! use keyward::{Grant, Keyward, Need, PepperRing};
 //!

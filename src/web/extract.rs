@@ -25,7 +25,7 @@ use crate::verifier::Grant;
 ///
 /// ```
 /// use keyward::Scope;
-/// use keyward::http::RequiredScope;
+/// use keyward::web::RequiredScope;
 ///
 /// struct ReportsRead;
 ///
@@ -42,8 +42,8 @@ pub trait RequiredScope {
 /// scope, in addition to the conditions of the layer.
 ///
 /// ```
-/// use keyward::http::Scoped;
-/// # use keyward::{Scope, http::RequiredScope};
+/// use keyward::web::Scoped;
+/// # use keyward::{Scope, web::RequiredScope};
 /// # struct ReportsRead;
 /// # impl RequiredScope for ReportsRead {
 /// #     const SCOPE: Scope = Scope::from_static("reports:read");

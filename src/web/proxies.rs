@@ -25,7 +25,7 @@ use crate::core::address::canonical;
 /// # Examples
 ///
 /// ```
-/// use keyward::http::TrustedProxies;
+/// use keyward::web::TrustedProxies;
 ///
 /// let proxies = TrustedProxies::x_forwarded_for(["10.0.0.0/8".parse()?]);
 /// let mut headers = http::HeaderMap::new();
