@@ -161,7 +161,7 @@ fn imports_point_in_one_direction() {
 #[test]
 fn an_import_in_the_wrong_direction_is_detected() {
     let found = imports(&code(
-        "use crate::core::id::KeyId;\n// crate::http\nlet x = crate::store::Row;",
+        "use crate::core::id::KeyId;\n// crate::web\nlet x = crate::store::Row;",
     ));
     assert_eq!(
         found,
@@ -654,17 +654,13 @@ fn no_files_of_the_library_import_each_other_in_a_cycle() {
 
 #[test]
 fn a_cycle_of_imports_is_found() {
-    let own = ["http".to_owned(), "layer".to_owned()];
+    let own = ["web".to_owned(), "layer".to_owned()];
     let code = "use super::service::{Service, respond};\nuse crate::core::id;";
     let named: Vec<_> = named_paths(&own, code)
         .iter()
         .map(|path| path.join("::"))
         .collect();
-    let expected = [
-        "http::service::Service",
-        "http::service::respond",
-        "core::id",
-    ];
+    let expected = ["web::service::Service", "web::service::respond", "core::id"];
     assert_eq!(named, expected);
     let arrow = |from: &str, to: &[&str]| {
         let to = to.iter().map(|to| (*to).to_owned()).collect();
@@ -673,4 +669,47 @@ fn a_cycle_of_imports_is_found() {
     let imports = BTreeMap::from([arrow("a", &["b"]), arrow("b", &["c"]), arrow("c", &["b"])]);
     let found = BTreeSet::from(["b".to_owned(), "c".to_owned()]);
     assert_eq!(cyclic(&imports), found);
+}
+
+/// Returns the lower-case names that a crate root exports: its public modules, and the modules that it
+/// re-exports in lists.
+fn exported_modules(root: &str) -> BTreeSet<String> {
+    let own = Regex::new(r"(?m)^pub mod (\w+)").unwrap();
+    let uses = Regex::new(r"(?m)^pub use ([^;]+);").unwrap();
+    let last = Regex::new(r"(\w+)\s*(?:[,}]|$)").unwrap();
+    let own = own.captures_iter(root).map(|found| found[1].to_owned());
+    let again = uses.captures_iter(root).flat_map(|found| {
+        let names = last.captures_iter(found.get(1).unwrap().as_str());
+        names.map(|name| name[1].to_owned()).collect::<Vec<_>>()
+    });
+    own.chain(again)
+        .filter(|name| name.starts_with(char::is_lowercase))
+        .collect()
+}
+
+/// Returns the names under which a manifest's direct dependencies are imported.
+fn dependencies(manifest: &str) -> BTreeSet<String> {
+    let rest = manifest.split("\n[dependencies]\n").nth(1).unwrap();
+    let lines = rest.lines().take_while(|line| !line.starts_with('['));
+    lines
+        .filter_map(|line| Some(line.split_once(" = ")?.0.replace('-', "_")))
+        .collect()
+}
+
+#[test]
+fn no_public_module_hides_a_dependency_of_the_same_name() {
+    let manifest = fs::read_to_string(root().join("../Cargo.toml")).unwrap();
+    let lib = fs::read_to_string(root().join("lib.rs")).unwrap();
+    let (exported, crates) = (exported_modules(&lib), dependencies(&manifest));
+    for known in ["policy", "store", "web"] {
+        assert!(exported.contains(known), "{exported:?}");
+    }
+    for known in ["http", "time", "tower_layer"] {
+        assert!(crates.contains(known), "{crates:?}");
+    }
+    let hidden: Vec<_> = exported.intersection(&crates).collect();
+    assert!(hidden.is_empty(), "{hidden:?}");
+    let shadowing = exported_modules("pub mod http;\npub use crate::core::{policy, time};");
+    let expected = ["http", "time"].map(str::to_owned);
+    assert!(shadowing.intersection(&crates).eq(&expected));
 }
