@@ -15,13 +15,13 @@ use http::request::Parts;
 use http::{Extensions, Method, StatusCode};
 use zeroize::Zeroizing;
 
+use super::outcome;
 use super::refusal::AuthError;
 use super::settings::{Limit, Settings};
 use super::sources::{self, RequestCredentials};
 use crate::core::need::Need;
 use crate::core::rejection::VerifyError;
 use crate::core::tenant::TenantId;
-use crate::observe;
 use crate::verifier::{Grant, Verifier};
 
 /// The address of the socket's peer. The server code that accepts connections must insert this value into the
@@ -175,7 +175,7 @@ pub(super) fn admit(
     request: &mut Parts,
 ) -> Result<Forward, AuthError> {
     let forward = verdict.and_then(|authorized| forward(settings, authorized, request));
-    forward.inspect_err(|refusal| report(settings, refusal))
+    forward.inspect_err(|refusal| report(settings, refusal, request))
 }
 
 fn forward(
@@ -186,7 +186,7 @@ fn forward(
     #[cfg(feature = "axum")]
     request.extensions.insert(LayerSettings(settings.clone()));
     let Some(authorized) = authorized else {
-        observe::http_request("anonymous");
+        outcome::anonymous(request);
         return Ok(Forward {
             span: tracing::Span::none(),
             in_query: false,
@@ -224,9 +224,7 @@ fn forward(
             retry_after: reached.retry_after(),
         });
     }
-    if outer.is_empty() {
-        observe::http_request("accepted");
-    }
+    outcome::accepted(request, !outer.is_empty());
     let span = tracing::info_span!(
         "api_key",
         key_id = %grant.key_id(),
@@ -378,14 +376,14 @@ fn peer(extensions: &Extensions) -> Option<IpAddr> {
     own
 }
 
-/// Counts a refusal, and logs it at a level that depends on who can cause it.
+/// Records a refusal, and logs it at a level that depends on who can cause it.
 ///
 /// Anybody can present a bad key, so such a refusal is logged at `debug`. A reached rate limit is also logged
 /// at `debug`. Only the holder of a key can cause a line at `info`, and only an outage causes a line at
 /// `warn`. The verifier's [`LogSampler`](crate::observe::LogSampler) limits the number of lines at `info` and
 /// `warn`.
-pub(super) fn report(settings: &Settings, refusal: &AuthError) {
-    observe::http_request(refusal.code());
+pub(super) fn report(settings: &Settings, refusal: &AuthError, request: &Parts) {
+    outcome::refused(request, refusal.code());
     let code = refusal.code();
     let verifier = settings.keys.verifier();
     if refusal.status().is_server_error() {

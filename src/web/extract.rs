@@ -13,10 +13,10 @@ use http::Response;
 use http::request::Parts;
 
 use super::admission::{LayerSettings, RequestTenant, report};
+use super::outcome;
 use super::refusal::{self, AuthError, RefusalSettings};
 use super::sources::CredentialSources;
 use crate::core::scope::Scope;
-use crate::observe;
 use crate::verifier::Grant;
 
 /// A type that stands for a scope, for use with [`Scoped`]. A malformed scope does not compile.
@@ -105,7 +105,9 @@ impl<S: Sync> FromRequestParts<S> for Grant {
     type Rejection = AuthRejection;
 
     async fn from_request_parts(request: &mut Parts, _: &S) -> Result<Self, AuthRejection> {
-        grant(request).map_err(|refusal| refused(&refusal, request))
+        let grant = grant(request).map_err(|refusal| refused(&refusal, request))?;
+        outcome::extracted(request);
+        Ok(grant)
     }
 }
 
@@ -131,6 +133,7 @@ impl<R: RequiredScope, S: Sync> FromRequestParts<S> for Scoped<R> {
         let scoped = || {
             let grant = grant(request)?;
             grant.require(&R::SCOPE)?;
+            outcome::extracted(request);
             let scope = PhantomData;
             Ok(Self { grant, scope })
         };
@@ -167,12 +170,12 @@ fn grant(request: &Parts) -> Result<Grant, AuthError> {
 fn refused(refusal: &AuthError, request: &Parts) -> AuthRejection {
     AuthRejection(match request.extensions.get::<LayerSettings>() {
         Some(LayerSettings(settings)) => {
-            report(settings, refusal);
+            report(settings, refusal, request);
             settings.respond(refusal, request)
         }
         None => {
             static LOGGED: Once = Once::new();
-            observe::http_request(refusal.code());
+            outcome::refused(request, refusal.code());
             // Log only once: if the route has no layer, every request to it has this error.
             LOGGED.call_once(
                 || tracing::error!(reason = %refusal, path = request.uri.path(), "request refused"),

@@ -43,6 +43,7 @@ mod body;
 #[cfg(feature = "axum")]
 mod extract;
 mod layer;
+mod outcome;
 mod proxies;
 mod refusal;
 mod service;

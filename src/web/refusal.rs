@@ -348,6 +348,34 @@ pub(super) fn vary(sources: &CredentialSources) -> Option<HeaderValue> {
         .filter(|names| !names.is_empty())
 }
 
+/// Adds the names in `names` to the `Vary` header of a response. The inner service, an inner layer or an
+/// extractor may have set the header too. The response then has one header with every name once.
+pub(super) fn add_vary(headers: &mut HeaderMap, names: HeaderValue) {
+    let all: Vec<_> = headers.get_all(VARY).iter().chain([&names]).collect();
+    let merged = match &*all {
+        [_] => Some(names.clone()),
+        [own, added] if own == added => return,
+        lines => merged_names(lines),
+    };
+    match merged {
+        Some(merged) => headers.insert(VARY, merged).is_some(),
+        None => headers.append(VARY, names),
+    };
+}
+
+/// Returns the names of several `Vary` headers in one header. `None` if a header is not text.
+fn merged_names(lines: &[&HeaderValue]) -> Option<HeaderValue> {
+    let mut merged: Vec<&str> = Vec::new();
+    for line in lines {
+        for name in line.to_str().ok()?.split(',').map(str::trim) {
+            if !name.is_empty() && !merged.iter().any(|own| own.eq_ignore_ascii_case(name)) {
+                merged.push(name);
+            }
+        }
+    }
+    HeaderValue::from_str(&merged.join(", ")).ok()
+}
+
 /// Returns the `WWW-Authenticate` challenges. A 401 must have at least one (RFC 9110, section 15.5.2).
 ///
 /// No scheme is registered for keys in other headers or in the query. So a layer that reads keys only there
@@ -714,6 +742,36 @@ mod tests {
             // unchanged.
             assert_eq!(plain(&limited(pause)).headers()[RETRY_AFTER], sent);
         }
+    }
+
+    #[test]
+    fn vary_is_one_header_with_every_name_once() {
+        let merged = |own: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for own in own {
+                headers.append(VARY, HeaderValue::from_static(own));
+            }
+            add_vary(
+                &mut headers,
+                HeaderValue::from_static("authorization, x-api-key"),
+            );
+            let lines = headers.get_all(VARY).iter();
+            let lines: Vec<_> = lines
+                .map(|line| line.to_str().unwrap().to_owned())
+                .collect();
+            lines.join(" | ")
+        };
+        assert_eq!(merged(&[]), "authorization, x-api-key");
+        assert_eq!(
+            merged(&["authorization, x-api-key"]),
+            "authorization, x-api-key"
+        );
+        assert_eq!(merged(&["X-API-Key"]), "X-API-Key, authorization");
+        assert_eq!(
+            merged(&["origin", "x-api-key"]),
+            "origin, x-api-key, authorization"
+        );
+        assert_eq!(merged(&["*"]), "*, authorization, x-api-key");
     }
 
     #[test]

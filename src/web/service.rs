@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use http::header::{CACHE_CONTROL, HeaderValue, VARY};
+use http::header::{CACHE_CONTROL, HeaderValue};
 use http::request::Parts;
 use http::{Request, Response};
 use pin_project_lite::pin_project;
@@ -17,6 +17,8 @@ use tower_service::Service;
 
 use super::admission::{Admission, AdmissionResult, Forward, admit, decide, prepare};
 use super::body::ResponseBody;
+use super::outcome::{self, CountOnDrop};
+use super::refusal;
 use super::settings::Settings;
 
 /// A tower service that forwards a request only if its API key is accepted.
@@ -65,6 +67,7 @@ where
     fn call(&mut self, request: Request<B>) -> ResponseFuture<S, B> {
         let (mut parts, body) = request.into_parts();
         prepare(&self.settings, &mut parts);
+        let counted = outcome::begin(&mut parts);
         let state = match decide(&self.settings, &parts, false) {
             Admission::Done(verdict) => {
                 let state = pass(&self.settings, verdict, (parts, body), &mut self.inner);
@@ -86,7 +89,7 @@ where
                 ResponseState::Verifying { verdict, waiting }
             }
         };
-        ResponseFuture { state }
+        ResponseFuture { state, counted }
     }
 }
 
@@ -129,6 +132,8 @@ pin_project! {
     {
         #[pin]
         state: ResponseState<S, B>,
+        // `None` if a layer around this one counts the request.
+        counted: Option<CountOnDrop>,
     }
 }
 
@@ -216,12 +221,14 @@ where
                     let _entered = span.enter();
                     let mut response = ready!(future.poll(context))?;
                     headers.add_to(&mut response);
+                    drop(this.counted.take());
                     return Poll::Ready(Ok(response.map(ResponseBody::inner)));
                 }
                 ResponseStateProjection::Refused { answer } => {
                     let answer = answer
                         .take()
                         .expect("a completed future is not polled again");
+                    drop(this.counted.take());
                     return Poll::Ready(Ok(answer.map(ResponseBody::refusal)));
                 }
             };
@@ -242,11 +249,8 @@ struct CacheHeaders {
 impl CacheHeaders {
     fn add_to<B>(&mut self, response: &mut Response<B>) {
         let headers = response.headers_mut();
-        // Add the value only if no inner layer has already set it.
-        if let Some(vary) = self.vary.take()
-            && !headers.get_all(VARY).iter().any(|own| *own == vary)
-        {
-            headers.append(VARY, vary);
+        if let Some(vary) = self.vary.take() {
+            refusal::add_vary(headers, vary);
         }
         if self.in_query && !headers.contains_key(CACHE_CONTROL) {
             headers.insert(CACHE_CONTROL, HeaderValue::from_static("private"));

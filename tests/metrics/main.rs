@@ -196,3 +196,87 @@ fn requests_over_http_are_counted_by_outcome() {
         assert_eq!(kept.count(&name), 1, "{outcome}");
     }
 }
+
+/// Layers with different sources and an extractor around one handler refuse requests in turn.
+#[cfg(feature = "axum")]
+#[test]
+fn a_request_counts_once_whatever_refuses_it() {
+    use axum::body::Body;
+    use axum::routing::get;
+    use keyward::web::{CredentialSources, KeywardLayer, RequiredScope, Scoped};
+    use keyward::{Grant, Scope};
+    use tower::ServiceExt;
+
+    struct Writing;
+    impl RequiredScope for Writing {
+        const SCOPE: Scope = Scope::from_static("reports:write");
+    }
+
+    let kept = Kept::default();
+    metrics::with_local_recorder(&kept, || {
+        let world = TestService::new();
+        let key = world.some_key();
+        let outer = KeywardLayer::new(world.keys.clone());
+        let own = CredentialSources::none().with_header("x-other-key".parse().unwrap());
+        let inner = outer.clone().sources(own);
+        let written = |_: Scoped<Writing>| async {};
+        let tried = |first: Result<Scoped<Writing>, _>, _: Grant| async move { drop(first) };
+        let routes = axum::Router::new()
+            .route("/plain", get(|_: Grant| async {}))
+            .route("/written", get(written))
+            .route("/tried", get(tried))
+            .route("/inner", get(written).layer(inner.clone()))
+            .route("/optional", get(|| async {}).layer(inner.optional()))
+            .layer(outer.clone())
+            .layer(outer);
+        let ask = |path: &str, other: Option<&str>| {
+            let mut request = http::Request::get(path).body(Body::empty()).unwrap();
+            let headers = request.headers_mut();
+            headers.insert("x-api-key", key.secret.expose().parse().unwrap());
+            if let Some(other) = other {
+                headers.insert("x-other-key", other.parse().unwrap());
+            }
+            let answer = wait(routes.clone().oneshot(request)).unwrap();
+            let vary = answer.headers().get_all("vary").iter();
+            let vary: Vec<_> = vary.map(|line| line.to_str().unwrap().to_owned()).collect();
+            (answer.status().as_u16(), vary.join(" | "))
+        };
+        let plain = "authorization, x-api-key".to_owned();
+        let both = "x-other-key, authorization, x-api-key".to_owned();
+        assert_eq!(ask("/plain", None), (200, plain.clone()));
+        assert_eq!(ask("/tried", None), (200, plain.clone()));
+        assert_eq!(ask("/written", None), (403, plain));
+        assert_eq!(
+            ask("/inner", Some(key.secret.expose())),
+            (403, both.clone())
+        );
+        assert_eq!(ask("/inner", Some("garbage")), (401, both.clone()));
+        assert_eq!(ask("/optional", None), (200, both));
+    });
+    let counts = ["accepted", "insufficient-scope", "invalid-key", "anonymous"]
+        .map(|outcome| kept.count(&format!("keyward_http_requests_total {outcome}")));
+    assert_eq!(counts, [3, 2, 1, 0]);
+}
+
+#[test]
+fn a_request_that_is_cancelled_in_the_service_counts_once() {
+    use keyward::web::KeywardLayer;
+    use tower::{Layer, Service, service_fn};
+
+    let kept = Kept::default();
+    metrics::with_local_recorder(&kept, || {
+        let world = TestService::new();
+        let key = world.some_key();
+        let never = |_: http::Request<()>| {
+            std::future::pending::<Result<http::Response<()>, std::convert::Infallible>>()
+        };
+        let mut service = KeywardLayer::new(world.keys.clone()).layer(service_fn(never));
+        let request = http::Request::get("/").header("x-api-key", key.secret.expose());
+        let mut call = Box::pin(service.call(request.body(()).unwrap()));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(call.as_mut().poll(&mut context).is_pending());
+        assert_eq!(kept.count("keyward_http_requests_total accepted"), 0);
+        drop(call);
+        assert_eq!(kept.count("keyward_http_requests_total accepted"), 1);
+    });
+}
