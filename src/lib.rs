@@ -117,7 +117,7 @@
 //! | `keyward_syncs_total` | syncs, with `outcome`: `confirmed`, `failed`, `abandoned` (dropped before it ended) |
 //! | `keyward_resyncs_total` | complete reads of the store, because the store's history was lost |
 //! | `keyward_read_throughs_total` | reads of a single key from the store, with `outcome`: `found`, `missing`, `corrupt`, `failed`; also calls that `joined` a read in flight, or were `refused` because of too many reads |
-//! | `keyward_http_requests_total` | requests at the layer (feature `http`), each counted once, when its response begins or when it is cancelled. The final `outcome` is `accepted`, `anonymous` (passed without a key), or the code of the refusal by a layer or an extractor, such as `invalid-key` |
+//! | `keyward_http_requests_total` | requests at the layer (feature `http`), each counted once, when its response begins or when it is cancelled. The final `outcome` is `accepted`, `anonymous` (passed without a key), or the outcome of the refusal by a layer or an extractor: its code, such as `invalid-key`, or `no-peer-address` or `no-client-address` |
 //!
 //! The age is only updated by syncs: also alert if `keyward_syncs_total` stops growing.
 //!

@@ -375,15 +375,14 @@ impl Limits {
         if record.key_type == KeyType::Publishable && !hole::is_open("publishable key acts") {
             return Err(refused(VerifyError::Publishable { key }));
         }
-        if !record.allowlist.allows(acting.address) {
-            return Err(refused(VerifyError::AddressNotAllowed { key }));
-        }
+        check::check_address(key, &record.allowlist, acting.address).map_err(refused)?;
         let class = home.class(&record.class).ok_or_else(|| {
             let class = record.class.clone();
             refused(VerifyError::UnknownClass { class })
         })?;
         if !reach::reaches_tenant(&record.tenant, class, tenant) {
-            return Err(refused(VerifyError::WrongTenant { key }));
+            let tenant = tenant.clone();
+            return Err(refused(VerifyError::WrongTenant { key, tenant }));
         }
         let roles = reach::roles_of(&record.owner, &record.bound, &owner_status);
         let role = RoleReach::of(&roles, policy);

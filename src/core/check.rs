@@ -4,10 +4,12 @@
 //! check. The function compares the secret first, so that only a holder of the secret learns any other
 //! reason.
 
+use std::net::IpAddr;
 use std::num::NonZeroU64;
 
 use subtle::{Choice, ConstantTimeEq};
 
+use super::address::AddressAllowlist;
 use super::id::KeyId;
 use super::need::{Conditions, Need};
 use super::owner::OwnerStatus;
@@ -173,12 +175,23 @@ fn check_request(
             tenant,
         )
     {
-        return Err(VerifyError::WrongTenant { key });
+        let tenant = tenant.clone();
+        return Err(VerifyError::WrongTenant { key, tenant });
     }
-    if !traits.allowlist.allows(needed.address) {
-        return Err(VerifyError::AddressNotAllowed { key });
+    check_address(key, &traits.allowlist, needed.address)
+}
+
+/// Checks that a key may be used from the client's address. `None` is an unknown address.
+pub(crate) fn check_address(
+    key: KeyId,
+    allowlist: &AddressAllowlist,
+    address: Option<IpAddr>,
+) -> Result<(), VerifyError> {
+    match address {
+        _ if allowlist.allows(address) => Ok(()),
+        Some(address) => Err(VerifyError::AddressNotAllowed { key, address }),
+        None => Err(VerifyError::AddressUnknown { key }),
     }
-    Ok(())
 }
 
 /// Checks that a key reaches the scopes that the need requires.

@@ -1,11 +1,13 @@
 //! Verification errors: the reasons for refusing a presented key, and the message that a client may see.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::id::KeyId;
 use super::kind::ErrorKind;
 use super::record::Reason;
 use super::scope::Scope;
+use super::tenant::TenantId;
 use super::text::{ClassName, Environment, PepperId};
 use super::time::Timestamp;
 use super::token::TokenError;
@@ -97,14 +99,28 @@ pub enum VerifyError {
         environment: Environment,
     },
     /// The key does not reach the required tenant.
-    #[error("key does not reach the tenant")]
+    #[error("key does not reach tenant {tenant}")]
     WrongTenant {
         /// The id of the refused key.
         key: KeyId,
+        /// The required tenant.
+        tenant: TenantId,
     },
-    /// The key may not be used from the request's address, or the address is unknown.
-    #[error("key may not be used from this address")]
+    /// The key may not be used from the request's address.
+    #[error("key may not be used from address {address}")]
     AddressNotAllowed {
+        /// The id of the refused key.
+        key: KeyId,
+        /// The client's address.
+        address: IpAddr,
+    },
+    /// The key may be used from certain addresses only, and the verifier does not know the client's address.
+    /// The application forgot [`Need::from_address`](crate::Need::from_address), or could not determine the
+    /// address.
+    #[error(
+        "key has an address allowlist and the client's address is unknown: pass it with Need::from_address"
+    )]
+    AddressUnknown {
         /// The id of the refused key.
         key: KeyId,
     },
@@ -231,6 +247,7 @@ impl VerifyError {
             | Self::WrongEnvironment { .. }
             | Self::WrongTenant { .. }
             | Self::AddressNotAllowed { .. }
+            | Self::AddressUnknown { .. }
             | Self::MissingScope { .. } => ErrorKind::Forbidden,
             Self::Stale { .. }
             | Self::ClockUnsure { .. }
@@ -256,17 +273,25 @@ impl VerifyError {
             | Self::Publishable { key }
             | Self::WrongClass { key, .. }
             | Self::WrongEnvironment { key, .. }
-            | Self::WrongTenant { key }
-            | Self::AddressNotAllowed { key }
+            | Self::WrongTenant { key, .. }
+            | Self::AddressNotAllowed { key, .. }
+            | Self::AddressUnknown { key }
             | Self::MissingScope { key, .. } => Some(*key),
             _ => None,
         }
     }
 
     /// Returns a message that is safe to show to a client. All keys that do not authenticate get the same
-    /// text.
+    /// text. The message repeats no address and no tenant of the request.
     #[must_use]
     pub fn public_message(&self) -> String {
+        match self {
+            Self::WrongTenant { .. } => return "key does not reach the tenant".to_owned(),
+            Self::AddressNotAllowed { .. } | Self::AddressUnknown { .. } => {
+                return "key may not be used from this address".to_owned();
+            }
+            _ => {}
+        }
         match self.kind() {
             ErrorKind::Unauthenticated => "invalid API key".to_owned(),
             ErrorKind::Forbidden => self.to_string(),

@@ -147,24 +147,45 @@ pub(super) fn decide(settings: &Settings, request: &Parts, again: bool) -> Admis
     }
     let verifier = settings.keys.verifier();
     let mut verdict = verifier.verify_unasked(credentials.as_credentials(), &need);
+    let mut unknown = None;
     // Determine the client's address only if the verdict may depend on it. Few keys have an address
     // allowlist, so this is rare.
-    if let None | Some(Err(VerifyError::AddressNotAllowed { .. })) = &verdict
-        && let Some(client) = client(settings, request)
-    {
-        need = Cow::Owned(need.into_owned().from_address(client));
-        if verdict.is_some() {
-            verdict = verifier.verify_unasked(credentials.as_credentials(), &need);
+    if let None | Some(Err(VerifyError::AddressUnknown { .. })) = &verdict {
+        match client(settings, request) {
+            Ok(client) => {
+                need = Cow::Owned(need.into_owned().from_address(client));
+                if verdict.is_some() {
+                    verdict = verifier.verify_unasked(credentials.as_credentials(), &need);
+                }
+            }
+            Err(why) => unknown = Some(why),
         }
     }
     match verdict {
-        Some(verdict) => Admission::Done(tenant.authorize(verdict, (hash, credentials.in_query))),
+        Some(verdict) => {
+            let verdict = verdict.map_err(|refusal| explained(refusal, unknown));
+            Admission::Done(tenant.authorize(verdict, (hash, credentials.in_query)))
+        }
         None => Admission::NeedsStore(Box::new(PendingVerification {
             credentials: credentials.into_owned(),
             need: need.into_owned(),
             tenant,
             hash,
+            unknown,
         })),
+    }
+}
+
+/// Adds the reason why the client's address is unknown to a refusal for that.
+fn explained(refusal: VerifyError, unknown: Option<UnknownClient>) -> AuthError {
+    match (refusal, unknown) {
+        (VerifyError::AddressUnknown { key }, Some(UnknownClient::NoPeer)) => {
+            AuthError::NoPeerAddress { key }
+        }
+        (VerifyError::AddressUnknown { key }, Some(UnknownClient::Unreadable { peer, header })) => {
+            AuthError::NoClientAddress { key, peer, header }
+        }
+        (refusal, _) => refusal.into(),
     }
 }
 
@@ -245,16 +266,27 @@ fn forward(
     Ok(Forward { span, in_query })
 }
 
-/// Returns the client's address. `None` if it is unknown.
-fn client(settings: &Settings, request: &Parts) -> Option<IpAddr> {
+/// The reason why the client's address is unknown.
+enum UnknownClient {
+    /// The request's extensions hold no address of the socket's peer.
+    NoPeer,
+    /// The header of the trusted proxies has an entry that is no address.
+    Unreadable { peer: IpAddr, header: HeaderName },
+}
+
+/// Returns the client's address.
+fn client(settings: &Settings, request: &Parts) -> Result<IpAddr, UnknownClient> {
     let peer = match &settings.peer {
         Some(find) => find(&request.extensions),
         None => peer(&request.extensions),
-    }?;
-    match &settings.proxies {
-        Some(proxies) => proxies.client(peer, &request.headers),
-        None => Some(peer),
-    }
+    };
+    let peer = peer.ok_or(UnknownClient::NoPeer)?;
+    let Some(proxies) = &settings.proxies else {
+        return Ok(peer);
+    };
+    let header = proxies.header();
+    let client = proxies.client(peer, &request.headers);
+    client.ok_or(UnknownClient::Unreadable { peer, header })
 }
 
 /// The settings of the layer that forwarded the request. An extractor uses them to answer a refused request
@@ -292,6 +324,7 @@ pub(super) struct PendingVerification {
     need: Need,
     tenant: TenantLookup,
     hash: CredentialsHash,
+    unknown: Option<UnknownClient>,
 }
 
 impl PendingVerification {
@@ -301,11 +334,13 @@ impl PendingVerification {
             need,
             tenant,
             hash,
+            unknown,
         } = *self;
         let keys = &settings.keys;
         let verdict = keys
             .verify_or_fetch(credentials.as_credentials(), &need)
-            .await;
+            .await
+            .map_err(|refusal| explained(refusal, unknown));
         tenant.authorize(verdict, (hash, credentials.in_query))
     }
 }
@@ -326,7 +361,7 @@ impl TenantLookup {
 
     fn authorize(
         self,
-        verdict: Result<Grant, VerifyError>,
+        verdict: Result<Grant, AuthError>,
         (hash, in_query): (CredentialsHash, bool),
     ) -> AdmissionResult {
         let grant = verdict?;
@@ -379,23 +414,25 @@ fn peer(extensions: &Extensions) -> Option<IpAddr> {
 /// Records a refusal, and logs it at a level that depends on who can cause it.
 ///
 /// Anybody can present a bad key, so such a refusal is logged at `debug`. A reached rate limit is also logged
-/// at `debug`. Only the holder of a key can cause a line at `info`, and only an outage causes a line at
-/// `warn`. The verifier's [`LogSampler`](crate::observe::LogSampler) limits the number of lines at `info` and
+/// at `debug`. Only the holder of a key can cause a line at `info`. Only an outage, or a bug in the service,
+/// causes a line at `warn`. The verifier's [`LogSampler`](crate::observe::LogSampler) limits the number of lines at `info` and
 /// `warn`.
 pub(super) fn report(settings: &Settings, refusal: &AuthError, request: &Parts) {
-    outcome::refused(request, refusal.code());
-    let code = refusal.code();
+    let (code, outcome) = (refusal.code(), refusal.outcome());
+    outcome::refused(request, outcome);
     let verifier = settings.keys.verifier();
-    if refusal.status().is_server_error() {
-        if let Some(suppressed) = verifier.log_outage(code) {
-            tracing::warn!(code, reason = %refusal, suppressed, "request refused");
+    let forgotten = matches!(refusal, AuthError::NoPeerAddress { .. });
+    if refusal.status().is_server_error() || forgotten {
+        if let Some(suppressed) = verifier.log_outage(outcome) {
+            let key = refusal.key().map(tracing::field::display);
+            tracing::warn!(code, key, reason = %refusal, suppressed, "request refused");
         }
         return;
     }
     let limited = refusal.status() == StatusCode::TOO_MANY_REQUESTS;
     match refusal.key().filter(|_| !limited) {
         Some(key) => {
-            if let Some(suppressed) = verifier.log_refusal(code, key) {
+            if let Some(suppressed) = verifier.log_refusal(outcome, key) {
                 tracing::info!(code, %key, reason = %refusal, suppressed, "request refused");
             }
         }

@@ -152,7 +152,7 @@ impl<S: Sync> FromRequestParts<S> for RequestTenant {
             // An optional layer forwards a request without a key, and then inserts no tenant.
             let refusal = match grant(request) {
                 Err(refusal) => refusal,
-                Ok(_) => AuthError::NoLayer,
+                Ok(_) => AuthError::NoTenantSource,
             };
             refused(&refusal, request)
         })
@@ -175,7 +175,7 @@ fn refused(refusal: &AuthError, request: &Parts) -> AuthRejection {
         }
         None => {
             static LOGGED: Once = Once::new();
-            outcome::refused(request, refusal.code());
+            outcome::refused(request, refusal.outcome());
             // Log only once: if the route has no layer, every request to it has this error.
             LOGGED.call_once(
                 || tracing::error!(reason = %refusal, path = request.uri.path(), "request refused"),

@@ -71,11 +71,7 @@ impl TrustedProxies {
     #[must_use]
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
         let mut client = peer.to_canonical();
-        let name = match self.header {
-            Header::Forwarded => FORWARDED,
-            Header::XForwardedFor => X_FORWARDED_FOR,
-        };
-        for line in headers.get_all(name).iter().rev() {
+        for line in headers.get_all(self.header()).iter().rev() {
             if !self.trusts(client) {
                 break;
             }
@@ -93,6 +89,14 @@ impl TrustedProxies {
             }
         }
         Some(client)
+    }
+
+    /// Returns the name of the header that the proxies write.
+    pub(super) const fn header(&self) -> HeaderName {
+        match self.header {
+            Header::Forwarded => FORWARDED,
+            Header::XForwardedFor => X_FORWARDED_FOR,
+        }
     }
 
     /// Starts at the address `client`. While the address belongs to a trusted proxy, continues with the next

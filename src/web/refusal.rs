@@ -5,12 +5,13 @@
 
 use std::borrow::Cow;
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, VARY,
-    WWW_AUTHENTICATE,
+    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+    VARY, WWW_AUTHENTICATE,
 };
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
@@ -39,6 +40,29 @@ pub enum AuthError {
     /// The key does not verify, or may not be used for the request.
     #[error(transparent)]
     Rejected(#[from] VerifyError),
+    /// The key may be used from certain addresses only, and the server does not pass the address of the
+    /// socket's peer. This is a bug in the service: every key with an address allowlist is refused.
+    #[error(
+        "key has an address allowlist and the request has no peer address: serve with axum's \
+         into_make_service_with_connect_info, insert PeerAddr, or set KeywardLayer::peer_addr"
+    )]
+    NoPeerAddress {
+        /// The request's key, which is valid.
+        key: KeyId,
+    },
+    /// The key may be used from certain addresses only, and the header of a trusted proxy names no address.
+    #[error(
+        "key has an address allowlist and {header} from the trusted proxy {peer} has an entry without \
+         an address: let every proxy in trusted_proxies write the client's address there"
+    )]
+    NoClientAddress {
+        /// The request's key, which is valid.
+        key: KeyId,
+        /// The address of the socket's peer.
+        peer: IpAddr,
+        /// The name of the header.
+        header: HeaderName,
+    },
     /// The layer requires a tenant, but the request names no tenant.
     #[error("the request names no tenant")]
     NoTenant {
@@ -56,8 +80,12 @@ pub enum AuthError {
     },
     /// An extractor ran on a route without a [`KeywardLayer`](super::KeywardLayer). This is a bug in the
     /// service.
-    #[error("no layer around this route verifies API keys")]
+    #[error("no KeywardLayer is around this route: put one there")]
     NoLayer,
+    /// The extractor [`RequestTenant`](super::RequestTenant) ran behind a layer that reads no tenant. This is a
+    /// bug in the service.
+    #[error("the layer around this route reads no tenant: set tenant_in_path or tenant_from")]
+    NoTenantSource,
 }
 
 /// The error of a rate limiter that refuses a request; see
@@ -90,9 +118,11 @@ impl AuthError {
             Self::Missing => ErrorKind::Unauthenticated,
             Self::Ambiguous(_) => ErrorKind::Invalid,
             Self::Rejected(rejection) => rejection.kind(),
-            Self::NoTenant { .. } => ErrorKind::Forbidden,
+            Self::NoPeerAddress { .. } | Self::NoClientAddress { .. } | Self::NoTenant { .. } => {
+                ErrorKind::Forbidden
+            }
             Self::LimitReached { .. } => ErrorKind::LimitReached,
-            Self::NoLayer => ErrorKind::Internal,
+            Self::NoLayer | Self::NoTenantSource => ErrorKind::Internal,
         }
     }
 
@@ -115,6 +145,17 @@ impl AuthError {
             Self::NoTenant { .. } => "key-not-allowed",
             Self::LimitReached { .. } => "rate-limited",
             Self::NoLayer => "internal",
+        }
+    }
+
+    /// Returns the outcome under which metrics count the request: the [`code`](Self::code), except for
+    /// `no-peer-address` and `no-client-address`. For these two, the client gets the code `key-not-allowed`.
+    #[must_use]
+    pub const fn outcome(&self) -> &'static str {
+        match self {
+            Self::NoPeerAddress { .. } => "no-peer-address",
+            Self::NoClientAddress { .. } => "no-client-address",
+            _ => self.code(),
         }
     }
 
@@ -150,7 +191,15 @@ impl AuthError {
             Self::Rejected(rejection) if rejection.kind() == ErrorKind::Forbidden => {
                 Some(rejection.public_message())
             }
-            Self::Rejected(_) | Self::Missing | Self::LimitReached { .. } | Self::NoLayer => None,
+            // The client learns neither an address nor the reason why the address is unknown.
+            Self::NoPeerAddress { key } | Self::NoClientAddress { key, .. } => {
+                Some(VerifyError::AddressUnknown { key: *key }.public_message())
+            }
+            Self::Rejected(_)
+            | Self::Missing
+            | Self::LimitReached { .. }
+            | Self::NoLayer
+            | Self::NoTenantSource => None,
         }
     }
 
@@ -170,7 +219,10 @@ impl AuthError {
     pub const fn key(&self) -> Option<KeyId> {
         match self {
             Self::Rejected(rejection) => rejection.key(),
-            Self::NoTenant { key } | Self::LimitReached { key, .. } => Some(*key),
+            Self::NoPeerAddress { key }
+            | Self::NoClientAddress { key, .. }
+            | Self::NoTenant { key }
+            | Self::LimitReached { key, .. } => Some(*key),
             _ => None,
         }
     }
@@ -448,6 +500,7 @@ mod tests {
 
     use super::*;
     use crate::core::record::Reason;
+    use crate::core::tenant::TenantId;
     use crate::core::text::{ClassName, Environment, PepperId};
     use crate::core::time::Timestamp;
     use crate::core::token::TokenError;
@@ -488,6 +541,8 @@ mod tests {
     fn all() -> Vec<(VerifyError, &'static str, u16)> {
         let (key, at) = (key(), at());
         let reason = Reason::Lost;
+        let tenant = TenantId::new("acme").unwrap();
+        let address = IpAddr::from([203, 0, 113, 7]);
         let class = ClassName::new("secret").unwrap();
         let environment = Environment::LIVE;
         let pepper = PepperId::new("p1").unwrap();
@@ -523,12 +578,17 @@ mod tests {
                 "key-not-allowed",
                 403,
             ),
-            (VerifyError::WrongTenant { key }, "key-not-allowed", 403),
             (
-                VerifyError::AddressNotAllowed { key },
+                VerifyError::WrongTenant { key, tenant },
                 "key-not-allowed",
                 403,
             ),
+            (
+                VerifyError::AddressNotAllowed { key, address },
+                "key-not-allowed",
+                403,
+            ),
+            (VerifyError::AddressUnknown { key }, "key-not-allowed", 403),
             (
                 VerifyError::MissingScope { key, scope },
                 "insufficient-scope",
@@ -560,6 +620,34 @@ mod tests {
             assert_eq!(headers[CACHE_CONTROL], "no-store");
             assert_eq!(headers[VARY], "authorization, x-api-key");
         }
+    }
+
+    #[test]
+    fn no_answer_names_an_address_and_every_log_line_about_one_does() {
+        let (key, peer) = (key(), IpAddr::from([203, 0, 113, 7]));
+        let header = HeaderName::from_static("x-forwarded-for");
+        let refused = AuthError::Rejected(VerifyError::AddressNotAllowed { key, address: peer });
+        let unreadable = AuthError::NoClientAddress { key, peer, header };
+        let forgotten = AuthError::NoPeerAddress { key };
+        let answers = [&refused, &unreadable, &forgotten].map(plain);
+        assert_eq!(answers[0].body(), answers[1].body());
+        assert_eq!(answers[0].body(), answers[2].body());
+        for answer in answers {
+            let text = format!("{answer:?}");
+            assert!(text.contains("may not be used from this address"), "{text}");
+            assert!(!text.contains("203.0.113.7"), "{text}");
+        }
+        assert!(refused.to_string().ends_with("from address 203.0.113.7"));
+        assert!(
+            unreadable
+                .to_string()
+                .contains("x-forwarded-for from the trusted proxy 203.0.113.7")
+        );
+        assert!(
+            forgotten
+                .to_string()
+                .contains("into_make_service_with_connect_info")
+        );
     }
 
     #[test]

@@ -345,7 +345,7 @@ fn trails(lines: &mut Vec<ErrorLine>) {
 
 #[cfg(feature = "http")]
 fn requests(lines: &mut Vec<ErrorLine>) {
-    use keyward::http::{AuthError, CredentialsError};
+    use keyward::web::{AuthError, CredentialsError};
 
     let key = KeyId::from_u128(7);
     let retry_after = Duration::from_secs(1);

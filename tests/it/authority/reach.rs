@@ -166,10 +166,24 @@ fn a_key_acts_only_from_the_networks_of_its_current_list() {
     wait(world.keys.update(&admin(), created.id, change)).unwrap();
     match denied(world.create(&key, whole("secret"))) {
         Denial::ActingKey { why, .. } => {
-            assert!(
-                matches!(*why, VerifyError::AddressNotAllowed { .. }),
-                "{why}"
-            );
+            let text = why.to_string();
+            assert_eq!(text, "key may not be used from address 203.0.113.9");
+        }
+        other => panic!("{other:?}"),
+    }
+    // Another key, verified without an address before it had a list.
+    let created = world.create(&admin(), whole("secret")).unwrap();
+    let key = world
+        .keys
+        .verify(created.secret.expose(), &keyward::Need::any())
+        .unwrap()
+        .actor();
+    let change = UpdateKey::new().allow_addresses(["10.0.0.0/8"]);
+    wait(world.keys.update(&admin(), created.id, change)).unwrap();
+    match denied(world.create(&key, whole("secret"))) {
+        Denial::ActingKey { why, .. } => {
+            let key = created.id;
+            assert_eq!(*why, VerifyError::AddressUnknown { key });
         }
         other => panic!("{other:?}"),
     }

@@ -1,9 +1,11 @@
 //! The client's address, for keys that are restricted to certain addresses.
 
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
 
 use keyward::web::{KeywardLayer, TrustedProxies};
 
+use crate::http::nodes::Nodes;
 use crate::http::server::Server;
 use support::*;
 
@@ -41,6 +43,47 @@ fn the_client_address_is_the_peer_of_the_socket() {
     assert_eq!(status(&server, &far, &[]), 200);
     let nowhere = Server::with(layer(&world).peer_addr(|_| None));
     assert_eq!(status(&nowhere, &near, &[]), 403);
+}
+
+/// Sends a request that is refused, and returns the outcome and the log text of the refusal.
+fn reason(layer: KeywardLayer, key: &str, headers: &[(&str, &str)]) -> String {
+    let seen = Arc::new(Mutex::new(String::new()));
+    let own = seen.clone();
+    let layer = layer.on_refusal(move |refusal, _, answer| {
+        *own.lock().unwrap() = format!("{}: {refusal}", refusal.outcome());
+        answer
+    });
+    assert_eq!(status(&Server::with(layer), key, headers), 403);
+    let seen = seen.lock().unwrap();
+    seen.clone()
+}
+
+#[test]
+fn a_refused_address_is_named_and_an_unknown_one_names_its_cause() {
+    let nodes = Nodes::new();
+    let key = reader("tied").allow_addresses(["203.0.113.0/24"]);
+    let key = nodes.create(key);
+    let layer = KeywardLayer::new(nodes.here.clone());
+    let proxies = TrustedProxies::x_forwarded_for(["127.0.0.1/32".parse().unwrap()]);
+    let behind = layer.clone().trusted_proxies(proxies);
+    let forgotten = layer.clone().peer_addr(|_| None);
+    let junk = [("x-forwarded-for", "203.0.113.7, unknown")];
+    // In the first round the node reads the key from the store, and in the second from its index.
+    for _ in 0..2 {
+        let refused = reason(layer.clone(), &key, &[]);
+        assert!(refused.starts_with("key-not-allowed: "), "{refused}");
+        assert!(refused.ends_with(" from address 127.0.0.1"), "{refused}");
+        let unreadable = reason(behind.clone(), &key, &junk);
+        assert!(
+            unreadable.starts_with("no-client-address: "),
+            "{unreadable}"
+        );
+        assert!(unreadable.contains("x-forwarded-for from the trusted proxy 127.0.0.1"));
+        let missing = reason(forgotten.clone(), &key, &[]);
+        assert!(missing.starts_with("no-peer-address: "), "{missing}");
+        assert!(missing.contains("PeerAddr"), "{missing}");
+        wait(nodes.here.sync()).unwrap();
+    }
 }
 
 #[test]

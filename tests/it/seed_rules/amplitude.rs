@@ -283,7 +283,10 @@ fn a1_08_an_api_key_identifies_the_project_of_incoming_data() {
         routed.push(grant.tenant().clone());
         let elsewhere = ingest().for_tenant(tenant("acme"));
         let refusal = world.keys.verify(key.secret.expose(), &elsewhere);
-        let expected = VerifyError::WrongTenant { key: key.id };
+        let expected = VerifyError::WrongTenant {
+            key: key.id,
+            tenant: tenant("acme"),
+        };
         assert_eq!(refusal.unwrap_err(), expected);
     }
     assert_eq!(routed, [tenant("acme/web"), tenant("acme/ios")]);

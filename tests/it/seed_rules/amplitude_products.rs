@@ -340,7 +340,11 @@ fn a2_10_analytics_keys_act_only_in_their_project() {
         for elsewhere in ["acme/shop", "acme", "acme/web/eu", "globex/app"] {
             let need = need.clone().for_tenant(tenant(elsewhere));
             let refusal = company.verify(text(key), &need).unwrap_err();
-            assert_eq!(refusal, VerifyError::WrongTenant { key: key.id });
+            let expected = VerifyError::WrongTenant {
+                key: key.id,
+                tenant: tenant(elsewhere),
+            };
+            assert_eq!(refusal, expected);
             assert_eq!(refusal.kind(), ErrorKind::Forbidden);
         }
     }
@@ -546,8 +550,11 @@ fn a2_19_a_data_token_is_private_and_valid_for_the_whole_account() {
     for path in ["acme", "acme/web", "acme/shop", "acme/of-tomorrow"] {
         assert_eq!(reaches(path), Ok(token.id), "{path}");
     }
-    let key = token.id;
-    assert_eq!(reaches("globex/app"), Err(VerifyError::WrongTenant { key }));
+    let (key, tenant) = (token.id, tenant("globex/app"));
+    assert_eq!(
+        reaches("globex/app"),
+        Err(VerifyError::WrongTenant { key, tenant })
+    );
 }
 
 #[test]
@@ -935,7 +942,11 @@ fn a2_36_organisation_keys_reach_every_project_and_no_other_organisation() {
         assert_eq!(reaches(path), ids.map(Ok), "{path}");
     }
     for path in ["globex", "globex/app", "acme-two/web"] {
-        let refused = ids.map(|key| Err(VerifyError::WrongTenant { key }));
+        let tenant = tenant(path);
+        let refused = ids.map(|key| {
+            let tenant = tenant.clone();
+            Err(VerifyError::WrongTenant { key, tenant })
+        });
         assert_eq!(reaches(path), refused, "{path}");
     }
 }
@@ -1011,7 +1022,10 @@ fn a2_40_a_scim_key_is_private_and_manages_all_users_of_the_account() {
         }
         assert!(reaches("flags:read", path).is_err(), "users alone");
     }
-    let refused = VerifyError::WrongTenant { key: key.id };
+    let refused = VerifyError::WrongTenant {
+        key: key.id,
+        tenant: tenant("globex"),
+    };
     assert_eq!(reaches("users:read", "globex"), Err(refused));
 }
 
