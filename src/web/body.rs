@@ -20,14 +20,15 @@ pin_project! {
     #[derive(Debug)]
     #[project = BodySourceProjection]
     enum BodySource<B> {
-        Inner { #[pin] body: B },
+        // The span of the request's key. The inner service's body is polled inside it.
+        Inner { #[pin] body: B, span: tracing::Span },
         Refusal { body: Option<Bytes> },
     }
 }
 
 impl<B> ResponseBody<B> {
-    pub(super) const fn inner(body: B) -> Self {
-        let source = BodySource::Inner { body };
+    pub(super) const fn inner(body: B, span: tracing::Span) -> Self {
+        let source = BodySource::Inner { body, span };
         Self { source }
     }
 
@@ -59,7 +60,10 @@ where
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         match self.project().source.project() {
-            BodySourceProjection::Inner { body } => body.poll_frame(context),
+            BodySourceProjection::Inner { body, span } => {
+                let _entered = span.enter();
+                body.poll_frame(context)
+            }
             BodySourceProjection::Refusal { body } => {
                 let all = body.take().map(|body| Ok(Frame::data(body.into())));
                 Poll::Ready(all)
@@ -69,14 +73,14 @@ where
 
     fn is_end_stream(&self) -> bool {
         match &self.source {
-            BodySource::Inner { body } => body.is_end_stream(),
+            BodySource::Inner { body, .. } => body.is_end_stream(),
             BodySource::Refusal { body } => body.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            BodySource::Inner { body } => body.size_hint(),
+            BodySource::Inner { body, .. } => body.size_hint(),
             BodySource::Refusal { body } => {
                 SizeHint::with_exact(body.as_ref().map_or(0, |body| body.len() as u64))
             }

@@ -218,11 +218,15 @@ where
                     span,
                     headers,
                 } => {
-                    let _entered = span.enter();
-                    let mut response = ready!(future.poll(context))?;
+                    let polled = {
+                        let _entered = span.enter();
+                        future.poll(context)
+                    };
+                    let mut response = ready!(polled)?;
                     headers.add_to(&mut response);
                     drop(this.counted.take());
-                    return Poll::Ready(Ok(response.map(ResponseBody::inner)));
+                    let span = mem::replace(span, tracing::Span::none());
+                    return Poll::Ready(Ok(response.map(|body| ResponseBody::inner(body, span))));
                 }
                 ResponseStateProjection::Refused { answer } => {
                     let answer = answer

@@ -216,6 +216,53 @@ fn a_request_passes_unchanged_except_for_its_grant_and_its_sensitive_key() {
     );
 }
 
+/// A body that records the name of the span in which each poll runs.
+struct Spanned(Arc<Mutex<Vec<Option<&'static str>>>>);
+
+impl Body for Spanned {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let span = tracing::Span::current();
+        let mut seen = self.0.lock().unwrap();
+        seen.push(span.metadata().map(tracing::Metadata::name));
+        let frame = (seen.len() < 3).then(|| Ok(Frame::data(Bytes::from("part"))));
+        Poll::Ready(frame)
+    }
+}
+
+#[test]
+fn the_body_of_a_response_is_polled_in_the_span_of_its_key() {
+    use http_body_util::BodyExt;
+
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(std::io::sink)
+        .finish();
+    let _subscriber = tracing::subscriber::set_default(subscriber);
+    let world = TestService::new();
+    let key = world.some_key();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let own = seen.clone();
+    let stream = tower::service_fn(move |_: Request<()>| {
+        let body = Spanned(own.clone());
+        std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+    });
+    let service = KeywardLayer::new(world.keys.clone()).layer(stream);
+    let request = Request::get("/").header("x-api-key", key.secret.expose());
+    let answer = wait(service.oneshot(request.body(()).unwrap())).unwrap();
+    let body = wait(answer.into_body().collect()).unwrap().to_bytes();
+    assert_eq!(body, "partpart");
+    assert_eq!(*seen.lock().unwrap(), [Some("api_key"); 3]);
+    assert!(
+        tracing::Span::current().is_none(),
+        "the span is left after each poll"
+    );
+}
+
 #[test]
 fn cloning_a_layer_copies_only_a_reference() {
     let world = TestService::new();
