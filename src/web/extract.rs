@@ -6,11 +6,11 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::Once;
 
-use axum::body::Body;
 use axum::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum::response::IntoResponse;
-use http::Response;
+use bytes::Bytes;
 use http::request::Parts;
+use http::{Response, StatusCode};
 
 use super::admission::{LayerSettings, RequestTenant, report};
 use super::outcome;
@@ -89,13 +89,110 @@ impl<R> fmt::Debug for Scoped<R> {
     }
 }
 
-/// The rejection of an extractor: the same response that the layer would send.
-#[derive(Debug)]
-pub struct AuthRejection(Response<bytes::Bytes>);
+/// The rejection of an extractor: the reason, and the same response that the layer would send.
+///
+/// An application's own error can hold a rejection, and answer with its response. `Display` is meant for the
+/// service's own logs.
+///
+/// # Examples
+///
+/// ```
+/// use axum::response::{IntoResponse, Response};
+/// use http::StatusCode;
+/// use keyward::Grant;
+/// use keyward::web::AuthRejection;
+///
+/// enum ApiError {
+///     Auth(AuthRejection),
+///     NoSuchReport,
+/// }
+///
+/// impl From<AuthRejection> for ApiError {
+///     fn from(rejection: AuthRejection) -> Self {
+///         Self::Auth(rejection)
+///     }
+/// }
+///
+/// impl IntoResponse for ApiError {
+///     fn into_response(self) -> Response {
+///         match self {
+///             Self::Auth(rejection) => rejection.into_response(),
+///             Self::NoSuchReport => StatusCode::NOT_FOUND.into_response(),
+///         }
+///     }
+/// }
+///
+/// async fn report(key: Result<Grant, AuthRejection>) -> Result<String, ApiError> {
+///     let key = key?;
+///     println!("no report of {}", key.tenant());
+///     Err(ApiError::NoSuchReport)
+/// }
+/// # let _: axum::Router = axum::Router::new().route("/", axum::routing::get(report));
+/// ```
+#[derive(Clone, Debug)]
+pub struct AuthRejection(Box<RejectedRequest>);
+
+#[derive(Clone, Debug)]
+struct RejectedRequest {
+    error: AuthError,
+    response: Response<Bytes>,
+}
+
+impl AuthRejection {
+    fn new(error: AuthError, response: Response<Bytes>) -> Self {
+        Self(Box::new(RejectedRequest { error, response }))
+    }
+
+    /// Returns the reason.
+    #[must_use]
+    pub fn error(&self) -> &AuthError {
+        &self.0.error
+    }
+
+    /// Returns the reason as an owned value.
+    #[must_use]
+    pub fn into_error(self) -> AuthError {
+        self.0.error
+    }
+
+    /// Returns the status of the reason, such as 403. The response to a gRPC call has status 200 instead, and
+    /// [`on_refusal`](super::KeywardLayer::on_refusal) may have changed the status of the response.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.0.error.status()
+    }
+
+    /// Returns the stable name of the reason: [`AuthError::code`].
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        self.0.error.code()
+    }
+
+    /// Returns the response that the layer would send, with its headers and its body.
+    #[must_use]
+    pub fn response(&self) -> &Response<Bytes> {
+        &self.0.response
+    }
+}
+
+impl fmt::Display for AuthRejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0.error, f)
+    }
+}
+
+/// Has no source: `Display` already prints the [`AuthError`].
+impl std::error::Error for AuthRejection {}
+
+impl<B: From<Bytes>> From<AuthRejection> for Response<B> {
+    fn from(rejection: AuthRejection) -> Self {
+        rejection.0.response.map(B::from)
+    }
+}
 
 impl IntoResponse for AuthRejection {
     fn into_response(self) -> axum::response::Response {
-        self.0.map(Body::from)
+        self.into()
     }
 }
 
@@ -105,9 +202,7 @@ impl<S: Sync> FromRequestParts<S> for Grant {
     type Rejection = AuthRejection;
 
     async fn from_request_parts(request: &mut Parts, _: &S) -> Result<Self, AuthRejection> {
-        let grant = grant(request).map_err(|refusal| refused(&refusal, request))?;
-        outcome::extracted(request);
-        Ok(grant)
+        grant(request).map_err(|refusal| refused(refusal, request))
     }
 }
 
@@ -120,7 +215,7 @@ impl<S: Sync> OptionalFromRequestParts<S> for Grant {
         match grant(request) {
             Ok(grant) => Ok(Some(grant)),
             Err(AuthError::Missing) => Ok(None),
-            Err(refusal) => Err(refused(&refusal, request)),
+            Err(refusal) => Err(refused(refusal, request)),
         }
     }
 }
@@ -130,14 +225,21 @@ impl<R: RequiredScope, S: Sync> FromRequestParts<S> for Scoped<R> {
     type Rejection = AuthRejection;
 
     async fn from_request_parts(request: &mut Parts, _: &S) -> Result<Self, AuthRejection> {
-        let scoped = || {
-            let grant = grant(request)?;
-            grant.require(&R::SCOPE)?;
-            outcome::extracted(request);
-            let scope = PhantomData;
-            Ok(Self { grant, scope })
-        };
-        scoped().map_err(|refusal| refused(&refusal, request))
+        scoped(request).map_err(|refusal| refused(refusal, request))
+    }
+}
+
+/// Extracts `None` if an optional layer has forwarded a request without a key. The client gets 403 if the key
+/// lacks the scope `R`.
+impl<R: RequiredScope, S: Sync> OptionalFromRequestParts<S> for Scoped<R> {
+    type Rejection = AuthRejection;
+
+    async fn from_request_parts(request: &mut Parts, _: &S) -> Result<Option<Self>, AuthRejection> {
+        match scoped(request) {
+            Ok(scoped) => Ok(Some(scoped)),
+            Err(AuthError::Missing) => Ok(None),
+            Err(refusal) => Err(refused(refusal, request)),
+        }
     }
 }
 
@@ -147,31 +249,53 @@ impl<S: Sync> FromRequestParts<S> for RequestTenant {
     type Rejection = AuthRejection;
 
     async fn from_request_parts(request: &mut Parts, _: &S) -> Result<Self, AuthRejection> {
-        let found = request.extensions.get::<Self>().cloned();
-        found.ok_or_else(|| {
-            // An optional layer forwards a request without a key, and then inserts no tenant.
-            let refusal = match grant(request) {
-                Err(refusal) => refusal,
-                Ok(_) => AuthError::NoTenantSource,
-            };
-            refused(&refusal, request)
-        })
+        tenant(request).map_err(|refusal| refused(refusal, request))
+    }
+}
+
+/// Extracts `None` if an optional layer has forwarded a request without a key. If the layer of the route does
+/// not look for a tenant, a request with a key gets 500.
+impl<S: Sync> OptionalFromRequestParts<S> for RequestTenant {
+    type Rejection = AuthRejection;
+
+    async fn from_request_parts(request: &mut Parts, _: &S) -> Result<Option<Self>, AuthRejection> {
+        match tenant(request) {
+            Ok(tenant) => Ok(Some(tenant)),
+            Err(AuthError::Missing) => Ok(None),
+            Err(refusal) => Err(refused(refusal, request)),
+        }
     }
 }
 
 fn grant(request: &Parts) -> Result<Grant, AuthError> {
     match request.extensions.get::<Grant>() {
-        Some(grant) => Ok(grant.clone()),
+        Some(grant) => {
+            outcome::extracted(request);
+            Ok(grant.clone())
+        }
         None if request.extensions.get::<LayerSettings>().is_some() => Err(AuthError::Missing),
         None => Err(AuthError::NoLayer),
     }
 }
 
-fn refused(refusal: &AuthError, request: &Parts) -> AuthRejection {
-    AuthRejection(match request.extensions.get::<LayerSettings>() {
+fn scoped<R: RequiredScope>(request: &Parts) -> Result<Scoped<R>, AuthError> {
+    let grant = grant(request)?;
+    grant.require(&R::SCOPE)?;
+    let scope = PhantomData;
+    Ok(Scoped { grant, scope })
+}
+
+fn tenant(request: &Parts) -> Result<RequestTenant, AuthError> {
+    let found = request.extensions.get::<RequestTenant>().cloned();
+    // An optional layer forwards a request without a key, and then inserts no tenant.
+    found.ok_or_else(|| grant(request).err().unwrap_or(AuthError::NoTenantSource))
+}
+
+fn refused(refusal: AuthError, request: &Parts) -> AuthRejection {
+    let response = match request.extensions.get::<LayerSettings>() {
         Some(LayerSettings(settings)) => {
-            report(settings, refusal, request);
-            settings.respond(refusal, request)
+            report(settings, &refusal, request);
+            settings.respond(&refusal, request)
         }
         None => {
             static LOGGED: Once = Once::new();
@@ -181,8 +305,9 @@ fn refused(refusal: &AuthError, request: &Parts) -> AuthRejection {
                 || tracing::error!(reason = %refusal, path = request.uri.path(), "request refused"),
             );
             let (settings, sources) = (RefusalSettings::default(), CredentialSources::default());
-            let answer = refusal::answer(refusal, (&settings, &sources), request);
+            let answer = refusal::answer(&refusal, (&settings, &sources), request);
             refusal::without_body_for_head(request, answer)
         }
-    })
+    };
+    AuthRejection::new(refusal, response)
 }

@@ -1,8 +1,10 @@
 //! The extractors for axum handlers.
 
 use axum::Router;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use keyward::web::{KeywardLayer, RequestTenant, RequiredScope, Scoped};
+use http::StatusCode;
+use keyward::web::{AuthError, AuthRejection, KeywardLayer, RequestTenant, RequiredScope, Scoped};
 use keyward::{CreateKey, Grant, Need, Scope};
 
 use crate::http::server::Server;
@@ -28,6 +30,43 @@ async fn scoped(key: Scoped<ReportsRead>) -> String {
 
 async fn tenanted(RequestTenant(tenant): RequestTenant) -> String {
     tenant.to_string()
+}
+
+async fn perhaps_scoped(key: Option<Scoped<ReportsRead>>) -> String {
+    key.map_or("nobody".to_owned(), |key| key.tenant().to_string())
+}
+
+async fn perhaps_tenanted(tenant: Option<RequestTenant>) -> String {
+    tenant.map_or("nobody".to_owned(), |tenant| tenant.0.to_string())
+}
+
+/// An application's own error.
+enum ApiError {
+    Auth(AuthRejection),
+    NoSuchReport,
+}
+
+impl From<AuthRejection> for ApiError {
+    fn from(rejection: AuthRejection) -> Self {
+        Self::Auth(rejection)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Auth(rejection) => rejection.into_response(),
+            Self::NoSuchReport => StatusCode::NOT_FOUND.into_response(),
+        }
+    }
+}
+
+async fn reported(key: Result<Scoped<ReportsRead>, AuthRejection>) -> Result<String, ApiError> {
+    let key = key?;
+    match key.tenant().as_str() {
+        "acme" => Err(ApiError::NoSuchReport),
+        tenant => Ok(tenant.to_owned()),
+    }
 }
 
 fn routes() -> Router {
@@ -142,4 +181,72 @@ fn each_route_can_have_its_own_need() {
     let ask = |path: &str| server.bearer(path, key.secret.expose()).status;
     let statuses = ["/read", "/write", "/open"].map(ask);
     assert_eq!(statuses, [200, 403, 200]);
+}
+
+#[test]
+fn an_applications_own_error_holds_a_rejection_and_answers_with_its_response() {
+    let world = TestService::new();
+    let key = world.some_key();
+    let other = CreateKey::new("other").scope("exports:read");
+    let other = world.create(&admin(), other).unwrap();
+    let app = Router::new()
+        .route("/own", get(reported))
+        .route("/plain", get(scoped))
+        .layer(KeywardLayer::new(world.keys.clone()));
+    let server = Server::start(app);
+    assert_eq!(server.bearer("/own", key.secret.expose()).status, 404);
+    let own = server.bearer("/own", other.secret.expose());
+    let plain = server.bearer("/plain", other.secret.expose());
+    assert_eq!((own.status, &*own.code()), (403, "insufficient-scope"));
+    assert_eq!(own.all_but_date(), plain.all_but_date());
+}
+
+#[test]
+fn a_rejection_shows_its_status_its_reason_and_its_response() {
+    let shown = async |key: Result<Grant, AuthRejection>| {
+        let rejection = key.unwrap_err();
+        assert_eq!(*rejection.error(), AuthError::NoLayer);
+        assert_eq!(rejection.to_string(), AuthError::NoLayer.to_string());
+        let own: http::Response<bytes::Bytes> = rejection.clone().into();
+        assert_eq!(own.body(), rejection.response().body());
+        assert_eq!(own.headers(), rejection.response().headers());
+        let (status, code) = (rejection.status(), rejection.code());
+        assert_eq!(rejection.into_error(), AuthError::NoLayer);
+        (status, format!("own {code}"))
+    };
+    let server = Server::start(Router::new().route("/", get(shown)));
+    let answer = server.get("/", &[]);
+    assert_eq!((answer.status, &*answer.body), (500, "own internal"));
+}
+
+#[test]
+fn an_optional_extractor_is_none_without_a_key_and_still_refuses_an_unfit_one() {
+    let world = TestService::new();
+    let key = world.some_key();
+    let other = CreateKey::new("other").scope("exports:read");
+    let other = world.create(&admin(), other).unwrap();
+    let layer = KeywardLayer::new(world.keys.clone()).optional();
+    let app = || {
+        Router::new()
+            .route("/scoped", get(perhaps_scoped))
+            .route("/t/{tenant}", get(perhaps_tenanted))
+    };
+    let server = Server::start(app().layer(layer.clone()));
+    let tenanted = layer.tenant_in_path("/t/{tenant}".parse().unwrap());
+    let with_tenant = Server::start(app().layer(tenanted));
+    assert_eq!(server.get("/scoped", &[]).body, "nobody");
+    assert_eq!(server.bearer("/scoped", key.secret.expose()).body, "acme");
+    let unfit = server.bearer("/scoped", other.secret.expose());
+    assert_eq!((unfit.status, &*unfit.code()), (403, "insufficient-scope"));
+    assert_eq!(server.bearer("/scoped", "garbage").status, 401);
+    assert_eq!(with_tenant.get("/t/acme", &[]).body, "nobody");
+    let ask = |server: &Server, path: &str| server.bearer(path, key.secret.expose());
+    assert_eq!(ask(&with_tenant, "/t/acme").body, "acme");
+    assert_eq!(ask(&with_tenant, "/t/globex").status, 403);
+    let untenanted = ask(&server, "/t/acme");
+    assert_eq!(untenanted.code(), "internal", "the layer reads no tenant");
+    let bare = Server::start(app());
+    for path in ["/scoped", "/t/acme"] {
+        assert_eq!(bare.get(path, &[]).code(), "internal", "{path}");
+    }
 }
