@@ -64,6 +64,9 @@ impl CredentialSources {
     }
 
     /// Reads the header `name`. Its whole value is the key.
+    ///
+    /// If `name` ends in `-bin`, as in gRPC's binary metadata, the value is the key in base64, with or without
+    /// padding. It may list several keys, separated by commas. As everywhere, they must all be the same key.
     pub fn with_header(mut self, name: HeaderName) -> Self {
         self.header = Some(name);
         self
@@ -107,6 +110,9 @@ pub enum CredentialsError {
         "Basic takes the base64 form of a key id or publishable key, a colon and the secret key"
     )]
     Basic,
+    /// The value of a header whose name ends in `-bin` is not base64.
+    #[error("a header whose name ends in -bin takes the base64 form of the API key")]
+    Binary,
 }
 
 /// The bytes of a credential: borrowed from the request, or decoded from it and zeroized on drop.
@@ -144,11 +150,17 @@ pub(super) fn find<'r>(
         }
     }
     if let Some(name) = &sources.header {
+        let is_binary = name.as_str().ends_with("-bin");
         for value in headers.get_all(name) {
-            found = join(
-                found,
-                key(CredentialBytes::Borrowed(value.as_bytes()), false)?,
-            )?;
+            let value = value.as_bytes();
+            // A longer line goes on undecoded. The verifier refuses it as too long for a key.
+            if is_binary && value.len() <= BINARY_LINE_MAX {
+                for encoded in value.split(|b| *b == b',') {
+                    found = join(found, key(binary(encoded.trim_ascii())?, false)?)?;
+                }
+            } else {
+                found = join(found, key(CredentialBytes::Borrowed(value), false)?)?;
+            }
         }
     }
     if let (Some(parameter), Some(query)) = (&sources.query, query) {
@@ -213,6 +225,24 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
+
+/// 684 bytes: the base64 form of a key of maximum length.
+const BINARY_MAX: usize = MAX_PRESENTED_LEN.div_ceil(3) * 4;
+
+/// 1369 bytes: two such keys and a comma. gRPC implementations may join the values of one header.
+const BINARY_LINE_MAX: usize = 2 * BINARY_MAX + 1;
+
+/// Decodes one value of a header whose name ends in `-bin`. A value that is too long for a key stays encoded,
+/// so that the verifier refuses it.
+fn binary(encoded: &[u8]) -> Result<CredentialBytes<'_>, CredentialsError> {
+    if encoded.len() > BINARY_MAX {
+        return Ok(CredentialBytes::Borrowed(encoded));
+    }
+    let mut decoded = Zeroizing::new(vec![0; BINARY_MAX]);
+    let length = BASE64.decode_slice(encoded, &mut decoded);
+    decoded.truncate(length.map_err(|_| CredentialsError::Binary)?);
+    Ok(CredentialBytes::Decoded(decoded))
+}
 
 fn basic<'r>(encoded: &[u8]) -> Result<RequestCredentials<'r>, CredentialsError> {
     if encoded.is_empty() {
@@ -434,6 +464,39 @@ mod tests {
         let longest = format!("{}:{}", "u".repeat(512), "p".repeat(512));
         assert_eq!(in_words(&base64(&longest)), longest.replace(':', " with "));
         assert_eq!(in_words(&base64(&format!("{longest}pppp"))), "Basic");
+    }
+
+    #[test]
+    fn a_header_for_binary_values_is_decoded_with_and_without_padding() {
+        let name = "x-api-key-bin";
+        let sources = CredentialSources::default().with_header(HeaderName::from_static(name));
+        let in_words = |value: &str| in_words(&sources, &[(name, value.as_bytes())], "");
+        assert_eq!(in_words("c2tfYQ=="), "sk_a");
+        assert_eq!(in_words("c2tfYQ"), "sk_a");
+        assert_eq!(in_words(" c2tfYQ== ,c2tfYQ"), "sk_a", "the same key twice");
+        assert_eq!(in_words("c2tfYQ,c2tfYg"), "SeveralKeys");
+        for empty in ["", ",c2tfYQ", "IA"] {
+            assert_eq!(in_words(empty), "Empty", "{empty:?}");
+        }
+        for junk in ["sk_a", "c2tf YQ", "c2tfYQ=", "c"] {
+            assert_eq!(in_words(junk), "Binary", "{junk:?}");
+        }
+        // A value that is longer than any key is not decoded.
+        let longest = base64::engine::general_purpose::STANDARD.encode("k".repeat(512));
+        assert_eq!(longest.len(), BINARY_MAX);
+        assert_eq!(in_words(&longest), "k".repeat(512));
+        let pair = format!("{longest},{longest}");
+        assert_eq!(pair.len(), BINARY_LINE_MAX);
+        assert_eq!(in_words(&pair), "k".repeat(512));
+        let long = format!("{longest}====");
+        assert_eq!(in_words(&long), long);
+        let list = format!("{pair},");
+        assert_eq!(in_words(&list), list);
+        let plain = [("x-api-key", b"c2tfYQ".as_slice())];
+        assert_eq!(
+            super::tests::in_words(&CredentialSources::default(), &plain, ""),
+            "c2tfYQ"
+        );
     }
 
     #[test]

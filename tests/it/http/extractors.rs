@@ -4,10 +4,12 @@ use axum::Router;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::StatusCode;
-use keyward::web::{AuthError, AuthRejection, KeywardLayer, RequestTenant, RequiredScope, Scoped};
+use keyward::web::{
+    AuthError, AuthRejection, CredentialSources, KeywardLayer, RequestTenant, RequiredScope, Scoped,
+};
 use keyward::{CreateKey, Grant, Need, Scope};
 
-use crate::http::server::Server;
+use crate::http::server::{Server, base64};
 use support::*;
 
 struct ReportsRead;
@@ -249,4 +251,22 @@ fn an_optional_extractor_is_none_without_a_key_and_still_refuses_an_unfit_one() 
     for path in ["/scoped", "/t/acme"] {
         assert_eq!(bare.get(path, &[]).code(), "internal", "{path}");
     }
+}
+
+#[test]
+fn a_key_in_binary_metadata_is_decoded() {
+    let world = TestService::new();
+    let key = world.some_key();
+    let sources = CredentialSources::none().with_header("x-api-key-bin".parse().unwrap());
+    let layer = KeywardLayer::new(world.keys.clone()).sources(sources);
+    let server = Server::start(routes().layer(layer));
+    let ask = |value: &str| server.get("/scoped", &[("x-api-key-bin", value)]);
+    let padded = base64(key.secret.expose());
+    assert_eq!(ask(&padded).body, "acme");
+    assert_eq!(ask(padded.trim_end_matches('=')).body, "acme");
+    assert_eq!(ask(&base64("garbage")).code(), "invalid-key");
+    assert_eq!(ask(&"a".repeat(2000)).code(), "invalid-key");
+    let plain = ask(key.secret.expose());
+    assert_eq!(plain.code(), "ambiguous-credentials");
+    assert!(plain.body.contains("base64"), "{}", plain.body);
 }

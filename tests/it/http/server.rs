@@ -171,12 +171,15 @@ impl Answer {
 
 /// Returns the `Authorization` header for a user name and a password.
 pub(crate) fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", base64(&format!("{user}:{password}")))
+}
+
+/// Encodes a text by hand, so that the library is not tested against itself.
+pub(crate) fn base64(text: &str) -> String {
     use std::fmt::Write as _;
 
-    // Encodes by hand, so that the library is not tested against itself.
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let text = format!("{user}:{password}");
-    let mut encoded = "Basic ".to_owned();
+    let mut encoded = String::new();
     for three in text.as_bytes().chunks(3) {
         let byte = |at: usize| u32::from(three.get(at).copied().unwrap_or(0));
         let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
