@@ -104,6 +104,19 @@ impl KeywardLayer {
         self.with(|settings| settings.allow_preflight = true)
     }
 
+    /// Turns the layer on or off. A layer that is off forwards every request unchanged, with a key or without
+    /// one. On by default.
+    ///
+    /// Use this method instead of `tower::util::option_layer`, which requires that the response has the same
+    /// body type with the layer and without it. The responses of this layer have a body of their own,
+    /// [`ResponseBody`](super::ResponseBody).
+    ///
+    /// The extractors of feature `axum` fail closed: behind a layer that is off, a handler that extracts the
+    /// grant answers 500. A handler that extracts nothing serves everybody.
+    pub fn enabled(self, enabled: bool) -> Self {
+        self.with(|settings| settings.enabled = enabled)
+    }
+
     /// Sets the proxies whose headers the layer trusts for the client's address. Keys with an address
     /// allowlist need this address. By default no proxy is trusted, and the socket's peer is the client.
     pub fn trusted_proxies(self, proxies: TrustedProxies) -> Self {
@@ -232,13 +245,16 @@ impl KeywardLayer {
     /// layer's extensions into it.
     ///
     /// Returns `None` if the request may pass without a key ([`optional`](Self::optional),
-    /// [`allow_preflight`](Self::allow_preflight)). Reads the store in the same cases as
+    /// [`allow_preflight`](Self::allow_preflight)), or if the layer is [off](Self::enabled). Reads the store in the same cases as
     /// [`Keyward::verify_or_fetch`].
     ///
     /// # Errors
     ///
     /// [`AuthError`] if the request is refused. Send the response that [`respond`](Self::respond) returns.
     pub async fn authenticate(&self, request: &mut Parts) -> Result<Option<Grant>, AuthError> {
+        if !self.settings.enabled {
+            return Ok(None);
+        }
         admission::prepare(&self.settings, request);
         let verdict = match admission::decide(&self.settings, request, false) {
             Admission::Done(verdict) => verdict,
@@ -259,7 +275,7 @@ impl KeywardLayer {
     }
 
     /// Returns the `Vary` header for responses to accepted requests. `None` if the layer reads the key from
-    /// no header.
+    /// no header, or is [off](Self::enabled).
     ///
     /// The tower service adds this header itself. A framework without tower must append it to each response.
     /// Otherwise a shared cache could serve the response for one key to another client.
@@ -267,7 +283,10 @@ impl KeywardLayer {
     /// If the key was in the query, also set `Cache-Control: private`.
     #[must_use]
     pub fn vary(&self) -> Option<&HeaderValue> {
-        self.settings.vary.as_ref()
+        self.settings
+            .vary
+            .as_ref()
+            .filter(|_| self.settings.enabled)
     }
 }
 

@@ -80,7 +80,7 @@ pub enum AuthError {
     },
     /// An extractor ran on a route without a [`KeywardLayer`](super::KeywardLayer). This is a bug in the
     /// service.
-    #[error("no KeywardLayer is around this route: put one there")]
+    #[error("no KeywardLayer that is on is around this route: put one there")]
     NoLayer,
     /// The extractor [`RequestTenant`](super::RequestTenant) ran behind a layer that reads no tenant. This is a
     /// bug in the service.

@@ -65,6 +65,15 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture<S, B> {
+        if !self.settings.enabled {
+            let state = ResponseState::Inner {
+                future: self.inner.call(request),
+                span: tracing::Span::none(),
+                headers: CacheHeaders::default(),
+            };
+            let counted = None;
+            return ResponseFuture { state, counted };
+        }
         let (mut parts, body) = request.into_parts();
         prepare(&self.settings, &mut parts);
         let counted = outcome::begin(&mut parts);
@@ -245,6 +254,7 @@ where
 ///
 /// Without them, a shared cache protects only responses to requests with `Authorization` (RFC 9111,
 /// section 3.5). If the key was in the query, the response must be `private` (RFC 6750, section 2.3).
+#[derive(Default)]
 struct CacheHeaders {
     vary: Option<HeaderValue>,
     in_query: bool,

@@ -24,6 +24,7 @@ type OnRefusal = Arc<dyn Fn(&AuthError, &Parts, Response<Bytes>) -> Response<Byt
 
 #[derive(Clone)]
 pub(super) struct Settings {
+    pub(super) enabled: bool,
     pub(super) keys: Keyward,
     pub(super) need: Need,
     pub(super) sources: CredentialSources,
@@ -41,6 +42,7 @@ pub(super) struct Settings {
 impl Settings {
     pub(super) fn new(keys: Keyward, sources: CredentialSources) -> Self {
         Self {
+            enabled: true,
             keys,
             need: Need::any(),
             vary: refusal::vary(&sources),
@@ -70,6 +72,7 @@ impl Settings {
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings")
+            .field("enabled", &self.enabled)
             .field("need", &self.need)
             .field("sources", &self.sources)
             .field("optional", &self.optional)

@@ -254,6 +254,42 @@ fn an_optional_extractor_is_none_without_a_key_and_still_refuses_an_unfit_one() 
 }
 
 #[test]
+fn a_layer_that_is_off_forwards_everything_and_the_extractors_fail_closed() {
+    let world = TestService::new();
+    let key = world.some_key();
+    let sources = CredentialSources::default().with_query("key");
+    let layer = KeywardLayer::new(world.keys.clone()).sources(sources);
+    let app = |on: bool| {
+        let uri = |uri: http::Uri| async move { uri.to_string() };
+        let layer = layer.clone().enabled(on);
+        Server::start(routes().route("/uri", get(uri)).layer(layer))
+    };
+    let (on, off) = (app(true), app(false));
+    assert_eq!(on.get("/uri", &[]).status, 401);
+    for key in ["", "?key=garbage"] {
+        let answer = off.get(&format!("/uri{key}"), &[]);
+        assert_eq!(
+            (answer.status, answer.body.clone()),
+            (200, format!("/uri{key}"))
+        );
+        assert_eq!(answer.header("vary"), "");
+    }
+    for path in ["/required", "/optional", "/scoped", "/t/acme"] {
+        let answer = off.bearer(path, key.secret.expose());
+        assert_eq!(
+            (answer.status, &*answer.code()),
+            (500, "internal"),
+            "{path}"
+        );
+    }
+    // Without tower, a layer that is off forwards requests too.
+    let off = layer.enabled(false);
+    let (mut parts, ()) = http::Request::new(()).into_parts();
+    assert!(wait(off.authenticate(&mut parts)).unwrap().is_none());
+    assert_eq!(off.vary(), None);
+}
+
+#[test]
 fn a_key_in_binary_metadata_is_decoded() {
     let world = TestService::new();
     let key = world.some_key();
