@@ -390,6 +390,36 @@ fn every_link_of_the_documents_leads_to_a_file() {
     }
 }
 
+/// Returns the Rust blocks of a page.
+fn rust_blocks(page: &str) -> Vec<&str> {
+    let block = Regex::new(r"(?ms)^```rust[^\n]*\n(.*?)^```$").unwrap();
+    let blocks = block.captures_iter(page);
+    blocks.map(|found| found.get(1).unwrap().as_str()).collect()
+}
+
+/// The tests compile and run these examples, so the blocks of the page are compiled and run too.
+#[test]
+fn every_block_of_the_stacks_page_is_part_of_an_example() {
+    let page = fs::read_to_string(root().join("../docs/stacks.md")).unwrap();
+    let files = [
+        "stacks/axum.rs",
+        "stacks/hyper.rs",
+        "grpc.rs",
+        "actix/src/main.rs",
+    ];
+    let files =
+        files.map(|file| fs::read_to_string(root().join("../examples").join(file)).unwrap());
+    let mut shown = [0; 4];
+    for block in rust_blocks(&page) {
+        let file = files.iter().position(|file| file.contains(block));
+        let file = file.unwrap_or_else(|| panic!("no example contains\n{block}"));
+        shown[file] += 1;
+    }
+    assert!(shown.iter().all(|blocks| *blocks > 0), "{shown:?}");
+    let blocks = rust_blocks("```rust\na\n```\n\n```sh\nb\n```\n```rust,ignore\nc\n```\n");
+    assert_eq!(blocks, ["a\n", "c\n"]);
+}
+
 /// Returns the Rust sources of the whole workspace.
 fn workspace_sources() -> Vec<PathBuf> {
     let mut found = Vec::new();
