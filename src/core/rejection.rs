@@ -195,6 +195,7 @@ impl VerifyError {
             Self::WrongEnvironment { .. } => "key-wrong-environment",
             Self::WrongTenant { .. } => "key-wrong-tenant",
             Self::AddressNotAllowed { .. } => "key-address-not-allowed",
+            Self::AddressUnknown { .. } => "key-address-unknown",
             Self::MissingScope { .. } => "key-missing-scope",
             Self::PairMismatch => "key-pair-mismatch",
             Self::Stale { .. } => "node-stale",

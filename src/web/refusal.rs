@@ -142,9 +142,11 @@ impl AuthError {
             Self::Missing => "missing-key",
             Self::Ambiguous(_) => "ambiguous-credentials",
             Self::Rejected(rejection) => rejection.public_code(),
-            Self::NoTenant { .. } => "key-not-allowed",
+            Self::NoPeerAddress { .. } | Self::NoClientAddress { .. } | Self::NoTenant { .. } => {
+                "key-not-allowed"
+            }
             Self::LimitReached { .. } => "rate-limited",
-            Self::NoLayer => "internal",
+            Self::NoLayer | Self::NoTenantSource => "internal",
         }
     }
 

@@ -291,8 +291,15 @@ fn verifications(lines: &mut Vec<ErrorLine>) {
                 class: class.clone()
             },
             VerifyError::WrongEnvironment { key, environment },
-            VerifyError::WrongTenant { key },
-            VerifyError::AddressNotAllowed { key },
+            VerifyError::WrongTenant {
+                key,
+                tenant: tenant("acme")
+            },
+            VerifyError::AddressNotAllowed {
+                key,
+                address: std::net::Ipv4Addr::LOCALHOST.into()
+            },
+            VerifyError::AddressUnknown { key },
             VerifyError::MissingScope { key, scope },
             VerifyError::PairMismatch,
             VerifyError::Stale { age, bound },

@@ -52,7 +52,7 @@ pub fn service(store: impl KeyStore, cap: u32) -> Keyward {
     try_service(store, cap).unwrap()
 }
 
-fn try_service(store: impl KeyStore, cap: u32) -> Result<Keyward, StoreError> {
+fn try_service(store: impl KeyStore, cap: u32) -> Result<Keyward, keyward::BuildError> {
     let builder = Keyward::builder(store, peppers())
         .policy(Policy::new(capped(cap)).unwrap())
         .clock(Arc::new(ManualClock::at(at(START))));
