@@ -49,7 +49,7 @@ impl Keyward {
         Created::from_committed(committed).ok_or(CommandError::Denied(Denial::NotFound))
     }
 
-    /// Imports a key of another system by its digest. Clients keep using the same key.
+    /// Imports a key of another system by its digest. Clients keep using the same key until it is rotated.
     ///
     /// # Errors
     ///
@@ -149,7 +149,7 @@ impl Keyward {
             .receipt)
     }
 
-    /// Replaces a key with a successor.
+    /// Replaces a key with a successor. The successor of an imported key has a token in keyward's own format.
     ///
     /// # Errors
     ///
@@ -204,8 +204,8 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`CommandError`]; [`Denial::NotReplaceable`] if the key was created more than an hour ago, or if the
-    /// actor did not create it.
+    /// [`CommandError`]; [`Denial::NotReplaceable`] if the key was created more than an hour ago, was
+    /// imported, or was not created by the actor.
     pub async fn replace_lost(
         &self,
         by: impl Into<Invocation<'_>>,

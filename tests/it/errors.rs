@@ -187,7 +187,6 @@ fn denials(lines: &mut Vec<ErrorLine>) {
                 class: class.clone()
             },
             Denial::NotRotatable { class },
-            Denial::Imported,
             Denial::Revoked,
             Denial::Expired,
             Denial::Disabled,

@@ -1,13 +1,14 @@
 //! The life cycle of keys through the public API: accepted values, refused values, and messages.
 
 use keyward::audit::Action;
-use keyward::command::{BulkFilter, Created, DeleteKey, LeakSource, Problem};
+use keyward::command::{BulkFilter, Created, DeleteKey, ImportKey, LeakSource, Problem};
+use keyward::key::Digest;
 use keyward::pepper::PepperId;
 use keyward::policy::{Deletion, Revocation, Rotation};
 use keyward::token::TokenPrefix;
 use keyward::{
-    Credentials, Denial, Keyward, Need, Reason, RotateKey, UpdateKey, VerifyError, days, hours,
-    profiles,
+    Credentials, Denial, KeyInfo, Keyward, Need, Reason, Role, RotateKey, UpdateKey, VerifyError,
+    days, hours, profiles,
 };
 use support::*;
 
@@ -275,6 +276,124 @@ fn a_purge_removes_only_keys_past_their_retention() {
     world.keys.verify(kept.secret.expose(), &reading()).unwrap();
     let by_a_person = wait(world.keys.purge(&admin(), &acme));
     assert!(matches!(denied(by_a_person), Denial::HostOnly { .. }));
+}
+
+#[test]
+fn the_successor_of_an_imported_key_is_a_native_key_of_its_class_and_environment() {
+    let world = TestService::with_policy(capped(1));
+    let old = "token-of-another-system";
+    let import = |name| {
+        let draft = reader(name).environment("test").expires_in(days(90));
+        let draft = draft.owned_by(who("bob"), Role::DEVELOPER);
+        let import = ImportKey::sha256(Digest::sha256(old), draft);
+        wait(world.keys.import(&admin(), import))
+    };
+    let verifies = |token: &str| world.keys.verify(token, &reading()).is_ok();
+    let imported = import("imported").unwrap();
+    let rotated = wait(
+        world
+            .keys
+            .rotate(&admin(), imported.id, RotateKey::grace(hours(1))),
+    );
+    let rotated = rotated.unwrap();
+    assert!(rotated.secret.expose().starts_with("sk_test_"));
+    let info = |id| wait(world.keys.key(&admin(), id)).unwrap();
+    let (before, after) = (info(imported.id), info(rotated.id));
+    let kept = |key: &KeyInfo| {
+        let settings = (key.class.clone(), key.environment.clone());
+        (settings, key.owner.clone(), key.scopes.clone())
+    };
+    assert_eq!(kept(&before), kept(&after));
+    assert_eq!(
+        after.expires_at,
+        Some(at(START).saturating_add(days(90))),
+        "the lifetime counts from the rotation"
+    );
+    assert_ne!(before.hint, after.hint);
+    assert!(verifies(old) && verifies(rotated.secret.expose()));
+    let acme = tenant("acme");
+    let recorded = recorded_actions(&world, &acme, imported.id);
+    assert!(
+        matches!(
+            recorded[..],
+            [Action::KeyImported { .. }, Action::KeyRotated { successor, .. }] if successor == rotated.id
+        ),
+        "{recorded:?}"
+    );
+    let recorded = recorded_actions(&world, &acme, rotated.id);
+    assert!(
+        matches!(recorded[..], [Action::KeyCreated { .. }]),
+        "{recorded:?}"
+    );
+    world.clock.advance(hours(1));
+    assert!(!verifies(old) && verifies(rotated.secret.expose()));
+    // The digest stays taken, also after the key is deleted.
+    wait(world.keys.revoke(&admin(), rotated.id, Reason::Lost)).unwrap();
+    assert_eq!(denied(import("again")), Denial::DigestTaken);
+    wait(world.keys.delete(&admin(), imported.id, DeleteKey::plain())).unwrap();
+    assert_eq!(denied(import("again")), Denial::DigestTaken);
+}
+
+#[test]
+fn an_imported_key_ends_as_the_mode_of_its_rotation_says() {
+    let world = TestService::new();
+    let verifies = |token: &str| world.keys.verify(token, &reading()).is_ok();
+    for (old, how, in_grace) in [
+        ("immediate", RotateKey::immediate(), false),
+        ("with-grace", RotateKey::grace(hours(1)), true),
+        ("on-first-use", RotateKey::on_first_use(hours(1)), true),
+    ] {
+        let import = ImportKey::sha256(Digest::sha256(old), reader(old));
+        let imported = wait(world.keys.import(&admin(), import)).unwrap();
+        let rotated = wait(world.keys.rotate(&admin(), imported.id, how)).unwrap();
+        assert_eq!(verifies(old), in_grace, "{old}");
+        if old == "on-first-use" {
+            world.clock.advance(hours(2));
+            assert!(verifies(old), "it waits for the first use");
+        }
+        assert!(verifies(rotated.secret.expose()), "{old}");
+        wait(world.keys.run_maintenance()).unwrap();
+        assert_eq!(verifies(old), in_grace, "{old}");
+        world.clock.advance(hours(1));
+        assert!(!verifies(old), "{old}");
+        assert!(verifies(rotated.secret.expose()), "{old}");
+    }
+}
+
+#[test]
+fn cancelling_the_rotation_of_an_imported_key_restores_its_token() {
+    let world = TestService::with_policy(capped(1));
+    let import = ImportKey::sha256(Digest::sha256("old"), reader("old"));
+    let imported = wait(world.keys.import(&admin(), import)).unwrap();
+    let how = RotateKey::grace(hours(1));
+    let rotated = wait(world.keys.rotate(&admin(), imported.id, how)).unwrap();
+    wait(world.keys.cancel_rotation(&admin(), imported.id)).unwrap();
+    world.clock.advance(hours(2));
+    world.keys.verify("old", &reading()).unwrap();
+    let refused = world.keys.verify(rotated.secret.expose(), &reading());
+    assert!(matches!(refused, Err(VerifyError::Revoked { .. })));
+}
+
+#[test]
+fn only_the_lost_secret_of_an_imported_keys_successor_is_replaced() {
+    let world = TestService::new();
+    let import = ImportKey::sha256(Digest::sha256("old"), reader("old"));
+    let imported = wait(world.keys.import(&admin(), import)).unwrap();
+    let refused = denied(wait(world.keys.replace_lost(&admin(), imported.id)));
+    assert_eq!(refused, Denial::NotReplaceable);
+    assert!(
+        refused.to_string().ends_with("; rotate the key instead"),
+        "{refused}"
+    );
+    let how = RotateKey::on_first_use(hours(1));
+    let lost = wait(world.keys.rotate(&admin(), imported.id, how)).unwrap();
+    let replaced = wait(world.keys.replace_lost(&admin(), lost.id)).unwrap();
+    world
+        .keys
+        .verify(replaced.secret.expose(), &reading())
+        .unwrap();
+    let refused = world.keys.verify(lost.secret.expose(), &reading());
+    assert_eq!(refused.unwrap_err(), VerifyError::WrongSecret);
 }
 
 /// Anyone who has a token may report it. Fails if a repeated report writes a row or an audit entry, or claims to

@@ -891,6 +891,37 @@ fn an_import_that_was_only_widened_is_repeated() {
     assert_eq!(again, Denial::DigestTaken);
 }
 
+/// A rotation ends an imported key. If the restored store lacks the key, its digest may not be imported again,
+/// unless the rotation was cancelled.
+#[test]
+fn an_import_that_was_rotated_is_not_repeated() {
+    let world = TestService::with_policies(standard());
+    world.some_key();
+    let store = backup(&world.store);
+    let modes = [
+        ("immediate", RotateKey::immediate()),
+        ("with grace", RotateKey::grace(hours(24))),
+        ("on first use", RotateKey::on_first_use(hours(24))),
+        ("cancelled", RotateKey::grace(hours(24))),
+    ];
+    for (token, how) in modes.clone() {
+        let key = import(&world.keys, token, reader("old")).unwrap();
+        wait(world.keys.rotate(&admin(), key, how)).unwrap();
+        if token == "cancelled" {
+            wait(world.keys.cancel_rotation(&admin(), key)).unwrap();
+        }
+    }
+    let restored = world.restored(&store, standard());
+    recover(&restored, Recovery::Replay(trail(&world.store)));
+    for (token, _) in modes {
+        let again = import(&restored, token, reader("old"));
+        match token {
+            "cancelled" => drop(again.unwrap()),
+            _ => assert_eq!(denied(again), Denial::DigestTaken, "{token}"),
+        }
+    }
+}
+
 #[test]
 fn a_recovery_replays_on_a_store_whose_trail_was_pruned() {
     let world = TestService::new();

@@ -399,7 +399,7 @@ Each line has \"sha256\" (64 hexadecimal digits) and \"name\", and may have \"te
 \"class\", \"environment\", \"scopes\", \"description\", \"purpose\", \"owner\" with \"owner_role\",
 \"addresses\", \"metadata\", \"hint\", and \"expires_at\" or \"never_expires\". Lines that are refused are
 reported and skipped. Importing the same lines again
-changes nothing.")]
+changes nothing. `keyctl rotate` replaces an imported key by one with a new token.")]
 pub(crate) struct ImportArgs {
     /// The file with the lines to import [default: stdin]
     #[arg(value_parser = path())]

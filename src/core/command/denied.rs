@@ -214,9 +214,6 @@ pub enum Denial {
         /// The class.
         class: ClassName,
     },
-    /// An imported key cannot be rotated: its token format belongs to another system.
-    #[error("imported keys have no successor; create a key and revoke the imported one")]
-    Imported,
     /// The key is revoked permanently.
     #[error("key is revoked")]
     Revoked,
@@ -242,7 +239,9 @@ pub enum Denial {
         successor: KeyId,
     },
     /// The lost secret cannot be replaced. Rotate the key instead.
-    #[error("only its creator can replace a lost secret, within an hour of creation")]
+    #[error(
+        "only its creator can replace a lost secret, within an hour of creation; rotate the key instead"
+    )]
     NotReplaceable,
     /// The owner was removed.
     #[error("owner {owner} was removed")]
@@ -325,7 +324,6 @@ impl Denial {
             Self::NotRevocable { .. } => "not-revocable",
             Self::NotDeletable { .. } => "not-deletable",
             Self::NotRotatable { .. } => "not-rotatable",
-            Self::Imported => "imported-key",
             Self::Revoked => "target-revoked",
             Self::Expired => "target-expired",
             Self::Disabled => "target-disabled",
@@ -376,7 +374,6 @@ impl Denial {
             | Self::NotRevocable { .. }
             | Self::NotDeletable { .. }
             | Self::NotRotatable { .. }
-            | Self::Imported
             | Self::Revoked
             | Self::Expired
             | Self::Disabled

@@ -239,7 +239,10 @@ impl CreateKey {
     }
 }
 
-/// A key of another system, to import by its digest.
+/// A key of another system, to import by its digest. Its class must have secret keys.
+///
+/// Rotating an imported key creates a native successor. The successor keeps the key's class and environment,
+/// and its token begins with their prefix.
 #[derive(Clone, Debug, Serialize)]
 #[must_use = "a draft imports nothing by itself"]
 pub struct ImportKey {

@@ -130,7 +130,7 @@ pub enum Command {
         /// The confirmation that the class may require.
         deletion: DeleteKey,
     },
-    /// Replace a key by a successor.
+    /// Replace a key by a successor. The successor of an imported key is a native key.
     Rotate {
         /// The key.
         key: KeyId,

@@ -21,8 +21,7 @@ use crate::core::policy::{Access, KeyClass, Rotation, SelfRotation};
 use crate::core::principal::Author;
 use crate::core::reach::{self, EffectiveReach};
 use crate::core::record::{
-    Credential, KeyFacts, KeyRecord, KeyState, LastAction, Predecessor, Reason, RotationReason,
-    Succession,
+    KeyFacts, KeyRecord, KeyState, LastAction, Predecessor, Reason, RotationReason, Succession,
 };
 use crate::core::secret::Secret;
 use crate::core::text::CommandId;
@@ -49,9 +48,6 @@ impl<'a> Work<'a> {
             // a successor can replace the key. The old key stays disabled.
             Err(Denial::Disabled) if record.legacy => {}
             usable => usable?,
-        }
-        if matches!(record.credential, Credential::Imported { .. }) {
-            return Err(Denial::Imported);
         }
         let before = self.active();
         let latest = record.expires_at.filter(|_| is_compromised(&record));

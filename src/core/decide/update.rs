@@ -117,7 +117,9 @@ impl Work<'_> {
         self.check_usable(&record)?;
         let (under, stands) = match &record.credential {
             Credential::Peppered { pepper, digest } => (pepper.clone(), *digest),
-            Credential::Imported { .. } => return Err(Denial::Imported),
+            Credential::Imported { .. } => {
+                return Err(Denial::StaleRedigest { pepper: to.clone() });
+            }
         };
         if under == *to {
             return Ok(CommandOutcome::Done);

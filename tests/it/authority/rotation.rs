@@ -1,7 +1,7 @@
 //! Self-rotation, the only command whose result may outlive the key that issued it.
 
-use keyward::command::{Expiry, LeakSource};
-use keyward::key::Dimension;
+use keyward::command::{Expiry, ImportKey, LeakSource};
+use keyward::key::{Digest, Dimension};
 use keyward::{CreateKey, Denial, Need, Role, RotateKey, UpdateKey, days, hours};
 
 use super::{acting, whole, world};
@@ -50,6 +50,24 @@ fn a_rotation_within_its_life_keeps_the_keys_end() {
         [Role::ADMIN].into(),
         "the bound does not follow a promotion"
     );
+}
+
+#[test]
+fn an_imported_key_rotates_itself_to_a_native_key_within_its_life() {
+    let world = world();
+    let draft = narrow("within");
+    let import = ImportKey::sha256(Digest::sha256("old-token"), draft);
+    let imported = wait(world.keys.import(&admin(), import)).unwrap();
+    let key = world.keys.verify("old-token", &Need::any()).unwrap();
+    let end = key.expires_at();
+    world.clock.advance(days(10));
+    let rotated = wait(world.keys.rotate(&key.actor(), imported.id, grace())).unwrap();
+    assert_eq!(rotated.expires_at, end);
+    let successor = world.keys.verify(rotated.secret.expose(), &Need::any());
+    assert_eq!(successor.unwrap().scopes(), key.scopes());
+    // The retiring key is not its successor's manager.
+    let again = wait(world.keys.rotate(&key.actor(), rotated.id, grace()));
+    assert_eq!(reason(denied(again)), "it is being replaced");
 }
 
 #[test]

@@ -110,7 +110,6 @@ pub enum RefusalReason {
     NotRotating,
     InUse,
     Taken,
-    Imported,
     Already,
     Drift,
     Other,
@@ -159,7 +158,6 @@ pub(super) struct ModelKey {
     makers: BTreeSet<usize>,
     /// The first key of the rotation chain to which this key belongs.
     lineage: usize,
-    imported: bool,
     replaces: Option<usize>,
     used: bool,
     replaced: Option<KeySuccession>,
@@ -709,9 +707,6 @@ impl ReferenceModel {
         if self.refuses_owner(key.tenant, key.owner, key.created) {
             reasons.insert(RefusalReason::OwnerRemoved);
         }
-        if key.imported {
-            reasons.insert(RefusalReason::Imported);
-        }
         // Under the model's policy, a key may rotate neither itself nor another key of its rotation chain.
         if actor
             .key
@@ -878,7 +873,6 @@ impl ReferenceModel {
                 key.named = Some(named);
                 if let ModelCommand::Import { token, .. } = command {
                     self.tokens.insert(*token);
-                    key.imported = true;
                 }
                 self.keys.push(key);
                 self.bound_live(*tenant);
@@ -1008,7 +1002,6 @@ impl ReferenceModel {
             manages: false,
             makers: BTreeSet::new(),
             lineage: self.keys.len(),
-            imported: false,
             replaces: None,
             used: false,
             replaced: None,

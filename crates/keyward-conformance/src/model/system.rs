@@ -434,7 +434,6 @@ fn reason(error: &CommandError) -> RefusalReason {
         Some(Denial::NotRotating) => RefusalReason::NotRotating,
         Some(Denial::SuccessorInUse { .. }) => RefusalReason::InUse,
         Some(Denial::DigestTaken) => RefusalReason::Taken,
-        Some(Denial::Imported) => RefusalReason::Imported,
         Some(Denial::AlreadyCreated { .. }) => RefusalReason::Already,
         Some(Denial::RoleDrift { .. }) => RefusalReason::Drift,
         _ => RefusalReason::Other,
