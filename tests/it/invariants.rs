@@ -9,14 +9,14 @@ use keyward::pepper::{Pepper, PepperId};
 use keyward::store::{AuditQuery, Change, KeyStore, MemoryStore, Row};
 use keyward::{PepperRing, token};
 use keyward_conformance::model::{Facade, ModelStep, policy, run};
-use keyward_conformance::strategies;
+use keyward_conformance::{Reached, strategies};
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use support::*;
 
 const CAP: usize = 3;
 
-/// Returns a store's rows and audit trail after random commands.
-fn after(steps: &[ModelStep]) -> (Vec<Change>, Vec<keyward::store::AuditRow>) {
+/// Returns a store's rows and audit trail after random commands. Notes whether any row was written.
+fn after(steps: &[ModelStep], written: &Reached) -> (Vec<Change>, Vec<keyward::store::AuditRow>) {
     let store = MemoryStore::new();
     // The outcome is ignored: another test compares it with the model.
     let _ = run(
@@ -26,6 +26,7 @@ fn after(steps: &[ModelStep]) -> (Vec<Change>, Vec<keyward::store::AuditRow>) {
     );
     let limit = NonZeroUsize::new(100_000).unwrap();
     let rows = wait(store.scan(None, limit)).unwrap().rows;
+    written.note(!rows.is_empty());
     let everything = AuditQuery::all().with(|query| query.limit = limit);
     (rows, wait(store.audit(&everything)).unwrap().rows)
 }
@@ -36,8 +37,9 @@ fn holds(check: impl Fn(&[Change], &[keyward::store::AuditRow]) -> Result<(), St
         failure_persistence: None,
         ..Config::default()
     };
+    let written = Reached::new("a written row");
     let result = TestRunner::new(config).run(&strategies::steps(40), |steps| {
-        let (rows, audit) = after(&steps);
+        let (rows, audit) = after(&steps, &written);
         check(&rows, &audit).map_err(TestCaseError::fail)
     });
     result.unwrap();

@@ -38,6 +38,7 @@ mod seed_rules;
 mod simulation;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+mod strategies;
 #[cfg(feature = "tokio")]
 mod time;
 mod traps;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use keyward::policy::{Policy, Propagation};
 use keyward::store::MemoryStore;
-use keyward_conformance::Call;
+use keyward_conformance::{Call, Reached};
 use proptest::prelude::*;
 use support::gated::GatedStore;
 
@@ -673,8 +673,9 @@ struct Open {
 }
 
 impl Open {
-    /// Checks a verdict against the history of the key.
-    fn check(&self, verdict: Verdict, past: &History, now: Duration, synced: Duration) {
+    /// Checks a verdict against the history of the key. Returns whether the key was accepted.
+    fn check(&self, verdict: Verdict, past: &History, now: Duration, synced: Duration) -> bool {
+        let accepted = verdict.is_ok();
         let bound = Propagation::default().bound;
         let during = |step: usize, _: Duration| step > self.begun.0;
         let lately = |_: usize, at: Duration| at + bound >= now;
@@ -702,17 +703,17 @@ impl Open {
             "{:?} at {now:?} of {:?}: {:?}",
             self.begun, past.0, self.fresh
         );
+        accepted
     }
 }
 
-proptest! {
-    /// Reads are shared, delayed and dropped in any order. A granted key must have been valid at some instant
-    /// within the staleness bound. The verdict of `verify_fresh`, and the refusal of an unknown key, must
-    /// have been true at some instant since the call began.
-    #[test]
-    fn no_order_of_reads_grants_too_late_or_refuses_too_early(
-        steps in prop::collection::vec(step(), 1..60),
-    ) {
+/// Reads are shared, delayed and dropped in any order. A granted key must have been valid at some instant
+/// within the staleness bound. The verdict of `verify_fresh`, and the refusal of an unknown key, must have
+/// been true at some instant since the call began.
+#[test]
+fn no_order_of_reads_grants_too_late_or_refuses_too_early() {
+    let accepted = Reached::new("an accepted key");
+    proptest!(|(steps in prop::collection::vec(step(), 1..60))| {
         let most = ReadThroughLimits::default().with(|bounds| {
             bounds.max_in_flight = count(1000);
             bounds.burst = count(1000);
@@ -743,12 +744,12 @@ proptest! {
                     open.push(Open { call, fresh, begun: (number, now) });
                     let last = open.last_mut().unwrap();
                     if let Some(verdict) = last.call.poll() {
-                        open.pop().unwrap().check(verdict, &past, now, synced);
+                        accepted.note(open.pop().unwrap().check(verdict, &past, now, synced));
                     }
                 }
                 Step::Poll(place) if place < open.len() => {
                     if let Some(verdict) = open[place].call.poll() {
-                        open.remove(place).check(verdict, &past, now, synced);
+                        accepted.note(open.remove(place).check(verdict, &past, now, synced));
                     }
                 }
                 Step::Drop(place) if place < open.len() => drop(open.remove(place)),
@@ -769,5 +770,5 @@ proptest! {
             }
         }
         prop_assert!(open.is_empty(), "nobody hangs");
-    }
+    });
 }

@@ -24,7 +24,7 @@ use keyward_conformance::model::{
     Facade, IssuedSecrets, ListedKey, ModelActor, ModelCommand, ModelStep, ReferenceModel,
     RefusalReason, System, TENANTS, policy, run,
 };
-use keyward_conformance::{Call, Fault, FaultyStore, strategies};
+use keyward_conformance::{Call, Fault, FaultyStore, Reached, strategies};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence};
 use support::*;
@@ -597,12 +597,13 @@ fn reach(keys: &Keyward, secret: &str) -> Vec<&'static str> {
     reach
 }
 
+/// Checks one case. Returns whether the recovery repeated a change on the restored store.
 fn replayed_accepts_no_more(
     steps: &[ModelStep],
     before: usize,
     commits: usize,
     later: &[Duration],
-) -> Result<(), TestCaseError> {
+) -> Result<bool, TestCaseError> {
     let store = MemoryStore::new();
     let mut system = BackedUp {
         facade: Facade::new(Arc::new(store.clone()), policy(CAP)),
@@ -613,7 +614,7 @@ fn replayed_accepts_no_more(
     };
     run(&mut system, CAP, steps).unwrap();
     let Some(backup) = system.backup.take() else {
-        return Ok(());
+        return Ok(false);
     };
     let clock = Arc::new(ManualClock::at(system.clock()));
     let lost = model_node(store.clone(), &clock);
@@ -625,8 +626,10 @@ fn replayed_accepts_no_more(
     let broken = model_node(dying(backup.clone(), commits), &clock);
     let _ = wait(broken.recover(Recovery::Replay(entries.clone())));
     let restored = model_node(backup.clone(), &clock);
+    let behind = trail(&backup).len();
     recover(&restored, Recovery::Replay(entries.clone()));
     let known = trail(&backup).len();
+    let repeated = known > behind;
     for by in [&Duration::ZERO].into_iter().chain(later) {
         clock.advance(*by);
         wait(lost.sync()).unwrap();
@@ -648,27 +651,28 @@ fn replayed_accepts_no_more(
     for secret in &system.secrets {
         prop_assert!(restored.verify(secret, &Need::any()).is_err());
     }
-    Ok(())
+    Ok(repeated)
 }
 
-proptest! {
-    #![proptest_config(Config {
+#[test]
+fn every_use_refused_before_the_loss_is_refused_after_a_replay() {
+    let repeated = Reached::new("a repeated change");
+    let config = Config {
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
             "it/recovery.proptest-regressions",
         ))),
         max_shrink_iters: 2000,
         ..Config::default()
-    })]
-
-    #[test]
-    fn every_use_refused_before_the_loss_is_refused_after_a_replay(
-        steps in strategies::steps(60),
-        before in 0_usize..30,
-        commits in 0_usize..12,
-        later in prop::collection::vec(strategies::clock_moves(), 0..3),
-    ) {
-        replayed_accepts_no_more(&steps, before, commits, &later)?;
-    }
+    };
+    let cases = (
+        strategies::steps(60),
+        0_usize..30,
+        0_usize..12,
+        prop::collection::vec(strategies::clock_moves(), 0..3),
+    );
+    proptest!(config, |((steps, before, commits, later) in cases)| {
+        repeated.note(replayed_accepts_no_more(&steps, before, commits, &later)?);
+    });
 }
 
 // The tests below check how a recovery affects the reach of keys.

@@ -7,12 +7,15 @@
 //! - [`FaultyStore`] wraps a store and injects faults.
 //! - [`explore`] runs concurrent writers in every possible order, also with lost replies.
 //! - [`simulate`] runs several nodes over a remote store in simulated time, with network and clock faults.
+//! - [`strategies`] generates keys, commands and policies for property tests. [`Reached`] fails a test whose
+//!   generated commands are all refused.
 
 pub mod broken;
 mod contract;
 pub mod explore;
 mod faulty;
 pub mod model;
+mod reached;
 pub mod simulate;
 pub mod strategies;
 
@@ -22,5 +25,6 @@ pub use self::contract::{
 };
 pub use self::explore::block_on;
 pub use self::faulty::{Call, Fault, FaultyStore};
+pub use self::reached::Reached;
 /// The version of `proptest` in the types that [`strategies`] returns.
 pub use proptest;

@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::sample::select;
+use proptest::strategy::Union;
 
 use super::model::{ModelCommand, ModelStep, Persona, RequestedLifetime, RotationTiming};
-use keyward::command::Command;
-use keyward::key::{ClassName, KeyType};
+use keyward::command::{Command, Expiry};
+use keyward::key::{ClassName, Environment, KeyType};
 use keyward::policy::{
-    ActiveKeyCap, Deletion, LegacyRule, Lifetime, Policy, PolicySpec, Propagation, Revocation,
-    Rotation, SelfRotation,
+    ActiveKeyCap, Deletion, KeyClass, LegacyRule, Lifetime, Policy, PolicySpec, Propagation,
+    Revocation, Rotation, SelfRotation,
 };
-use keyward::profiles::standard;
+use keyward::profiles::{self, standard};
 use keyward::{
     Actor, CreateKey, KeyId, PrincipalId, Reason, Role, RotateKey, Scope, ScopeSet, TenantId,
     Timestamp, days, hours,
@@ -44,15 +45,14 @@ pub fn tenants() -> impl Strategy<Value = TenantId> + Clone {
         .prop_map(|path| TenantId::new(path.join("/")).expect("a path of valid segments"))
 }
 
-/// Generates actors in any of [`tenants`] with any built-in role. Some are limited to a few scopes, and some
-/// expire.
-pub fn actors() -> impl Strategy<Value = Actor> {
-    let roles = select(vec![
-        Role::ADMIN,
-        Role::DEVELOPER,
-        Role::MEMBER,
-        Role::SUPPORT,
-    ]);
+/// Generates actors in any of [`tenants`] with any role of `policy`, or with a role that the policy does not
+/// name. Some are limited to a few scopes, and some expire.
+pub fn actors(policy: &Policy) -> impl Strategy<Value = Actor> + use<> {
+    let spec = policy.spec();
+    let mut roles: BTreeSet<Role> = spec.roles.keys().cloned().collect();
+    roles.extend(spec.administrators.iter().chain(&spec.auditors).cloned());
+    roles.insert(Role::new("stranger").expect("a valid role literal"));
+    let roles = select(Vec::from_iter(roles));
     let people = select(vec!["alice", "bob", "carol"]);
     let narrowed = prop::option::weighted(0.3, scope_sets());
     let ends = prop::option::weighted(0.2, instants());
@@ -78,25 +78,109 @@ pub fn instants() -> impl Strategy<Value = Timestamp> + Clone {
     })
 }
 
-/// Generates keys that the [`standard`] policy accepts if the actor may grant their permissions.
-pub fn new_keys() -> impl Strategy<Value = CreateKey> {
-    let names = "[a-z][a-z ]{0,15}[a-z]";
-    let classes = select(vec!["secret", "publishable"]);
-    let lifetimes = prop::option::of(1_u32..400);
-    (names, classes, scope_sets(), lifetimes).prop_map(|(name, class, scopes, lifetime)| {
-        let key = CreateKey::new(name.as_str())
-            .class(class)
-            .environment("live")
-            .scopes(scopes.iter().cloned().collect::<Vec<_>>());
-        lifetime.map_or(key.clone(), |lifetime| key.expires_in(days(lifetime)))
-    })
+/// Generates keys that `policy` accepts, if the actor may create keys of their class and grant their scopes.
+/// The application may always do so.
+///
+/// A key has any class of the policy, any environment of that class, up to three scopes within the class's
+/// ceiling, a lifetime within the class's maximum, and a purpose if the policy requires one. Note the results
+/// in a [`Reached`](crate::Reached): the cap of the policy, for example, may refuse every key.
+pub fn new_keys(policy: &Policy) -> impl Strategy<Value = CreateKey> + use<> {
+    let spec = policy.spec();
+    let of_class = |(name, class): (&ClassName, &KeyClass)| {
+        let is_default = *name == spec.default_class;
+        keys_of_class(name.clone(), is_default, class, spec.purpose_required)
+    };
+    Union::new(spec.classes.iter().map(of_class))
 }
 
-/// Generates commands that create a key, or change one of `keys`. If `keys` is empty, every command creates a
-/// key.
-pub fn commands(keys: Vec<KeyId>) -> BoxedStrategy<Command> {
-    let create =
-        new_keys().prop_filter_map("drafts of this module parse", |key| key.into_command().ok());
+fn keys_of_class(
+    name: ClassName,
+    is_default: bool,
+    class: &KeyClass,
+    purpose_required: bool,
+) -> BoxedStrategy<CreateKey> {
+    // A draft may leave out the class or the environment if the policy has a default.
+    let names = set_or_left_out(!is_default, Just(name));
+    let environments = select(Vec::from_iter(class.prefixes.keys().cloned()));
+    let environments = set_or_left_out(class.default_environment().is_none(), environments);
+    let purpose = set_or_left_out(purpose_required, "[a-z]{1,15}");
+    let parts = (
+        "[a-z][a-z ]{0,15}[a-z]",
+        names,
+        environments,
+        scopes_within(&class.ceiling),
+        expiries(class.lifetime),
+        purpose,
+    );
+    let draft =
+        |(text, class, environment, scopes, expiry, purpose): (String, _, _, Vec<_>, _, _)| {
+            let mut key = CreateKey::new(text.as_str()).scopes(scopes);
+            if let Some(class) = class {
+                key = key.class(ClassName::clone(&class));
+            }
+            if let Some(environment) = environment {
+                key = key.environment(Environment::clone(&environment));
+            }
+            if let Some(purpose) = purpose {
+                key = key.purpose(String::as_str(&purpose));
+            }
+            match expiry {
+                Expiry::Never => key.never_expires(),
+                Expiry::In(lifetime) => key.expires_in(lifetime),
+                _ => key,
+            }
+        };
+    parts.prop_map(draft).boxed()
+}
+
+/// Generates an optional setting, which is always set if it is `required`.
+fn set_or_left_out<S: Strategy<Value: Clone> + 'static>(
+    required: bool,
+    value: S,
+) -> BoxedStrategy<Option<S::Value>> {
+    match required {
+        true => value.prop_map(Some).boxed(),
+        false => prop::option::weighted(0.7, value).boxed(),
+    }
+}
+
+/// Generates up to three scopes that `ceiling` allows. A wildcard of the ceiling is often replaced by the name
+/// of a resource or of an action.
+fn scopes_within(ceiling: &ScopeSet) -> impl Strategy<Value = Vec<Scope>> + use<> {
+    let within = select(Vec::from_iter(ceiling.iter().cloned()));
+    let names = (
+        select(vec!["reports", "users", "*"]),
+        select(vec!["read", "write", "*"]),
+    );
+    let narrowed = (within, names).prop_map(|(within, (resource, action))| {
+        let or_own = |own, other| if own == "*" { other } else { own };
+        let resource = or_own(within.resource(), resource);
+        let action = or_own(within.action(), action);
+        Scope::new(format!("{resource}:{action}")).expect("a scope of two valid sides")
+    });
+    prop::collection::vec(narrowed, 0..4)
+}
+
+/// Generates expiries that `lifetime` allows.
+fn expiries(lifetime: Lifetime) -> BoxedStrategy<Expiry> {
+    let seconds = |longest: u64| (1..=longest).prop_map(|n| Expiry::In(Duration::from_secs(n)));
+    match lifetime.max.map(|max| max.as_secs()) {
+        None => prop_oneof![
+            Just(Expiry::Class),
+            Just(Expiry::Never),
+            seconds(days(400).as_secs())
+        ]
+        .boxed(),
+        Some(0) => Just(Expiry::Class).boxed(),
+        Some(max) => prop_oneof![Just(Expiry::Class), seconds(max)].boxed(),
+    }
+}
+
+/// Generates commands that create a key which `policy` accepts, or change one of `keys`. If `keys` is empty,
+/// every command creates a key.
+pub fn commands(policy: &Policy, keys: Vec<KeyId>) -> BoxedStrategy<Command> {
+    let create = new_keys(policy)
+        .prop_filter_map("drafts of this module parse", |key| key.into_command().ok());
     if keys.is_empty() {
         return create.boxed();
     }
@@ -123,8 +207,20 @@ pub fn commands(keys: Vec<KeyId>) -> BoxedStrategy<Command> {
 }
 
 /// Generates valid policies: the [`standard`] policy with other caps, lifetimes, grace periods, deletions,
-/// revocations and bounds. Some policies require a legacy key.
+/// revocations and bounds, and sometimes another [profile](profiles). Some policies require a legacy key.
 pub fn policies() -> impl Strategy<Value = Policy> {
+    let others = select(vec![
+        profiles::amplitude(),
+        profiles::amplitude_products(),
+        profiles::guide(),
+        profiles::idenfy(),
+        profiles::yugabytedb(),
+    ]);
+    let others = others.prop_map(|spec| Policy::new(spec).expect("every profile is valid"));
+    prop_oneof![4 => changed_standard(), 1 => others]
+}
+
+fn changed_standard() -> impl Strategy<Value = Policy> {
     let cap = prop::option::of(1_u32..6);
     let lifetime = prop::option::of(1_u32..400);
     let grace = select(vec![Duration::ZERO, hours(1), days(7), days(90)]);
@@ -235,12 +331,16 @@ pub fn mutated_tokens(token: String) -> impl Strategy<Value = Vec<u8>> {
         )
 }
 
-/// Generates arbitrary bytes, some of them longer than the longest token that verification reads.
-pub fn arbitrary_tokens() -> impl Strategy<Value = Vec<u8>> {
+/// Generates arbitrary bytes, some of them longer than the longest token that verification reads, and some
+/// with a token prefix of `policy`.
+pub fn arbitrary_tokens(policy: &Policy) -> impl Strategy<Value = Vec<u8>> + use<> {
+    let classes = policy.spec().classes.values();
+    let prefixes = classes.flat_map(|class| class.prefixes.values().cloned());
+    let prefixed = (select(Vec::from_iter(prefixes)), "[0-9A-Za-z]{50,70}");
     prop_oneof![
         prop::collection::vec(any::<u8>(), 0..600),
         "[ -~]{0,80}".prop_map(String::into_bytes),
-        "(sk|pk)_live_[0-9A-Za-z]{50,70}".prop_map(String::into_bytes),
+        prefixed.prop_map(|(prefix, rest)| format!("{prefix}{rest}").into_bytes()),
     ]
 }
 

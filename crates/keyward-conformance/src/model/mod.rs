@@ -203,12 +203,20 @@ fn broken(invariant: u8, message: String) -> ModelMismatch {
 /// Executes `steps` on a system and on a new model, and compares the two after each step. The system's policy
 /// must have the same cap on active keys.
 ///
+/// Returns the commands that the system accepted. A test over many runs should note them in a
+/// [`Reached`](crate::Reached): a system that refuses every command differs from the model only if the model
+/// would accept one.
+///
 /// # Errors
 ///
 /// [`ModelMismatch`]: the first difference.
-pub fn run(system: &mut dyn System, cap: usize, steps: &[ModelStep]) -> Result<(), ModelMismatch> {
+pub fn run(
+    system: &mut dyn System,
+    cap: usize,
+    steps: &[ModelStep],
+) -> Result<Vec<ModelCommand>, ModelMismatch> {
     let mut model = ReferenceModel::new(cap, system.clock());
-    let mut landed: Vec<(ModelActor, String, ModelCommand)> = Vec::new();
+    let mut landed = AcceptedCommands::default();
     for (number, step) in steps.iter().enumerate() {
         // Moves the clock, so that each step has its own instant. A step may still repeat an instant after
         // the wall clock was set back.
@@ -218,13 +226,21 @@ pub fn run(system: &mut dyn System, cap: usize, steps: &[ModelStep]) -> Result<(
             .and_then(|()| compare(system, &model))
             .map_err(|wrong| broken(wrong.invariant, format!("{} at {step:?}", wrong.message)))?;
     }
-    Ok(())
+    Ok(landed.all)
+}
+
+/// The commands that the system accepted so far.
+#[derive(Default)]
+struct AcceptedCommands {
+    all: Vec<ModelCommand>,
+    /// The commands that [`ModelStep::Repeat`] may send again, each with its actor and its id.
+    repeatable: Vec<(ModelActor, String, ModelCommand)>,
 }
 
 fn play(
     system: &mut dyn System,
     model: &mut ReferenceModel,
-    landed: &mut Vec<(ModelActor, String, ModelCommand)>,
+    landed: &mut AcceptedCommands,
     number: usize,
     step: &ModelStep,
 ) -> Result<(), ModelMismatch> {
@@ -250,9 +266,9 @@ fn play(
                 model.used(key);
             }
         }
-        ModelStep::Repeat(_) if landed.is_empty() => {}
+        ModelStep::Repeat(_) if landed.repeatable.is_empty() => {}
         ModelStep::Repeat(which) => {
-            let (actor, id, command) = &landed[which % landed.len()];
+            let (actor, id, command) = &landed.repeatable[which % landed.repeatable.len()];
             let given = system.execute(model, actor, id, command);
             let answer = given.as_ref().map(|_| ()).map_err(|reason| *reason);
             let wanted = match command {
@@ -288,7 +304,7 @@ fn play(
 fn answer(
     system: &mut dyn System,
     model: &mut ReferenceModel,
-    landed: &mut Vec<(ModelActor, String, ModelCommand)>,
+    landed: &mut AcceptedCommands,
     actor: ModelActor,
     id: String,
     command: ModelCommand,
@@ -301,8 +317,9 @@ fn answer(
     let reasons: BTreeSet<RefusalReason> = model.refusals(&actor, &command);
     match system.execute(model, &actor, &id, &command) {
         Ok(given) if reasons.is_empty() => {
+            landed.all.push(command.clone());
             if model.apply(&actor, &command, given) && actor.key.is_none() && command.repeats() {
-                landed.push((actor, id, command));
+                landed.repeatable.push((actor, id, command));
             }
             Ok(())
         }
