@@ -237,10 +237,8 @@ fn bulk(count: u64) -> (f64, f64) {
 fn creates(store: impl KeyStore + Clone, count: u64) -> f64 {
     const ROUNDS: usize = 201;
     let mut spec = profiles::standard();
-    spec.active_keys = ActiveKeyCap::Limited {
-        limit: 10.try_into().unwrap(),
-        classes: ["publishable".parse().unwrap()].into(),
-    };
+    let publishable = "publishable".parse().unwrap();
+    spec.caps = vec![ActiveKeyCap::of_class(publishable, 10.try_into().unwrap())];
     let keys = usize::try_from(count).unwrap();
     CommitGenerator::new().fill(&store, keys, |_| tenant("acme"));
     let builder = Keyward::builder(store, PepperRing::generate().unwrap());

@@ -1,6 +1,5 @@
 //! The life cycle of a key: `cargo run --example quickstart`.
 
-use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use keyward::policy::{ActiveKeyCap, Policy};
@@ -22,11 +21,8 @@ async fn story() -> Fallible<()> {
     let store = SqliteStore::open(folder.path().join("keys.db")).await?;
     let peppers = PepperFile::open_or_create(folder.path().join("pepper"))?.ring();
     let clock = Arc::new(ManualClock::at("2026-01-01T09:00:00Z".parse()?));
-    let at_most_two = ActiveKeyCap::Limited {
-        limit: NonZeroU32::new(2).ok_or("two is not zero")?,
-        classes: Default::default(),
-    };
-    let policy = Policy::new(profiles::standard().with(|spec| spec.active_keys = at_most_two))?;
+    let at_most_two = ActiveKeyCap::new(2.try_into()?);
+    let policy = Policy::new(profiles::standard().with_cap(at_most_two))?;
     let keys = Keyward::builder(store, peppers)
         .policy(policy)
         .clock(clock.clone())

@@ -7,7 +7,7 @@ use std::time::Duration;
 use keyward::audit::{AuditEntry, AuditHash};
 use keyward::clocks::SystemClock;
 use keyward::key::{Credential, Digest, Fingerprint, KeyRecord, Owner};
-use keyward::policy::{ActiveKeyCap, Policy};
+use keyward::policy::Policy;
 use keyward::store::{
     AuditQuery, Commit, CommitTag, Effects, KeyQuery, KeyStore, MemoryStore, Revision,
 };
@@ -179,7 +179,7 @@ pub fn new_key() -> CreateKey {
 
 pub fn keyward(store: impl KeyStore) -> Keyward {
     let mut spec = profiles::standard();
-    spec.active_keys = ActiveKeyCap::Unlimited;
+    spec.caps.clear();
     let builder = Keyward::builder(store, PepperRing::generate().unwrap());
     block_on(builder.policy(Policy::new(spec).unwrap()).build()).unwrap()
 }

@@ -7,6 +7,7 @@
 //! unreadable because another version knows more [hidden characters](is_hidden) or a newer Unicode.
 
 use std::borrow::Borrow;
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::Deserializer;
@@ -422,6 +423,16 @@ impl DocumentName {
 impl KeyName {
     /// A placeholder name for a `KeyPosition` in an order that does not depend on names.
     pub(crate) const UNNAMED: Self = Self(Text::new_static("-"));
+}
+
+/// Returns classes as the end of a noun phrase, such as ` of class server`. Empty if the set is empty.
+pub(crate) fn of_classes(classes: &BTreeSet<ClassName>) -> String {
+    let names: Vec<_> = classes.iter().map(ClassName::as_str).collect();
+    match names.as_slice() {
+        [] => String::new(),
+        [one] => format!(" of class {one}"),
+        several => format!(" of classes {}", several.join(", ")),
+    }
 }
 
 #[cfg(test)]

@@ -77,10 +77,7 @@ fn policy(cap: u32) -> Policy {
         .prefixes
         .retain(|environment, _| environment.as_str() == "live");
     Policy::new(spec.with(|spec| {
-        spec.active_keys = ActiveKeyCap::Limited {
-            limit: NonZeroU32::new(cap).unwrap(),
-            classes: Default::default(),
-        };
+        spec.caps = vec![ActiveKeyCap::new(NonZeroU32::new(cap).unwrap())];
         spec.legacy = LegacyRule::One {
             class: "secret".try_into().unwrap(),
             name: "legacy".try_into().unwrap(),

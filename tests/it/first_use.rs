@@ -6,7 +6,7 @@ use std::time::Duration;
 use keyward::audit::Action;
 use keyward::command::{BulkFilter, Created, DeleteKey, LeakSource, Rotated};
 use keyward::key::{Author, RotationReason};
-use keyward::policy::{ActiveKeyCap, Policy, PolicyError, Rotation};
+use keyward::policy::{Policy, PolicyError, Rotation};
 use keyward::store::{AuditQuery, MemoryStore};
 use keyward::{
     Actor, Clock, CommandError, CreateKey, Denial, KeyId, Keyward, ManualClock, Need, Reason, Role,
@@ -125,9 +125,7 @@ fn a_refused_command_leaves_a_first_use_counted() {
 
 #[test]
 fn trap_33_the_uses_of_one_tenant_displace_no_other_tenants_uses() {
-    let world = TestService::with_policy(
-        profiles::standard().with(|spec| spec.active_keys = ActiveKeyCap::Unlimited),
-    );
+    let world = TestService::with_policy(profiles::standard().with(|spec| spec.caps.clear()));
     let rotated = |path: &str, count: usize| -> Vec<_> {
         let by = actor(path, "alice", Role::ADMIN);
         let one = |number: usize| {
@@ -420,9 +418,7 @@ fn a_repeated_command_is_recognized_although_many_first_uses_were_recorded_with_
 /// record the successor's first use.
 #[test]
 fn a_first_use_is_recorded_only_together_with_the_grace_it_starts() {
-    let world = TestService::with_policy(
-        profiles::standard().with(|spec| spec.active_keys = ActiveKeyCap::Unlimited),
-    );
+    let world = TestService::with_policy(profiles::standard().with(|spec| spec.caps.clear()));
     let key = CreateKey::new("key").environment("live").scope("*:*");
     let old = world.create(&admin(), key).unwrap();
     let other = world.create(&admin(), reader("other")).unwrap();

@@ -6,6 +6,7 @@
 )]
 
 mod authority;
+mod caps;
 mod conformance;
 mod errors;
 mod escalation;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward::command::Expiry;
-use keyward::policy::Policy;
+use keyward::policy::{Policy, PolicySpec};
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, FoundKey, KeyPage,
     KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, RowKey, ScanPage, StoreError,
@@ -127,6 +127,7 @@ fn the_facade_agrees_with_the_model() {
 fn invariant_1_no_command_raises_active_keys_above_the_cap() {
     holds(Some(1));
     catches(ignores_the_cap, 1);
+    catches(ignores_the_cap_of_a_class, 1);
 }
 
 #[test]
@@ -173,6 +174,7 @@ fn the_facade_agrees_with_the_model_on_rotations_of_imported_keys() {
     let (tenant, scopes) = (0, vec!["reports:read"]);
     let import = |token| ModelCommand::Import {
         tenant,
+        class: 0,
         token,
         scopes: scopes.clone(),
         lifetime: RequestedLifetime::For(days(30)),
@@ -368,6 +370,13 @@ thread_local! {
 
 fn ignores_the_cap() -> Box<dyn System> {
     Box::new(Facade::new(Arc::new(MemoryStore::new()), policy(2 * CAP)))
+}
+
+fn ignores_the_cap_of_a_class() -> Box<dyn System> {
+    let spec = PolicySpec::from(policy(CAP));
+    let spec = spec.with(|spec| spec.caps.retain(|cap| cap.classes.is_empty()));
+    let policy = Policy::new(spec).unwrap();
+    Box::new(Facade::new(Arc::new(MemoryStore::new()), policy))
 }
 
 fn tampered(load: fn(&mut TenantView), commit: fn(&Tampering, &mut Commit)) -> Box<dyn System> {

@@ -114,7 +114,7 @@ async fn in_amplitude_at_most_fifty_keys_are_active_including_the_legacy_key() {
         keys.create(&manager, CreateKey::new("key")).await.unwrap();
     }
     let refused = denied(keys.create(&manager, CreateKey::new("key")).await);
-    assert!(matches!(refused, Denial::CapReached { limit } if limit.get() == 50));
+    assert!(matches!(refused, Denial::CapReached { limit, .. } if limit.get() == 50));
 }
 
 #[pollster::test]

@@ -11,7 +11,7 @@ use keyward::audit::{Action, AuditEntry, ChainError};
 use keyward::command::{Created, DeleteKey, Expiry, ImportKey, LeakSource};
 use keyward::key::{Digest, Status};
 use keyward::pepper::Pepper;
-use keyward::policy::{ActiveKeyCap, Deletion, Policies, Revocation};
+use keyward::policy::{Deletion, Policies, Revocation};
 use keyward::recovery::{Recovery, RecoveryError, RecoveryReport};
 use keyward::store::{
     AuditQuery, Commit, CommitTag, Effects, KeyStore, MemoryStore, Revision, Row,
@@ -510,7 +510,7 @@ fn an_interrupted_recovery_continues() {
 #[test]
 fn keys_of_a_large_store_are_disabled_in_pages() {
     let mut spec = profiles::standard();
-    spec.active_keys = ActiveKeyCap::Unlimited;
+    spec.caps.clear();
     let world = TestService::with_policy(spec);
     let keys: Vec<_> = (0..1003).map(|_| world.some_key()).collect();
     let restored = world.restored(&backup(&world.store), standard());

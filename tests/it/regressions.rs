@@ -1,6 +1,6 @@
 //! Regression tests for defects that reviews found.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::{Arc, Mutex};
 
 use keyward::command::{BulkFilter, DeleteKey, ImportKey};
@@ -327,10 +327,8 @@ fn a_repeated_bulk_revocation_does_not_affect_keys_created_since() {
 #[test]
 fn a_create_loads_no_keys_of_classes_without_a_cap() {
     const CAP: u32 = 3;
-    let mut spec = capped(CAP);
-    if let ActiveKeyCap::Limited { classes, .. } = &mut spec.active_keys {
-        classes.insert("secret".parse().unwrap());
-    }
+    let cap = ActiveKeyCap::of_class(class("secret"), NonZeroU32::new(CAP).unwrap());
+    let spec = profiles::standard().with(|spec| spec.caps = vec![cap]);
     let policy = Policy::new(spec).unwrap();
     let loaded = Arc::<Mutex<Vec<usize>>>::default();
     let store = Interrupted {
@@ -353,4 +351,35 @@ fn a_create_loads_no_keys_of_classes_without_a_cap() {
     wait(keys.create(&admin(), publishable(200))).unwrap();
     let most = loaded.lock().unwrap().iter().copied().max();
     assert!(most <= Some(2 * CAP as usize), "{most:?}");
+}
+
+/// Fails if a create loads keys that count only towards caps of other classes.
+#[test]
+fn a_create_loads_only_keys_that_count_together_with_its_class() {
+    let limit = |limit| NonZeroU32::new(limit).unwrap();
+    let caps = vec![
+        ActiveKeyCap::of_class(class("secret"), limit(50)),
+        ActiveKeyCap::of_class(class("publishable"), limit(3)),
+    ];
+    let spec = profiles::standard().with(|spec| spec.caps = caps);
+    let loaded = Arc::<Mutex<Vec<usize>>>::default();
+    let store = Interrupted {
+        inner: MemoryStore::new(),
+        meanwhile: Meanwhile::default(),
+        loaded: loaded.clone(),
+    };
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let keys = node(store, &clock, Policy::new(spec).unwrap());
+    for n in 0..50 {
+        wait(keys.create(&admin(), reader(&format!("key {n}")))).unwrap();
+    }
+    loaded.lock().unwrap().clear();
+    let page = || CreateKey::new("page").class("publishable");
+    for _ in 0..3 {
+        wait(keys.create(&admin(), page())).unwrap();
+    }
+    let refused = denied(wait(keys.create(&admin(), page())));
+    assert!(matches!(refused, Denial::CapReached { .. }), "{refused}");
+    let most = loaded.lock().unwrap().iter().copied().max();
+    assert_eq!(most, Some(3));
 }

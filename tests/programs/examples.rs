@@ -19,6 +19,11 @@ fn quickstart_runs_to_its_end() {
 }
 
 #[test]
+fn policy_runs_to_its_end() {
+    runs_to_its_end("policy");
+}
+
+#[test]
 fn webhooks_runs_to_its_end() {
     runs_to_its_end("webhooks");
 }

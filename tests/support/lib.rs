@@ -175,12 +175,8 @@ pub fn reading() -> Need {
 
 /// Returns the standard policy, but with a cap of `limit` active keys.
 pub fn capped(limit: u32) -> PolicySpec {
-    let limit = NonZeroU32::new(limit).unwrap();
-    let active_keys = ActiveKeyCap::Limited {
-        limit,
-        classes: Default::default(),
-    };
-    profiles::standard().with(|spec| spec.active_keys = active_keys)
+    let cap = ActiveKeyCap::new(NonZeroU32::new(limit).unwrap());
+    profiles::standard().with(|spec| spec.caps = vec![cap])
 }
 
 /// Returns the reason for which a command was denied. Panics if the command succeeded or failed otherwise.

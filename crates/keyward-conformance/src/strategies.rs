@@ -221,7 +221,8 @@ pub fn policies() -> impl Strategy<Value = Policy> {
 }
 
 fn changed_standard() -> impl Strategy<Value = Policy> {
-    let cap = prop::option::of(1_u32..6);
+    // A cap on all keys, and a lower one on the keys of one class.
+    let cap = prop::option::of((2_u32..6, prop::option::of(1_u32..3)));
     let lifetime = prop::option::of(1_u32..400);
     let grace = select(vec![Duration::ZERO, hours(1), days(7), days(90)]);
     let parts = (cap, lifetime, grace, any::<[bool; 5]>(), 0_u64..60);
@@ -253,9 +254,14 @@ fn changed_standard() -> impl Strategy<Value = Policy> {
                 class.self_rotation = SelfRotation::Renews { until_age };
             }
         }
-        if let Some(limit) = cap.and_then(NonZeroU32::new) {
-            let classes = BTreeSet::new();
-            spec.active_keys = ActiveKeyCap::Limited { limit, classes };
+        if let Some((all, of_class)) = cap {
+            let limit = |limit| NonZeroU32::new(limit).expect("a cap is at least one");
+            let of_class = of_class
+                .map(|most| ActiveKeyCap::of_class(spec.default_class.clone(), limit(most)));
+            spec.caps = [ActiveKeyCap::new(limit(all))]
+                .into_iter()
+                .chain(of_class)
+                .collect();
         }
         // A policy whose keys expire gets no legacy key, because an expired legacy key could not be rotated.
         if legacy && lifetime.is_none() {
@@ -393,13 +399,16 @@ pub fn steps(most: usize) -> impl Strategy<Value = Vec<ModelStep>> {
     ];
     let owner = || select(vec!["alice", "dev", "mem", "webadmin"]);
     let role = select(vec!["admin", "developer", "member"]);
-    let create = (tenant(), few.clone(), lifetime.clone());
-    let import = (tenant(), 0_u8..4, few.clone(), lifetime.clone());
+    let class = || prop_oneof![2 => Just(0_usize), 1 => Just(1)];
+    let create = (tenant(), class(), few.clone(), lifetime.clone());
+    let import = (tenant(), class(), 0_u8..4, few.clone(), lifetime.clone());
     let update = (key(), prop::option::of(few), prop::option::of(lifetime));
     let command = prop_oneof![
-        8 => create.prop_map(|(tenant, scopes, lifetime)| ModelCommand::Create { tenant, scopes, lifetime }),
-        2 => import.prop_map(|(tenant, token, scopes, lifetime)| {
-            ModelCommand::Import { tenant, token, scopes, lifetime }
+        8 => create.prop_map(|(tenant, class, scopes, lifetime)| {
+            ModelCommand::Create { tenant, class, scopes, lifetime }
+        }),
+        2 => import.prop_map(|(tenant, class, token, scopes, lifetime)| {
+            ModelCommand::Import { tenant, class, token, scopes, lifetime }
         }),
         3 => update.prop_map(|(key, scopes, lifetime)| ModelCommand::Update { key, scopes, lifetime }),
         3 => key().prop_map(|key| ModelCommand::Revoke { key }),

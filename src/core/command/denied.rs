@@ -1,5 +1,6 @@
 //! The reasons to refuse a command.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -10,7 +11,9 @@ use super::super::reach::Dimension;
 use super::super::rejection::VerifyError;
 use super::super::scope::{Scope, ScopeSet};
 use super::super::tenant::TenantId;
-use super::super::text::{ClassName, Entitlement, Environment, PepperId, PrincipalId, Role};
+use super::super::text::{
+    ClassName, Entitlement, Environment, PepperId, PrincipalId, Role, of_classes,
+};
 use super::super::time::Timestamp;
 
 /// The reason to refuse a command. Nothing was written.
@@ -55,11 +58,13 @@ pub enum Denial {
         /// The plan or feature.
         entitlement: Entitlement,
     },
-    /// Creating the key would exceed the tenant's active-key cap.
-    #[error("tenant already has {limit} active keys")]
+    /// The command would exceed a cap on the tenant's active keys.
+    #[error("tenant already has {limit} active keys{}", of_classes(classes))]
     CapReached {
-        /// The cap in force when the command was decided.
+        /// The limit of the cap in force when the command was decided.
         limit: NonZeroU32,
+        /// The classes whose keys count towards the cap; all classes if the set is empty.
+        classes: BTreeSet<ClassName>,
     },
     /// The policy has no class of this name.
     #[error("no class {class}")]

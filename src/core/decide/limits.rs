@@ -1,92 +1,96 @@
-//! Limits on the number of keys: the cap on active keys, and the bound on live keys.
-
-use std::num::NonZeroU32;
+//! Limits on the number of keys: the caps on active keys, and the bounds on live keys.
 
 use super::Work;
 use crate::core::audit::Action;
 use crate::core::command::Denial;
-use crate::core::policy::Policy;
+use crate::core::policy::{ActiveKeyCap, Policy};
 use crate::core::record::{KeyRecord, KeyState, LastAction, Reason};
 use crate::core::text::ClassName;
 use crate::core::time::Timestamp;
 use crate::core::view::TenantView;
 
-/// Counts the loaded keys that count towards the cap: enabled or disabled, but not expired and not retiring.
-/// Keys with an unreadable record count too.
+/// Counts the loaded keys that count towards `cap`: enabled or disabled, but not expired and not retiring.
+/// Keys with an unreadable record count towards every cap.
 ///
 /// During an `OnFirstUse` rotation, exactly one of the two keys counts: the successor, or the old key if the
 /// successor ended unused.
-#[must_use]
-pub(crate) fn active(view: &TenantView, policy: &Policy, now: Timestamp) -> usize {
+fn active(view: &TenantView, policy: &Policy, cap: &ActiveKeyCap, now: Timestamp) -> usize {
     let counts = |record: &&KeyRecord| {
         let replaced = record.succession.as_ref().is_some_and(|succession| {
             let successor = || view.record(succession.successor);
             succession.grace_from_first_use.is_none()
                 || successor().is_some_and(|successor| successor.is_live(now))
         });
-        !replaced && record.is_live(now) && policy.cap(&record.class).is_some()
+        !replaced
     };
-    view.records.iter().filter(counts).count() + view.corrupt.len()
+    live(view, policy, cap, now).filter(counts).count() + view.corrupt.len()
 }
 
-/// Counts the loaded keys that are neither revoked nor expired, including retiring keys.
-#[must_use]
-pub(crate) fn live(view: &TenantView, policy: &Policy, now: Timestamp) -> usize {
-    let counts = |record: &&KeyRecord| record.is_live(now) && policy.cap(&record.class).is_some();
-    view.records.iter().filter(counts).count() + view.corrupt.len()
+/// Returns the loaded keys of the classes of `cap` that are neither revoked nor expired, including retiring
+/// keys.
+fn live<'a>(
+    view: &'a TenantView,
+    policy: &Policy,
+    cap: &ActiveKeyCap,
+    now: Timestamp,
+) -> impl Iterator<Item = &'a KeyRecord> {
+    let counts = move |class: &ClassName| cap.counts(class) && policy.class(class).is_some();
+    let records = view.records.iter();
+    records.filter(move |record| record.is_live(now) && counts(&record.class))
 }
 
-impl Work<'_> {
-    /// Refuses another active key of `class` if the cap is reached.
+impl<'a> Work<'a> {
+    /// Refuses another active key of `class` if a cap is reached.
     pub(super) fn check_room(&self, class: &ClassName) -> Result<(), Denial> {
-        match self.policy.cap(class) {
-            Some(limit) if self.active() >= limit_of(limit) => Err(Denial::CapReached { limit }),
-            _ => Ok(()),
-        }
+        let full = |cap: &&ActiveKeyCap| self.active(cap) >= limit_of(cap);
+        self.policy.caps(class).find(full).map_or(Ok(()), reached)
     }
 
-    /// Refuses the command if it leaves more active keys than the cap allows. A tenant that was above the cap
-    /// already may keep its number of active keys, `before`.
-    pub(super) fn check_not_raised(&self, class: &ClassName, before: usize) -> Result<(), Denial> {
-        match self.policy.cap(class) {
-            Some(limit) if self.active() > limit_of(limit).max(before) => {
-                Err(Denial::CapReached { limit })
-            }
-            _ => Ok(()),
-        }
+    /// Refuses the command if it leaves more active keys than a cap allows. A tenant that was above the cap
+    /// already may keep its number of active keys, which [`active_before`](Self::active_before) returned.
+    pub(super) fn check_not_raised(&self, before: &[(&ActiveKeyCap, usize)]) -> Result<(), Denial> {
+        let raised =
+            |(cap, before): &&(&ActiveKeyCap, usize)| self.active(cap) > limit_of(cap).max(*before);
+        let raised = before.iter().find(raised);
+        raised.map_or(Ok(()), |(cap, _)| reached(cap))
     }
 
-    pub(super) fn active(&self) -> usize {
-        active(&self.view, self.policy, self.now)
+    /// Returns the caps that keys of `class` count towards, each with the current number of active keys.
+    pub(super) fn active_before(&self, class: &ClassName) -> Vec<(&'a ActiveKeyCap, usize)> {
+        let caps = self.policy.caps(class);
+        caps.map(|cap| (cap, self.active(cap))).collect()
     }
 
-    /// Ends the oldest grace periods until at most twice as many keys are live as the cap allows active keys.
-    /// Retiring keys do not count towards the cap, so without this bound their number would be unlimited.
+    fn active(&self, cap: &ActiveKeyCap) -> usize {
+        active(&self.view, self.policy, cap, self.now)
+    }
+
+    /// Ends the oldest grace periods until at most twice as many keys are live as each cap allows active keys.
+    /// Retiring keys do not count towards a cap, so without this bound their number would be unlimited.
     pub(super) fn bound_live(&mut self, class: &ClassName) {
-        let Some(limit) = self.policy.cap(class) else {
-            return;
-        };
-        // Lowering the cap ends no key, so there may be more active keys than the cap allows. The bound is
-        // then twice the number of active keys.
-        let bound = limit_of(limit).max(self.active()).saturating_mul(2);
-        while live(&self.view, self.policy, self.now) > bound {
-            let Some(mut oldest) = self.oldest_grace() else {
-                return;
+        for cap in self.policy.caps(class) {
+            // Lowering the cap ends no key, so there may be more active keys than the cap allows. The bound
+            // is then twice the number of active keys.
+            let bound = limit_of(cap).max(self.active(cap)).saturating_mul(2);
+            let live = |work: &Self| {
+                let live = live(&work.view, work.policy, cap, work.now).count();
+                live + work.view.corrupt.len()
             };
-            let reason = Reason::Rotated;
-            oldest.state = KeyState::Revoked {
-                stamp: self.stamp(),
-                reason,
-            };
-            self.put(oldest, LastAction::Revoked, Action::KeyRevoked { reason });
+            while live(self) > bound {
+                let Some(mut oldest) = self.oldest_grace(cap) else {
+                    break;
+                };
+                let reason = Reason::Rotated;
+                oldest.state = KeyState::Revoked {
+                    stamp: self.stamp(),
+                    reason,
+                };
+                self.put(oldest, LastAction::Revoked, Action::KeyRevoked { reason });
+            }
         }
     }
 
-    fn oldest_grace(&self) -> Option<KeyRecord> {
-        let retiring =
-            self.view.records.iter().filter(|record| {
-                record.is_live(self.now) && self.policy.cap(&record.class).is_some()
-            });
+    fn oldest_grace(&self, cap: &ActiveKeyCap) -> Option<KeyRecord> {
         let since = |record: &&KeyRecord| {
             // Sorts keys that still wait for their successor's first use last. The client of such a key may
             // not have the successor yet.
@@ -95,13 +99,20 @@ impl Work<'_> {
                 .as_ref()
                 .map(|s| (s.grace_from_first_use.is_some(), s.since))
         };
-        retiring
+        live(&self.view, self.policy, cap, self.now)
             .filter(|record| since(record).is_some())
             .min_by_key(since)
             .cloned()
     }
 }
 
-fn limit_of(limit: NonZeroU32) -> usize {
-    usize::try_from(limit.get()).unwrap_or(usize::MAX)
+fn reached(cap: &ActiveKeyCap) -> Result<(), Denial> {
+    Err(Denial::CapReached {
+        limit: cap.limit,
+        classes: cap.classes.clone(),
+    })
+}
+
+fn limit_of(cap: &ActiveKeyCap) -> usize {
+    usize::try_from(cap.limit.get()).unwrap_or(usize::MAX)
 }

@@ -49,7 +49,7 @@ impl<'a> Work<'a> {
             Err(Denial::Disabled) if record.legacy => {}
             usable => usable?,
         }
-        let before = self.active();
+        let before = self.active_before(&record.class);
         let latest = record.expires_at.filter(|_| is_compromised(&record));
         let known = record.succession.as_ref().map(|own| own.reason);
         let reason = match known {
@@ -99,7 +99,7 @@ impl<'a> Work<'a> {
             class: name.clone(),
         };
         let successor = self.issue(new, token, created);
-        self.check_not_raised(&name, before)?;
+        self.check_not_raised(&before)?;
         Ok(CommandOutcome::Rotated {
             successor,
             predecessor: id,
@@ -129,7 +129,7 @@ impl<'a> Work<'a> {
             return Err(Denial::NotRotating);
         };
         self.check_live(&old)?;
-        let before = self.active();
+        let before = self.active_before(&old.class);
         // Cancelling the rotation of a compromised key must not let the key work for longer, so the earlier
         // expiry counts.
         old.expires_at = match compromised {
@@ -154,9 +154,8 @@ impl<'a> Work<'a> {
         }
         self.check_key_within(&old)?;
         old.makers = self.makers(&old.makers)?;
-        let class = old.class.clone();
         self.restore(old, succession.successor);
-        self.check_not_raised(&class, before)?;
+        self.check_not_raised(&before)?;
         Ok(CommandOutcome::Done)
     }
 

@@ -1,10 +1,12 @@
 //! Selects the rows that a decision needs from the store.
 
+use std::collections::BTreeMap;
+
 use crate::core::audit::AuditEntry;
 use crate::core::command::{Command, ImportKey, NewOwner, Request};
 use crate::core::id::KeyId;
 use crate::core::policy::Policy;
-use crate::core::text::PrincipalId;
+use crate::core::text::{ClassName, PrincipalId};
 use crate::core::time::Timestamp;
 use crate::core::view::{LoadRequest, TenantView};
 
@@ -24,24 +26,40 @@ pub fn select(request: &Request, policy: &Policy, now: Timestamp) -> LoadRequest
     }
     select.owners.extend(owner_named(&request.command));
     match &request.command {
-        Command::Create(key) | Command::Import(ImportKey { key, .. })
-            if (policy.cap(key.class.as_ref().unwrap_or(&policy.spec().default_class)))
-                .is_none() => {}
-        Command::Create(_)
-        | Command::Import(_)
-        | Command::ProvisionTenant
+        Command::Create(key) | Command::Import(ImportKey { key, .. }) => {
+            let class = key.class.as_ref().unwrap_or(&policy.spec().default_class);
+            // If the tenant is unknown, the command also provisions keys of other classes. It has no keys yet.
+            select.live = counted_with(policy, class, now);
+        }
+        Command::ProvisionTenant
         | Command::ProvisionResource(_)
         | Command::Rotate { .. }
         | Command::CancelRotation { .. } => {
-            // The cap bounds the number of these keys. Keys of other classes have no bound, and no decision
-            // depends on all of them.
             let classes = policy.spec().classes.keys();
-            let capped = classes.filter(|class| policy.cap(class).is_some());
+            let capped = classes.filter(|class| policy.caps(class).next().is_some());
             select.live = capped.map(|class| (class.clone(), now)).collect();
         }
         _ => {}
     }
     select
+}
+
+/// Returns the classes whose keys count towards the same caps as keys of `class`, for a load of their keys that
+/// are live at `now`.
+///
+/// The caps bound the number of these keys. Keys of other classes have no bound, and no decision depends on all
+/// of them.
+fn counted_with(
+    policy: &Policy,
+    class: &ClassName,
+    now: Timestamp,
+) -> BTreeMap<ClassName, Timestamp> {
+    let caps = policy.caps(class);
+    let counted = caps.flat_map(|cap| {
+        let classes = policy.spec().classes.keys();
+        classes.filter(|class| cap.counts(class))
+    });
+    counted.map(|class| (class.clone(), now)).collect()
 }
 
 /// Returns the keys that the decision needs, but that are not loaded yet. These are predecessors and

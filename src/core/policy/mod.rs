@@ -24,6 +24,7 @@ pub use self::live::LivePolicies;
 pub use self::shared::PolicyConflict;
 pub(crate) use self::shared::{OutdatedPolicy, from_document, merge, to_document};
 pub use self::validate::PolicyError;
+use super::invalid::Invalid;
 use super::scope::ScopeSet;
 pub use super::text::PolicyName;
 use super::text::{ClassName, KeyName, ResourceKind, Role};
@@ -36,8 +37,9 @@ use super::time;
 /// seconds. With a bound of 2 seconds, 5 % met a replica past the bound.
 pub const DEFAULT_STALENESS_BOUND: Duration = Duration::from_secs(10);
 
-/// The rules of a policy, before validation. The JSON documents of the [profiles](crate::profiles) are
-/// examples of policy files.
+/// The rules of a policy, before validation. Start from [`PolicySpec::new`], from a
+/// [profile](crate::profiles), or from a policy file. The JSON documents of the profiles are examples of
+/// policy files.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -62,9 +64,10 @@ pub struct PolicySpec {
     /// The roles that may read the audit trail, besides the administrators.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub auditors: BTreeSet<Role>,
-    /// The cap on active keys of a tenant.
-    #[serde(default)]
-    pub active_keys: ActiveKeyCap,
+    /// The caps on active keys of a tenant. All of them hold. Without caps a tenant may have any number of
+    /// keys.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub caps: Vec<ActiveKeyCap>,
     /// The rule for legacy keys, which tenants can rotate but not end.
     #[serde(default)]
     pub legacy: LegacyRule,
@@ -100,24 +103,43 @@ const fn first_use_wait() -> Duration {
     Rotation::DEFAULT_WAIT
 }
 
-/// The cap on active keys of a tenant.
+/// A cap on the active keys that a tenant may have, of some classes or of all.
 ///
 /// Active and disabled keys count, and so does a key with an unreadable record. A key that is retiring after
 /// a rotation does not count, because its successor does.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields, rename_all = "snake_case")]
-pub enum ActiveKeyCap {
-    /// No cap.
-    #[default]
-    Unlimited,
-    /// A cap.
-    Limited {
-        /// The most active keys that a tenant may have.
-        limit: NonZeroU32,
-        /// The classes whose keys count; all classes if the set is empty.
-        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-        classes: BTreeSet<ClassName>,
-    },
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActiveKeyCap {
+    /// The most active keys that a tenant may have.
+    pub limit: NonZeroU32,
+    /// The classes whose keys count together; all classes if the set is empty.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub classes: BTreeSet<ClassName>,
+}
+
+impl ActiveKeyCap {
+    /// Creates a cap on the keys of all classes together.
+    #[must_use]
+    pub const fn new(limit: NonZeroU32) -> Self {
+        Self {
+            limit,
+            classes: BTreeSet::new(),
+        }
+    }
+
+    /// Creates a cap on the keys of one class.
+    #[must_use]
+    pub fn of_class(class: ClassName, limit: NonZeroU32) -> Self {
+        Self {
+            limit,
+            classes: BTreeSet::from([class]),
+        }
+    }
+
+    /// Returns whether keys of a class of the policy count.
+    pub(crate) fn counts(&self, class: &ClassName) -> bool {
+        self.classes.is_empty() || self.classes.contains(class)
+    }
 }
 
 /// The rule for legacy keys. A legacy key is provisioned with its tenant and belongs to no person. A tenant
@@ -217,6 +239,96 @@ pub struct Policy {
 }
 
 impl PolicySpec {
+    /// 100, the cap over all classes in a [new](Self::new) spec and in the
+    /// [standard](crate::profiles::standard) profile. A person rarely oversees more keys.
+    pub const DEFAULT_CAP: NonZeroU32 = NonZeroU32::new(100).expect("100 is not zero");
+
+    /// Creates a spec with one class, which is the default class.
+    ///
+    /// Nobody but the application can use the policy until [roles](Self::with_role) have scopes. Only the
+    /// application administers tenants until there are [administrators](Self::with_administrators). A tenant
+    /// has up to [100](Self::DEFAULT_CAP) active keys and no legacy or provisioned key. A revocation takes
+    /// effect everywhere within 10 seconds. Keys need no purpose.
+    ///
+    /// ```
+    /// use keyward::policy::{ActiveKeyCap, KeyClass, Policy, PolicySpec};
+    /// use keyward::token::TokenPrefix;
+    /// use keyward::{Role, ScopeSet};
+    ///
+    /// let orders = ScopeSet::parse(["orders:*"])?;
+    /// let server = KeyClass::secret(TokenPrefix::new("acme_sk_")?, orders.clone(), [Role::ADMIN]);
+    /// let mobile = KeyClass::publishable(TokenPrefix::new("acme_pk_")?, orders, [Role::ADMIN]);
+    /// let spec = PolicySpec::new("acme", "server", server)?
+    ///     .with_class("mobile", mobile)?
+    ///     .with_cap(ActiveKeyCap::of_class("server".parse()?, 5.try_into()?))
+    ///     .with_role(Role::ADMIN, ScopeSet::all())
+    ///     .with_administrators([Role::ADMIN]);
+    /// let policy = Policy::new(spec)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] if one of the names is malformed.
+    pub fn new(
+        name: impl TryInto<PolicyName, Error: Into<Invalid>>,
+        default_class: impl TryInto<ClassName, Error: Into<Invalid>>,
+        rules: KeyClass,
+    ) -> Result<Self, Invalid> {
+        let default_class: ClassName = default_class.try_into().map_err(Into::into)?;
+        Ok(Self {
+            name: name.try_into().map_err(Into::into)?,
+            classes: BTreeMap::from([(default_class.clone(), rules)]),
+            default_class,
+            roles: BTreeMap::new(),
+            administrators: BTreeSet::new(),
+            auditors: BTreeSet::new(),
+            caps: vec![ActiveKeyCap::new(Self::DEFAULT_CAP)],
+            legacy: LegacyRule::None,
+            provision: Vec::new(),
+            propagation: Propagation::default(),
+            first_use_wait: first_use_wait(),
+            purpose_required: false,
+        })
+    }
+
+    /// Adds a class, or replaces the class of this name.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] if the name is malformed.
+    pub fn with_class(
+        mut self,
+        name: impl TryInto<ClassName, Error: Into<Invalid>>,
+        rules: KeyClass,
+    ) -> Result<Self, Invalid> {
+        self.classes
+            .insert(name.try_into().map_err(Into::into)?, rules);
+        Ok(self)
+    }
+
+    /// Sets the scopes of a role.
+    #[must_use]
+    pub fn with_role(mut self, role: Role, scopes: ScopeSet) -> Self {
+        self.roles.insert(role, scopes);
+        self
+    }
+
+    /// Sets the roles that administer tenants and owners.
+    #[must_use]
+    pub fn with_administrators(mut self, roles: impl IntoIterator<Item = Role>) -> Self {
+        self.administrators = roles.into_iter().collect();
+        self
+    }
+
+    /// Adds a cap. Replaces the cap over the same classes, if there is one.
+    #[must_use]
+    pub fn with_cap(mut self, cap: ActiveKeyCap) -> Self {
+        self.caps.retain(|other| other.classes != cap.classes);
+        self.caps.push(cap);
+        self
+    }
+
     /// Returns the spec with `change` applied.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
@@ -288,19 +400,12 @@ impl Policy {
         bounds.filter(|bound| !bound.is_zero())
     }
 
-    /// Returns the cap that keys of this class count towards, if any. Keys of a class that the policy does not
-    /// have count towards no cap.
-    #[must_use]
-    pub fn cap(&self, class: &ClassName) -> Option<NonZeroU32> {
-        match &self.spec.active_keys {
-            ActiveKeyCap::Limited { limit, classes }
-                if self.spec.classes.contains_key(class)
-                    && (classes.is_empty() || classes.contains(class)) =>
-            {
-                Some(*limit)
-            }
-            _ => None,
-        }
+    /// Returns the caps that keys of this class count towards. Keys of a class that the policy does not have
+    /// count towards no cap.
+    pub fn caps(&self, class: &ClassName) -> impl Iterator<Item = &ActiveKeyCap> {
+        let known = self.spec.classes.contains_key(class);
+        let caps = self.spec.caps.iter();
+        caps.filter(move |cap| known && cap.counts(class))
     }
 
     pub(crate) fn provisioned(&self, on: &ProvisionOn) -> impl Iterator<Item = &ProvisionRule> {
@@ -424,7 +529,7 @@ mod tests {
         let places = [
             "",
             "/propagation",
-            "/active_keys/limited",
+            "/caps/0",
             "/legacy/one",
             "/provision/0",
             "/classes/secret",
@@ -510,17 +615,62 @@ mod tests {
 
     #[test]
     fn a_cap_counts_the_classes_it_names_or_all() {
-        let mut spec = standard();
-        let (secret, publishable) = (
-            ClassName::new("secret").unwrap(),
-            ClassName::new("publishable").unwrap(),
+        let class = |name| ClassName::new(name).unwrap();
+        let limit = |limit| NonZeroU32::new(limit).unwrap();
+        let all = ActiveKeyCap::new(limit(3));
+        let secret = ActiveKeyCap::of_class(class("secret"), limit(2));
+        let caps = vec![all.clone(), secret.clone()];
+        let policy = Policy::new(standard().with(|spec| spec.caps = caps)).unwrap();
+        let of = |name| policy.caps(&class(name)).collect::<Vec<_>>();
+        assert_eq!(of("secret"), [&all, &secret]);
+        assert_eq!(of("publishable"), [&all]);
+        assert_eq!(of("unknown"), [&all; 0]);
+    }
+
+    fn server() -> KeyClass {
+        let prefix = crate::core::token::TokenPrefix::new("sk_").unwrap();
+        KeyClass::secret(prefix, ScopeSet::all(), [Role::ADMIN])
+    }
+
+    #[test]
+    fn a_new_spec_gives_nobody_access_and_has_a_cap() {
+        let spec = PolicySpec::new("acme", "server", server()).unwrap();
+        assert!(spec.roles.is_empty() && spec.administrators.is_empty());
+        assert!(spec.auditors.is_empty());
+        assert_eq!(spec.caps, standard().caps);
+        assert_eq!(
+            Policy::new(spec.clone()).unwrap_err().to_string(),
+            "role admin may create keys of class server, but has no scope that the class allows"
         );
-        let limit = NonZeroU32::new(3).unwrap();
-        let classes = BTreeSet::from([secret.clone()]);
-        spec.active_keys = ActiveKeyCap::Limited { limit, classes };
-        let policy = Policy::new(spec).unwrap();
-        assert_eq!(policy.cap(&secret), Some(limit));
-        assert_eq!(policy.cap(&publishable), None);
-        assert!(Policy::default().cap(&publishable).is_some());
+        let spec = spec.with_role(Role::ADMIN, ScopeSet::all());
+        let file = json!({
+            "name": "acme",
+            "default_class": "server",
+            "classes": {"server": server()},
+            "roles": {"admin": ["*:*"]},
+            "administrators": [],
+            "caps": [{"limit": 100}],
+        });
+        assert_eq!(read(file).unwrap(), Policy::new(spec).unwrap());
+    }
+
+    #[test]
+    fn a_malformed_name_of_a_policy_or_class_is_refused_where_it_is_written() {
+        assert!(PolicySpec::new("", "server", server()).is_err());
+        assert!(PolicySpec::new("acme", "", server()).is_err());
+        let spec = PolicySpec::new("acme", "server", server()).unwrap();
+        assert!(spec.with_class("", server()).is_err());
+    }
+
+    #[test]
+    fn a_later_cap_replaces_the_cap_over_the_same_classes() {
+        let cap = |limit| ActiveKeyCap::new(NonZeroU32::new(limit).unwrap());
+        let of_server = ActiveKeyCap {
+            classes: BTreeSet::from([ClassName::new("server").unwrap()]),
+            ..cap(5)
+        };
+        let spec = PolicySpec::new("acme", "server", server()).unwrap();
+        let spec = spec.with_cap(of_server.clone()).with_cap(cap(200));
+        assert_eq!(spec.caps, [of_server, cap(200)]);
     }
 }

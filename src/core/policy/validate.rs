@@ -8,7 +8,7 @@ use super::class::{Deletion, KeyClass, Lifetime, Revocation, Rotation, SelfRotat
 use super::{ActiveKeyCap, LegacyRule, PolicySpec, ProvisionOn};
 use crate::core::record::KeyType;
 use crate::core::scope::ScopeSet;
-use crate::core::text::{ClassName, Environment, Role};
+use crate::core::text::{ClassName, Environment, Role, of_classes};
 use crate::core::time;
 use crate::core::token::TokenPrefix;
 
@@ -140,12 +140,28 @@ pub enum PolicyError {
         class: ClassName,
     },
     /// The keys that are provisioned with every tenant exceed the cap.
-    #[error("{count} keys are provisioned with every tenant, but the cap is {limit}")]
+    #[error(
+        "{count} keys{} are provisioned with every tenant, but the cap is {limit}",
+        of_classes(classes)
+    )]
     CapTooLow {
         /// The number of provisioned keys that count towards the cap.
         count: usize,
         /// The cap on active keys.
         limit: NonZeroU32,
+        /// The classes whose keys count; all classes if the set is empty.
+        classes: BTreeSet<ClassName>,
+    },
+    /// A cap has no effect: another cap that also counts its classes is lower.
+    #[error(
+        "cap of {} active keys{} has no effect: a cap of {}{} counts them too; change one of the two",
+        unreachable.limit, of_classes(&unreachable.classes), lower.limit, of_classes(&lower.classes)
+    )]
+    UnreachableCap {
+        /// The cap without effect.
+        unreachable: ActiveKeyCap,
+        /// The lower cap.
+        lower: ActiveKeyCap,
     },
     /// The wait for the first use of a successor is less than a second, or longer than a policy allows.
     #[error("policy waits {actual:?} for a first use, from 1 s to {max:?} is allowed")]
@@ -198,11 +214,7 @@ pub(super) fn validate(spec: &PolicySpec) -> Result<(), PolicyError> {
     if wait < Duration::from_secs(1) || wait > max {
         return Err(PolicyError::FirstUseWait { max, actual: wait });
     }
-    if let ActiveKeyCap::Limited { classes, .. } = &spec.active_keys {
-        classes
-            .iter()
-            .try_for_each(|class| class_named(spec, "cap", class).map(drop))?;
-    }
+    spec.caps.iter().try_for_each(|cap| reachable(spec, cap))?;
     if let LegacyRule::One { class, scopes, .. } = &spec.legacy {
         let rules = class_named(spec, "legacy key", class)?;
         if rules.rotation == Rotation::None {
@@ -227,7 +239,7 @@ pub(super) fn validate(spec: &PolicySpec) -> Result<(), PolicyError> {
     for rule in &spec.provision {
         given(spec, "provisioned key", &rule.class, &rule.scopes)?;
     }
-    provisioned_within_cap(spec)
+    provisioned_within_caps(spec)
 }
 
 fn validate_class(name: &ClassName, class: &KeyClass) -> Result<(), PolicyError> {
@@ -414,10 +426,24 @@ fn given(
     Ok(())
 }
 
-fn provisioned_within_cap(spec: &PolicySpec) -> Result<(), PolicyError> {
-    let ActiveKeyCap::Limited { limit, classes } = &spec.active_keys else {
-        return Ok(());
+/// Checks that the policy has the classes of a cap, and that no other cap makes it pointless.
+fn reachable(spec: &PolicySpec, cap: &ActiveKeyCap) -> Result<(), PolicyError> {
+    let mut classes = cap.classes.iter();
+    classes.try_for_each(|class| class_named(spec, "cap", class).map(drop))?;
+    let covers = |other: &&ActiveKeyCap| {
+        let mut counted = spec.classes.keys().filter(|class| cap.counts(class));
+        other.limit < cap.limit && counted.all(|class| other.counts(class))
     };
+    match spec.caps.iter().find(covers) {
+        Some(lower) => Err(PolicyError::UnreachableCap {
+            unreachable: cap.clone(),
+            lower: lower.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
+fn provisioned_within_caps(spec: &PolicySpec) -> Result<(), PolicyError> {
     let with_tenant = spec
         .provision
         .iter()
@@ -427,15 +453,19 @@ fn provisioned_within_cap(spec: &PolicySpec) -> Result<(), PolicyError> {
         LegacyRule::One { class, .. } => Some(class),
         LegacyRule::None => None,
     };
-    let counts = |class: &&ClassName| classes.is_empty() || classes.contains(*class);
-    let count = with_tenant.chain(legacy).filter(counts).count();
-    if u32::try_from(count).is_ok_and(|count| count <= limit.get()) {
-        return Ok(());
+    let provisioned: Vec<_> = with_tenant.chain(legacy).collect();
+    for cap in &spec.caps {
+        let count = provisioned.iter().filter(|class| cap.counts(class)).count();
+        if u32::try_from(count).is_ok_and(|count| count <= cap.limit.get()) {
+            continue;
+        }
+        return Err(PolicyError::CapTooLow {
+            count,
+            limit: cap.limit,
+            classes: cap.classes.clone(),
+        });
     }
-    Err(PolicyError::CapTooLow {
-        count,
-        limit: *limit,
-    })
+    Ok(())
 }
 
 #[cfg(test)]
@@ -493,8 +523,8 @@ mod tests {
         ProvisionOn::Resource(ResourceKind::new("deployment").unwrap())
     }
 
-    fn limited(limit: u32, classes: &[&str]) -> ActiveKeyCap {
-        ActiveKeyCap::Limited {
+    fn cap(limit: u32, classes: &[&str]) -> ActiveKeyCap {
+        ActiveKeyCap {
             limit: NonZeroU32::new(limit).unwrap(),
             classes: classes.iter().map(|class| name(class)).collect(),
         }
@@ -517,7 +547,7 @@ mod tests {
 
     #[test]
     fn a_cap_over_an_unknown_class_is_refused() {
-        let error = refusal(|spec| spec.active_keys = limited(9, &["secret", "other"]));
+        let error = refusal(|spec| spec.caps = vec![cap(9, &["secret", "other"])]);
         let (rule, class) = ("cap", name("other"));
         assert_eq!(error, PolicyError::UnknownClass { rule, class });
     }
@@ -795,16 +825,50 @@ mod tests {
         for classes in [&[][..], &["secret"]] {
             let error = refusal(|spec| {
                 give_two(spec);
-                spec.active_keys = limited(1, classes);
+                // Every cap is checked, not only the first.
+                spec.caps = vec![cap(1, &["publishable"]), cap(1, classes)];
             });
-            assert_eq!(error, PolicyError::CapTooLow { count: 2, limit });
+            let classes = cap(1, classes).classes;
+            let expected = PolicyError::CapTooLow {
+                count: 2,
+                limit,
+                classes,
+            };
+            assert_eq!(error, expected);
         }
-        for cap in [limited(2, &[]), limited(1, &["publishable"])] {
-            let mut spec = standard();
-            give_two(&mut spec);
-            spec.active_keys = cap;
+        let mut spec = standard();
+        give_two(&mut spec);
+        spec.caps = vec![cap(2, &[]), cap(1, &["publishable"])];
+        assert_eq!(Policy::new(spec).map(drop), Ok(()));
+    }
+
+    #[test]
+    fn a_cap_that_a_lower_one_makes_pointless_is_refused() {
+        let both = &["secret", "publishable"][..];
+        for (unreachable, lower) in [
+            (cap(5, &["secret"]), cap(4, &[])),
+            (cap(5, &["secret"]), cap(4, both)),
+            (cap(5, both), cap(4, &[])),
+            (cap(5, &[]), cap(4, both)),
+            (cap(5, &[]), cap(4, &[])),
+        ] {
+            let error = refusal(|spec| spec.caps = vec![lower.clone(), unreachable.clone()]);
+            assert_eq!(error, PolicyError::UnreachableCap { unreachable, lower });
+        }
+        for caps in [
+            [cap(4, &["secret"]), cap(4, &[])],
+            [cap(5, &[]), cap(4, &["secret"])],
+            [cap(5, &["publishable"]), cap(4, &["secret"])],
+        ] {
+            let spec = standard().with(|spec| spec.caps = caps.to_vec());
             assert_eq!(Policy::new(spec).map(drop), Ok(()));
         }
+        let caps = vec![cap(500, &["secret"]), cap(100, &[])];
+        assert_eq!(
+            refusal(|spec| spec.caps = caps).to_string(),
+            "cap of 500 active keys of class secret has no effect: a cap of 100 counts them too; change \
+             one of the two"
+        );
     }
 
     #[test]

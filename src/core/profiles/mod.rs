@@ -2,7 +2,8 @@
 //!
 //! Each profile is a JSON document in this folder, in the format of a policy file, so it also serves as an
 //! example. The profiles contradict each other on purpose, and are never merged. To change a profile, edit
-//! the returned [`PolicySpec`] or a copy of the JSON document, then check the result with [`Policy::new`].
+//! the returned [`PolicySpec`] or a copy of the JSON document, then check the result with [`Policy::new`]. For
+//! classes of your own, start from [`PolicySpec::new`].
 //!
 //! In the text of a profile, "the document" is the description of the system that the profile follows.
 

@@ -36,12 +36,13 @@ fn class(spec: &PolicySpec, name: &str) -> KeyClass {
 }
 
 fn cap(spec: &PolicySpec) -> Option<u32> {
-    match &spec.active_keys {
-        ActiveKeyCap::Unlimited => None,
-        ActiveKeyCap::Limited { limit, classes } => {
-            assert!(classes.is_empty(), "every class counts");
-            Some(limit.get())
+    match &spec.caps[..] {
+        [] => None,
+        [cap] => {
+            assert_eq!(*cap, ActiveKeyCap::new(cap.limit), "every class counts");
+            Some(cap.limit.get())
         }
+        several => panic!("{several:?}"),
     }
 }
 

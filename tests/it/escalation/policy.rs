@@ -118,7 +118,7 @@ pub(crate) fn draw(dice: &mut ChaCha12Rng) -> Policy {
         spec.roles = roles;
         spec.administrators = administrators;
         spec.auditors = BTreeSet::new();
-        spec.active_keys = keyward::policy::ActiveKeyCap::Unlimited;
+        spec.caps.clear();
         spec.legacy = LegacyRule::None;
         spec.provision = Vec::new();
         spec.purpose_required = false;

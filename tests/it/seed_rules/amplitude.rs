@@ -699,7 +699,8 @@ fn active_keys(world: &TestService) -> usize {
 #[test]
 fn a1_24_a_project_has_at_most_fifty_active_keys() {
     let limit = NonZeroU32::new(50).unwrap();
-    let full = Denial::CapReached { limit };
+    let classes = BTreeSet::new();
+    let full = Denial::CapReached { limit, classes };
     let world = project();
     let fill = |n: usize| {
         let kind = if n.is_multiple_of(2) { api } else { secret };

@@ -1,5 +1,6 @@
 //! The rules of `profiles::idenfy`.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 
 use keyward::command::{Created, DeleteKey, ImportKey};
@@ -32,6 +33,7 @@ fn deleted(world: &TestService) -> Created {
 
 const FULL: Denial = Denial::CapReached {
     limit: NonZeroU32::new(2).unwrap(),
+    classes: BTreeSet::new(),
 };
 
 #[test]

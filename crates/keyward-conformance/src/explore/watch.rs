@@ -10,7 +10,7 @@ use super::block_on;
 use keyward::audit::{Action, AuditHead, verify_chain};
 use keyward::command::CommandId;
 use keyward::key::{KeyRecord, KeyState};
-use keyward::policy::{ActiveKeyCap, LegacyRule, Policy};
+use keyward::policy::{LegacyRule, Policy};
 use keyward::store::{AuditQuery, Change, Cursor, KeyStore, Revision, Row, RowKey};
 use keyward::{KeyId, PepperRing, TenantId, Timestamp};
 
@@ -204,38 +204,37 @@ impl RaceChecker {
     }
 }
 
-/// Checks that a tenant has at most `limit` active keys at `now`, and at most twice as many live keys.
+/// Checks each cap of a tenant's policy: at most as many keys are active at `now` as it allows, and at most twice
+/// as many are live.
 pub(crate) fn check_cap(
     policy: &Policy,
     now: Timestamp,
     tenant: &TenantId,
     keys: &[&KeyRecord],
 ) -> Result<(), String> {
-    let ActiveKeyCap::Limited { limit, classes } = &policy.spec().active_keys else {
-        return Ok(());
-    };
-    let limit = limit.get() as usize;
     let alive = |key: &KeyRecord| {
         !matches!(key.state, KeyState::Revoked { .. }) && key.expires_at.is_none_or(|end| now < end)
     };
-    let counts =
-        |key: &&&KeyRecord| alive(key) && (classes.is_empty() || classes.contains(&key.class));
-    let live: Vec<_> = keys.iter().filter(counts).collect();
-    let retiring = |key: &KeyRecord| {
-        key.succession.as_ref().is_some_and(|succession| {
-            succession.grace_from_first_use.is_none()
-                || live.iter().any(|other| other.id == succession.successor)
-        })
-    };
-    let active = live.iter().filter(|key| !retiring(key)).count();
-    if active > limit {
-        return Err(format!(
-            "{tenant} has {active} active keys, the cap is {limit}"
-        ));
-    }
-    if live.len() > 2 * limit {
-        let live = live.len();
-        return Err(format!("{tenant} has {live} live keys, the cap is {limit}"));
+    for cap in &policy.spec().caps {
+        let limit = cap.limit.get() as usize;
+        let counts = |key: &&&KeyRecord| {
+            alive(key) && (cap.classes.is_empty() || cap.classes.contains(&key.class))
+        };
+        let live: Vec<_> = keys.iter().filter(counts).collect();
+        let retiring = |key: &KeyRecord| {
+            key.succession.as_ref().is_some_and(|succession| {
+                succession.grace_from_first_use.is_none()
+                    || live.iter().any(|other| other.id == succession.successor)
+            })
+        };
+        let active = live.iter().filter(|key| !retiring(key)).count();
+        if active > limit {
+            return Err(format!("{tenant} has {active} active keys under {cap:?}"));
+        }
+        if live.len() > 2 * limit {
+            let live = live.len();
+            return Err(format!("{tenant} has {live} live keys under {cap:?}"));
+        }
     }
     Ok(())
 }

@@ -20,6 +20,17 @@ pub use self::system::{Facade, IssuedSecrets, ListedKey, ModelActor, System, pol
 /// `acme`; only their names begin alike.
 pub const TENANTS: [&str; 4] = ["acme", "acme/web", "other", "acme-two"];
 
+/// The classes of the model's keys. Both have the same rules. The second one also has a
+/// [cap of its own](class_cap).
+pub const CLASSES: [&str; 2] = ["secret", "extra"];
+
+/// Returns the cap on active keys of the second class, under a cap of `cap` active keys of both classes. It is
+/// two lower, so that it is reached first: one of the `cap` keys is the legacy key, of the first class.
+#[must_use]
+pub fn class_cap(cap: usize) -> usize {
+    cap.saturating_sub(2).max(1)
+}
+
 /// The actor of a command: a person with a fixed role, or the holder of a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Persona {
@@ -65,17 +76,19 @@ pub enum RotationTiming {
 }
 
 /// A command of the model. The field `key` is the number of a key; numbers beyond the last key wrap around.
-/// The field `tenant` is an index into [`TENANTS`].
+/// The field `tenant` is an index into [`TENANTS`], and `class` is an index into [`CLASSES`].
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[expect(missing_docs, reason = "each variant is the command of the same name")]
 pub enum ModelCommand {
     Create {
         tenant: usize,
+        class: usize,
         scopes: Vec<&'static str>,
         lifetime: RequestedLifetime,
     },
     Import {
         tenant: usize,
+        class: usize,
         token: u8,
         scopes: Vec<&'static str>,
         lifetime: RequestedLifetime,
@@ -380,13 +393,20 @@ fn compare(system: &mut dyn System, model: &ReferenceModel) -> Result<(), ModelM
     }
     for (number, tenant) in TENANTS.iter().enumerate() {
         let listed = system.list(tenant);
-        let live: Vec<_> = listed.iter().filter(|key| key.live).collect();
-        let active = live.iter().filter(|key| !key.retiring).count();
-        if active > model.cap || live.len() > 2 * model.cap {
-            let message = format!("{tenant} has {active} active and {} live keys", live.len());
-            return Err(broken(1, message));
+        let live = || listed.iter().filter(|key| key.live);
+        for (class, cap) in model.caps() {
+            let of_cap = || live().filter(|key| class.is_none_or(|class| key.class == class));
+            let active = of_cap().filter(|key| !key.retiring).count();
+            let alive = of_cap().count();
+            if active > cap || alive > 2 * cap {
+                let of_class = class.map(|class| CLASSES[class]);
+                let message = format!(
+                    "{tenant} has {active} active and {alive} live keys of {of_class:?}, the cap is {cap}"
+                );
+                return Err(broken(1, message));
+            }
         }
-        let legacy = live.iter().filter(|key| key.legacy).count();
+        let legacy = live().filter(|key| key.legacy).count();
         // A closed tenant may have any number of legacy keys, because all of its keys are refused.
         if !model.is_closed(number) && legacy != usize::from(model.is_open(number)) {
             return Err(broken(3, format!("{tenant} has {legacy} legacy keys")));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::system::{IssuedSecrets, ModelActor};
-use super::{ModelCommand, Persona, RequestedLifetime, RotationTiming, TENANTS};
+use super::{ModelCommand, Persona, RequestedLifetime, RotationTiming, TENANTS, class_cap};
 use keyward::KeyId;
 use keyward::{Timestamp, days};
 
@@ -137,6 +137,8 @@ pub(super) struct ModelKey {
     pub(super) id: KeyId,
     pub(super) secret: String,
     pub(super) tenant: usize,
+    /// The class, as an index into [`CLASSES`](super::CLASSES).
+    class: usize,
     pub(super) owner: Option<&'static str>,
     pub(super) scopes: Mask,
     /// The scopes as they were written, if known. Replacing them by equivalent scopes in another spelling
@@ -339,9 +341,23 @@ impl ReferenceModel {
         (!refused).then(|| self.reach(key))
     }
 
-    fn active(&self, tenant: usize) -> usize {
+    /// Returns the caps on active keys. A cap with a class counts only the keys of that class.
+    pub(super) fn caps(&self) -> [(Option<usize>, usize); 2] {
+        [(None, self.cap), (Some(1), class_cap(self.cap))]
+    }
+
+    /// Returns the caps that keys of a class count towards.
+    fn caps_of(&self, class: usize) -> Vec<(Option<usize>, usize)> {
+        let mut caps = self.caps().to_vec();
+        caps.retain(|(only, _)| only.is_none_or(|only| only == class));
+        caps
+    }
+
+    /// Returns the number of active keys in a tenant, of one class or of all.
+    fn active(&self, tenant: usize, class: Option<usize>) -> usize {
         let counts = |key: &&ModelKey| {
             key.tenant == tenant
+                && class.is_none_or(|class| key.class == class)
                 && self.live(key)
                 && key.replaced.as_ref().is_none_or(|replaced| {
                     replaced.waits.is_some() && !self.live(&self.keys[replaced.by])
@@ -507,10 +523,16 @@ impl ReferenceModel {
         }
         match command {
             ModelCommand::Create {
-                scopes, lifetime, ..
+                class,
+                scopes,
+                lifetime,
+                ..
             }
             | ModelCommand::Import {
-                scopes, lifetime, ..
+                class,
+                scopes,
+                lifetime,
+                ..
             } => {
                 Self::refuse_access(&by, (true, false), manages, reasons);
                 if matches!(command, ModelCommand::Import { .. }) {
@@ -525,8 +547,12 @@ impl ReferenceModel {
                 if self.refuses_owner(tenant, actor.principal, self.now()) {
                     reasons.insert(RefusalReason::OwnerRemoved);
                 }
-                if self.active(tenant) + usize::from(fresh) >= self.cap {
-                    reasons.insert(RefusalReason::Cap);
+                for (only, cap) in self.caps_of(*class) {
+                    // The legacy key, which is provisioned with a new tenant, is of the first class.
+                    let legacy = usize::from(fresh && only.is_none());
+                    if self.active(tenant, only) + legacy >= cap {
+                        reasons.insert(RefusalReason::Cap);
+                    }
                 }
                 if matches!(command, ModelCommand::Import { token, .. } if self.tokens.contains(token))
                 {
@@ -741,11 +767,13 @@ impl ReferenceModel {
         reasons: &mut BTreeSet<RefusalReason>,
         change: impl Fn(&mut Self),
     ) {
-        let tenant = self.keys[number].tenant;
+        let (tenant, class) = (self.keys[number].tenant, self.keys[number].class);
         let mut after = self.clone();
         change(&mut after);
-        if after.active(tenant) > self.active(tenant).max(self.cap) {
-            reasons.insert(RefusalReason::Cap);
+        for (only, cap) in self.caps_of(class) {
+            if after.active(tenant, only) > self.active(tenant, only).max(cap) {
+                reasons.insert(RefusalReason::Cap);
+            }
         }
     }
 
@@ -832,7 +860,7 @@ impl ReferenceModel {
         {
             self.known.insert(*tenant);
             for (id, secret) in provisioned {
-                let key = self.key(id, secret, *tenant, None, mask(["reports:read"]), None);
+                let key = self.key(id, secret, (*tenant, 0), None, mask(["reports:read"]), None);
                 self.keys.push(ModelKey {
                     legacy: true,
                     bound: receives.clone(),
@@ -846,11 +874,13 @@ impl ReferenceModel {
         match command {
             ModelCommand::Create {
                 tenant,
+                class,
                 scopes,
                 lifetime,
             }
             | ModelCommand::Import {
                 tenant,
+                class,
                 scopes,
                 lifetime,
                 ..
@@ -866,7 +896,8 @@ impl ReferenceModel {
                 let named = scopes.iter().copied().collect();
                 let scopes = mask(scopes.iter().copied());
                 let end = self.end(*lifetime);
-                let mut key = self.key(id, secret, *tenant, actor.principal, scopes, end);
+                let place = (*tenant, *class);
+                let mut key = self.key(id, secret, place, actor.principal, scopes, end);
                 key.bound = self.bound_at_receipt(actor, &receives, *tenant, actor.principal);
                 key.makers = acting;
                 key.manages = self.is_whole(&key);
@@ -875,7 +906,7 @@ impl ReferenceModel {
                     self.tokens.insert(*token);
                 }
                 self.keys.push(key);
-                self.bound_live(*tenant);
+                self.bound_live(*tenant, *class);
             }
             ModelCommand::Update {
                 key,
@@ -980,7 +1011,7 @@ impl ReferenceModel {
         &self,
         id: KeyId,
         secret: String,
-        tenant: usize,
+        (tenant, class): (usize, usize),
         owner: Option<&'static str>,
         scopes: Mask,
         expires: Option<Timestamp>,
@@ -989,6 +1020,7 @@ impl ReferenceModel {
             id,
             secret,
             tenant,
+            class,
             owner,
             scopes,
             named: None,
@@ -1112,7 +1144,8 @@ impl ReferenceModel {
         let (now, by) = (self.now(), self.keys.len());
         let old = self.keys[number].clone();
         let expires = self.successor_end(&old);
-        let mut successor = self.key(id, secret, old.tenant, old.owner, old.scopes, expires);
+        let place = (old.tenant, old.class);
+        let mut successor = self.key(id, secret, place, old.owner, old.scopes, expires);
         successor.named.clone_from(&old.named);
         self.keys.push(ModelKey {
             legacy: old.legacy,
@@ -1143,7 +1176,7 @@ impl ReferenceModel {
             self.begin_grace(before, number);
         }
         if bound {
-            self.bound_live(old.tenant);
+            self.bound_live(old.tenant, old.class);
         }
     }
 
@@ -1160,25 +1193,28 @@ impl ReferenceModel {
         }
     }
 
-    /// Revokes replaced keys, oldest rotation first, until at most twice the cap are live. Keys that wait for
-    /// a first use come last.
-    fn bound_live(&mut self, tenant: usize) {
-        loop {
-            let live = self.live_in(tenant);
-            if live.len() <= 2 * self.cap.max(self.active(tenant)) {
-                return;
+    /// Revokes replaced keys, oldest rotation first, until at most twice as many are live as each cap of the
+    /// class allows. Keys that wait for a first use come last.
+    fn bound_live(&mut self, tenant: usize, class: usize) {
+        for (only, cap) in self.caps_of(class) {
+            loop {
+                let mut live = self.live_in(tenant);
+                live.retain(|&number| only.is_none_or(|only| self.keys[number].class == only));
+                if live.len() <= 2 * cap.max(self.active(tenant, only)) {
+                    break;
+                }
+                let order = |&number: &usize| {
+                    let key = &self.keys[number];
+                    let replaced = key.replaced.as_ref()?;
+                    Some((replaced.waits.is_some(), replaced.since, key.id))
+                };
+                let oldest = live
+                    .into_iter()
+                    .filter(|n| order(n).is_some())
+                    .min_by_key(order);
+                let Some(oldest) = oldest else { break };
+                self.keys[oldest].revoked = true;
             }
-            let order = |&number: &usize| {
-                let key = &self.keys[number];
-                let replaced = key.replaced.as_ref()?;
-                Some((replaced.waits.is_some(), replaced.since, key.id))
-            };
-            let oldest = live
-                .into_iter()
-                .filter(|n| order(n).is_some())
-                .min_by_key(order);
-            let Some(oldest) = oldest else { return };
-            self.keys[oldest].revoked = true;
         }
     }
 }

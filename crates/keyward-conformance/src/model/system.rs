@@ -5,18 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::rules::{ACTIONS, Mask, RESOURCES, ReferenceModel, RefusalReason};
-use super::{ModelCommand, RequestedLifetime, RotationTiming, TENANTS};
+use super::{CLASSES, ModelCommand, RequestedLifetime, RotationTiming, TENANTS, class_cap};
 use crate::explore::block_on;
 use keyward::command::{CommandId, DeleteKey, Expiry, ImportKey, IssuedKey};
 use keyward::entropy::SeededEntropy;
-use keyward::key::{Digest, Status};
+use keyward::key::{ClassName, Digest, Status};
 use keyward::pepper::Pepper;
 use keyward::policy::{ActiveKeyCap, LegacyRule, Policy};
 use keyward::profiles::standard;
 use keyward::store::KeyStore;
+use keyward::token::TokenPrefix;
 use keyward::{
-    Actor, Clock, CommandError, CreateKey, Denial, KeyId, Keyward, ManualClock, Need, PepperRing,
-    PrincipalId, Reason, Role, RotateKey, Scope, ScopeSet, TenantId, Timestamp, UpdateKey,
+    Actor, Clock, CommandError, CreateKey, Denial, KeyId, KeyInfo, Keyward, ManualClock, Need,
+    PepperRing, PrincipalId, Reason, Role, RotateKey, Scope, ScopeSet, TenantId, Timestamp,
+    UpdateKey,
 };
 
 /// The actor of a command, as the host describes it to the system.
@@ -62,6 +64,8 @@ pub struct ListedKey {
     pub retiring: bool,
     /// True if the key is the legacy key.
     pub legacy: bool,
+    /// The class, as an index into [`CLASSES`].
+    pub class: usize,
 }
 
 /// A system that manages keys. The test controls the system's clock.
@@ -103,8 +107,9 @@ pub trait System {
     fn jump_back(&mut self, by: Duration);
 }
 
-/// Returns the policy of the model: the standard profile with at most `cap` active keys and a legacy key.
-/// Developers may use reports and users, members may read, and support staff have no permissions.
+/// Returns the policy of the model: the standard profile with at most `cap` active keys, a legacy key, and a
+/// second class of secret keys. The second class has a [cap](class_cap) of its own, and keys of both classes may
+/// create keys of either. Developers may use reports and users, members may read, and support staff have no permissions.
 ///
 /// # Panics
 ///
@@ -122,17 +127,35 @@ pub fn policy(cap: usize) -> Policy {
     };
     let developer = scopes(&["reports:*", "users:*"]);
     spec.roles.insert(Role::DEVELOPER, developer);
-    let limit = u32::try_from(cap).ok().and_then(NonZeroU32::new);
+    let class = |class: usize| ClassName::new(CLASSES[class]).expect("a valid class literal");
+    let secret = &spec.classes[&class(0)];
+    let second = secret.clone().with(|second| {
+        let prefix = TokenPrefix::new("sx_live_").expect("a valid prefix literal");
+        second
+            .prefixes
+            .values_mut()
+            .for_each(|own| *own = prefix.clone());
+    });
+    spec.classes.insert(class(1), second);
+    for number in 0..CLASSES.len() {
+        let rules = spec.classes.get_mut(&class(number));
+        let rules = rules.expect("the policy has both classes");
+        rules.issues = (0..CLASSES.len()).map(class).collect();
+    }
+    let limit = |cap: usize| {
+        let limit = u32::try_from(cap).ok().and_then(NonZeroU32::new);
+        limit.expect("a cap is at least one")
+    };
     let legacy = LegacyRule::One {
         class: spec.default_class.clone(),
         name: "legacy".try_into().expect("a valid name literal"),
         scopes: scopes(&["reports:read"]),
     };
     Policy::new(spec.with(|spec| {
-        spec.active_keys = ActiveKeyCap::Limited {
-            limit: limit.expect("a cap is at least one"),
-            classes: Default::default(),
-        };
+        spec.caps = vec![
+            ActiveKeyCap::new(limit(cap)),
+            ActiveKeyCap::of_class(class(1), limit(class_cap(cap))),
+        ];
         spec.legacy = legacy;
     }))
     .expect("the standard policy with a legacy key is consistent")
@@ -212,10 +235,12 @@ impl Facade {
         match command {
             ModelCommand::Create {
                 tenant: place,
+                class,
                 scopes,
                 lifetime,
             } => {
-                let created = keys.create(by, draft(*place, scopes, *lifetime)).await?;
+                let draft = draft(*place, *class, scopes, *lifetime);
+                let created = keys.create(by, draft).await?;
                 Ok(IssuedSecrets {
                     made: Some((created.id, created.secret.expose().to_owned())),
                     provisioned: given(created.provisioned),
@@ -223,13 +248,14 @@ impl Facade {
             }
             ModelCommand::Import {
                 tenant: place,
+                class,
                 token,
                 scopes,
                 lifetime,
             } => {
                 let text = format!("ext-token-{token}");
-                let import =
-                    ImportKey::sha256(Digest::sha256(&text), draft(*place, scopes, *lifetime));
+                let draft = draft(*place, *class, scopes, *lifetime);
+                let import = ImportKey::sha256(Digest::sha256(&text), draft);
                 let imported = keys.import(by, import).await?;
                 Ok(IssuedSecrets {
                     made: Some((imported.id, text)),
@@ -366,14 +392,13 @@ impl System for Facade {
         let query = self.keys.query(&tenant);
         let listed = block_on(self.keys.list(&host, &query));
         let keys = listed.map(|listed| listed.keys).unwrap_or_default();
-        let of = |status: Status, replaced: bool, legacy: bool| ListedKey {
-            live: !matches!(status, Status::Revoked | Status::Expired),
-            retiring: replaced,
-            legacy,
+        let of = |key: &KeyInfo| ListedKey {
+            live: !matches!(key.status, Status::Revoked | Status::Expired),
+            retiring: key.succession.is_some(),
+            legacy: key.legacy,
+            class: usize::from(key.class.as_str() == CLASSES[1]),
         };
-        keys.iter()
-            .map(|key| of(key.status, key.succession.is_some(), key.legacy))
-            .collect()
+        keys.iter().map(of).collect()
     }
 
     fn clock(&self) -> Timestamp {
@@ -395,10 +420,18 @@ fn tenant(place: usize) -> TenantId {
     TenantId::new(TENANTS[place % TENANTS.len()]).expect("a valid tenant literal")
 }
 
-fn draft(place: usize, scopes: &[&'static str], lifetime: RequestedLifetime) -> CreateKey {
-    let key = CreateKey::new("key")
-        .in_tenant(tenant(place))
-        .scopes(scopes.iter().copied());
+fn draft(
+    place: usize,
+    class: usize,
+    scopes: &[&'static str],
+    lifetime: RequestedLifetime,
+) -> CreateKey {
+    // The first class is the default class.
+    let key = match class {
+        0 => CreateKey::new("key"),
+        _ => CreateKey::new("key").class(CLASSES[class]),
+    };
+    let key = key.in_tenant(tenant(place)).scopes(scopes.iter().copied());
     match lifetime {
         RequestedLifetime::Class => key,
         RequestedLifetime::Ever => key.never_expires(),

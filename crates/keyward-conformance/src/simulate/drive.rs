@@ -149,13 +149,9 @@ impl RunSetup {
 }
 
 fn policy(bound: Duration, limit: NonZeroU32) -> Policy {
-    let active_keys = ActiveKeyCap::Limited {
-        limit,
-        classes: Default::default(),
-    };
     let propagation = Propagation { bound };
     Policy::new(standard().with(|spec| {
-        spec.active_keys = active_keys;
+        spec.caps = vec![ActiveKeyCap::new(limit)];
         spec.propagation = propagation;
     }))
     .unwrap_or_default()
