@@ -125,7 +125,10 @@ fn denials(lines: &mut Vec<ErrorLine>) {
                 class: class.clone(),
                 entitlement: Entitlement::new("enterprise").unwrap(),
             },
-            Denial::CapReached { limit },
+            Denial::CapReached {
+                limit,
+                classes: Default::default()
+            },
             Denial::UnknownClass {
                 class: class.clone()
             },

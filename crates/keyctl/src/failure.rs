@@ -299,7 +299,11 @@ mod tests {
             assert!(message.contains(step), "{message}");
         }
         let limit = NonZeroU32::MIN;
-        let message = CliError::from(Denial::CapReached { limit }).message;
+        let message = CliError::from(Denial::CapReached {
+            limit,
+            classes: Default::default(),
+        })
+        .message;
         assert_eq!(message, "tenant already has 1 active keys");
     }
 

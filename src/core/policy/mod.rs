@@ -277,6 +277,7 @@ impl PolicySpec {
     ) -> Result<Self, Invalid> {
         let default_class: ClassName = default_class.try_into().map_err(Into::into)?;
         Ok(Self {
+            version: first_version(),
             name: name.try_into().map_err(Into::into)?,
             classes: BTreeMap::from([(default_class.clone(), rules)]),
             default_class,
