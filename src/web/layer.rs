@@ -127,7 +127,8 @@ impl KeywardLayer {
     /// the address in a type of their own, such as tonic.
     ///
     /// Defaults to [`PeerAddr`](super::PeerAddr) and, with feature `axum`, axum's `ConnectInfo<SocketAddr>`.
-    /// If the function returns `None`, keys with an address allowlist are refused.
+    /// If the function returns `None`, keys with an address allowlist are refused, as
+    /// [`NoPeerAddress`](AuthError::NoPeerAddress).
     pub fn peer_addr(
         self,
         peer: impl Fn(&Extensions) -> Option<IpAddr> + Send + Sync + 'static,

@@ -31,6 +31,7 @@
 //! - [`TrustedProxies`] finds the client's address behind proxies.
 //! - [`TenantPath`] reads the tenant from the request's path.
 //! - [`rate_limit`](KeywardLayer::rate_limit) calls the service's own rate limiter.
+//! - [`enabled`](KeywardLayer::enabled) switches the layer off.
 //!
 //! A framework without tower calls [`authenticate`](KeywardLayer::authenticate) and
 //! [`respond`](KeywardLayer::respond), as the repository's `examples/actix` does.

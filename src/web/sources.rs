@@ -478,7 +478,7 @@ mod tests {
         for empty in ["", ",c2tfYQ", "IA"] {
             assert_eq!(in_words(empty), "Empty", "{empty:?}");
         }
-        for junk in ["sk_a", "c2tf YQ", "c2tfYQ=", "c"] {
+        for junk in ["sk_a", "c2tf YQ", "c2tfYQ===", "c"] {
             assert_eq!(in_words(junk), "Binary", "{junk:?}");
         }
         // A value that is longer than any key is not decoded.
@@ -572,12 +572,15 @@ mod tests {
         ) {
             let bytes: Vec<u8> = scheme.bytes().chain(value.iter().copied()).collect();
             let mut lines = HeaderMap::new();
-            for name in [AUTHORIZATION, CredentialSources::API_KEY_HEADER] {
+            let binary = HeaderName::from_static("x-api-key-bin");
+            for name in [AUTHORIZATION, CredentialSources::API_KEY_HEADER, binary.clone()] {
                 if let Ok(value) = HeaderValue::from_bytes(&bytes) {
                     lines.append(name, value);
                 }
             }
             let _ = find(&everywhere(), &lines, Some(&query));
+            let alone = CredentialSources::none().with_header(binary);
+            let _ = find(&alone, &lines, None);
         }
     }
 }
