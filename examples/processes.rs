@@ -12,7 +12,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 use keyward::entropy::{Entropy, SystemEntropy};
-use keyward::node::{FollowOptions, NodeConfirmation, NodeLabel};
+use keyward::node::{NodeConfirmation, NodeLabel};
 use keyward::policy::{Policy, Propagation};
 use keyward::store::SqliteStore;
 use keyward::{
@@ -307,7 +307,6 @@ async fn verify_for_parent(folder: &Path, label: &str) -> Fallible<()> {
     #[cfg(target_os = "linux")]
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     let keys = open(folder, label).await?;
-    let follower = keys.follow(FollowOptions::default())?;
     let mut presented = lines(std::io::stdin());
     let mut tick = interval(EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -330,8 +329,7 @@ async fn verify_for_parent(folder: &Path, label: &str) -> Fallible<()> {
         }
         report.send()?;
     }
-    follower.stop().await;
-    Ok(keys.deregister().await?)
+    Ok(keys.close().await?)
 }
 
 /// A child process that verifies keys. Killed on drop if it is still running.

@@ -81,27 +81,24 @@
 //!
 //! # Following
 //!
-//! A node that shares its store with other processes must follow the store. Call [`Keyward::sync`] from your
-//! own timer or, on tokio, start the follower task of this crate (feature `tokio`):
-//!
-//! ```
-//! # #[cfg(feature = "tokio")]
-//! # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
-//! # use keyward::{Keyward, PepperRing};
-//! # use keyward::node::FollowOptions;
-//! # use keyward::store::MemoryStore;
-//! # let keys = Keyward::builder(MemoryStore::new(), PepperRing::generate()?).build().await?;
-//! let follower = keys.follow(FollowOptions::default())?; // stops when dropped
-//! println!("{:?} behind", follower.status().lag().time);
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! # })?;
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
+//! A node that shares its store with other processes must follow the store. [`KeywardBuilder::build`] starts a
+//! follower on a thread of its own, which ends with the last clone of the [`Keyward`]. With [`Follow`] the
+//! follower runs on a tokio runtime instead (feature `tokio`), or your own timer calls [`Keyward::sync`].
+//! [`Keyward::follow_status`] returns the state of the follower. Call [`Keyward::close`] when the process
+//! stops.
 //!
 //! A node that has not synced within the staleness bound of a key's class
 //! ([`Propagation`](policy::Propagation)) fails closed: it refuses the key as [`Stale`](VerifyError::Stale).
 //! With [`OnStale::ReadThrough`](node::OnStale::ReadThrough) the node reads the key from the store instead.
 //! [`Keyward::freshness`] returns the staleness of the node.
+//!
+//! # What processes share
+//!
+//! The store remembers the policies in use and a check value of each pepper, so that all processes agree. A
+//! process with another policy of the same version, or with other peppers, gets a [`BuildError`]. A process
+//! that names no policy uses the policy of the store.
+//!
+//! [`Keyward::lease`] lets one process at a time do a job, such as sending webhooks, with a fencing number.
 //!
 //! # Watching
 //!
@@ -185,7 +182,7 @@
 //! |---|---|
 //! | `sqlite` | [`SqliteStore`](store::SqliteStore): keys in a file that several processes share |
 //! | `postgres` | [`PostgresStore`](store::PostgresStore): keys in a database that any number of nodes share |
-//! | `tokio` | [`Keyward::follow`]: a task that keeps a node up to date |
+//! | `tokio` | [`Keyward::follow`] and [`Follow::Tokio`]: the follower as a task on tokio |
 //! | `metrics` | gauges and counters through the `metrics` crate |
 //! | `http` | `keyward::web`: a tower layer that lets only requests with a suitable key through |
 //! | `axum` | extractors for axum, in addition to that layer |

@@ -21,7 +21,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
-use keyward::node::FollowOptions;
 #[cfg(feature = "postgres")]
 use keyward::store::PostgresStore;
 use keyward::store::{KeyStore, NodeRegistry, SqliteStore};
@@ -93,7 +92,6 @@ async fn serve(settings: &Settings) -> Fallible<()> {
     let listener = TcpListener::bind(settings.listen).await?;
     let url = format!("http://{}", listener.local_addr()?);
     let (keys, kept) = open(settings).await?;
-    let follower = keys.follow(FollowOptions::default())?;
     first_run::welcome(&keys, &kept, &url).await?;
     writeln!(std::io::stdout(), "Listening on {url}")?;
 
@@ -112,9 +110,8 @@ async fn serve(settings: &Settings) -> Fallible<()> {
         served = serving => served?,
         () = patience => tracing::warn!("aborting requests still in flight after {FINISH_WITHIN:?}"),
     }
-    // Stops the follower last, so that a key that is revoked during the shutdown is still refused.
-    follower.stop().await;
-    keys.deregister().await?;
+    // Follows the store to the end, so that a key that is revoked during the shutdown is still refused.
+    keys.close().await?;
     tracing::info!("stopped");
     Ok(())
 }

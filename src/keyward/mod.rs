@@ -285,22 +285,27 @@ impl Keyward {
         })
     }
 
-    /// Ends the work of this process on the store: ends the follower, runs the maintenance one last time, for
-    /// at most 30 seconds, and [closes](KeyStore::close) the store. Call it before the process
-    /// ends, so that first uses of rotation successors are recorded, and a copy of an SQLite file is whole.
+    /// Ends the work of this process on the store. Call it when the process stops, after its last request.
     ///
-    /// Nothing follows the store afterwards, so this node refuses keys once its staleness bound has passed.
-    /// Clones of this value are affected too. Dropping every clone instead only ends the follower.
+    /// Ends the follower, runs the maintenance one last time, for at most 30 seconds,
+    /// [deregisters](Self::deregister) the node, and [closes](KeyStore::close) the store. So first uses of
+    /// rotation successors are recorded, no receipt waits for this node, and a copy of an SQLite file is whole.
+    ///
+    /// Afterwards this node refuses keys as stale, unless the store lives in this process. Clones of this value
+    /// are affected too. Dropping every clone instead only ends the follower.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] of the store. Every change that was reported as committed is still durable.
+    /// [`StoreError`] of the store or the registry. Every change that was reported as committed is still
+    /// durable.
     pub async fn close(&self) -> Result<(), StoreError> {
         if let Some(own) = self.inner.follower.get() {
             own.stop();
             own.ended(self).await;
         }
         self.inner.replica.set_followed(false);
-        self.inner.store.close().await
+        let deregistered = self.deregister().await;
+        self.inner.store.close().await?;
+        deregistered
     }
 }

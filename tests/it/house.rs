@@ -399,23 +399,31 @@ fn rust_blocks(page: &str) -> Vec<&str> {
 
 /// The tests compile and run these examples, so the blocks of the page are compiled and run too.
 #[test]
-fn every_block_of_the_stacks_page_is_part_of_an_example() {
-    let page = fs::read_to_string(root().join("../docs/stacks.md")).unwrap();
-    let files = [
-        "stacks/axum.rs",
-        "stacks/hyper.rs",
-        "grpc.rs",
-        "actix/src/main.rs",
+fn every_block_of_a_page_of_examples_is_part_of_an_example() {
+    let pages: [(&str, &[&str]); 2] = [
+        (
+            "stacks.md",
+            &[
+                "stacks/axum.rs",
+                "stacks/hyper.rs",
+                "grpc.rs",
+                "actix/src/main.rs",
+            ],
+        ),
+        ("first-service.md", &["first_service.rs"]),
     ];
-    let files =
-        files.map(|file| fs::read_to_string(root().join("../examples").join(file)).unwrap());
-    let mut shown = [0; 4];
-    for block in rust_blocks(&page) {
-        let file = files.iter().position(|file| file.contains(block));
-        let file = file.unwrap_or_else(|| panic!("no example contains\n{block}"));
-        shown[file] += 1;
+    let read = |file: &str| fs::read_to_string(root().join("..").join(file)).unwrap();
+    for (page, files) in pages {
+        let page = read(&format!("docs/{page}"));
+        let files: Vec<_> = files.iter().map(|file| read(&format!("examples/{file}"))).collect();
+        let mut shown = vec![0; files.len()];
+        for block in rust_blocks(&page) {
+            let file = files.iter().position(|file| file.contains(block));
+            let file = file.unwrap_or_else(|| panic!("no example contains\n{block}"));
+            shown[file] += 1;
+        }
+        assert!(shown.iter().all(|blocks| *blocks > 0), "{shown:?}");
     }
-    assert!(shown.iter().all(|blocks| *blocks > 0), "{shown:?}");
     let blocks = rust_blocks("```rust\na\n```\n\n```sh\nb\n```\n```rust,ignore\nc\n```\n");
     assert_eq!(blocks, ["a\n", "c\n"]);
 }

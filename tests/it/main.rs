@@ -5,6 +5,7 @@
     reason = "the modules of one test program share items"
 )]
 
+mod agreement;
 mod authority;
 mod caps;
 mod conformance;

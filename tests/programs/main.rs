@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test panics on failure")]
 
 mod examples;
+mod first_service;
 mod keyctl;
 mod processes;
 mod service;

@@ -390,6 +390,11 @@ impl KeyStore for SqliteStore {
     fn documents(&self) -> Option<&dyn Documents> {
         Some(self)
     }
+
+    /// Moves all commits into the main file: see [`checkpoint`](Self::checkpoint).
+    async fn close(&self) -> Result<(), StoreError> {
+        self.checkpoint().await
+    }
 }
 
 #[async_trait]
