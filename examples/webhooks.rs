@@ -1,16 +1,16 @@
 //! A sender of webhooks for key events: `cargo run --example webhooks`.
 //!
 //! The example prints each request instead of sending it: the body as JSON, with the headers of Standard
-//! Webhooks (<https://www.standardwebhooks.com>). The sender crashes once, and resumes from its last saved
-//! cursor.
+//! Webhooks (<https://www.standardwebhooks.com>). The sender crashes once, and another process takes over from
+//! its last saved cursor.
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hmac::{Hmac, KeyInit, Mac};
 use keyward::events::{Event, EventCursor, Events, EventsError, ExpiryWindows};
-use keyward::store::MemoryStore;
+use keyward::lease::Lease;
+use keyward::store::{DocumentName, DocumentWrite, Documents, MemoryStore};
 use keyward::{
     Actor, Clock, CreateKey, Keyward, ManualClock, PepperRing, Reason, Role, RotateKey, days, hours,
 };
@@ -20,35 +20,48 @@ type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
 const BATCH_SIZE: NonZeroUsize = NonZeroUsize::new(3).expect("three is not zero");
 
-/// Sends every event at least once, and keeps its cursor in a file.
+/// Sends every event at least once. Only the holder of a lease sends, so any number of processes may run a
+/// sender. The store keeps the cursor, and refuses the cursor of a former holder.
 struct Sender {
     events: Events,
+    documents: MemoryStore,
+    lease: Lease,
     clock: Arc<dyn Clock>,
-    cursor_file: PathBuf,
     /// The secret with which the receiver checks signatures.
     key: Vec<u8>,
 }
 
 impl Sender {
-    fn cursor(&self) -> Fallible<EventCursor> {
-        match std::fs::read_to_string(&self.cursor_file) {
-            Ok(text) => Ok(text.parse()?),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Ok(EventCursor::BEGINNING)
-            }
-            Err(error) => Err(error.into()),
-        }
+    /// Returns the cursor, and the version of its document.
+    async fn cursor(&self) -> Fallible<(u64, EventCursor)> {
+        let read = self.documents.document(&cursor_name()?).await?;
+        let Some(document) = read.document else {
+            return Ok((0, EventCursor::BEGINNING));
+        };
+        let text = String::from_utf8(document.body)?;
+        Ok((document.version, text.parse()?))
     }
 
-    /// Sends all pending events. If `crash` is set, simulates a crash after that many batches, before the
-    /// last cursor is saved.
-    async fn run(&self, crash: Option<usize>) -> Fallible<()> {
+    /// Sends all pending events. Returns `false` if another process holds the lease. If `crash` is set,
+    /// simulates a crash after that many batches, before the last cursor is saved.
+    async fn run(&mut self, crash: Option<usize>) -> Fallible<bool> {
         for batches in 1.. {
-            let batch = match self.events.next_batch(&self.cursor()?, BATCH_SIZE).await {
+            // Renews the lease before each batch. A batch must take less time than the lease's term.
+            let Some(fence) = self.lease.hold().await? else {
+                return Ok(false);
+            };
+            let (version, cursor) = self.cursor().await?;
+            let keep = async |cursor: &EventCursor| {
+                let body = cursor.to_string().into_bytes();
+                let write = fence.guard(DocumentWrite::new(cursor_name()?, version, body));
+                self.documents.write_document(write).await?;
+                Fallible::Ok(())
+            };
+            let batch = match self.events.next_batch(&cursor, BATCH_SIZE).await {
                 Ok(batch) => batch,
                 Err(EventsError::HistoryReplaced { resume }) => {
                     // A real service alerts an operator here: the store was restored from a backup.
-                    self.keep(&resume)?;
+                    keep(&resume).await?;
                     continue;
                 }
                 Err(error) => return Err(error.into()),
@@ -58,21 +71,14 @@ impl Sender {
             }
             if crash == Some(batches) {
                 println!("  (the sender crashes before it notes how far it came)");
-                return Ok(());
+                break;
             }
-            self.keep(&batch.cursor)?;
+            keep(&batch.cursor).await?;
             if !batch.more {
                 break; // a real service polls again in a few seconds
             }
         }
-        Ok(())
-    }
-
-    fn keep(&self, cursor: &EventCursor) -> Fallible<()> {
-        // Writes a second file and renames it, so that a crash leaves either the old cursor or the new one.
-        let aside = self.cursor_file.with_extension("new");
-        std::fs::write(&aside, cursor.to_string())?;
-        Ok(std::fs::rename(aside, &self.cursor_file)?)
+        Ok(true)
     }
 
     fn post(&self, event: &Event) -> Fallible<()> {
@@ -95,16 +101,20 @@ impl Sender {
 #[pollster::main]
 async fn main() -> Fallible<()> {
     let clock = Arc::new(ManualClock::at("2026-01-01T09:00:00Z".parse()?));
-    let builder = Keyward::builder(MemoryStore::new(), PepperRing::generate()?);
+    let store = MemoryStore::new();
+    let builder = Keyward::builder(store.clone(), PepperRing::generate()?);
     let keys = builder.clock(clock.clone()).build().await?;
     let alice = Actor::new("acme".try_into()?, "alice".try_into()?, Role::ADMIN);
-    let folder = tempfile::tempdir()?; // a real service uses a permanent folder
-    let sender = || Sender {
-        events: keys.events(ExpiryWindows::default()),
-        clock: clock.clone(),
-        cursor_file: Path::new(folder.path()).join("webhooks.cursor"),
-        key: b"a secret of sender and receiver".to_vec(),
+    let sender = |host: &str| {
+        Fallible::Ok(Sender {
+            events: keys.events(ExpiryWindows::default()),
+            documents: store.clone(),
+            lease: keys.lease("webhooks", host.try_into()?)?,
+            clock: clock.clone(),
+            key: b"a secret of sender and receiver".to_vec(),
+        })
     };
+    let (mut first, mut second) = (sender("host-1")?, sender("host-2")?);
 
     println!("Alice creates two keys and rotates one of them:");
     let export = CreateKey::new("export").scope("reports:read");
@@ -114,24 +124,33 @@ async fn main() -> Fallible<()> {
         .await?;
     let grace = RotateKey::grace(hours(24));
     keys.rotate(&alice, nightly.id, grace).await?;
-    sender().run(Some(2)).await?;
+    first.run(Some(2)).await?;
 
-    println!("\nAnother process goes on; what had not been noted comes again, under the same id:");
-    sender().run(None).await?;
+    println!("\nAnother process waits until the lease of the first one has lapsed, then goes on.");
+    println!("What had not been noted comes again, under the same id:");
+    while !second.run(None).await? {
+        clock.advance(Lease::DEFAULT_TERM);
+    }
 
     println!("A day later the old key has ended:");
     clock.advance(days(1));
-    sender().run(None).await?;
+    second.run(None).await?;
 
     println!("83 days after its creation nobody has renewed the other key yet:");
     clock.advance(days(82));
-    sender().run(None).await?;
+    second.run(None).await?;
 
     println!("Alice revokes it, so that no expiry notice is sent:");
     keys.revoke(&alice, export.id, Reason::NoLongerNeeded)
         .await?;
     clock.advance(days(30));
-    sender().run(None).await
+    second.run(None).await?;
+    Ok(())
+}
+
+/// Returns the name of the document that holds the cursor. Names that begin with `app.` are the application's.
+fn cursor_name() -> Fallible<DocumentName> {
+    Ok("app.webhooks.cursor".try_into()?)
 }
 
 /// Base64 as in section 4 of RFC 4648.

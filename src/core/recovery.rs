@@ -145,6 +145,8 @@ pub(crate) struct RecoveryStep {
     /// True if the recorded change disabled the key. If false, a command that disables the key is a
     /// substitute for the recorded change.
     pub(crate) was_disabled: bool,
+    /// True if the step ends the key.
+    pub(crate) ends: bool,
 }
 
 impl TenantChanges {
@@ -325,13 +327,13 @@ impl KeyChanges {
                 let reason = revoked.map_or(Reason::NoLongerNeeded, |(reason, _)| reason);
                 ways.extend(revoke(record, reason));
             }
-            steps.push(self.step(hash, "end", ways)?);
+            steps.push(self.step(hash, END, ways)?);
         } else if let Some((reason, hash)) = revoked {
             // An expired key can be purged without a revocation. Its record in the backup has expired too, so
             // there is nothing to repeat.
             let purged = self.revoked.is_none() && !live;
             if !is_revoked && !purged {
-                steps.push(self.step(hash, "end", revoke(record, reason))?);
+                steps.push(self.step(hash, END, revoke(record, reason))?);
             }
         } else if live {
             steps.extend(self.narrowing(record, policy, now)?);
@@ -358,6 +360,7 @@ impl KeyChanges {
         Ok(RecoveryStep {
             ways: ways.collect::<Result<_, Invalid>>()?,
             was_disabled: what == DISABLED,
+            ends: what == END,
         })
     }
 
@@ -388,7 +391,7 @@ impl KeyChanges {
         let rotates_itself = class.is_none_or(|class| class.self_rotation != SelfRotation::Never);
         match self.retired {
             Some((until, hash)) if until <= now => {
-                steps.push(self.step(hash, "end", revoke(record, Reason::Rotated))?);
+                steps.push(self.step(hash, END, revoke(record, Reason::Rotated))?);
             }
             Some((until, hash))
                 if record.expires_at.is_none_or(|end| until < end)
@@ -454,6 +457,7 @@ fn ends_before(a: Option<Timestamp>, b: Option<Timestamp>) -> bool {
 }
 
 const DISABLED: &str = "disable";
+const END: &str = "end";
 
 /// Returns the id of the command that repeats the change in the entry with this hash.
 pub(crate) fn command_id(hash: AuditHash, what: &str) -> Result<CommandId, Invalid> {

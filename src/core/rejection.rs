@@ -118,7 +118,7 @@ pub enum VerifyError {
     /// The application forgot [`Need::from_address`](crate::Need::from_address), or could not determine the
     /// address.
     #[error(
-        "key has an address allowlist and the client's address is unknown: pass it with Need::from_address"
+        "key has an address allowlist and the client's address is unknown: state it in the need"
     )]
     AddressUnknown {
         /// The id of the refused key.

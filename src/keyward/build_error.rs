@@ -34,7 +34,7 @@ pub enum BuildError {
     /// empty pepper file.
     #[error(
         "no pepper of this process ({}) was ever used with this store, which knows {}; use the original pepper \
-         file, or state that it is lost with `replace_lost_peppers`",
+         file, or build with the statement that it is lost",
         names(own),
         names(stored)
     )]

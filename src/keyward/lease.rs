@@ -28,7 +28,7 @@ pub enum LeaseError {
     #[error(transparent)]
     Name(#[from] Invalid),
     /// The store has no documents, so that processes cannot agree on a holder.
-    #[error("the store has no documents, which a lease needs: see `KeyStore::documents`")]
+    #[error("the store has no documents, which a lease needs")]
     NoDocuments,
     /// The store failed. The lease may or may not be held: call [`hold`](Lease::hold) again.
     #[error(transparent)]

@@ -368,6 +368,9 @@ impl Keyward {
                 .map_err(CommandError::from)?;
             planned.extend(steps.into_iter().map(|step| (record, step)));
         }
+        // Ends keys first. The end of a successor also ends its rotation, and the old key of a rotation accepts
+        // no earlier expiry.
+        planned.sort_by_key(|(_, step)| !step.ends);
         let ids = planned.iter().flat_map(|(_, step)| &step.ways);
         let committed = self
             .committed(tenant, ids.map(|(id, _)| id.clone()))

@@ -1,7 +1,8 @@
 //! Documents: small named texts that the processes of a store share, such as the policies in use, the check
 //! values of peppers, and leases.
 //!
-//! A document is not part of the history of keys: it is in no feed, and no audit entry records it.
+//! A document is not part of the history of keys: it is in no feed, and no audit entry records it. Names that
+//! begin with `app.` are the application's, for example for the cursor of a reader of events.
 
 use std::fmt;
 

@@ -1,5 +1,5 @@
-//! What the processes of a store must agree on: policies and peppers. And a node that nobody need follow by
-//! hand.
+//! The agreement of a store's processes on policies and peppers, and nodes that follow their store by
+//! themselves.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -38,7 +38,11 @@ fn document(store: &MemoryStore, name: &str) -> Option<(u64, Vec<u8>)> {
 fn a_process_without_a_policy_uses_the_policy_of_the_store() {
     let store = MemoryStore::new();
     let first = build(over(&store, peppers())).unwrap();
-    assert_eq!(document(&store, "policies"), None, "a default is not remembered");
+    assert_eq!(
+        document(&store, "policies"),
+        None,
+        "a default is not remembered"
+    );
     assert!(first.policies().of(&tenant("acme")).spec().name.as_str() == "standard");
     build(over(&store, peppers()).policy(policy(1, 1))).unwrap();
     let second = build(over(&store, peppers())).unwrap();
@@ -60,7 +64,11 @@ fn another_policy_of_the_same_version_is_refused_and_changes_nothing() {
     assert!(refused.to_string().contains("higher version"), "{refused}");
     assert_eq!(document(&store, "policies"), before);
     build(over(&store, peppers()).policy(policy(5, 3))).unwrap();
-    assert_eq!(document(&store, "policies"), before, "the same policy is not written again");
+    assert_eq!(
+        document(&store, "policies"),
+        before,
+        "the same policy is not written again"
+    );
 }
 
 #[test]
@@ -92,7 +100,10 @@ fn a_policy_that_is_replaced_at_run_time_is_remembered_or_refused() {
     let keys = build(over(&store, peppers()).policy(policy(5, 1))).unwrap();
     let refused = wait(keys.set_policies(policy(6, 1)));
     assert!(matches!(refused, Err(BuildError::Policy(_))), "{refused:?}");
-    assert_eq!(*keys.policies().of(&tenant("acme")).spec(), *policy(5, 1).spec());
+    assert_eq!(
+        *keys.policies().of(&tenant("acme")).spec(),
+        *policy(5, 1).spec()
+    );
     wait(keys.set_policies(policy(6, 2))).unwrap();
     assert_eq!(version(&build(over(&store, peppers())).unwrap()), 2);
 }
@@ -102,11 +113,19 @@ fn a_pepper_with_the_same_id_and_other_bytes_is_refused_before_anything_is_writt
     let store = MemoryStore::new();
     let keys = build(over(&store, peppers()).policy(policy(5, 1))).unwrap();
     wait(keys.create(&admin(), reader("one"))).unwrap();
-    let before = (dump(&store), document(&store, "peppers"), document(&store, "policies"));
+    let before = (
+        dump(&store),
+        document(&store, "peppers"),
+        document(&store, "policies"),
+    );
     let other = PepperRing::new(pepper("p1", 9));
     let refused = build(over(&store, other).policy(policy(8, 2))).unwrap_err();
     assert!(matches!(&refused, BuildError::PepperDiffers { pepper } if pepper.as_str() == "p1"));
-    let after = (dump(&store), document(&store, "peppers"), document(&store, "policies"));
+    let after = (
+        dump(&store),
+        document(&store, "peppers"),
+        document(&store, "policies"),
+    );
     assert_eq!(before, after);
 }
 
@@ -116,7 +135,10 @@ fn a_ring_of_peppers_that_were_never_used_is_refused_unless_the_old_ones_are_los
     build(over(&store, peppers())).unwrap();
     let fresh = || PepperRing::new(pepper("p2", 2));
     let refused = build(over(&store, fresh())).unwrap_err();
-    assert!(matches!(&refused, BuildError::UnrelatedPeppers { .. }), "{refused:?}");
+    assert!(
+        matches!(&refused, BuildError::UnrelatedPeppers { .. }),
+        "{refused:?}"
+    );
     let text = refused.to_string();
     assert!(text.contains("(p2)") && text.contains("knows p1"), "{text}");
     build(over(&store, fresh()).replace_lost_peppers()).unwrap();
@@ -142,7 +164,10 @@ fn no_document_reveals_a_pepper() {
     for name in ["peppers", "policies"] {
         let (_, body) = document(&store, name).unwrap();
         let text = String::from_utf8(body).unwrap();
-        assert!(!text.contains("41414141") && !text.contains("AAAA"), "{text}");
+        assert!(
+            !text.contains("41414141") && !text.contains("AAAA"),
+            "{text}"
+        );
     }
 }
 
@@ -158,7 +183,10 @@ fn a_document_that_a_newer_version_wrote_is_refused_by_name() {
         let write = keyward::store::DocumentWrite::new(name, 0, body.to_vec());
         wait(store.write_document(write)).unwrap();
         let refused = build(over(&store, peppers()).policy(policy(5, 1))).unwrap_err();
-        assert!(matches!(refused, BuildError::Unreadable { .. }), "{refused:?}");
+        assert!(
+            matches!(refused, BuildError::Unreadable { .. }),
+            "{refused:?}"
+        );
     }
     build(over(&store, peppers())).unwrap();
 }
@@ -197,11 +225,18 @@ fn a_node_over_a_file_follows_other_processes_without_any_call() {
     let open = || wait(SqliteStore::open(folder.path().join("keys.db"))).unwrap();
     let start = || wait(Keyward::builder(open(), peppers()).build()).unwrap();
     let (here, there) = (start(), start());
-    assert!(here.follow_status().is_some_and(|status| status.failures == 0));
+    assert!(
+        here.follow_status()
+            .is_some_and(|status| status.failures == 0)
+    );
     let key = wait(there.create(&admin(), reader("a key"))).unwrap();
-    until("the key arrives", || here.verify(key.secret.expose(), &reading()).is_ok());
+    until("the key arrives", || {
+        here.verify(key.secret.expose(), &reading()).is_ok()
+    });
     wait(there.revoke(&admin(), key.id, Reason::Lost)).unwrap();
-    until("the revocation arrives", || here.verify(key.secret.expose(), &reading()).is_err());
+    until("the revocation arrives", || {
+        here.verify(key.secret.expose(), &reading()).is_err()
+    });
 
     wait(here.close()).unwrap();
     assert!(here.follow_status().is_none());
@@ -212,7 +247,12 @@ fn a_node_over_a_file_follows_other_processes_without_any_call() {
     let copy = wait(SqliteStore::open(copied)).unwrap();
     let copy = Keyward::builder(copy, peppers()).follow(Follow::Manual);
     let copy = wait(copy.build()).unwrap();
-    assert!(wait(copy.key(&admin(), key.id)).unwrap().revocation.is_some());
+    assert!(
+        wait(copy.key(&admin(), key.id))
+            .unwrap()
+            .revocation
+            .is_some()
+    );
 }
 
 #[test]
@@ -254,8 +294,13 @@ fn a_follower_on_a_runtime_without_timers_works_and_a_task_of_tokios_timers_is_r
     let here = Keyward::builder(link, peppers()).follow(Follow::Tokio(runtime.handle().clone()));
     let here = wait(here.build()).unwrap();
     let key = wait(there.create(&admin(), reader("a key"))).unwrap();
-    until("the key arrives", || here.verify(key.secret.expose(), &reading()).is_ok());
+    until("the key arrives", || {
+        here.verify(key.secret.expose(), &reading()).is_ok()
+    });
     let refused = runtime.block_on(async { here.follow(FollowOptions::default()).map(drop) });
     assert_eq!(refused.unwrap_err(), FollowStartError::NoTimers);
-    assert!(here.follow_status().is_some(), "the follower of the build goes on");
+    assert!(
+        here.follow_status().is_some(),
+        "the follower of the build goes on"
+    );
 }

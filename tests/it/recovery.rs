@@ -646,7 +646,11 @@ fn replayed_accepts_no_more(
         let path = tenant(path);
         wait(restored.verify_audit(&Actor::application(path.clone()), &path, None)).unwrap();
     }
-    prop_assert!(later.iter().any(|by| !by.is_zero()) || trail(&backup).len() == known);
+    prop_assert!(
+        later.iter().any(|by| !by.is_zero()) || trail(&backup).len() == known,
+        "{:?}",
+        trail(&backup).split_off(known)
+    );
     recover(&restored, Recovery::DisableAll);
     for secret in &system.secrets {
         prop_assert!(restored.verify(secret, &Need::any()).is_err());

@@ -584,6 +584,7 @@ fn trap_21_a_stored_digest_is_not_a_key_and_an_unknown_pepper_is_an_operator_err
     let clock = world.clock.clone();
     let node = wait(
         Keyward::builder(world.store.clone(), peppers)
+            .replace_lost_peppers()
             .clock(clock)
             .build(),
     )

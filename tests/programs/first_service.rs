@@ -99,7 +99,10 @@ fn every_command_of_the_page_works_in_order() {
     let page = page.replace("127.0.0.1:3000", &free_address());
     let page = page.replace("127.0.0.1:3001", &free_address());
     let first = page.find("127.0.0.1:").unwrap();
-    let default: String = page[first..].chars().take_while(|c| !"\"`\n".contains(*c)).collect();
+    let default: String = page[first..]
+        .chars()
+        .take_while(|c| !"\"`\n".contains(*c))
+        .collect();
     let mut reader = PageReader {
         folder: tempfile::tempdir().unwrap(),
         service: example::build("first_service"),
@@ -123,11 +126,18 @@ fn every_command_of_the_page_works_in_order() {
         shown += expected.len();
         let missing = |out: &str| {
             let lines = expected.iter().copied();
-            lines.filter(|line| !out.contains(line)).collect::<Vec<_>>().join("\n")
+            lines
+                .filter(|line| !out.contains(line))
+                .collect::<Vec<_>>()
+                .join("\n")
         };
         if let Some(arguments) = block.text.strip_prefix("cargo run") {
             let arguments = arguments.trim().trim_start_matches("--").trim();
-            let arguments = if arguments.is_empty() { &default } else { arguments };
+            let arguments = if arguments.is_empty() {
+                &default
+            } else {
+                arguments
+            };
             let out = reader.start(arguments);
             assert_eq!(missing(&out), "", "{out}");
             continue;

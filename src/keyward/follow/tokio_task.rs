@@ -17,11 +17,11 @@ use crate::keyward::Keyward;
 pub enum FollowStartError {
     /// The caller is outside a tokio runtime.
     #[error(
-        "no tokio runtime to follow the store on; call `follow` within one, or build with `Follow::Thread`"
+        "no tokio runtime to follow the store on; start within a runtime, or follow on a thread"
     )]
     NoRuntime,
     /// The timers of the current tokio runtime are not enabled.
-    #[error("the tokio runtime has no timers; build the runtime with `enable_time`")]
+    #[error("the tokio runtime has no timers; enable its time driver")]
     NoTimers,
 }
 

@@ -300,6 +300,7 @@ fn the_form_of_notices_and_unreadable_entries_is_stable() {
         "at": "2025-12-30T00:00:00Z",
         "tenant": "acme",
         "key": key.id.to_string(),
+        "key_name": "key",
         "data": {"expires_at": end, "within": 604_800, "owner": "alice"},
     });
     same(soon, &form);
@@ -309,6 +310,7 @@ fn the_form_of_notices_and_unreadable_entries_is_stable() {
         "at": end,
         "tenant": "acme",
         "key": key.id.to_string(),
+        "key_name": "key",
         "data": {"expires_at": end, "owner": "alice"},
     });
     same(ended, &form);
