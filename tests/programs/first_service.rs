@@ -5,8 +5,10 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use keyward::Clock;
+use keyward::clocks::SystemClock;
 use support::example;
 
 /// 30 s: the time for a change to reach every process, which takes the staleness bound at most.
@@ -147,14 +149,14 @@ fn every_command_of_the_page_works_in_order() {
         }
         // A command that only reads is repeated until the change has reached its service.
         let only_reads = block.text.lines().all(|line| line.starts_with("curl "));
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = SystemClock.monotonic() + PATIENCE;
         loop {
             let out = reader.run(block.text);
             if missing(&out).is_empty() {
                 break;
             }
             assert!(
-                only_reads && Instant::now() < deadline,
+                only_reads && SystemClock.monotonic() < deadline,
                 "{}printed\n{out}\nwithout\n{}",
                 block.text,
                 missing(&out)
