@@ -50,6 +50,7 @@ fn a_table_of_another_role_is_refused_until_the_role_is_named() {
     for table in [
         "commits",
         "digests",
+        "documents",
         "gone",
         "head",
         "nodes",
