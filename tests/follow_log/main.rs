@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward::node::FollowOptions;
-use keyward::policy::Policy;
+use keyward::policy::{Policy, Propagation};
 use keyward::store::MemoryStore;
-use keyward::{ManualClock, profiles};
+use keyward::{ManualClock, VerifyError, profiles};
 use keyward_conformance::{Call, Fault};
 use support::gated::GatedStore;
 use support::*;
@@ -59,12 +59,27 @@ fn the_log_records_failures_and_recovery_and_no_secret() {
             let policy = Policy::new(profiles::standard()).unwrap();
             let keys = node(link.clone(), &clock, policy);
             let key = keys.create(&admin(), reader("a key")).await.unwrap();
-            let _follower = keys.follow(FollowOptions::default()).unwrap();
+            let follower = keys.follow(FollowOptions::default()).unwrap();
             sleep(Duration::from_millis(100)).await;
             let both = [Fault::Unavailable, Fault::Unavailable];
             link.link.next(Call::Changes, both);
             sleep(Duration::from_secs(2)).await;
             keys.verify(key.secret.expose(), &reading()).unwrap();
+
+            // A dropped follower is a common mistake. The log names it once.
+            drop(follower);
+            for _ in 0..3 {
+                clock.advance(Propagation::default().bound * 2);
+                let refused = keys.verify(key.secret.expose(), &reading());
+                assert!(matches!(refused, Err(VerifyError::Stale { .. })));
+            }
+
+            // A process with an older policy than the store works, and logs it.
+            let version = |version| {
+                let spec = profiles::standard().with(|spec| spec.version = version);
+                node(link.clone(), &clock, Policy::new(spec).unwrap())
+            };
+            drop((version(7), version(5)));
             key.secret.expose().to_owned()
         })
     });
@@ -79,5 +94,9 @@ fn the_log_records_failures_and_recovery_and_no_secret() {
     assert_eq!(at("WARN", "could not follow the store"), 2, "{log}");
     assert_eq!(at("WARN", "failures=2"), 1, "{log}");
     assert_eq!(at("INFO", "follows the store again failures=2"), 1, "{log}");
+    assert_eq!(at("WARN", "nothing follows the store"), 1, "{log}");
+    assert_eq!(at("WARN", "`Follow::Thread`"), 1, "{log}");
+    assert_eq!(at("WARN", "older policy than the store holds"), 1, "{log}");
+    assert_eq!(at("WARN", "own=5 stored=7"), 1, "{log}");
     assert!(!log.contains(secret_part(&secret)));
 }

@@ -1213,3 +1213,44 @@ fn revoking_a_compromised_key_lists_what_it_made() {
     let answer = shop.run(&["revoke", &id, "--reason", "leaked"]).ended(0);
     assert!(!answer.err.contains("still work"), "{answer:?}");
 }
+
+#[test]
+fn the_policy_of_the_store_applies_without_a_file_and_another_one_of_its_version_is_refused() {
+    let shop = Shop::new();
+    let write = |name: &str, cap: u32, version: u32| {
+        let spec = support::capped(cap).with(|spec| spec.version = version);
+        let path = shop.path(name);
+        fs::write(&path, serde_json::to_vec(&spec).unwrap()).unwrap();
+        path.into_os_string().into_string().unwrap()
+    };
+    let (one, other, newer) = (
+        write("one", 1, 3),
+        write("other", 9, 3),
+        write("newer", 9, 4),
+    );
+    let create = |name: &'static str, more: &[&str]| {
+        let args = ["create", name, "--tenant", "acme", "--environment", "live"];
+        shop.run(&[&args, more].concat())
+    };
+    create("first", &["--policy", &one]).ended(0);
+    let full = create("second", &[]).ended(DENIED);
+    assert!(full.err.contains("already has 1 active keys"), "{full:?}");
+    let differs = create("second", &["--policy", &other]).ended(USAGE);
+    assert!(differs.err.contains("--policy: policy"), "{differs:?}");
+    assert!(differs.err.contains("at version 3"), "{differs:?}");
+    create("second", &["--policy", &newer]).ended(0);
+    create("third", &[]).ended(0);
+}
+
+#[test]
+fn a_pepper_file_of_another_store_is_refused_before_a_key_is_created() {
+    let (shop, other) = (Shop::new(), Shop::new());
+    let pepper = other.path("keys.db.pepper");
+    let pepper = pepper.to_str().unwrap();
+    let named = ["--pepper-file", pepper, "--tenant", "acme"];
+    let refused = shop
+        .run(&[&["create", "key"], &named[..]].concat())
+        .ended(USAGE);
+    assert!(refused.err.contains("pepper"), "{refused:?}");
+    assert_eq!(shop.names(&["--tenant", "acme"]), [""; 0]);
+}
