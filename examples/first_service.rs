@@ -4,6 +4,7 @@
 //! Keeps the store `keys.db` and the file `pepper` in the current folder.
 
 use std::net::SocketAddr;
+use std::process::ExitCode;
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -19,6 +20,7 @@ use keyward::{
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -96,16 +98,32 @@ impl IntoResponse for Failure {
 }
 
 #[tokio::main]
-async fn main() -> Fallible<()> {
+async fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .init();
+    match serve().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("shop: {error}"); // names the thing, the value and the next step
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve() -> Fallible<()> {
     let listen = std::env::args().nth(1);
     let listener = TcpListener::bind(listen.as_deref().unwrap_or("127.0.0.1:3000")).await?;
     let keys = open().await?;
     println!("Listening on http://{}", listener.local_addr()?);
     let app = router(&keys)?.into_make_service_with_connect_info::<SocketAddr>();
-    let stop = async { drop(tokio::signal::ctrl_c().await) };
+    let mut terminate = signal(SignalKind::terminate())?; // from Kubernetes or systemd
+    let stop = async move {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        }
+    };
     axum::serve(listener, app)
         .with_graceful_shutdown(stop)
         .await?;

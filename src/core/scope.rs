@@ -168,6 +168,14 @@ impl TryFrom<&str> for Scope {
     }
 }
 
+impl TryFrom<String> for Scope {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        Self::new(&text)
+    }
+}
+
 impl From<&Scope> for Scope {
     fn from(scope: &Scope) -> Self {
         scope.clone()

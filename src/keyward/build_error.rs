@@ -24,7 +24,7 @@ pub enum BuildError {
     /// would not verify in the other.
     #[error(
         "pepper {pepper} differs from the pepper of that name that this store's keys were created with; use the \
-         original pepper file"
+         original pepper file or, if it is lost, a new pepper with another id"
     )]
     PepperDiffers {
         /// The id of the pepper.
@@ -34,7 +34,7 @@ pub enum BuildError {
     /// empty pepper file.
     #[error(
         "no pepper of this process ({}) was ever used with this store, which knows {}; use the original pepper \
-         file, or build with the statement that it is lost",
+         file or, if it is lost, build with replace_lost_peppers",
         names(own),
         names(stored)
     )]

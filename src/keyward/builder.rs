@@ -4,6 +4,8 @@ use std::any::TypeId;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use async_lock::Mutex as AsyncMutex;
+
 use super::build_error::BuildError;
 use super::follow::{Follow, FollowOptions, OwnFollower};
 use super::{Inner, Keyward, shared};
@@ -64,7 +66,8 @@ impl KeywardBuilder {
     /// The store remembers them with their [`version`](crate::policy::PolicySpec::version), so that all
     /// processes agree. A process with a newer version replaces them. A process with an older one logs a
     /// warning, which is usual during a deployment. A process with other policies of the same version is
-    /// refused.
+    /// refused. A tenant that only the store names keeps its policy here too: to give it the default again,
+    /// name it with the default policy.
     ///
     /// Defaults to the policies that the store remembers, or to [`standard`](crate::profiles::standard) for
     /// every tenant if it remembers none.
@@ -98,7 +101,11 @@ impl KeywardBuilder {
 
     /// Sets the clocks. Defaults to the system's clocks.
     pub fn clock<C: Clock>(mut self, clock: C) -> Self {
-        self.is_system_clock = TypeId::of::<C>() == TypeId::of::<SystemClock>();
+        let system = [
+            TypeId::of::<SystemClock>(),
+            TypeId::of::<Arc<SystemClock>>(),
+        ];
+        self.is_system_clock = system.contains(&TypeId::of::<C>());
         self.clock = Arc::new(clock);
         self
     }
@@ -175,8 +182,8 @@ impl KeywardBuilder {
             follow,
             follow_options,
         } = self;
-        shared::agree_on_peppers(&*store, &peppers, replaces_lost_peppers).await?;
-        let policies = shared::agree_on_policies(&*store, policies).await?;
+        let own = policies.as_ref();
+        let policies = shared::agree(&*store, &peppers, replaces_lost_peppers, own).await?;
         let peppers = Arc::new(peppers);
         let policies = Arc::new(LivePolicies::new(policies));
         let time = Arc::new(Timekeeper::new(clock.clone(), clock_allowance));
@@ -218,6 +225,7 @@ impl KeywardBuilder {
             time,
             entropy,
             follower: OnceLock::new(),
+            replacing: AsyncMutex::new(()),
         };
         let keys = Keyward {
             inner: Arc::new(inner),
@@ -233,8 +241,11 @@ impl KeywardBuilder {
         let no_thread = |error: std::io::Error| BuildError::NoThread {
             problem: error.to_string(),
         };
+        if started.is_err() {
+            // No receipt must wait for a node that never ran.
+            let _ = keys.inner.replica.leave().await;
+        }
         if let Some(follower) = started.map_err(no_thread)? {
-            keys.inner.replica.set_followed(true);
             // The cell is empty, because nobody else has this `Keyward` yet.
             let _ = keys.inner.follower.set(follower);
         }

@@ -94,12 +94,15 @@ enum LeaseState {
     },
 }
 
-/// The versions of the two documents of a lease.
+/// The state of the two documents of a lease.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct LeaseVersions {
     epoch: Epoch,
     holder: u64,
     beat: u64,
+    is_held: bool,
+    /// The holder's term. Zero if nobody holds the lease.
+    term: Duration,
 }
 
 /// The proof that a process held a lease. Writes that name it fail once another process has taken the lease.
@@ -110,7 +113,8 @@ pub struct Fence {
 }
 
 impl Fence {
-    /// Returns the fencing number: it increases each time the lease changes hands.
+    /// Returns the fencing number: it increases each time the lease changes hands, also across a restore from a
+    /// backup. After a failover to a replica that lacked the latest writes, a number may repeat.
     #[must_use]
     pub const fn number(&self) -> u64 {
         self.lease.version
@@ -130,11 +134,12 @@ impl Lease {
     /// 10 s: the default term. A job whose holder was killed pauses for about this long.
     pub const DEFAULT_TERM: Duration = Duration::from_secs(10);
 
-    /// Sets the time for which a renewal holds the lease, at least one second. All processes must use the same
-    /// term. Defaults to [`DEFAULT_TERM`](Self::DEFAULT_TERM).
+    /// Sets the time for which a renewal holds the lease, at least one second and at most a day. Defaults to
+    /// [`DEFAULT_TERM`](Self::DEFAULT_TERM). A process waits for the holder's term if that is longer than its
+    /// own.
     #[must_use]
     pub fn with_term(mut self, term: Duration) -> Self {
-        self.term = term.max(Duration::from_secs(1));
+        self.term = term.clamp(Duration::from_secs(1), Duration::from_secs(24 * 60 * 60));
         self
     }
 
@@ -221,7 +226,7 @@ impl Lease {
 
     /// Renews a lease whose beat has another version than this process knows.
     async fn resume(&mut self, fence: &Fence) -> Result<bool, LeaseError> {
-        let (versions, _) = self.read().await?;
+        let versions = self.read().await?;
         if (versions.epoch, versions.holder) != (fence.epoch, fence.number()) {
             self.state = LeaseState::New;
             return Ok(false);
@@ -247,7 +252,7 @@ impl Lease {
 
     /// Takes the lease if nobody holds it, or if its holder has not renewed it for a whole term.
     async fn take(&mut self) -> Result<(), LeaseError> {
-        let (seen, is_free) = self.read().await?;
+        let seen = self.read().await?;
         let now = self.clock.monotonic();
         let silent = match &self.state {
             LeaseState::Waiting {
@@ -260,14 +265,15 @@ impl Lease {
             }
         };
         // The holder counts its term by its own clock, which may be slower.
-        if !is_free && silent <= Propagation::by_any_clock(self.term) {
+        let term = self.term.max(seen.term);
+        if seen.is_held && silent <= Propagation::by_any_clock(term) {
             return Ok(());
         }
         let sent = self.clock.monotonic();
         let write = DocumentWrite {
             name: self.holder.clone(),
             expected: seen.holder,
-            body: self.own.as_str().as_bytes().to_vec(),
+            body: format!("{} {}", self.term.as_millis(), self.own).into_bytes(),
             // A holder that renewed since keeps the lease.
             guards: vec![DocumentGuard {
                 name: self.beat.clone(),
@@ -296,18 +302,22 @@ impl Lease {
         }
     }
 
-    /// Reads the versions of the two documents, and whether the lease is free.
-    async fn read(&self) -> Result<(LeaseVersions, bool), LeaseError> {
+    async fn read(&self) -> Result<LeaseVersions, LeaseError> {
         let documents = self.documents()?;
         let holder = documents.document(&self.holder).await?;
         let beat = documents.document(&self.beat).await?;
-        let is_free = (holder.document.as_ref()).is_none_or(|document| document.body.is_empty());
-        let versions = LeaseVersions {
+        // The content of a held lease is the holder's term in milliseconds, and its name.
+        let body = holder.document.as_ref().map(|document| &*document.body);
+        let body = body.unwrap_or_default();
+        let millis = body.split(|byte| *byte == b' ').next();
+        let millis = millis.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+        Ok(LeaseVersions {
             epoch: holder.epoch,
+            is_held: !body.is_empty(),
+            term: Duration::from_millis(millis.unwrap_or_default()),
             holder: holder.document.map_or(0, |document| document.version),
             beat: beat.document.map_or(0, |document| document.version),
-        };
-        Ok((versions, is_free))
+        })
     }
 
     fn documents(&self) -> Result<&dyn Documents, LeaseError> {
@@ -329,7 +339,7 @@ impl Keyward {
             return Err(LeaseError::NoDocuments);
         }
         // Two prefixes, so that no lease's beat has the name of another lease.
-        let holder = DocumentName::new(format!("lease.{name}"))?;
+        let holder = DocumentName::new(format!("{}{name}", DocumentName::LEASE))?;
         let beat = DocumentName::new(format!("lease-beat.{name}"))?;
         Ok(Lease {
             store,

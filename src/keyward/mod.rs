@@ -16,6 +16,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::{Arc, OnceLock, Weak};
 
+use async_lock::Mutex as AsyncMutex;
 use futures_util::FutureExt;
 
 pub use self::build_error::BuildError;
@@ -80,6 +81,8 @@ struct Inner {
     entropy: Arc<dyn Entropy>,
     /// The follower that the builder started. Empty if it started none.
     follower: OnceLock<OwnFollower>,
+    /// Held while the policies are replaced, so that two calls replace them in the order of the store.
+    replacing: AsyncMutex<()>,
 }
 
 /// A reference to a [`Keyward`] that does not keep it alive.
@@ -216,7 +219,8 @@ impl Keyward {
     /// unchanged.
     pub async fn set_policies(&self, policies: impl Into<Policies>) -> Result<(), BuildError> {
         let policies = policies.into();
-        let policies = shared::agree_on_policies(&*self.inner.store, Some(policies)).await?;
+        let _replacing = self.inner.replacing.lock().await;
+        let policies = shared::agree_on_policies(&*self.inner.store, Some(&policies)).await?;
         self.inner.replica.widen(policies.longest_bound());
         self.inner.policies.set(policies);
         Ok(())
@@ -247,6 +251,10 @@ impl Keyward {
         }
     }
 
+    fn is_closed(&self) -> bool {
+        self.inner.replica.is_closed()
+    }
+
     fn downgrade(&self) -> WeakKeyward {
         let inner = Arc::downgrade(&self.inner);
         WeakKeyward { inner }
@@ -275,7 +283,8 @@ impl Keyward {
     }
 
     /// Returns the state of the follower that [`build`](crate::KeywardBuilder::build) started. `None` if it
-    /// started none, or if [`close`](Self::close) or `follow` (feature `tokio`) has ended it.
+    /// started none, or if the follower has ended: by [`close`](Self::close), by `follow` (feature `tokio`), by
+    /// a panic of the store, or with its runtime.
     #[must_use]
     pub fn follow_status(&self) -> Option<FollowStatus> {
         let own = self.inner.follower.get()?;
@@ -287,12 +296,12 @@ impl Keyward {
 
     /// Ends the work of this process on the store. Call it when the process stops, after its last request.
     ///
-    /// Ends the follower, runs the maintenance one last time, for at most 30 seconds,
+    /// Ends the follower. If it ran the maintenance, runs it one last time, for at most 30 seconds. Then
     /// [deregisters](Self::deregister) the node, and [closes](KeyStore::close) the store. So first uses of
     /// rotation successors are recorded, no receipt waits for this node, and a copy of an SQLite file is whole.
     ///
-    /// Afterwards this node refuses keys as stale, unless the store lives in this process. Clones of this value
-    /// are affected too. Dropping every clone instead only ends the follower.
+    /// Afterwards [`sync`](Self::sync) fails, and this node refuses keys as stale, unless the store lives in this
+    /// process. Clones of this value are affected too. Dropping every clone instead only ends the follower.
     ///
     /// # Errors
     ///
@@ -303,7 +312,7 @@ impl Keyward {
             own.stop();
             own.ended(self).await;
         }
-        self.inner.replica.set_followed(false);
+        self.inner.replica.close();
         let deregistered = self.deregister().await;
         self.inner.store.close().await?;
         deregistered

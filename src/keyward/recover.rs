@@ -295,7 +295,8 @@ impl Keyward {
         for (owner, became) in &later.owners {
             self.replay_owner(tenant, owner, became, report).await?;
         }
-        let keys: Vec<_> = later.keys.iter().collect();
+        let mut keys: Vec<_> = later.keys.iter().collect();
+        keys.sort_by_key(|(_, became)| !became.ended());
         for some in keys.chunks(SWEEP_MAX) {
             self.replay_keys(tenant, (some, path), report).await?;
         }

@@ -1,8 +1,10 @@
 //! The settings that all processes of a store must agree on: the policies, and the bytes of each pepper.
 //!
 //! A build compares this process's settings with those in the store's [documents](Documents) before it writes
-//! anything else. So a process with another policy, or with a pepper of its own, is refused when it starts and
-//! not when a customer's key fails.
+//! anything. So a process with another policy, or with peppers of its own, is refused when it starts and not
+//! when a customer's key fails.
+//!
+//! A store that can be read and not written still starts a process, which then verifies keys.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +13,9 @@ use subtle::ConstantTimeEq;
 
 use super::build_error::BuildError;
 use crate::core::pepper::{Pepper, PepperRing};
-use crate::core::policy::{self, OutdatedPolicy, Policies};
+use crate::core::policy::{self, MovedTenant, OutdatedPolicy, Policies};
 use crate::core::text::PepperId;
+use crate::observe::WithSources;
 use crate::store::{
     DocumentError, DocumentName, DocumentWrite, Documents, KeyStore, StoreErrorKind,
 };
@@ -30,15 +33,18 @@ const FORMAT: u32 = 1;
 #[serde(deny_unknown_fields)]
 struct PepperChecks {
     keyward_peppers: u32,
+    /// The pepper that a process digests new secrets under.
+    current: PepperId,
     peppers: BTreeMap<PepperId, String>,
 }
 
 impl PepperChecks {
-    fn of(peppers: &PepperRing) -> Self {
+    fn of(ring: &PepperRing) -> Self {
         let check = |pepper: &Pepper| (pepper.id().clone(), hexadecimal(&pepper.check_value()));
         Self {
             keyward_peppers: FORMAT,
-            peppers: peppers.all().map(check).collect(),
+            current: ring.current().id().clone(),
+            peppers: ring.all().map(check).collect(),
         }
     }
 
@@ -61,8 +67,9 @@ impl PepperChecks {
 
     /// Adds the check values of this process's ring. With `replaces_lost`, the ring may share no pepper with
     /// the store.
-    fn merge(mut self, own: Self, replaces_lost: bool) -> Result<Self, BuildError> {
-        let mut shared = self.peppers.is_empty() || replaces_lost;
+    fn merge(mut self, ring: &PepperRing, replaces_lost: bool) -> Result<Self, BuildError> {
+        let own = Self::of(ring);
+        let mut shared = replaces_lost;
         for (id, value) in &own.peppers {
             if let Some(stored) = self.peppers.get(id) {
                 if !bool::from(stored.as_bytes().ct_eq(value.as_bytes())) {
@@ -77,6 +84,15 @@ impl PepperChecks {
                 stored: self.peppers.into_keys().collect(),
             });
         }
+        if ring.any(&self.current).is_some() || replaces_lost {
+            self.current = own.current;
+        } else {
+            tracing::warn!(
+                pepper = %self.current,
+                "this process lacks the pepper that another one creates keys with, so it refuses those keys; \
+                 deploy the current pepper file"
+            );
+        }
         self.peppers.extend(own.peppers);
         Ok(self)
     }
@@ -86,69 +102,109 @@ fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Compares the ring with the peppers that other processes of this store have used, and adds it to them.
-pub(super) async fn agree_on_peppers(
-    store: &dyn KeyStore,
-    peppers: &PepperRing,
+/// A decision about one document: the content to write, if any, and the setting to use.
+type DocumentDecision<T> = Result<(Option<Vec<u8>>, T), BuildError>;
+
+fn decide_peppers(
+    stored: Option<&[u8]>,
+    ring: &PepperRing,
     replaces_lost: bool,
-) -> Result<(), BuildError> {
-    let Some(documents) = store.documents() else {
-        return Ok(());
+) -> DocumentDecision<()> {
+    let checks = match stored {
+        Some(text) => PepperChecks::read(text)?.merge(ring, replaces_lost)?,
+        None => PepperChecks::of(ring),
     };
-    update(documents, DocumentName::PEPPERS, |stored| {
-        let stored = match stored {
-            Some(text) => PepperChecks::read(text)?,
-            None => PepperChecks {
-                keyward_peppers: FORMAT,
-                peppers: BTreeMap::new(),
-            },
-        };
-        let merged = stored.merge(PepperChecks::of(peppers), replaces_lost)?;
-        Ok((Some(merged.to_document()), ()))
-    })
-    .await
+    Ok((Some(checks.to_document()), ()))
 }
 
-/// Returns the policies to use: this process's own or, if it names none, those of the store. Adds its own
-/// policies to those of the store.
-pub(super) async fn agree_on_policies(
+fn decide_policies(stored: Option<&[u8]>, own: Option<&Policies>) -> DocumentDecision<Policies> {
+    let written = |policies: &Policies| {
+        let written = policy::to_document(policies);
+        written.map_err(|problem| BuildError::PolicyNotStorable { problem })
+    };
+    let stored = match stored.map(policy::from_document).transpose() {
+        Ok(stored) => stored,
+        Err(problem) => {
+            let what = "policies";
+            let Some(own) = own else {
+                return Err(BuildError::Unreadable { what, problem });
+            };
+            // A newer version of this crate may have written them. A deployment must be able to go back.
+            tracing::warn!(
+                problem,
+                "the policies in the store cannot be read, so they are not compared with those of this process"
+            );
+            return Ok((None, own.clone()));
+        }
+    };
+    match (stored, own) {
+        (None, None) => {
+            tracing::info!("no policy is set, and the store has none: the standard policy applies");
+            Ok((None, Policies::default()))
+        }
+        (Some(stored), None) => Ok((None, stored)),
+        (None, Some(own)) => Ok((Some(written(own)?), own.clone())),
+        (Some(stored), Some(own)) => {
+            let merged = policy::merge(&stored, own)?;
+            merged.outdated.iter().for_each(warn_of_outdated);
+            merged.moved.iter().for_each(log_moved);
+            let changed = !merged.stored.same_as(&stored);
+            let write = changed.then(|| written(&merged.stored)).transpose()?;
+            Ok((write, merged.in_use))
+        }
+    }
+}
+
+/// Compares the ring and the policies with those of the store, and adds them to the store. Returns the
+/// policies to use.
+pub(super) async fn agree(
     store: &dyn KeyStore,
-    own: Option<Policies>,
+    ring: &PepperRing,
+    replaces_lost: bool,
+    own: Option<&Policies>,
 ) -> Result<Policies, BuildError> {
     let Some(documents) = store.documents() else {
-        return Ok(own.unwrap_or_default());
+        return Ok(own.cloned().unwrap_or_default());
     };
-    update(documents, DocumentName::POLICIES, |stored| {
-        let unreadable = |problem| BuildError::Unreadable {
-            what: "policies",
-            problem,
-        };
-        let stored = stored.map(|text| policy::from_document(text).map_err(unreadable));
-        match (stored.transpose()?, &own) {
-            (None, None) => Ok((None, Policies::default())),
-            (Some(stored), None) => Ok((None, stored)),
-            (stored, Some(own)) => {
-                let written = |policies: &Policies| {
-                    policy::to_document(policies)
-                        .map_err(|problem| BuildError::PolicyNotStorable { problem })
-                };
-                let Some(stored) = stored else {
-                    return Ok((Some(written(own)?), own.clone()));
-                };
-                let merged = policy::merge(&stored, own)?;
-                for outdated in &merged.outdated {
-                    warn(outdated);
-                }
-                let changed = !merged.policies.same_as(&stored);
-                let write = changed.then(|| written(&merged.policies)).transpose()?;
-                Ok((write, own.clone()))
-            }
-        }
-    })
-    .await
+    let peppers = |stored: Option<&[u8]>| decide_peppers(stored, ring, replaces_lost);
+    // Decides about both before it writes either.
+    let stored = documents.document(&DocumentName::PEPPERS).await?.document;
+    peppers(stored.as_ref().map(|document| &*document.body))?;
+    let stored = documents.document(&DocumentName::POLICIES).await?.document;
+    let body = stored.as_ref().map(|document| &*document.body);
+    let (write, policies) = decide_policies(body, own)?;
+    remembered(update(documents, DocumentName::PEPPERS, peppers).await)?;
+    if write.is_some() {
+        remembered(agree_on_policies(store, own).await)?;
+    }
+    Ok(policies)
 }
 
-fn warn(outdated: &OutdatedPolicy) {
+/// Turns a failed write into a log line: a process that cannot write can still verify keys.
+fn remembered<T>(written: Result<T, BuildError>) -> Result<(), BuildError> {
+    match written {
+        Err(BuildError::Store(error)) => {
+            let error = WithSources(&error);
+            tracing::warn!(%error, "the settings of this process could not be stored for the others");
+            Ok(())
+        }
+        written => written.map(drop),
+    }
+}
+
+/// Compares the policies with those of the store, and adds them to the store. Returns the policies to use.
+pub(super) async fn agree_on_policies(
+    store: &dyn KeyStore,
+    own: Option<&Policies>,
+) -> Result<Policies, BuildError> {
+    let Some(documents) = store.documents() else {
+        return Ok(own.cloned().unwrap_or_default());
+    };
+    let decide = |stored: Option<&[u8]>| decide_policies(stored, own);
+    update(documents, DocumentName::POLICIES, decide).await
+}
+
+fn warn_of_outdated(outdated: &OutdatedPolicy) {
     let OutdatedPolicy {
         name,
         tenant,
@@ -165,12 +221,17 @@ fn warn(outdated: &OutdatedPolicy) {
     );
 }
 
+fn log_moved(moved: &MovedTenant) {
+    let MovedTenant { tenant, from, to } = moved;
+    tracing::info!(%tenant, %from, %to, "this process gives the tenant another policy");
+}
+
 /// Reads a document, and writes the content that `decide` returns, unless it returns none or the same
 /// content. Starts over if another process wrote the document meanwhile.
 async fn update<T>(
     documents: &dyn Documents,
     name: DocumentName,
-    decide: impl Fn(Option<&[u8]>) -> Result<(Option<Vec<u8>>, T), BuildError>,
+    decide: impl Fn(Option<&[u8]>) -> DocumentDecision<T>,
 ) -> Result<T, BuildError> {
     let mut attempts = ATTEMPTS;
     loop {

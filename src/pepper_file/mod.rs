@@ -87,7 +87,7 @@ pub struct PepperFile {
 #[non_exhaustive]
 pub enum PepperFileError {
     /// The file does not exist.
-    #[error("there is no pepper file {}", path.display())]
+    #[error("there is no pepper file {path:?}: mount it, or create it with `keyctl init`")]
     Missing {
         /// The path that was opened.
         path: PathBuf,

@@ -95,8 +95,8 @@ pub struct Replica {
     /// The time of the last such answer, or of the start of the current turn, in microseconds of the
     /// monotonic clock.
     answered: AtomicU64,
-    /// True while a follower of this crate calls [`sync`](Self::sync).
-    followed: AtomicBool,
+    /// True once the process has ended its work on the store. No sync begins afterwards.
+    closed: AtomicBool,
     /// True once the log has a line about a node that nobody follows.
     unfollowed_logged: AtomicBool,
 }
@@ -148,7 +148,7 @@ impl Replica {
             registration: None,
             answers: AtomicU64::new(0),
             answered: AtomicU64::new(0),
-            followed: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             unfollowed_logged: AtomicBool::new(false),
         }
     }
@@ -203,6 +203,11 @@ impl Replica {
     }
 
     async fn sync_once(&self) -> Result<(), StoreError> {
+        // Turns do not overlap, so a sync that begins after the deregistration sees the flag.
+        if self.is_closed() {
+            let doing = "syncing a closed node";
+            return Err(StoreError::new(StoreErrorKind::Unavailable, doing));
+        }
         // Read the registry first: the other nodes' clocks correct the time against which verifications check
         // keys after this sync.
         self.read_peers().await;
@@ -251,21 +256,22 @@ impl Replica {
         self.answers.load(Ordering::Relaxed)
     }
 
-    /// Records whether a follower of this crate calls [`sync`](Self::sync).
-    pub(crate) fn set_followed(&self, followed: bool) {
-        self.followed.store(followed, Ordering::Relaxed);
+    /// Lets every later sync fail, so that none registers the node again.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
     }
 
-    /// Logs once that nobody follows the store, if no follower runs and no sync began within `bound`. Called
-    /// when a key was refused as stale.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Logs once that nobody follows the store, if no sync began within `bound`. Called when a key was refused
+    /// as stale.
     #[cold]
     pub(crate) fn note_stale(&self, bound: Duration) {
         let tried = Duration::from_micros(self.answered.load(Ordering::Relaxed));
         let silent = self.clock.monotonic().saturating_sub(tried) > bound;
-        if self.followed.load(Ordering::Relaxed) || !silent {
-            return;
-        }
-        if !self.unfollowed_logged.swap(true, Ordering::Relaxed) {
+        if silent && !self.is_closed() && !self.unfollowed_logged.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 ?bound,
                 "nothing follows the store, so this node refuses keys: keep the follower, build with \

@@ -425,7 +425,7 @@ pub(super) fn report(settings: &Settings, refusal: &AuthError, request: &Parts) 
     if refusal.status().is_server_error() || forgotten {
         if let Some(suppressed) = verifier.log_outage(outcome) {
             let key = refusal.key().map(tracing::field::display);
-            tracing::warn!(code, key, reason = %refusal, suppressed, "request refused");
+            tracing::warn!(code, outcome, key, reason = %refusal, suppressed, "request refused");
         }
         return;
     }
@@ -433,12 +433,12 @@ pub(super) fn report(settings: &Settings, refusal: &AuthError, request: &Parts) 
     match refusal.key().filter(|_| !limited) {
         Some(key) => {
             if let Some(suppressed) = verifier.log_refusal(outcome, key) {
-                tracing::info!(code, %key, reason = %refusal, suppressed, "request refused");
+                tracing::info!(code, outcome, %key, reason = %refusal, suppressed, "request refused");
             }
         }
         None => {
             let key = refusal.key().map(tracing::field::display);
-            tracing::debug!(code, key, reason = %refusal, "request refused");
+            tracing::debug!(code, outcome, key, reason = %refusal, "request refused");
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use keyward::clocks::SystemClock;
 use keyward::node::FollowOptions;
 use keyward::policy::{Policies, Policy};
-use keyward::store::{DocumentName, Documents, MemoryStore};
+use keyward::store::{DocumentName, Documents, MemoryStore, NodeRegistry};
 use keyward::{
     BuildError, Clock, Follow, Keyward, KeywardBuilder, ManualClock, PepperRing, Reason,
 };
@@ -176,22 +176,29 @@ fn no_document_reveals_a_pepper() {
 
 #[test]
 fn a_document_that_a_newer_version_wrote_is_refused_by_name() {
-    let store = MemoryStore::new();
     for (name, body) in [
         ("policies", &b"{\"keyward_policies\": 2}"[..]),
-        ("peppers", b"{\"keyward_peppers\": 2, \"peppers\": {}}"),
+        (
+            "peppers",
+            b"{\"keyward_peppers\": 2, \"current\": \"p1\", \"peppers\": {}}",
+        ),
     ] {
         let store = MemoryStore::new();
         let name = DocumentName::new(name).unwrap();
         let write = keyward::store::DocumentWrite::new(name, 0, body.to_vec());
         wait(store.write_document(write)).unwrap();
-        let refused = build(over(&store, peppers()).policy(policy(5, 1))).unwrap_err();
+        let refused = build(over(&store, peppers())).unwrap_err();
         assert!(
             matches!(refused, BuildError::Unreadable { .. }),
             "{refused:?}"
         );
+        let own = build(over(&store, peppers()).policy(policy(5, 1)));
+        assert_eq!(
+            own.is_ok(),
+            body.starts_with(b"{\"keyward_pol"),
+            "a policy of its own is enough"
+        );
     }
-    build(over(&store, peppers())).unwrap();
 }
 
 #[test]
@@ -202,12 +209,84 @@ fn a_write_whose_reply_was_lost_is_found_by_the_next_attempt() {
     link.next(Call::WriteDocument, [Fault::ReplyLost, Fault::RequestLost]);
     start().unwrap();
     assert!(document(&store, "policies").is_some() && document(&store, "peppers").is_some());
-    for call in [Call::ReadDocument, Call::WriteDocument] {
-        let link = FaultyStore::new(MemoryStore::new());
-        link.next(call, [Fault::Unavailable]);
-        let refused = build(Keyward::builder(link, peppers()).policy(policy(5, 1)));
-        assert!(matches!(refused, Err(BuildError::Store(_))), "{call:?}");
-    }
+    let link = FaultyStore::new(MemoryStore::new());
+    link.next(Call::ReadDocument, [Fault::Unavailable]);
+    let refused = build(Keyward::builder(link, peppers()).policy(policy(5, 1)));
+    assert!(matches!(refused, Err(BuildError::Store(_))), "{refused:?}");
+}
+
+#[test]
+fn a_store_that_can_only_be_read_still_starts_a_process_that_agrees_with_it() {
+    let store = MemoryStore::new();
+    build(over(&store, peppers()).policy(policy(5, 1))).unwrap();
+    let start = |version| {
+        let link = FaultyStore::new(store.clone());
+        link.next(Call::WriteDocument, [Fault::Unavailable; 2]);
+        build(Keyward::builder(link, peppers()).policy(policy(5 * version, version)))
+    };
+    assert_eq!(version(&start(2).unwrap()), 2);
+    assert_eq!(
+        version(&build(over(&store, peppers())).unwrap()),
+        1,
+        "it was not remembered"
+    );
+}
+
+#[test]
+fn a_process_that_lacks_the_current_pepper_does_not_make_its_own_the_current_one() {
+    let store = MemoryStore::new();
+    build(over(&store, peppers())).unwrap();
+    build(over(&store, peppers().rotate(pepper("p2", 2)).unwrap())).unwrap();
+    build(over(&store, peppers())).unwrap();
+    let (_, body) = document(&store, "peppers").unwrap();
+    assert!(
+        String::from_utf8(body)
+            .unwrap()
+            .contains("\"current\":\"p2\"")
+    );
+}
+
+#[test]
+fn a_process_that_names_no_tenant_uses_the_policies_of_tenants_in_the_store() {
+    let store = MemoryStore::new();
+    let both = Policies::new(policy(5, 1)).with_tenant(tenant("acme"), policy(1, 1));
+    build(over(&store, peppers()).policy(both)).unwrap();
+    let other = build(over(&store, peppers()).policy(policy(7, 2))).unwrap();
+    wait(other.create(&admin(), reader("one"))).unwrap();
+    denied(wait(other.create(&admin(), reader("two"))));
+    let again = build(over(&store, peppers())).unwrap();
+    assert_eq!(
+        version(&again),
+        1,
+        "the tenant keeps its policy in the store"
+    );
+}
+
+#[test]
+fn a_closed_node_stays_closed() {
+    let link = FaultyStore::new(MemoryStore::new());
+    let registry = link.clone();
+    let keys = build(Keyward::builder(link.clone(), peppers()).registry(registry)).unwrap();
+    let key = wait(keys.create(&admin(), reader("a key"))).unwrap();
+    keys.verify(key.secret.expose(), &reading()).unwrap();
+    wait(keys.close()).unwrap();
+    wait(keys.sync()).unwrap_err();
+    assert_eq!(wait(link.nodes()).unwrap(), [], "it left the registry");
+    keys.verify(key.secret.expose(), &reading()).unwrap_err();
+}
+
+#[cfg(feature = "tokio")]
+#[test]
+fn closing_waits_for_no_task_that_its_runtime_dropped() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let link = FaultyStore::new(MemoryStore::new());
+    let builder = Keyward::builder(link, peppers()).follow(Follow::Tokio(runtime.handle().clone()));
+    let keys = wait(builder.build()).unwrap();
+    drop(runtime);
+    assert!(keys.follow_status().is_none(), "it ended with its runtime");
+    wait(keys.close()).unwrap();
 }
 
 /// Polls `done` until it is true. Fails after a minute.

@@ -300,8 +300,11 @@ fn no_error_message_names_a_rust_item() {
         ["finish_it", "Store::open", "close()"]
     );
     for path in workspace_sources() {
-        // The errors of the HTTP layer are for the developers of a service: no operator's command meets them.
-        if path.ends_with("it/house.rs") || path.to_string_lossy().contains("src/web/") {
+        // The errors of the HTTP layer and of a build are for the developers of a service. `keyctl` has a text
+        // of its own for those that it meets.
+        let place = path.to_string_lossy();
+        let for_developers = ["it/house.rs", "src/web/", "keyward/build_error.rs"];
+        if for_developers.iter().any(|own| place.contains(own)) {
             continue;
         }
         let text = fs::read_to_string(&path).unwrap();

@@ -59,7 +59,11 @@ pub(crate) struct CommonArgs {
     /// The file that holds the pepper [default: <STORE>.pepper beside a file]
     #[arg(long, global = true, value_name = "FILE", value_parser = path())]
     pub(crate) pepper_file: Option<PathBuf>,
-    /// The policy, as JSON [default: the policy in the store, or else the standard profile]
+    /// The service's pepper file is lost: accept a new one, although no existing secret verifies with it
+    #[arg(long, global = true)]
+    pub(crate) pepper_lost: bool,
+    /// The policy, as JSON, for every process if its version is newer [default: the policy in the store, or else
+    /// the standard profile]
     #[arg(long, global = true, value_name = "FILE", value_parser = path())]
     pub(crate) policy: Option<PathBuf>,
     /// The tenant the command applies to

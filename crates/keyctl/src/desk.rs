@@ -40,6 +40,9 @@ impl CliContext {
         if let Some(policy) = policy(&common)? {
             builder = builder.policy(policy);
         }
+        if common.pepper_lost {
+            builder = builder.replace_lost_peppers();
+        }
         let keys = builder.build().await?;
         let policies = keys.policies();
         Ok(Self {

@@ -118,13 +118,14 @@ impl From<BuildError> for CliError {
             BuildError::UnrelatedPeppers { .. } => Self::new(
                 CliErrorKind::Usage,
                 "this pepper file has none of the peppers that the store's keys were created with: name the \
-                 service's own with --pepper-file <FILE>",
+                 service's own with --pepper-file <FILE>, or state with --pepper-lost that it is lost",
             ),
             BuildError::Policy(_) | BuildError::PolicyNotStorable { .. } => {
                 Self::of(CliErrorKind::Usage, &error).about("--policy")
             }
             BuildError::PepperDiffers { .. } => Self::of(CliErrorKind::Usage, &error),
-            error => Self::of(CliErrorKind::Corrupt, &error),
+            BuildError::Unreadable { .. } => Self::of(CliErrorKind::Corrupt, &error),
+            error => Self::of(CliErrorKind::Unavailable, &error),
         }
     }
 }

@@ -22,7 +22,7 @@ pub use self::class::{
 };
 pub use self::live::LivePolicies;
 pub use self::shared::PolicyConflict;
-pub(crate) use self::shared::{OutdatedPolicy, from_document, merge, to_document};
+pub(crate) use self::shared::{MovedTenant, OutdatedPolicy, from_document, merge, to_document};
 pub use self::validate::PolicyError;
 use super::invalid::Invalid;
 use super::scope::ScopeSet;

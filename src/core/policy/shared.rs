@@ -4,7 +4,7 @@
 //! Pure: no I/O and no clock.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -44,54 +44,91 @@ pub(crate) struct OutdatedPolicy {
     pub(crate) stored: u32,
 }
 
+/// A tenant that has another policy in this process than in the store.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct MovedTenant {
+    pub(crate) tenant: TenantId,
+    pub(crate) from: PolicyName,
+    pub(crate) to: PolicyName,
+}
+
 /// The result of merging a process's policies into those of the store.
 #[derive(Clone, Debug)]
 pub(crate) struct MergedPolicies {
-    /// The policies for the store: the newer one for each tenant.
-    pub(crate) policies: Policies,
+    /// The policies for the store.
+    pub(crate) stored: Policies,
+    /// The policies for this process: its own, and those of the store for tenants that it does not name.
+    pub(crate) in_use: Policies,
     /// The policies of this process that the store holds in a newer version.
     pub(crate) outdated: Vec<OutdatedPolicy>,
+    /// The tenants to which this process gives a policy of another name.
+    pub(crate) moved: Vec<MovedTenant>,
 }
 
-/// Compares the policies of this process with those of the store, tenant by tenant, and keeps the newer ones.
-/// A tenant without a policy of its own has the policy of its nearest ancestor, or the default.
+/// Merges the policies of this process into those of the store.
+///
+/// - Of two defaults, the store keeps the one with the higher version. The same holds for two policies of the
+///   same name for one tenant. This process uses its own.
+/// - If the names of a tenant's two policies differ, the tenant was moved: the policy of this process counts.
+/// - If only one side names a tenant, that policy counts for both.
 ///
 /// # Errors
 ///
-/// [`PolicyConflict`] for the first tenant whose two policies differ at the same version.
+/// [`PolicyConflict`] for two different policies of one version.
 pub(crate) fn merge(stored: &Policies, own: &Policies) -> Result<MergedPolicies, PolicyConflict> {
-    let mut outdated = Vec::new();
+    let (mut outdated, mut moved) = (Vec::new(), Vec::new());
     let mut newer = |tenant: Option<&TenantId>, stored: &Arc<Policy>, own: &Arc<Policy>| {
-        if stored == own {
-            return Ok(stored.clone());
-        }
-        let (stored_at, own_at) = (stored.spec().version, own.spec().version);
-        let (name, tenant) = (own.spec().name.clone(), tenant.cloned());
-        match stored_at.cmp(&own_at) {
+        let (before, now) = (stored.spec(), own.spec());
+        let name = now.name.clone();
+        match before.version.cmp(&now.version) {
+            _ if stored == own => Ok(own.clone()),
             Ordering::Less => Ok(own.clone()),
             Ordering::Equal => Err(PolicyConflict {
                 name,
-                version: own_at,
-                tenant,
+                version: now.version,
+                tenant: tenant.cloned(),
             }),
             Ordering::Greater => {
                 outdated.push(OutdatedPolicy {
                     name,
-                    tenant,
-                    own: own_at,
-                    stored: stored_at,
+                    tenant: tenant.cloned(),
+                    own: now.version,
+                    stored: before.version,
                 });
                 Ok(stored.clone())
             }
         }
     };
-    let mut policies = Policies::shared(newer(None, &stored.default, &own.default)?);
-    let tenants: BTreeSet<_> = stored.tenants.keys().chain(own.tenants.keys()).collect();
-    for tenant in tenants {
-        let chosen = newer(Some(tenant), stored.of(tenant), own.of(tenant))?;
-        policies.insert(tenant.clone(), chosen);
+    let mut for_store = Policies::shared(newer(None, &stored.default, &own.default)?);
+    let mut in_use = own.clone();
+    for (tenant, before) in &stored.tenants {
+        let Some(now) = own.tenants.get(tenant) else {
+            for_store.insert(tenant.clone(), before.clone());
+            in_use.insert(tenant.clone(), before.clone());
+            continue;
+        };
+        let (from, to) = (&before.spec().name, &now.spec().name);
+        let kept = if from == to {
+            newer(Some(tenant), before, now)?
+        } else {
+            let (from, to) = (from.clone(), to.clone());
+            let tenant = tenant.clone();
+            moved.push(MovedTenant { tenant, from, to });
+            now.clone()
+        };
+        for_store.insert(tenant.clone(), kept);
     }
-    Ok(MergedPolicies { policies, outdated })
+    for (tenant, policy) in &own.tenants {
+        if !stored.tenants.contains_key(tenant) {
+            for_store.insert(tenant.clone(), policy.clone());
+        }
+    }
+    Ok(MergedPolicies {
+        stored: for_store,
+        in_use,
+        outdated,
+        moved,
+    })
 }
 
 /// The document, with each distinct policy once: a service has many tenants and few policies.
@@ -190,23 +227,55 @@ mod tests {
     #[test]
     fn the_newer_policy_of_each_tenant_is_kept() {
         let stored = Policies::new(policy(1, false)).with_tenant(tenant("acme"), policy(5, false));
-        let own = Policies::new(policy(2, true)).with_tenant(tenant("globex"), policy(9, false));
+        let own = Policies::new(policy(2, true))
+            .with_tenant(tenant("acme"), policy(3, false))
+            .with_tenant(tenant("globex"), policy(9, false));
         let merged = merge(&stored, &own).unwrap();
-        assert_eq!(version_of(&merged.policies, "other"), 2);
-        assert_eq!(version_of(&merged.policies, "acme"), 5);
-        assert_eq!(version_of(&merged.policies, "globex"), 9);
+        assert_eq!(version_of(&merged.stored, "other"), 2);
+        assert_eq!(version_of(&merged.stored, "acme"), 5);
+        assert_eq!(version_of(&merged.stored, "globex"), 9);
+        assert_eq!(
+            version_of(&merged.in_use, "acme"),
+            3,
+            "a process uses its own"
+        );
         let [outdated] = &*merged.outdated else {
             panic!("{:?}", merged.outdated);
         };
         assert_eq!(
             (outdated.tenant.clone(), outdated.own, outdated.stored),
-            (Some(tenant("acme")), 2, 5)
+            (Some(tenant("acme")), 3, 5)
         );
     }
 
     #[test]
+    fn a_tenant_that_a_process_does_not_name_keeps_its_policy_in_both() {
+        let stored = Policies::new(policy(1, false)).with_tenant(tenant("acme"), policy(1, true));
+        for default in [policy(1, false), policy(7, false)] {
+            let merged = merge(&stored, &Policies::new(default)).unwrap();
+            for policies in [&merged.stored, &merged.in_use] {
+                assert!(policies.of(&tenant("acme/web")).spec().purpose_required);
+            }
+        }
+    }
+
+    #[test]
+    fn a_tenant_that_moves_to_a_policy_of_another_name_moves_whatever_the_versions_are() {
+        let other = Policy::new(profiles::guide()).unwrap();
+        let stored = Policies::new(policy(1, false)).with_tenant(tenant("acme"), policy(9, false));
+        let own = Policies::new(policy(1, false)).with_tenant(tenant("acme"), other);
+        let merged = merge(&stored, &own).unwrap();
+        assert_eq!(
+            merged.stored.of(&tenant("acme")).spec().name.as_str(),
+            "guide"
+        );
+        assert_eq!(merged.moved.len(), 1);
+        assert!(merged.outdated.is_empty());
+    }
+
+    #[test]
     fn different_policies_of_one_version_conflict_and_equal_ones_do_not() {
-        let one = Policies::new(policy(3, false));
+        let one = Policies::new(policy(3, false)).with_tenant(tenant("acme"), policy(3, false));
         let conflict = merge(&one, &Policies::new(policy(3, true))).unwrap_err();
         assert_eq!(
             conflict.to_string(),
@@ -267,16 +336,23 @@ mod tests {
             let (first, second) = (merge(&one, &other), merge(&other, &one));
             prop_assert_eq!(first.is_ok(), second.is_ok());
             if let (Ok(first), Ok(second)) = (first, second) {
-                for path in ["a", "a/b", "a/x", "c", "d"] {
-                    let path = tenant(path);
-                    let version = |all: &Policies| all.of(&path).spec().version;
-                    let newer = version(&one).max(version(&other));
-                    prop_assert_eq!(version(&first.policies), newer);
-                    prop_assert_eq!(first.policies.of(&path), second.policies.of(&path));
+                let version = |policy: &Arc<Policy>| policy.spec().version;
+                let default = version(&one.default).max(version(&other.default));
+                let mut named = BTreeMap::new();
+                for (tenant, policy) in one.tenants.iter().chain(&other.tenants) {
+                    let newest = named.entry(tenant.as_str()).or_insert(0);
+                    *newest = version(policy).max(*newest);
                 }
-                let again = merge(&first.policies, &first.policies).unwrap();
-                prop_assert!(again.policies.same_as(&first.policies));
-                prop_assert!(again.outdated.is_empty());
+                for path in ["a", "a/b", "a/x", "c", "d"] {
+                    let parent = path.split('/').next().unwrap();
+                    let expected = named.get(path).or(named.get(parent)).unwrap_or(&default);
+                    let path = tenant(path);
+                    prop_assert_eq!(version(first.stored.of(&path)), *expected);
+                    prop_assert_eq!(first.stored.of(&path), second.stored.of(&path));
+                }
+                let again = merge(&first.stored, &first.stored).unwrap();
+                prop_assert!(again.stored.same_as(&first.stored));
+                prop_assert!(again.outdated.is_empty() && again.moved.is_empty());
             }
         }
     }

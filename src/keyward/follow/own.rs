@@ -3,6 +3,7 @@
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use event_listener::Event;
 use futures_util::future::select;
@@ -10,6 +11,9 @@ use futures_util::future::select;
 use super::task::{self, Timers};
 use super::{Follow, FollowOptions, FollowStatus};
 use crate::keyward::Keyward;
+
+/// 5 s: the longest wait for the end of a follower. A follower ends at its next poll.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The running follower of a [`Keyward`]. Dropping it ends the follower, without waiting.
 #[derive(Debug)]
@@ -54,16 +58,16 @@ impl Latch {
     }
 }
 
-/// Marks the follower as ended, also after a panic of the store.
+/// Marks the follower as ended, also if the store panicked or the runtime dropped the task.
 struct EndOfFollower(Arc<OwnFollowerState>);
 
 impl Drop for EndOfFollower {
     fn drop(&mut self) {
         self.0.ended.set();
-        if std::thread::panicking() {
+        if !self.0.stopped.is_set() {
             tracing::error!(
-                "the follower panicked, so this node refuses keys once its staleness bound has passed; \
-                 restart the process"
+                "the follower ended with its runtime or by a panic, so this node refuses keys once its \
+                 staleness bound has passed; restart the process"
             );
         }
     }
@@ -85,15 +89,17 @@ impl OwnFollower {
             stopped: Latch::default(),
             ended: Latch::default(),
         });
-        let (own, keys) = (shared.clone(), keys.downgrade());
+        let keys = keys.downgrade();
+        // Made here, and not by the task: a runtime may drop the task before its first poll.
+        let end = EndOfFollower(shared.clone());
         let run = move |timers| async move {
-            let end = EndOfFollower(own);
             let publish = |change: &dyn Fn(&mut FollowStatus)| {
                 let status = &end.0.status;
                 change(&mut status.lock().unwrap_or_else(PoisonError::into_inner));
             };
             let run = task::run(keys, options, timers, publish);
             select(pin!(run), pin!(end.0.stopped.wait())).await;
+            end.0.stopped.set();
         };
         match follow {
             Follow::Manual => return Ok(None),
@@ -129,7 +135,11 @@ impl OwnFollower {
 
     /// Waits until the follower has ended. If it ran the maintenance, runs it one last time.
     pub(crate) async fn ended(&self, keys: &Keyward) {
-        self.shared.ended.wait().await;
+        // A runtime that nobody drives never ends its task.
+        let ended = Timers::Own.within(PATIENCE, self.shared.ended.wait()).await;
+        if ended.is_none() {
+            tracing::warn!("the runtime of the follower did not end it within {PATIENCE:?}");
+        }
         if self.upkeep {
             task::upkeep_once(keys, Timers::Own).await;
         }

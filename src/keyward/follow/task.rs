@@ -36,7 +36,11 @@ impl Timers {
     }
 
     /// Polls `future` for at most `limit`. Returns `None` if the future did not complete.
-    async fn within<T>(self, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+    pub(super) async fn within<T>(
+        self,
+        limit: Duration,
+        future: impl Future<Output = T>,
+    ) -> Option<T> {
         match select(pin!(future), pin!(self.sleep(limit))).await {
             Either::Left((done, _)) => Some(done),
             Either::Right(_) => None,
@@ -66,7 +70,7 @@ async fn follow(
     publish: impl Fn(&dyn Fn(&mut FollowStatus)),
 ) {
     let mut failures = 0_u32;
-    while let Some(keys) = followed.upgrade() {
+    while let Some(keys) = followed.upgrade().filter(|keys| !keys.is_closed()) {
         let pace = Pace::of(options, keys.shortest_bound());
         let outcome = match step(&keys, pace.timeout, timers).await {
             Ok(()) => {

@@ -75,7 +75,6 @@ impl Keyward {
         if let Some(own) = self.inner.follower.get() {
             own.stop();
         }
-        self.inner.replica.set_followed(true);
         let (publish, status) = watch::channel(FollowStatus::of(self));
         let publish = move |change: &dyn Fn(&mut FollowStatus)| {
             publish.send_modify(|status| change(status));
@@ -142,7 +141,6 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        self.keys.inner.replica.set_followed(false);
         self.task.abort();
     }
 }

@@ -3,7 +3,7 @@
 use super::fault::PostgresFault;
 use super::session::Session;
 use super::setup::{RANDOM, bits};
-use super::{head, nodes};
+use super::{documents, head, nodes};
 use crate::core::view::Revision;
 use crate::store::sql::{self, COUNTS, Cells, IntegrityPass, StoreRow, first_after, signed};
 use crate::store::{Epoch, IntegrityReport, Stats};
@@ -79,6 +79,7 @@ pub(super) async fn start_epoch(session: &Session) -> Result<(), PostgresFault> 
         unrecovered: true,
     };
     head::write_store(session, &store).await?;
+    documents::end_history(session).await?;
     let longest = nodes::longest_lease(session).await?;
     nodes::end_history(session, random(session).await?, longest).await
 }

@@ -95,7 +95,10 @@ impl CopyTarget for PostgresStore {
                 return Ok(Err(CopyError::SameStore));
             }
             let found = session.query(ORIGIN, &[]).await?;
-            match counts_of(found.first().ok_or(NOTHING_COUNTED)?)? == Counts::default() {
+            // A service that was started once has written its settings. The copy replaces them.
+            session.execute("DELETE FROM $s.documents", &[]).await?;
+            let counts = counts_of(found.first().ok_or(NOTHING_COUNTED)?)?;
+            match counts.with(Part::Documents, 0) == Counts::default() {
                 true => Ok(Ok(session)),
                 false => Ok(Err(CopyError::NotEmpty)),
             }

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use super::fault::PostgresFault;
 use super::head;
 use super::session::Session;
-use crate::store::sql::{DOCUMENT_COLUMNS as COLUMNS, document_version_and_seal, read_document};
+use crate::store::sql::{
+    DOCUMENT_COLUMNS as COLUMNS, Seal, document_version_and_seal, lease_after_restore,
+    read_document,
+};
 use crate::store::{Document, DocumentError, DocumentName, DocumentRead, DocumentWrite};
 
 async fn find(session: &Session, name: &DocumentName) -> Result<Option<Document>, PostgresFault> {
@@ -29,10 +32,10 @@ pub(super) async fn write(
     session: &Session,
     write: &DocumentWrite,
 ) -> Result<Result<u64, DocumentError>, PostgresFault> {
-    // Excludes other writers of documents, and no reader. A lock on the rows would not cover documents that
-    // do not exist yet. Writes are rare, so nobody waits long.
-    let lock = "LOCK TABLE $s.documents IN SHARE ROW EXCLUSIVE MODE";
-    session.execute(lock, &[]).await?;
+    // Excludes other writers of this store's documents until the transaction ends, and no reader. A lock on the
+    // rows would not cover documents that do not exist yet, and a lock on the table would stop a vacuum.
+    let lock = "SELECT pg_advisory_xact_lock($1)";
+    session.query(lock, &[&lock_of(session)]).await?;
     let guarded = write.guards.iter().map(|guard| &guard.name);
     let mut versions = BTreeMap::new();
     for name in guarded.chain([&write.name]) {
@@ -51,6 +54,25 @@ pub(super) async fn write(
     };
     put(session, &document).await?;
     Ok(Ok(document.version))
+}
+
+/// Returns the number of the advisory lock for the documents of this store. Two stores of one database may have
+/// the same number, and then wait for each other.
+fn lock_of(session: &Session) -> i64 {
+    let mut seal = Seal::default().bytes("keyward documents");
+    seal = seal.bytes(session.schema().name());
+    seal.end()
+}
+
+/// Raises the numbers of all leases: see [`lease_after_restore`]. The caller commits the session.
+pub(super) async fn end_history(session: &Session) -> Result<(), PostgresFault> {
+    let sql = format!("SELECT {COLUMNS} FROM $s.documents");
+    for row in session.query(&sql, &[]).await? {
+        if let Some(lease) = lease_after_restore(read_document(&row)?) {
+            put(session, &lease).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes a document without any condition. The caller commits the session.

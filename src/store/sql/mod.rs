@@ -26,7 +26,7 @@ pub(in crate::store) use self::columns::place_at;
 pub(in crate::store) use self::columns::{COLUMNS, RowColumns, change};
 pub(in crate::store) use self::copy::{ORIGIN, counts_of, item, items_after, origin_of, place_of};
 pub(in crate::store) use self::document::{
-    DOCUMENT_COLUMNS, document_version_and_seal, read_document,
+    DOCUMENT_COLUMNS, document_version_and_seal, lease_after_restore, read_document,
 };
 pub(in crate::store) use self::entries::{AUDIT_COLUMNS, AuditColumns, entry};
 pub(in crate::store) use self::feed::{FeedPage, Scan};
@@ -38,6 +38,8 @@ pub use self::integrity::{IntegrityReport, Stats};
 pub(in crate::store) use self::listing::{AuditListing, KeyListing, audit_entries, key_candidates};
 pub(in crate::store) use self::load::LoadedRows;
 pub(in crate::store) use self::node::{LONGEST_LEASE, NODE_COLUMNS, NodeRow, lease};
+#[cfg(feature = "postgres")]
+pub(in crate::store) use self::seal::Seal;
 pub(in crate::store) use self::statement::{Sql, Value};
 use crate::core::id::KeyId;
 use crate::core::time::Timestamp;

@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use super::fault::{OpenError, SqliteFault};
 use super::file::{DraftStore, StoreFile, refuse_leftovers};
 use super::rows::{dialect, each, one};
-use super::{head, nodes, read, schema, session};
+use super::{documents, head, nodes, read, schema, session};
 use crate::core::view::Revision;
 use crate::store::sql::{self, COUNTS, IntegrityPass, StoreRow, first_after, signed};
 use crate::store::{Cursor, Epoch, IntegrityReport, Stats};
@@ -96,6 +96,7 @@ pub(super) fn restore(backup: &StoreFile, to: &Path) -> Result<(), OpenError> {
             unrecovered: true,
         };
         head::write_store(&conn, &store)?;
+        documents::end_history(&conn)?;
         nodes::end_history(&conn, nodes::longest_lease(&conn)?)
     };
     start_epoch()

@@ -58,7 +58,9 @@ fn begin(file: &StoreFile, source: Epoch) -> Result<Result<Connection, CopyError
         return Ok(Err(CopyError::SameStore));
     }
     let counts = one(&conn, &dialect(ORIGIN), [], |row| Ok(counts_of(row)?))?;
-    match counts == Some(Counts::default()) {
+    // A service that was started once has written its settings. The copy replaces them.
+    conn.execute("DELETE FROM documents", [])?;
+    match counts.map(|counts| counts.with(Part::Documents, 0)) == Some(Counts::default()) {
         true => Ok(Ok(conn)),
         false => Ok(Err(CopyError::NotEmpty)),
     }

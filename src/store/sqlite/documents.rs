@@ -6,8 +6,10 @@ use rusqlite::{Connection, params};
 
 use super::fault::SqliteFault;
 use super::head;
-use super::rows::one;
-use crate::store::sql::{DOCUMENT_COLUMNS as COLUMNS, document_version_and_seal, read_document};
+use super::rows::{each, one};
+use crate::store::sql::{
+    DOCUMENT_COLUMNS as COLUMNS, document_version_and_seal, lease_after_restore, read_document,
+};
 use crate::store::{Document, DocumentError, DocumentName, DocumentRead, DocumentWrite};
 
 fn find(conn: &Connection, name: &DocumentName) -> Result<Option<Document>, SqliteFault> {
@@ -44,6 +46,21 @@ pub(super) fn write(
     };
     put(conn, &document)?;
     Ok(Ok(document.version))
+}
+
+/// Raises the numbers of all leases: see [`lease_after_restore`].
+pub(super) fn end_history(conn: &Connection) -> Result<(), SqliteFault> {
+    let mut leases = Vec::new();
+    each(
+        conn,
+        &format!("SELECT {COLUMNS} FROM documents"),
+        [],
+        |row| {
+            leases.extend(lease_after_restore(read_document(row)?));
+            Ok(true)
+        },
+    )?;
+    leases.iter().try_for_each(|lease| put(conn, lease))
 }
 
 /// Writes a document without any condition.

@@ -54,7 +54,9 @@ pub fn service(store: impl KeyStore, cap: u32) -> Keyward {
 
 fn try_service(store: impl KeyStore, cap: u32) -> Result<Keyward, keyward::BuildError> {
     let builder = Keyward::builder(store, peppers())
-        .policy(Policy::new(capped(cap)).unwrap())
+        .policy(
+            Policy::new(capped(cap).with(|spec| spec.version = u32::from(cap == NO_CAP))).unwrap(),
+        )
         .clock(Arc::new(ManualClock::at(at(START))));
     wait(builder.build())
 }

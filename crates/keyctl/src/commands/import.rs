@@ -281,8 +281,8 @@ fn finish(counts: &ImportCounts, output: &Output) -> CliResult<()> {
     }
     if *useless > 0 {
         warn(&format!(
-            "keyctl: {useless} of the imported keys may do nothing: give their lines \"scopes\", such as \
-             [\"reports:read\"], and roles that allow them"
+            "keyctl: {useless} of the imported keys may do nothing: their lines had no \"scopes\" that their \
+             owners' roles allow; the service can update the keys"
         ));
     }
     if *refused == 0 {
