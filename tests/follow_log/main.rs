@@ -98,5 +98,6 @@ fn the_log_records_failures_and_recovery_and_no_secret() {
     assert_eq!(at("WARN", "`Follow::Thread`"), 1, "{log}");
     assert_eq!(at("WARN", "older policy than the store holds"), 1, "{log}");
     assert_eq!(at("WARN", "own=5 stored=7"), 1, "{log}");
+    assert_eq!(at("ERROR", ""), 0, "{log}");
     assert!(!log.contains(secret_part(&secret)));
 }

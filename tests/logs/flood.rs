@@ -54,7 +54,12 @@ fn a_flood_writes_a_bounded_number_of_lines() {
     let before = lines(&log);
     let made_up = strangers(FLOOD);
     assert!(made_up.iter().all(|key| matches!(status(key), 401 | 429)));
-    assert_eq!(lines(&log), before, "anybody can make up keys");
+    assert_eq!(
+        lines(&log),
+        before,
+        "anybody can make up keys: {}",
+        text(&log)
+    );
 
     assert!((0..FLOOD).all(|_| status(revoked.secret.expose()) == 401));
     assert_eq!(

@@ -84,6 +84,9 @@ impl OwnFollower {
         follow: Follow,
         options: FollowOptions,
     ) -> std::io::Result<Option<Self>> {
+        if matches!(follow, Follow::Manual) {
+            return Ok(None);
+        }
         let shared = Arc::new(OwnFollowerState {
             status: Mutex::new(FollowStatus::of(keys)),
             stopped: Latch::default(),
@@ -102,7 +105,7 @@ impl OwnFollower {
             end.0.stopped.set();
         };
         match follow {
-            Follow::Manual => return Ok(None),
+            Follow::Manual => {}
             Follow::Thread => {
                 let thread = std::thread::Builder::new().name("keyward-follower".to_owned());
                 thread.spawn(move || pollster::block_on(run(Timers::Own)))?;

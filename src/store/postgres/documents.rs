@@ -6,8 +6,7 @@ use super::fault::PostgresFault;
 use super::head;
 use super::session::Session;
 use crate::store::sql::{
-    DOCUMENT_COLUMNS as COLUMNS, Seal, document_version_and_seal, lease_after_restore,
-    read_document,
+    DOCUMENT_COLUMNS as COLUMNS, document_version_and_seal, lease_after_restore, read_document,
 };
 use crate::store::{Document, DocumentError, DocumentName, DocumentRead, DocumentWrite};
 
@@ -32,10 +31,10 @@ pub(super) async fn write(
     session: &Session,
     write: &DocumentWrite,
 ) -> Result<Result<u64, DocumentError>, PostgresFault> {
-    // Excludes other writers of this store's documents until the transaction ends, and no reader. A lock on the
-    // rows would not cover documents that do not exist yet, and a lock on the table would stop a vacuum.
-    let lock = "SELECT pg_advisory_xact_lock($1)";
-    session.query(lock, &[&lock_of(session)]).await?;
+    // Excludes other writers of documents until the transaction ends, and no reader. It also delays commits for
+    // one round trip, and a restore that begins meanwhile. A lock on the documents' rows would not cover those
+    // that do not exist yet, and a lock on the table would stop a vacuum.
+    let epoch = head::lock(session).await?.store.epoch;
     let guarded = write.guards.iter().map(|guard| &guard.name);
     let mut versions = BTreeMap::new();
     for name in guarded.chain([&write.name]) {
@@ -43,7 +42,6 @@ pub(super) async fn write(
         versions.insert(name, found.map_or(0, |document| document.version));
     }
     let version_of = |name: &DocumentName| versions.get(name).copied().unwrap_or_default();
-    let epoch = head::read(session).await?.store.epoch;
     if let Err(refused) = write.check(epoch, version_of) {
         return Ok(Err(refused));
     }
@@ -54,14 +52,6 @@ pub(super) async fn write(
     };
     put(session, &document).await?;
     Ok(Ok(document.version))
-}
-
-/// Returns the number of the advisory lock for the documents of this store. Two stores of one database may have
-/// the same number, and then wait for each other.
-fn lock_of(session: &Session) -> i64 {
-    let mut seal = Seal::default().bytes("keyward documents");
-    seal = seal.bytes(session.schema().name());
-    seal.end()
 }
 
 /// Raises the numbers of all leases: see [`lease_after_restore`]. The caller commits the session.

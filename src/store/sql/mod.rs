@@ -38,8 +38,6 @@ pub use self::integrity::{IntegrityReport, Stats};
 pub(in crate::store) use self::listing::{AuditListing, KeyListing, audit_entries, key_candidates};
 pub(in crate::store) use self::load::LoadedRows;
 pub(in crate::store) use self::node::{LONGEST_LEASE, NODE_COLUMNS, NodeRow, lease};
-#[cfg(feature = "postgres")]
-pub(in crate::store) use self::seal::Seal;
 pub(in crate::store) use self::statement::{Sql, Value};
 use crate::core::id::KeyId;
 use crate::core::time::Timestamp;
