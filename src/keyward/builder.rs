@@ -66,8 +66,8 @@ impl KeywardBuilder {
     /// The store remembers them with their [`version`](crate::policy::PolicySpec::version), so that all
     /// processes agree. A process with a newer version replaces them. A process with an older one logs a
     /// warning, which is usual during a deployment. A process with other policies of the same version is
-    /// refused. A tenant that only the store names keeps its policy here too: to give it the default again,
-    /// name it with the default policy.
+    /// refused. A tenant that only the store names keeps its policy here too. To give it other rules, name it
+    /// here with a higher version, or with a policy of another name.
     ///
     /// Defaults to the policies that the store remembers, or to [`standard`](crate::profiles::standard) for
     /// every tenant if it remembers none.

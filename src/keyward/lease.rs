@@ -89,6 +89,8 @@ enum LeaseState {
     Holding {
         fence: Fence,
         beat: u64,
+        /// The term that the others know, from when this process took the lease.
+        term: Duration,
         /// The monotonic time at which the last successful renewal was sent.
         renewed: Duration,
     },
@@ -113,8 +115,9 @@ pub struct Fence {
 }
 
 impl Fence {
-    /// Returns the fencing number: it increases each time the lease changes hands, also across a restore from a
-    /// backup. After a failover to a replica that lacked the latest writes, a number may repeat.
+    /// Returns the fencing number: it increases each time the lease changes hands. It also increases across a
+    /// restore from a backup that contains the lease. Otherwise, and after a failover to a replica that lacked
+    /// the latest writes, numbers may repeat.
     #[must_use]
     pub const fn number(&self) -> u64 {
         self.lease.version
@@ -136,7 +139,7 @@ impl Lease {
 
     /// Sets the time for which a renewal holds the lease, at least one second and at most a day. Defaults to
     /// [`DEFAULT_TERM`](Self::DEFAULT_TERM). A process waits for the holder's term if that is longer than its
-    /// own.
+    /// own. A lease that this process holds keeps its term until it is taken again.
     #[must_use]
     pub fn with_term(mut self, term: Duration) -> Self {
         self.term = term.clamp(Duration::from_secs(1), Duration::from_secs(24 * 60 * 60));
@@ -166,11 +169,17 @@ impl Lease {
     /// Returns the fence if this process holds the lease and its term has not ended.
     #[must_use]
     pub fn fence(&self) -> Option<Fence> {
-        let LeaseState::Holding { fence, renewed, .. } = &self.state else {
+        let LeaseState::Holding {
+            fence,
+            term,
+            renewed,
+            ..
+        } = &self.state
+        else {
             return None;
         };
         let age = self.clock.monotonic().saturating_sub(*renewed);
-        (age < self.term).then(|| fence.clone())
+        (age < *term).then(|| fence.clone())
     }
 
     /// Gives the lease back, if this process holds it, so that another process can take it immediately.
@@ -201,11 +210,14 @@ impl Lease {
     /// Renews the lease if this process was its last holder. Returns `false` if it was not, or if another
     /// process has taken the lease since.
     async fn renew(&mut self) -> Result<bool, LeaseError> {
-        let LeaseState::Holding { fence, beat, .. } = &self.state else {
+        let LeaseState::Holding {
+            fence, beat, term, ..
+        } = &self.state
+        else {
             return Ok(false);
         };
         let sent = self.clock.monotonic();
-        let (fence, beat) = (fence.clone(), *beat);
+        let (fence, beat, term) = (fence.clone(), *beat, *term);
         let write = DocumentWrite::new(self.beat.clone(), beat, Vec::new());
         let written = self.documents()?.write_document(fence.guard(write)).await;
         match written {
@@ -213,6 +225,7 @@ impl Lease {
                 self.state = LeaseState::Holding {
                     fence,
                     beat,
+                    term,
                     renewed: sent,
                 };
                 Ok(true)
@@ -220,12 +233,12 @@ impl Lease {
             Err(DocumentError::Store(error)) => Err(error.into()),
             // Another process took over, or an earlier renewal was applied although its reply was lost. The
             // documents show which of the two.
-            Err(_) => self.resume(&fence).await,
+            Err(_) => self.resume(&fence, term).await,
         }
     }
 
     /// Renews a lease whose beat has another version than this process knows.
-    async fn resume(&mut self, fence: &Fence) -> Result<bool, LeaseError> {
+    async fn resume(&mut self, fence: &Fence, term: Duration) -> Result<bool, LeaseError> {
         let versions = self.read().await?;
         if (versions.epoch, versions.holder) != (fence.epoch, fence.number()) {
             self.state = LeaseState::New;
@@ -238,6 +251,7 @@ impl Lease {
                 self.state = LeaseState::Holding {
                     fence: fence.clone(),
                     beat,
+                    term,
                     renewed: sent,
                 };
                 Ok(true)
@@ -293,6 +307,7 @@ impl Lease {
                         epoch: seen.epoch,
                     },
                     beat: seen.beat,
+                    term: self.term,
                     renewed: sent,
                 };
                 Ok(())

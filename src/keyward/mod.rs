@@ -220,7 +220,7 @@ impl Keyward {
     pub async fn set_policies(&self, policies: impl Into<Policies>) -> Result<(), BuildError> {
         let policies = policies.into();
         let _replacing = self.inner.replacing.lock().await;
-        let policies = shared::agree_on_policies(&*self.inner.store, Some(&policies)).await?;
+        let policies = shared::agree_on_policies(&*self.inner.store, policies).await?;
         self.inner.replica.widen(policies.longest_bound());
         self.inner.policies.set(policies);
         Ok(())
@@ -306,7 +306,7 @@ impl Keyward {
     /// # Errors
     ///
     /// [`StoreError`] of the store or the registry. Every change that was reported as committed is still
-    /// durable.
+    /// durable. The call lasts as long as the store and the registry take to answer.
     pub async fn close(&self) -> Result<(), StoreError> {
         if let Some(own) = self.inner.follower.get() {
             own.stop();
@@ -314,7 +314,7 @@ impl Keyward {
         }
         self.inner.replica.close();
         let deregistered = self.deregister().await;
-        self.inner.store.close().await?;
-        deregistered
+        let closed = self.inner.store.close().await;
+        deregistered.and(closed)
     }
 }

@@ -65,9 +65,13 @@ impl PepperChecks {
         }
     }
 
-    /// Adds the check values of this process's ring. With `replaces_lost`, the ring may share no pepper with
-    /// the store.
-    fn merge(mut self, ring: &PepperRing, replaces_lost: bool) -> Result<Self, BuildError> {
+    /// Adds the check values of this process's ring, and returns the current pepper of another process if the
+    /// ring lacks it. With `replaces_lost`, the ring may share no pepper with the store.
+    fn merge(
+        mut self,
+        ring: &PepperRing,
+        replaces_lost: bool,
+    ) -> Result<(Self, Option<PepperId>), BuildError> {
         let own = Self::of(ring);
         let mut shared = replaces_lost;
         for (id, value) in &own.peppers {
@@ -84,17 +88,14 @@ impl PepperChecks {
                 stored: self.peppers.into_keys().collect(),
             });
         }
-        if ring.any(&self.current).is_some() || replaces_lost {
+        let lacks = ring.live(&self.current).is_none() && !replaces_lost;
+        let lacked = lacks.then(|| self.current.clone());
+        // A pepper that the store knew before is that of a process which has not been restarted yet.
+        if !self.peppers.contains_key(&own.current) {
             self.current = own.current;
-        } else {
-            tracing::warn!(
-                pepper = %self.current,
-                "this process lacks the pepper that another one creates keys with, so it refuses those keys; \
-                 deploy the current pepper file"
-            );
         }
         self.peppers.extend(own.peppers);
-        Ok(self)
+        Ok((self, lacked))
     }
 }
 
@@ -105,19 +106,62 @@ fn hexadecimal(bytes: &[u8]) -> String {
 /// A decision about one document: the content to write, if any, and the setting to use.
 type DocumentDecision<T> = Result<(Option<Vec<u8>>, T), BuildError>;
 
+/// Decides about the document of peppers. Returns the current pepper of another process if the ring lacks it.
 fn decide_peppers(
     stored: Option<&[u8]>,
     ring: &PepperRing,
     replaces_lost: bool,
-) -> DocumentDecision<()> {
-    let checks = match stored {
+) -> DocumentDecision<Option<PepperId>> {
+    let (checks, lacked) = match stored {
         Some(text) => PepperChecks::read(text)?.merge(ring, replaces_lost)?,
-        None => PepperChecks::of(ring),
+        None => (PepperChecks::of(ring), None),
     };
-    Ok((Some(checks.to_document()), ()))
+    Ok((Some(checks.to_document()), lacked))
 }
 
-fn decide_policies(stored: Option<&[u8]>, own: Option<&Policies>) -> DocumentDecision<Policies> {
+/// The policies to use, and the differences from those of the store, to be logged once.
+struct AgreedPolicies {
+    in_use: Policies,
+    outdated: Vec<OutdatedPolicy>,
+    moved: Vec<MovedTenant>,
+    /// The reason why the policies in the store cannot be read, if this process has its own.
+    unreadable: Option<String>,
+    /// True if neither this process nor the store has a policy.
+    is_default: bool,
+}
+
+impl AgreedPolicies {
+    fn new(in_use: Policies) -> Self {
+        Self {
+            in_use,
+            outdated: Vec::new(),
+            moved: Vec::new(),
+            unreadable: None,
+            is_default: false,
+        }
+    }
+
+    /// Logs the differences, and returns the policies.
+    fn logged(self) -> Policies {
+        if let Some(problem) = self.unreadable {
+            tracing::warn!(
+                problem,
+                "the policies in the store cannot be read, so they are not compared with those of this process"
+            );
+        }
+        if self.is_default {
+            tracing::info!("no policy is set, and the store has none: the standard policy applies");
+        }
+        self.outdated.iter().for_each(warn_of_outdated);
+        self.moved.iter().for_each(log_moved);
+        self.in_use
+    }
+}
+
+fn decide_policies(
+    stored: Option<&[u8]>,
+    own: Option<&Policies>,
+) -> DocumentDecision<AgreedPolicies> {
     let written = |policies: &Policies| {
         let written = policy::to_document(policies);
         written.map_err(|problem| BuildError::PolicyNotStorable { problem })
@@ -130,27 +174,33 @@ fn decide_policies(stored: Option<&[u8]>, own: Option<&Policies>) -> DocumentDec
                 return Err(BuildError::Unreadable { what, problem });
             };
             // A newer version of this crate may have written them. A deployment must be able to go back.
-            tracing::warn!(
-                problem,
-                "the policies in the store cannot be read, so they are not compared with those of this process"
-            );
-            return Ok((None, own.clone()));
+            let agreed = AgreedPolicies {
+                unreadable: Some(problem),
+                ..AgreedPolicies::new(own.clone())
+            };
+            return Ok((None, agreed));
         }
     };
     match (stored, own) {
         (None, None) => {
-            tracing::info!("no policy is set, and the store has none: the standard policy applies");
-            Ok((None, Policies::default()))
+            let agreed = AgreedPolicies {
+                is_default: true,
+                ..AgreedPolicies::new(Policies::default())
+            };
+            Ok((None, agreed))
         }
-        (Some(stored), None) => Ok((None, stored)),
-        (None, Some(own)) => Ok((Some(written(own)?), own.clone())),
+        (Some(stored), None) => Ok((None, AgreedPolicies::new(stored))),
+        (None, Some(own)) => Ok((Some(written(own)?), AgreedPolicies::new(own.clone()))),
         (Some(stored), Some(own)) => {
             let merged = policy::merge(&stored, own)?;
-            merged.outdated.iter().for_each(warn_of_outdated);
-            merged.moved.iter().for_each(log_moved);
             let changed = !merged.stored.same_as(&stored);
             let write = changed.then(|| written(&merged.stored)).transpose()?;
-            Ok((write, merged.in_use))
+            let agreed = AgreedPolicies {
+                outdated: merged.outdated,
+                moved: merged.moved,
+                ..AgreedPolicies::new(merged.in_use)
+            };
+            Ok((write, agreed))
         }
     }
 }
@@ -168,40 +218,57 @@ pub(super) async fn agree(
     };
     let peppers = |stored: Option<&[u8]>| decide_peppers(stored, ring, replaces_lost);
     // Decides about both before it writes either.
-    let stored = documents.document(&DocumentName::PEPPERS).await?.document;
-    peppers(stored.as_ref().map(|document| &*document.body))?;
+    let known = documents.document(&DocumentName::PEPPERS).await?.document;
+    let (_, lacked) = peppers(known.as_ref().map(|document| &*document.body))?;
     let stored = documents.document(&DocumentName::POLICIES).await?.document;
     let body = stored.as_ref().map(|document| &*document.body);
-    let (write, policies) = decide_policies(body, own)?;
-    remembered(update(documents, DocumentName::PEPPERS, peppers).await)?;
-    if write.is_some() {
-        remembered(agree_on_policies(store, own).await)?;
+    let (write, mut policies) = decide_policies(body, own)?;
+    let written = update(documents, DocumentName::PEPPERS, peppers).await;
+    // The first process must store its pepper: the next one has nothing else to compare with.
+    if known.is_some() {
+        remembered(written)?;
+    } else {
+        written?;
     }
-    Ok(policies)
+    if write.is_some() {
+        let decide = |stored: Option<&[u8]>| decide_policies(stored, own);
+        // Another process may have written meanwhile, so the decision may be another one.
+        let written = update(documents, DocumentName::POLICIES, decide).await;
+        policies = remembered(written)?.unwrap_or(policies);
+    }
+    if let Some(pepper) = lacked {
+        tracing::warn!(
+            %pepper,
+            "this process lacks the pepper that another one creates keys with, so it refuses those keys; \
+             deploy the current pepper file"
+        );
+    }
+    Ok(policies.logged())
 }
 
-/// Turns a failed write into a log line: a process that cannot write can still verify keys.
-fn remembered<T>(written: Result<T, BuildError>) -> Result<(), BuildError> {
+/// Turns a failed write into a log line and `None`: a process that cannot write can still verify keys.
+fn remembered<T>(written: Result<T, BuildError>) -> Result<Option<T>, BuildError> {
     match written {
         Err(BuildError::Store(error)) => {
             let error = WithSources(&error);
             tracing::warn!(%error, "the settings of this process could not be stored for the others");
-            Ok(())
+            Ok(None)
         }
-        written => written.map(drop),
+        written => written.map(Some),
     }
 }
 
 /// Compares the policies with those of the store, and adds them to the store. Returns the policies to use.
 pub(super) async fn agree_on_policies(
     store: &dyn KeyStore,
-    own: Option<&Policies>,
+    own: Policies,
 ) -> Result<Policies, BuildError> {
     let Some(documents) = store.documents() else {
-        return Ok(own.cloned().unwrap_or_default());
+        return Ok(own);
     };
-    let decide = |stored: Option<&[u8]>| decide_policies(stored, own);
-    update(documents, DocumentName::POLICIES, decide).await
+    let decide = |stored: Option<&[u8]>| decide_policies(stored, Some(&own));
+    let agreed = update(documents, DocumentName::POLICIES, decide).await?;
+    Ok(agreed.logged())
 }
 
 fn warn_of_outdated(outdated: &OutdatedPolicy) {

@@ -215,6 +215,15 @@ fn a_write_whose_reply_was_lost_is_found_by_the_next_attempt() {
     assert!(matches!(refused, Err(BuildError::Store(_))), "{refused:?}");
 }
 
+/// Without the check value of the first pepper, a second process would have nothing to compare with.
+#[test]
+fn the_first_process_of_a_store_must_write_its_settings() {
+    let link = FaultyStore::new(MemoryStore::new());
+    link.next(Call::WriteDocument, [Fault::Unavailable]);
+    let refused = build(Keyward::builder(link, peppers()));
+    assert!(matches!(refused, Err(BuildError::Store(_))), "{refused:?}");
+}
+
 #[test]
 fn a_store_that_can_only_be_read_still_starts_a_process_that_agrees_with_it() {
     let store = MemoryStore::new();

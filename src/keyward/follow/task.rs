@@ -139,7 +139,9 @@ async fn upkeep(keys: &WeakKeyward, every: Option<Duration>, timers: Timers) {
     let Some(every) = every else { return };
     loop {
         timers.sleep(every.max(FLOOR)).await;
-        let Some(keys) = keys.upgrade() else { return };
+        let Some(keys) = keys.upgrade().filter(|keys| !keys.is_closed()) else {
+            return;
+        };
         upkeep_once(&keys, timers).await;
     }
 }

@@ -31,8 +31,8 @@ pub(super) async fn write(
     session: &Session,
     write: &DocumentWrite,
 ) -> Result<Result<u64, DocumentError>, PostgresFault> {
-    // Excludes other writers of documents until the transaction ends, and no reader. It also delays commits for
-    // one round trip, and a restore that begins meanwhile. A lock on the documents' rows would not cover those
+    // Excludes other writers of documents until the transaction ends, and no reader. Commits wait meanwhile, for
+    // about four round trips, and so does a restore that begins. A lock on the documents' rows would not cover those
     // that do not exist yet, and a lock on the table would stop a vacuum.
     let epoch = head::lock(session).await?.store.epoch;
     let guarded = write.guards.iter().map(|guard| &guard.name);
