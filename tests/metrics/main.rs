@@ -178,7 +178,8 @@ fn requests_over_http_are_counted_by_outcome() {
         ask(&full, Some(key.secret.expose()));
         let other_peppers = keyward::PepperRing::new(pepper("p2", 2));
         let without_pepper =
-            Keyward::builder(world.store.clone(), other_peppers).clock(world.clock.clone());
+            Keyward::builder(world.store.clone(), other_peppers).replace_lost_peppers();
+        let without_pepper = without_pepper.clock(world.clock.clone());
         let without_pepper = KeywardLayer::new(wait(without_pepper.build()).unwrap());
         ask(&without_pepper, Some(key.secret.expose()));
     });
