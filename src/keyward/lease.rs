@@ -216,36 +216,30 @@ impl Lease {
         else {
             return Ok(false);
         };
-        let sent = self.clock.monotonic();
         let (fence, beat, term) = (fence.clone(), *beat, *term);
-        let write = DocumentWrite::new(self.beat.clone(), beat, Vec::new());
-        let written = self.documents()?.write_document(fence.guard(write)).await;
-        match written {
-            Ok(beat) => {
-                self.state = LeaseState::Holding {
-                    fence,
-                    beat,
-                    term,
-                    renewed: sent,
-                };
-                Ok(true)
-            }
-            Err(DocumentError::Store(error)) => Err(error.into()),
-            // Another process took over, or an earlier renewal was applied although its reply was lost. The
-            // documents show which of the two.
-            Err(_) => self.resume(&fence, term).await,
+        if self.write_beat(&fence, beat, term).await? {
+            return Ok(true);
         }
+        // Another process took over, or an earlier renewal was applied although its reply was lost. The
+        // documents show which of the two.
+        let seen = self.read().await?;
+        let still_own = (seen.epoch, seen.holder) == (fence.epoch, fence.number());
+        let renewed = still_own && self.write_beat(&fence, seen.beat, term).await?;
+        if !renewed {
+            self.state = LeaseState::New;
+        }
+        Ok(renewed)
     }
 
-    /// Renews a lease whose beat has another version than this process knows.
-    async fn resume(&mut self, fence: &Fence, term: Duration) -> Result<bool, LeaseError> {
-        let versions = self.read().await?;
-        if (versions.epoch, versions.holder) != (fence.epoch, fence.number()) {
-            self.state = LeaseState::New;
-            return Ok(false);
-        }
+    /// Writes the beat after `beat`. Returns `false` if the lease or its beat has another version.
+    async fn write_beat(
+        &mut self,
+        fence: &Fence,
+        beat: u64,
+        term: Duration,
+    ) -> Result<bool, LeaseError> {
         let sent = self.clock.monotonic();
-        let write = DocumentWrite::new(self.beat.clone(), versions.beat, Vec::new());
+        let write = DocumentWrite::new(self.beat.clone(), beat, Vec::new());
         match self.documents()?.write_document(fence.guard(write)).await {
             Ok(beat) => {
                 self.state = LeaseState::Holding {
@@ -257,10 +251,7 @@ impl Lease {
                 Ok(true)
             }
             Err(DocumentError::Store(error)) => Err(error.into()),
-            Err(_) => {
-                self.state = LeaseState::New;
-                Ok(false)
-            }
+            Err(_) => Ok(false),
         }
     }
 
@@ -342,7 +333,7 @@ impl Lease {
 
 impl Keyward {
     /// Returns the lease `name`, which this process does not hold yet. `own` names this process for operators.
-    /// The name has at most 100 characters of `a-z 0-9 _ - .`.
+    /// The name has up to 117 bytes of `a-z 0-9 _ - .`.
     ///
     /// # Errors
     ///
@@ -353,6 +344,7 @@ impl Keyward {
         if store.documents().is_none() {
             return Err(LeaseError::NoDocuments);
         }
+        DocumentName::new(name)?;
         // Two prefixes, so that no lease's beat has the name of another lease.
         let holder = DocumentName::new(format!("{}{name}", DocumentName::LEASE))?;
         let beat = DocumentName::new(format!("lease-beat.{name}"))?;

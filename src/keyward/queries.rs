@@ -56,8 +56,9 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`Denial::TenantNotFound`] if the actor does not reach the tenant. [`Denial::Forbidden`] if the actor
-    /// may look at no keys there.
+    /// [`Denial::TenantNotFound`] if the actor does not reach the tenant. [`Denial::Forbidden`] if no
+    /// class lets the actor look at any key there. A class that lets owners look at their own keys is enough for an
+    /// empty list.
     pub async fn list(&self, actor: &Actor, query: &KeyQuery) -> Result<KeyList, CommandError> {
         let mut query = query.clone();
         let tenant = query.tenant.take().unwrap_or_else(|| {

@@ -17,7 +17,7 @@ use crate::core::policy::{self, MovedTenant, OutdatedPolicy, Policies};
 use crate::core::text::PepperId;
 use crate::observe::WithSources;
 use crate::store::{
-    DocumentError, DocumentName, DocumentWrite, Documents, KeyStore, StoreErrorKind,
+    Document, DocumentError, DocumentName, DocumentWrite, Documents, KeyStore, StoreErrorKind,
 };
 
 /// 16 attempts to write a document that other processes write too. Each failed attempt means that another
@@ -33,8 +33,8 @@ const FORMAT: u32 = 1;
 #[serde(deny_unknown_fields)]
 struct PepperChecks {
     keyward_peppers: u32,
-    /// The pepper that a process digests new secrets under.
-    current: PepperId,
+    /// The peppers that processes have digested new secrets under, in the order in which each was first used.
+    current: Vec<PepperId>,
     peppers: BTreeMap<PepperId, String>,
 }
 
@@ -43,7 +43,7 @@ impl PepperChecks {
         let check = |pepper: &Pepper| (pepper.id().clone(), hexadecimal(&pepper.check_value()));
         Self {
             keyward_peppers: FORMAT,
-            current: ring.current().id().clone(),
+            current: vec![ring.current().id().clone()],
             peppers: ring.all().map(check).collect(),
         }
     }
@@ -65,8 +65,8 @@ impl PepperChecks {
         }
     }
 
-    /// Adds the check values of this process's ring, and returns the current pepper of another process if the
-    /// ring lacks it. With `replaces_lost`, the ring may share no pepper with the store.
+    /// Adds the check values of this process's ring. Returns the newest pepper that another process creates keys
+    /// with, if the ring lacks it. With `replaces_lost`, the ring may share no pepper with the store.
     fn merge(
         mut self,
         ring: &PepperRing,
@@ -88,12 +88,12 @@ impl PepperChecks {
                 stored: self.peppers.into_keys().collect(),
             });
         }
-        let lacks = ring.live(&self.current).is_none() && !replaces_lost;
-        let lacked = lacks.then(|| self.current.clone());
-        // A pepper that the store knew before is that of a process which has not been restarted yet.
-        if !self.peppers.contains_key(&own.current) {
-            self.current = own.current;
-        }
+        let newest = self.current.last().filter(|_| !replaces_lost);
+        let lacked = newest.filter(|newest| ring.live(newest).is_none()).cloned();
+        // A process that was not restarted since a rotation still has an older pepper as its current one.
+        let is_new = |current: &PepperId| !self.current.contains(current);
+        self.current
+            .extend(own.current.into_iter().filter(is_new).collect::<Vec<_>>());
         self.peppers.extend(own.peppers);
         Ok((self, lacked))
     }
@@ -217,25 +217,22 @@ pub(super) async fn agree(
         return Ok(own.cloned().unwrap_or_default());
     };
     let peppers = |stored: Option<&[u8]>| decide_peppers(stored, ring, replaces_lost);
+    let policies = |stored: Option<&[u8]>| decide_policies(stored, own);
     // Decides about both before it writes either.
     let known = documents.document(&DocumentName::PEPPERS).await?.document;
-    let (_, lacked) = peppers(known.as_ref().map(|document| &*document.body))?;
+    let (_, lacked) = peppers(body_of(known.as_ref()))?;
     let stored = documents.document(&DocumentName::POLICIES).await?.document;
-    let body = stored.as_ref().map(|document| &*document.body);
-    let (write, mut policies) = decide_policies(body, own)?;
-    let written = update(documents, DocumentName::PEPPERS, peppers).await;
+    let (_, decided) = policies(body_of(stored.as_ref()))?;
     // The first process must store its pepper: the next one has nothing else to compare with.
-    if known.is_some() {
-        remembered(written)?;
-    } else {
+    let is_first = known.is_none();
+    let written = update(documents, DocumentName::PEPPERS, known, peppers).await;
+    if is_first {
         written?;
+    } else {
+        remembered(written)?;
     }
-    if write.is_some() {
-        let decide = |stored: Option<&[u8]>| decide_policies(stored, own);
-        // Another process may have written meanwhile, so the decision may be another one.
-        let written = update(documents, DocumentName::POLICIES, decide).await;
-        policies = remembered(written)?.unwrap_or(policies);
-    }
+    let written = update(documents, DocumentName::POLICIES, stored, policies).await;
+    let policies = remembered(written)?.unwrap_or(decided);
     if let Some(pepper) = lacked {
         tracing::warn!(
             %pepper,
@@ -267,7 +264,9 @@ pub(super) async fn agree_on_policies(
         return Ok(own);
     };
     let decide = |stored: Option<&[u8]>| decide_policies(stored, Some(&own));
-    let agreed = update(documents, DocumentName::POLICIES, decide).await?;
+    let name = DocumentName::POLICIES;
+    let stored = documents.document(&name).await?.document;
+    let agreed = update(documents, name, stored, decide).await?;
     Ok(agreed.logged())
 }
 
@@ -293,19 +292,23 @@ fn log_moved(moved: &MovedTenant) {
     tracing::info!(%tenant, %from, %to, "this process gives the tenant another policy");
 }
 
-/// Reads a document, and writes the content that `decide` returns, unless it returns none or the same
-/// content. Starts over if another process wrote the document meanwhile.
+fn body_of(document: Option<&Document>) -> Option<&[u8]> {
+    document.map(|document| &*document.body)
+}
+
+/// Writes the content that `decide` returns, unless it returns none or the stored content. `stored` is the
+/// document as it was read. Reads it and decides again if another process has written it since.
 async fn update<T>(
     documents: &dyn Documents,
     name: DocumentName,
+    mut stored: Option<Document>,
     decide: impl Fn(Option<&[u8]>) -> DocumentDecision<T>,
 ) -> Result<T, BuildError> {
     let mut attempts = ATTEMPTS;
     loop {
-        let stored = documents.document(&name).await?.document;
-        let body = stored.as_ref().map(|document| &*document.body);
-        let (write, result) = decide(body)?;
-        let Some(body) = write.filter(|write| body != Some(write)) else {
+        let (write, result) = decide(body_of(stored.as_ref()))?;
+        let is_other = |write: &Vec<u8>| body_of(stored.as_ref()) != Some(write);
+        let Some(body) = write.filter(is_other) else {
             return Ok(result);
         };
         let expected = stored.map_or(0, |document| document.version);
@@ -319,5 +322,6 @@ async fn update<T>(
                 if error.kind() == StoreErrorKind::Indeterminate && attempts > 0 => {}
             Err(error) => return Err(error.into()),
         }
+        stored = documents.document(&name).await?.document;
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use keyward::node::FollowOptions;
 use keyward::policy::{Policy, Propagation};
 use keyward::store::MemoryStore;
-use keyward::{ManualClock, VerifyError, profiles};
+use keyward::{Keyward, ManualClock, PepperRing, VerifyError, profiles};
 use keyward_conformance::{Call, Fault};
 use support::gated::GatedStore;
 use support::*;
@@ -80,6 +80,13 @@ fn the_log_records_failures_and_recovery_and_no_secret() {
                 node(link.clone(), &clock, Policy::new(spec).unwrap())
             };
             drop((version(7), version(5)));
+
+            // So does a process that lacks the pepper of another one.
+            let peppers = || PepperRing::new(pepper("p1", 1));
+            for ring in [peppers().rotate(pepper("p2", 2)).unwrap(), peppers()] {
+                let builder = Keyward::builder(link.clone(), ring).clock(clock.clone());
+                drop(builder.build().await.unwrap());
+            }
             key.secret.expose().to_owned()
         })
     });
@@ -98,6 +105,8 @@ fn the_log_records_failures_and_recovery_and_no_secret() {
     assert_eq!(at("WARN", "`Follow::Thread`"), 1, "{log}");
     assert_eq!(at("WARN", "older policy than the store holds"), 1, "{log}");
     assert_eq!(at("WARN", "own=5 stored=7"), 1, "{log}");
+    assert_eq!(at("WARN", "lacks the pepper"), 1, "{log}");
+    assert_eq!(at("WARN", "pepper=p2"), 1, "{log}");
     assert_eq!(at("ERROR", ""), 0, "{log}");
     assert!(!log.contains(secret_part(&secret)));
 }

@@ -180,7 +180,7 @@ fn a_document_that_a_newer_version_wrote_is_refused_by_name() {
         ("policies", &b"{\"keyward_policies\": 2}"[..]),
         (
             "peppers",
-            b"{\"keyward_peppers\": 2, \"current\": \"p1\", \"peppers\": {}}",
+            b"{\"keyward_peppers\": 2, \"current\": [\"p1\"], \"peppers\": {}}",
         ),
     ] {
         let store = MemoryStore::new();
@@ -244,15 +244,20 @@ fn a_store_that_can_only_be_read_still_starts_a_process_that_agrees_with_it() {
 #[test]
 fn a_process_that_lacks_the_current_pepper_does_not_make_its_own_the_current_one() {
     let store = MemoryStore::new();
-    build(over(&store, peppers())).unwrap();
+    let current = || {
+        let (_, body) = document(&store, "peppers").unwrap();
+        let text = String::from_utf8(body).unwrap();
+        text.split("\"peppers\":{").next().unwrap().to_owned()
+    };
+    // A rotation in two steps: the new pepper first only verifies.
+    let prepared = || peppers().with_retired(pepper("p2", 2)).unwrap();
+    build(over(&store, prepared())).unwrap();
+    assert!(current().contains("[\"p1\"]"), "{}", current());
     build(over(&store, peppers().rotate(pepper("p2", 2)).unwrap())).unwrap();
-    build(over(&store, peppers())).unwrap();
-    let (_, body) = document(&store, "peppers").unwrap();
-    assert!(
-        String::from_utf8(body)
-            .unwrap()
-            .contains("\"current\":\"p2\"")
-    );
+    for older in [peppers(), prepared()] {
+        build(over(&store, older)).unwrap();
+        assert!(current().contains("[\"p1\",\"p2\"]"), "{}", current());
+    }
 }
 
 #[test]

@@ -81,7 +81,8 @@ impl KeyClass {
 
     /// Creates a class of secret keys for the environment `live`. Keys can be rotated with a grace of 24
     /// hours, and can be revoked and deleted. Revoked keys are never purged. Actors with one of `roles` may
-    /// create keys. These actors and each key's owner may view and manage keys.
+    /// create keys, and may view and manage all keys of the class in their tenant. Each key's owner may view and
+    /// manage the key.
     #[must_use]
     pub fn secret(
         prefix: TokenPrefix,

@@ -112,8 +112,8 @@ impl Follower {
         status
     }
 
-    /// Returns whether the task is running. Without [`stop`](Self::stop), the task ends only if the store
-    /// panics or the runtime shuts down.
+    /// Returns whether the task is running. Without [`stop`](Self::stop), the task ends only if the node is
+    /// [closed](Keyward::close), the store panics or the runtime shuts down.
     #[must_use]
     pub fn is_running(&self) -> bool {
         !self.task.is_finished()

@@ -24,13 +24,14 @@ pub(in crate::store) const fn table(part: Part) -> (&'static str, &'static str, 
     }
 }
 
-/// Selects the number of items of each part, in the order of [`Part::ALL`], and then the longest lease of any
-/// node.
+/// Selects the number of items of each part, in the order of [`Part::ALL`], then the longest lease of any node,
+/// and the number of writes of documents.
 pub(in crate::store) const ORIGIN: &str = "SELECT (SELECT count(*) FROM $s.commits), \
      (SELECT count(*) FROM $s.tenants), (SELECT count(*) FROM $s.digests), \
      (SELECT count(*) FROM $s.gone), (SELECT count(*) FROM $s.audit), \
      (SELECT count(*) FROM $s.rows), (SELECT count(*) FROM $s.documents), \
-     (SELECT coalesce(max(lease), 0) FROM $s.nodes)";
+     (SELECT coalesce(max(lease), 0) FROM $s.nodes), \
+     (SELECT CAST(coalesce(sum(version), 0) AS bigint) FROM $s.documents)";
 
 /// Decodes the item counts from a row of [`ORIGIN`].
 pub(in crate::store) fn counts_of(row: &impl Cells) -> Result<Counts, RowFault> {
@@ -48,6 +49,7 @@ pub(in crate::store) fn origin_of(row: &impl Cells, head: &Head) -> Result<Origi
         floor: head.store.floor,
         unrecovered: head.store.unrecovered,
         lease: lease(row, Part::ALL.len())?,
+        document_writes: row.number(Part::ALL.len() + 1, "a count")?.unsigned_abs(),
         counts: counts_of(row)?,
     })
 }

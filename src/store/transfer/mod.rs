@@ -222,6 +222,8 @@ pub struct Origin {
     /// The longest lease of a node of the source: the time for which a node may accept keys without a new
     /// report.
     pub lease: Duration,
+    /// The number of times that documents were written, which changes without a commit.
+    pub document_writes: u64,
     /// The number of items of each part.
     pub counts: Counts,
 }

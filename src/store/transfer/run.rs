@@ -38,7 +38,14 @@ pub async fn copy(
             loop {
                 let read = unmoved(&origin, from.page(part, after.as_ref(), page).await?)?;
                 if phase == CopyPhase::Comparing {
-                    compare(&read, &copy.written(part, after.as_ref(), page).await?)?;
+                    let written = copy.written(part, after.as_ref(), page).await?;
+                    if let Err(differs) = compare(&read, &written) {
+                        let now = from.origin().await?;
+                        return Err(match now.document_writes == origin.document_writes {
+                            true => differs,
+                            false => CopyError::SourceMoved,
+                        });
+                    }
                 }
                 let Some(last) = read.last().cloned() else {
                     break;
@@ -53,7 +60,10 @@ pub async fn copy(
         }
     }
     let now = from.origin().await?;
-    if !origin.is_where(now.head, now.floor) || origin.unrecovered != now.unrecovered {
+    let unmoved = origin.is_where(now.head, now.floor)
+        && origin.unrecovered == now.unrecovered
+        && origin.document_writes == now.document_writes;
+    if !unmoved {
         return Err(CopyError::SourceMoved);
     }
     Ok(Copied {
