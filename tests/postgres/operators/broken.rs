@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use keyward::store::transfer::{
     CopyError, CopyPage, CopySource, CopyTarget, CopyTransaction, Item, Origin, Part,
 };
-use keyward::store::{Cursor, KeyStore, SqliteStore, StoreError, async_trait};
+use keyward::store::{
+    Cursor, DocumentName, DocumentWrite, Documents, KeyStore, SqliteStore, StoreError, async_trait,
+};
 
 use crate::operators::fill::{FEW, File, Filled, copy, fill, is_empty, seen, service};
 use support::postgres::TestSchema;
@@ -152,7 +154,7 @@ fn a_write_to_the_source_during_a_copy_is_detected_at_any_page() {
     copy(&still, &other.open()).unwrap();
     let pages = usize::MAX - still.left.load(Ordering::Relaxed);
     assert!(pages > 30, "{pages}");
-    let changes: [fn(&SqliteStore, &Filled); 2] = [
+    let changes: [fn(&SqliteStore, &Filled); 3] = [
         |source, filled| {
             let keys = service(source.clone());
             wait(keys.revoke(&admin(), filled.live.id, keyward::Reason::Lost)).unwrap();
@@ -160,6 +162,12 @@ fn a_write_to_the_source_during_a_copy_is_detected_at_any_page() {
         |source, _| {
             let head = wait(source.scan(None, FEW)).unwrap().head.revision;
             assert_eq!(wait(source.compact(head)).unwrap(), 1);
+        },
+        // A document is in no commit, so the head stays.
+        |source, _| {
+            let name = DocumentName::new("app.cursor").unwrap();
+            let write = DocumentWrite::new(name, 0, b"at 7".to_vec());
+            wait(source.write_document(write)).unwrap();
         },
     ];
     for change in changes {
