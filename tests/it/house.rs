@@ -101,7 +101,8 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-fn all_sources() -> Vec<PathBuf> {
+/// Returns every source file of the library.
+pub(crate) fn all_sources() -> Vec<PathBuf> {
     let mut found = Vec::new();
     sources(&root(), &mut found);
     assert!(found.len() > 30, "the test found the sources");

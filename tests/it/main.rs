@@ -25,6 +25,7 @@ mod invariants;
 mod kept;
 mod leases;
 mod life;
+mod log_lines;
 mod lost_replies;
 mod model;
 mod nodes;

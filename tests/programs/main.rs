@@ -5,5 +5,6 @@
 mod examples;
 mod first_service;
 mod keyctl;
+mod page;
 mod processes;
 mod service;
