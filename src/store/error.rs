@@ -15,6 +15,9 @@ pub enum StoreErrorKind {
     Corrupt,
     /// A commit may or may not have taken effect. Load the tenant again before the next decision.
     Indeterminate,
+    /// The store denies access to this process: wrong credentials, a missing privilege, a file that may not be
+    /// written, tables of a later version. Nothing was written. A retry fails until an operator acts.
+    Denied,
     /// The store could not be used. Nothing was written, and a retry is safe.
     Unavailable,
 }
@@ -57,6 +60,7 @@ impl StoreError {
     pub const fn code(&self) -> &'static str {
         match self.kind {
             StoreErrorKind::Corrupt => "store-corrupt",
+            StoreErrorKind::Denied => "store-denied",
             StoreErrorKind::Indeterminate => "store-indeterminate",
             StoreErrorKind::Unavailable => "store-unavailable",
         }
@@ -67,7 +71,10 @@ impl StoreError {
     pub const fn error_kind(&self) -> ErrorKind {
         match self.kind {
             StoreErrorKind::Corrupt => ErrorKind::Internal,
-            StoreErrorKind::Indeterminate | StoreErrorKind::Unavailable => ErrorKind::Unavailable,
+            // A client of the service can only try again later, as with a store that is down.
+            StoreErrorKind::Denied
+            | StoreErrorKind::Indeterminate
+            | StoreErrorKind::Unavailable => ErrorKind::Unavailable,
         }
     }
 
@@ -79,7 +86,7 @@ impl StoreError {
                 "the change may or may not have been made: repeat it with the same command id"
             }
             StoreErrorKind::Corrupt => "the service has an internal error",
-            StoreErrorKind::Unavailable => {
+            StoreErrorKind::Denied | StoreErrorKind::Unavailable => {
                 "the service cannot answer at the moment: try again later"
             }
         }
@@ -90,6 +97,7 @@ impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match self.kind {
             StoreErrorKind::Corrupt => "stored bytes are corrupt",
+            StoreErrorKind::Denied => "store denies access",
             StoreErrorKind::Indeterminate => "outcome is unknown",
             StoreErrorKind::Unavailable => "store is unavailable",
         };

@@ -216,9 +216,10 @@ const fn hours_60() -> Duration {
     Duration::from_secs(60 * 60 * 60)
 }
 
-fn store_errors() -> [StoreError; 3] {
+fn store_errors() -> [StoreError; 4] {
     let kinds = [
         StoreErrorKind::Corrupt,
+        StoreErrorKind::Denied,
         StoreErrorKind::Indeterminate,
         StoreErrorKind::Unavailable,
     ];

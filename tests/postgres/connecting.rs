@@ -34,6 +34,8 @@ fn no_error_shows_a_password() {
         "postgres://alice:hunter2@127.0.0.1:port/db",
         "postgres://alice:x@127.0.0.1/db?hunter2=1",
         "host=127.0.0.1 port=1 user=alice password=hunter2",
+        // A password with an unescaped `@`, of which the driver takes a part for a host.
+        "postgres://alice:x@hunter2,y@127.0.0.1:1/db",
         "host=127.0.0.1 hunter2",
     ] {
         let options = PostgresStore::options(url);
@@ -110,7 +112,7 @@ fn a_schema_upgrade_stops_a_running_store() {
     let CommitError::Store(error) = &refused else {
         panic!("{refused:?}")
     };
-    assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+    assert_eq!(error.kind(), StoreErrorKind::Denied);
     assert!(full_text(error).contains("99"), "{}", full_text(error));
     assert!(
         wait(store.scan(None, ALL)).is_err(),
@@ -228,6 +230,97 @@ fn a_standby_is_refused() {
     let options = PostgresStore::from_pool(pool(&place.url, 1)).schema(&place.schema);
     let refused = open(options).unwrap_err();
     assert!(matches!(refused, ConnectError::Standby), "{refused:?}");
+}
+
+#[test]
+fn each_host_that_cannot_be_used_has_its_reason() {
+    let (primary, standby) = (
+        Server::on_loopback("fsync = off", &[]),
+        Server::on_loopback("fsync = off", &[]),
+    );
+    standby.demote();
+    let (one, other) = (primary.port(), standby.port());
+    let url = format!(
+        "host=127.0.0.1,127.0.0.1 port={one},{other} user=postgres password=hunter2 dbname=postgres"
+    );
+    let place = TestSchema::at(url);
+    let store = place.connect();
+    primary.kill();
+    // The first calls may fail because their connections were lost.
+    let errors = (0..10).map(|_| wait(store.scan(None, ALL)).unwrap_err());
+    let error = errors.last().unwrap();
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+    let refused = open(place.options()).unwrap_err();
+    assert!(matches!(refused, ConnectError::Database(_)), "{refused:?}");
+    for text in [full_text(&error), full_text(&refused)] {
+        let down = text.find(&format!("127.0.0.1:{one}: connection failed"));
+        let accepts_no_writes = format!("127.0.0.1:{other}: the server accepts no writes");
+        assert!(
+            down.is_some() && down < text.find(&accepts_no_writes),
+            "{text}"
+        );
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+}
+
+#[test]
+fn a_host_that_does_not_respond_leaves_time_for_the_next_one() {
+    let (hanging, other) = (Server::start("fsync = off"), Server::start("fsync = off"));
+    let place = TestSchema::at(hanging.url_or(&other));
+    let paused = hanging.pause();
+    let store = open(place.options().connection_timeout(Duration::from_secs(4))).unwrap();
+    wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
+    drop(paused);
+    let there = TestSchema {
+        url: other.url(),
+        schema: place.schema.clone(),
+    };
+    assert_eq!(there.ask("SELECT count(*)::text FROM $s.commits"), ["1"]);
+}
+
+#[test]
+fn a_server_that_denies_access_is_not_unavailable() {
+    let server = Server::on_loopback(
+        "fsync = off",
+        &[(
+            "pg_hba.conf",
+            "local all all trust\nhost all all all scram-sha-256\n",
+        )],
+    );
+    let admin = TestSchema::at(server.url());
+    drop(admin.connect());
+    admin.run("CREATE ROLE reader LOGIN PASSWORD 'right'");
+    admin.run(
+        "GRANT USAGE ON SCHEMA $s TO reader; GRANT SELECT ON ALL TABLES IN SCHEMA $s TO reader",
+    );
+    let port = server.port();
+    let place = |password: &str, database: &str| TestSchema {
+        url: format!(
+            "host=127.0.0.1 port={port} user=reader password={password} dbname={database}"
+        ),
+        schema: admin.schema.clone(),
+    };
+    for (password, database) in [("hunter2", "postgres"), ("right", "nowhere")] {
+        let denied = open(place(password, database).options()).unwrap_err();
+        assert!(matches!(denied, ConnectError::Denied(_)), "{denied:?}");
+        assert!(!full_text(&denied).contains("hunter2"), "{denied:?}");
+    }
+    let options = place("right", "postgres").options().owner("postgres");
+    let store = open(options).unwrap();
+    let refused = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap_err();
+    let CommitError::Store(error) = refused else {
+        panic!("{refused:?}")
+    };
+    assert_eq!(error.kind(), StoreErrorKind::Denied);
+    admin.run("REVOKE SELECT ON $s.head FROM reader");
+    let error = wait(store.scan(None, ALL)).unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Denied);
+    // A host that is down may be the one that grants access, so a later attempt may succeed.
+    let url = format!(
+        "host=127.0.0.1,127.0.0.1 port=1,{port} user=reader password=wrong dbname=postgres"
+    );
+    let refused = open(TestSchema::at(url).options()).unwrap_err();
+    assert!(matches!(refused, ConnectError::Database(_)), "{refused:?}");
 }
 
 #[test]

@@ -25,6 +25,7 @@ const USAGE: i32 = 2;
 const UNAVAILABLE: i32 = 3;
 const CORRUPT: i32 = 4;
 const NOT_FOUND: i32 = 5;
+const NO_ACCESS: i32 = 6;
 
 fn binary() -> &'static Path {
     static BUILT: LazyLock<PathBuf> = LazyLock::new(|| support::example::build("keyctl"));
@@ -85,6 +86,31 @@ impl Shop {
 
     fn run(&self, args: &[&str]) -> Said {
         said(self.command(args))
+    }
+
+    /// Runs a command as a user who may not enter the folder of the shop.
+    fn as_stranger(&self, args: &[&str]) -> Said {
+        let allow = |mode| fs::set_permissions(self.0.path(), fs::Permissions::from_mode(mode));
+        if fs::metadata("/proc/self").unwrap().uid() == 0 {
+            let mut command = Command::new("setpriv");
+            command.args([
+                "--reuid",
+                "65534",
+                "--regid",
+                "65534",
+                "--clear-groups",
+                "--",
+            ]);
+            command.arg(binary()).args(args).current_dir("/");
+            command.arg("--store").arg(self.path("keys.db"));
+            return said(command);
+        }
+        allow(0o000).unwrap();
+        let mut command = Command::new(binary());
+        command.args(args).arg("--store").arg(self.path("keys.db"));
+        let said = said(command);
+        allow(0o700).unwrap();
+        said
     }
 
     /// Creates a key of `tenant`. Returns the key's id and secret.
@@ -288,6 +314,9 @@ fn each_kind_of_failure_has_its_exit_code() {
     let elsewhere = ["--tenant", "other", "--as", "eve", "--role", "admin"];
     shop.run(&[&["show", &id], &elsewhere[..]].concat())
         .ended(NOT_FOUND);
+
+    let denied = shop.as_stranger(&["list", "--json"]).ended(NO_ACCESS);
+    assert!(denied.err.contains("no_access"), "{denied:?}");
 
     let answer = shop.run(&["show", "0000000000000000000000", "--json"]);
     assert!(answer.out.is_empty());

@@ -18,6 +18,7 @@ Exit codes:
   3  the store or a file could not be read or written, or others were faster too often
   4  something stored is corrupt, or an audit chain is broken
   5  no such key, tenant, store or file
+  6  no access: a wrong password, a missing privilege, or a file that may not be read or written
 
 Secrets are read from files and written to stdout, once. None is ever an argument.";
 

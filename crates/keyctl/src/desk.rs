@@ -143,13 +143,8 @@ fn policy(common: &CommonArgs) -> CliResult<Option<Policy>> {
         return Ok(None);
     };
     let about = |error: &dyn std::fmt::Display| format!("policy {}: {error}", path.display());
-    let text = std::fs::read(path).map_err(|error| {
-        let kind = match error.kind() {
-            std::io::ErrorKind::NotFound => CliErrorKind::NotFound,
-            _ => CliErrorKind::Unavailable,
-        };
-        CliError::new(kind, about(&error))
-    })?;
+    let text = std::fs::read(path)
+        .map_err(|error| CliError::new(CliErrorKind::of_file(&error), about(&error)))?;
     let spec: PolicySpec =
         serde_json::from_slice(&text).map_err(|error| CliError::usage(about(&error)))?;
     Ok(Some(Policy::new(spec)?))

@@ -1,5 +1,6 @@
 //! Errors of the command line: an exit code and a message.
 
+use std::io;
 use std::process::ExitCode;
 
 use keyward::audit::{AuditError, ChainError};
@@ -22,6 +23,7 @@ pub(crate) enum CliErrorKind {
     Unavailable = 3,
     Corrupt = 4,
     NotFound = 5,
+    NoAccess = 6,
 }
 
 impl CliErrorKind {
@@ -32,6 +34,16 @@ impl CliErrorKind {
             Self::Unavailable => "unavailable",
             Self::Corrupt => "corrupt",
             Self::NotFound => "not_found",
+            Self::NoAccess => "no_access",
+        }
+    }
+
+    /// Returns the kind of an error that opening a file returned.
+    pub(crate) fn of_file(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::NotFound,
+            io::ErrorKind::PermissionDenied => Self::NoAccess,
+            _ => Self::Unavailable,
         }
     }
 }
@@ -167,6 +179,7 @@ impl From<StoreError> for CliError {
     fn from(error: StoreError) -> Self {
         let kind = match error.kind() {
             StoreErrorKind::Corrupt => CliErrorKind::Corrupt,
+            StoreErrorKind::Denied => CliErrorKind::NoAccess,
             _ => CliErrorKind::Unavailable,
         };
         Self::of(kind, &error).with_code(error.code())
@@ -214,6 +227,7 @@ impl From<OpenError> for CliError {
         let kind = match &error {
             OpenError::NotFound { .. } | OpenError::Gone { .. } => CliErrorKind::NotFound,
             OpenError::Corrupt { .. } => CliErrorKind::Corrupt,
+            OpenError::Denied { .. } => CliErrorKind::NoAccess,
             OpenError::Locked { .. } | OpenError::Io { .. } => CliErrorKind::Unavailable,
             _ => CliErrorKind::Refused,
         };
@@ -234,6 +248,7 @@ impl From<ConnectError> for CliError {
         let kind = match &error {
             ConnectError::NotFound => CliErrorKind::NotFound,
             ConnectError::Url | ConnectError::Schema => CliErrorKind::Usage,
+            ConnectError::Denied(_) => CliErrorKind::NoAccess,
             ConnectError::Database(_) => CliErrorKind::Unavailable,
             _ => CliErrorKind::Refused,
         };
@@ -256,7 +271,8 @@ impl From<PepperFileError> for CliError {
     fn from(error: PepperFileError) -> Self {
         let kind = match &error {
             PepperFileError::Missing { .. } => CliErrorKind::NotFound,
-            PepperFileError::Io { .. } | PepperFileError::Entropy(_) => CliErrorKind::Unavailable,
+            PepperFileError::Io { source, .. } => CliErrorKind::of_file(source),
+            PepperFileError::Entropy(_) => CliErrorKind::Unavailable,
             PepperFileError::Malformed { .. } => CliErrorKind::Corrupt,
             _ => CliErrorKind::Refused,
         };

@@ -20,11 +20,10 @@ impl Lines {
 
     pub(crate) fn of_file(path: &Path, max: u64) -> CliResult<Self> {
         let opened = File::open(path).map_err(|error| {
-            let kind = match error.kind() {
-                io::ErrorKind::NotFound => CliErrorKind::NotFound,
-                _ => CliErrorKind::Unavailable,
-            };
-            CliError::new(kind, format!("{}: {error}", path.display()))
+            CliError::new(
+                CliErrorKind::of_file(&error),
+                format!("{}: {error}", path.display()),
+            )
         })?;
         let input = Box::new(BufReader::new(opened));
         Ok(Self { input, max })

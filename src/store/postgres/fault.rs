@@ -20,6 +20,9 @@ pub(super) enum PostgresFault {
     Exhausted(PoolExhausted),
     #[error("the server did not answer in time")]
     Late,
+    /// No host of the URL could be used. One reason per host.
+    #[error("{}", reasons(.0))]
+    Hosts(Vec<HostFault>),
     /// A commit was sent, and its outcome is unknown.
     #[error("{0}")]
     Unknown(Box<PostgresFault>),
@@ -35,7 +38,7 @@ pub(super) enum PostgresFault {
     Owner { object: String, owner: String },
     #[error("the table {table} has {part}")]
     Foreign { table: String, part: String },
-    #[error("the server is a standby: reads must go to the primary")]
+    #[error("the server accepts no writes: it is a standby or read-only, connect to the primary")]
     Standby,
     #[error("{POOLER}")]
     Pooler,
@@ -45,6 +48,20 @@ pub(super) enum PostgresFault {
     Unacknowledged,
     #[error("the server is not the one whose synchronous standby acknowledged a heartbeat")]
     Elsewhere,
+}
+
+/// The reason why a host could not be used.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{host}: {fault}")]
+pub(super) struct HostFault {
+    /// The host and its port, without any other part of the URL.
+    pub(super) host: String,
+    pub(super) fault: PostgresFault,
+}
+
+fn reasons(faults: &[HostFault]) -> String {
+    let reasons: Vec<_> = faults.iter().map(ToString::to_string).collect();
+    reasons.join("; ")
 }
 
 /// The reason for an error for which [`is_of_pooler`] returns `true`, and the remedy.
@@ -70,6 +87,14 @@ impl From<tokio_postgres::Error> for PostgresFault {
                 message = format!("{message}: {POOLER}");
             }
             return Self::Server { code, message };
+        }
+        let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref());
+        // The driver returns this error itself if a connection accepts no writes. An error of the operating
+        // system has a number.
+        if cause.is_some_and(|cause: &std::io::Error| {
+            cause.kind() == std::io::ErrorKind::PermissionDenied && cause.raw_os_error().is_none()
+        }) {
+            return Self::Standby;
         }
         let mut message = error.to_string();
         let mut source = std::error::Error::source(&error);
@@ -169,11 +194,35 @@ impl PostgresFault {
         matches!(self, Self::Corrupt(_)) || self.code().is_some_and(|code| damage.contains(code))
     }
 
+    /// Returns `true` if retries fail until an operator acts.
+    ///
+    /// Of several hosts each must deny access or be a standby. An unreachable host may accept the next attempt.
+    fn is_denied(&self) -> bool {
+        let denied = [
+            SqlState::INSUFFICIENT_PRIVILEGE,
+            SqlState::INVALID_CATALOG_NAME,
+            SqlState::INVALID_SCHEMA_NAME,
+        ];
+        match self {
+            // Class 28 contains wrong passwords, unknown roles, and hosts that `pg_hba.conf` rejects.
+            Self::Server { code, .. } => code.code().starts_with("28") || denied.contains(code),
+            Self::Version { .. } => true,
+            Self::Hosts(hosts) => {
+                let of = |is: fn(&Self) -> bool| hosts.iter().map(move |host| is(&host.fault));
+                of(Self::is_denied).any(|is| is)
+                    && of(|fault| fault.is_denied() || matches!(fault, Self::Standby)).all(|is| is)
+            }
+            _ => false,
+        }
+    }
+
     pub(super) fn into_error(self, doing: &'static str) -> StoreError {
         let kind = if self.is_corrupt() {
             StoreErrorKind::Corrupt
         } else if matches!(self, Self::Unknown(_)) {
             StoreErrorKind::Indeterminate
+        } else if self.is_denied() {
+            StoreErrorKind::Denied
         } else {
             StoreErrorKind::Unavailable
         };
@@ -282,7 +331,12 @@ pub enum ConnectError {
     /// a store.
     #[error("the schema contains no store")]
     NotFound,
-    /// The database could not be reached, or rejected a statement.
+    /// The database denies access: a wrong password, a missing privilege, a missing database. The source names
+    /// the reason. A retry fails until an operator acts.
+    #[error("the database denies access")]
+    Denied(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The database could not be reached, or rejected a statement. The source names the reason, for each host
+    /// of the URL.
     #[error("cannot use the database")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
@@ -299,6 +353,7 @@ impl From<PostgresFault> for ConnectError {
             PostgresFault::Foreign { table, part } => Self::Foreign { table, part },
             PostgresFault::Pooler => Self::Pooler,
             PostgresFault::Server { ref code, .. } if is_of_pooler(code) => Self::Pooler,
+            fault if fault.is_denied() => Self::Denied(fault.into()),
             fault => Self::Database(fault.into()),
         }
     }

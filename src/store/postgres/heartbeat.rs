@@ -25,9 +25,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
-use tokio_postgres::{AsyncMessage, CancelToken, Client, Config, SimpleQueryMessage, Socket};
+use tokio_postgres::{AsyncMessage, CancelToken, Client, SimpleQueryMessage, Socket};
 
 use super::fault::PostgresFault;
+use super::hosts::Hosts;
 
 /// Selects the time at which the server process started. It identifies the server, because a copy of the
 /// server starts at another time. It also changes when the server restarts.
@@ -164,10 +165,7 @@ pub(super) trait HeartbeatConnector: Send + Sync {
 
 /// Opens a connection to the server without a pool. A pooled connection would not pass on the server's
 /// warnings, and a heartbeat must see them.
-pub(super) struct DirectConnector<T> {
-    pub(super) config: Config,
-    pub(super) tls: T,
-}
+pub(super) struct DirectConnector<T>(pub(super) Arc<Hosts<T>>);
 
 #[async_trait]
 impl<T> HeartbeatConnector for DirectConnector<T>
@@ -178,7 +176,7 @@ where
     <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
 {
     async fn connect(&self) -> Result<HeartbeatConnection, PostgresFault> {
-        let (client, mut connection) = self.config.connect(self.tls.clone()).await?;
+        let (client, mut connection) = self.0.connect().await?;
         let warnings = Arc::new(AtomicU64::new(0));
         let counted = warnings.clone();
         // The driver counts a warning before it passes on the response that follows the warning. So when
@@ -201,7 +199,7 @@ where
     }
 
     async fn cancel(&self, token: CancelToken) {
-        if let Err(error) = token.cancel_query(self.tls.clone()).await {
+        if let Err(error) = token.cancel_query(self.0.tls.clone()).await {
             let fault = PostgresFault::from(error);
             tracing::debug!(%fault, "cannot cancel a heartbeat");
         }

@@ -11,17 +11,15 @@ use event_listener::Event;
 use futures_util::future::{BoxFuture, Either, FutureExt, select};
 use tokio::sync::mpsc;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
-use tokio_postgres::{AsyncMessage, Config, Socket};
+use tokio_postgres::{AsyncMessage, Socket};
 
 use super::fault::PostgresFault;
+use super::hosts::Hosts;
 use super::session::Database;
 
 /// 1 second of waiting before a lost connection is opened again. Otherwise a node would reconnect in a tight
 /// loop while the server is down.
 const PAUSE: Duration = Duration::from_secs(1);
-
-/// 5 seconds to wait for a response of the server, if the configuration has no connect timeout.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A listening task that has not started. Its first argument is the event that the task notifies. Its second
 /// argument is the event that stops the task. See [`listener`].
@@ -31,8 +29,12 @@ pub(super) type PendingListener =
 /// Returns a task that listens on `channel`. For each message, the task notifies the waiters of its first
 /// event.
 ///
-/// The task ends when its second event is notified, or when the last `Arc` of the first event is dropped.
-pub(super) fn listener<T>(config: Config, tls: T, channel: String) -> PendingListener
+/// After `timeout` without a response, the task opens another connection. The task ends when its second event is notified, or when the last `Arc` of the first event is dropped.
+pub(super) fn listener<T>(
+    hosts: Arc<Hosts<T>>,
+    channel: String,
+    timeout: Duration,
+) -> PendingListener
 where
     T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
     T::TlsConnect: Send,
@@ -46,7 +48,7 @@ where
                 if moved.strong_count() == 0 {
                     return;
                 }
-                let receive = pin!(receive(&config, tls.clone(), &channel, &moved));
+                let receive = pin!(receive(&hosts, &channel, timeout, &moved));
                 match select(receive, stopped).await {
                     Either::Left((Ok(()), _)) => {}
                     Either::Left((Err(fault), _)) => {
@@ -70,24 +72,15 @@ fn notify(moved: &Weak<Event>) {
 
 /// Connects and listens on `channel`. Notifies `moved` for each message, until the connection ends.
 async fn receive<T>(
-    config: &Config,
-    tls: T,
+    hosts: &Hosts<T>,
     channel: &str,
+    timeout: Duration,
     moved: &Weak<Event>,
 ) -> Result<(), PostgresFault>
 where
-    T: MakeTlsConnect<Socket>,
+    T: MakeTlsConnect<Socket> + Clone,
 {
-    let timeout = config
-        .get_connect_timeout()
-        .copied()
-        .unwrap_or(DEFAULT_TIMEOUT);
-    // The driver applies its connect timeout to each address separately, and only to the TCP connection.
-    // Allow four times the timeout per host: for several addresses, and for the handshakes.
-    let hosts = u32::try_from(config.get_hosts().len()).unwrap_or(u32::MAX);
-    let longest = timeout.saturating_mul(hosts.max(1).saturating_mul(4));
-    let connect = tokio::time::timeout(longest, config.connect(tls));
-    let (client, mut connection) = connect.await.map_err(|_| PostgresFault::Late)??;
+    let (client, mut connection) = hosts.connect().await?;
     let messages = async {
         while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
             if let AsyncMessage::Notification(_) = message? {

@@ -6,6 +6,7 @@ mod documents;
 mod fault;
 mod head;
 mod heartbeat;
+mod hosts;
 mod listen;
 mod load;
 mod loader;

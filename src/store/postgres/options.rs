@@ -14,6 +14,7 @@ use tokio_postgres::{Config, NoTls, Socket};
 use super::PostgresStore;
 use super::fault::{ConnectError, PostgresFault};
 use super::heartbeat::{DirectConnector, HeartbeatConnector, Heartbeats};
+use super::hosts::{Hosts, PoolConnector};
 use super::schema::Schema;
 use super::session::{Database, SessionMode, TimeLimit, Timeouts, WaitLimit, within};
 use super::setup::set_up;
@@ -192,7 +193,8 @@ impl PostgresOptions {
     ///
     /// If no connection becomes free, the call fails as unavailable, with
     /// [`PoolExhausted`](super::PoolExhausted) as the source. Opening a new connection may take the same time
-    /// again.
+    /// again. The hosts of the URL share that time evenly, so a host that does not respond leaves time for the
+    /// next one.
     pub const fn connection_timeout(mut self, timeout: Duration) -> Self {
         self.timeouts.connection = timeout;
         self
@@ -351,12 +353,13 @@ impl PostgresOptions {
     {
         let wait = self.timeouts.connection;
         let channel = Schema::new(&self.schema)?.channel();
+        let hosts = Arc::new(Hosts::new(&config, tls, wait));
         Ok(Connectors {
-            reading: own_pool(config.clone(), tls.clone(), self.connections, wait)?,
-            writing: own_pool(config.clone(), tls.clone(), 1, wait)?,
+            reading: own_pool(&hosts, self.connections, wait)?,
+            writing: own_pool(&hosts, 1, wait)?,
             wait_limit: WaitLimit::Pool,
-            listen: Some(listen::listener(config.clone(), tls.clone(), channel)),
-            direct: Some(Arc::new(DirectConnector { config, tls })),
+            listen: Some(listen::listener(hosts.clone(), channel, wait)),
+            direct: Some(Arc::new(DirectConnector(hosts))),
         })
     }
 
@@ -455,8 +458,7 @@ fn runtime() -> Result<Handle, ConnectError> {
 }
 
 fn own_pool<T>(
-    config: Config,
-    tls: T,
+    hosts: &Arc<Hosts<T>>,
     connections: usize,
     wait: Duration,
 ) -> Result<Pool, ConnectError>
@@ -469,12 +471,13 @@ where
     let fast = ManagerConfig {
         recycling_method: RecyclingMethod::Fast,
     };
-    let manager = Manager::from_config(config, tls, fast);
+    let manager = Manager::from_connect(Config::new(), PoolConnector(hosts.clone()), fast);
     let pool = Pool::builder(manager)
         .max_size(connections)
         .timeouts(deadpool_postgres::Timeouts {
             wait: Some(wait),
-            create: Some(wait),
+            // The attempts on the hosts have time limits of their own, and their faults name the hosts.
+            create: None,
             recycle: Some(wait),
         })
         .runtime(Runtime::Tokio1);

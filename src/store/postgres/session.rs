@@ -25,6 +25,7 @@ use tokio_postgres::{Row, RowStream, Statement};
 
 use super::fault::{PoolExhausted, PostgresFault};
 use super::heartbeat::{Heartbeats, SERVER_ID, ServerId};
+use super::hosts;
 use super::rows::{SqlParam, params};
 use super::schema::{Schema, VERSION};
 use crate::store::sql::Sql;
@@ -87,7 +88,7 @@ pub(super) struct Database {
 impl Database {
     pub(super) async fn connection(&self) -> Result<Conn, PostgresFault> {
         let object = match self.wait_limit {
-            WaitLimit::Pool => self.pool.get().await?,
+            WaitLimit::Pool => hosts::pooled(self.pool.get()).await?,
             WaitLimit::Store => {
                 let wait = tokio::time::timeout(self.timeouts.connection, self.pool.get());
                 wait.await

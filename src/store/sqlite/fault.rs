@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use rusqlite::ErrorCode;
 
+use super::file::is_out_of_reach;
 use crate::store::sql::RowFault;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -73,6 +74,24 @@ impl SqliteFault {
         damage || mistyped || opening || matches!(self, Self::Corrupt(_))
     }
 
+    /// Returns `true` if the file may not be used, so that retries fail until an operator acts.
+    fn is_denied(&self) -> bool {
+        match self {
+            Self::Io(error) => is_denied(error),
+            Self::Open(error) => matches!(
+                **error,
+                OpenError::Denied { .. }
+                    | OpenError::ReadableByOthers { .. }
+                    | OpenError::SchemaVersion { .. }
+            ),
+            Self::Version { .. } => true,
+            _ => matches!(
+                self.code(),
+                Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied)
+            ),
+        }
+    }
+
     pub(super) fn is_no_database(&self) -> bool {
         self.code() == Some(ErrorCode::NotADatabase)
     }
@@ -97,10 +116,19 @@ impl SqliteFault {
         let kind = match self {
             Self::Unknown(_) => StoreErrorKind::Indeterminate,
             _ if self.is_corrupt() => StoreErrorKind::Corrupt,
+            _ if self.is_denied() => StoreErrorKind::Denied,
             _ => StoreErrorKind::Unavailable,
         };
         StoreError::new(kind, doing).with_source(self)
     }
+}
+
+/// Returns whether the operating system denies access, now and at the next attempt.
+fn is_denied(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+    )
 }
 
 /// The reason why a file could not be opened as a store.
@@ -220,6 +248,15 @@ pub enum OpenError {
         /// The path of the file.
         path: PathBuf,
     },
+    /// The operating system denies access to the file, its journal or its folder. A retry fails until an operator
+    /// acts.
+    #[error("may not read and write {}, its -wal and -shm files, and its folder", path.display())]
+    Denied {
+        /// The path of the file.
+        path: PathBuf,
+        /// The cause.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The file could not be read or written.
     #[error("cannot open {}", path.display())]
     Io {
@@ -235,9 +272,11 @@ impl OpenError {
         path: impl Into<PathBuf>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self::Io {
-            path: path.into(),
-            source: source.into(),
+        let (path, source) = (path.into(), source.into());
+        let (io, sqlite) = (source.downcast_ref(), source.downcast_ref::<SqliteFault>());
+        match io.is_some_and(is_denied) || sqlite.is_some_and(SqliteFault::is_denied) {
+            true => Self::Denied { path, source },
+            false => Self::Io { path, source },
         }
     }
 
@@ -262,7 +301,58 @@ impl OpenError {
             {
                 Self::Locked { path }
             }
+            // SQLite does not return the cause.
+            SqliteFault::Sql(error)
+                if error.sqlite_error_code() == Some(ErrorCode::CannotOpen)
+                    && is_out_of_reach(&path) =>
+            {
+                Self::Denied {
+                    path,
+                    source: error.into(),
+                }
+            }
             fault => Self::io(path, fault),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_may_not_be_used_is_denied_and_a_locked_one_is_unavailable() {
+        let of = |code| rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
+        let io = |kind: io::ErrorKind| io::Error::from(kind);
+        let path = || PathBuf::from("keys.db");
+        for (fault, kind) in [
+            (
+                SqliteFault::Sql(of(rusqlite::ffi::SQLITE_READONLY)),
+                StoreErrorKind::Denied,
+            ),
+            (
+                SqliteFault::Sql(of(rusqlite::ffi::SQLITE_BUSY)),
+                StoreErrorKind::Unavailable,
+            ),
+            (
+                SqliteFault::Io(io(io::ErrorKind::PermissionDenied)),
+                StoreErrorKind::Denied,
+            ),
+            (
+                OpenError::io(path(), io(io::ErrorKind::PermissionDenied)).into(),
+                StoreErrorKind::Denied,
+            ),
+            (
+                OpenError::of(path(), SqliteFault::Sql(of(rusqlite::ffi::SQLITE_READONLY))).into(),
+                StoreErrorKind::Denied,
+            ),
+            (
+                OpenError::io(path(), io(io::ErrorKind::StorageFull)).into(),
+                StoreErrorKind::Unavailable,
+            ),
+        ] {
+            let text = format!("{fault:?}");
+            assert_eq!(fault.into_error("reading").kind(), kind, "{text}");
         }
     }
 }

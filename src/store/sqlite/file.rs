@@ -289,6 +289,30 @@ pub(super) fn refuse_leftovers(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// Returns whether this process lacks the permission to use a file, a file of its journal, or its folder.
+#[cfg(unix)]
+pub(super) fn is_out_of_reach(path: &Path) -> bool {
+    use rustix::fs::{Access, access};
+    use rustix::io::Errno;
+
+    let denied = |path: &Path, how| {
+        matches!(
+            access(path, how),
+            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS)
+        )
+    };
+    let both = Access::READ_OK | Access::WRITE_OK;
+    denied(folder_of(path), Access::WRITE_OK | Access::EXEC_OK)
+        || ["", "-wal", "-shm", "-journal"]
+            .iter()
+            .any(|end| denied(&with_end(path, end), both))
+}
+
+#[cfg(not(unix))]
+pub(super) fn is_out_of_reach(_path: &Path) -> bool {
+    false
+}
+
 /// The part of a folder's name that marks the folder of a draft. A user's own folder is unlikely to have such
 /// a name.
 const DRAFT: &str = ".keyward-draft-";

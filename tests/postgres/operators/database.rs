@@ -22,6 +22,7 @@ const USAGE: i32 = 2;
 const UNAVAILABLE: i32 = 3;
 const CORRUPT: i32 = 4;
 const NOT_FOUND: i32 = 5;
+const NO_ACCESS: i32 = 6;
 
 /// Returns the URL of the server with a password in it. The server accepts any password, and no output may
 /// show it.
@@ -192,7 +193,9 @@ fn the_url_is_never_printed() {
     shop.run(&["migrate-store", "--help"]).ended(0);
     shop.run(&["list", "--nonsense"]).ended(USAGE);
     shop.run(&["stats", "--schema", "No"]).ended(USAGE);
+    let no_database = format!("{}_nowhere", uri());
     for (url, code) in [
+        (&*no_database, NO_ACCESS),
         ("postgres://alice:hunter2@127.0.0.1:1/db", UNAVAILABLE),
         ("postgres://alice:hunter2@127.0.0.1:port/db", USAGE),
     ] {
