@@ -111,6 +111,8 @@
 //! | `keyward_freshness_age_seconds` | the time since the node was last confirmed, measured when a sync begins and ends; infinite before the first confirmation |
 //! | `keyward_clock_offset_seconds` | the seconds by which the node's clock is ahead of the clock that differs most, among the database server's and the other nodes' |
 //! | `keyward_index_keys` | the keys in the node's index, including removed ones |
+//! | `keyward_keys_by_pepper` | the keys that are neither revoked nor expired, by the `pepper` of this process that they need and its `state`: `current`, `next`, `live`, `audit`; counted when a sync ends, at most once a minute |
+//! | `keyward_unverifiable_keys` | the keys among them that this process refuses, because it lacks their pepper or has it for audit entries only |
 //! | `keyward_syncs_total` | syncs, with `outcome`: `confirmed`, `failed`, `abandoned` (dropped before it ended) |
 //! | `keyward_resyncs_total` | complete reads of the store, because the store's history was lost |
 //! | `keyward_read_throughs_total` | reads of a single key from the store, with `outcome`: `found`, `missing`, `corrupt`, `failed`; also calls that `joined` a read in flight, or were `refused` because of too many reads |
@@ -158,14 +160,16 @@
 //! # Peppers
 //!
 //! Secrets are stored as HMAC-SHA-256 digests under a [`Pepper`](pepper::Pepper), a key of the service that
-//! must be stored separately from the records. To replace the pepper, [`rotate`](PepperRing::rotate) the
-//! ring: old secrets still verify, and move to the new pepper at their next use. Keys that are never used
-//! never move.
+//! must be stored separately from the records. To replace the pepper without refusing any key, first give every
+//! process the new one as [`with_next`](PepperRing::with_next). Then give every process the rotated ring, with the
+//! old pepper as [`with_retired`](PepperRing::with_retired): old secrets still verify, and move to the new pepper at
+//! their next use. A digest moves only to a pepper that became current later, so processes that have not
+//! restarted move none back. Keys that are never used never move.
 //!
-//! Before you drop the old pepper, revoke those keys with
-//! [`BulkFilter::pepper`](command::BulkFilter::pepper). Keep the old pepper as
+//! [`Keyward::keys_by_pepper`] counts the keys that still need the old pepper. Revoke the last ones with
+//! [`BulkFilter::pepper`](command::BulkFilter::pepper). Then keep the old pepper as
 //! [`audit_only`](PepperRing::with_audit_only) for the audit entries that it sealed. `PepperFile` stores a
-//! ring in a file that only its owner may read.
+//! ring in a file that only its owner may read, and changes its states.
 //!
 //! # Restoring
 //!
@@ -302,7 +306,7 @@ pub mod node {
 
 /// Peppers: the service's own keys, under which secrets are digested.
 pub mod pepper {
-    pub use crate::core::pepper::Pepper;
+    pub use crate::core::pepper::{Pepper, PepperCount, PepperState};
     pub use crate::core::pepper_document::PepperDocumentError;
     pub use crate::core::text::PepperId;
     #[cfg(unix)]

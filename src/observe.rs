@@ -1,7 +1,7 @@
 //! Gauges and counters through the `metrics` crate (feature `metrics`), and limits on log lines that clients
 //! can cause. Without the feature, the functions that count do nothing.
 //!
-//! No metric name or label contains presented or stored data.
+//! No metric name or label contains presented or stored data. The ids of the process's own peppers are labels.
 
 use std::collections::HashSet;
 use std::error::Error;
@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::core::id::KeyId;
+use crate::core::pepper::PepperState;
+use crate::core::text::PepperId;
 
 /// Displays an error and all its sources on one line. The message of an error alone never repeats its source,
 /// so a log line without the sources would not show the cause.
@@ -72,6 +74,29 @@ impl LogSampler {
     }
 }
 
+/// True if metrics are exported. A caller checks it before it computes an expensive value.
+pub(crate) const IS_EXPORTED: bool = cfg!(feature = "metrics");
+
+/// 60 s between two updates of a gauge that reads every key.
+const GAUGE_PERIOD: Duration = Duration::from_secs(60);
+
+/// The time of the last update of an expensive gauge.
+#[derive(Debug, Default)]
+pub(crate) struct GaugePeriod(Mutex<Option<Duration>>);
+
+impl GaugePeriod {
+    /// Returns whether an update is due at the monotonic time `now`, and begins the next period if it is.
+    pub(crate) fn begin(&self, now: Duration) -> bool {
+        self.0.try_lock().is_ok_and(|mut last| {
+            let due = last.is_none_or(|last| now.saturating_sub(last) >= GAUGE_PERIOD);
+            if due {
+                *last = Some(now);
+            }
+            due
+        })
+    }
+}
+
 /// Counts a sync, by its outcome.
 pub(crate) fn synced(outcome: &'static str) {
     count("keyward_syncs_total", Some(outcome));
@@ -102,6 +127,22 @@ pub(crate) fn replica(age: Option<Duration>, keys: u32) {
         age.map_or(f64::INFINITY, |age| age.as_secs_f64()),
     );
     gauge("keyward_index_keys", keys.into());
+}
+
+/// Sets the number of live keys under one pepper of this process.
+#[cfg(feature = "metrics")]
+pub(crate) fn keys_of_pepper(pepper: &PepperId, state: PepperState, keys: u64) {
+    let (pepper, state) = (pepper.to_string(), state.as_str());
+    metrics::gauge!("keyward_keys_by_pepper", "pepper" => pepper, "state" => state)
+        .set(keys as f64);
+}
+
+#[cfg(not(feature = "metrics"))]
+pub(crate) const fn keys_of_pepper(_: &PepperId, _: PepperState, _: u64) {}
+
+/// Sets the number of live keys whose peppers this process cannot verify with.
+pub(crate) fn unverifiable_keys(keys: u64) {
+    gauge("keyward_unverifiable_keys", keys as f64);
 }
 
 /// Sets the seconds by which this node's clock is ahead of the clock that differs most.

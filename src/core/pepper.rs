@@ -2,9 +2,11 @@
 //!
 //! Pure: no I/O and no clock. Invariant: the bytes of a pepper never leave this module. Only MACs do.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use hmac::{Hmac, KeyInit, Mac};
+use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
@@ -93,6 +95,81 @@ impl fmt::Debug for Pepper {
     }
 }
 
+/// The role of a pepper in a ring.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PepperState {
+    /// Digests new secrets.
+    Current,
+    /// Becomes the current pepper at the next rotation. Until then it verifies the secrets of processes that
+    /// have already loaded the rotated peppers.
+    Next,
+    /// Verifies the secrets that it digested. Their digests move to the current pepper.
+    Live,
+    /// Verifies only the audit entries that it sealed, and no secrets.
+    Audit,
+}
+
+impl PepperState {
+    /// Returns the state as a word, such as `current`. A pepper file contains the same words.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Current => "current",
+            Self::Next => "next",
+            Self::Live => "live",
+            Self::Audit => "audit",
+        }
+    }
+
+    /// Returns whether a pepper in this state verifies secrets.
+    #[must_use]
+    pub const fn verifies(self) -> bool {
+        match self {
+            Self::Current | Self::Next | Self::Live => true,
+            Self::Audit => false,
+        }
+    }
+}
+
+impl fmt::Display for PepperState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The number of keys that need a pepper, compared with a ring.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct PepperCount {
+    /// The id of the pepper.
+    pub pepper: PepperId,
+    /// The role of the pepper in the ring. `None` if the ring does not have it.
+    pub state: Option<PepperState>,
+    /// The number of keys with a digest under this pepper that are neither revoked nor expired.
+    pub keys: u64,
+}
+
+impl PepperCount {
+    /// Lists the counts without comparing them with a ring: no count has a state.
+    #[must_use]
+    pub fn without_ring(keys: BTreeMap<PepperId, u64>) -> Vec<Self> {
+        let count = |(pepper, keys)| Self {
+            pepper,
+            state: None,
+            keys,
+        };
+        keys.into_iter().map(count).collect()
+    }
+
+    /// Returns whether there are keys that the ring cannot verify, because it lacks their pepper or has it for
+    /// audit entries only.
+    #[must_use]
+    pub fn is_unverifiable(&self) -> bool {
+        self.keys > 0 && !self.state.is_some_and(PepperState::verifies)
+    }
+}
+
 /// The peppers of a service: the current pepper digests new secrets, and older peppers verify the secrets
 /// that they digested.
 ///
@@ -100,8 +177,11 @@ impl fmt::Debug for Pepper {
 #[derive(Clone)]
 pub struct PepperRing {
     current: Pepper,
+    next: Option<Pepper>,
     retired: Vec<Pepper>,
     audit_only: Vec<Pepper>,
+    /// The order in which peppers became current in the store, oldest first. `None` if no store recorded it.
+    order: Option<Vec<PepperId>>,
 }
 
 impl PepperRing {
@@ -110,12 +190,15 @@ impl PepperRing {
     pub const fn new(current: Pepper) -> Self {
         Self {
             current,
+            next: None,
             retired: Vec::new(),
             audit_only: Vec::new(),
+            order: None,
         }
     }
 
-    /// Adds an older pepper, so that existing secrets still verify under it.
+    /// Adds an older pepper, so that existing secrets still verify under it. The digest of a key that is used
+    /// moves to the current pepper.
     ///
     /// # Errors
     ///
@@ -123,6 +206,25 @@ impl PepperRing {
     pub fn with_retired(mut self, pepper: Pepper) -> Result<Self, Invalid> {
         self.check_new(&pepper)?;
         self.retired.push(pepper);
+        Ok(self)
+    }
+
+    /// Adds the pepper of the next rotation, so that this process already verifies the secrets of processes
+    /// that use it as their current pepper. No digest moves away from it.
+    ///
+    /// Once every process has this ring, build the rotated ring: [`new`](Self::new) with this pepper, and
+    /// [`with_retired`](Self::with_retired) with the previous one.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`] if the ring already has a next pepper, or a pepper with this id.
+    pub fn with_next(mut self, pepper: Pepper) -> Result<Self, Invalid> {
+        self.check_new(&pepper)?;
+        if self.next.is_some() {
+            let expected = "the only next pepper of the ring";
+            return Err(Invalid::new("pepper", Problem::Format { expected }));
+        }
+        self.next = Some(pepper);
         Ok(self)
     }
 
@@ -155,12 +257,67 @@ impl PepperRing {
         &self.current
     }
 
-    /// Returns the current or retired pepper with this id. Does not return audit-only peppers.
+    /// Returns the pepper that the next rotation makes current.
+    #[must_use]
+    pub const fn next(&self) -> Option<&Pepper> {
+        self.next.as_ref()
+    }
+
+    /// Returns the pepper with this id if it verifies secrets. Does not return audit-only peppers.
     #[must_use]
     pub fn live(&self, id: &PepperId) -> Option<&Pepper> {
-        std::iter::once(&self.current)
-            .chain(&self.retired)
+        let current = std::iter::once(&self.current);
+        current
+            .chain(self.not_current())
             .find(|pepper| pepper.id == *id)
+    }
+
+    /// Returns the role of the pepper with this id. `None` if the ring does not have it.
+    #[must_use]
+    pub fn state(&self, id: &PepperId) -> Option<PepperState> {
+        let mut all = self.with_states();
+        all.find(|(pepper, _)| pepper.id == *id)
+            .map(|(_, state)| state)
+    }
+
+    /// Compares the number of keys under each pepper with this ring. The result has every pepper of the ring,
+    /// and every other one that keys need.
+    #[must_use]
+    pub fn count(&self, mut keys: BTreeMap<PepperId, u64>) -> Vec<PepperCount> {
+        let own = self.with_states().map(|(pepper, state)| PepperCount {
+            keys: keys.remove(&pepper.id).unwrap_or(0),
+            pepper: pepper.id.clone(),
+            state: Some(state),
+        });
+        let mut counts: Vec<_> = own.collect();
+        counts.extend(PepperCount::without_ring(keys));
+        counts
+    }
+
+    /// Returns whether digests under the pepper with this id move to the current pepper.
+    ///
+    /// They do if the pepper is live and became current before the current pepper. So each digest moves only
+    /// forward in one order that all processes share. Otherwise two processes with different current peppers
+    /// would move a key back and forth with every use.
+    pub(crate) fn is_outdated(&self, id: &PepperId) -> bool {
+        let place = |order: &[PepperId], id: &PepperId| order.iter().position(|known| known == id);
+        let is_before_current = |order: &Vec<PepperId>| {
+            let (own, current) = (place(order, id), place(order, &self.current.id));
+            own.zip(current).is_some_and(|(own, current)| own < current)
+        };
+        self.retired.iter().any(|pepper| pepper.id == *id)
+            && self.order.as_ref().is_none_or(is_before_current)
+    }
+
+    /// Sets the order in which peppers became current in the store, oldest first.
+    pub(crate) fn with_order(mut self, order: Vec<PepperId>) -> Self {
+        self.order = Some(order);
+        self
+    }
+
+    /// Returns the peppers that verify secrets, except the current one.
+    pub(crate) fn not_current(&self) -> impl Iterator<Item = &Pepper> {
+        self.retired.iter().chain(&self.next)
     }
 
     pub(crate) fn retired(&self) -> &[Pepper] {
@@ -169,13 +326,20 @@ impl PepperRing {
 
     /// Returns every pepper, including audit-only peppers.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Pepper> {
-        let current = std::iter::once(&self.current);
-        current.chain(&self.retired).chain(&self.audit_only)
+        self.with_states().map(|(pepper, _)| pepper)
     }
 
     pub(crate) fn any(&self, id: &PepperId) -> Option<&Pepper> {
-        self.live(id)
-            .or_else(|| self.audit_only.iter().find(|pepper| pepper.id == *id))
+        self.all().find(|pepper| pepper.id == *id)
+    }
+
+    fn with_states(&self) -> impl Iterator<Item = (&Pepper, PepperState)> {
+        let in_state = |state| move |pepper| (pepper, state);
+        let current = std::iter::once(&self.current).map(in_state(PepperState::Current));
+        current
+            .chain(self.next.iter().map(in_state(PepperState::Next)))
+            .chain(self.retired.iter().map(in_state(PepperState::Live)))
+            .chain(self.audit_only.iter().map(in_state(PepperState::Audit)))
     }
 
     fn check_new(&self, pepper: &Pepper) -> Result<(), Invalid> {
@@ -194,9 +358,10 @@ impl fmt::Debug for PepperRing {
         let ids = |peppers: &[Pepper]| peppers.iter().map(|p| p.id.clone()).collect::<Vec<_>>();
         f.debug_struct("PepperRing")
             .field("current", &self.current.id)
+            .field("next", &self.next.as_ref().map(|pepper| &pepper.id))
             .field("retired", &ids(&self.retired))
             .field("audit_only", &ids(&self.audit_only))
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -227,7 +392,11 @@ mod tests {
     fn a_ring_holds_an_id_once() {
         let ring = PepperRing::new(pepper("a", 1));
         assert!(ring.clone().with_retired(pepper("a", 2)).is_err());
-        assert!(ring.rotate(pepper("a", 2)).is_err());
+        assert!(ring.clone().with_next(pepper("a", 2)).is_err());
+        assert!(ring.clone().rotate(pepper("a", 2)).is_err());
+        let prepared = ring.with_next(pepper("b", 2)).unwrap();
+        assert!(prepared.live(&PepperId::new("b").unwrap()).is_some());
+        assert!(prepared.with_next(pepper("c", 3)).is_err());
     }
 
     #[test]
@@ -240,11 +409,63 @@ mod tests {
     }
 
     #[test]
+    fn a_digest_moves_only_from_a_live_pepper_that_was_current_before() {
+        let id = |id: &str| PepperId::new(id).unwrap();
+        let ring = PepperRing::new(pepper("b", 2))
+            .with_retired(pepper("a", 1))
+            .and_then(|ring| ring.with_next(pepper("c", 3)))
+            .and_then(|ring| ring.with_audit_only(pepper("z", 4)))
+            .unwrap();
+        let outdated = |ring: &PepperRing| {
+            let ids = ["a", "b", "c", "z", "unknown"];
+            ids.map(|name| ring.is_outdated(&id(name)))
+        };
+        let only_a = [true, false, false, false, false];
+        assert_eq!(outdated(&ring), only_a, "without an order the ring decides");
+        let ordered = |ids: &[&str]| {
+            ring.clone()
+                .with_order(ids.iter().map(|own| id(own)).collect())
+        };
+        assert_eq!(outdated(&ordered(&["z", "a", "b"])), only_a);
+        // A ring that was built with its peppers in the wrong roles, or that is behind another process.
+        for order in [&["b", "a"][..], &["b"], &["a"], &[]] {
+            assert_eq!(outdated(&ordered(order)), [false; 5], "{order:?}");
+        }
+    }
+
+    #[test]
+    fn each_key_is_counted_under_its_pepper_and_missing_peppers_come_last() {
+        let ring = PepperRing::new(pepper("b", 2))
+            .with_retired(pepper("c", 1))
+            .and_then(|ring| ring.with_audit_only(pepper("a", 3)))
+            .unwrap();
+        let keys =
+            [("0", 4), ("a", 1), ("b", 9)].map(|(id, keys)| (PepperId::new(id).unwrap(), keys));
+        let counts = ring.count(BTreeMap::from(keys));
+        let shown = counts.iter().map(|count| {
+            let state = count.state.map(PepperState::as_str);
+            (
+                count.pepper.as_str(),
+                state,
+                count.keys,
+                count.is_unverifiable(),
+            )
+        });
+        let expected = [
+            ("b", Some("current"), 9, false),
+            ("c", Some("live"), 0, false),
+            ("a", Some("audit"), 1, true),
+            ("0", None, 4, true),
+        ];
+        assert_eq!(shown.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
     fn debug_output_names_ids_only() {
         let shown = format!("{:?}", PepperRing::new(pepper("a", 0x41)));
         assert_eq!(
             shown,
-            r#"PepperRing { current: "a", retired: [], audit_only: [] }"#
+            r#"PepperRing { current: "a", next: None, retired: [], audit_only: [], .. }"#
         );
     }
 }

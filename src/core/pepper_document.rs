@@ -9,7 +9,7 @@ use serde_json::error::Category;
 use zeroize::Zeroizing;
 
 use super::invalid::{Invalid, Problem};
-use super::pepper::{Pepper, PepperRing};
+use super::pepper::{Pepper, PepperRing, PepperState};
 use super::text::{self, PepperId};
 
 /// The maximum length of a pepper document: 64 KiB, enough for several hundred peppers.
@@ -111,21 +111,6 @@ impl PepperKey {
     }
 }
 
-/// The role of a pepper in the ring.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum PepperState {
-    /// Digests new secrets.
-    Current,
-    /// Becomes the current pepper at the next rotation. Until then it verifies secrets from processes that
-    /// have already loaded the rotated file.
-    Next,
-    /// Verifies the secrets that it digested.
-    Live,
-    /// Only verifies the audit entries that it sealed, and no secrets.
-    Audit,
-}
-
 impl PepperDocument {
     /// Creates a document of one pepper.
     pub(crate) fn new(id: PepperId, key: PepperKey) -> Self {
@@ -187,6 +172,17 @@ impl PepperDocument {
             .sort_by_key(|stored| stored.state != PepperState::Current);
     }
 
+    /// Takes a live pepper out of service: from then on it only verifies the audit entries that it sealed.
+    /// Returns the pepper's state before. `None` if the document does not have the pepper.
+    pub(crate) fn retire(&mut self, id: &PepperId) -> Option<PepperState> {
+        let stored = self.peppers.iter_mut().find(|stored| stored.id == *id)?;
+        let before = stored.state;
+        if before == PepperState::Live {
+            stored.state = PepperState::Audit;
+        }
+        Some(before)
+    }
+
     /// Returns the ring of the document's peppers. The error describes a contradiction in words, without
     /// content of the document.
     pub(crate) fn ring(&self) -> Result<PepperRing, String> {
@@ -201,7 +197,8 @@ impl PepperDocument {
         for stored in &self.peppers {
             let added = match stored.state {
                 PepperState::Current => Ok(ring),
-                PepperState::Next | PepperState::Live => ring.with_retired(stored.pepper()),
+                PepperState::Next => ring.with_next(stored.pepper()),
+                PepperState::Live => ring.with_retired(stored.pepper()),
                 PepperState::Audit => ring.with_audit_only(stored.pepper()),
             };
             ring = added.map_err(|_| "must have another id for each pepper".to_owned())?;
@@ -287,7 +284,8 @@ mod tests {
             ("audit", "a", &other),
         ]);
         let peppers = PepperDocument::parse(text.as_bytes()).unwrap();
-        let shown = r#"PepperRing { current: "c", retired: ["b"], audit_only: ["a"] }"#;
+        let shown =
+            r#"PepperRing { current: "c", next: None, retired: ["b"], audit_only: ["a"], .. }"#;
         assert_eq!(format!("{:?}", peppers.ring().unwrap()), shown);
         let first = written(&peppers);
         let again = PepperDocument::parse(first.as_bytes()).unwrap();

@@ -108,6 +108,12 @@ impl Lifecycle {
             awaits_first_use: record.awaits_first_use(),
         }
     }
+
+    /// Returns whether the key could still verify, as [`KeyRecord::is_live`] does.
+    pub(crate) fn is_live(&self, now: Timestamp) -> bool {
+        let ended = matches!(self.phase, LifecyclePhase::Revoked { .. });
+        !ended && self.expires_at.is_none_or(|end| now < end)
+    }
 }
 
 impl KeyTraits {

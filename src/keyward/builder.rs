@@ -16,6 +16,7 @@ use crate::core::policy::{LivePolicies, Policies};
 use crate::core::text::NodeLabel;
 use crate::entropy::{Entropy, SystemEntropy};
 use crate::manager::KeyManager;
+use crate::observe::GaugePeriod;
 use crate::replica::Replica;
 use crate::store::{KeyStore, NodeRegistry};
 use crate::timekeeper::Timekeeper;
@@ -165,6 +166,9 @@ impl KeywardBuilder {
     ///
     /// [`BuildError`] if the store cannot be read, or if this process has another policy or another pepper than
     /// the other processes of the store. A refused process has changed no key.
+    ///
+    /// Keys whose pepper this process lacks are no error, because the others verify. Each such pepper is logged at
+    /// error, with the number of its keys: see [`Keyward::keys_by_pepper`].
     pub async fn build(self) -> Result<Keyward, BuildError> {
         let Self {
             store,
@@ -183,7 +187,8 @@ impl KeywardBuilder {
             follow_options,
         } = self;
         let own = policies.as_ref();
-        let policies = shared::agree(&*store, &peppers, replaces_lost_peppers, own).await?;
+        let (peppers, policies) =
+            shared::agree(&*store, peppers, replaces_lost_peppers, own).await?;
         let peppers = Arc::new(peppers);
         let policies = Arc::new(LivePolicies::new(policies));
         let time = Arc::new(Timekeeper::new(clock.clone(), clock_allowance));
@@ -226,10 +231,13 @@ impl KeywardBuilder {
             entropy,
             follower: OnceLock::new(),
             replacing: AsyncMutex::new(()),
+            pepper_gauges: GaugePeriod::default(),
         };
         let keys = Keyward {
             inner: Arc::new(inner),
         };
+        keys.log_unverifiable();
+        keys.show_peppers();
         let follow =
             follow.unwrap_or_else(
                 || match is_system_clock && !keys.inner.replica.answers_now() {

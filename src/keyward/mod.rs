@@ -7,6 +7,7 @@ mod follow;
 pub(crate) mod lease;
 mod nodes;
 mod outcomes;
+mod peppers;
 mod queries;
 mod recover;
 mod shared;
@@ -35,6 +36,7 @@ use crate::core::policy::{LivePolicies, Policies};
 use crate::core::rejection::VerifyError;
 use crate::entropy::Entropy;
 use crate::manager::KeyManager;
+use crate::observe::GaugePeriod;
 use crate::replica::{Freshness, Replica};
 use crate::store::{KeyStore, StoreError};
 use crate::timekeeper::Timekeeper;
@@ -83,6 +85,8 @@ struct Inner {
     follower: OnceLock<OwnFollower>,
     /// Held while the policies are replaced, so that two calls replace them in the order of the store.
     replacing: AsyncMutex<()>,
+    /// The time of the last count of keys per pepper for the gauges.
+    pepper_gauges: GaugePeriod,
 }
 
 /// A reference to a [`Keyward`] that does not keep it alive.
@@ -197,6 +201,7 @@ impl Keyward {
         })
         .await;
         self.inner.verifier.drop_stale_snapshot();
+        self.show_peppers();
         synced
     }
 

@@ -11,6 +11,7 @@ use crate::core::command::{Command, CommandOutcome, Request};
 use crate::core::decide::SWEEP_MAX;
 use crate::core::id::KeyId;
 use crate::core::kind::ErrorKind;
+use crate::core::pepper::PepperCount;
 use crate::core::principal::Author;
 use crate::core::query::{AuditQuery, KeyQuery};
 use crate::core::record::{KeyRecord, Status};
@@ -69,6 +70,9 @@ pub struct RecoveryReport {
     pub unknown: Vec<KeyId>,
     /// Keys whose stored bytes failed their checksum. They are always refused.
     pub corrupt: Vec<KeyId>,
+    /// The peppers that live keys need and that this process cannot verify with, usually because they were
+    /// retired after the backup. Put these peppers back, or these keys are refused.
+    pub unverifiable: Vec<PepperCount>,
 }
 
 /// The error of a recovery that did not complete.
@@ -146,6 +150,8 @@ impl Keyward {
             Recovery::Replay(entries) => self.replay(entries, &mut report).await?,
             Recovery::TrustBackup => {}
         }
+        self.sync().await?;
+        report.unverifiable = self.unverifiable();
         Ok(report)
     }
 

@@ -33,18 +33,21 @@ const FORMAT: u32 = 1;
 #[serde(deny_unknown_fields)]
 struct PepperChecks {
     keyward_peppers: u32,
-    /// The peppers that processes have digested new secrets under, in the order in which each was first used.
+    /// The peppers that processes have digested new secrets under, in the order in which each became current.
+    /// A digest moves only to a later pepper of this list.
     current: Vec<PepperId>,
     peppers: BTreeMap<PepperId, String>,
 }
 
 impl PepperChecks {
-    fn of(ring: &PepperRing) -> Self {
-        let check = |pepper: &Pepper| (pepper.id().clone(), hexadecimal(&pepper.check_value()));
+    /// Returns the check values of the first process. Its ring states the order, because no process has
+    /// recorded one: keys may have been created before the store had documents.
+    fn first(ring: &PepperRing) -> Self {
+        let current = ring.retired().iter().chain([ring.current()]);
         Self {
             keyward_peppers: FORMAT,
-            current: vec![ring.current().id().clone()],
-            peppers: ring.all().map(check).collect(),
+            current: current.map(Pepper::id).cloned().collect(),
+            peppers: check_values(ring),
         }
     }
 
@@ -72,9 +75,9 @@ impl PepperChecks {
         ring: &PepperRing,
         replaces_lost: bool,
     ) -> Result<(Self, Option<PepperId>), BuildError> {
-        let own = Self::of(ring);
+        let own = check_values(ring);
         let mut shared = replaces_lost;
-        for (id, value) in &own.peppers {
+        for (id, value) in &own {
             if let Some(stored) = self.peppers.get(id) {
                 if !bool::from(stored.as_bytes().ct_eq(value.as_bytes())) {
                     return Err(BuildError::PepperDiffers { pepper: id.clone() });
@@ -84,19 +87,25 @@ impl PepperChecks {
         }
         if !shared {
             return Err(BuildError::UnrelatedPeppers {
-                own: own.peppers.into_keys().collect(),
+                own: own.into_keys().collect(),
                 stored: self.peppers.into_keys().collect(),
             });
         }
         let newest = self.current.last().filter(|_| !replaces_lost);
         let lacked = newest.filter(|newest| ring.live(newest).is_none()).cloned();
         // A process that was not restarted since a rotation still has an older pepper as its current one.
-        let is_new = |current: &PepperId| !self.current.contains(current);
-        self.current
-            .extend(own.current.into_iter().filter(is_new).collect::<Vec<_>>());
-        self.peppers.extend(own.peppers);
+        let current = ring.current().id();
+        if !self.current.contains(current) {
+            self.current.push(current.clone());
+        }
+        self.peppers.extend(own);
         Ok((self, lacked))
     }
+}
+
+fn check_values(ring: &PepperRing) -> BTreeMap<PepperId, String> {
+    let check = |pepper: &Pepper| (pepper.id().clone(), hexadecimal(&pepper.check_value()));
+    ring.all().map(check).collect()
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
@@ -106,17 +115,26 @@ fn hexadecimal(bytes: &[u8]) -> String {
 /// A decision about one document: the content to write, if any, and the setting to use.
 type DocumentDecision<T> = Result<(Option<Vec<u8>>, T), BuildError>;
 
-/// Decides about the document of peppers. Returns the current pepper of another process if the ring lacks it.
+/// The result of comparing a ring with the peppers of the store.
+struct AgreedPeppers {
+    /// The order in which peppers became current, oldest first.
+    order: Vec<PepperId>,
+    /// The current pepper of another process, if the ring lacks it.
+    lacked: Option<PepperId>,
+}
+
 fn decide_peppers(
     stored: Option<&[u8]>,
     ring: &PepperRing,
     replaces_lost: bool,
-) -> DocumentDecision<Option<PepperId>> {
+) -> DocumentDecision<AgreedPeppers> {
     let (checks, lacked) = match stored {
         Some(text) => PepperChecks::read(text)?.merge(ring, replaces_lost)?,
-        None => (PepperChecks::of(ring), None),
+        None => (PepperChecks::first(ring), None),
     };
-    Ok((Some(checks.to_document()), lacked))
+    let document = checks.to_document();
+    let order = checks.current;
+    Ok((Some(document), AgreedPeppers { order, lacked }))
 }
 
 /// The policies to use, and the differences from those of the store, to be logged once.
@@ -205,42 +223,41 @@ fn decide_policies(
     }
 }
 
-/// Compares the ring and the policies with those of the store, and adds them to the store. Returns the
-/// policies to use.
+/// Compares the ring and the policies with those of the store, and adds them to the store. Returns the ring with
+/// the order of its peppers, and the policies to use.
 pub(super) async fn agree(
     store: &dyn KeyStore,
-    ring: &PepperRing,
+    ring: PepperRing,
     replaces_lost: bool,
     own: Option<&Policies>,
-) -> Result<Policies, BuildError> {
+) -> Result<(PepperRing, Policies), BuildError> {
     let Some(documents) = store.documents() else {
-        return Ok(own.cloned().unwrap_or_default());
+        return Ok((ring, own.cloned().unwrap_or_default()));
     };
-    let peppers = |stored: Option<&[u8]>| decide_peppers(stored, ring, replaces_lost);
+    let peppers = |stored: Option<&[u8]>| decide_peppers(stored, &ring, replaces_lost);
     let policies = |stored: Option<&[u8]>| decide_policies(stored, own);
     // Decides about both before it writes either.
     let known = documents.document(&DocumentName::PEPPERS).await?.document;
-    let (_, lacked) = peppers(body_of(known.as_ref()))?;
+    let (_, agreed) = peppers(body_of(known.as_ref()))?;
     let stored = documents.document(&DocumentName::POLICIES).await?.document;
     let (_, decided) = policies(body_of(stored.as_ref()))?;
     // The first process must store its pepper: the next one has nothing else to compare with.
     let is_first = known.is_none();
     let written = update(documents, DocumentName::PEPPERS, known, peppers).await;
-    if is_first {
-        written?;
-    } else {
-        remembered(written)?;
-    }
+    let agreed = match is_first {
+        true => written?,
+        false => remembered(written)?.unwrap_or(agreed),
+    };
     let written = update(documents, DocumentName::POLICIES, stored, policies).await;
     let policies = remembered(written)?.unwrap_or(decided);
-    if let Some(pepper) = lacked {
+    if let Some(pepper) = agreed.lacked {
         tracing::warn!(
             %pepper,
             "this process lacks the pepper that another one creates keys with, so it refuses those keys; \
              deploy the current pepper file"
         );
     }
-    Ok(policies.logged())
+    Ok((ring.with_order(agreed.order), policies.logged()))
 }
 
 /// Turns a failed write into a log line and `None`: a process that cannot write can still verify keys.

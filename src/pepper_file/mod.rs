@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, OFlags};
 use zeroize::Zeroizing;
 
-use crate::core::pepper::PepperRing;
+use crate::core::pepper::{PepperRing, PepperState};
 use crate::core::pepper_document::{MAX_LEN, PepperDocument, PepperKey};
 use crate::core::text::PepperId;
 use crate::entropy::{Entropy, EntropyError, SystemEntropy};
@@ -43,8 +43,8 @@ use crate::entropy::{Entropy, EntropyError, SystemEntropy};
 /// ```
 ///
 /// The `current` pepper digests new secrets. A `live` pepper verifies the secrets that it digested, and an
-/// `audit` pepper only proves the audit entries that it sealed. To take a pepper out of service, change its
-/// `live` to `audit`.
+/// `audit` pepper only proves the audit entries that it sealed. A `next` pepper verifies secrets, and becomes
+/// the current one at the next rotation.
 ///
 /// # Rotation
 ///
@@ -59,6 +59,8 @@ use crate::entropy::{Entropy, EntropyError, SystemEntropy};
 ///
 /// 1. [`prepare`](Self::prepare) adds a pepper that all processes can verify with.
 /// 2. [`rotate`](Self::rotate) makes that pepper the current one.
+/// 3. Once [no live key](crate::Keyward::keys_by_pepper) needs the previous pepper, [`retire`](Self::retire) takes
+///    it out of service. To put it back, for example for an old backup, change its `audit` to `live`.
 ///
 /// # Examples
 ///
@@ -139,6 +141,27 @@ pub enum PepperFileError {
         path: PathBuf,
         /// The problem and its place, in words.
         problem: String,
+    },
+    /// The file has no prepared pepper that a rotation could make current. A pepper that no process knows yet
+    /// must not become the current one. The file was not changed.
+    #[error(
+        "pepper file {} has no prepared pepper: prepare one, restart each process, and then rotate",
+        path.display()
+    )]
+    NotPrepared {
+        /// The path of the file.
+        path: PathBuf,
+    },
+    /// The pepper cannot be retired, because it is the current or the prepared one, or is not in the file. The
+    /// file was not changed.
+    #[error("pepper {pepper} of pepper file {} cannot be retired: {why}", path.display())]
+    NotRetired {
+        /// The path of the file.
+        path: PathBuf,
+        /// The id of the pepper.
+        pepper: PepperId,
+        /// The reason, in words.
+        why: &'static str,
     },
     /// A file system call failed.
     #[error("{doing} {} failed", path.display())]
@@ -230,33 +253,69 @@ impl PepperFile {
     ///
     /// [`PepperFileError`]. The file is then unchanged or prepared, never partly written.
     pub fn prepare(&mut self) -> PepperFileResult<()> {
-        self.change(|_| ())
+        self.change(|document, _| {
+            if !document.has_next() {
+                let (id, key) = draw()?;
+                document.add_next(id, key);
+            }
+            Ok(())
+        })
     }
 
-    /// Makes the prepared pepper the current one. If no pepper is prepared, adds a new pepper and makes it
-    /// current. The previous current pepper stays live. Replaces the file as a whole. Concurrent rotations
-    /// wait for each other.
+    /// Makes the prepared pepper the current one. The previous current pepper stays live. Replaces the file as
+    /// a whole. Concurrent rotations wait for each other.
     ///
-    /// Running processes do not notice the change: see [Rotation](Self#rotation). After a rotation that was
-    /// not [prepared](Self::prepare), restart all processes of the service together.
+    /// Running processes do not notice the change: see [Rotation](Self#rotation). Every process must have loaded
+    /// the [prepared](Self::prepare) pepper before, or it refuses the keys of processes that load the rotated
+    /// file.
     ///
     /// # Errors
     ///
-    /// [`PepperFileError`]. The file is then unchanged or rotated, never partly written.
+    /// [`PepperFileError`]; [`NotPrepared`](PepperFileError::NotPrepared) if no pepper is prepared. The file is
+    /// then unchanged or rotated, never partly written.
     pub fn rotate(&mut self) -> PepperFileResult<()> {
-        self.change(PepperDocument::rotate)
+        self.change(|document, path| {
+            if !document.has_next() {
+                return Err(PepperFileError::NotPrepared { path: path.into() });
+            }
+            document.rotate();
+            Ok(())
+        })
     }
 
-    /// Reads the file again, adds a next pepper if the file has none, and applies `change`.
-    fn change(&mut self, change: impl FnOnce(&mut PepperDocument)) -> PepperFileResult<()> {
+    /// Takes a live pepper out of service: from then on it only proves the audit entries that it sealed. Changes
+    /// nothing if the pepper is already out of service.
+    ///
+    /// Only call it if no live key needs the pepper, according to
+    /// [`Keyward::keys_by_pepper`](crate::Keyward::keys_by_pepper): a process that loads the file refuses such a
+    /// key.
+    ///
+    /// # Errors
+    ///
+    /// [`PepperFileError`]; [`NotRetired`](PepperFileError::NotRetired) if the pepper is the current or the
+    /// prepared one, or is not in the file.
+    pub fn retire(&mut self, pepper: &PepperId) -> PepperFileResult<()> {
+        self.change(|document, path| {
+            let why = match document.retire(pepper) {
+                Some(PepperState::Live | PepperState::Audit) => return Ok(()),
+                Some(PepperState::Current) => "it is the current one; rotate to another one first",
+                Some(PepperState::Next) => "it is prepared for the next rotation",
+                None => "the file does not have it",
+            };
+            let (path, pepper) = (path.into(), pepper.clone());
+            Err(PepperFileError::NotRetired { path, pepper, why })
+        })
+    }
+
+    /// Reads the file again under its lock, applies `change`, and replaces the file.
+    fn change(
+        &mut self,
+        change: impl FnOnce(&mut PepperDocument, &Path) -> PepperFileResult<()>,
+    ) -> PepperFileResult<()> {
         let path = self.path.as_path();
         let mut locked = lock(path)?;
         let (mut document, _) = read(&mut locked, path)?;
-        if !document.has_next() {
-            let (id, key) = draw()?;
-            document.add_next(id, key);
-        }
-        change(&mut document);
+        change(&mut document, path)?;
         let ring = document.ring().map_err(malformed(path))?;
         let written = TempPepperFile::write(path, &document)?;
         fs::rename(&written.path, path).map_err(failed("replacing pepper file", path))?;

@@ -64,10 +64,20 @@ fn prepare(path: impl AsRef<Path>) -> PepperFileResult<PepperRing> {
     Ok(file.ring())
 }
 
+/// Prepares a pepper if none is prepared, and makes it the current one.
 fn rotate(path: impl AsRef<Path>) -> PepperFileResult<PepperRing> {
     let mut file = PepperFile::open(path)?;
+    file.prepare()?;
     file.rotate()?;
     Ok(file.ring())
+}
+
+/// Returns the states of the file's peppers in order.
+fn states(folder: &Folder) -> Vec<String> {
+    let document: serde_json::Value = serde_json::from_str(&folder.text()).unwrap();
+    let peppers = document["peppers"].as_array().unwrap().iter();
+    let state = |pepper: &serde_json::Value| pepper["state"].as_str().unwrap().to_owned();
+    peppers.map(state).collect()
 }
 
 /// Returns all text of an error, including its source.
@@ -299,7 +309,9 @@ fn a_file_too_long_to_be_one_is_refused() {
 fn a_rotation_adds_a_pepper_and_loses_none() {
     let folder = Folder::new();
     let first = create(folder.pepper()).unwrap();
-    let before = fs::metadata(folder.pepper()).unwrap().ino();
+    // The file stays open, so that no later file gets its number.
+    let opened = File::open(folder.pepper()).unwrap();
+    let before = opened.metadata().unwrap().ino();
     let second = rotate(folder.pepper()).unwrap();
     assert_ne!(first.current().id(), second.current().id());
     let read = read(folder.pepper()).unwrap();
@@ -332,10 +344,51 @@ fn a_prepared_pepper_verifies_and_becomes_the_current_one() {
     ));
     let next = rotate(folder.pepper()).unwrap();
     assert!(prepared.live(next.current().id()).is_none(), "a new one");
-    let document: serde_json::Value = serde_json::from_str(&folder.text()).unwrap();
-    let peppers = document["peppers"].as_array().unwrap().iter();
-    let states: Vec<_> = peppers.map(|pepper| &pepper["state"]).collect();
-    assert_eq!(states, ["current", "live", "live"]);
+    assert_eq!(states(&folder), ["current", "live", "live"]);
+}
+
+/// If a rotation drew a new pepper, no process would know that pepper when the first one restarts.
+#[test]
+fn a_rotation_without_a_prepared_pepper_is_refused() {
+    let folder = Folder::new();
+    create(folder.pepper()).unwrap();
+    let text = folder.text();
+    let refused = PepperFile::open(folder.pepper()).unwrap().rotate();
+    assert!(
+        matches!(refused, Err(PepperFileError::NotPrepared { path }) if path == folder.pepper())
+    );
+    assert_eq!(folder.text(), text);
+}
+
+#[test]
+fn a_live_pepper_is_retired_and_no_other() {
+    let folder = Folder::new();
+    let first = create(folder.pepper()).unwrap().current().id().clone();
+    let current = rotate(folder.pepper()).unwrap().current().id().clone();
+    let prepared = prepare(folder.pepper()).unwrap();
+    let next = prepared.next().unwrap().id();
+    let mut file = PepperFile::open(folder.pepper()).unwrap();
+    let text = folder.text();
+    let unknown = PepperId::new("unknown").unwrap();
+    for (pepper, words) in [
+        (&current, "rotate to another one first"),
+        (next, "next rotation"),
+        (&unknown, "does not have it"),
+    ] {
+        let refused = file.retire(pepper).unwrap_err();
+        let shown = refused.to_string();
+        assert!(
+            shown.contains(pepper.as_str()) && shown.ends_with(words),
+            "{shown}"
+        );
+        assert_eq!(folder.text(), text);
+    }
+    for _ in 0..2 {
+        file.retire(&first).unwrap();
+        assert_eq!(states(&folder), ["current", "audit", "next"]);
+    }
+    assert_eq!(file.ring().state(&first), Some(PepperState::Audit));
+    assert!(file.ring().live(&first).is_none());
 }
 
 #[test]
@@ -378,7 +431,11 @@ fn concurrent_rotations_lose_no_pepper() {
     let rings: Vec<_> = thread::scope(|scope| {
         let rotate = || {
             together.wait();
-            rotate(folder.pepper()).unwrap()
+            match rotate(folder.pepper()) {
+                // Another thread has rotated to the pepper that this one prepared.
+                Err(PepperFileError::NotPrepared { .. }) => read(folder.pepper()).unwrap(),
+                rotated => rotated.unwrap(),
+            }
         };
         let running: Vec<_> = (0..8).map(|_| scope.spawn(rotate)).collect();
         running.into_iter().map(|one| one.join().unwrap()).collect()

@@ -17,7 +17,7 @@ mod freshness;
 mod index;
 mod registration;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,6 +39,7 @@ use crate::clock::{Clock, Reading};
 use crate::core::checked_time::CheckedTime;
 use crate::core::id::KeyId;
 use crate::core::tenant::TenantId;
+use crate::core::text::PepperId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::joint::Turns;
@@ -411,6 +412,17 @@ impl Replica {
     /// Returns the keys among `keys` that were used on this node.
     pub(crate) fn used_of(&self, keys: &[KeyId]) -> BTreeSet<KeyId> {
         self.view().1.used_of(keys)
+    }
+
+    /// Returns the number of keys that are neither revoked nor expired, by the pepper of their digest. Imported keys
+    /// need no pepper.
+    ///
+    /// Reads every row of the index. [`PepperRing::count`](crate::PepperRing::count) compares the result with the
+    /// peppers of a process.
+    #[must_use]
+    pub fn keys_by_pepper(&self) -> BTreeMap<PepperId, u64> {
+        let now = self.clock.now();
+        self.view.load().index().keys_by_pepper(now)
     }
 
     /// Returns the tenants whose newest commit is later than this node's time plus the allowed difference

@@ -91,8 +91,8 @@ struct ResolvedKey<'v> {
     /// The key's place in the index. `None` if the secret does not match.
     hit: Option<Hit>,
     attributes: Attributes<'v>,
-    /// True if the lookup also tried a digest under an older pepper.
-    under_older: bool,
+    /// True if the lookup also tried a digest under another pepper than the current one.
+    under_other: bool,
 }
 
 /// The uses of a key that this process has counted.
@@ -291,8 +291,8 @@ impl Verifier {
         let view = &*snapshot.view;
         // The processor fetches the slot's memory while this thread computes the digest.
         let prefetched = view.prefetch(token.id());
-        let (answer, under_older) = self.look_up(view, token, prefetched);
-        let resolved = resolve(view, answer, under_older);
+        let (answer, under_other) = self.look_up(view, token, prefetched);
+        let resolved = resolve(view, answer, under_other);
         let times = (confirmed, self.clock.judged());
         let accepted = self.conclude(&snapshot, Some(token), resolved?, times, need)?;
         Ok(Grant::of_index(snapshot, accepted))
@@ -332,7 +332,7 @@ impl Verifier {
         let ResolvedKey {
             hit,
             attributes,
-            under_older,
+            under_other,
         } = resolved;
         let policy = snapshot
             .policies
@@ -385,7 +385,7 @@ impl Verifier {
             *judged.as_ref().unwrap_or(&now),
         )?;
         judged?;
-        if let (true, Some(token)) = (under_older, token) {
+        if let (true, Some(token)) = (under_other, token) {
             self.notice_pepper(token, subject);
         }
         if need.counts() {
@@ -427,7 +427,7 @@ impl Verifier {
         }
     }
 
-    /// Looks a token's key up by its id, and compares the secret. Also returns whether an older pepper was
+    /// Looks a token's key up by its id, and compares the secret. Also returns whether another pepper was
     /// tried.
     #[inline]
     fn look_up(
@@ -439,37 +439,32 @@ impl Verifier {
         let digest_prefix = digest_prefix_of(self.peppers.current(), token);
         match view.lookup(token.id(), prefetched, digest_prefix) {
             answer @ (IndexLookup::Hit(_) | IndexLookup::Corrupt(_)) => (answer, false),
-            answer if self.peppers.retired().is_empty() => (answer, false),
+            answer if self.peppers.not_current().next().is_none() => (answer, false),
             answer => {
                 let answer =
-                    self.look_up_under_older(view, token, answer, (prefetched, digest_prefix));
+                    self.look_up_under_others(view, token, answer, (prefetched, digest_prefix));
                 (answer, true)
             }
         }
     }
 
-    /// Looks a token's key up under an older pepper. Computes one more digest for every key, known or not, so
+    /// Looks a token's key up under another pepper than the current one. Computes one more digest for every key, known or not, so
     /// that timing reveals nothing about the key.
     #[inline(never)]
-    fn look_up_under_older(
+    fn look_up_under_others(
         &self,
         view: &View,
         token: &Token<'_>,
         answer: IndexLookup,
         (prefetched, current): (Prefetched, DigestPrefix),
     ) -> IndexLookup {
-        let Some(any) = self.peppers.retired().first() else {
+        let Some(any) = self.peppers.not_current().next() else {
             return answer;
         };
         // Read the row by id, because the slot found first may belong to another key with the same hash.
         let attributes = view.attributes_of(token.id());
         let own = attributes.and_then(|attributes| attributes.traits.pepper.as_ref());
-        let own = own.and_then(|id| {
-            self.peppers
-                .retired()
-                .iter()
-                .find(|pepper| pepper.id() == id)
-        });
+        let own = own.and_then(|id| self.peppers.not_current().find(|pepper| pepper.id() == id));
         let digest_prefix = digest_prefix_of(own.unwrap_or(any), token);
         let answer = match own {
             Some(_) => view.lookup(token.id(), prefetched, digest_prefix),
@@ -531,7 +526,7 @@ impl Verifier {
         }
     }
 
-    /// Queues a digest under the current pepper, if the key's digest was made under an older one. A
+    /// Queues a digest under the current pepper, if the key's digest is [outdated](PepperRing::is_outdated). A
     /// verification itself writes nothing to the store.
     #[cold]
     fn notice_pepper(&self, token: &Token<'_>, subject: KeyToVerify<'_>) {
@@ -543,7 +538,7 @@ impl Verifier {
         } = subject;
         let current = self.peppers.current();
         if let Some(pepper) = &traits.pepper
-            && pepper != current.id()
+            && self.peppers.is_outdated(pepper)
             && let Some(own) = self.peppers.live(pepper)
         {
             let digest = |pepper: &Pepper| pepper.digest(token.id_and_secret());
@@ -675,7 +670,7 @@ impl<'a> Claim<'a> {
 fn resolve(
     view: &View,
     answer: IndexLookup,
-    under_older: bool,
+    under_other: bool,
 ) -> Result<ResolvedKey<'_>, VerifyError> {
     let (hit, attributes) = match answer {
         IndexLookup::Hit(hit) => {
@@ -696,6 +691,6 @@ fn resolve(
     Ok(ResolvedKey {
         hit,
         attributes,
-        under_older,
+        under_other,
     })
 }

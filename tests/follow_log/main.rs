@@ -87,6 +87,16 @@ fn the_log_records_failures_and_recovery_and_no_secret() {
                 let builder = Keyward::builder(link.clone(), ring).clock(clock.clone());
                 drop(builder.build().await.unwrap());
             }
+
+            // A pepper that keys need is an error of its own.
+            let retired = PepperRing::new(pepper("p2", 2));
+            for ring in [
+                retired.clone().with_audit_only(pepper("p1", 1)).unwrap(),
+                retired,
+            ] {
+                let builder = Keyward::builder(link.clone(), ring).clock(clock.clone());
+                drop(builder.build().await.unwrap());
+            }
             key.secret.expose().to_owned()
         })
     });
@@ -107,6 +117,8 @@ fn the_log_records_failures_and_recovery_and_no_secret() {
     assert_eq!(at("WARN", "own=5 stored=7"), 1, "{log}");
     assert_eq!(at("WARN", "lacks the pepper"), 1, "{log}");
     assert_eq!(at("WARN", "pepper=p2"), 1, "{log}");
-    assert_eq!(at("ERROR", ""), 0, "{log}");
+    assert_eq!(at("ERROR", ""), 2, "{log}");
+    assert_eq!(at("ERROR", "pepper=p1 state=audit keys=1"), 1, "{log}");
+    assert_eq!(at("ERROR", "pepper=p1 keys=1"), 1, "{log}");
     assert!(!log.contains(secret_part(&secret)));
 }

@@ -250,7 +250,7 @@ fn a_process_that_lacks_the_current_pepper_does_not_make_its_own_the_current_one
         text.split("\"peppers\":{").next().unwrap().to_owned()
     };
     // A rotation in two steps: the new pepper first only verifies.
-    let prepared = || peppers().with_retired(pepper("p2", 2)).unwrap();
+    let prepared = || peppers().with_next(pepper("p2", 2)).unwrap();
     build(over(&store, prepared())).unwrap();
     assert!(current().contains("[\"p1\"]"), "{}", current());
     build(over(&store, peppers().rotate(pepper("p2", 2)).unwrap())).unwrap();

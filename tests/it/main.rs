@@ -30,6 +30,7 @@ mod lost_replies;
 mod model;
 mod nodes;
 mod own_commands;
+mod peppers;
 mod profiles;
 mod protocol;
 mod pruning;

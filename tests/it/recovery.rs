@@ -32,7 +32,7 @@ use support::*;
 const ALL: NonZeroUsize = NonZeroUsize::new(100_000).unwrap();
 
 /// Returns a copy of `of` with every row and audit entry, like a backup.
-fn backup(of: &MemoryStore) -> MemoryStore {
+pub fn backup(of: &MemoryStore) -> MemoryStore {
     let mut tenants: BTreeMap<TenantId, Effects> = BTreeMap::new();
     for change in wait(of.scan(None, ALL)).unwrap().rows {
         match change.row {

@@ -142,6 +142,36 @@ fn syncs_and_reads_are_counted_by_outcome_and_the_age_of_a_node_is_a_gauge() {
 }
 
 #[test]
+fn keys_are_counted_by_their_pepper_at_most_once_a_minute() {
+    let kept = Kept::default();
+    metrics::with_local_recorder(&kept, || {
+        let world = TestService::new();
+        let key = world.some_key();
+        let ring = keyward::PepperRing::new(pepper("p2", 2));
+        let ring = ring.with_audit_only(pepper("p1", 1)).unwrap();
+        let builder = Keyward::builder(world.store.clone(), ring).clock(world.clock.clone());
+        let keys = wait(builder.build()).unwrap();
+        let shown = || {
+            [
+                "keyward_keys_by_pepper p2 current",
+                "keyward_keys_by_pepper p1 audit",
+                "keyward_unverifiable_keys",
+            ]
+            .map(|name| kept.gauge(name))
+        };
+        assert_eq!(shown(), [0.0, 1.0, 1.0]);
+        wait(keys.create(&admin(), reader("new"))).unwrap();
+        wait(keys.revoke(&admin(), key.id, keyward::Reason::Lost)).unwrap();
+        world.clock.advance(Duration::from_secs(59));
+        wait(keys.sync()).unwrap();
+        assert_eq!(shown(), [0.0, 1.0, 1.0]);
+        world.clock.advance(Duration::from_secs(1));
+        wait(keys.sync()).unwrap();
+        assert_eq!(shown(), [1.0, 0.0, 0.0]);
+    });
+}
+
+#[test]
 fn requests_over_http_are_counted_by_outcome() {
     use keyward::web::{KeywardLayer, LimitReached};
     use tower::{Layer, ServiceExt, service_fn};

@@ -269,8 +269,11 @@ pub enum Denial {
     /// The imported digest already belongs to a key. A digest stays taken after its key was deleted.
     #[error("digest is taken")]
     DigestTaken,
-    /// The stored digest is not the digest to replace, or the new pepper is not the current pepper.
-    #[error("pepper {pepper} is not current, or the digest changed concurrently")]
+    /// The stored digest is not the digest to replace, or is not under a pepper that was current before the new
+    /// one, or the new pepper is not the current pepper.
+    #[error(
+        "pepper {pepper} is not newer than the digest's pepper, or the digest changed concurrently"
+    )]
     StaleRedigest {
         /// The pepper of the new digest.
         pepper: PepperId,

@@ -124,7 +124,8 @@ impl Work<'_> {
         if under == *to {
             return Ok(CommandOutcome::Done);
         }
-        if under != *from || stands != replaces || *to != *self.peppers.current().id() {
+        let is_due = self.peppers.is_outdated(from) && *to == *self.peppers.current().id();
+        if under != *from || stands != replaces || !is_due {
             return Err(Denial::StaleRedigest { pepper: to.clone() });
         }
         record.credential = Credential::Peppered {

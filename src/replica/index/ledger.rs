@@ -16,7 +16,7 @@ use crate::core::principal::Owner;
 use crate::core::record::KeyRecord;
 use crate::core::subject::{KeyOwner, KeyTraits, OwnerSource};
 use crate::core::tenant::TenantId;
-use crate::core::text::{PrincipalId, Role};
+use crate::core::text::{PepperId, PrincipalId, Role};
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 
@@ -172,6 +172,12 @@ impl AttributeTables {
             lower.roles.extend(raised);
         }
         attributes.status.and_further(&lower)
+    }
+
+    /// Returns the pepper of the traits with this number. `None` if their keys were imported.
+    pub(super) fn pepper_of(&self, traits: u32) -> Option<&PepperId> {
+        let traits = self.traits.get(traits)?.get()?;
+        traits.pepper.as_ref()
     }
 
     pub(super) fn unfinished(&self) -> Vec<TenantId> {

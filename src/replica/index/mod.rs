@@ -43,6 +43,7 @@ use crate::core::record::{Credential, KeyRecord};
 use crate::core::secret::Digest;
 use crate::core::subject::{Lifecycle, LifecyclePhase};
 use crate::core::tenant::TenantId;
+use crate::core::text::PepperId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::store::{Change, Row as StoreRow, RowKey};
@@ -528,6 +529,28 @@ impl Index {
     #[cold]
     pub(crate) fn floor(&self, tenant: &TenantId) -> Option<Timestamp> {
         self.floors.at(tenant)
+    }
+
+    /// Returns the number of keys that are neither revoked nor expired at `now`, by the pepper of their digest.
+    pub(super) fn keys_by_pepper(&self, now: Timestamp) -> BTreeMap<PepperId, u64> {
+        let mut by_traits: Vec<u64> = Vec::new();
+        for row in (1..=self.keys()).filter_map(|row| self.rows.get(row)) {
+            let content = row.read();
+            if matches!(content.key, RowState::Key(lifecycle) if lifecycle.is_live(now)) {
+                let traits = content.attribute_ids.traits as usize;
+                if by_traits.len() <= traits {
+                    by_traits.resize(traits + 1, 0);
+                }
+                by_traits[traits] += 1;
+            }
+        }
+        let mut counts = BTreeMap::new();
+        for (traits, keys) in (0..).zip(by_traits).filter(|(_, keys)| *keys > 0) {
+            if let Some(pepper) = self.attribute_tables.pepper_of(traits) {
+                *counts.entry(pepper.clone()).or_insert(0) += keys;
+            }
+        }
+        counts
     }
 
     /// Returns the tenants with a newest commit time later than `than`.
