@@ -145,6 +145,14 @@ pub(crate) fn unverifiable_keys(keys: u64) {
     gauge("keyward_unverifiable_keys", keys as f64);
 }
 
+/// Sets the length of an SQLite store's write-ahead log.
+#[cfg(feature = "sqlite")]
+pub(crate) fn store_log(bytes: u64) {
+    // A float is exact up to 8 PiB.
+    #[expect(clippy::cast_precision_loss, reason = "a gauge takes a float")]
+    gauge("keyward_store_wal_bytes", bytes as f64);
+}
+
 /// Sets the seconds by which this node's clock is ahead of the clock that differs most.
 pub(crate) fn clock_offset(seconds: f64) {
     gauge("keyward_clock_offset_seconds", seconds);

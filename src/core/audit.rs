@@ -284,6 +284,42 @@ tagged! {
     }
 }
 
+impl Action {
+    /// Returns whether the change takes authority away and gives none. A store that is nearly full keeps space
+    /// for such changes. False for a change that may do either, such as an update of a key's fields.
+    pub(crate) const fn only_narrows(&self) -> bool {
+        match self {
+            Self::TenantClosed
+            | Self::KeyDisabled
+            | Self::KeyRevoked { .. }
+            | Self::KeyDeleted
+            | Self::KeyPurged
+            | Self::KeyLeaked { .. }
+            | Self::OwnerRemoved { .. }
+            | Self::BulkRevocationBegan { .. }
+            | Self::BulkCommandEnded
+            | Self::DigestsBlocked { .. } => true,
+            Self::TenantProvisioned
+            | Self::ResourceProvisioned { .. }
+            | Self::KeyCreated { .. }
+            | Self::KeyProvisioned { .. }
+            | Self::KeyImported { .. }
+            | Self::KeyUpdated { .. }
+            | Self::KeyEnabled
+            | Self::KeyRotated { .. }
+            | Self::RotationCancelled { .. }
+            | Self::SuccessorFirstUsed
+            | Self::GraceBegan { .. }
+            | Self::SecretReplaced
+            | Self::KeyRedigested { .. }
+            | Self::OwnerAdded { .. }
+            | Self::OwnerRoleChanged { .. }
+            | Self::TimeRepaired { .. }
+            | Self::TrailPruned { .. } => false,
+        }
+    }
+}
+
 /// Facts about imported or blocked digests, which an audit entry keeps for a recovery after a restore from a
 /// backup. Events do not contain these facts.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

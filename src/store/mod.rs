@@ -214,6 +214,14 @@ impl Commit {
         }
     }
 
+    /// Returns whether every change of the commit takes authority away and gives none, such as a revocation. A
+    /// store with little space left should keep it for such commits.
+    #[must_use]
+    pub fn only_narrows(&self) -> bool {
+        let audit = &self.effects.audit;
+        !audit.is_empty() && audit.iter().all(|entry| entry.action.only_narrows())
+    }
+
     /// Returns whether the commit removes `entry` from the audit trail.
     #[must_use]
     pub fn prunes(&self, entry: &AuditEntry) -> bool {

@@ -311,3 +311,25 @@ fn a_request_that_is_cancelled_in_the_service_counts_once() {
         assert_eq!(kept.count("keyward_http_requests_total accepted"), 1);
     });
 }
+
+/// The writer of the store runs on a thread of its own, so the recorder is that of the process.
+#[cfg(feature = "sqlite")]
+#[test]
+fn the_length_of_a_files_log_is_a_gauge() {
+    let kept: &'static Kept = Box::leak(Box::default());
+    metrics::set_global_recorder(kept).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.db");
+    let store = wait(keyward::store::SqliteStore::open(&path)).unwrap();
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let policy = keyward::policy::Policy::new(profiles::standard()).unwrap();
+    let keys = node(store.clone(), &clock, policy);
+    for name in ["first", "second"] {
+        // The writer measures the log after each commit, before it begins the next one.
+        wait(keys.create(&admin(), reader(name))).unwrap();
+    }
+    assert_eq!(
+        kept.gauge("keyward_store_wal_bytes") > 0.0,
+        store.journal_mode() == keyward::store::sqlite::JournalMode::Wal
+    );
+}

@@ -1093,6 +1093,54 @@ fn a_restored_backup_waits_for_its_recovery() {
 }
 
 #[test]
+fn a_damaged_store_is_salvaged_and_its_whole_keys_stay() {
+    let shop = Shop::new();
+    let (lost, _) = shop.key("acme", "lost", &[]);
+    shop.key("acme", "kept", &[]);
+    shop.run(&["backup", "good.db", "--verify"]).ended(0);
+    shop.tamper(
+        "UPDATE rows SET body = x'00' WHERE place = (SELECT min(place) FROM rows WHERE kind = 2)",
+    );
+    let checked = shop.run(&["check"]).ended(CORRUPT);
+    assert!(checked.err.contains("keyctl salvage"), "{checked:?}");
+    shop.run(&["backup", "bad.db", "--verify"]).ended(CORRUPT);
+    assert!(!shop.path("bad.db").exists());
+
+    let salvaged = shop.run(&["salvage", "keys.db", "new.db", "--json"]);
+    let salvaged = salvaged.ended(0).document();
+    let left_out = salvaged["left_out"].as_array().unwrap();
+    assert_eq!(left_out.len(), 1, "{salvaged}");
+    assert!(left_out[0].as_str().unwrap().contains(&lost), "{salvaged}");
+    shop.run(&["salvage", "keys.db", "new.db"]).ended(DENIED);
+    let new = ["--store", "new.db", "--pepper-file", "keys.db.pepper"];
+    shop.run(&[&["list"], &new[..]].concat()).ended(DENIED);
+    shop.run(&[&["recover", "--trust-backup"], &new[..]].concat())
+        .ended(0);
+    assert_eq!(shop.names(&new), ["kept"]);
+    shop.run(&[&["check"], &new[..]].concat()).ended(0);
+}
+
+#[test]
+fn a_file_is_checkpointed_and_vacuumed() {
+    let shop = Shop::new();
+    shop.key("acme", "export", &[]);
+    shop.tamper("CREATE TABLE waste AS SELECT zeroblob(9000000) AS x; DROP TABLE waste;");
+    shop.run(&["checkpoint"]).ended(0);
+    let vacuumed = shop.run(&["vacuum", "--json"]).ended(0).document();
+    let bytes = |field: &str| vacuumed[field].as_u64().unwrap();
+    assert!(bytes("before") > 9_000_000 && bytes("bytes") < 1_000_000);
+    assert!(
+        shop.run(&["stats"])
+            .ended(0)
+            .out
+            .contains("bytes of its log")
+    );
+    assert_eq!(shop.names(&[]), ["export"]);
+    shop.run(&["checkpoint", "--store", "none.db"])
+        .ended(NOT_FOUND);
+}
+
+#[test]
 fn a_restored_store_is_recovered_from_the_trail_of_the_lost_one() {
     let shop = Shop::new();
     let (kept, _) = shop.key("acme", "kept", &[]);

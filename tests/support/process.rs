@@ -17,7 +17,35 @@ impl ChildProcess {
     /// Starts a child process that runs `part`. The child process gets `path`, which is a file, a folder, or
     /// the URL of a database.
     pub fn start(part: &str, path: &(impl AsRef<OsStr> + ?Sized), env: &[(&str, String)]) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let own = Command::new(std::env::current_exe().unwrap());
+        Self::spawn(own, part, path, env)
+    }
+
+    /// Starts a child process that may mount file systems, which only the child can see. Returns `None` on a
+    /// machine that does not allow this.
+    pub fn with_mounts(part: &str, path: &(impl AsRef<OsStr> + ?Sized)) -> Option<Self> {
+        let unshare = || {
+            let mut unshare = Command::new("unshare");
+            unshare.args(["--map-root-user", "--mount"]);
+            unshare
+        };
+        let allowed = unshare().arg("true").status();
+        if !allowed.is_ok_and(|status| status.success()) {
+            eprintln!("left out: `unshare --map-root-user --mount` is not allowed here");
+            return None;
+        }
+        let mut own = unshare();
+        own.arg(std::env::current_exe().unwrap());
+        Some(Self::spawn(own, part, path, &[]))
+    }
+
+    fn spawn(
+        mut own: Command,
+        part: &str,
+        path: &(impl AsRef<OsStr> + ?Sized),
+        env: &[(&str, String)],
+    ) -> Self {
+        let mut child = own
             .args(["--exact", "child", "--ignored", "--nocapture"])
             .args(["--test-threads", "1"])
             .env("CHILD_PART", part)

@@ -134,6 +134,9 @@ pub(crate) enum CliCommand {
     Backup {
         #[arg(value_parser = path())]
         to: PathBuf,
+        /// Read the copy back before it gets its name: all rows with their checksums, and their number
+        #[arg(long)]
+        verify: bool,
     },
     /// Create --store from a backup
     Restore {
@@ -144,6 +147,12 @@ pub(crate) enum CliCommand {
     Recover(RecoverArgs),
     /// Mark a database whose tables were just restored, so that it waits for `recover`
     StartNewEpoch,
+    /// Copy what is whole in a damaged file to a new file, and name what is left out
+    Salvage(SalvageArgs),
+    /// Move all commits from a file's -wal file into the file
+    Checkpoint,
+    /// Make a file as small as its contents. Needs free space for two more copies; commits wait meanwhile
+    Vacuum,
     /// Check the store's integrity, and name the tenants whose newest commit lies in the future
     Check,
     /// Repair the effects of a wrong clock
@@ -174,6 +183,20 @@ pub(crate) struct MigrateStoreArgs {
     /// The schema of TO, if it differs from --schema
     #[arg(long, value_name = "NAME")]
     pub(crate) to_schema: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+FROM stays as it is. A damaged key is left out of TO, so that its token is refused; so are the keys whose
+owner or tenant is damaged. TO opens only once it is recovered: `keyctl --store TO recover --trust-backup`,
+if TO is the newest state that exists.")]
+pub(crate) struct SalvageArgs {
+    /// The damaged file
+    #[arg(value_parser = path())]
+    pub(crate) from: PathBuf,
+    /// The new file
+    #[arg(value_parser = path())]
+    pub(crate) to: PathBuf,
 }
 
 /// The method that stops keys from working again if they were revoked after the backup was made.

@@ -43,7 +43,7 @@ pub(super) async fn stats(session: &Session) -> Result<Stats, PostgresFault> {
     };
     let bytes = size.number(0, "the size of the tables")?.unsigned_abs();
     let engine = format!("PostgreSQL {}", size.text(1, "the version of the server")?);
-    Ok(sql::stats(counts, head, bytes, engine)?)
+    Ok(sql::stats(counts, head, (bytes, 0), engine)?)
 }
 
 /// Drops the tombstones of commits at or below `upto`, and returns the number of dropped tombstones. The ids

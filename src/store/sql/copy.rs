@@ -11,9 +11,17 @@ use crate::core::view::Revision;
 use crate::store::Row;
 use crate::store::transfer::{Counts, Item, Origin, Part};
 
-/// Returns the table that holds a part of a store, its columns, and the column that orders its items.
-pub(in crate::store) const fn table(part: Part) -> (&'static str, &'static str, &'static str) {
-    match part {
+/// A table, its columns, and the first column, which orders its rows.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) struct Table {
+    pub(in crate::store) name: &'static str,
+    pub(in crate::store) columns: &'static str,
+    pub(in crate::store) order: &'static str,
+}
+
+/// Returns the table that holds a part of a store.
+pub(in crate::store) const fn table(part: Part) -> Table {
+    let (name, columns, order) = match part {
         Part::Commits => ("commits", "revision, tag, seal", "revision"),
         Part::Tenants => ("tenants", TENANT_COLUMNS, "tenant"),
         Part::Digests => ("digests", DIGEST_COLUMNS, "digest"),
@@ -21,6 +29,11 @@ pub(in crate::store) const fn table(part: Part) -> (&'static str, &'static str, 
         Part::Audit => ("audit", AUDIT_COLUMNS, "place"),
         Part::Rows => ("rows", COLUMNS, "place"),
         Part::Documents => ("documents", DOCUMENT_COLUMNS, "name"),
+    };
+    Table {
+        name,
+        columns,
+        order,
     }
 }
 
@@ -60,8 +73,12 @@ pub(in crate::store) fn items_after(
     after: Option<&Item>,
     limit: usize,
 ) -> Result<Sql, RowFault> {
-    let (table, columns, order) = table(part);
-    let mut sql = Sql::select(columns, table, "1 = 1");
+    let Table {
+        name,
+        columns,
+        order,
+    } = table(part);
+    let mut sql = Sql::select(columns, name, "1 = 1");
     let beyond = format!("{order} >");
     if let Some(after) = after {
         if after.part() != part {

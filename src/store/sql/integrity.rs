@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use super::cells::{Cell, Cells};
+use super::copy::{Table, table};
 use super::{
-    AUDIT_COLUMNS, COLUMNS, DIGEST_COLUMNS, DOCUMENT_COLUMNS, NODE_COLUMNS, NodeRow, RowFault,
-    TenantHead, change, entry, read_digest, read_document,
+    NODE_COLUMNS, NodeRow, RowFault, TenantHead, change, entry, read_digest, read_document,
 };
 use crate::core::audit::Action;
 use crate::core::tenant::TenantId;
+use crate::store::transfer::Part;
 use crate::store::{AuditPosition, AuditRow, Cursor, Row, RowKey};
 
 /// The largest number of faults in a report: 1,000, because a damaged store can have millions.
@@ -46,6 +47,8 @@ pub struct Stats {
     pub audit: u64,
     /// The size in bytes: of the SQLite file without its log, or of the PostgreSQL tables with their indexes.
     pub bytes: u64,
+    /// The size in bytes of the SQLite file's write-ahead log, which is on the same disk. Zero for PostgreSQL.
+    pub log_bytes: u64,
     /// The engine and its version: `SQLite 3.51.3, wal` or `PostgreSQL 15.18`.
     pub engine: String,
 }
@@ -81,10 +84,32 @@ impl IntegrityPass {
         Self::Documents,
     ];
 
-    pub(in crate::store) fn sql(self) -> String {
+    /// Returns the table that the pass reads, if it is one.
+    pub(in crate::store) const fn table(self) -> Option<Table> {
         match self {
-            Self::Rows => format!("SELECT {COLUMNS} FROM $s.rows ORDER BY place"),
-            Self::Audit => format!("SELECT {AUDIT_COLUMNS} FROM $s.audit ORDER BY place"),
+            Self::Rows => Some(table(Part::Rows)),
+            Self::Audit => Some(table(Part::Audit)),
+            Self::Digests => Some(table(Part::Digests)),
+            Self::Documents => Some(table(Part::Documents)),
+            Self::Nodes => Some(Table {
+                name: "nodes",
+                columns: NODE_COLUMNS,
+                order: "node",
+            }),
+            Self::Trails | Self::Headless => None,
+        }
+    }
+
+    pub(in crate::store) fn sql(self) -> String {
+        if let Some(Table {
+            name,
+            columns,
+            order,
+        }) = self.table()
+        {
+            return format!("SELECT {columns} FROM $s.{name} ORDER BY {order}");
+        }
+        match self {
             Self::Trails => {
                 "SELECT t.tenant, t.revision, t.decided_at, t.sequence, t.hash, t.seal, \
                  coalesce(a.entries, 0), coalesce(a.newest, 0), coalesce(a.oldest, 1) \
@@ -94,12 +119,9 @@ impl IntegrityPass {
                  GROUP BY tenant) AS a ON a.tenant = t.tenant ORDER BY t.tenant"
                     .to_owned()
             }
-            Self::Headless => "SELECT tenant FROM $s.rows UNION SELECT tenant FROM $s.audit \
+            _ => "SELECT tenant FROM $s.rows UNION SELECT tenant FROM $s.audit \
                  EXCEPT SELECT tenant FROM $s.tenants"
                 .to_owned(),
-            Self::Digests => format!("SELECT {DIGEST_COLUMNS} FROM $s.digests"),
-            Self::Nodes => format!("SELECT {NODE_COLUMNS} FROM $s.nodes"),
-            Self::Documents => format!("SELECT {DOCUMENT_COLUMNS} FROM $s.documents"),
         }
     }
 }
@@ -115,6 +137,11 @@ impl IntegrityReport {
         if self.faults.len() < MAX_FAULTS {
             self.faults.push(fault.to_string());
         }
+    }
+
+    /// Adds an item that lies on a page that cannot be read.
+    pub(in crate::store) fn unreadable(&mut self, what: &str) {
+        self.add(format!("{what}: cannot be read"));
     }
 
     /// Checks one row that the statement of a pass found.
@@ -148,19 +175,21 @@ impl IntegrityReport {
 
     fn row(&mut self, row: &impl Cells) -> Result<(), RowFault> {
         self.rows += 1;
-        match change(row)?.row {
-            Row::Corrupt(RowKey::Key(id)) => self.add(format!("key {id}: its row is damaged")),
-            Row::Corrupt(RowKey::Owner(tenant, owner)) => {
-                self.add(format!(
-                    "owner {owner} in tenant {tenant}: its row is damaged"
-                ));
-            }
-            Row::Corrupt(RowKey::Tenant(tenant)) => {
-                self.add(format!("tenant {tenant}: its row is damaged"));
-            }
-            _ => {}
+        if let Row::Corrupt(name) = change(row)?.row {
+            self.damaged(&name);
         }
         Ok(())
+    }
+
+    /// Adds a damaged row.
+    pub(in crate::store) fn damaged(&mut self, row: &RowKey) {
+        self.add(match row {
+            RowKey::Key(id) => format!("key {id}: its row is damaged"),
+            RowKey::Owner(tenant, owner) => {
+                format!("owner {owner} in tenant {tenant}: its row is damaged")
+            }
+            RowKey::Tenant(tenant) => format!("tenant {tenant}: its row is damaged"),
+        });
     }
 
     fn entry(&mut self, row: &impl Cells) -> Result<(), RowFault> {
@@ -209,7 +238,7 @@ pub(in crate::store) const COUNTS: &str = "SELECT count(*) FILTER (WHERE kind = 
 pub(in crate::store) fn stats(
     counts: &impl Cells,
     head: Cursor,
-    bytes: u64,
+    (bytes, log_bytes): (u64, u64),
     engine: String,
 ) -> Result<Stats, RowFault> {
     let count = |column| Ok(counts.number(column, "a count")?.unsigned_abs());
@@ -221,6 +250,7 @@ pub(in crate::store) fn stats(
         tenants: count(3)?,
         audit: count(4)?,
         bytes,
+        log_bytes,
         engine,
     })
 }

@@ -25,6 +25,8 @@ pub(in crate::store) use self::cells::{Cell, Cells};
 pub(in crate::store) use self::columns::place_at;
 pub(in crate::store) use self::columns::{COLUMNS, RowColumns, change};
 pub(in crate::store) use self::copy::{ORIGIN, counts_of, item, items_after, origin_of, place_of};
+#[cfg(feature = "sqlite")]
+pub(in crate::store) use self::copy::{Table, table};
 pub(in crate::store) use self::document::{
     DOCUMENT_COLUMNS, document_version_and_seal, lease_after_restore, read_document,
 };

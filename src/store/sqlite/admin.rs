@@ -1,39 +1,82 @@
 //! Operations of an administrator: backup, restore, integrity check, statistics, dropping tombstones.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, Row};
 
+use super::damage;
 use super::fault::{OpenError, SqliteFault};
-use super::file::{DraftStore, StoreFile, refuse_leftovers};
+use super::file::{DraftStore, StoreFile, refuse_existing, refuse_leftovers};
 use super::rows::{dialect, each, one};
-use super::{documents, head, nodes, read, schema, session};
+use super::session::{self, ReadBound};
+use super::{documents, head, nodes, read, schema};
 use crate::core::view::Revision;
 use crate::store::sql::{self, COUNTS, IntegrityPass, StoreRow, first_after, signed};
 use crate::store::{Cursor, Epoch, IntegrityReport, Stats};
 
+/// Reads the whole file and names all damage. Goes on after a page that cannot be read.
 pub(super) fn check(conn: &Connection) -> Result<IntegrityReport, SqliteFault> {
     let mut report = IntegrityReport::default();
-    each(conn, "PRAGMA integrity_check(100)", [], |row| {
+    let checked = each(conn, "PRAGMA integrity_check(100)", [], |row| {
         let line: String = row.get(0)?;
         if line != "ok" {
             report.add(format!("SQLite: {line}"));
         }
         Ok(true)
-    })?;
-    if let Err(fault) = head::read(conn) {
-        report.add(fault);
-    }
+    });
+    go_on(&mut report, "the file", checked)?;
+    let head = head::read(conn).map(drop);
+    go_on(&mut report, "the head of the store", head)?;
     for check in IntegrityPass::ALL {
-        each(conn, &dialect(&check.sql()), [], |row| {
+        let Some(table) = check.table() else {
+            let looked = each(conn, &dialect(&check.sql()), [], |row| {
+                report.look(check, row);
+                Ok(true)
+            });
+            go_on(&mut report, "the trails of all tenants", looked)?;
+            continue;
+        };
+        let mut look = |row: &Row<'_>| {
             report.look(check, row);
-            Ok(true)
-        })?;
+            Ok(())
+        };
+        let Some(gap) = damage::each_readable(conn, table, &mut look)? else {
+            continue;
+        };
+        match check {
+            IntegrityPass::Rows => {
+                let missing = damage::each_row_in_gap(conn, &gap, look)?;
+                missing.iter().for_each(|row| report.damaged(row));
+            }
+            IntegrityPass::Audit => {
+                let missing = damage::each_entry_in_gap(conn, &gap, look)?;
+                missing.iter().for_each(|entry| report.unreadable(entry));
+            }
+            _ => {}
+        }
+        report.add(format!("table {}: {}", table.name, gap.fault));
     }
     Ok(report)
 }
 
-pub(super) fn stats(conn: &Connection, journal: &'static str) -> Result<Stats, SqliteFault> {
+/// Reports damage that ended a part of the check, and lets the next part begin.
+fn go_on(
+    report: &mut IntegrityReport,
+    what: &str,
+    checked: Result<(), SqliteFault>,
+) -> Result<(), SqliteFault> {
+    match checked {
+        Err(fault) if fault.is_damage() => report.add(format!("{what}: {fault}")),
+        checked => checked?,
+    }
+    Ok(())
+}
+
+pub(super) fn stats(
+    conn: &Connection,
+    journal: &'static str,
+    log_bytes: u64,
+) -> Result<Stats, SqliteFault> {
     let pragma = |name: &str| -> Result<u64, SqliteFault> {
         let value: i64 = conn.pragma_query_value(None, name, |row| row.get(0))?;
         Ok(value.unsigned_abs())
@@ -42,16 +85,20 @@ pub(super) fn stats(conn: &Connection, journal: &'static str) -> Result<Stats, S
     let engine = format!("SQLite {}, {journal}", rusqlite::version());
     let head = read::cursor(conn)?;
     let stats = one(conn, &dialect(COUNTS), [], |row| {
-        Ok(sql::stats(row, head, bytes, engine)?)
+        Ok(sql::stats(row, head, (bytes, log_bytes), engine)?)
     })?;
     stats.ok_or(SqliteFault::Refused("nothing was counted"))
 }
 
 /// Writes a copy of the file from one snapshot, while the store is in use. The copy is marked as unrecovered,
-/// so it can be opened only to recover it.
-pub(super) fn backup(from: &StoreFile, to: &Path) -> Result<Cursor, OpenError> {
-    let copy = copy(from, to)?;
+/// so it can be opened only to recover it. If `verify` is true, the copy is read back before it gets its name.
+pub(super) fn backup(from: &StoreFile, to: &Path, verify: bool) -> Result<Cursor, OpenError> {
     let fail = |fault: SqliteFault| OpenError::of(&from.path, fault);
+    let before = match verify {
+        true => Some(session::snapshot(&from.open()?, read::origin).map_err(fail)?),
+        false => None,
+    };
+    let copy = copy(from, to)?;
     let conn = copy.file.open()?;
     let head = read::cursor(&conn).map_err(fail)?;
     let mark = || -> Result<(), SqliteFault> {
@@ -65,8 +112,41 @@ pub(super) fn backup(from: &StoreFile, to: &Path) -> Result<Cursor, OpenError> {
         .and_then(|()| StoreFile::checkpoint(&conn))
         .map_err(fail)?;
     drop(conn);
+    if let Some(before) = before {
+        let conn = copy.file.open()?;
+        refuse_damage(&conn, to)?;
+        let after = session::snapshot(&conn, read::origin).map_err(fail)?;
+        let same = after.head == before.head && after.counts == before.counts;
+        if !same && after.head.revision <= before.head.revision {
+            return Err(OpenError::Corrupt {
+                path: to.to_owned(),
+                what: "it has fewer rows than the store".to_owned(),
+            });
+        }
+    }
     copy.draft.publish(to)?;
     Ok(head)
+}
+
+fn refuse_damage(conn: &Connection, path: &Path) -> Result<(), OpenError> {
+    let report = check(conn).map_err(|fault| OpenError::of(path, fault))?;
+    match report.faults.first() {
+        Some(first) => Err(OpenError::Corrupt {
+            path: path.to_owned(),
+            what: format!("{} faults, the first: {first}", report.faults.len()),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Rewrites the file without free pages, and empties the log, which has held the whole new file.
+pub(super) fn vacuum(file: &StoreFile) -> Result<(), SqliteFault> {
+    let conn = file.open()?;
+    file.make_durable(&conn)?;
+    // In memory, the new file could use up the memory of the process.
+    conn.pragma_update(None, "temp_store", "FILE")?;
+    conn.execute_batch("VACUUM")?;
+    StoreFile::checkpoint(&conn)
 }
 
 /// Restores a backup to a new path. The restored store has a new epoch, and is marked as unrecovered.
@@ -81,13 +161,7 @@ pub(super) fn restore(backup: &StoreFile, to: &Path) -> Result<(), OpenError> {
     let copy = copy(backup, to)?;
     let fail = |fault: SqliteFault| OpenError::of(&backup.path, fault);
     let conn = copy.file.open()?;
-    let report = check(&conn).map_err(fail)?;
-    if let Some(first) = report.faults.first() {
-        return Err(OpenError::Corrupt {
-            path: backup.path.clone(),
-            what: format!("{} faults, the first: {first}", report.faults.len()),
-        });
-    }
+    refuse_damage(&conn, &backup.path)?;
     // The new epoch makes every follower start over, even a follower whose revision exists in the backup too.
     let start_epoch = || -> Result<(), SqliteFault> {
         let store = StoreRow {
@@ -120,23 +194,16 @@ fn copy(from: &StoreFile, to: &Path) -> Result<DraftCopy, OpenError> {
         .path
         .to_str()
         .ok_or_else(|| OpenError::io(to, unfit()))?;
-    from.open()?
-        .execute("VACUUM INTO ?1", [target])
-        .map_err(|error| OpenError::of(&from.path, error.into()))?;
+    let mut conn = from.open()?;
+    let bound = ReadBound::of(&mut conn, from);
+    bound
+        .hold(|| Ok(conn.execute("VACUUM INTO ?1", [target])?))
+        .map_err(|fault| OpenError::of(&from.path, fault))?;
     let file = StoreFile {
         path: draft.path.clone(),
         ..from.clone()
     };
     Ok(DraftCopy { draft, file })
-}
-
-fn refuse_existing(path: &Path) -> Result<(), OpenError> {
-    match std::fs::symlink_metadata(path) {
-        Ok(_) => Err(OpenError::Exists {
-            path: PathBuf::from(path),
-        }),
-        Err(_) => Ok(()),
-    }
 }
 
 pub(super) fn finish_recovery(file: &StoreFile) -> Result<(), SqliteFault> {

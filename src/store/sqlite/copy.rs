@@ -133,7 +133,7 @@ impl CopyTransaction for SqliteCopy {
     }
 }
 
-fn put(conn: &Connection, item: &Item) -> Result<(), SqliteFault> {
+pub(super) fn put(conn: &Connection, item: &Item) -> Result<(), SqliteFault> {
     match item {
         Item::Commit { revision, tag } => {
             let (revision, tag) = (*revision, *tag);

@@ -92,6 +92,26 @@ impl SqliteFault {
         }
     }
 
+    /// Returns whether a part of the file is damaged, or lies in a part of the disk that cannot be read.
+    pub(super) fn is_damage(&self) -> bool {
+        self.is_corrupt() || self.code() == Some(ErrorCode::SystemIoFailure)
+    }
+
+    /// Returns whether the disk was full. Nothing was written then.
+    pub(super) fn is_full(&self) -> bool {
+        self.code() == Some(ErrorCode::DiskFull)
+    }
+
+    /// Returns whether the read was ended because it made the log too long.
+    pub(super) fn is_interrupt(&self) -> bool {
+        self.code() == Some(ErrorCode::OperationInterrupted)
+    }
+
+    /// Returns whether a file could not be opened, such as the log of a file in WAL mode.
+    pub(super) fn is_cannot_open(&self) -> bool {
+        self.code() == Some(ErrorCode::CannotOpen)
+    }
+
     pub(super) fn is_no_database(&self) -> bool {
         self.code() == Some(ErrorCode::NotADatabase)
     }

@@ -18,6 +18,13 @@ const SAFE_WAL: i32 = 3_051_003;
 /// 64 MiB: the `journal_size_limit`. SQLite truncates a longer journal to this size.
 const WAL_KEPT: i64 = 64 << 20;
 
+/// 8 MiB: the reserve on the disk. An automatic checkpoint can need 4 MiB of new pages in the main file. The
+/// rest holds thousands of revocations.
+const RESERVE: u64 = 8 << 20;
+
+/// 250 ms: the longest wait for readers when the writer empties the log. Commits wait that long too.
+const CHECKPOINT_WAIT: Duration = Duration::from_millis(250);
+
 /// The journal mode of the file. In both modes a commit waits for the disk, so commits survive a power cut.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
@@ -139,6 +146,19 @@ impl StoreFile {
         Ok(conn)
     }
 
+    /// Connects to a file that may be damaged, to save its rows. Reads tables even if the definition of another
+    /// table or index is damaged.
+    pub(super) fn open_damaged(&self) -> Result<Connection, OpenError> {
+        let conn = self.connect()?;
+        let tolerate = || -> Result<(), SqliteFault> {
+            conn.pragma_update(None, "cell_size_check", false)?;
+            conn.pragma_update(None, "writable_schema", true)?;
+            Ok(conn.pragma_update(None, "query_only", true)?)
+        };
+        tolerate().map_err(|fault| OpenError::of(&self.path, fault))?;
+        Ok(conn)
+    }
+
     /// Connects to the file that is currently at the path, and refuses an unrecovered file. A restored backup
     /// may have replaced the file since the store was opened.
     pub(super) fn serve(&self) -> Result<Connection, OpenError> {
@@ -158,10 +178,52 @@ impl StoreFile {
     }
 
     /// Connects to any SQLite file, with settings that do not change the file.
+    ///
+    /// A file in WAL mode needs a log, which SQLite cannot create on a read-only file system. If the file has no
+    /// log there, SQLite reads the file without one, and without locks: nobody can write the file.
     fn connect(&self) -> Result<Connection, OpenError> {
+        let conn = self.connect_to(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        match schema::application(&conn) {
+            Err(fault) if fault.is_cannot_open() && self.is_folder_read_only() => {
+                drop(conn);
+                self.connect_without_log()
+            }
+            _ => Ok(conn),
+        }
+    }
+
+    fn connect_without_log(&self) -> Result<Connection, OpenError> {
+        let part = |end| fs::symlink_metadata(with_end(&self.path, end)).map(|meta| meta.len());
+        if part("-wal").is_ok_and(|len| len > 0) || part("-shm").is_ok() {
+            let why = "its log cannot be read in a read-only folder: copy the file and its -wal file to another \
+                       folder, and name the copy";
+            return Err(OpenError::io(&self.path, io::Error::other(why)));
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+        self.connect_to(&immutable_uri(&self.path), flags)
+    }
+
+    /// Returns whether no file can be created next to the store.
+    fn is_folder_read_only(&self) -> bool {
+        let probe = with_end(&self.path, &format!("-probe-{}", std::process::id()));
+        let created = OpenOptions::new().write(true).create_new(true).open(&probe);
+        let refused = [
+            io::ErrorKind::ReadOnlyFilesystem,
+            io::ErrorKind::PermissionDenied,
+        ];
+        match created {
+            Ok(_) => {
+                drop(fs::remove_file(probe));
+                false
+            }
+            Err(error) => refused.contains(&error.kind()),
+        }
+    }
+
+    fn connect_to(&self, name: &Path, flags: OpenFlags) -> Result<Connection, OpenError> {
         let fail = |fault: SqliteFault| OpenError::of(&self.path, fault);
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let conn = Connection::open_with_flags(&self.path, flags)
+        let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let conn = Connection::open_with_flags(name, flags)
             .map_err(|error| fail(SqliteFault::from(error)))?;
         let set_up = || -> Result<(), SqliteFault> {
             conn.busy_timeout(self.busy)?;
@@ -219,6 +281,77 @@ impl StoreFile {
         Ok(())
     }
 
+    /// Moves every commit from the log into the main file, and lets the log start over in its present space.
+    pub(super) fn restart_log(conn: &Connection) -> Result<(), SqliteFault> {
+        Self::brief_checkpoint(conn, "PRAGMA wal_checkpoint(RESTART)")
+    }
+
+    /// Like [`checkpoint`](Self::checkpoint), but waits for readers for [`CHECKPOINT_WAIT`] at most.
+    pub(super) fn empty_log(conn: &Connection) -> Result<(), SqliteFault> {
+        Self::brief_checkpoint(conn, "PRAGMA wal_checkpoint(TRUNCATE)")
+    }
+
+    fn brief_checkpoint(conn: &Connection, sql: &str) -> Result<(), SqliteFault> {
+        let usual: i64 = conn.pragma_query_value(None, "busy_timeout", |row| row.get(0))?;
+        conn.busy_timeout(CHECKPOINT_WAIT.min(Duration::from_millis(usual.unsigned_abs())))?;
+        let done = conn.query_row(sql, [], |_| Ok(()));
+        conn.busy_timeout(Duration::from_millis(usual.unsigned_abs()))?;
+        Ok(done?)
+    }
+
+    /// Returns the length of the write-ahead log in bytes.
+    pub(super) fn log_bytes(&self) -> u64 {
+        fs::metadata(with_end(&self.path, "-wal")).map_or(0, |meta| meta.len())
+    }
+
+    /// Takes space on the disk, in a file next to the store, for commits that only narrow. Returns whether the
+    /// whole reserve is there. On a disk with less space, the reserve is smaller.
+    pub(super) fn keep_reserve(&self) -> bool {
+        let reserve = match self.open_reserve() {
+            Ok(reserve) => reserve,
+            Err(error) => {
+                if error.kind() == io::ErrorKind::ReadOnlyFilesystem {
+                    let path = self.path.display();
+                    tracing::warn!(%path, "store file is on a read-only file system: no change can be made");
+                }
+                return false;
+            }
+        };
+        let mut kept = 0;
+        for step in (0..8).map(|halved| RESERVE >> halved) {
+            match allocate(&reserve, kept + step) {
+                Ok(()) => kept += step,
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
+                // The file system keeps no space, so there is nothing to wait for.
+                Err(_) => return true,
+            }
+            if kept == RESERVE {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Frees the space of the reserve.
+    pub(super) fn free_reserve(&self) {
+        let freed = self.open_reserve().and_then(|file| file.set_len(0));
+        if let Err(error) = freed {
+            tracing::debug!(%error, "cannot free the reserve of the store");
+        }
+    }
+
+    fn open_reserve(&self) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::OpenOptionsExt;
+            options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+            options.mode(if self.group_access { 0o660 } else { 0o600 });
+        }
+        options.open(with_end(&self.path, "-reserve"))
+    }
+
     fn truncate(&self, conn: &Connection) -> Result<JournalMode, OpenError> {
         match set_journal(conn, "TRUNCATE") {
             Ok(mode) if mode == "truncate" => Ok(JournalMode::Truncate),
@@ -239,6 +372,13 @@ impl StoreFile {
         }
     }
 
+    /// Creates the tables of a store in an empty draft, and connects to it.
+    pub(super) fn create_draft(&self) -> Result<Connection, OpenError> {
+        let mut conn = self.connect()?;
+        schema::create(&mut conn).map_err(|fault| OpenError::of(&self.path, fault))?;
+        Ok(conn)
+    }
+
     /// Creates the store durably, and fails if something exists at the path. Other processes never see an
     /// incomplete file.
     pub(super) fn create(&self) -> Result<(), OpenError> {
@@ -249,9 +389,7 @@ impl StoreFile {
             path: draft.path.clone(),
             ..self.clone()
         };
-        let mut conn = new.connect()?;
-        schema::create(&mut conn).map_err(|fault| OpenError::of(path, fault))?;
-        drop(conn);
+        drop(new.create_draft()?);
         draft.link(path)?;
         // If the fsync fails, the file is kept, because another process may already have committed to the
         // file.
@@ -311,6 +449,15 @@ pub(super) fn is_out_of_reach(path: &Path) -> bool {
 #[cfg(not(unix))]
 pub(super) fn is_out_of_reach(_path: &Path) -> bool {
     false
+}
+
+pub(super) fn refuse_existing(path: &Path) -> Result<(), OpenError> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Err(OpenError::Exists {
+            path: PathBuf::from(path),
+        }),
+        Err(_) => Ok(()),
+    }
 }
 
 /// The part of a folder's name that marks the folder of a draft. A user's own folder is unlikely to have such
@@ -435,6 +582,25 @@ fn remove_draft(folder: &Path) {
     drop(fs::remove_dir(folder));
 }
 
+/// Gives a file at least `len` bytes on the disk.
+#[cfg(target_os = "linux")]
+fn allocate(file: &File, len: u64) -> io::Result<()> {
+    let flags = rustix::fs::FallocateFlags::empty();
+    Ok(rustix::io::retry_on_intr(|| {
+        rustix::fs::fallocate(file, flags, 0, len)
+    })?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn allocate(mut file: &File, len: u64) -> io::Result<()> {
+    use std::io::Read;
+
+    if file.metadata()?.len() < len {
+        io::copy(&mut io::repeat(0).take(len), &mut file)?;
+    }
+    Ok(())
+}
+
 fn create_folder(path: &Path) -> io::Result<()> {
     #[cfg_attr(not(unix), allow(unused_mut, reason = "there are no modes to set"))]
     let mut builder = fs::DirBuilder::new();
@@ -458,6 +624,21 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 fn sync_folder(_path: &Path) -> io::Result<()> {
     Ok(())
+}
+
+/// Returns the SQLite URI of a file that nobody can write.
+fn immutable_uri(path: &Path) -> PathBuf {
+    let mut uri = "file:".to_owned();
+    for byte in path.as_os_str().as_encoded_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => {
+                uri.push(char::from(*byte));
+            }
+            _ => uri += &format!("%{byte:02X}"),
+        }
+    }
+    uri += "?immutable=1";
+    PathBuf::from(uri)
 }
 
 fn with_end(path: &Path, end: &str) -> PathBuf {

@@ -2,6 +2,7 @@
 
 mod admin;
 mod copy;
+mod damage;
 mod documents;
 mod fault;
 mod file;
@@ -11,6 +12,7 @@ mod options;
 mod read;
 mod readers;
 mod rows;
+mod salvage;
 mod schema;
 mod session;
 mod watch;
@@ -132,10 +134,15 @@ impl SqliteStore {
         SqliteOptions::new(path.into())
     }
 
-    fn start(pool: Arc<Pool>, journal: JournalMode, poll: Duration) -> std::io::Result<Self> {
+    fn start(
+        pool: Arc<Pool>,
+        journal: JournalMode,
+        poll: Duration,
+        reserve_is_whole: bool,
+    ) -> std::io::Result<Self> {
         let on_commit = Arc::new(Event::new());
         let committed = on_commit.clone();
-        let writer = SqliteWriter::start(pool.clone(), move || {
+        let writer = SqliteWriter::start(pool.clone(), reserve_is_whole, move || {
             committed.notify(usize::MAX);
         })?;
         Ok(Self {
@@ -171,8 +178,62 @@ impl SqliteStore {
     ///
     /// [`OpenError`]. Nothing is created at `to`.
     pub async fn backup(&self, to: impl Into<PathBuf>) -> Result<Cursor, OpenError> {
-        let (file, to) = (self.file(), to.into());
-        blocking::unblock(move || admin::backup(&file, &to)).await
+        self.write_backup(to.into(), false).await
+    }
+
+    /// Writes a backup like [`backup`](Self::backup), and reads it back before it gets its name. Checks all rows and
+    /// their seals, and compares the head and the number of rows with the store.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`]. Nothing is created at `to`.
+    pub async fn backup_verified(&self, to: impl Into<PathBuf>) -> Result<Cursor, OpenError> {
+        self.write_backup(to.into(), true).await
+    }
+
+    async fn write_backup(&self, to: PathBuf, verify: bool) -> Result<Cursor, OpenError> {
+        let file = self.file();
+        blocking::unblock(move || admin::backup(&file, &to, verify)).await
+    }
+
+    /// Copies what is whole in a damaged file to a new file at `to`, which must not exist. The report counts the
+    /// copied rows, and its faults name what was left out, 1,000 at most.
+    ///
+    /// No key of the new file accepts what it refused in the damaged file. A key whose row is damaged is unknown
+    /// in the new file, and its token is refused. Keys of a damaged owner, and of tenants at, above and below a
+    /// damaged tenant, are left out too. A tenant whose head is damaged continues after its newest whole audit
+    /// entry. Damaged audit entries leave gaps, which [`verify_audit`](crate::Keyward::verify_audit) reports. If the
+    /// row of an imported digest is damaged together with its key, the digest can be imported again.
+    ///
+    /// The new file has a new history and opens only for recovery, like one that was
+    /// [restored](Self::restore). If it is the newest state that exists,
+    /// [`TrustBackup`](crate::recovery::Recovery::TrustBackup) is the right recovery.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`]: the tables cannot be found, or the damage hides which keys are narrowed. Nothing is created
+    /// at `to`.
+    pub async fn salvage(
+        damaged: impl Into<PathBuf>,
+        to: impl Into<PathBuf>,
+    ) -> Result<IntegrityReport, OpenError> {
+        let (from, to) = (Self::options(damaged).into_file(), to.into());
+        blocking::unblock(move || salvage::salvage(&from, &to)).await
+    }
+
+    /// Makes the file as small as its contents. Removed rows leave free pages, which later rows use; only this call
+    /// returns them to the file system.
+    ///
+    /// Needs as much free space as twice the contents, because a copy is written first. Commits of all processes
+    /// wait, and fail if this takes longer than their [busy timeout](SqliteOptions::busy_timeout).
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]. If only the final [checkpoint](Self::checkpoint) failed, the space is freed by a later one.
+    pub async fn vacuum(&self) -> Result<(), StoreError> {
+        let file = self.file();
+        let done = blocking::unblock(move || admin::vacuum(&file)).await;
+        done.map_err(|fault| fault.into_error("vacuuming the file"))
     }
 
     /// Restores a backup to `to`, which must not exist, after an integrity check. The restored store has a
@@ -236,8 +297,11 @@ impl SqliteStore {
     /// [`StoreError`].
     pub async fn stats(&self) -> Result<Stats, StoreError> {
         let journal = self.shared.journal.as_str();
-        self.read("counting rows", move |conn| admin::stats(conn, journal))
-            .await
+        let log_bytes = self.shared.pool.file.log_bytes();
+        self.read("counting rows", move |conn| {
+            admin::stats(conn, journal, log_bytes)
+        })
+        .await
     }
 
     /// Drops the tombstones of keys removed at `upto` or before, and returns their number. Followers that
@@ -409,7 +473,7 @@ impl Documents for SqliteStore {
         let write = move |conn: &Connection| documents::write(conn, &write);
         self.shared
             .writer
-            .write("writing a document", write)
+            .write("writing a document", false, write)
             .await?
     }
 }
@@ -421,7 +485,7 @@ impl NodeRegistry for SqliteStore {
         let write = move |conn: &Connection| nodes::report(conn, &report);
         self.shared
             .writer
-            .write("noting a node's report", write)
+            .write("noting a node's report", true, write)
             .await
     }
 
@@ -431,7 +495,10 @@ impl NodeRegistry for SqliteStore {
 
     async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError> {
         let write = move |conn: &Connection| nodes::forget(conn, node, upto);
-        self.shared.writer.write("forgetting a node", write).await
+        self.shared
+            .writer
+            .write("forgetting a node", true, write)
+            .await
     }
 }
 

@@ -144,6 +144,7 @@ impl SqliteOptions {
         // Remembers this file, so that its replacement is logged.
         let opened = pool.current();
         opened.map_err(|fault| OpenError::of(&path, fault))?;
-        SqliteStore::start(pool, journal, self.poll).map_err(|error| io(&path, error))
+        let reserve = file.keep_reserve();
+        SqliteStore::start(pool, journal, self.poll, reserve).map_err(|error| io(&path, error))
     }
 }

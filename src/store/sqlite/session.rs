@@ -1,6 +1,7 @@
 //! Connections to the file that is currently at the path, and their transactions.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Connection;
 
@@ -40,6 +41,7 @@ enum PathState {
 struct PooledConnection {
     conn: Connection,
     identity: FileIdentity,
+    bound: ReadBound,
 }
 
 impl Pool {
@@ -70,7 +72,7 @@ impl Pool {
             None => self.open(identity)?,
         };
         // After a failure the connection is dropped, not reused, because its state is unknown.
-        let read = snapshot(&connection.conn, read)?;
+        let read = connection.bound.hold(|| snapshot(&connection.conn, read))?;
         let mut idle = self.idle();
         if idle.len() < IDLE {
             idle.push(connection);
@@ -123,13 +125,83 @@ impl Pool {
     }
 
     fn open(&self, identity: FileIdentity) -> Result<PooledConnection, SqliteFault> {
-        let conn = self.file.serve()?;
+        let mut conn = self.file.serve()?;
         conn.pragma_update(None, "query_only", true)?;
-        Ok(PooledConnection { conn, identity })
+        let bound = ReadBound::of(&mut conn, &self.file);
+        Ok(PooledConnection {
+            conn,
+            identity,
+            bound,
+        })
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<PooledConnection>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// 256 MiB: the length of the log beyond which long reads are ended.
+const LOG_MOST: u64 = 256 << 20;
+
+/// 64 MiB: the growth of the log during a read that makes the read a long one.
+const LOG_GROWTH: u64 = 64 << 20;
+
+/// 10,000 steps of SQLite's virtual machine between two looks at the log, about a millisecond.
+const LOOK_EVERY: i32 = 10_000;
+
+/// Ends reads that make the log too long. SQLite cannot start the log over while a read uses an older state, so
+/// a read that never ended would fill the disk.
+///
+/// Reads no clock: a read is long if the log grew much while it ran. So a short read is never ended, even if
+/// another program makes the log long.
+#[derive(Clone, Debug)]
+pub(super) struct ReadBound {
+    /// The length of the log when the present read was first examined. [`NOT_SEEN`](Self::NOT_SEEN) before that.
+    began: Arc<AtomicU64>,
+}
+
+impl ReadBound {
+    const NOT_SEEN: u64 = u64::MAX;
+
+    /// Bounds all later reads of a connection.
+    pub(super) fn of(conn: &mut Connection, file: &StoreFile) -> Self {
+        let bound = Self {
+            began: Arc::new(AtomicU64::new(Self::NOT_SEEN)),
+        };
+        let (own, file) = (bound.clone(), file.clone());
+        // Without the bound, a read still returns the right rows.
+        drop(conn.progress_handler(LOOK_EVERY, Some(move || own.ends(file.log_bytes()))));
+        bound
+    }
+
+    /// Returns whether the present read must end, for a log of `now` bytes.
+    fn ends(&self, now: u64) -> bool {
+        let first =
+            self.began
+                .compare_exchange(Self::NOT_SEEN, now, Ordering::Relaxed, Ordering::Relaxed);
+        let began = first.map_or_else(|began| began, |_| now);
+        now > LOG_MOST && now.saturating_sub(began) >= LOG_GROWTH
+    }
+
+    /// Returns whether the present read was examined.
+    #[cfg(test)]
+    pub(super) fn has_looked(&self) -> bool {
+        self.began.load(Ordering::Relaxed) != Self::NOT_SEEN
+    }
+
+    /// Runs one read.
+    pub(super) fn hold<T>(
+        &self,
+        read: impl FnOnce() -> Result<T, SqliteFault>,
+    ) -> Result<T, SqliteFault> {
+        self.began.store(Self::NOT_SEEN, Ordering::Relaxed);
+        read().map_err(|fault| match fault.is_interrupt() {
+            true => SqliteFault::Refused(
+                "the log of the store grew past 256 MiB during the read, so the read was ended: repeat it while \
+                 fewer changes are made",
+            ),
+            false => fault,
+        })
     }
 }
 

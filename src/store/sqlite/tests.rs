@@ -235,3 +235,31 @@ fn keys_of_all_tenants_by_their_end_are_one_range_and_sort_nothing() {
         assert!(found, "{range}: {plans:#?}");
     }
 }
+
+/// An endless read would pin the log for ever, so it must end once the log has grown.
+#[test]
+fn a_read_ends_only_if_the_log_grew_much_while_it_ran() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = SqliteOptions::new(folder.path().join("keys.db")).into_file();
+    let log = std::fs::File::create(folder.path().join("keys.db-wal")).unwrap();
+    let mut conn = Connection::open_in_memory().unwrap();
+    let bound = session::ReadBound::of(&mut conn, &file);
+    let count = |rows: i64| {
+        let sql = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT ?1) \
+                   SELECT count(*) FROM n";
+        bound.hold(|| Ok(conn.query_row(sql, [rows], |row| row.get::<_, i64>(0))?))
+    };
+    // Somebody else made the log long before.
+    log.set_len(300 << 20).unwrap();
+    assert_eq!(count(1_000_000).unwrap(), 1_000_000);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !bound.has_looked() {
+                std::thread::yield_now();
+            }
+            log.set_len(400 << 20).unwrap();
+        });
+        let ended = count(-1).unwrap_err().to_string();
+        assert!(ended.contains("256 MiB"), "{ended}");
+    });
+}

@@ -13,16 +13,26 @@ use std::thread;
 use rusqlite::Connection;
 
 use super::fault::SqliteFault;
-use super::file::{FileIdentity, check_journal};
+use super::file::{FileIdentity, StoreFile, check_journal};
 use super::session::{Pool, Tx, snapshot};
 use super::{head, schema, write};
 use crate::core::view::Revision;
-use crate::observe::WithSources;
+use crate::observe::{self, WithSources};
 use crate::store::sql::Head;
 use crate::store::{Commit, CommitError, StoreError, StoreErrorKind};
 
 /// The largest number of commits in one transaction: 256.
 const MAX_GROUP: usize = 256;
+
+/// 64 MiB: the length of the log at which the writer waits for readers to empty it. SQLite's own checkpoints
+/// keep the log at about 4 MiB while no reader prevents them.
+const LOG_LONG: u64 = 64 << 20;
+
+/// 16 MiB: the growth of a long log after which the writer waits for readers again.
+const LOG_STEP: u64 = 16 << 20;
+
+const DISK_FULL: &str = "the disk of the store is full, and what is left is kept for commits that only revoke, \
+                         disable or delete: free 8 MiB and more";
 
 const DOING: &str = "committing to the file";
 
@@ -50,6 +60,7 @@ struct SqliteCommit {
 impl SqliteWriter {
     pub(super) fn start(
         pool: Arc<Pool>,
+        reserve_is_whole: bool,
         landed: impl Fn() + Send + 'static,
     ) -> std::io::Result<Self> {
         let (sender, jobs) = channel();
@@ -58,6 +69,10 @@ impl SqliteWriter {
             pool,
             ready: None,
             open: open.clone(),
+            disk_full: false,
+            reserve_is_whole,
+            owes_reserve: false,
+            next_checkpoint: LOG_LONG,
         };
         thread::Builder::new()
             .name("keyward-sqlite".to_owned())
@@ -103,16 +118,25 @@ impl SqliteWriter {
         answered.recv().await.ok()?
     }
 
-    /// Runs a write that is not a commit, in a transaction of its own.
+    /// Runs a write that is not a commit, in a transaction of its own. A full disk makes it run twice. If
+    /// `may_use_reserve` is true, the second run may use the space that is kept for commits that only narrow.
     pub(super) async fn write<T: Send + 'static>(
         &self,
         doing: &'static str,
-        write: impl FnOnce(&Connection) -> Result<T, SqliteFault> + Send + 'static,
+        may_use_reserve: bool,
+        write: impl Fn(&Connection) -> Result<T, SqliteFault> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (answer, answered) = async_channel::bounded(1);
         self.open.fetch_add(1, Ordering::AcqRel);
         let job = move |thread: &mut Thread| {
-            let written = thread.write(write);
+            let mut written = thread.write(&write);
+            if written.as_ref().is_err_and(SqliteFault::is_full) {
+                thread.make_room(may_use_reserve);
+                written = thread.write(&write);
+            }
+            if written.is_ok() {
+                thread.refill_reserve();
+            }
             thread.close();
             drop(answer.try_send(written));
         };
@@ -130,6 +154,14 @@ struct Thread {
     pool: Arc<Pool>,
     ready: Option<Ready>,
     open: Arc<AtomicUsize>,
+    /// True from the first commit for which the disk was full, until a commit that does not only narrow succeeds.
+    disk_full: bool,
+    reserve_is_whole: bool,
+    /// True from the first commit that used the reserve, until the reserve is whole again. Only commits that
+    /// only narrow are written then. Otherwise others would use up what those leave of the reserve.
+    owes_reserve: bool,
+    /// The length of the log at which the thread empties the log.
+    next_checkpoint: u64,
 }
 
 struct Ready {
@@ -157,6 +189,7 @@ impl Thread {
             if !group.is_empty() {
                 self.settle(group);
                 landed();
+                self.bound_log();
             }
         }
     }
@@ -182,7 +215,7 @@ impl Thread {
 
     fn write<T>(
         &mut self,
-        write: impl FnOnce(&Connection) -> Result<T, SqliteFault>,
+        write: impl Fn(&Connection) -> Result<T, SqliteFault>,
     ) -> Result<T, SqliteFault> {
         let ready = self.ready()?;
         let (tx, ..) = begin(&ready)?;
@@ -193,15 +226,30 @@ impl Thread {
     }
 
     fn settle(&mut self, group: Vec<SqliteCommit>) {
-        let answers = match self.group(&group) {
-            Ok(Ok(answers)) => answers,
-            // One commit of the group cannot be written. Commits each one by itself, so that the others do
-            // not fail.
-            Ok(Err(_)) if group.len() > 1 => {
-                group
-                    .into_iter()
-                    .for_each(|queued| self.settle(vec![queued]));
-                return;
+        self.refill_reserve();
+        let narrows = group.iter().all(|queued| queued.commit.only_narrows());
+        let mut written = match self.owes_reserve && !narrows {
+            true => Ok(Err(SqliteFault::Refused(DISK_FULL))),
+            false => self.group(&group),
+        };
+        if is_full(&written) {
+            // A full disk rolls the transaction back, so writing the same commits again is safe.
+            self.make_room(narrows);
+            written = self.group(&group);
+        }
+        // One commit of the group cannot be written, or the disk has no space for all of them. Commits each one
+        // by itself, so that the others do not fail.
+        let divisible = is_full(&written) || matches!(written, Ok(Err(_)));
+        if divisible && group.len() > 1 {
+            for queued in group {
+                self.settle(vec![queued]);
+            }
+            return;
+        }
+        let answers = match written {
+            Ok(Ok(answers)) => {
+                self.note_space(!narrows && answers.iter().any(Result::is_ok));
+                answers
             }
             Ok(Err(fault)) | Err(fault) => {
                 let error = fault.into_error(DOING);
@@ -218,6 +266,63 @@ impl Thread {
             // Ignores a failed send, because the caller may have stopped waiting.
             drop(queued.answer.try_send(answer));
         }
+    }
+
+    /// Makes space on a full disk: moves the commits of the log into the file, so that the log starts over in
+    /// the space that it has. If `may_use_reserve` is true, also frees the reserve.
+    fn make_room(&mut self, may_use_reserve: bool) {
+        if !self.disk_full {
+            let path = self.pool.file.path.display();
+            tracing::error!(
+                %path,
+                "disk of the store is full: free space. Until then only commits that revoke, disable or delete \
+                 are sure to succeed"
+            );
+            self.disk_full = true;
+        }
+        if may_use_reserve {
+            self.pool.file.free_reserve();
+            self.reserve_is_whole = false;
+            self.owes_reserve = true;
+        }
+        if let Ok(ready) = self.ready() {
+            // A reader of an older state can prevent this. Then the commit may still find space.
+            drop(StoreFile::restart_log(&ready.conn));
+            self.ready = Some(ready);
+        }
+    }
+
+    /// Takes space for the reserve again after it was used, as much as there is.
+    fn refill_reserve(&mut self) {
+        self.reserve_is_whole = self.reserve_is_whole || self.pool.file.keep_reserve();
+        self.owes_reserve &= !self.reserve_is_whole;
+    }
+
+    /// Takes the space back that commits left of the reserve. If they did not only narrow, the disk has space.
+    fn note_space(&mut self, widened: bool) {
+        self.refill_reserve();
+        if self.disk_full && widened {
+            let path = self.pool.file.path.display();
+            tracing::info!(%path, "disk of the store has space again");
+            self.disk_full = false;
+        }
+    }
+
+    /// Measures the log. If it is long, moves its commits into the file and empties it, which waits for readers
+    /// for a moment. SQLite's own checkpoints never wait, so overlapping readers can prevent all of them.
+    fn bound_log(&mut self) {
+        let bytes = self.pool.file.log_bytes();
+        observe::store_log(bytes);
+        if bytes < self.next_checkpoint {
+            return;
+        }
+        if let Ok(ready) = self.ready() {
+            // A reader that prevents this is waited for again once the log has grown further.
+            drop(StoreFile::empty_log(&ready.conn));
+            self.ready = Some(ready);
+        }
+        let left = self.pool.file.log_bytes();
+        self.next_checkpoint = LOG_LONG.max(left.saturating_add(LOG_STEP));
     }
 
     /// Writes a group in one transaction. If one of its commits cannot be written, nothing is written, and
@@ -254,6 +359,14 @@ impl Thread {
         self.pool.file.make_durable(&conn)?;
         let last = None;
         Ok(Ready { conn, file, last })
+    }
+}
+
+/// Returns whether the disk was full, so that nothing of the group was written.
+fn is_full(written: &Result<Result<Vec<Answer>, SqliteFault>, SqliteFault>) -> bool {
+    match written {
+        Ok(Ok(_)) => false,
+        Ok(Err(fault)) | Err(fault) => fault.is_full(),
     }
 }
 

@@ -14,6 +14,7 @@ use keyward::{
     CommandError, KeyId, Keyward, ManualClock, Reason, Role, RotateKey, TenantId, hours,
 };
 
+use crate::sqlite::mounts;
 use keyward::policy::Policy;
 use support::process::{report, wait_for_parent};
 use support::{START, actor, at, capped, peppers, reader, wait};
@@ -40,6 +41,8 @@ pub fn run(part: &str) {
         "locks" => locks(&path),
         "reads" => reads(&path),
         "creates" => creates(&path),
+        "full" => mounts::full(&path),
+        "read-only" => mounts::read_only(&path),
         other => panic!("unknown part {other}"),
     }
 }

@@ -100,6 +100,10 @@ impl Disk {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            if name.ends_with("-reserve") {
+                // 8 MiB that no commit is written to.
+                continue;
+            }
             let safe = fs::read(path).unwrap();
             disk.files.insert(
                 name,

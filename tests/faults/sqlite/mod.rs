@@ -13,6 +13,7 @@ pub(crate) mod child;
 mod cut;
 mod disk;
 mod drafts;
+mod mounts;
 mod shim;
 
 use std::collections::BTreeSet;

@@ -177,6 +177,83 @@ fn a_checkpoint_that_a_reader_blocks_fails_and_loses_nothing() {
 }
 
 #[test]
+fn a_backup_that_is_verified_refuses_damage_and_leaves_no_file() {
+    let desk = Desk::new();
+    let store = desk.store();
+    let keys = desk.node(store.clone());
+    wait(keys.create(&admin(), reader("first"))).unwrap();
+    let head = wait(store.backup_verified(desk.at("good.db"))).unwrap();
+    assert_eq!(head, wait(store.stats()).unwrap().head);
+    let damage = "UPDATE rows SET body = x'00' WHERE kind = 2";
+    crate::sqlite::sql(&desk.path())
+        .execute(damage, [])
+        .unwrap();
+    wait(store.backup(desk.at("unseen.db"))).unwrap();
+    let refused = wait(store.backup_verified(desk.at("bad.db"))).unwrap_err();
+    assert!(matches!(refused, OpenError::Corrupt { .. }), "{refused:?}");
+    assert!(!desk.at("bad.db").exists());
+}
+
+#[test]
+fn the_size_of_a_store_includes_its_log() {
+    let desk = Desk::new();
+    let store = desk.store();
+    let keys = desk.node(store.clone());
+    wait(keys.create(&admin(), reader("first"))).unwrap();
+    if store.journal_mode() == keyward::store::sqlite::JournalMode::Wal {
+        let log = fs::metadata(desk.at("keys.db-wal")).unwrap().len();
+        assert!(log > 0);
+        assert_eq!(wait(store.stats()).unwrap().log_bytes, log);
+    }
+    wait(store.checkpoint()).unwrap();
+    assert_eq!(wait(store.stats()).unwrap().log_bytes, 0);
+}
+
+/// Writes 70 MB to the file and removes them again, as another program might.
+fn waste(path: &Path) {
+    let conn = crate::sqlite::sql(path);
+    let sql = "PRAGMA wal_autocheckpoint = 0; CREATE TABLE waste (x); \
+               INSERT INTO waste VALUES (zeroblob(70000000)); DROP TABLE waste;";
+    conn.execute_batch(sql).unwrap();
+    // Closing the last connection would remove the log.
+}
+
+#[test]
+fn a_commit_empties_a_long_log() {
+    let desk = Desk::new();
+    let store = desk.store();
+    let keys = desk.node(store.clone());
+    wait(keys.create(&admin(), reader("first"))).unwrap();
+    waste(&desk.path());
+    let log = || wait(store.stats()).unwrap().log_bytes;
+    if store.journal_mode() == keyward::store::sqlite::JournalMode::Wal {
+        assert!(log() > 64 << 20);
+    }
+    for name in ["second", "third"] {
+        // The writer looks at the log between two commits.
+        wait(keys.create(&admin(), reader(name))).unwrap();
+    }
+    assert!(log() < 1 << 20);
+}
+
+#[test]
+fn a_vacuumed_file_is_small_and_whole() {
+    let desk = Desk::new();
+    let store = desk.store();
+    let keys = desk.node(store.clone());
+    let key = wait(keys.create(&admin(), reader("first"))).unwrap();
+    waste(&desk.path());
+    wait(store.checkpoint()).unwrap();
+    assert!(fs::metadata(desk.path()).unwrap().len() > 70_000_000);
+    wait(store.vacuum()).unwrap();
+    assert!(fs::metadata(desk.path()).unwrap().len() < 1_000_000);
+    wait(keys.sync()).unwrap();
+    keys.verify(key.secret.expose(), &reading()).unwrap();
+    wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    assert!(wait(store.check_integrity()).unwrap().is_sound());
+}
+
+#[test]
 fn a_damaged_backup_is_not_restored() {
     let desk = Desk::new();
     let store = desk.store();

@@ -5,12 +5,15 @@ use std::fs;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt;
 
+use keyward::recovery::Recovery;
+use keyward::store::sqlite::OpenError;
 use keyward::store::{AuditQuery, Change, KeyQuery, KeyStore, Row, RowKey, SqliteStore};
-use keyward::{Keyward, Need, Reason, VerifyError, days};
+use keyward::{KeyId, Keyward, Need, Reason, Role, VerifyError, days};
 use rand::{RngExt, SeedableRng};
 use rusqlite::params;
 
-use crate::sqlite::{Desk, checkpoint, sql};
+use crate::sqlite::{Desk, checkpoint, policy, sql};
+use support::process::rounds;
 use support::*;
 
 const ALL: NonZeroUsize = NonZeroUsize::new(10_000).unwrap();
@@ -159,6 +162,227 @@ fn a_tenants_damaged_head_stops_only_that_tenant() {
             .any(|fault| fault.contains("tenant acme")),
         "{report:?}"
     );
+}
+
+/// 400 keys: several pages of rows and of audit entries.
+const MANY: usize = 400;
+
+/// Creates a closed store with many keys. Returns their ids and tokens.
+fn large(desk: &Desk) -> Vec<(KeyId, String)> {
+    let keys = node(desk.store(), &desk.clock, roomy());
+    let create = |number| {
+        let key = reader(&format!("key number {number:03}")).expires_in(days(90));
+        let made = wait(keys.create(&admin(), key)).unwrap();
+        (made.id, made.secret.expose().to_owned())
+    };
+    let made = (0..MANY).map(create).collect();
+    drop(keys);
+    checkpoint(&desk.path());
+    made
+}
+
+fn roomy() -> keyward::policy::Policy {
+    keyward::policy::Policy::new(capped(10_000)).unwrap()
+}
+
+/// Damages the header of the page that contains `text`.
+fn break_page(desk: &Desk, text: &str) {
+    let mut bytes = fs::read(desk.path()).unwrap();
+    let at = bytes
+        .windows(text.len())
+        .position(|part| part == text.as_bytes());
+    bytes[at.unwrap() / 4096 * 4096] = 0xff;
+    fs::write(desk.path(), bytes).unwrap();
+}
+
+/// Opens a salvaged file after its recovery.
+fn recovered(desk: &Desk, policy: keyward::policy::Policy) -> Keyward {
+    let options = SqliteStore::options(desk.at("new.db")).allow_unrecovered();
+    let store = wait(options.open()).unwrap();
+    let keys = node(store.clone(), &desk.clock, policy);
+    wait(keys.recover(Recovery::TrustBackup)).unwrap();
+    wait(store.finish_recovery()).unwrap();
+    keys
+}
+
+#[test]
+fn the_check_goes_on_after_a_page_that_cannot_be_read() {
+    let desk = Desk::new();
+    let made = large(&desk);
+    let (flipped, named) = (
+        &made[MANY - 1].0,
+        format!("id = x'{:032x}'", made[MANY - 1].0.to_u128()),
+    );
+    flip(&desk, "rows", &named, "body");
+    flip(&desk, "audit", "sequence = 7", "body");
+    checkpoint(&desk.path());
+    break_page(&desk, "key number 123");
+    let report = wait(desk.store().check_integrity()).unwrap();
+    let is_named = |id: &KeyId| {
+        report
+            .faults
+            .iter()
+            .any(|fault| fault.contains(&id.to_string()))
+    };
+    let damaged = made.iter().filter(|(id, _)| is_named(id)).count();
+    assert!(is_named(&made[123].0) && is_named(flipped), "{report:?}");
+    assert!((3..40).contains(&damaged), "{damaged} rows: {report:?}");
+    assert_eq!(report.rows as usize, MANY + 2 - (damaged - 1), "{report:?}");
+    let of_audit = |fault: &String| fault.contains("audit entry 7 of revision");
+    assert!(report.faults.iter().any(of_audit), "{report:?}");
+}
+
+#[test]
+fn a_salvaged_file_has_every_whole_key_and_no_other() {
+    let desk = Desk::new();
+    let made = large(&desk);
+    break_page(&desk, "key number 123");
+    let report = wait(SqliteStore::salvage(desk.path(), desk.at("new.db"))).unwrap();
+    let is_named = |id: &KeyId| {
+        report
+            .faults
+            .iter()
+            .any(|fault| fault.contains(&id.to_string()))
+    };
+    assert!(is_named(&made[123].0));
+    let unrecovered = wait(SqliteStore::open(desk.at("new.db"))).unwrap_err();
+    assert!(matches!(unrecovered, OpenError::Unrecovered { .. }));
+    let keys = recovered(&desk, roomy());
+    let mut whole = 0;
+    for (id, secret) in &made {
+        match keys.verify(secret, &reading()) {
+            Ok(_) => whole += 1,
+            Err(error) => {
+                assert!(is_named(id), "{id} is lost, and not named");
+                assert_eq!(error, VerifyError::Unknown);
+            }
+        }
+    }
+    assert!(whole > MANY - 40, "{whole}");
+    wait(keys.revoke(&admin(), made[0].0, Reason::Lost)).unwrap();
+    wait(keys.verify_audit(&admin(), &tenant("acme"), None)).unwrap();
+    let store = wait(SqliteStore::open(desk.at("new.db"))).unwrap();
+    assert!(wait(store.check_integrity()).unwrap().is_sound());
+}
+
+#[test]
+fn keys_of_a_damaged_owner_and_around_a_damaged_tenant_are_left_out() {
+    let desk = Desk::new();
+    let keys = desk.keys();
+    let create = |tenant: &str, owner: &str| {
+        let made = wait(keys.create(&actor(tenant, owner, Role::ADMIN), reader("key"))).unwrap();
+        made.secret.expose().to_owned()
+    };
+    let (alices, bobs) = (create("acme", "alice"), create("acme", "bob"));
+    let (others, above) = (create("other", "alice"), create("org", "carol"));
+    let below = create("org/project/lab", "carol");
+    let between = create("org/project", "dave");
+    drop(keys);
+    flip(
+        &desk,
+        "rows",
+        "kind = 1 AND name = 'alice' AND tenant = 'acme'",
+        "body",
+    );
+    flip(&desk, "rows", "kind = 0 AND tenant = 'org/project'", "body");
+    let report = wait(SqliteStore::salvage(desk.path(), desk.at("new.db"))).unwrap();
+    assert_eq!(report.faults.len(), 2 + 4, "{report:?}");
+    let keys = recovered(&desk, policy());
+    for token in [&bobs, &others] {
+        keys.verify(token, &Need::any()).unwrap();
+    }
+    for token in [&alices, &above, &below, &between] {
+        let refused = keys.verify(token, &Need::any()).unwrap_err();
+        assert_eq!(refused, VerifyError::Unknown);
+    }
+}
+
+#[test]
+fn a_tenant_with_a_damaged_head_continues_after_its_newest_entry() {
+    let desk = Desk::new();
+    let made = filled(&desk);
+    let change = "UPDATE tenants SET sequence = sequence - 1 WHERE tenant = 'acme'";
+    sql(&desk.path()).execute(change, []).unwrap();
+    let report = wait(SqliteStore::salvage(desk.path(), desk.at("new.db"))).unwrap();
+    assert!(
+        report
+            .faults
+            .iter()
+            .any(|fault| fault.contains("acme: its head")),
+        "{report:?}"
+    );
+    let keys = recovered(&desk, policy());
+    wait(keys.revoke(&admin(), made[4].0, Reason::Lost)).unwrap();
+    keys.verify(&made[5].1, &reading()).unwrap();
+    wait(keys.verify_audit(&admin(), &tenant("acme"), None)).unwrap();
+}
+
+/// A key that was revoked and a digest that was imported stay so.
+#[test]
+fn a_salvaged_file_revives_nothing() {
+    let desk = Desk::new();
+    let made = filled(&desk);
+    sql(&desk.path())
+        .execute("UPDATE digests SET seal = seal + 1", [])
+        .unwrap();
+    wait(SqliteStore::salvage(desk.path(), desk.at("new.db"))).unwrap();
+    let keys = recovered(&desk, policy());
+    let refused = keys.verify(&made[0].1, &Need::any()).unwrap_err();
+    assert!(
+        matches!(refused, VerifyError::Revoked { .. }),
+        "{refused:?}"
+    );
+    let digest = keyward::key::Digest::sha256("an imported key of old");
+    let again = keyward::command::ImportKey::sha256(digest, reader("imported again"));
+    denied(wait(keys.import(&admin(), again)));
+}
+
+/// 20 rounds for each page of a small file, each with 20 flipped bits.
+const ROUNDS: u64 = 20;
+
+#[test]
+fn damage_anywhere_stops_neither_the_check_nor_the_salvage() {
+    let desk = Desk::new();
+    filled(&desk);
+    let whole = fs::read(desk.path()).unwrap();
+    let store = desk.store();
+    let rows = intact_rows(&store).unwrap();
+    drop(store);
+    let pages = whole.len() / 4096;
+    let (mut saved, mut unsaved, mut opened) = (0, 0, 0);
+    for page in 0..pages {
+        for round in 0..rounds(1, ROUNDS as usize) as u64 {
+            let mut random = rand::rngs::ChaCha12Rng::seed_from_u64(page as u64 * ROUNDS + round);
+            let mut bytes = whole.clone();
+            for _ in 0..20 {
+                let bit = page * 4096 * 8 + random.random_range(0..4096 * 8);
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            }
+            let flipped = Desk::new();
+            fs::write(flipped.path(), bytes).unwrap();
+            fs::set_permissions(flipped.path(), fs::Permissions::from_mode(0o600)).unwrap();
+            let case = format!("page {page}, round {round}");
+            if let Ok(store) = wait(SqliteStore::open(flipped.path())) {
+                opened += 1;
+                wait(store.check_integrity()).unwrap_or_else(|error| panic!("{case}: {error:?}"));
+            }
+            match wait(SqliteStore::salvage(flipped.path(), flipped.at("new.db"))) {
+                Ok(_) => saved += 1,
+                Err(error) => {
+                    unsaved += 1;
+                    assert!(!flipped.at("new.db").exists(), "{case}: {error}");
+                    continue;
+                }
+            }
+            let options = SqliteStore::options(flipped.at("new.db")).allow_unrecovered();
+            let store = wait(options.open()).unwrap();
+            for (name, change) in intact_rows(&store).unwrap() {
+                assert_eq!(rows.get(&name), Some(&change), "{case}: {name:?}");
+            }
+        }
+    }
+    eprintln!("{pages} pages: {saved} saved, {unsaved} not; {opened} opened");
+    assert!(saved > unsaved * 8, "{saved} saved, {unsaved} not");
 }
 
 const FLIPS: usize = 1000;

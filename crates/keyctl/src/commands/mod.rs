@@ -25,7 +25,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> CliResult<()> {
     } = cli;
     match command {
         CliCommand::Init(named) => upkeep::init(common, &named, output).await,
-        CliCommand::Backup { to } => upkeep::backup(&common, to, output).await,
+        CliCommand::Backup { to, verify } => upkeep::backup(&common, to, verify, output).await,
         CliCommand::Restore { backup } => upkeep::restore(&common, &backup, output).await,
         CliCommand::StartNewEpoch => {
             // Opens the store even if it still waits for the recovery of an earlier restore.
@@ -34,6 +34,9 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> CliResult<()> {
         }
         CliCommand::MigrateStore(args) => migrate::run(&common, &args, output).await,
         CliCommand::Schema => output.line(store::schema_sql(&common)?.trim_end()),
+        CliCommand::Salvage(args) => upkeep::salvage(&args, output).await,
+        CliCommand::Checkpoint => upkeep::checkpoint(&common, output).await,
+        CliCommand::Vacuum => upkeep::vacuum(&common, output).await,
         CliCommand::Check => upkeep::check(&common, output).await,
         CliCommand::Stats => upkeep::stats(&common, output).await,
         CliCommand::Recover(args) => {
@@ -73,6 +76,9 @@ async fn about_keys(context: &CliContext, command: CliCommand, output: &Output) 
         | CliCommand::StartNewEpoch
         | CliCommand::MigrateStore(_)
         | CliCommand::Schema
+        | CliCommand::Salvage(_)
+        | CliCommand::Checkpoint
+        | CliCommand::Vacuum
         | CliCommand::Check
         | CliCommand::Stats => Ok(()),
     }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use keyward::clocks::SystemClock;
 use keyward::node::Replica;
-use keyward::store::Cursor;
+use keyward::store::{Cursor, SqliteStore};
 use serde_json::{Value, json};
 
 use super::issue;
-use crate::args::{CommandIdArgs, CommonArgs};
+use crate::args::{CommandIdArgs, CommonArgs, SalvageArgs};
 use crate::desk::{CliContext, invocation};
 use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::Output;
@@ -46,19 +46,76 @@ pub(crate) async fn init(
     issue::provisioned(&keys, output)
 }
 
-pub(crate) async fn backup(common: &CommonArgs, to: PathBuf, output: &Output) -> CliResult<()> {
+pub(crate) async fn backup(
+    common: &CommonArgs,
+    to: PathBuf,
+    verify: bool,
+    output: &Output,
+) -> CliResult<()> {
     let store = store::open(common, Expected::Existing).await?;
     if to.exists() {
         let message = format!("{} exists already, and was left as it is", to.display());
         return Err(CliError::new(CliErrorKind::Refused, message));
     }
     let elapsed = output.show_elapsed(format!("backing up to {}", to.display()));
-    let head = store.file()?.backup(to.clone()).await;
+    let file = store.file()?;
+    let head = match verify {
+        true => file.backup_verified(to.clone()).await,
+        false => file.backup(to.clone()).await,
+    };
     drop(elapsed);
     let head = head?;
     let (path, revision) = (to.display(), head.revision);
-    let message = format!("wrote {path} as of revision {revision}, without the pepper");
-    output.done(&message, &json!({ "backup": to, "head": cursor(&head) }))
+    let checked = if verify { " and read it back" } else { "" };
+    let message = format!("wrote {path} as of revision {revision}, without the pepper{checked}");
+    let document = json!({ "backup": to, "head": cursor(&head), "verified": verify });
+    output.done(&message, &document)
+}
+
+pub(crate) async fn salvage(args: &SalvageArgs, output: &Output) -> CliResult<()> {
+    let SalvageArgs { from, to } = args;
+    let elapsed = output.show_elapsed(format!("salvaging {}", from.display()));
+    let report = SqliteStore::salvage(from, to).await;
+    drop(elapsed);
+    let report = report?;
+    let (rows, audit, left_out) = (report.rows, report.audit, report.faults);
+    let mut message = format!(
+        "copied {rows} rows and {audit} audit entries to {}, which opens only once `keyctl recover` has been \
+         run; left out or damaged: {}",
+        to.display(),
+        left_out.len()
+    );
+    for fault in &left_out {
+        message += &format!("\n  {fault}");
+    }
+    output.done(
+        &message,
+        &json!({ "store": to, "rows": rows, "audit": audit, "left_out": left_out, "recovered": false }),
+    )
+}
+
+pub(crate) async fn checkpoint(common: &CommonArgs, output: &Output) -> CliResult<()> {
+    let store = store::open(common, Expected::Existing).await?;
+    store.file()?.checkpoint().await?;
+    let message = format!("{} holds all commits without its -wal file", common.store);
+    output.done(
+        &message,
+        &json!({ "store": common.store.to_string(), "checkpoint": true }),
+    )
+}
+
+pub(crate) async fn vacuum(common: &CommonArgs, output: &Output) -> CliResult<()> {
+    let store = store::open(common, Expected::Existing).await?;
+    let file = store.file()?;
+    let before = file.stats().await?.bytes;
+    let elapsed = output.show_elapsed(format!("vacuuming {}", common.store));
+    let done = file.vacuum().await;
+    drop(elapsed);
+    done?;
+    let after = file.stats().await?.bytes;
+    let message = format!("{} has {after} bytes, and had {before}", common.store);
+    let document = json!({ "store": common.store.to_string(), "bytes": after, "before": before });
+    output.done(&message, &document)
 }
 
 pub(crate) async fn restore(common: &CommonArgs, backup: &Path, output: &Output) -> CliResult<()> {
@@ -125,7 +182,11 @@ pub(crate) async fn check(common: &CommonArgs, output: &Output) -> CliResult<()>
     if faults.is_empty() {
         return Ok(());
     }
-    let message = format!("{} is corrupt; restore a backup", common.store);
+    let salvage = match store.file() {
+        Ok(_) => ", or copy what is whole: keyctl salvage",
+        Err(_) => "",
+    };
+    let message = format!("{} is corrupt; restore a backup{salvage}", common.store);
     Err(CliError::new(CliErrorKind::Corrupt, message))
 }
 
@@ -143,6 +204,7 @@ pub(crate) async fn stats(common: &CommonArgs, output: &Output) -> CliResult<()>
             "tenants": stats.tenants,
             "audit": stats.audit,
             "bytes": stats.bytes,
+            "log_bytes": stats.log_bytes,
             "engine": stats.engine,
         }));
     }
@@ -157,6 +219,7 @@ pub(crate) async fn stats(common: &CommonArgs, output: &Output) -> CliResult<()>
             row("tenants", &stats.tenants),
             row("audit entries", &stats.audit),
             row("bytes on disk", &stats.bytes),
+            row("bytes of its log", &stats.log_bytes),
             row("kept by", &stats.engine),
         ],
     )

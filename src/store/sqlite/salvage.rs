@@ -1,0 +1,359 @@
+//! Saves what is whole in a damaged file into a new file.
+//!
+//! Invariant: a key of the new file accepts nothing that the key refused in the damaged file. So a damaged row is
+//! left out, and with it every key that the row might narrow. A row that is not the newest version of itself is
+//! left out too: a damaged page can make SQLite return an older version.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use rusqlite::{Connection, ErrorCode, Row as SqlRow, params};
+
+use super::copy::put;
+use super::damage::{each_entry_in_gap, each_readable, each_row_in_gap, named_rows};
+use super::fault::{OpenError, SqliteFault};
+use super::file::{DraftStore, StoreFile, refuse_existing, refuse_leftovers};
+use super::rows::{each, one};
+use super::{documents, head, nodes, schema, write};
+use crate::core::id::KeyId;
+use crate::core::record::KeyRecord;
+use crate::core::tenant::TenantId;
+use crate::core::view::Revision;
+use crate::store::sql::{
+    AUDIT_COLUMNS, CommitRow, Head, StoreRow, TenantHead, change, entry, id_bytes, item, place_of,
+    revision_of, table,
+};
+use crate::store::transfer::{Item, Part};
+use crate::store::{AuditRow, Change, CommitTag, Epoch, IntegrityReport, Row, RowKey};
+
+/// Copies every whole row of `from` to a new file at `to`, which is marked as unrecovered. The report counts the
+/// copied rows, and names what was left out.
+pub(super) fn salvage(from: &StoreFile, to: &Path) -> Result<IntegrityReport, OpenError> {
+    if from.identity()?.is_none() {
+        return Err(OpenError::NotFound {
+            path: from.path.clone(),
+        });
+    }
+    refuse_existing(to)?;
+    refuse_leftovers(to)?;
+    let source = from.open_damaged()?;
+    let draft = DraftStore::beside(to)?;
+    let file = StoreFile {
+        path: draft.path.clone(),
+        ..from.clone()
+    };
+    let target = file.create_draft()?;
+    let copied = copy(&source, &target).and_then(|report| {
+        StoreFile::checkpoint(&target)?;
+        Ok(report)
+    });
+    let report = copied.map_err(|fault| OpenError::of(&from.path, fault))?;
+    drop(target);
+    draft.publish(to)?;
+    Ok(report)
+}
+
+fn copy(from: &Connection, to: &Connection) -> Result<IntegrityReport, SqliteFault> {
+    from.execute_batch("BEGIN")?;
+    to.execute_batch("BEGIN IMMEDIATE")?;
+    let mut salvage = Salvage {
+        from,
+        to,
+        report: IntegrityReport::default(),
+        tenants: BTreeSet::new(),
+        lost: Vec::new(),
+    };
+    salvage.audit()?;
+    salvage.tenants()?;
+    salvage.items(Part::Digests)?;
+    salvage.items(Part::Gone)?;
+    salvage.items(Part::Documents)?;
+    salvage.owners()?;
+    salvage.keys()?;
+    salvage.end()?;
+    let Salvage { report, .. } = salvage;
+    to.execute_batch("COMMIT")?;
+    Ok(report)
+}
+
+struct Salvage<'a> {
+    from: &'a Connection,
+    to: &'a Connection,
+    report: IntegrityReport,
+    /// The tenants that have a head in the new file.
+    tenants: BTreeSet<TenantId>,
+    /// The rows of tenants and owners that are damaged. They may end or narrow keys.
+    lost: Vec<RowKey>,
+}
+
+impl Salvage<'_> {
+    /// Writes an item. An item that is in the new file already is left out.
+    fn put(&mut self, item: &Item) -> Result<bool, SqliteFault> {
+        match put(self.to, item) {
+            Err(SqliteFault::Sql(error))
+                if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) =>
+            {
+                self.report.add(format!(
+                    "an item of the {} is there twice, because a page is damaged",
+                    item.part()
+                ));
+                Ok(false)
+            }
+            written => written.map(|()| true),
+        }
+    }
+
+    /// Copies the items of a part. Reports those that are damaged.
+    fn items(&mut self, part: Part) -> Result<(), SqliteFault> {
+        let (from, table) = (self.from, table(part));
+        let gap = each_readable(from, table, |row| self.item(part, row))?;
+        let Some(gap) = gap else {
+            return Ok(());
+        };
+        if part == Part::Audit {
+            for name in each_entry_in_gap(from, &gap, |row| self.item(part, row))? {
+                self.report.unreadable(&name);
+            }
+        }
+        self.report
+            .add(format!("table {}: {}", table.name, gap.fault));
+        Ok(())
+    }
+
+    fn item(&mut self, part: Part, row: &SqlRow<'_>) -> Result<(), SqliteFault> {
+        let item = match item(part, row) {
+            Ok(item) => item,
+            Err(fault) => {
+                self.report.add(fault);
+                return Ok(());
+            }
+        };
+        if self.put(&item)? {
+            match item {
+                Item::Audit { .. } => self.report.audit += 1,
+                Item::Tenant { tenant, .. } => drop(self.tenants.insert(tenant)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn audit(&mut self) -> Result<(), SqliteFault> {
+        self.items(Part::Audit)
+    }
+
+    /// Copies the heads of tenants. Derives a damaged head from the newest whole audit entry of its tenant.
+    fn tenants(&mut self) -> Result<(), SqliteFault> {
+        self.items(Part::Tenants)?;
+        let mut newest = Vec::new();
+        let sql = format!(
+            "SELECT {AUDIT_COLUMNS} FROM audit AS a WHERE tenant NOT IN (SELECT tenant FROM tenants) AND \
+             sequence = (SELECT max(sequence) FROM audit WHERE tenant = a.tenant)"
+        );
+        each(self.to, &sql, [], |row| {
+            newest.extend(entry(row)?);
+            Ok(true)
+        })?;
+        for AuditRow { revision, entry } in newest {
+            let tenant = entry.tenant.clone();
+            self.report.add(format!(
+                "tenant {tenant}: its head is damaged; its newest whole audit entry, {}, replaces the head",
+                entry.sequence
+            ));
+            let head = TenantHead {
+                revision,
+                decided_at: entry.at,
+                audit: entry.head(),
+            };
+            head::write_tenant(self.to, &tenant, &head)?;
+            self.tenants.insert(tenant);
+        }
+        Ok(())
+    }
+
+    /// Calls `look` with every row of tenants, owners and keys that can be read. Returns the names of those that
+    /// cannot, and whether all of them have a name.
+    fn each_row(
+        &mut self,
+        mut look: impl FnMut(&mut Self, Change, i64) -> Result<(), SqliteFault>,
+    ) -> Result<Option<Vec<RowKey>>, SqliteFault> {
+        let from = self.from;
+        let mut read = |row: &SqlRow<'_>| match change(row) {
+            Ok(change) => look(self, change, row.get(0)?),
+            Err(_) => Ok(()),
+        };
+        match each_readable(from, table(Part::Rows), &mut read)? {
+            Some(gap) => Ok(Some(each_row_in_gap(from, &gap, read)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Copies the rows of tenants and owners. Remembers the damaged ones.
+    fn owners(&mut self) -> Result<(), SqliteFault> {
+        let mut whole: BTreeMap<RowKey, (i64, Change)> = BTreeMap::new();
+        let mut lost = BTreeSet::new();
+        let gap = self.each_row(|_, change, place| {
+            let name = change.row.key();
+            match &change.row {
+                Row::Tenant(_) | Row::Owner(_) => {
+                    let newest = whole.get(&name).map_or(i64::MIN, |(place, _)| *place);
+                    if place > newest {
+                        whole.insert(name, (place, change));
+                    }
+                }
+                Row::Corrupt(RowKey::Tenant(_) | RowKey::Owner(..)) => drop(lost.insert(name)),
+                _ => {}
+            }
+            Ok(())
+        })?;
+        match named_rows(self.from)? {
+            Some(named) => {
+                let named: BTreeMap<_, _> =
+                    named.into_iter().map(|(at, name)| (name, at)).collect();
+                whole.retain(|name, (place, _)| named.get(name) == Some(place));
+                lost.extend(named.into_keys().filter(|name| !whole.contains_key(name)));
+            }
+            None if gap.is_none() => {}
+            None => {
+                return Err(SqliteFault::Corrupt(
+                    "the rows of tenants and owners and their index are damaged, so which keys they end cannot \
+                     be read"
+                        .to_owned(),
+                ));
+            }
+        }
+        for (name, (place, change)) in whole {
+            let tenant = match &name {
+                RowKey::Tenant(tenant) | RowKey::Owner(tenant, _) => tenant,
+                RowKey::Key(_) => continue,
+            };
+            if !lost.contains(&name) && self.tenants.contains(tenant) {
+                self.row(change, place)?;
+            } else {
+                lost.insert(name);
+            }
+        }
+        lost.iter().for_each(|row| self.report.damaged(row));
+        self.lost.extend(lost);
+        Ok(())
+    }
+
+    fn row(&mut self, change: Change, place: i64) -> Result<(), SqliteFault> {
+        let Ok(number) = u32::try_from(place - place_of(change.revision, 0)?) else {
+            return Ok(());
+        };
+        let copied = self.put(&Item::Row { change, number })?;
+        self.report.rows += u64::from(copied);
+        Ok(())
+    }
+
+    /// Copies the rows of keys, and the tombstones.
+    fn keys(&mut self) -> Result<(), SqliteFault> {
+        let unreadable = self.each_row(|salvage, change, place| match &change.row {
+            Row::Key(record) => match salvage.reason_against(record, place)? {
+                None => {
+                    if let Some(digest) = record.credential.imported() {
+                        write::insert_digest(salvage.to, digest, record.id)?;
+                    }
+                    salvage.row(change, place)
+                }
+                Some(why) => {
+                    salvage
+                        .report
+                        .add(format!("key {}: left out, because {why}", record.id));
+                    Ok(())
+                }
+            },
+            Row::Removed { key, tenant } if !salvage.tenants.contains(tenant) => {
+                // No key may use the id again.
+                let sql = "INSERT OR IGNORE INTO gone (id) VALUES (?1)";
+                salvage.to.execute(sql, [id_bytes(*key)])?;
+                Ok(())
+            }
+            Row::Removed { .. } => salvage.row(change, place),
+            Row::Corrupt(name @ RowKey::Key(_)) => {
+                salvage.report.damaged(name);
+                Ok(())
+            }
+            Row::Corrupt(_) | Row::Tenant(_) | Row::Owner(_) => Ok(()),
+        })?;
+        for name in unreadable.unwrap_or_default() {
+            if matches!(name, RowKey::Key(_)) {
+                self.report.damaged(&name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the reason for leaving out a whole row of a key.
+    fn reason_against(
+        &self,
+        record: &KeyRecord,
+        place: i64,
+    ) -> Result<Option<&'static str>, SqliteFault> {
+        let related =
+            |tenant: &TenantId| tenant.contains(&record.tenant) || record.tenant.contains(tenant);
+        let narrows = |row: &RowKey| match row {
+            RowKey::Tenant(tenant) => related(tenant),
+            RowKey::Owner(tenant, owner) => {
+                related(tenant) && record.owner.principal() == Some(owner)
+            }
+            RowKey::Key(_) => false,
+        };
+        Ok(if !self.tenants.contains(&record.tenant) {
+            Some("its tenant has no head and no audit entry")
+        } else if self.lost.iter().any(narrows) {
+            Some("the row of its owner or of a tenant above or below is damaged")
+        } else if !self.is_newest(record.id, place)? {
+            Some("this row is an older version of it")
+        } else {
+            None
+        })
+    }
+
+    /// Returns whether the row at `place` is the newest version of the key's row. The index of keys answers. If it
+    /// is damaged, the row must not be older than the newest audit entry about the key.
+    fn is_newest(&self, key: KeyId, place: i64) -> Result<bool, SqliteFault> {
+        let id = id_bytes(key);
+        let by_id = "SELECT place FROM rows INDEXED BY rows_by_id WHERE id = ?1";
+        if let Some(Some(newest)) = readable(one(self.from, by_id, [id], |row| Ok(row.get(0)?)))? {
+            let newest: i64 = newest;
+            return Ok(newest == place);
+        }
+        let by_key = "SELECT max(place) FROM audit INDEXED BY audit_by_key WHERE key = ?1";
+        let newest = readable(one(self.from, by_key, params![id], |row| Ok(row.get(0)?)))?;
+        let newest: Option<i64> = newest.flatten().flatten();
+        Ok(newest.is_some_and(|newest| revision_of(newest) <= revision_of(place)))
+    }
+
+    /// Writes the head of the new file: a history of its own, which must be recovered.
+    fn end(&mut self) -> Result<(), SqliteFault> {
+        let last = readable(head::read(self.from))?;
+        let last = last.map_or(Revision::ZERO, |Head { last, .. }| last.revision);
+        let newest = "SELECT coalesce(max(place), 0) FROM \
+                      (SELECT max(place) AS place FROM rows UNION ALL SELECT max(place) FROM audit)";
+        let newest = one(self.to, newest, [], |row| Ok(revision_of(row.get(0)?)))?;
+        let revision = last.max(newest.unwrap_or_default());
+        if revision > Revision::ZERO {
+            let tag = CommitTag(schema::random(self.to)?);
+            head::write_commit(self.to, CommitRow { revision, tag })?;
+        }
+        let store = StoreRow {
+            epoch: Epoch(schema::random(self.to)?),
+            floor: revision,
+            unrecovered: true,
+        };
+        head::write_store(self.to, &store)?;
+        documents::end_history(self.to)?;
+        let lease = readable(nodes::longest_lease(self.from))?;
+        nodes::end_history(self.to, lease.unwrap_or_default())
+    }
+}
+
+/// Returns `None` for a read that a damaged page ended.
+fn readable<T>(read: Result<T, SqliteFault>) -> Result<Option<T>, SqliteFault> {
+    match read {
+        Err(fault) if fault.is_damage() => Ok(None),
+        read => read.map(Some),
+    }
+}

@@ -1,0 +1,155 @@
+//! A full disk and a read-only file system, as small file systems that only a child process sees.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward::store::sqlite::OpenError;
+use keyward::store::{AuditQuery, KeyStore, NodeRegistry, SqliteStore, StoreErrorKind};
+use keyward::{CommandError, Keyward, ManualClock, Need, Reason, Role, VerifyError};
+use tempfile::tempdir;
+
+use crate::sqlite::child::{NO_CAP, open, service};
+use support::process::{ChildProcess, report};
+use support::{START, actor, at, capped, peppers, reader, wait};
+
+#[test]
+fn a_full_disk_refuses_creates_and_takes_every_revocation() {
+    let folder = tempdir().unwrap();
+    if let Some(child) = ChildProcess::with_mounts("sqlite:full", folder.path()) {
+        assert_eq!(child.finish().last().map(String::as_str), Some("end"));
+    }
+}
+
+#[test]
+fn a_backup_on_a_read_only_file_system_is_restored_checked_and_read() {
+    let folder = tempdir().unwrap();
+    if let Some(child) = ChildProcess::with_mounts("sqlite:read-only", folder.path()) {
+        assert_eq!(child.finish().last().map(String::as_str), Some("end"));
+    }
+}
+
+fn mount(folder: &Path, options: &str) {
+    let mount = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+        .arg(folder)
+        .status();
+    assert!(mount.unwrap().success(), "mount {options}");
+}
+
+/// Writes a file until the disk is full.
+fn fill(path: &Path) {
+    let mut file = File::create(path).unwrap();
+    for size in [1 << 20, 4096] {
+        while file.write_all(&vec![0; size]).is_ok() {}
+    }
+}
+
+/// 200 keys to revoke: more revocations than the log has space for.
+const KEYS: usize = 200;
+
+pub fn full(folder: &Path) {
+    mount(folder, "size=24m");
+    let path = folder.join("keys.db");
+    let store = open(&path);
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let policy = keyward::policy::Policy::new(capped(NO_CAP)).unwrap();
+    let builder = Keyward::builder(store.clone(), peppers()).registry(store.clone());
+    let keys = wait(builder.policy(policy).clock(clock.clone()).build()).unwrap();
+    let admin = actor("acme", "alice", Role::ADMIN);
+    let create = || wait(keys.create(&admin, reader("key")));
+    let made: Vec<_> = (0..KEYS).map(|_| create().unwrap()).collect();
+    let lives = create().unwrap();
+    wait(keys.sync()).unwrap();
+    wait(store.checkpoint()).unwrap();
+    fill(&folder.join("filler"));
+
+    let mut more = 0;
+    let refused = loop {
+        match create() {
+            Ok(_) => more += 1,
+            Err(error) => break error,
+        }
+        assert!(
+            more < 10_000,
+            "the disk is full, and keys are still created"
+        );
+    };
+    assert!(
+        matches!(&refused, CommandError::Store(error) if error.kind() == StoreErrorKind::Unavailable),
+        "{refused:?}"
+    );
+    for key in &made {
+        wait(keys.revoke(&admin, key.id, Reason::Lost)).unwrap();
+        // What a revocation leaves of the reserve is for revocations alone.
+        create().unwrap_err();
+    }
+    // A registered node must report before a minute has passed, or it refuses every key.
+    for _ in 0..30 {
+        clock.advance(Duration::from_secs(5));
+        wait(keys.sync()).unwrap();
+        keys.verify(lives.secret.expose(), &Need::any()).unwrap();
+    }
+    let refused = keys.verify(made[0].secret.expose(), &Need::any());
+    assert!(matches!(refused, Err(VerifyError::Revoked { .. })));
+
+    fs::remove_file(folder.join("filler")).unwrap();
+    create().unwrap();
+    let reserve = fs::metadata(folder.join("keys.db-reserve")).unwrap().len();
+    assert_eq!(reserve, 8 << 20, "the reserve is whole again");
+    assert!(wait(store.check_integrity()).unwrap().is_sound());
+    report("end");
+}
+
+pub fn read_only(folder: &Path) {
+    let (mounted, other) = (folder.join("mounted"), folder.join("other"));
+    fs::create_dir(&mounted).unwrap();
+    fs::create_dir(&other).unwrap();
+    mount(&mounted, "size=64m");
+    let (path, backup) = (mounted.join("keys.db"), mounted.join("copy #1?.db"));
+    let store = open(&path);
+    let keys = service(store.clone(), NO_CAP);
+    let admin = actor("acme", "alice", Role::ADMIN);
+    let made = wait(keys.create(&admin, reader("key"))).unwrap();
+    wait(store.backup(&backup)).unwrap();
+    // The store itself is in WAL mode, and has no log.
+    wait(store.backup(other.join("old.db"))).unwrap();
+    drop((keys, store));
+    wait_for_close(&path);
+    mount(&mounted, "remount,ro");
+
+    wait(SqliteStore::restore(&backup, other.join("new.db"))).unwrap();
+    let options = SqliteStore::options(&backup)
+        .allow_unrecovered()
+        .create(false);
+    let opened = wait(options.open()).unwrap();
+    assert!(wait(opened.check_integrity()).unwrap().is_sound());
+    assert_eq!(wait(opened.stats()).unwrap().keys, 1);
+    let entries = wait(opened.audit(&AuditQuery::all())).unwrap().rows;
+    assert_eq!(entries.len() as u64, wait(opened.stats()).unwrap().audit);
+    wait(opened.nodes()).unwrap();
+
+    let store = open(&path);
+    let keys = service(store.clone(), NO_CAP);
+    wait(keys.sync()).unwrap();
+    keys.verify(made.secret.expose(), &Need::any()).unwrap();
+    let refused = wait(keys.create(&admin, reader("more"))).unwrap_err();
+    assert!(
+        matches!(&refused, CommandError::Store(error) if error.kind() == StoreErrorKind::Unavailable),
+        "{refused:?}"
+    );
+    let missing = wait(SqliteStore::open(mounted.join("none.db"))).unwrap_err();
+    assert!(matches!(missing, OpenError::Io { .. }), "{missing:?}");
+    report("end");
+}
+
+/// Waits until the store's threads have closed their connections, which removes the log.
+fn wait_for_close(path: &Path) {
+    let log = path.with_file_name("keys.db-wal");
+    while log.exists() {
+        std::thread::yield_now();
+    }
+}
