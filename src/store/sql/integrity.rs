@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::cells::{Cell, Cells};
-use super::copy::{Table, table};
+use super::copy::{CopiedTable, table};
 use super::{
     NODE_COLUMNS, NodeRow, RowFault, TenantHead, change, entry, read_digest, read_document,
 };
@@ -85,13 +85,13 @@ impl IntegrityPass {
     ];
 
     /// Returns the table that the pass reads, if it is one.
-    pub(in crate::store) const fn table(self) -> Option<Table> {
+    pub(in crate::store) const fn table(self) -> Option<CopiedTable> {
         match self {
             Self::Rows => Some(table(Part::Rows)),
             Self::Audit => Some(table(Part::Audit)),
             Self::Digests => Some(table(Part::Digests)),
             Self::Documents => Some(table(Part::Documents)),
-            Self::Nodes => Some(Table {
+            Self::Nodes => Some(CopiedTable {
                 name: "nodes",
                 columns: NODE_COLUMNS,
                 order: "node",
@@ -101,7 +101,7 @@ impl IntegrityPass {
     }
 
     pub(in crate::store) fn sql(self) -> String {
-        if let Some(Table {
+        if let Some(CopiedTable {
             name,
             columns,
             order,

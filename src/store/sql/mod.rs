@@ -24,9 +24,9 @@ pub(in crate::store) use self::cells::{Cell, Cells};
 #[cfg(feature = "postgres")]
 pub(in crate::store) use self::columns::place_at;
 pub(in crate::store) use self::columns::{COLUMNS, RowColumns, change};
-pub(in crate::store) use self::copy::{ORIGIN, counts_of, item, items_after, origin_of, place_of};
 #[cfg(feature = "sqlite")]
-pub(in crate::store) use self::copy::{Table, table};
+pub(in crate::store) use self::copy::{CopiedTable, table};
+pub(in crate::store) use self::copy::{ORIGIN, counts_of, item, items_after, origin_of, place_of};
 pub(in crate::store) use self::document::{
     DOCUMENT_COLUMNS, document_version_and_seal, lease_after_restore, read_document,
 };

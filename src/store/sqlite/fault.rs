@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use rusqlite::ErrorCode;
 
-use super::file::is_out_of_reach;
+use super::access::is_out_of_reach;
 use crate::store::sql::RowFault;
 use crate::store::{StoreError, StoreErrorKind};
 

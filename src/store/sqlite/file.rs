@@ -8,6 +8,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
+use super::access::{folder_of, with_end};
 use super::fault::{OpenError, SqliteFault};
 use super::{head, schema};
 
@@ -427,30 +428,6 @@ pub(super) fn refuse_leftovers(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Returns whether this process lacks the permission to use a file, a file of its journal, or its folder.
-#[cfg(unix)]
-pub(super) fn is_out_of_reach(path: &Path) -> bool {
-    use rustix::fs::{Access, access};
-    use rustix::io::Errno;
-
-    let denied = |path: &Path, how| {
-        matches!(
-            access(path, how),
-            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS)
-        )
-    };
-    let both = Access::READ_OK | Access::WRITE_OK;
-    denied(folder_of(path), Access::WRITE_OK | Access::EXEC_OK)
-        || ["", "-wal", "-shm", "-journal"]
-            .iter()
-            .any(|end| denied(&with_end(path, end), both))
-}
-
-#[cfg(not(unix))]
-pub(super) fn is_out_of_reach(_path: &Path) -> bool {
-    false
-}
-
 pub(super) fn refuse_existing(path: &Path) -> Result<(), OpenError> {
     match fs::symlink_metadata(path) {
         Ok(_) => Err(OpenError::Exists {
@@ -609,13 +586,6 @@ fn create_folder(path: &Path) -> io::Result<()> {
     builder.create(path)
 }
 
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
-}
-
 #[cfg(unix)]
 fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(folder_of(path))?.sync_all()
@@ -639,10 +609,4 @@ fn immutable_uri(path: &Path) -> PathBuf {
     }
     uri += "?immutable=1";
     PathBuf::from(uri)
-}
-
-fn with_end(path: &Path, end: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(end);
-    PathBuf::from(name)
 }

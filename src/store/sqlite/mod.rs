@@ -1,5 +1,6 @@
 //! The file store: one SQLite file that several processes share.
 
+mod access;
 mod admin;
 mod copy;
 mod damage;
