@@ -1331,3 +1331,172 @@ fn a_pepper_file_of_another_store_is_refused_before_a_key_is_created() {
     assert!(refused.err.contains("pepper"), "{refused:?}");
     assert_eq!(shop.names(&["--tenant", "acme"]), [""; 0]);
 }
+
+/// Returns the peppers that `keyctl pepper show` lists: id, state and number of live keys.
+fn peppers(shop: &Shop, more: &[&str]) -> Vec<(String, String, u64)> {
+    let shown = shop.run(&[&["pepper", "show", "--json"], more].concat());
+    let fields = |pepper: &Value| {
+        let text = |field: &str| pepper[field].as_str().unwrap().to_owned();
+        (
+            text("pepper"),
+            text("state"),
+            pepper["keys"].as_u64().unwrap(),
+        )
+    };
+    shown.ended(0).documents().iter().map(fields).collect()
+}
+
+/// Uses a key in a process that has loaded the pepper file, so that its digest moves to the current pepper.
+fn use_key(shop: &Shop, token: &str) {
+    pollster::block_on(async {
+        let store = SqliteStore::open(shop.path("keys.db")).await.unwrap();
+        let peppers = PepperFile::open(shop.path("keys.db.pepper")).unwrap();
+        let keys = Keyward::builder(store, peppers.ring())
+            .build()
+            .await
+            .unwrap();
+        keys.verify(token, &Need::any()).unwrap();
+        keys.run_maintenance().await.unwrap();
+        keys.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_pepper_is_prepared_rotated_and_retired_and_never_printed() {
+    let shop = Shop::new();
+    let (_, used) = shop.key("acme", "used", &[]);
+    let (idle, _) = shop.key("acme", "idle", &[]);
+    let [(old, state, keys)] = &*peppers(&shop, &[]) else {
+        panic!("one pepper");
+    };
+    assert_eq!((state.as_str(), *keys), ("current", 2));
+
+    let early = shop.run(&["pepper", "rotate"]).ended(DENIED);
+    assert!(early.err.contains("has no prepared pepper"), "{early:?}");
+    let prepared = shop.run(&["pepper", "prepare"]).ended(0);
+    let next = "restart each process, then run `keyctl pepper rotate`";
+    assert!(prepared.err.contains(next), "{prepared:?}");
+    let again = shop
+        .run(&["pepper", "prepare", "--json"])
+        .ended(0)
+        .document();
+    let new = again["pepper"].as_str().unwrap();
+    let listed = |rows: &[(&str, &str, u64)]| {
+        let rows = rows.iter();
+        let rows = rows.map(|(pepper, state, keys)| (pepper.to_string(), state.to_string(), *keys));
+        rows.collect::<Vec<_>>()
+    };
+    let both = listed(&[(old, "current", 2), (new, "next", 0)]);
+    assert_eq!(peppers(&shop, &[]), both, "preparing again changes nothing");
+    let unready = shop.run(&["pepper", "retire", new]).ended(DENIED);
+    assert!(unready.err.contains("next rotation"), "{unready:?}");
+
+    let rotated = shop.run(&["pepper", "rotate"]).ended(0);
+    assert!(rotated.err.contains(new) && rotated.err.contains("restart each process"));
+    use_key(&shop, &used);
+    let moved = listed(&[(new, "current", 1), (old, "live", 1)]);
+    assert_eq!(peppers(&shop, &[]), moved);
+    let needed = shop.run(&["pepper", "retire", old]).ended(DENIED);
+    assert!(needed.err.contains("1 live key needs pepper"), "{needed:?}");
+    assert!(needed.err.contains("revoke-many --pepper"), "{needed:?}");
+    assert_eq!(
+        peppers(&shop, &[]),
+        moved,
+        "a refused command changes nothing"
+    );
+    let current = shop.run(&["pepper", "retire", new]).ended(DENIED);
+    assert!(
+        current.err.contains("whose state is current"),
+        "{current:?}"
+    );
+
+    shop.run(&["revoke", &idle, "--reason", "unused"]).ended(0);
+    let retired = shop.run(&["pepper", "retire", old]).ended(0);
+    assert!(retired.err.contains("restart each process"), "{retired:?}");
+    let done = listed(&[(new, "current", 1), (old, "audit", 0)]);
+    assert_eq!(peppers(&shop, &[]), done);
+    assert!(shop.verifies(&used));
+    shop.run(&["audit", "--check"]).ended(0);
+    let table = shop.run(&["pepper", "show"]).ended(0);
+    assert_eq!(table.out.lines().count(), 3, "{table:?}");
+
+    let file = fs::read(shop.path("keys.db.pepper")).unwrap();
+    let file: Value = serde_json::from_slice(&file).unwrap();
+    let stored = file["peppers"].as_array().unwrap();
+    assert_eq!(stored.len(), 2);
+    for pepper in stored {
+        let key = &pepper["key"].as_str().unwrap()[..16];
+        for said in [
+            &early, &prepared, &unready, &rotated, &needed, &current, &retired, &table,
+        ] {
+            assert!(
+                !said.out.contains(key) && !said.err.contains(key),
+                "{said:?}"
+            );
+        }
+    }
+}
+
+/// With only the integrity of the rows checked, such a store passed, and no key worked.
+#[test]
+fn a_backup_from_before_its_pepper_was_retired_fails_the_check_by_the_pepper_and_its_keys() {
+    let shop = Shop::new();
+    let (_, token) = shop.key("acme", "export", &[]);
+    shop.key("acme", "other", &[]);
+    shop.run(&["backup", "copy.db"]).ended(0);
+    let old = peppers(&shop, &[])[0].0.clone();
+    shop.run(&["pepper", "prepare"]).ended(0);
+    shop.run(&["pepper", "rotate"]).ended(0);
+    use_key(&shop, &token);
+    let listed = shop.run(&["list", "--name", "other", "--json"]).ended(0);
+    let other = listed.document()["id"].as_str().unwrap().to_owned();
+    shop.run(&["revoke", &other, "--reason", "unused"]).ended(0);
+    shop.run(&["pepper", "retire", &old]).ended(0);
+    shop.run(&["check"]).ended(0);
+
+    let restored = ["--store", "new.db", "--pepper-file", "keys.db.pepper"];
+    let with = |args: &[&str]| shop.run(&[args, &restored[..]].concat());
+    with(&["restore", "copy.db"]).ended(0);
+    let recovered = with(&["recover", "--trust-backup"]).ended(0);
+    let fault =
+        format!("2 live keys need pepper {old}, which keys.db.pepper has for audit entries only");
+    assert!(recovered.err.contains(&fault), "{recovered:?}");
+    let checked = with(&["check"]).ended(CORRUPT);
+    assert!(checked.err.contains(&fault), "{checked:?}");
+    assert!(checked.err.contains("from audit to live"), "{checked:?}");
+    let checked = with(&["check", "--json"]).ended(CORRUPT);
+    let counted = json!({ "pepper": old, "state": "audit", "keys": 2 });
+    let of = |said: &Said| said.document()["peppers"].as_array().unwrap().clone();
+    assert!(of(&checked).contains(&counted), "{checked:?}");
+    let stats = with(&["stats", "--json"]).ended(0);
+    assert!(of(&stats).contains(&counted), "{stats:?}");
+
+    // A file without the pepper is worse: the message names another step.
+    let file = fs::read_to_string(shop.path("keys.db.pepper")).unwrap();
+    let mut file: Value = serde_json::from_str(&file).unwrap();
+    let kept = file["peppers"].as_array_mut().unwrap();
+    kept.retain(|pepper| pepper["id"] != old.as_str());
+    let without = shop.path("without");
+    fs::write(&without, file.to_string()).unwrap();
+    fs::set_permissions(&without, fs::Permissions::from_mode(0o600)).unwrap();
+    let without = ["--store", "new.db", "--pepper-file", "without"];
+    let checked = shop
+        .run(&[&["check"], &without[..]].concat())
+        .ended(CORRUPT);
+    assert!(
+        checked
+            .err
+            .contains(&format!("pepper {old}, which without does not have"))
+    );
+    let missing = (old.clone(), "missing".to_owned(), 2);
+    assert!(peppers(&shop, &without).contains(&missing));
+    // Where no pepper file is at hand, the keys are counted and nothing is compared.
+    let alone = shop.run(&["check", "--json", "--store", "new.db"]).ended(0);
+    assert_eq!(
+        of(&alone),
+        [json!({ "pepper": old, "state": "unknown", "keys": 2 })]
+    );
+    let named = ["--store", "new.db", "--pepper-file", "none"];
+    shop.run(&[&["check"], &named[..]].concat())
+        .ended(NOT_FOUND);
+}

@@ -153,12 +153,15 @@ pub(crate) enum CliCommand {
     Checkpoint,
     /// Make a file as small as its contents. Needs free space for two more copies; commits wait meanwhile
     Vacuum,
-    /// Check the store's integrity, and name the tenants whose newest commit lies in the future
+    /// Check the store's integrity and the peppers of its keys, and name the tenants whose newest commit lies in the future
     Check,
     /// Repair the effects of a wrong clock
     #[command(subcommand)]
     Time(TimeCommand),
-    /// Show the number of keys and other rows, and the size of the store
+    /// Show, rotate and retire the peppers of the pepper file
+    #[command(subcommand)]
+    Pepper(PepperCommand),
+    /// Show the number of keys, also by pepper, and of other rows, and the size of the store
     Stats,
     /// Copy a store into another one, such as a file into a database, while nobody uses either
     MigrateStore(MigrateStoreArgs),
@@ -223,6 +226,24 @@ pub(crate) struct RecoverArgs {
 pub(crate) enum TimeCommand {
     /// Set the newest instant of --tenant back to the current time, and list its keys with later times
     Repair(CommandIdArgs),
+}
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+A rotation refuses no key if each process is restarted after `prepare`, and again after `rotate`. Retire the old
+pepper once no live key needs it. A process reads the file only when it starts.")]
+pub(crate) enum PepperCommand {
+    /// Show each pepper, its state, and the number of live keys that need it
+    Show,
+    /// Add the pepper of the next rotation, which then only verifies
+    Prepare,
+    /// Make the prepared pepper the current one
+    Rotate,
+    /// Take an old pepper out of service; refused while live keys need it
+    Retire {
+        /// The pepper's id, as `pepper show` prints it
+        pepper: String,
+    },
 }
 
 #[derive(Debug, Args)]

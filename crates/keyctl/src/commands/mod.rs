@@ -6,6 +6,7 @@ mod import;
 mod issue;
 mod look;
 mod migrate;
+mod pepper;
 mod recover;
 mod time;
 mod upkeep;
@@ -37,6 +38,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> CliResult<()> {
         CliCommand::Salvage(args) => upkeep::salvage(&args, output).await,
         CliCommand::Checkpoint => upkeep::checkpoint(&common, output).await,
         CliCommand::Vacuum => upkeep::vacuum(&common, output).await,
+        CliCommand::Pepper(command) => pepper::run(&common, command, output).await,
         CliCommand::Check => upkeep::check(&common, output).await,
         CliCommand::Stats => upkeep::stats(&common, output).await,
         CliCommand::Recover(args) => {
@@ -79,6 +81,7 @@ async fn about_keys(context: &CliContext, command: CliCommand, output: &Output) 
         | CliCommand::Salvage(_)
         | CliCommand::Checkpoint
         | CliCommand::Vacuum
+        | CliCommand::Pepper(_)
         | CliCommand::Check
         | CliCommand::Stats => Ok(()),
     }

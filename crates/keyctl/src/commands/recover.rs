@@ -8,6 +8,7 @@ use keyward::recovery::{Recovery, RecoveryReport};
 use keyward::store::AuditQuery;
 use serde_json::{Value, json};
 
+use super::pepper::PepperUse;
 use crate::args::RecoverArgs;
 use crate::desk::CliContext;
 use crate::failure::{CliError, CliResult};
@@ -36,7 +37,11 @@ pub(crate) async fn run(
     };
     let report = context.keys.recover(how).await?;
     context.backend.finish_recovery().await?;
-    output.done(&message(&report), &document(&report))
+    let peppers = PepperUse {
+        counts: report.unverifiable.clone(),
+        file: Some(store::pepper_path(context.common())?),
+    };
+    output.done(&message(&report, &peppers), &document(&report, &peppers))
 }
 
 /// Reads the whole audit trail of another store, even if the other store is waiting for recovery too.
@@ -93,7 +98,7 @@ pub fn check_audit_line(line: &[u8]) -> Result<AuditEntry, String> {
     })
 }
 
-fn message(report: &RecoveryReport) -> String {
+fn message(report: &RecoveryReport, peppers: &PepperUse) -> String {
     let counts = [
         (report.disabled, "keys disabled"),
         (report.revoked, "revoked"),
@@ -116,10 +121,13 @@ fn message(report: &RecoveryReport) -> String {
             message += &format!("\n  {key} {what}");
         }
     }
+    for problem in peppers.problems() {
+        message += &format!("\n  {problem}");
+    }
     message
 }
 
-fn document(report: &RecoveryReport) -> Value {
+fn document(report: &RecoveryReport, peppers: &PepperUse) -> Value {
     let keys = |keys: &[KeyId]| keys.iter().map(KeyId::to_string).collect::<Vec<_>>();
     json!({
         "recovered": true,
@@ -134,5 +142,6 @@ fn document(report: &RecoveryReport) -> Value {
         "lost": keys(&report.lost),
         "unknown": keys(&report.unknown),
         "corrupt": keys(&report.corrupt),
+        "unverifiable": peppers.documents().collect::<Vec<_>>(),
     })
 }

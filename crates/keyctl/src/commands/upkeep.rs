@@ -9,6 +9,7 @@ use keyward::store::{Cursor, SqliteStore};
 use serde_json::{Value, json};
 
 use super::issue;
+use super::pepper::{self, PepperUse};
 use crate::args::{CommandIdArgs, CommonArgs, SalvageArgs};
 use crate::desk::{CliContext, invocation};
 use crate::failure::{CliError, CliErrorKind, CliResult};
@@ -157,6 +158,7 @@ pub(crate) async fn check(common: &CommonArgs, output: &Output) -> CliResult<()>
     // A damaged store may fail to sync; the report below names the damage.
     let synced = replica.sync().await;
     let ahead = synced.map_or_else(|_| Vec::new(), |()| replica.tenants_ahead());
+    let peppers = PepperUse::compare(common, replica.keys_by_pepper(), output)?;
     if output.json {
         let intact = faults.is_empty();
         let ahead: Vec<_> = (ahead.iter())
@@ -164,6 +166,7 @@ pub(crate) async fn check(common: &CommonArgs, output: &Output) -> CliResult<()>
             .collect();
         let document = json!({
             "intact": intact, "rows": rows, "audit": audit, "faults": faults, "ahead": ahead,
+            "peppers": peppers.documents().collect::<Vec<_>>(),
         });
         output.document(&document)?;
     } else {
@@ -173,28 +176,37 @@ pub(crate) async fn check(common: &CommonArgs, output: &Output) -> CliResult<()>
                  keyctl time repair --tenant {tenant}"
             ))?;
         }
+        for (what, keys) in peppers.described() {
+            output.line(&format!("{keys} {what}"))?;
+        }
         output.line(&format!(
             "{rows} rows, {audit} audit entries, {} faults",
             faults.len()
         ))?;
         faults.iter().try_for_each(|fault| output.line(fault))?;
     }
-    if faults.is_empty() {
-        return Ok(());
+    let mut problems = peppers.problems();
+    if !faults.is_empty() {
+        let salvage = match store.file() {
+            Ok(_) => ", or copy what is whole: keyctl salvage",
+            Err(_) => "",
+        };
+        problems.push(format!(
+            "{} is corrupt; restore a backup{salvage}",
+            common.store
+        ));
     }
-    let salvage = match store.file() {
-        Ok(_) => ", or copy what is whole: keyctl salvage",
-        Err(_) => "",
-    };
-    let message = format!("{} is corrupt; restore a backup{salvage}", common.store);
-    Err(CliError::new(CliErrorKind::Corrupt, message))
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(CliError::new(CliErrorKind::Corrupt, problems.join("\n"))),
+    }
 }
 
 pub(crate) async fn stats(common: &CommonArgs, output: &Output) -> CliResult<()> {
-    let stats = store::open(common, Expected::Existing)
-        .await?
-        .stats()
-        .await?;
+    let store = store::open(common, Expected::Existing).await?;
+    let stats = store.stats().await?;
+    let keys = pepper::keys_by_pepper(&store).await?;
+    let peppers = PepperUse::compare(common, keys, output)?;
     if output.json {
         return output.document(&json!({
             "head": cursor(&stats.head),
@@ -203,26 +215,28 @@ pub(crate) async fn stats(common: &CommonArgs, output: &Output) -> CliResult<()>
             "owners": stats.owners,
             "tenants": stats.tenants,
             "audit": stats.audit,
+            "peppers": peppers.documents().collect::<Vec<_>>(),
             "bytes": stats.bytes,
             "log_bytes": stats.log_bytes,
             "engine": stats.engine,
         }));
     }
     let row = |name: &str, value: &dyn ToString| vec![name.to_owned(), value.to_string()];
-    output.table(
-        &[],
-        &[
-            row("revision", &stats.head.revision),
-            row("keys", &stats.keys),
-            row("removed keys", &stats.removed),
-            row("owners", &stats.owners),
-            row("tenants", &stats.tenants),
-            row("audit entries", &stats.audit),
-            row("bytes on disk", &stats.bytes),
-            row("bytes of its log", &stats.log_bytes),
-            row("kept by", &stats.engine),
-        ],
-    )
+    let mut rows = vec![
+        row("revision", &stats.head.revision),
+        row("keys", &stats.keys),
+    ];
+    rows.extend(peppers.described().map(|(what, keys)| row(&what, &keys)));
+    rows.extend([
+        row("removed keys", &stats.removed),
+        row("owners", &stats.owners),
+        row("tenants", &stats.tenants),
+        row("audit entries", &stats.audit),
+        row("bytes on disk", &stats.bytes),
+        row("bytes of its log", &stats.log_bytes),
+        row("kept by", &stats.engine),
+    ]);
+    output.table(&[], &rows)
 }
 
 pub(super) fn cursor(head: &Cursor) -> Value {

@@ -1,0 +1,211 @@
+//! Commands on the service's peppers. They print the ids of peppers, and never their keys.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use keyward::clocks::SystemClock;
+use keyward::node::Replica;
+use keyward::pepper::{PepperCount, PepperId, PepperState};
+use keyward::{PepperFile, PepperRing};
+use serde_json::{Value, json};
+
+use crate::args::{CommonArgs, PepperCommand};
+use crate::failure::{CliError, CliErrorKind, CliResult};
+use crate::output::{Output, cell};
+use crate::store::{self, Expected, Store};
+
+const HEAD: [&str; 3] = ["PEPPER", "STATE", "LIVE KEYS"];
+
+pub(crate) async fn run(
+    common: &CommonArgs,
+    command: PepperCommand,
+    output: &Output,
+) -> CliResult<()> {
+    let path = store::pepper_path(common)?;
+    let mut file = PepperFile::open(&path)?;
+    match command {
+        PepperCommand::Show => {
+            let store = store::open(common, Expected::Existing).await?;
+            let counts = file.ring().count(keys_by_pepper(&store).await?);
+            let file = Some(path);
+            return show(&PepperUse { counts, file }, output);
+        }
+        PepperCommand::Prepare => file.prepare()?,
+        PepperCommand::Rotate => file.rotate()?,
+        PepperCommand::Retire { pepper } => {
+            let pepper = PepperId::new(pepper)?;
+            check_unneeded(common, &file.ring(), &pepper).await?;
+            file.retire(&pepper)?;
+            let next =
+                "restart each process, and keep the file: the pepper still proves audit entries";
+            return changed(&path, (&pepper, PepperState::Audit), next, output);
+        }
+    }
+    let ring = file.ring();
+    let (pepper, state, next) = match ring.next() {
+        Some(pepper) => (
+            pepper,
+            PepperState::Next,
+            "restart each process, then run `keyctl pepper rotate`",
+        ),
+        None => (
+            ring.current(),
+            PepperState::Current,
+            "restart each process; keys that are used move to this pepper, and `keyctl pepper show` counts the \
+             others",
+        ),
+    };
+    changed(&path, (pepper.id(), state), next, output)
+}
+
+fn changed(
+    file: &Path,
+    (pepper, state): (&PepperId, PepperState),
+    next: &str,
+    output: &Output,
+) -> CliResult<()> {
+    let message = format!("pepper {pepper} of {} is {state}: {next}", file.display());
+    let document = json!({
+        "pepper": pepper, "state": state, "pepper_file": file, "next_step": next,
+    });
+    output.done(&message, &document)
+}
+
+/// Prints the peppers of the file, and those that keys need without them being in the file.
+fn show(used: &PepperUse, output: &Output) -> CliResult<()> {
+    if output.json {
+        let mut documents = used.documents();
+        return documents.try_for_each(|count| output.document(&count));
+    }
+    let row = |count: &PepperCount| {
+        let PepperCount { pepper, keys, .. } = count;
+        vec![
+            pepper.to_string(),
+            used.state(count).to_owned(),
+            keys.to_string(),
+        ]
+    };
+    output.table(&HEAD, &used.counts.iter().map(row).collect::<Vec<_>>())
+}
+
+/// Refuses to retire a pepper that live keys need.
+async fn check_unneeded(
+    common: &CommonArgs,
+    ring: &PepperRing,
+    pepper: &PepperId,
+) -> CliResult<()> {
+    let store = store::open(common, Expected::Existing).await?;
+    let keys = keys_by_pepper(&store).await?.remove(pepper).unwrap_or(0);
+    if keys == 0 {
+        return Ok(());
+    }
+    let state = cell(ring.state(pepper));
+    let message = format!(
+        "{} pepper {pepper}, whose state is {state}: after a rotation, keys that are used move \
+         to the new pepper by themselves; revoke the others with `keyctl revoke-many --pepper {pepper}`",
+        need(keys)
+    );
+    Err(CliError::new(CliErrorKind::Refused, message))
+}
+
+/// Counts the live keys of the store under each pepper.
+pub(super) async fn keys_by_pepper(store: &Store) -> CliResult<BTreeMap<PepperId, u64>> {
+    let replica = Arc::new(Replica::new(store.keys(), Arc::new(SystemClock)));
+    replica.sync().await?;
+    Ok(replica.keys_by_pepper())
+}
+
+/// The live keys of a store under each pepper, compared with the service's peppers where they are known.
+pub(super) struct PepperUse {
+    pub(super) counts: Vec<PepperCount>,
+    /// The pepper file. `None` if there is none here, for example where only the database is at hand.
+    pub(super) file: Option<PathBuf>,
+}
+
+impl PepperUse {
+    /// Compares the counts with the pepper file. Only a file that `--pepper-file` names must exist.
+    pub(super) fn compare(
+        common: &CommonArgs,
+        keys: BTreeMap<PepperId, u64>,
+        output: &Output,
+    ) -> CliResult<Self> {
+        let opened = store::pepper_path(common).and_then(|path| {
+            let ring = PepperFile::open(&path)?.ring();
+            Ok((ring, path))
+        });
+        match opened {
+            Ok((ring, path)) => Ok(Self {
+                counts: ring.count(keys),
+                file: Some(path),
+            }),
+            Err(error) if common.pepper_file.is_some() => Err(error),
+            Err(error) => {
+                output.note(&format!(
+                    "peppers are counted, not compared: {}",
+                    error.message
+                ));
+                let counts = PepperCount::without_ring(keys);
+                Ok(Self { counts, file: None })
+            }
+        }
+    }
+
+    /// Returns each count as a JSON document.
+    pub(super) fn documents(&self) -> impl Iterator<Item = Value> {
+        let document = |count: &PepperCount| json!({"pepper": count.pepper, "state": self.state(count), "keys": count.keys});
+        self.counts.iter().map(document)
+    }
+
+    /// Returns each count with a description of its pepper.
+    pub(super) fn described(&self) -> impl Iterator<Item = (String, u64)> {
+        let described = |count: &PepperCount| {
+            let state = self.state(count);
+            format!("live keys of pepper {} ({state})", count.pepper)
+        };
+        self.counts
+            .iter()
+            .map(move |count| (described(count), count.keys))
+    }
+
+    /// Returns a sentence for each pepper that live keys need and the pepper file lacks.
+    pub(super) fn problems(&self) -> Vec<String> {
+        let Some(file) = &self.file else {
+            return Vec::new();
+        };
+        let unverifiable = self.counts.iter().filter(|count| count.is_unverifiable());
+        unverifiable.map(|count| problem(count, file)).collect()
+    }
+
+    fn state(&self, count: &PepperCount) -> &'static str {
+        match (count.state, &self.file) {
+            (Some(state), _) => state.as_str(),
+            (None, Some(_)) => "missing",
+            (None, None) => "unknown",
+        }
+    }
+}
+
+fn problem(count: &PepperCount, file: &Path) -> String {
+    let pepper = &count.pepper;
+    let (lack, step) = match count.state {
+        Some(_) => (
+            "has for audit entries only",
+            "change its state in the file from audit to live",
+        ),
+        None => ("does not have", "put back the pepper file that has it"),
+    };
+    format!(
+        "{} pepper {pepper}, which {} {lack}, so each is refused: {step} and restart each process, or revoke these \
+         keys with `keyctl revoke-many --pepper {pepper}`",
+        need(count.keys),
+        file.display()
+    )
+}
+
+fn need(keys: u64) -> String {
+    match keys {
+        1 => "1 live key needs".to_owned(),
+        keys => format!("{keys} live keys need"),
+    }
+}
