@@ -174,9 +174,9 @@
 //! # Restoring
 //!
 //! In a store that was restored from a backup, keys that were revoked after the backup would verify again.
-//! Before the store serves requests, call [`Keyward::recover`]. It disables every key, or uses audit entries
-//! that were kept elsewhere to repeat the commands that ended or narrowed keys after the backup. See
-//! [`Recovery`](recovery::Recovery).
+//! Before the store serves requests, call [`Keyward::recover`]. It disables every key, or uses the audit trail of
+//! the lost store to repeat the commands that ended or narrowed keys after the backup. A tenant that the trail
+//! does not cover is disabled. See [`Recovery`](recovery::Recovery).
 //!
 //! # Features
 //!
@@ -315,7 +315,10 @@ pub mod pepper {
 
 /// Recovery of a store that was restored from a backup.
 pub mod recovery {
-    pub use crate::keyward::{Recovery, RecoveryError, RecoveryReport};
+    pub use crate::core::recovery::{TrailEnd, TrailReach};
+    pub use crate::keyward::{
+        Recovery, RecoveryError, RecoveryProgress, RecoveryReport, ReplayedTrail,
+    };
 }
 
 /// The rules as plain functions over plain data, for property tests and for hosts with their own

@@ -5,7 +5,7 @@
 //! nothing that it refused before the loss. A change that widened a key is not repeated. If a change cannot
 //! be repeated exactly, the key is disabled.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::audit::{
     Action, AuditEntry, AuditHash, AuditHead, ChainError, Evidence, FieldChange, verify_chain,
@@ -15,7 +15,7 @@ use super::id::KeyId;
 use super::invalid::Invalid;
 use super::pepper::PepperRing;
 use super::policy::{Deletion, Policy, SelfRotation};
-use super::principal::Owner;
+use super::principal::{Author, Owner};
 use super::record::{KeyRecord, KeyState, Reason};
 use super::secret::DigestMark;
 use super::sweep::BulkFilter;
@@ -23,55 +23,212 @@ use super::tenant::TenantId;
 use super::text::{CommandId, LeakSource, PrincipalId, Role};
 use super::time::Timestamp;
 
-/// Returns the audit entries that the store has lost. `given` holds entries of one tenant from outside the
-/// store, oldest first. `stored` holds the audit heads of that tenant in the store, by sequence number.
+/// The audit trail of one tenant in the restored store.
+#[derive(Debug, Default)]
+pub(crate) struct RestoredTrail {
+    /// The head after each entry, by sequence number. Also the head before the oldest entry: that of the newest
+    /// removed entry, if old entries were pruned.
+    heads: BTreeMap<u64, AuditHead>,
+    /// The restored end: the newest entry that was in the backup. An interrupted recovery may have added
+    /// entries after it.
+    end: AuditHead,
+}
+
+impl RestoredTrail {
+    /// Adds the next entry.
+    pub(crate) fn add(&mut self, entry: &AuditEntry) {
+        if self.heads.is_empty() {
+            let sequence = entry.sequence.saturating_sub(1);
+            let hash = entry.previous;
+            self.end = AuditHead { sequence, hash };
+            self.heads.insert(sequence, self.end);
+        }
+        self.heads.insert(entry.sequence, entry.head());
+        if !is_of_recovery(entry) {
+            self.end = entry.head();
+        }
+    }
+
+    /// Compares this trail with `given`, entries of the same tenant from outside the store, oldest first.
+    ///
+    /// `given` must hold the entries exactly as written, and its first entry must follow an entry of the store.
+    /// If the store's trail was pruned, `given` may begin before its oldest entry. The store may have newer
+    /// entries of its own, from an interrupted recovery. The lost history begins at the first entry of `given`
+    /// that differs from the store. The seals prove that the lost entries are genuine.
+    pub(crate) fn compare(
+        &self,
+        tenant: &TenantId,
+        given: Vec<AuditEntry>,
+        peppers: &PepperRing,
+    ) -> Result<ComparedTrail, ChainError> {
+        let Some(last) = given.last() else {
+            return Ok(ComparedTrail {
+                restored: self.end.sequence,
+                last: None,
+                reach: TrailReach::Missing,
+                later: given,
+            });
+        };
+        let (newest, at) = (last.head(), last.at);
+        let before = given
+            .first()
+            .map_or(0, |entry| entry.sequence.saturating_sub(1));
+        // If the store lacks the entry before `given`, the entries between the store and `given` are missing.
+        // The check then starts at the store's newest entry, and fails.
+        let stored = self.heads.last_key_value().map(|(_, head)| head);
+        let start = self.heads.get(&before).or(stored);
+        // The store removed the entries up to this one. `given` must contain it, unless it ends earlier.
+        let pruned = self
+            .heads
+            .values()
+            .next()
+            .filter(|oldest| oldest.sequence > before);
+        let claimed = given.first().map(|entry| AuditHead {
+            sequence: before,
+            hash: entry.previous,
+        });
+        let start = pruned.and(claimed).or(start.copied());
+        let reaches = |oldest: &&AuditHead| newest.sequence >= oldest.sequence;
+        verify_chain(
+            tenant,
+            start.filter(|_| before > 0).unwrap_or(AuditHead::GENESIS),
+            &given,
+            peppers,
+            pruned.filter(reaches).copied(),
+        )?;
+        let has = |entry: &&AuditEntry| {
+            let is_pruned = pruned.is_some_and(|oldest| entry.sequence <= oldest.sequence);
+            is_pruned || self.heads.get(&entry.sequence) == Some(&entry.head())
+        };
+        let known = given.iter().take_while(has).count();
+        let mut later = given;
+        let common = match known.checked_sub(1).and_then(|last| later.get(last)) {
+            Some(entry) => entry.sequence,
+            None => before,
+        };
+        later.drain(..known);
+        let reach = match (common < self.end.sequence, later.is_empty()) {
+            (true, true) => TrailReach::Short,
+            (true, false) => TrailReach::Diverges,
+            (false, true) => TrailReach::RestoredEnd,
+            (false, false) => TrailReach::Beyond,
+        };
+        let sequence = newest.sequence;
+        Ok(ComparedTrail {
+            restored: self.end.sequence,
+            last: Some(TrailEnd { sequence, at }),
+            reach,
+            later,
+        })
+    }
+}
+
+/// Returns whether a recovery of the store wrote the entry. Only the host itself recovers a store, and the
+/// commands of a recovery have ids with this beginning.
+fn is_of_recovery(entry: &AuditEntry) -> bool {
+    entry.actor == Author::Application && entry.command.as_str().starts_with(RECOVERY)
+}
+
+/// The last entry of a trail.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct TrailEnd {
+    /// The number of the entry.
+    pub sequence: u64,
+    /// The instant of the entry.
+    pub at: Timestamp,
+}
+
+/// The distance that a given trail reaches, compared with the trail of the same tenant in the restored store.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum TrailReach {
+    /// No entry of the tenant was given.
+    Missing,
+    /// The trail ends before the restored trail ends.
+    Short,
+    /// The trail differs from an entry that was restored, so it belongs to another history.
+    Diverges,
+    /// The trail ends exactly where the restored trail ends.
+    RestoredEnd,
+    /// The trail contains the end of the restored trail, and later entries.
+    Beyond,
+}
+
+impl TrailReach {
+    /// Returns a stable word for the distance, such as `restored-end`.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Short => "short",
+            Self::Diverges => "diverges",
+            Self::RestoredEnd => "restored-end",
+            Self::Beyond => "beyond",
+        }
+    }
+}
+
+/// The comparison of a given trail with the restored trail of the same tenant.
+#[derive(Debug)]
+pub(crate) struct ComparedTrail {
+    /// The number of the newest restored entry. Zero if the tenant is not in the restored store.
+    pub(crate) restored: u64,
+    /// The last given entry.
+    pub(crate) last: Option<TrailEnd>,
+    pub(crate) reach: TrailReach,
+    /// The entries that the store has lost, oldest first.
+    pub(crate) later: Vec<AuditEntry>,
+}
+
+/// The reason to refuse all given trails together.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum UselessTrails {
+    /// No trail contains the restored end of its tenant.
+    Foreign,
+    /// No trail goes on after the restored end of its tenant.
+    NothingLater,
+}
+
+/// Returns the tenants whose keys are as they were at the loss, once the lost entries are replayed. The keys of
+/// every other tenant must be disabled.
 ///
-/// `given` must hold the entries exactly as written, and its first entry must follow an entry of the store. If
-/// the store's trail was pruned, `stored` begins with the newest removed entry, and `given` may begin before
-/// it. The store may have newer entries of its own, for example from an interrupted recovery. The lost history
-/// begins at the first entry of `given` that differs from the store. The seals prove that the lost entries
-/// are genuine.
-pub(crate) fn later<'a>(
-    tenant: &TenantId,
-    stored: &BTreeMap<u64, AuditHead>,
-    given: &'a [AuditEntry],
-    peppers: &PepperRing,
-) -> Result<&'a [AuditEntry], ChainError> {
-    let before = given
-        .first()
-        .map_or(0, |entry| entry.sequence.saturating_sub(1));
-    let newest = stored.last_key_value();
-    // If the store lacks the entry before `given`, the entries between the store and `given` are missing. The
-    // check then starts at the store's newest entry, and fails.
-    let start = stored.get(&before).or(newest.map(|(_, head)| head));
-    // The store removed the entries up to this one. `given` must contain it, unless it ends earlier.
-    let pruned = stored
-        .values()
-        .next()
-        .filter(|oldest| oldest.sequence > before);
-    let claimed = given.first().map(|entry| AuditHead {
-        sequence: before,
-        hash: entry.previous,
-    });
-    let start = pruned.and(claimed).or(start.copied());
-    let reaches = |oldest: &&AuditHead| {
-        given
-            .last()
-            .is_some_and(|end| end.sequence >= oldest.sequence)
+/// `trails` has an entry for each tenant of the restored store, and for each tenant with given entries. If
+/// `is_whole` is true, the given trails are all that the lost store had. A trail without later entries then
+/// proves that its tenant was not changed, if another trail goes on after the backup.
+///
+/// A tenant counts only with all tenants above and below it, because their rows limit its keys too.
+pub(crate) fn covered(
+    trails: &BTreeMap<TenantId, ComparedTrail>,
+    is_whole: bool,
+) -> Result<BTreeSet<TenantId>, UselessTrails> {
+    let is_restored = |trail: &&ComparedTrail| trail.restored > 0;
+    let any = |reaches: &dyn Fn(&ComparedTrail) -> bool| trails.values().any(reaches);
+    if any(&|trail| is_restored(&trail)) {
+        let contains = |reach| matches!(reach, TrailReach::RestoredEnd | TrailReach::Beyond);
+        if !any(&|trail| is_restored(&trail) && contains(trail.reach)) {
+            return Err(UselessTrails::Foreign);
+        }
+        let goes_on = |trail: &ComparedTrail| trail.reach == TrailReach::Beyond;
+        if !any(&|trail| (is_whole || is_restored(&trail)) && goes_on(trail)) {
+            return Err(UselessTrails::NothingLater);
+        }
+    }
+    let proves = |trail: &ComparedTrail| match trail.reach {
+        TrailReach::Beyond => true,
+        TrailReach::RestoredEnd => is_whole,
+        TrailReach::Missing | TrailReach::Short | TrailReach::Diverges => false,
     };
-    verify_chain(
-        tenant,
-        start.filter(|_| before > 0).unwrap_or(AuditHead::GENESIS),
-        given,
-        peppers,
-        pruned.filter(reaches).copied(),
-    )?;
-    let has = |entry: &&AuditEntry| {
-        let is_pruned = pruned.is_some_and(|oldest| entry.sequence <= oldest.sequence);
-        is_pruned || stored.get(&entry.sequence) == Some(&entry.head())
-    };
-    let known = given.iter().take_while(has).count();
-    Ok(given.get(known..).unwrap_or_default())
+    let unproven = trails.iter().filter(|(_, trail)| !proves(trail));
+    let mut covered: BTreeSet<_> = trails.keys().cloned().collect();
+    for (tenant, _) in unproven {
+        for above in tenant.lineage() {
+            covered.remove(&above);
+        }
+        for (below, _) in tenant.range_in(trails) {
+            covered.remove(below);
+        }
+    }
+    Ok(covered)
 }
 
 /// The changes to one tenant, collected from audit entries after the backup. Each hash identifies the entry
@@ -459,9 +616,18 @@ fn ends_before(a: Option<Timestamp>, b: Option<Timestamp>) -> bool {
 const DISABLED: &str = "disable";
 const END: &str = "end";
 
+/// The beginning of the id of every command of a recovery.
+const RECOVERY: &str = "recovery:";
+
 /// Returns the id of the command that repeats the change in the entry with this hash.
 pub(crate) fn command_id(hash: AuditHash, what: &str) -> Result<CommandId, Invalid> {
-    CommandId::new(format!("recovery:{hash}:{what}"))
+    CommandId::new(format!("{RECOVERY}{hash}:{what}"))
+}
+
+/// Returns the id of a command that disables keys that no replay covers. `run` is a random id, and `number` the
+/// number of the command in its tenant.
+pub(crate) fn sweep_id(run: &CommandId, number: usize) -> Result<CommandId, Invalid> {
+    CommandId::new(format!("{RECOVERY}{run}:{DISABLED}-{number}"))
 }
 
 fn delete(record: &KeyRecord, policy: &Policy) -> Command {

@@ -27,7 +27,7 @@ pub use self::follow::{Follow, FollowError, FollowOptions, FollowStatus};
 #[cfg(feature = "tokio")]
 pub use self::follow::{FollowStartError, Follower};
 pub use self::outcomes::{Created, ImportedKey, KeyList, LeakReport, Rotated, TimeRepaired};
-pub use self::recover::{Recovery, RecoveryError, RecoveryReport};
+pub use self::recover::{Recovery, RecoveryError, RecoveryProgress, RecoveryReport, ReplayedTrail};
 pub use self::trail::{AuditError, PrunedAudit};
 use crate::core::id::KeyId;
 use crate::core::need::Need;

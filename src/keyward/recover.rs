@@ -2,11 +2,13 @@
 //! were ended after the backup.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fmt;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use super::Keyward;
 use crate::core::actor::Actor;
-use crate::core::audit::{AuditEntry, AuditHead, ChainError};
+use crate::core::audit::{AuditEntry, ChainError};
 use crate::core::command::{Command, CommandOutcome, Request};
 use crate::core::decide::SWEEP_MAX;
 use crate::core::id::KeyId;
@@ -15,12 +17,15 @@ use crate::core::pepper::PepperCount;
 use crate::core::principal::Author;
 use crate::core::query::{AuditQuery, KeyQuery};
 use crate::core::record::{KeyRecord, Status};
-use crate::core::recovery::{self, KeyChanges, OwnerChanges, RecoveryStep, TenantChanges};
+use crate::core::recovery::{
+    self, ComparedTrail, KeyChanges, OwnerChanges, RecoveryStep, RestoredTrail, TenantChanges,
+    TrailEnd, TrailReach, UselessTrails,
+};
 use crate::core::tenant::TenantId;
 use crate::core::text::{CommandId, PrincipalId};
 use crate::core::view::LoadRequest;
 use crate::manager::{BulkReceipt, CommandError};
-use crate::store::StoreError;
+use crate::store::{KeyStore, StoreError, StoreErrorKind};
 
 /// The handling of changes that were made after the backup was taken.
 #[derive(Clone, Debug, Default)]
@@ -30,10 +35,25 @@ pub enum Recovery {
     /// after the backup are among them: enable or rotate only known good keys afterwards.
     #[default]
     DisableAll,
-    /// Repeats the changes that ended or narrowed keys since the backup. Reads them from audit entries that
-    /// were kept elsewhere, such as an exported trail. Changes after the last entry are not repeated, so a
-    /// key that was revoked later verifies again.
-    Replay(Vec<AuditEntry>),
+    /// Repeats the changes that ended or narrowed keys since the backup, as recorded in the audit trail of
+    /// another store: the lost store, or a store that was copied from it later than the backup.
+    ///
+    /// The other store must contain the newest restored entry of each tenant, and entries after the backup. A
+    /// tenant without later entries was not changed, and stays as it is. Every key is disabled of a tenant
+    /// whose trail is missing, ends before the restored trail ends, or differs from the restored trail.
+    ReplayFrom(Arc<dyn KeyStore>),
+    /// Repeats the changes that ended or narrowed keys since the backup, as recorded in audit entries that were
+    /// kept elsewhere, such as an exported trail.
+    ///
+    /// Applies the rules of [`ReplayFrom`](Self::ReplayFrom) to each tenant. In addition, every key is disabled
+    /// of a tenant without later entries, unless [`is_whole`](Self::Replay::is_whole) is true.
+    Replay {
+        /// The entries, in any order. Equal copies of an entry count once.
+        entries: Vec<AuditEntry>,
+        /// True if the entries are the whole trail of the lost store, from before the backup to the loss. Then
+        /// a tenant without later entries was not changed.
+        is_whole: bool,
+    },
     /// Trusts the backup as it is. Choose this only if no key was ended or narrowed since the backup.
     TrustBackup,
 }
@@ -45,6 +65,9 @@ pub enum Recovery {
 pub struct RecoveryReport {
     /// The number of tenants with keys to disable, or with audit entries after the backup.
     pub tenants: usize,
+    /// The tenants of a replay, each with the distance that its given trail reached. Changes after the last
+    /// entry of a trail are not repeated, so a key that was revoked later verifies again.
+    pub trails: Vec<ReplayedTrail>,
     /// The number of tenants that were closed again.
     pub closed: usize,
     /// The number of owners that were removed again, or whose role was set again.
@@ -75,6 +98,61 @@ pub struct RecoveryReport {
     pub unverifiable: Vec<PepperCount>,
 }
 
+/// The trail of one tenant in a replay.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct ReplayedTrail {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The number of the newest restored entry. Zero if the tenant is not in the restored store.
+    pub restored: u64,
+    /// The distance that the given trail reached.
+    pub reach: TrailReach,
+    /// The last entry of the given trail. `None` if the trail is missing.
+    pub last: Option<TrailEnd>,
+    /// True if every key of the tenant is disabled, because its trail, or the trail of a tenant above or below
+    /// it, does not prove the state of its keys.
+    pub disabled: bool,
+}
+
+/// Displays the last entry and the distance, without the tenant.
+impl fmt::Display for ReplayedTrail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(TrailEnd { sequence, at }) = self.last else {
+            return f.write_str("no trail was given");
+        };
+        write!(f, "the trail ends at entry {sequence} of {at}, ")?;
+        match (self.reach, self.restored) {
+            (TrailReach::Beyond, 0) => f.write_str("and the backup lacks the tenant"),
+            (TrailReach::Beyond, end) => write!(f, "after the restored end, entry {end}"),
+            (TrailReach::RestoredEnd, _) => f.write_str("which is the restored end"),
+            (TrailReach::Short | TrailReach::Missing, end) => {
+                write!(f, "before the restored end, entry {end}")
+            }
+            (TrailReach::Diverges, end) => {
+                write!(f, "in another history than the restored end, entry {end}")
+            }
+        }
+    }
+}
+
+/// The progress of a recovery that disables keys.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct RecoveryProgress {
+    /// The number of keys that were disabled so far.
+    pub done: usize,
+    /// The number of keys to disable.
+    pub total: usize,
+}
+
+impl fmt::Display for RecoveryProgress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { done, total } = self;
+        write!(f, "disabled {done} of {total} keys")
+    }
+}
+
 /// The error of a recovery that did not complete.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -87,6 +165,24 @@ pub enum RecoveryError {
         /// The fault in the tenant's audit chain.
         error: ChainError,
     },
+    /// The store to replay from has the epoch of the restored store. Nothing was changed.
+    #[error(
+        "the store to replay from is the restored store itself, or a copy of its file: replay from the lost \
+         store, or disable every key"
+    )]
+    SameStore,
+    /// The given trail contains the newest restored entry of no tenant. Nothing was changed.
+    #[error(
+        "the trail contains the newest entry of no restored tenant: it is empty, ends before the backup, or \
+         belongs to another store; replay the trail of the lost store, or disable every key"
+    )]
+    ForeignTrail,
+    /// The given trail has no entry after the newest restored ones. Nothing was changed.
+    #[error(
+        "the trail ends where the restored store ends: it is that of the backup or of a restored copy, and \
+         does not show later changes; replay the trail of the lost store, or disable every key"
+    )]
+    NothingLater,
     /// The recovery was interrupted. Changes that were committed stay; repeat the call to continue.
     #[error(transparent)]
     Interrupted(#[from] CommandError),
@@ -98,6 +194,9 @@ impl RecoveryError {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Chain { .. } => "replay-refused",
+            Self::SameStore => "replay-same-store",
+            Self::ForeignTrail => "replay-foreign",
+            Self::NothingLater => "replay-nothing-later",
             Self::Interrupted(error) => error.code(),
         }
     }
@@ -106,7 +205,9 @@ impl RecoveryError {
     #[must_use]
     pub const fn kind(&self) -> ErrorKind {
         match self {
-            Self::Chain { .. } => ErrorKind::Invalid,
+            Self::Chain { .. } | Self::SameStore | Self::ForeignTrail | Self::NothingLater => {
+                ErrorKind::Invalid
+            }
             Self::Interrupted(error) => error.kind(),
         }
     }
@@ -115,8 +216,17 @@ impl RecoveryError {
     #[must_use]
     pub fn public_message(&self) -> String {
         match self {
-            Self::Chain { .. } => self.to_string(),
             Self::Interrupted(error) => error.public_message(),
+            refused => refused.to_string(),
+        }
+    }
+}
+
+impl From<UselessTrails> for RecoveryError {
+    fn from(refused: UselessTrails) -> Self {
+        match refused {
+            UselessTrails::Foreign => Self::ForeignTrail,
+            UselessTrails::NothingLater => Self::NothingLater,
         }
     }
 }
@@ -135,61 +245,125 @@ impl Keyward {
     /// Covers the whole store, on any backend. Only for the host itself. Every change is a command with an
     /// audit entry, in commits of at most [`SWEEP_MAX`] keys.
     ///
-    /// After an interruption, repeat the call to continue. A repeated replay makes no change twice: a key
-    /// that an administrator enabled after the first replay stays enabled. [`Recovery::DisableAll`] disables
-    /// such a key again.
+    /// After an interruption, repeat the call to continue. A repeated replay makes no change twice. Between the
+    /// calls, nobody else may change a tenant: its given trail then lacks a newer entry of the store, and every
+    /// key of the tenant is disabled.
     ///
     /// # Errors
     ///
-    /// [`RecoveryError::Chain`] if entries are altered or missing, or belong to another trail. In this case
-    /// nothing was changed.
+    /// [`RecoveryError::Chain`] if entries are altered or missing. [`RecoveryError::SameStore`],
+    /// [`ForeignTrail`](RecoveryError::ForeignTrail) or [`NothingLater`](RecoveryError::NothingLater) if the
+    /// source is the wrong one. In these cases nothing was changed.
     pub async fn recover(&self, recovery: Recovery) -> Result<RecoveryReport, RecoveryError> {
-        let mut report = RecoveryReport::default();
-        match recovery {
-            Recovery::DisableAll => self.disable_everything(&mut report).await?,
-            Recovery::Replay(entries) => self.replay(entries, &mut report).await?,
-            Recovery::TrustBackup => {}
-        }
+        self.recover_with(recovery, |_| {}).await
+    }
+
+    /// Recovers a store like [`recover`](Self::recover). Calls `progress` after each commit that disables the
+    /// keys of a tenant.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`recover`](Self::recover).
+    pub async fn recover_with(
+        &self,
+        recovery: Recovery,
+        mut progress: impl FnMut(RecoveryProgress) + Send,
+    ) -> Result<RecoveryReport, RecoveryError> {
+        let mut report = match recovery {
+            Recovery::DisableAll => {
+                let mut report = RecoveryReport::default();
+                let keys = self.restored_keys(&mut report).await?;
+                report.tenants = keys.values().filter(|own| !own.usable.is_empty()).count();
+                self.disable_restored(keys, &mut report, &mut progress)
+                    .await?;
+                report
+            }
+            Recovery::ReplayFrom(source) => {
+                let entries = self.trail_of(&*source).await?;
+                self.replay(entries, true, &mut progress).await?
+            }
+            Recovery::Replay { entries, is_whole } => {
+                self.replay(entries, is_whole, &mut progress).await?
+            }
+            Recovery::TrustBackup => RecoveryReport::default(),
+        };
         self.sync().await?;
         report.unverifiable = self.unverifiable();
         Ok(report)
     }
 
-    async fn disable_everything(&self, report: &mut RecoveryReport) -> Result<(), RecoveryError> {
-        let mut tenants = BTreeSet::new();
+    /// Reads the whole audit trail of another store.
+    async fn trail_of(&self, source: &dyn KeyStore) -> Result<Vec<AuditEntry>, RecoveryError> {
+        let own = self.inner.store.scan(None, NonZeroUsize::MIN).await?;
+        let other = source.scan(None, NonZeroUsize::MIN).await?;
+        if own.head.epoch == other.head.epoch {
+            return Err(RecoveryError::SameStore);
+        }
+        let mut entries = Vec::new();
+        read_trail(source, "reading the trail to replay", |entry| {
+            entries.push(entry);
+        })
+        .await?;
+        Ok(entries)
+    }
+
+    /// Returns the keys of each tenant that a recovery may have to disable. Adds unreadable keys to the report.
+    async fn restored_keys(
+        &self,
+        report: &mut RecoveryReport,
+    ) -> Result<BTreeMap<TenantId, RestoredKeys>, StoreError> {
+        // A clock that is ahead must not hide keys that verify after its correction.
+        let at = self.inner.time.check().earliest();
         let mut query = KeyQuery {
             limit: PAGE,
-            ..KeyQuery::all(self.now()).live()
+            ..KeyQuery::all(at).live()
         };
+        let mut tenants: BTreeMap<_, RestoredKeys> = BTreeMap::new();
         loop {
             let page = self.inner.store.list(&query).await?;
             report.corrupt.extend(page.corrupt);
             for record in page.keys {
-                if record.legacy {
-                    report.legacy.push(record.id);
-                }
-                if record.status(query.at) != Status::Disabled {
-                    tenants.insert(record.facts.tenant);
+                let is_usable = record.status(at) != Status::Disabled;
+                let (id, is_legacy) = (record.id, record.legacy);
+                if is_usable || is_legacy {
+                    let keys = tenants.entry(record.facts.tenant).or_default();
+                    keys.usable.extend(is_usable.then_some(id));
+                    keys.legacy.extend(is_legacy.then_some(id));
                 }
             }
             match page.next {
                 Some(next) => query.after = Some(next),
-                None => break,
+                None => return Ok(tenants),
             }
         }
-        report.tenants = tenants.len();
-        let id = self
-            .inner
-            .manager
-            .command_id()
-            .map_err(CommandError::from)?;
-        for tenant in tenants {
-            let command = Command::DisableMany;
-            if let Some(done) = self
-                .execute_bulk_as_host(&tenant, id.clone(), command)
-                .await?
-            {
-                report.disabled += done.ended;
+    }
+
+    /// Disables keys, in commits that follow each other.
+    async fn disable_restored(
+        &self,
+        tenants: BTreeMap<TenantId, RestoredKeys>,
+        report: &mut RecoveryReport,
+        progress: &mut (dyn FnMut(RecoveryProgress) + Send),
+    ) -> Result<(), RecoveryError> {
+        let run = self.inner.manager.command_id();
+        let run = run.map_err(CommandError::from)?;
+        let total = tenants.values().map(|keys| keys.usable.len()).sum();
+        let mut done = 0;
+        for (tenant, keys) in tenants {
+            report.legacy.extend(keys.legacy);
+            for (number, some) in keys.usable.chunks(SWEEP_MAX).enumerate() {
+                // One id for each commit: a decision reads the entries of its id.
+                let id = recovery::sweep_id(&run, number).map_err(CommandError::from)?;
+                let request = as_host(&tenant, id, Command::DisableMany);
+                let request = request.with_sweep(some.to_vec());
+                if let Some(CommandOutcome::Swept { ended, .. }) =
+                    self.execute_accepted(request).await?
+                {
+                    report.disabled += ended;
+                }
+                done += some.len();
+                tracing::info!(%tenant, done, total, "recovery disabled keys");
+                progress(RecoveryProgress { done, total });
             }
         }
         Ok(())
@@ -198,73 +372,77 @@ impl Keyward {
     async fn replay(
         &self,
         entries: Vec<AuditEntry>,
-        report: &mut RecoveryReport,
-    ) -> Result<(), RecoveryError> {
-        let mut chains: BTreeMap<TenantId, Vec<AuditEntry>> = BTreeMap::new();
-        for entry in entries {
-            chains.entry(entry.tenant.clone()).or_default().push(entry);
-        }
-        let mut tenants = BTreeMap::new();
-        for (tenant, mut given) in chains {
-            given.sort_by_key(|entry| entry.sequence);
-            // Exports may overlap: equal copies of an entry are merged, and two versions of an entry fail the
-            // check below.
-            given.dedup();
-            let stored = self.stored_heads(&tenant, &given).await?;
-            let later = recovery::later(&tenant, &stored, &given, &self.inner.peppers);
-            match later {
-                Ok([]) => {}
-                Ok(later) => {
-                    tenants.insert(tenant, TenantChanges::new(later));
-                }
-                Err(error) => return Err(RecoveryError::Chain { tenant, error }),
+        is_whole: bool,
+        progress: &mut (dyn FnMut(RecoveryProgress) + Send),
+    ) -> Result<RecoveryReport, RecoveryError> {
+        let mut report = RecoveryReport::default();
+        let mut keys = self.restored_keys(&mut report).await?;
+        let trails = self.compare_trails(entries, &keys).await?;
+        let covered = recovery::covered(&trails, is_whole)?;
+        let mut changed = BTreeMap::new();
+        for (tenant, trail) in trails {
+            // Entries of another history are not changes to this tenant.
+            if !trail.later.is_empty() && trail.reach != TrailReach::Diverges {
+                changed.insert(tenant.clone(), TenantChanges::new(&trail.later));
             }
+            report.trails.push(ReplayedTrail {
+                disabled: !covered.contains(&tenant),
+                tenant,
+                restored: trail.restored,
+                reach: trail.reach,
+                last: trail.last,
+            });
         }
-        // All chains are valid, so changes may start. The map's order puts a tenant before its descendants.
-        report.tenants = tenants.len();
-        for (tenant, later) in &tenants {
-            let path = tenant.paths().filter_map(|path| tenants.get(path));
+        // All trails are checked, so changes may start.
+        keys.retain(|tenant, _| !covered.contains(tenant));
+        let affected: BTreeSet<_> = changed.keys().chain(keys.keys()).collect();
+        report.tenants = affected.len();
+        self.disable_restored(keys, &mut report, progress).await?;
+        // The map's order puts a tenant before its descendants.
+        for (tenant, later) in &changed {
+            let path = tenant.paths().filter_map(|path| changed.get(path));
             let path: Vec<_> = path.collect();
-            self.replay_tenant(tenant, (later, &path), report).await?;
+            self.replay_tenant(tenant, (later, &path), &mut report)
+                .await?;
         }
-        Ok(())
+        Ok(report)
     }
 
-    /// Returns the audit head after each stored entry, by sequence, from one entry before the first entry of
-    /// `given`. Always includes the newest head, and the one before the oldest entry: that of the newest
-    /// removed entry, if old entries were pruned.
-    async fn stored_heads(
+    /// Compares the given entries with the trails of the store. The result has every tenant of the store, and
+    /// every tenant with given entries.
+    async fn compare_trails(
         &self,
-        tenant: &TenantId,
-        given: &[AuditEntry],
-    ) -> Result<BTreeMap<u64, AuditHead>, StoreError> {
-        let first = given.first().map_or(0, |entry| entry.sequence);
-        let mut heads = BTreeMap::new();
-        let mut newest = AuditHead::GENESIS;
-        let mut query = AuditQuery {
-            limit: PAGE,
-            ..AuditQuery::tenant(tenant.clone())
-        };
-        loop {
-            let page = self.inner.store.audit(&query).await?;
-            for row in page.rows {
-                if newest == AuditHead::GENESIS {
-                    let sequence = row.entry.sequence.saturating_sub(1);
-                    let hash = row.entry.previous;
-                    heads.insert(sequence, AuditHead { sequence, hash });
-                }
-                newest = row.entry.head();
-                if row.entry.sequence.saturating_add(1) >= first {
-                    heads.insert(newest.sequence, newest);
-                }
-            }
-            match page.next {
-                Some(next) => query.after = Some(next),
-                None => break,
-            }
+        entries: Vec<AuditEntry>,
+        keys: &BTreeMap<TenantId, RestoredKeys>,
+    ) -> Result<BTreeMap<TenantId, ComparedTrail>, RecoveryError> {
+        let mut given: BTreeMap<TenantId, Vec<AuditEntry>> = BTreeMap::new();
+        for entry in entries {
+            given.entry(entry.tenant.clone()).or_default().push(entry);
         }
-        heads.insert(newest.sequence, newest);
-        Ok(heads)
+        let known = given.keys().chain(keys.keys());
+        let mut restored: BTreeMap<_, RestoredTrail> = known
+            .map(|tenant| (tenant.clone(), RestoredTrail::default()))
+            .collect();
+        read_trail(&*self.inner.store, "reading the restored trail", |entry| {
+            restored
+                .entry(entry.tenant.clone())
+                .or_default()
+                .add(&entry);
+        })
+        .await?;
+        let mut trails = BTreeMap::new();
+        for (tenant, restored) in restored {
+            let mut given = given.remove(&tenant).unwrap_or_default();
+            given.sort_by_key(|entry| entry.sequence);
+            // Exports may overlap: equal copies of an entry are merged, and two versions of an entry fail the
+            // comparison.
+            given.dedup();
+            match restored.compare(&tenant, given, &self.inner.peppers) {
+                Ok(trail) => trails.insert(tenant, trail),
+                Err(error) => return Err(RecoveryError::Chain { tenant, error }),
+            };
+        }
+        Ok(trails)
     }
 
     async fn replay_tenant(
@@ -362,8 +540,8 @@ impl Keyward {
         for (id, became) in keys {
             let Some(record) = view.record(**id) else {
                 let list = match () {
-                    () if view.corrupt.contains(id) => &mut report.corrupt,
-                    () if became.ended() => continue,
+                    // The report has all corrupt keys already.
+                    () if view.corrupt.contains(id) || became.ended() => continue,
                     () if became.created => &mut report.lost,
                     () => &mut report.unknown,
                 };
@@ -511,6 +689,43 @@ impl Keyward {
     ) -> Result<Option<BulkReceipt>, CommandError> {
         let request = as_host(tenant, id, command);
         accepted(self.inner.manager.execute_bulk(request).await)
+    }
+}
+
+/// The keys of one tenant in the restored store.
+#[derive(Debug, Default)]
+struct RestoredKeys {
+    /// The keys that could verify.
+    usable: Vec<KeyId>,
+    /// The legacy key, even if it is disabled already.
+    legacy: Vec<KeyId>,
+}
+
+/// Passes all entries of a store to `take`, in commit order. Fails if an entry is unreadable: a trail whose last
+/// entry is missing would seem to end earlier.
+async fn read_trail(
+    store: &dyn KeyStore,
+    doing: &'static str,
+    mut take: impl FnMut(AuditEntry),
+) -> Result<(), StoreError> {
+    let mut query = AuditQuery {
+        limit: PAGE,
+        ..AuditQuery::all()
+    };
+    loop {
+        let page = store.audit(&query).await?;
+        if let Some(place) = page.corrupt.first() {
+            let damage = format!(
+                "audit entry {} of revision {} is corrupt",
+                place.sequence, place.revision
+            );
+            return Err(StoreError::new(StoreErrorKind::Corrupt, doing).with_source(damage));
+        }
+        page.rows.into_iter().for_each(|row| take(row.entry));
+        match page.next {
+            Some(next) => query.after = Some(next),
+            None => return Ok(()),
+        }
     }
 }
 

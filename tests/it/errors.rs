@@ -340,10 +340,15 @@ fn trails(lines: &mut Vec<ErrorLine>) {
     lines!(
         lines,
         RecoveryError,
-        [RecoveryError::Chain {
-            tenant: tenant("acme"),
-            error
-        },]
+        [
+            RecoveryError::Chain {
+                tenant: tenant("acme"),
+                error
+            },
+            RecoveryError::SameStore,
+            RecoveryError::ForeignTrail,
+            RecoveryError::NothingLater,
+        ]
     );
     let resume = Box::new(EventCursor::BEGINNING);
     lines!(

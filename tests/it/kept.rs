@@ -173,6 +173,7 @@ impl Held {
         call!(a => verify_audit(&a.by, &a.place, None));
         call!(a => prune_audit(&host(), &a.place, at(START), None));
         call!(a => recover(Recovery::DisableAll));
+        call!(a => recover_with(Recovery::DisableAll, |_| {}));
         call!(a => set_policies(Policy::default()));
         call!(a => close());
         calls

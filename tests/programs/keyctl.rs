@@ -1173,6 +1173,16 @@ fn a_restored_store_is_recovered_from_the_trail_of_the_lost_one() {
         .document();
     assert_eq!(answer["disabled"], 2);
     with(&["list"]).ended(0);
+    let last = ["--store", "last.db", "--pepper-file", "keys.db.pepper"];
+    shop.run(&[&["restore", "copy.db"], &last[..]].concat())
+        .ended(0);
+    let answer = shop.run(&[&["recover", "--disable-all"], &last[..]].concat());
+    let lines: Vec<_> = answer.ended(0).err.lines().map(str::to_owned).collect();
+    assert_eq!(lines[0], "disabled 2 of 2 keys");
+    assert!(
+        lines[1].starts_with("recovered: 2 keys disabled"),
+        "{lines:?}"
+    );
 
     for store in [&[][..], &again] {
         let slip = shop.run(&[&["recover", "--disable-all"], store].concat());
@@ -1180,6 +1190,103 @@ fn a_restored_store_is_recovered_from_the_trail_of_the_lost_one() {
         assert!(slip.err.contains("is not to be recovered"), "{slip:?}");
     }
     assert_eq!(shop.names(&["--status", "active"]), ["kept"]);
+}
+
+#[test]
+fn a_source_that_does_not_go_on_after_the_backup_recovers_nothing() {
+    let shop = Shop::new();
+    let (revoked, _) = shop.key("acme", "revoked later", &[]);
+    shop.run(&["backup", "copy.db"]).ended(0);
+    shop.run(&["revoke", &revoked, "--reason", "lost"]).ended(0);
+    for store in ["empty.db", "other.db"] {
+        let store = ["--store", store, "--pepper-file", "keys.db.pepper"];
+        shop.run(&[&["init"], &store[..]].concat()).ended(0);
+    }
+    let other = ["--store", "other.db", "--pepper-file", "keys.db.pepper"];
+    shop.key("acme", "another", &other);
+    let restored = ["--store", "new.db", "--pepper-file", "keys.db.pepper"];
+    let with = |args: &[&str]| shop.run(&[args, &restored[..]].concat());
+    with(&["restore", "copy.db"]).ended(0);
+    fs::copy(shop.path("new.db"), shop.path("same.db")).unwrap();
+    for (source, code) in [
+        ("new.db", "replay-same-store"),
+        ("same.db", "replay-same-store"),
+        ("copy.db", "replay-nothing-later"),
+        ("empty.db", "replay-foreign"),
+        ("other.db", "replay-foreign"),
+    ] {
+        let refused = with(&["recover", "--replay-from", source, "--json"]).ended(DENIED);
+        let error: Value = serde_json::from_str(refused.err.trim()).unwrap();
+        assert_eq!(error["error"]["code"], code, "{source}");
+        let unrecovered = with(&["list"]).ended(DENIED);
+        assert!(
+            unrecovered.err.contains("keyctl recover"),
+            "{unrecovered:?}"
+        );
+    }
+    let answer = with(&["recover", "--replay-from", "keys.db"]).ended(0);
+    let reached = "acme: the trail ends at entry 3 of ";
+    assert!(answer.err.contains(reached), "{answer:?}");
+    let shown = with(&["show", &revoked, "--json"]).ended(0).document();
+    assert_eq!(shown["status"], "revoked");
+}
+
+#[test]
+fn an_exported_trail_covers_the_tenants_that_it_goes_on_for() {
+    let shop = Shop::new();
+    let (revoked, _) = shop.key("acme", "revoked later", &[]);
+    let (unchanged, _) = shop.key("other", "unchanged", &[]);
+    shop.run(&["backup", "copy.db"]).ended(0);
+    shop.run(&["revoke", &revoked, "--reason", "lost"]).ended(0);
+    let export = ["audit", "--json", "--all"];
+    let whole = shop.run(&export).ended(0).out;
+    fs::write(shop.path("whole.jsonl"), whole).unwrap();
+    let part = shop.run(&[&export[..], &["--tenant", "acme"]].concat());
+    fs::write(shop.path("part.jsonl"), part.ended(0).out).unwrap();
+    let usage = shop.run(&["recover", "--disable-all", "--trust-unchanged"]);
+    assert!(usage.ended(USAGE).err.contains("--trust-unchanged"));
+    let usage = shop.run(&["recover", "--disable-all", "--replay-schema", "lost"]);
+    assert!(usage.ended(USAGE).err.contains("--replay-schema"));
+    for (number, (file, more, reach, status)) in [
+        ("part.jsonl", &[][..], "missing", "disabled"),
+        ("whole.jsonl", &[], "restored-end", "disabled"),
+        ("part.jsonl", &["--trust-unchanged"], "missing", "disabled"),
+        (
+            "whole.jsonl",
+            &["--trust-unchanged"],
+            "restored-end",
+            "active",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let store = format!("new{number}.db");
+        let restored = ["--store", &store, "--pepper-file", "keys.db.pepper"];
+        let with = |args: &[&str]| shop.run(&[args, &restored[..]].concat());
+        with(&["restore", "copy.db"]).ended(0);
+        let recover = ["recover", "--json", "--replay-file", file];
+        let answer = with(&[&recover, more].concat()).ended(0).document();
+        let [acme, other] = [0, 1].map(|trail| answer["trails"][trail].clone());
+        assert_eq!(
+            (&acme["reach"], &acme["disabled"]),
+            (&json!("beyond"), &json!(false))
+        );
+        assert_eq!(
+            (&acme["restored"], &acme["last"]["sequence"]),
+            (&json!(2), &json!(3))
+        );
+        assert_eq!(
+            (&other["tenant"], &other["reach"]),
+            (&json!("other"), &json!(reach))
+        );
+        assert_eq!(other["disabled"], status == "disabled");
+        let shown = |id: &str| with(&["show", id, "--json"]).ended(0).document()["status"].clone();
+        assert_eq!(
+            (shown(&revoked), shown(&unchanged)),
+            (json!("revoked"), json!(status))
+        );
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::store::{StoreLocation, file_name};
 use crate::words::{ReasonWord, RotationWord, SortWord, StatusWord, duration};
@@ -201,25 +201,52 @@ pub(crate) struct SalvageArgs {
     #[arg(value_parser = path())]
     pub(crate) to: PathBuf,
 }
+/// The arguments of [`RecoverArgs`] of which exactly one must be given.
+const RECOVERIES: [&str; 4] = ["disable_all", "replay_from", "replay_file", "trust_backup"];
 
 /// The method that stops keys from working again if they were revoked after the backup was made.
 #[derive(Debug, Args)]
-#[group(id = "how", required = true, multiple = false)]
+#[command(after_help = "\
+A replay needs a trail that goes on after the backup. The restored store itself, the backup, an empty store
+and another store are refused, and nothing is changed. All keys are disabled of a tenant whose trail is
+missing, ends before the backup, or is that of another store, and of the tenants above and below it. The
+report names the last entry of each trail: what was revoked later works again. To replay from another
+schema of the same database: --replay-from env:KEYWARD_STORE --replay-schema NAME.")]
+#[group(skip)]
+#[command(group(ArgGroup::new("how").required(true).args(RECOVERIES)))]
 pub(crate) struct RecoverArgs {
     /// Disable every key; enable or rotate them one by one
     #[arg(long)]
     pub(crate) disable_all: bool,
     /// Repeat the changes that ended or narrowed keys, as recorded in the trail of another store, such as the
-    /// lost store
+    /// lost store: a file, a database's URL, or env:NAME
     #[arg(long, value_name = "STORE")]
     pub(crate) replay_from: Option<StoreLocation>,
     /// Repeat the changes that ended or narrowed keys, as recorded in lines that `keyctl audit --json --all`
-    /// wrote; may be repeated
+    /// wrote; may be repeated. Disables the keys of each tenant without later lines, unless --trust-unchanged
+    /// is given
     #[arg(long, value_name = "FILE", value_parser = path())]
     pub(crate) replay_file: Vec<PathBuf>,
     /// Nothing was revoked or narrowed since the backup
     #[arg(long)]
     pub(crate) trust_backup: bool,
+    /// The schema of --replay-from, if it differs from --schema
+    // `requires` alone is ignored if another argument excludes the required one.
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "replay_from",
+        conflicts_with_all = ["disable_all", "replay_file", "trust_backup"]
+    )]
+    pub(crate) replay_schema: Option<String>,
+    /// The files of --replay-file hold the whole trail up to the loss: a tenant without later lines was not
+    /// changed
+    #[arg(
+        long,
+        requires = "replay_file",
+        conflicts_with_all = ["disable_all", "replay_from", "trust_backup"]
+    )]
+    pub(crate) trust_unchanged: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -112,6 +112,11 @@ impl From<RecoveryError> for CliError {
     fn from(error: RecoveryError) -> Self {
         match error {
             RecoveryError::Interrupted(error) => error.into(),
+            RecoveryError::SameStore
+            | RecoveryError::ForeignTrail
+            | RecoveryError::NothingLater => {
+                Self::of(CliErrorKind::Refused, &error).with_code(error.code())
+            }
             error => Self::of(CliErrorKind::Corrupt, &error).with_code(error.code()),
         }
     }

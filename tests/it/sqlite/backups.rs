@@ -3,8 +3,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
-use keyward::recovery::Recovery;
+use keyward::recovery::{Recovery, RecoveryError};
 use keyward::store::sqlite::OpenError;
 use keyward::store::{Commit, CommitTag, Effects, KeyQuery, KeyStore, Revision, SqliteStore};
 use keyward::{Need, Reason, VerifyError, days};
@@ -314,4 +315,65 @@ fn a_file_of_version_1_opens_with_this_version() {
     wait(keys.verify_audit(&admin(), &tenant("acme"), None)).unwrap();
     assert!(wait(desk.store().check_integrity()).unwrap().is_sound());
     wait(keys.create(&admin(), reader("new"))).unwrap();
+}
+
+#[test]
+fn a_file_is_recovered_only_from_a_store_that_goes_on_after_the_backup() {
+    let desk = Desk::new();
+    let store = desk.store();
+    let service = desk.node(store.clone());
+    let key = wait(service.create(&admin(), reader("key"))).unwrap();
+    wait(store.backup(desk.at("backup.db"))).unwrap();
+    wait(service.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    for restored in ["new.db", "again.db"] {
+        wait(SqliteStore::restore(
+            desk.at("backup.db"),
+            desk.at(restored),
+        ))
+        .unwrap();
+    }
+    fs::copy(desk.at("new.db"), desk.at("copied.db")).unwrap();
+    let other = wait(SqliteStore::open(desk.at("other.db"))).unwrap();
+    desk.clock.advance(days(1));
+    wait(desk.node(other).create(&admin(), reader("other"))).unwrap();
+    wait(SqliteStore::open(desk.at("empty.db"))).unwrap();
+    let open = |name| {
+        wait(
+            SqliteStore::options(desk.at(name))
+                .allow_unrecovered()
+                .open(),
+        )
+        .unwrap()
+    };
+    let restored = open("new.db");
+    let operator = desk.node(restored.clone());
+    let replay = |from| wait(operator.recover(Recovery::ReplayFrom(Arc::new(from))));
+    for (from, code) in [
+        ("new.db", "replay-same-store"),
+        ("copied.db", "replay-same-store"),
+        ("backup.db", "replay-nothing-later"),
+        ("again.db", "replay-nothing-later"),
+        ("empty.db", "replay-foreign"),
+        ("other.db", "replay-foreign"),
+    ] {
+        let refused = replay(open(from)).unwrap_err();
+        assert_eq!(refused.code(), code, "{from}");
+        let open = wait(SqliteStore::open(desk.at("new.db")));
+        assert!(matches!(open, Err(OpenError::Unrecovered { .. })), "{from}");
+    }
+    // The newest entry is the revocation. A trail without it would seem to end earlier.
+    wait(store.backup(desk.at("damaged.db"))).unwrap();
+    crate::sqlite::sql(&desk.at("damaged.db"))
+        .execute_batch(
+            "UPDATE audit SET seal = seal + 1 WHERE place = (SELECT max(place) FROM audit)",
+        )
+        .unwrap();
+    let refused = replay(open("damaged.db"));
+    assert!(matches!(refused, Err(RecoveryError::Interrupted(_))));
+    assert_eq!(refused.unwrap_err().code(), "store-corrupt");
+
+    assert_eq!(replay(store).unwrap().revoked, 1);
+    wait(restored.finish_recovery()).unwrap();
+    let restored = desk.node(wait(SqliteStore::open(desk.at("new.db"))).unwrap());
+    assert!(restored.verify(key.secret.expose(), &Need::any()).is_err());
 }

@@ -379,6 +379,43 @@ fn a_restored_database_is_recovered_before_it_serves() {
     assert!(shop.verifies(&kept) && shop.verifies(&revoked));
 }
 
+/// The operator has renamed the damaged schema, and restored the dump beside it.
+#[test]
+fn a_database_is_recovered_from_the_trail_in_another_schema() {
+    let shop = Shop::new();
+    let on = |args: &[&str]| shop.run(args);
+    let (_, kept) = shop.key("kept", on);
+    let (lost, revoked) = shop.key("lost", on);
+    let schema = shop.place.schema.as_str();
+    let dumped = format!("--schema={schema}");
+    shop.tool("pg_dump", &[&dumped, "--file", "dump.sql"]);
+    shop.run(&["revoke", &lost, "--reason", "lost"]).ended(0);
+    let aside = format!("{schema}_lost");
+    shop.place
+        .run(&format!("ALTER SCHEMA $s RENAME TO {aside}"));
+    shop.tool(
+        "psql",
+        &["--quiet", "--set", "ON_ERROR_STOP=1", "--file", "dump.sql"],
+    );
+    shop.run(&["start-new-epoch"]).ended(0);
+    let recover = ["recover", "--json", "--replay-from", "env:KEYWARD_STORE"];
+    for own in [&[][..], &["--replay-schema", schema]] {
+        let refused = shop.run(&[&recover, own].concat()).ended(REFUSED);
+        assert!(refused.err.contains("replay-same-store"), "{refused:?}");
+        shop.run(&["list"]).ended(REFUSED);
+    }
+    let other = ["--replay-schema", &aside];
+    let answer = shop.run(&[&recover[..], &other].concat()).ended(0);
+    let answer = answer.document();
+    assert_eq!(
+        (&answer["revoked"], &answer["disabled"]),
+        (&1.into(), &0.into())
+    );
+    assert_eq!(answer["trails"][0]["reach"], "beyond");
+    assert!(shop.verifies(&kept) && !shop.verifies(&revoked));
+    shop.place.run(&format!("DROP SCHEMA {aside} CASCADE"));
+}
+
 #[test]
 fn the_sql_that_keyctl_prints_creates_the_tables_of_a_store() {
     let shop = Shop::empty();

@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use keyward::KeyId;
 use keyward::audit::AuditEntry;
-use keyward::recovery::{Recovery, RecoveryReport};
-use keyward::store::AuditQuery;
+use keyward::recovery::{Recovery, RecoveryProgress, RecoveryReport, ReplayedTrail};
 use serde_json::{Value, json};
 
 use super::pepper::PepperUse;
@@ -14,7 +13,10 @@ use crate::desk::CliContext;
 use crate::failure::{CliError, CliResult};
 use crate::lines::Lines;
 use crate::output::Output;
-use crate::store::{self, Expected, StoreLocation};
+use crate::store::{self, Expected};
+
+/// 10,000 keys between two lines of progress where stderr is not a terminal: a hundred lines for a million keys.
+const PRINTED_EVERY: usize = 10_000;
 
 /// 1 MiB, the longest line. The longest entry is that of a recovery that blocked many digests, about 150 KiB.
 const LINE_MAX: u64 = 1 << 20;
@@ -30,35 +32,37 @@ pub(crate) async fn run(
         ));
     }
     let how = match &args.replay_from {
-        Some(store) => Recovery::Replay(trail(context, store).await?),
-        None if !args.replay_file.is_empty() => Recovery::Replay(exported(&args.replay_file)?),
+        Some(place) => {
+            let common = context.common();
+            let schema = args.replay_schema.as_ref().unwrap_or(&common.schema);
+            // The other store may wait for recovery too.
+            let source = store::open_at(place, schema, common, Expected::Existing).await?;
+            Recovery::ReplayFrom(source.keys())
+        }
+        None if !args.replay_file.is_empty() => Recovery::Replay {
+            entries: exported(&args.replay_file)?,
+            is_whole: args.trust_unchanged,
+        },
         None if args.trust_backup => Recovery::TrustBackup,
         None => Recovery::DisableAll,
     };
-    let report = context.keys.recover(how).await?;
+    let mut line = output.progress_line();
+    let mut printed = 0;
+    let progress = |at: RecoveryProgress| {
+        let part = at.done / PRINTED_EVERY;
+        let ends = part > printed || at.done == at.total;
+        printed = part;
+        line.step(&at.to_string(), ends);
+    };
+    let recovered = context.keys.recover_with(how, progress).await;
+    drop(line);
+    let report = recovered?;
     context.backend.finish_recovery().await?;
     let peppers = PepperUse {
         counts: report.unverifiable.clone(),
         file: Some(store::pepper_path(context.common())?),
     };
     output.done(&message(&report, &peppers), &document(&report, &peppers))
-}
-
-/// Reads the whole audit trail of another store, even if the other store is waiting for recovery too.
-async fn trail(context: &CliContext, place: &StoreLocation) -> CliResult<Vec<AuditEntry>> {
-    let common = context.common();
-    let store = store::open_at(place, &common.schema, common, Expected::Existing).await?;
-    let store = store.keys();
-    let mut query = AuditQuery::all();
-    let mut entries = Vec::new();
-    loop {
-        let page = store.audit(&query).await?;
-        entries.extend(page.rows.into_iter().map(|row| row.entry));
-        match page.next {
-            Some(next) => query.after = Some(next),
-            None => return Ok(entries),
-        }
-    }
 }
 
 /// Reads the audit entries that `keyctl audit --json --all` wrote to files.
@@ -116,6 +120,12 @@ fn message(report: &RecoveryReport, peppers: &PepperUse) -> String {
         (&report.corrupt, "corrupt"),
     ];
     let mut message = format!("recovered: {}", counts.join(", "));
+    for trail in &report.trails {
+        message += &format!("\n  {}: {trail}", trail.tenant);
+        if trail.disabled {
+            message += "; all keys disabled";
+        }
+    }
     for (keys, what) in lists {
         for key in keys {
             message += &format!("\n  {key} {what}");
@@ -129,8 +139,18 @@ fn message(report: &RecoveryReport, peppers: &PepperUse) -> String {
 
 fn document(report: &RecoveryReport, peppers: &PepperUse) -> Value {
     let keys = |keys: &[KeyId]| keys.iter().map(KeyId::to_string).collect::<Vec<_>>();
+    let trail = |trail: &ReplayedTrail| {
+        json!({
+            "tenant": trail.tenant,
+            "reach": trail.reach.word(),
+            "restored": trail.restored,
+            "last": trail.last.map(|end| json!({ "sequence": end.sequence, "at": end.at })),
+            "disabled": trail.disabled,
+        })
+    };
     json!({
         "recovered": true,
+        "trails": report.trails.iter().map(trail).collect::<Vec<_>>(),
         "disabled": report.disabled,
         "revoked": report.revoked,
         "removed": report.removed,
