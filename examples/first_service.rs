@@ -16,7 +16,8 @@ use keyward::store::SqliteStore;
 use keyward::token::TokenPrefix;
 use keyward::web::KeywardLayer;
 use keyward::{
-    Actor, CommandError, CreateKey, Grant, Keyward, Need, PepperFile, Role, ScopeSet, days,
+    Actor, CommandError, CreateKey, Grant, Keyward, Need, PepperFile, Role, ScopeSet, WithSources,
+    days,
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -105,7 +106,7 @@ async fn main() -> ExitCode {
     match serve().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("shop: {error}"); // names the thing, the value and the next step
+            eprintln!("shop: {}", WithSources(&*error)); // names the thing, the value and the next step
             ExitCode::FAILURE
         }
     }

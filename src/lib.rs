@@ -229,6 +229,7 @@ pub use crate::core::time::{Timestamp, days, hours};
 pub use crate::core::{policy, profiles, rotation, token};
 pub use crate::keyward::{BuildError, Follow, Keyward, KeywardBuilder};
 pub use crate::manager::{CommandError, Receipt};
+pub use crate::observe::WithSources;
 #[cfg(unix)]
 pub use crate::pepper_file::PepperFile;
 pub use crate::verifier::{Credentials, Grant};

@@ -14,9 +14,22 @@ use crate::core::id::KeyId;
 use crate::core::pepper::PepperState;
 use crate::core::text::PepperId;
 
-/// Displays an error and all its sources on one line. The message of an error alone never repeats its source,
-/// so a log line without the sources would not show the cause.
-pub(crate) struct WithSources<'a>(pub(crate) &'a (dyn Error + 'static));
+/// Displays an error and all its sources on one line. The message of an error of this crate alone never repeats
+/// its source, so a log line without the sources would not show the cause.
+///
+/// # Examples
+///
+/// ```
+/// use keyward::WithSources;
+/// use keyward::store::{StoreError, StoreErrorKind};
+///
+/// let error = StoreError::new(StoreErrorKind::Unavailable, "reading changes");
+/// let error = error.with_source("no password supplied");
+/// let line = WithSources(&error).to_string();
+/// assert_eq!(line, "store is unavailable while reading changes: no password supplied");
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct WithSources<'a>(pub &'a (dyn Error + 'static));
 
 impl fmt::Display for WithSources<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

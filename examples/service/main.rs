@@ -25,7 +25,7 @@ use clap::Parser;
 #[cfg(feature = "postgres")]
 use keyward::store::PostgresStore;
 use keyward::store::{KeyStore, NodeRegistry, SqliteStore};
-use keyward::{Keyward, PepperFile};
+use keyward::{Keyward, PepperFile, WithSources};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -82,7 +82,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // The text names the thing, the value and the next step.
-            eprintln!("service: {error}");
+            eprintln!("service: {}", WithSources(&*error));
             ExitCode::FAILURE
         }
     }

@@ -1,11 +1,16 @@
 //! The error of building a [`Keyward`](crate::Keyward).
 
+use std::fmt;
+
 use crate::core::policy::PolicyConflict;
 use crate::core::text::PepperId;
+use crate::observe::WithSources;
 use crate::store::{DocumentError, StoreError};
 
 /// The reason why [`build`](crate::KeywardBuilder::build) returned no [`Keyward`](crate::Keyward).
-#[derive(Clone, Debug, thiserror::Error)]
+///
+/// `Debug` prints the message with its causes, because a `main` that returns the error prints it so.
+#[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
     /// The store cannot be read, or this node cannot register.
@@ -61,6 +66,12 @@ pub enum BuildError {
         /// The error of the operating system.
         problem: String,
     },
+}
+
+impl fmt::Debug for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&WithSources(self), f)
+    }
 }
 
 impl From<DocumentError> for BuildError {

@@ -1,6 +1,7 @@
 //! A file of peppers, for a service without a secret manager.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -14,6 +15,7 @@ use crate::core::pepper::{PepperRing, PepperState};
 use crate::core::pepper_document::{MAX_LEN, PepperDocument, PepperKey};
 use crate::core::text::PepperId;
 use crate::entropy::{Entropy, EntropyError, SystemEntropy};
+use crate::observe::WithSources;
 
 /// A file of peppers that no other user may read. Only on Unix, because it relies on file modes.
 ///
@@ -85,7 +87,9 @@ pub struct PepperFile {
 }
 
 /// The reason why a pepper file was not read or written. Never contains content of the file.
-#[derive(Debug, thiserror::Error)]
+///
+/// `Debug` prints the message with its causes, because a `main` that returns the error prints it so.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum PepperFileError {
     /// The file does not exist.
@@ -176,6 +180,12 @@ pub enum PepperFileError {
     /// The operating system could not provide random bytes for a new pepper.
     #[error(transparent)]
     Entropy(#[from] EntropyError),
+}
+
+impl fmt::Debug for PepperFileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&WithSources(self), f)
+    }
 }
 
 type PepperFileResult<T> = Result<T, PepperFileError>;

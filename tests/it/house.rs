@@ -14,7 +14,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("entropy", &["core"]),
     ("observe", &["core"]),
     ("joint", &[]),
-    ("pepper_file", &["core", "entropy"]),
+    ("pepper_file", &["core", "entropy", "observe"]),
     ("store", &["core", "observe"]),
     ("events", &["core", "clock", "store"]),
     ("timekeeper", &["core", "clock", "observe"]),

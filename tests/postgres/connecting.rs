@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::join_all;
+use keyward::WithSources;
 use keyward::store::postgres::{ConnectError, PoolExhausted};
 use keyward::store::{
     CommitError, KeyStore, LoadRequest, NodeId, NodeRegistry, NodeReport, PostgresStore, Revision,
@@ -118,6 +119,24 @@ fn a_schema_upgrade_stops_a_running_store() {
         wait(store.scan(None, ALL)).is_err(),
         "reads are refused too"
     );
+}
+
+/// Without its sources, each of these reads "store is unavailable".
+#[test]
+fn an_error_has_its_cause_and_the_next_step() {
+    let place = TestSchema::new();
+    let store = place.connect();
+    place.run("DROP SCHEMA $s CASCADE");
+    let acme = tenant("acme");
+    let failed = wait(store.load(&acme, &LoadRequest::none())).unwrap_err();
+    let text = WithSources(&failed).to_string();
+    assert!(text.contains("42P01") || text.contains("3F000"), "{text}");
+    assert!(text.contains("renamed or dropped"), "{text}");
+
+    let down = PostgresStore::options("postgres://alice@127.0.0.1:1/db");
+    let text = format!("{:?}", open(down).unwrap_err());
+    assert!(text.contains("Connection refused"), "{text}");
+    assert!(text.contains("check the server"), "{text}");
 }
 
 #[test]

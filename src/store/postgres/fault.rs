@@ -1,8 +1,11 @@
 //! The errors of database operations, and their conversion to public errors.
 
+use std::fmt;
+
 use deadpool_postgres::{PoolError, TimeoutType};
 use tokio_postgres::error::SqlState;
 
+use crate::observe::WithSources;
 use crate::store::sql::RowFault;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -11,10 +14,10 @@ use crate::store::{StoreError, StoreErrorKind};
 pub(super) enum PostgresFault {
     /// The server rejected a statement. The detail field of the server's error is left out, because it may
     /// quote rows.
-    #[error("{message} ({})", code.code())]
+    #[error("{message} ({}){}", code.code(), remedy(code))]
     Server { code: SqlState, message: String },
     /// The connection failed, or a response could not be decoded.
-    #[error("connection failed: {0}")]
+    #[error("connection failed: {0}; check the server, its address and the credentials")]
     Lost(String),
     #[error(transparent)]
     Exhausted(PoolExhausted),
@@ -62,6 +65,21 @@ pub(super) struct HostFault {
 fn reasons(faults: &[HostFault]) -> String {
     let reasons: Vec<_> = faults.iter().map(ToString::to_string).collect();
     reasons.join("; ")
+}
+
+/// Returns the next step after an error of the server that an operator can end, or nothing.
+fn remedy(code: &SqlState) -> &'static str {
+    match code.code() {
+        "28P01" | "28000" => "; check the user and the password in the URL",
+        "53100" => "; free space on the disk of the server",
+        "53300" => "; end other connections, or raise `max_connections` of the server",
+        "57P01" | "57P02" | "57P03" => "; wait until the server has started",
+        "25006" => "; connect to the primary",
+        "3D000" => "; check the name of the database in the URL",
+        "3F000" | "42P01" => "; check whether the schema of the store was renamed or dropped",
+        "42501" => "; grant the privilege to the role of the store",
+        _ => "",
+    }
 }
 
 /// The reason for an error for which [`is_of_pooler`] returns `true`, and the remedy.
@@ -239,17 +257,21 @@ impl PostgresFault {
 /// The pool is too small, or another user of the pool holds its connections. This error is the source of a
 /// [`StoreError`] of the kind `Unavailable`. Nothing was written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("no connection became free in time")]
+#[error("no connection became free in time: raise the limit of the pool, or look for slow queries")]
 #[non_exhaustive]
 pub struct PoolExhausted;
 
 /// The error of connecting to a store. Never contains the URL or a password.
-#[derive(Debug, thiserror::Error)]
+///
+/// `Debug` prints the message with its causes, because a `main` that returns the error prints it so.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
     /// The URL or connection string cannot be parsed. The error does not quote the URL, because the invalid
     /// part may be a password.
-    #[error("cannot parse the connection URL")]
+    #[error(
+        "cannot parse the connection URL: it must look like postgres://USER:PASSWORD@HOST/DATABASE"
+    )]
     Url,
     /// The options require encryption, but a host is a Unix socket, which does not support TLS.
     #[error("encryption is required, but a Unix socket does not support TLS")]
@@ -329,7 +351,9 @@ pub enum ConnectError {
     StrictPool,
     /// The schema contains no store, and [`create(false)`](super::PostgresOptions::create) forbids creating
     /// a store.
-    #[error("the schema contains no store")]
+    #[error(
+        "the schema contains no store: name the schema of the store, or create a store with `keyctl init`"
+    )]
     NotFound,
     /// The database denies access: a wrong password, a missing privilege, a missing database. The source names
     /// the reason. A retry fails until an operator acts.
@@ -339,6 +363,12 @@ pub enum ConnectError {
     /// of the URL.
     #[error("cannot use the database")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl fmt::Debug for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&WithSources(self), f)
+    }
 }
 
 impl From<PostgresFault> for ConnectError {

@@ -1,11 +1,13 @@
 //! The internal error of the SQLite store, and its conversion into the public errors.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
 use rusqlite::ErrorCode;
 
 use super::access::is_out_of_reach;
+use crate::observe::WithSources;
 use crate::store::sql::RowFault;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -13,7 +15,7 @@ use crate::store::{StoreError, StoreErrorKind};
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SqliteFault {
     #[error(transparent)]
-    Sql(#[from] rusqlite::Error),
+    Sql(rusqlite::Error),
     /// A commit failed in such a way that it may or may not be on disk.
     #[error("{0}")]
     Unknown(Box<SqliteFault>),
@@ -27,6 +29,18 @@ pub(super) enum SqliteFault {
     Io(#[from] io::Error),
     #[error(transparent)]
     Open(#[from] Box<OpenError>),
+}
+
+impl From<rusqlite::Error> for SqliteFault {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(match error {
+            // The text of the statement may be the whole schema, and helps no operator.
+            rusqlite::Error::SqlInputError { error, msg, .. } => {
+                rusqlite::Error::SqliteFailure(error, Some(msg))
+            }
+            error => error,
+        })
+    }
 }
 
 impl From<OpenError> for SqliteFault {
@@ -152,11 +166,13 @@ fn is_denied(error: &io::Error) -> bool {
 }
 
 /// The reason why a file could not be opened as a store.
-#[derive(Debug, thiserror::Error)]
+///
+/// `Debug` prints the message with its causes, because a `main` that returns the error prints it so.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
     /// The file does not exist, and the options do not allow creating it.
-    #[error("{} does not exist", path.display())]
+    #[error("{} does not exist: name the store's file, or create a store with `keyctl init`", path.display())]
     NotFound {
         /// The path of the file.
         path: PathBuf,
@@ -263,7 +279,7 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// Another process held a lock for longer than the [busy timeout](super::SqliteOptions::busy_timeout).
-    #[error("{} is locked by another process", path.display())]
+    #[error("{} is locked by another process: wait until it has finished, or stop it", path.display())]
     Locked {
         /// The path of the file.
         path: PathBuf,
@@ -287,6 +303,12 @@ pub enum OpenError {
     },
 }
 
+impl fmt::Debug for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&WithSources(self), f)
+    }
+}
+
 impl OpenError {
     pub(super) fn io(
         path: impl Into<PathBuf>,
@@ -304,6 +326,10 @@ impl OpenError {
         let path = path.into();
         match fault {
             SqliteFault::Open(error) => *error,
+            SqliteFault::Version { found: 0, .. } => Self::Corrupt {
+                path,
+                what: "its schema version was reset to 0".to_owned(),
+            },
             SqliteFault::Version { found, supported } => Self::SchemaVersion {
                 path,
                 found,

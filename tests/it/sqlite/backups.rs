@@ -62,7 +62,7 @@ fn a_restored_store_opens_only_for_recovery_and_its_followers_start_over() {
         }
     }
     let gone = format!("{:?}", wait(service.sync()).unwrap_err());
-    assert!(gone.contains("Gone"), "{gone}");
+    assert!(gone.contains("was moved or removed"), "{gone}");
     wait(SqliteStore::restore(desk.at("backup.db"), desk.path())).unwrap();
     assert!(matches!(
         wait(SqliteStore::open(desk.path())),
@@ -71,10 +71,10 @@ fn a_restored_store_opens_only_for_recovery_and_its_followers_start_over() {
     // The running service sees that the file was replaced. It refuses the restored file until the recovery is
     // finished.
     let error = format!("{:?}", wait(service.sync()).unwrap_err());
-    assert!(error.contains("Unrecovered"), "{error}");
+    assert!(error.contains("not recovered yet"), "{error}");
     let refused = wait(service.create(&admin(), reader("too early"))).unwrap_err();
     assert!(
-        format!("{refused:?}").contains("Unrecovered"),
+        format!("{refused:?}").contains("not recovered yet"),
         "{refused:?}"
     );
     let blind = Commit {
@@ -88,7 +88,7 @@ fn a_restored_store_opens_only_for_recovery_and_its_followers_start_over() {
     };
     let refused = wait(store.commit(blind)).unwrap_err();
     assert!(
-        format!("{refused:?}").contains("Unrecovered"),
+        format!("{refused:?}").contains("not recovered yet"),
         "{refused:?}"
     );
     let options = SqliteStore::options(desk.path()).allow_unrecovered();

@@ -279,3 +279,56 @@ fn an_older_sqlite_converts_a_file_in_wal_mode_or_refuses_it() {
     drop(other);
     assert_eq!(desk.store().journal_mode(), JournalMode::Truncate);
 }
+
+/// A `main` that returns an error prints its `Debug` text.
+#[test]
+fn an_error_of_opening_is_readable_as_debug_text_and_has_its_cause() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.db");
+    let missing = wait(SqliteStore::options(&path).create(false).open()).unwrap_err();
+    let text = format!("{missing:?}");
+    assert_eq!(text, missing.to_string());
+    assert!(
+        text.contains("keyctl init") && text.contains("keys.db"),
+        "{text}"
+    );
+    let nowhere = folder.path().join("none").join("keys.db");
+    let refused = wait(SqliteStore::open(&nowhere)).unwrap_err();
+    let text = format!("{refused:?}");
+    assert!(text.contains("No such file"), "the cause: {text}");
+    let peppers = keyward::PepperFile::open(&path).unwrap_err();
+    assert_eq!(format!("{peppers:?}"), peppers.to_string());
+}
+
+#[test]
+fn a_schema_version_that_was_reset_is_damage_and_no_error_repeats_a_statement() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.db");
+    drop(wait(SqliteStore::open(&path)).unwrap());
+    let file = rusqlite::Connection::open(&path).unwrap();
+    file.execute_batch("PRAGMA user_version = 0").unwrap();
+    for create in [false, true] {
+        let refused = wait(SqliteStore::options(&path).create(create).open()).unwrap_err();
+        let text = format!("{refused:?}");
+        assert!(
+            text.contains("reset to 0") && text.contains("restore a backup"),
+            "{text}"
+        );
+        assert!(!text.contains('\n'), "{text}");
+    }
+    file.execute_batch("PRAGMA user_version = 1; DROP TABLE rows")
+        .unwrap();
+    drop(file);
+    let text = match wait(SqliteStore::open(&path)) {
+        Err(refused) => format!("{refused:?}"),
+        Ok(store) => {
+            let limit = std::num::NonZeroUsize::MIN;
+            let failed = wait(store.scan(None, limit)).unwrap_err();
+            keyward::WithSources(&failed).to_string()
+        }
+    };
+    assert!(
+        text.contains("no such table") && !text.contains("SELECT"),
+        "{text}"
+    );
+}

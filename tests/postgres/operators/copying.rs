@@ -271,7 +271,7 @@ fn empty_stores_and_unrecovered_stores_are_copied_unchanged() {
     assert!(copy(&source, &database).unwrap().unrecovered);
     let refused = open(place.options()).unwrap_err();
     assert!(
-        format!("{refused:?}").contains("Unrecovered"),
+        format!("{refused:?}").contains("not recovered yet"),
         "{refused:?}"
     );
     let source = open(place.options().allow_unrecovered()).unwrap();
