@@ -3,7 +3,7 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use keyward::store::PositionError;
-use keyward::{CommandError, ErrorKind};
+use keyward::{CommandError, ErrorKind, WithSources};
 use serde_json::json;
 
 /// The cause of a failed request, sent as problem details (RFC 9457).
@@ -17,7 +17,7 @@ impl From<CommandError> for Failure {
     fn from(error: CommandError) -> Self {
         let (code, kind) = (error.code(), error.kind());
         if let ErrorKind::Unavailable | ErrorKind::Internal = kind {
-            tracing::error!(%error, code, "a change failed");
+            tracing::error!(error = %WithSources(&error), code, "a change failed");
         }
         Self {
             code,

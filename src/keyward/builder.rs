@@ -193,7 +193,9 @@ impl KeywardBuilder {
         let policies = Arc::new(LivePolicies::new(policies));
         let time = Arc::new(Timekeeper::new(clock.clone(), clock_allowance));
         let replica = Replica::new(store.clone(), clock.clone());
-        let mut replica = replica.with_time(time.clone());
+        let mut replica = replica
+            .with_time(time.clone())
+            .with_policies(policies.clone());
         if let Some(registry) = registry {
             let bound = policies.get().longest_bound();
             replica = replica.with_registry(registry, entropy.clone(), bound, label);

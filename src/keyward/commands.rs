@@ -20,6 +20,7 @@ use crate::core::tenant::TenantId;
 use crate::core::text::{LeakSource, PrincipalId, Role};
 use crate::core::view::LoadRequest;
 use crate::manager::{BulkReceipt, CommandError, Committed, Receipt};
+use crate::observe::WithSources;
 use crate::store::{Locator, Row, RowKey, StoreErrorKind};
 
 /// One minute: the age at which maintenance takes over an unfinished bulk command, in case its caller
@@ -504,7 +505,7 @@ impl Keyward {
         match self.execute_on_key(host, command).await {
             Ok(_) => Ok(1),
             Err(CommandError::Denied(denied)) => {
-                tracing::debug!(%denied, "maintenance task denied");
+                tracing::debug!(error = %WithSources(&denied), "maintenance task denied");
                 Ok(0)
             }
             Err(error) => Err(error),
@@ -530,7 +531,7 @@ impl Keyward {
                 match self.inner.manager.resume(&tenant, pending).await {
                     Ok(_) => done += 1,
                     Err(CommandError::Denied(denied)) => {
-                        tracing::warn!(%tenant, %denied, "cannot continue a bulk command");
+                        tracing::warn!(%tenant, error = %WithSources(&denied), "cannot continue a bulk command");
                     }
                     Err(error) => return Err(error),
                 }

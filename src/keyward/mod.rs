@@ -205,9 +205,11 @@ impl Keyward {
         synced
     }
 
-    /// Returns an upper bound on how far this node is behind the store.
+    /// Returns an upper bound on how far this node is behind the store. Also sets the gauges of the feature
+    /// `metrics`, so that they do not stand still while nothing syncs.
     #[must_use]
     pub fn freshness(&self) -> Freshness {
+        self.inner.replica.show_gauges();
         self.inner.replica.freshness()
     }
 

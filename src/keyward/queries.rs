@@ -22,6 +22,7 @@ use crate::core::time::Timestamp;
 use crate::core::view::{Ancestry, LoadRequest, TenantView};
 use crate::events::{Events, ExpiryWindows};
 use crate::manager::{CommandError, lineage_of, load_ancestry};
+use crate::observe::WithSources;
 use crate::store::{Locator, Row, StoreError};
 use crate::verifier::Grant;
 
@@ -300,7 +301,7 @@ impl Keyward {
                 // The acting key has no authority in this descendant, for example because the
                 // tenant was closed.
                 Err(AuthorityError::Denied(denied)) => {
-                    tracing::debug!(%tenant, %denied, "keys are left out of a list");
+                    tracing::debug!(%tenant, error = %WithSources(&denied), "keys are left out of a list");
                     Ok(None)
                 }
                 Err(AuthorityError::Store(error)) => Err(error),

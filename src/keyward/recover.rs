@@ -25,6 +25,7 @@ use crate::core::tenant::TenantId;
 use crate::core::text::{CommandId, PrincipalId};
 use crate::core::view::LoadRequest;
 use crate::manager::{BulkReceipt, CommandError};
+use crate::observe::WithSources;
 use crate::store::{KeyStore, StoreError, StoreErrorKind};
 
 /// The handling of changes that were made after the backup was taken.
@@ -743,7 +744,7 @@ fn accepted<T>(result: Result<T, CommandError>) -> Result<Option<T>, CommandErro
     match result {
         Ok(done) => Ok(Some(done)),
         Err(CommandError::Denied(denied)) => {
-            tracing::debug!(%denied, "recovery command denied");
+            tracing::debug!(error = %WithSources(&denied), "recovery command denied");
             Ok(None)
         }
         Err(error) => Err(error),

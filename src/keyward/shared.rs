@@ -264,8 +264,10 @@ pub(super) async fn agree(
 fn remembered<T>(written: Result<T, BuildError>) -> Result<Option<T>, BuildError> {
     match written {
         Err(BuildError::Store(error)) => {
-            let error = WithSources(&error);
-            tracing::warn!(%error, "the settings of this process could not be stored for the others");
+            tracing::warn!(
+                error = %WithSources(&error),
+                "the settings of this process could not be stored for the others"
+            );
             Ok(None)
         }
         written => written.map(Some),

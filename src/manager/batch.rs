@@ -95,7 +95,8 @@ impl BatchExecutor {
             let sent = self.time.monotonic();
             let (view, ancestry) = self
                 .load(tenant, all, policy, self.time.check().earliest())
-                .await?;
+                .await
+                .inspect_err(StoreError::count)?;
             // A command whose caller is gone is left out, unless an earlier commit with it may have landed.
             let wanted = all.iter().filter(|pending| pending.is_wanted());
             let batch: Vec<_> = wanted.cloned().collect();
@@ -151,6 +152,9 @@ impl BatchExecutor {
                 };
                 self.commit(commit, known).await
             };
+            if let Err(CommitError::Store(error)) = &result {
+                error.count();
+            }
             match result {
                 Ok(revision) => {
                     let bound = batch

@@ -15,6 +15,7 @@
 mod confirmations;
 mod freshness;
 mod index;
+mod refusal;
 mod registration;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,16 +35,18 @@ pub(crate) use self::index::{
     AttributeIds, Attributes, DigestPrefix, Hit, IndexLookup, OwnerRef, Prefetched, RowKind,
     RowState, View,
 };
+use self::refusal::{Judged, RefusalNews, RefusalWatch};
 use self::registration::{Registration, RegistrationState};
 use crate::clock::{Clock, Reading};
 use crate::core::checked_time::CheckedTime;
 use crate::core::id::KeyId;
+use crate::core::policy::LivePolicies;
 use crate::core::tenant::TenantId;
 use crate::core::text::PepperId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::joint::Turns;
-use crate::observe;
+use crate::observe::{self, WithSources};
 use crate::store::{
     Change, ChangesError, CommitTag, Cursor, Epoch, FoundKey, KeyStore, Learnt, ScanPage,
     StoreError, StoreErrorKind,
@@ -98,8 +101,10 @@ pub struct Replica {
     answered: AtomicU64,
     /// True once the process has ended its work on the store. No sync begins afterwards.
     closed: AtomicBool,
-    /// True once the log has a line about a node that nobody follows.
-    unfollowed_logged: AtomicBool,
+    /// The policies, whose staleness bounds decide when keys are refused. `None` if the verifier of this
+    /// replica is unknown.
+    policies: Option<Arc<LivePolicies>>,
+    refusals: Mutex<RefusalWatch>,
 }
 
 /// The work of a replica that must not overlap. It runs in turns, each driven by every caller that waits.
@@ -150,7 +155,8 @@ impl Replica {
             answers: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             closed: AtomicBool::new(false),
-            unfollowed_logged: AtomicBool::new(false),
+            policies: None,
+            refusals: Mutex::default(),
         }
     }
 
@@ -158,6 +164,13 @@ impl Replica {
     #[must_use]
     pub fn with_time(mut self, time: Arc<Timekeeper>) -> Self {
         self.clock = time;
+        self
+    }
+
+    /// Sets the policies of this node's verifiers. The log then says when keys will be refused as stale.
+    #[must_use]
+    pub(crate) fn with_policies(mut self, policies: Arc<LivePolicies>) -> Self {
+        self.policies = Some(policies);
         self
     }
 
@@ -266,19 +279,79 @@ impl Replica {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Logs once that nobody follows the store, if no sync began within `bound`. Called when a key was refused
-    /// as stale.
+    /// Logs that keys are refused as stale, unless the log says so already. Called when a key was refused.
     #[cold]
     pub(crate) fn note_stale(&self, bound: Duration) {
-        let tried = Duration::from_micros(self.answered.load(Ordering::Relaxed));
-        let silent = self.clock.monotonic().saturating_sub(tried) > bound;
-        if silent && !self.is_closed() && !self.unfollowed_logged.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                ?bound,
-                "nothing follows the store, so this node refuses keys: keep the follower, build with \
-                 `Follow::Thread`, or call `Keyward::sync` at least once within the staleness bound"
-            );
+        let announced = (self.refusals.try_lock()).map_or(true, |watch| watch.is_refusing());
+        if !announced {
+            self.watch(Some(bound));
+            self.show_gauges();
         }
+    }
+
+    /// Logs a change of this node between accepting and refusing keys, if there is one. `refused` is the bound
+    /// of a key that was just refused as stale.
+    fn watch(&self, refused: Option<Duration>) {
+        let Some(bound) = refused.or_else(|| self.shortest_bound()) else {
+            return;
+        };
+        // A store in this process confirms the index during each verification, so no key is refused as stale.
+        if self.is_closed() || self.answers_now() {
+            return;
+        }
+        let confirmed = self.confirmed_at();
+        let now = self.clock.raw();
+        let judged = Judged {
+            now: now.monotonic,
+            age: confirmed.map(|sent| now.since(sent)),
+            bound,
+            refused: refused.is_some(),
+        };
+        let news = self.refusals().judge(judged);
+        match news {
+            Some(RefusalNews::Near { left, cause }) => tracing::error!(
+                error = cause,
+                ?left,
+                ?bound,
+                "keys will be refused as stale, because this node cannot sync with its store: restore its access \
+                 to the store"
+            ),
+            Some(RefusalNews::Begun { cause: Some(cause) }) => tracing::error!(
+                error = cause,
+                ?bound,
+                "keys are refused as stale, because this node could not sync with its store: restore its access \
+                 to the store, and it continues by itself"
+            ),
+            Some(RefusalNews::Begun { cause: None }) if self.is_unfollowed(bound) => {
+                tracing::error!(
+                    ?bound,
+                    "nothing follows the store, so this node refuses keys: keep the follower, build with \
+                 `Follow::Thread`, or call `Keyward::sync` at least once within the staleness bound"
+                )
+            }
+            Some(RefusalNews::Begun { cause: None }) => tracing::error!(
+                ?bound,
+                "keys are refused as stale until this node has synced with its store"
+            ),
+            Some(RefusalNews::Ended { lasted }) => {
+                tracing::info!(refused_for = ?lasted, "keys are accepted again");
+            }
+            None => {}
+        }
+    }
+
+    /// Returns whether no sync began within `bound`.
+    fn is_unfollowed(&self, bound: Duration) -> bool {
+        let tried = Duration::from_micros(self.answered.load(Ordering::Relaxed));
+        self.clock.monotonic().saturating_sub(tried) > bound
+    }
+
+    fn shortest_bound(&self) -> Option<Duration> {
+        self.policies.as_ref()?.shortest_bound()
+    }
+
+    fn refusals(&self) -> MutexGuard<'_, RefusalWatch> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn count_answer(&self) {
@@ -700,10 +773,22 @@ impl Replica {
         self.confirm(progress, sent).then_some(()).ok_or(lapsed)
     }
 
-    /// Exports the age of the last confirmation and the number of keys as gauges.
-    fn show_gauges(&self) {
+    /// Exports the freshness of this node and the number of keys as gauges.
+    pub(crate) fn show_gauges(&self) {
         let keys = self.view.load().index().keys();
-        observe::replica(self.freshness().age, keys);
+        let age = self.freshness().age;
+        observe::replica(age, keys);
+        if let Some(bound) = self.shortest_bound() {
+            let age = match self.answers_now() {
+                true => Some(Duration::ZERO),
+                false => age,
+            };
+            let left = age.map(|age| bound.saturating_sub(age));
+            observe::until_refusal(left.unwrap_or_default());
+        }
+        if self.registration.is_some() {
+            observe::report_age(self.report_age());
+        }
     }
 
     fn replaced(&self) -> MutexGuard<'_, Vec<Arc<View>>> {
@@ -757,35 +842,51 @@ struct SyncRecorder<'a> {
     replica: &'a Replica,
     sent: Duration,
     outcome: &'static str,
+    ended: bool,
 }
 
 impl<'a> SyncRecorder<'a> {
     fn begin(replica: &'a Replica) -> Self {
         replica.show_gauges();
+        replica.watch(None);
         Self {
             replica,
             sent: replica.clock.monotonic(),
             outcome: "abandoned",
+            ended: false,
         }
     }
 
     fn end(mut self, synced: &Result<(), StoreError>) {
-        self.outcome = if synced.is_ok() {
-            "confirmed"
-        } else {
-            "failed"
-        };
+        self.ended = true;
+        let mut refusals = self.replica.refusals();
+        match synced {
+            Ok(()) => {
+                self.outcome = "confirmed";
+                refusals.confirmed();
+            }
+            Err(error) => {
+                self.outcome = "failed";
+                refusals.failed(WithSources(error).to_string());
+                error.count();
+            }
+        }
     }
 }
 
 impl Drop for SyncRecorder<'_> {
     fn drop(&mut self) {
         let took = self.replica.clock.monotonic().saturating_sub(self.sent);
+        if !self.ended {
+            let cause = format!("the sync was given up after {took:?} without an answer");
+            self.replica.refusals().failed(cause);
+        }
         let cursor = self.replica.progress().cursor;
         let revision = cursor.map(|cursor| cursor.revision.0);
         tracing::debug!(outcome = self.outcome, ?took, revision, "synced");
         observe::synced(self.outcome);
         self.replica.show_gauges();
+        self.replica.watch(None);
     }
 }
 

@@ -56,6 +56,9 @@ pub(super) struct Registration {
 struct ObservedNodes {
     sightings: Sightings,
     last_read: Option<Reading>,
+    /// The cause of the last failed report of this node's position, as logged. `None` after a report that
+    /// succeeded.
+    report_failure: Option<String>,
 }
 
 /// The state of this node's registration.
@@ -188,6 +191,12 @@ impl Replica {
         self.confirmed.store(NEVER, stores);
     }
 
+    /// Returns the age of the last report that the registry accepted. `None` if no report counts.
+    pub(super) fn report_age(&self) -> Option<Duration> {
+        let reported = self.progress().registration.as_ref()?.reported?;
+        Some(self.clock.raw().since(reported.at))
+    }
+
     /// Sends a report to the registry, unless the last accepted report is recent enough for a read to confirm
     /// the index. Call this method before sending such a read.
     pub(super) async fn register(&self) -> Result<(), StoreError> {
@@ -209,11 +218,28 @@ impl Replica {
             return;
         };
         let now = self.clock.raw();
-        if self.progress().is_report_due(now)
-            && let Err(error) = self.report(registration, true).await
-        {
-            tracing::warn!(error = %WithSources(&error), "cannot report this node's position to the registry");
+        if !self.progress().is_report_due(now) {
+            return;
         }
+        let failed = self.report(registration, true).await.err();
+        let cause = failed.as_ref().map(|error| WithSources(error).to_string());
+        if let Some(error) = &failed {
+            error.count();
+        }
+        let mut observed = registration.observed();
+        // One line for each cause: every sync tries again.
+        if observed.report_failure == cause {
+            return;
+        }
+        match &failed {
+            Some(error) => tracing::warn!(
+                error = %WithSources(error),
+                "cannot report this node's position to the registry: restore its access, or its keys are refused \
+                 a minute and a staleness bound after its last report"
+            ),
+            None => tracing::info!("reports this node's position to the registry again"),
+        }
+        observed.report_failure = cause;
     }
 
     /// Reads the other nodes' reports, unless the last attempt is more recent than [`READ_PEERS_EVERY`]. A

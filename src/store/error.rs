@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::core::id::KeyId;
 use crate::core::kind::ErrorKind;
+use crate::observe;
 
 /// The kind of a [`StoreError`]. The kind determines how the caller may react.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -53,6 +54,16 @@ impl StoreError {
     #[must_use]
     pub const fn kind(&self) -> StoreErrorKind {
         self.kind
+    }
+
+    /// Counts the error by its kind, where a node meets it first.
+    pub(crate) fn count(&self) {
+        observe::store_error(match self.kind {
+            StoreErrorKind::Corrupt => "corrupt",
+            StoreErrorKind::Indeterminate => "indeterminate",
+            StoreErrorKind::Unavailable => "unavailable",
+            StoreErrorKind::Denied => "denied",
+        });
     }
 
     /// Returns the stable code of the error, such as `store-unavailable`.

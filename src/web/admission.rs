@@ -22,6 +22,7 @@ use super::sources::{self, RequestCredentials};
 use crate::core::need::Need;
 use crate::core::rejection::VerifyError;
 use crate::core::tenant::TenantId;
+use crate::observe::WithSources;
 use crate::verifier::{Grant, Verifier};
 
 /// The address of the socket's peer. The server code that accepts connections must insert this value into the
@@ -425,7 +426,7 @@ pub(super) fn report(settings: &Settings, refusal: &AuthError, request: &Parts) 
     if refusal.status().is_server_error() || forgotten {
         if let Some(suppressed) = verifier.log_outage(outcome) {
             let key = refusal.key().map(tracing::field::display);
-            tracing::warn!(code, outcome, key, reason = %refusal, suppressed, "request refused");
+            tracing::warn!(code, outcome, key, error = %WithSources(refusal), suppressed, "request refused");
         }
         return;
     }
@@ -433,12 +434,12 @@ pub(super) fn report(settings: &Settings, refusal: &AuthError, request: &Parts) 
     match refusal.key().filter(|_| !limited) {
         Some(key) => {
             if let Some(suppressed) = verifier.log_refusal(outcome, key) {
-                tracing::info!(code, outcome, %key, reason = %refusal, suppressed, "request refused");
+                tracing::info!(code, outcome, %key, error = %WithSources(refusal), suppressed, "request refused");
             }
         }
         None => {
             let key = refusal.key().map(tracing::field::display);
-            tracing::debug!(code, outcome, key, reason = %refusal, "request refused");
+            tracing::debug!(code, outcome, key, error = %WithSources(refusal), "request refused");
         }
     }
 }

@@ -17,6 +17,7 @@ use super::outcome;
 use super::refusal::{self, AuthError, RefusalSettings};
 use super::sources::CredentialSources;
 use crate::core::scope::Scope;
+use crate::observe::WithSources;
 use crate::verifier::Grant;
 
 /// A type that stands for a scope, for use with [`Scoped`]. A malformed scope does not compile.
@@ -302,7 +303,7 @@ fn refused(refusal: AuthError, request: &Parts) -> AuthRejection {
             outcome::refused(request, refusal.outcome());
             // Log only once: if the route has no layer, every request to it has this error.
             LOGGED.call_once(
-                || tracing::error!(reason = %refusal, path = request.uri.path(), "request refused"),
+                || tracing::error!(error = %WithSources(&refusal), path = request.uri.path(), "request refused"),
             );
             let (settings, sources) = (RefusalSettings::default(), CredentialSources::default());
             let answer = refusal::answer(&refusal, (&settings, &sources), request);

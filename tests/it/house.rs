@@ -243,6 +243,50 @@ fn a_runtime_is_named_only_where_it_is_needed() {
     }
 }
 
+/// Returns the log statements in `text` that print an error without its sources.
+fn logs_without_sources(text: &str) -> Vec<String> {
+    let statement = Regex::new(
+        r"(?s)tracing::(?:error|warn|info|debug|trace)!\((.*?)\)(?:;|,?\n *\}| *\}|,?\n)",
+    )
+    .unwrap();
+    let error = r"(?:error|err|fault|cause|refused|refusal|denied|failed|problem)";
+    let bare = Regex::new(&format!(
+        r"[%?]{error}\b|[%?]&?{error}\b|\berror = (?:%|\?)(?:[a-vx-z]|W[a-hj-z])"
+    ))
+    .unwrap();
+    let found = statement.captures_iter(text);
+    let statements = found.map(|found| found[1].to_owned());
+    statements.filter(|text| bare.is_match(text)).collect()
+}
+
+/// The message of an error alone never repeats its source, so `{error}` reads "store is unavailable" for a full
+/// disk, a missing password and a dropped schema.
+#[test]
+fn every_log_of_an_error_has_its_sources() {
+    let mut files = all_sources();
+    for folder in ["../crates", "../examples"] {
+        sources(&root().join(folder), &mut files);
+    }
+    for path in files {
+        let found = logs_without_sources(&fs::read_to_string(&path).unwrap());
+        assert_eq!(found, [""; 0], "{}", path.display());
+    }
+}
+
+#[test]
+fn a_log_of_an_error_without_its_sources_is_found() {
+    for bare in [
+        "tracing::warn!(%error, \"failed\");",
+        "tracing::debug!(\n    %tenant,\n    ?fault,\n    \"failed\"\n);",
+        "tracing::info!(error = %refused, \"failed\");",
+        "match x { _ => tracing::error!(reason = %refusal, \"failed\") }",
+    ] {
+        assert_eq!(logs_without_sources(bare).len(), 1, "{bare}");
+    }
+    let whole = "tracing::warn!(%tenant, error = %WithSources(&error), \"failed\");";
+    assert_eq!(logs_without_sources(whole), [""; 0]);
+}
+
 /// Returns the messages of errors in `text` that repeat their own source.
 fn repeats_its_source(text: &str) -> Vec<&str> {
     let of_thiserror =

@@ -2,4 +2,5 @@
 #![allow(clippy::unwrap_used, reason = "a test panics on failure")]
 
 mod flood;
+mod refusals;
 mod secrets;

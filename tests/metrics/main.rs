@@ -11,7 +11,7 @@ use std::time::Duration;
 use keyward::command::DeleteKey;
 use keyward::store::MemoryStore;
 use keyward::{Keyward, ManualClock, VerifyError, profiles};
-use keyward_conformance::{Call, Fault};
+use keyward_conformance::{Call, Fault, FaultyStore};
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use support::gated::GatedStore;
 use support::server_time::ServerTimeStore;
@@ -139,6 +139,67 @@ fn syncs_and_reads_are_counted_by_outcome_and_the_age_of_a_node_is_a_gauge() {
     });
     let names = kept.0.lock().unwrap().keys().cloned().collect::<String>();
     assert!(everything.iter().all(|secret| !names.contains(secret)));
+}
+
+/// The bound is 10 s.
+#[test]
+fn the_time_until_a_refusal_and_the_age_of_a_report_are_gauges_that_move_without_a_sync() {
+    let kept = Kept::default();
+    metrics::with_local_recorder(&kept, || {
+        let clock = Arc::new(ManualClock::at(at(START)));
+        let [link, roll] = [(), ()].map(|()| FaultyStore::new(MemoryStore::new()));
+        let builder = Keyward::builder(link.clone(), peppers()).registry(roll.clone());
+        let keys = wait(builder.clock(clock.clone()).build()).unwrap();
+        let key = wait(keys.create(&admin(), reader("a"))).unwrap();
+        let left = || kept.gauge("keyward_seconds_until_refusal");
+        let reported = || kept.gauge("keyward_report_age_seconds");
+        wait(keys.sync()).unwrap();
+        assert_eq!((left(), reported()), (10.0, 0.0));
+
+        // A sync that fails measures both, and so does a health check.
+        link.partition(true);
+        clock.advance(Duration::from_secs(3));
+        wait(keys.sync()).unwrap_err();
+        assert_eq!((left(), reported()), (7.0, 3.0));
+        clock.advance(Duration::from_secs(2));
+        let _ = keys.freshness();
+        assert_eq!((left(), reported()), (5.0, 5.0));
+
+        // The first refused key sets the gauge to zero, though nothing syncs.
+        clock.advance(Duration::from_secs(6));
+        keys.verify(key.secret.expose(), &reading()).unwrap_err();
+        assert_eq!((left(), reported()), (0.0, 11.0));
+        clock.advance(Duration::from_secs(60));
+        let _ = keys.freshness();
+        assert_eq!((left(), reported()), (0.0, 71.0));
+        wait(keys.deregister()).unwrap();
+        let _ = keys.freshness();
+        assert_eq!(reported(), f64::INFINITY, "no report counts");
+    });
+}
+
+#[test]
+fn errors_of_the_store_are_counted_by_kind() {
+    let kept = Kept::default();
+    metrics::with_local_recorder(&kept, || {
+        let clock = Arc::new(ManualClock::at(at(START)));
+        let link = FaultyStore::new(MemoryStore::new());
+        let policy = keyward::policy::Policy::new(profiles::standard()).unwrap();
+        let keys = node(link.clone(), &clock, policy);
+        let count = |kind: &str| kept.count(&format!("keyward_store_errors_total {kind}"));
+        link.next(Call::Changes, [Fault::Unavailable]);
+        wait(keys.sync()).unwrap_err();
+        assert_eq!(count("unavailable"), 1, "a sync");
+        link.next(Call::Load, [Fault::Unavailable]);
+        wait(keys.create(&admin(), reader("a"))).unwrap_err();
+        assert_eq!(count("unavailable"), 2, "a command that cannot read");
+        link.next(Call::Commit, [Fault::ReplyLost]);
+        let key = wait(keys.create(&admin(), reader("a"))).unwrap();
+        assert_eq!(count("indeterminate"), 1, "a commit whose answer is lost");
+        link.next(Call::Find, [Fault::Unavailable]);
+        wait(keys.verify_fresh(key.secret.expose(), &reading())).unwrap_err();
+        assert_eq!((count("unavailable"), count("corrupt")), (3, 0), "a read");
+    });
 }
 
 #[test]

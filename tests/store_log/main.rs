@@ -9,6 +9,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use keyward::node::FollowOptions;
 use keyward::policy::Policy;
@@ -120,6 +121,21 @@ fn a_moved_or_replaced_file_is_logged_once_with_its_path_and_the_next_step() {
         lines[0].contains("keyctl recover") && lines[0].contains(&shown),
         "{lines:?}"
     );
+
+    // The lines before and at the beginning of a refusal have the whole cause too.
+    for (after, words) in [(6, "keys will be refused"), (5, "keys are refused")] {
+        clock.advance(Duration::from_secs(after));
+        for _ in 0..3 {
+            wait(keys.sync()).unwrap_err();
+        }
+        let lines = log.lines(words);
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(
+            lines[0].contains("ERROR") && lines[0].contains("keyctl recover"),
+            "{lines:?}"
+        );
+        assert!(lines[0].contains(&shown), "{lines:?}");
+    }
 
     // A node that follows the store logs the cause, not only that the store is unavailable.
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -70,6 +70,7 @@ async fn follow(
     publish: impl Fn(&dyn Fn(&mut FollowStatus)),
 ) {
     let mut failures = 0_u32;
+    let mut logged = LoggedCause::default();
     while let Some(keys) = followed.upgrade().filter(|keys| !keys.is_closed()) {
         let pace = Pace::of(options, keys.shortest_bound());
         let outcome = match step(&keys, pace.timeout, timers).await {
@@ -78,13 +79,22 @@ async fn follow(
                     tracing::info!(failures, "follows the store again");
                 }
                 failures = 0;
+                logged = LoggedCause::default();
                 SyncOutcome::Confirmed
             }
             Err(error) => {
                 failures = failures.saturating_add(1);
                 let age = keys.freshness().age;
-                let cause = WithSources(&error);
-                tracing::warn!(error = %cause, failures, ?age, "could not follow the store");
+                if logged.is_new(&error) {
+                    tracing::warn!(
+                        error = %WithSources(&error),
+                        failures,
+                        ?age,
+                        "could not follow the store, trying again"
+                    );
+                } else {
+                    tracing::debug!(error = %WithSources(&error), failures, ?age, "still cannot follow the store");
+                }
                 publish(&|status| status.last_error = Some(error.clone()));
                 SyncOutcome::Failed
             }
@@ -101,6 +111,19 @@ async fn follow(
                 timers.sleep(pause).await;
             }
         }
+    }
+}
+
+/// The cause of the last logged failure. A failure that repeats is not logged again, because a follower tries
+/// several times a second.
+#[derive(Debug, Default)]
+struct LoggedCause(Option<String>);
+
+impl LoggedCause {
+    /// Returns whether `error` has another cause than the last logged failure, and remembers its cause.
+    fn is_new(&mut self, error: &(dyn std::error::Error + 'static)) -> bool {
+        let cause = WithSources(error).to_string();
+        self.0.replace(cause.clone()) != Some(cause)
     }
 }
 
@@ -137,21 +160,35 @@ async fn hint_within(keys: Keyward, pause: Duration, timers: Timers) {
 
 async fn upkeep(keys: &WeakKeyward, every: Option<Duration>, timers: Timers) {
     let Some(every) = every else { return };
+    let mut logged = LoggedCause::default();
     loop {
         timers.sleep(every.max(FLOOR)).await;
         let Some(keys) = keys.upgrade().filter(|keys| !keys.is_closed()) else {
             return;
         };
-        upkeep_once(&keys, timers).await;
+        run_upkeep(&keys, timers, &mut logged).await;
     }
 }
 
 /// Runs the maintenance once, for at most 30 seconds.
 pub(super) async fn upkeep_once(keys: &Keyward, timers: Timers) {
+    run_upkeep(keys, timers, &mut LoggedCause::default()).await;
+}
+
+async fn run_upkeep(keys: &Keyward, timers: Timers, logged: &mut LoggedCause) {
     match timers.within(UPKEEP_TIMEOUT, keys.run_maintenance()).await {
-        Some(Ok(0)) => {}
-        Some(Ok(done)) => tracing::debug!(done, "upkeep done"),
-        Some(Err(error)) => tracing::warn!(error = %WithSources(&error), "upkeep failed"),
-        None => tracing::warn!("upkeep timed out"),
+        Some(Ok(done)) => {
+            *logged = LoggedCause::default();
+            if done > 0 {
+                tracing::debug!(done, "upkeep done");
+            }
+        }
+        Some(Err(error)) if logged.is_new(&error) => {
+            tracing::warn!(error = %WithSources(&error), "upkeep failed, trying again");
+        }
+        Some(Err(error)) => {
+            tracing::debug!(error = %WithSources(&error), "upkeep still fails");
+        }
+        None => tracing::warn!(limit = ?UPKEEP_TIMEOUT, "upkeep timed out, trying again"),
     }
 }

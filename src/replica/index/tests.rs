@@ -52,7 +52,8 @@ fn record(id: u16, [whose, what, when]: [u8; 3]) -> KeyRecord {
         let digest = Digest::from_bytes(bytes);
         Credential::Imported { scheme, digest }
     } else {
-        let (pepper, digest) = (PepperId::new("p").unwrap(), digest(what));
+        let pepper = PepperId::new(["p1", "p2"][usize::from(what >> 7)]).unwrap();
+        let digest = digest(what);
         Credential::Peppered { pepper, digest }
     };
     let state = match what >> 1 & 3 {
@@ -157,10 +158,12 @@ impl NaiveIndex {
     fn apply(&mut self, change: &Change, base: Revision) {
         let key = change.row.key();
         let is_key = matches!(key, RowKey::Key(_));
+        let is_removal = matches!(change.row, StoreRow::Removed { .. });
         let known = self.0.get(&key).map(|(revision, _)| *revision);
         let newer = match known {
             Some(known) => known < change.revision,
-            None => !is_key || change.revision > base,
+            // The index records every removal, even an older one than the scan.
+            None => !is_key || is_removal || change.revision > base,
         };
         if newer {
             self.0.insert(key, (change.revision, change.row.clone()));
@@ -302,6 +305,18 @@ fn check(index: &Arc<Index>, view: &View, model: &NaiveIndex) -> Result<(), Test
         _ => false,
     };
     prop_assert!(index.has_imported() || !keys.values().any(imported));
+    for now in [0, 100, 511].map(at) {
+        let mut counts = BTreeMap::new();
+        for row in keys.values() {
+            if let StoreRow::Key(record) = row
+                && let Credential::Peppered { pepper, .. } = &record.credential
+                && record.is_live(now)
+            {
+                *counts.entry(pepper.clone()).or_insert(0) += 1;
+            }
+        }
+        prop_assert_eq!(index.keys_by_pepper(now), counts);
+    }
     Ok(())
 }
 

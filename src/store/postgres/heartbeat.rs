@@ -29,6 +29,7 @@ use tokio_postgres::{AsyncMessage, CancelToken, Client, SimpleQueryMessage, Sock
 
 use super::fault::PostgresFault;
 use super::hosts::Hosts;
+use crate::observe::WithSources;
 
 /// Selects the time at which the server process started. It identifies the server, because a copy of the
 /// server starts at another time. It also changes when the server restarts.
@@ -104,7 +105,7 @@ impl HeartbeatTask {
             }
             let beat = self.beat().await;
             if let Err(fault) = &beat {
-                tracing::debug!(%fault, "heartbeat failed");
+                tracing::debug!(error = %WithSources(fault), "heartbeat failed");
             }
             for waiter in waiters {
                 drop(waiter.send(beat.clone()));
@@ -201,7 +202,7 @@ where
     async fn cancel(&self, token: CancelToken) {
         if let Err(error) = token.cancel_query(self.0.tls.clone()).await {
             let fault = PostgresFault::from(error);
-            tracing::debug!(%fault, "cannot cancel a heartbeat");
+            tracing::debug!(error = %WithSources(&fault), "cannot cancel a heartbeat");
         }
     }
 }

@@ -16,6 +16,7 @@ use tokio_postgres::{AsyncMessage, Socket};
 use super::fault::PostgresFault;
 use super::hosts::Hosts;
 use super::session::Database;
+use crate::observe::WithSources;
 
 /// 1 second of waiting before a lost connection is opened again. Otherwise a node would reconnect in a tight
 /// loop while the server is down.
@@ -52,7 +53,7 @@ where
                 match select(receive, stopped).await {
                     Either::Left((Ok(()), _)) => {}
                     Either::Left((Err(fault), _)) => {
-                        tracing::debug!(%fault, "lost the connection that listens for notifications, reconnecting");
+                        tracing::debug!(error = %WithSources(&fault), "lost the connection that listens for notifications, reconnecting");
                     }
                     Either::Right(_) => return,
                 }
@@ -138,7 +139,7 @@ async fn hint(database: &Database) {
     match tokio::time::timeout(database.timeouts.request, notify).await {
         Ok(Ok(())) => {}
         Ok(Err(fault)) => {
-            tracing::debug!(%fault, "could not send a commit hint to the other nodes")
+            tracing::debug!(error = %WithSources(&fault), "could not send a commit hint to the other nodes")
         }
         Err(_) => tracing::debug!("timed out while sending a commit hint to the other nodes"),
     }

@@ -4,6 +4,7 @@ use tokio_postgres::error::SqlState;
 
 use super::fault::PostgresFault;
 use super::session::{Database, WaitLimit};
+use crate::observe::WithSources;
 
 /// Fails if the server connection has changed between two uses of a prepared statement, and the pooler did not
 /// prepare the statement again. Also fails if the pooler refuses transactions.
@@ -28,7 +29,7 @@ pub(super) async fn check_statements(
     let mut holder = match writing.connection().await {
         Ok(holder) => holder,
         Err(fault) => {
-            tracing::warn!(%fault, "could not open a second connection: commits need their own");
+            tracing::warn!(error = %WithSources(&fault), "could not open a second connection: commits need their own");
             prepared.give_back();
             return Ok(());
         }

@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use super::fault::ConnectError;
 use super::url::CertificateFiles;
+use crate::observe::WithSources;
 
 /// The value of `sslrootcert` that selects the system's trusted authorities.
 const SYSTEM: &str = "system";
@@ -110,7 +111,7 @@ impl Certificates {
 fn add_system(trusted: &mut RootCertStore) {
     let found = rustls_native_certs::load_native_certs();
     for error in found.errors {
-        tracing::warn!(%error, "cannot read some of the system's certificates");
+        tracing::warn!(error = %WithSources(&error), "cannot read some of the system's certificates");
     }
     trusted.add_parsable_certificates(found.certs);
 }

@@ -148,7 +148,7 @@ async fn persist(database: &Arc<Database>, group: &[QueuedCommit]) -> Outcome {
     for _ in 1..ATTEMPTS {
         match outcome {
             Err(fault) if fault.is_contention() => {
-                tracing::debug!(%fault, "trying again");
+                tracing::debug!(error = %WithSources(&fault), "trying again");
                 outcome = once(database, &commits).await;
             }
             outcome => return outcome,

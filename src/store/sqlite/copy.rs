@@ -9,6 +9,7 @@ use super::fault::SqliteFault;
 use super::file::{StoreFile, check_journal};
 use super::rows::{dialect, one};
 use super::{SqliteStore, documents, head, nodes, read, schema, write};
+use crate::observe::WithSources;
 use crate::store::sql::{CommitRow, ORIGIN, StoreRow, TenantHead, counts_of, id_bytes, place_of};
 use crate::store::transfer::{
     CopyError, CopyPage, CopySource, CopyTarget, CopyTransaction, Counts, Item, Origin, Part,
@@ -125,7 +126,7 @@ impl CopyTransaction for SqliteCopy {
             committed.map_err(SqliteFault::of_commit)?;
             // The copy is durable in any case. An operator may move the file without its log.
             if let Err(fault) = StoreFile::checkpoint(conn) {
-                tracing::warn!(%fault, "copied, but the file needs its -wal file");
+                tracing::warn!(error = %WithSources(&fault), "copied, but the file needs its -wal file");
             }
             Ok(head)
         };

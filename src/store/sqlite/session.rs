@@ -8,6 +8,7 @@ use rusqlite::Connection;
 use super::fault::{OpenError, SqliteFault};
 use super::file::{FileIdentity, StoreFile};
 use super::schema;
+use crate::observe::WithSources;
 
 /// The largest number of idle connections to keep: 8, because more concurrent reads are rare.
 const IDLE: usize = 8;
@@ -86,7 +87,7 @@ impl Pool {
         self.note(match &found {
             Ok(Some(file)) => PathState::File(*file),
             Ok(None) => PathState::Missing,
-            Err(error) => PathState::Refused(error.to_string()),
+            Err(error) => PathState::Refused(WithSources(error).to_string()),
         });
         let gone = || OpenError::Gone {
             path: self.file.path.clone(),
@@ -108,7 +109,7 @@ impl Pool {
                 "store file was moved or removed while it was open: move it back with its -wal file, or \
                  restart with the new path"
             ),
-            PathState::Refused(error) => tracing::warn!(%path, %error, "store file is not used"),
+            PathState::Refused(reason) => tracing::warn!(%path, reason, "store file is not used"),
             PathState::File(file) => match seen.file.replace(*file) {
                 None => {}
                 Some(last) if last == *file => {

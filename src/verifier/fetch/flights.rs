@@ -227,6 +227,9 @@ fn fetch(
     let (store, replica) = (context.store.clone(), context.replica.clone());
     async move {
         let found = read(&*store, &replica, guard.locator).await;
+        if let Err(error) = &found {
+            error.count();
+        }
         observe::read_through(match &found {
             Ok(StoreLookup::Key(..)) => "found",
             Ok(StoreLookup::Nothing) => "missing",

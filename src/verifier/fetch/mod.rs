@@ -39,7 +39,7 @@ use crate::core::time::Timestamp;
 use crate::core::token::Token;
 use crate::observe::{self, WithSources};
 use crate::replica::{IndexLookup, RowKind};
-use crate::store::Locator;
+use crate::store::{Locator, StoreError};
 
 /// The way in which [`verify_or_fetch`](crate::Keyward::verify_or_fetch) handles a known key, if this node
 /// has not synced within the staleness bound of the key's class. `verify` always refuses such a key.
@@ -265,7 +265,10 @@ impl Verifier {
                     }
                     _ => Ok(None),
                 };
-                let reached = reached.map_err(|_| VerifyError::StoreUnavailable)?;
+                let reached = reached.map_err(|error| {
+                    error.count();
+                    self.store_failed(&error)
+                })?;
                 let status = reached.as_ref().unwrap_or(status);
                 let record = KeyRecord::clone(record);
                 let known = (status, *floor);
@@ -273,13 +276,16 @@ impl Verifier {
             }
             Ok(StoreLookup::Corrupt(key)) => Err(VerifyError::Corrupt { key: *key }),
             Ok(StoreLookup::Nothing) => Err(self.unknown(claim)),
-            Err(error) => {
-                if let Some(suppressed) = self.log_outage("store failed") {
-                    tracing::warn!(error = %WithSources(error), suppressed, "cannot verify against the store");
-                }
-                Err(VerifyError::StoreUnavailable)
-            }
+            Err(error) => Err(self.store_failed(error)),
         }
+    }
+
+    /// Logs that a read for a verification failed, and returns the refusal.
+    fn store_failed(&self, error: &StoreError) -> VerifyError {
+        if let Some(suppressed) = self.log_outage("store failed") {
+            tracing::warn!(error = %WithSources(error), suppressed, "cannot verify against the store");
+        }
+        VerifyError::StoreUnavailable
     }
 
     /// Decides about a key by its stored record.
