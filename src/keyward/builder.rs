@@ -122,6 +122,9 @@ impl KeywardBuilder {
     /// wait for a node that is not registered. Every store of this crate is also a registry. Defaults to
     /// none: receipts then rely on the staleness bound alone.
     ///
+    /// Each command reads the registry after its commit, for at most a second, because a node may have another
+    /// staleness bound than this process: see [`Receipt::no_later_than`](crate::Receipt::no_later_than).
+    ///
     /// The node reports whenever [`sync`](Keyward::sync) finds changes, and about every ten seconds. If the
     /// node's reports fail for a minute, its syncs no longer count as confirmations. After the staleness
     /// bound the node fails closed, until a report succeeds.
@@ -160,7 +163,7 @@ impl KeywardBuilder {
     }
 
     /// Builds the [`Keyward`], reads the store's keys into its index, and starts its [follower](Self::follow).
-    /// The follower ends with the last clone of the [`Keyward`].
+    /// The follower ends with the last clone of the [`Keyward`]. With [`Follow::Never`] there is no index.
     ///
     /// # Errors
     ///
@@ -200,6 +203,10 @@ impl KeywardBuilder {
             let bound = policies.get().longest_bound();
             replica = replica.with_registry(registry, entropy.clone(), bound, label);
         }
+        let reads_ahead = !matches!(follow, Some(Follow::Never));
+        if !reads_ahead {
+            replica = replica.without_index();
+        }
         let replica = Arc::new(replica);
         let (learns, counts) = (replica.clone(), replica.clone());
         let manager = KeyManager::new(
@@ -221,7 +228,10 @@ impl KeywardBuilder {
         .with_manager(&manager)
         .with_read_through(read_through)
         .with_on_stale(on_stale);
-        replica.sync().await?;
+        match reads_ahead {
+            true => replica.sync().await?,
+            false => replica.read_head().await?,
+        }
         let inner = Inner {
             manager,
             replica,

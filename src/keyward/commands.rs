@@ -11,6 +11,7 @@ use crate::core::command::{
 use crate::core::id::KeyId;
 use crate::core::kind::ErrorKind;
 use crate::core::need::Need;
+use crate::core::policy::Propagation;
 use crate::core::query::KeyQuery;
 use crate::core::record::{Reason, Resource};
 use crate::core::rejection::VerifyError;
@@ -502,7 +503,10 @@ impl Keyward {
 
     /// Executes a maintenance command. Returns 1 if the command committed, and 0 if it was denied.
     async fn run_task(&self, host: &Actor, command: Command) -> Result<usize, CommandError> {
-        match self.execute_on_key(host, command).await {
+        let by = host.into();
+        let tenant = self.tenant_of_command(&by, &command).await?;
+        let request = self.request(by, tenant, command)?;
+        match self.inner.manager.execute(request).await {
             Ok(_) => Ok(1),
             Err(CommandError::Denied(denied)) => {
                 tracing::debug!(error = %WithSources(&denied), "maintenance task denied");
@@ -547,11 +551,19 @@ impl Keyward {
         command: Command,
     ) -> Result<Committed, CommandError> {
         let by = by.into();
-        let tenant = match command.key() {
+        let tenant = self.tenant_of_command(&by, &command).await?;
+        self.execute(by, tenant, command).await
+    }
+
+    async fn tenant_of_command(
+        &self,
+        by: &Invocation<'_>,
+        command: &Command,
+    ) -> Result<Option<TenantId>, CommandError> {
+        Ok(match command.key() {
             Some(key) => Some(self.tenant_of(by.actor, key).await?),
             None => None,
-        };
-        self.execute(by, tenant, command).await
+        })
     }
 
     pub(super) async fn execute(
@@ -565,7 +577,7 @@ impl Keyward {
         // when it sent the command.
         let epoch = self.inner.replica.epoch();
         let mut committed = self.inner.manager.execute(request).await?;
-        committed.receipt = committed.receipt.within(epoch);
+        committed.receipt = self.complete(committed.receipt.within(epoch)).await;
         Ok(committed)
     }
 
@@ -578,8 +590,16 @@ impl Keyward {
         let request = self.request(by.into(), Some(tenant.clone()), command)?;
         let epoch = self.inner.replica.epoch();
         let mut done = self.inner.manager.execute_bulk(request).await?;
-        done.receipt = done.receipt.within(epoch);
+        done.receipt = self.complete(done.receipt.within(epoch)).await;
         Ok(done)
+    }
+
+    /// Lets a receipt cover the nodes of the registry whose policies differ from those of this process.
+    async fn complete(&self, receipt: Receipt) -> Receipt {
+        match self.inner.replica.other_bound().await {
+            Some(bound) => receipt.reaching(Propagation { bound }.worst_case()),
+            None => receipt,
+        }
     }
 
     fn request(

@@ -20,7 +20,7 @@ impl Keyward {
     /// passed.
     ///
     /// A verification that was in flight when its node reported the change may still use the earlier state.
-    /// As in [`no_later_than`](Receipt::no_later_than), all nodes are assumed to have this node's policies.
+    /// Each node is judged by the staleness bound that it reports. Nodes that do not register are not waited for.
     /// The receipt must be from this process.
     ///
     /// # Errors

@@ -54,6 +54,15 @@ impl Receipt {
         self
     }
 
+    /// Raises the staleness bound to `bound`, if the present bound is shorter. For a verifier that accepts keys
+    /// for longer than this process's policies say.
+    pub(crate) fn reaching(mut self, bound: Duration) -> Self {
+        let more = bound.saturating_sub(self.bound);
+        self.no_later_than = self.no_later_than.saturating_add(more);
+        self.bound = self.bound.saturating_add(more);
+        self
+    }
+
     /// Returns the epoch of the history that this process followed when it sent the command. `None` if the
     /// process followed no store. After a restore, the store has a new epoch.
     #[must_use]
@@ -67,7 +76,9 @@ impl Receipt {
     }
 
     /// Returns the staleness bound. After the store's answer, a verifier in another process may act on the
-    /// state before the change for at most this time.
+    /// state before the change for at most this time. With a
+    /// [registry](crate::KeywardBuilder::registry), it is at least the bound of every node that reports
+    /// another bound than this process.
     #[must_use]
     pub const fn bound(&self) -> Duration {
         self.bound
@@ -87,6 +98,10 @@ impl Receipt {
 
     /// Returns the time, on this node's clock, from which no verifier acts on the state before the change. In
     /// the process that made the change, this is already true when the call returns.
+    ///
+    /// Without a [registry](crate::KeywardBuilder::registry), all processes are assumed to have this process's
+    /// policies. With one, the bounds that nodes reported count too. If the registry did not answer after the
+    /// change, the time is judged by its last answer, and by the longest bound that exists before its first one.
     #[must_use]
     pub const fn no_later_than(&self) -> Timestamp {
         self.no_later_than

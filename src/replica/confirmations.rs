@@ -16,6 +16,11 @@ use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::store::{Epoch, NodeId, NodeReport};
 
+/// 60 s: the longest time between a report to the registry and a read of the store that confirms the index.
+/// So a registry outage of up to 60 s does not end freshness. The cost: a receipt waits for a node that died
+/// for up to 60 s plus the node's staleness bound.
+pub(super) const SLACK: Duration = Duration::from_secs(60);
+
 /// 24 hours: a node's entry stays in the registry for this long after its lease has ended without a report.
 /// So an operator who looks the next morning still sees the missing node.
 const FORGET_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
@@ -240,6 +245,8 @@ pub(crate) struct Observer {
     pub(crate) epoch: Option<Epoch>,
     pub(crate) node: Option<NodeId>,
     pub(crate) label: Option<NodeLabel>,
+    /// The longest staleness bound of this node's policies.
+    pub(crate) bound: Duration,
 }
 
 /// Decides for each node whether the node has applied a change.
@@ -258,13 +265,26 @@ pub(crate) fn judge(
     // Revisions of two histories cannot be compared, and the registry of another history may lack nodes.
     let same_history = awaited.epoch.is_some() && awaited.epoch == observer.epoch;
     let is_own = |node: NodeId| Some(node) == observer.node;
+    // A node with a longer bound than this process's policies has other policies, so only its own bound counts.
+    let node_left = |report: &NodeReport| {
+        let bound = bound_of(report);
+        let own = Awaited {
+            bound: Propagation { bound }.worst_case(),
+            ..*awaited
+        };
+        match bound > observer.bound {
+            true => own.left(now),
+            false => own.left(now).min(left),
+        }
+    };
     let answer = |found: &ObservedReport| {
         let applied = same_history && awaited.is_applied(&found.report);
         // An entry without a cursor may stand for all nodes from before a restore. The leases of these nodes
         // are unknown, so only the staleness bound ends the wait.
         let at_most = match found.report.applied {
-            Some(_) => left.min(found.lease_left()),
-            None => left,
+            Some(_) => node_left(&found.report).min(found.lease_left()),
+            None if found.report.is_of_former_history() => left,
+            None => node_left(&found.report),
         };
         match at_most {
             _ if applied || is_own(found.report.node) => NodeAnswer::Applied,
@@ -293,6 +313,11 @@ pub(crate) fn judge(
         nodes,
         unregistered,
     }
+}
+
+/// Returns the staleness bound that a node's report implies.
+pub(super) const fn bound_of(report: &NodeReport) -> Duration {
+    report.lease.saturating_sub(SLACK)
 }
 
 /// Returns complete confirmations without any node. For a change that is confirmed because its staleness
@@ -328,6 +353,7 @@ mod tests {
             epoch: Some(EPOCH),
             node: Some(OWN),
             label: None,
+            bound: BOUND,
         }
     }
 

@@ -101,6 +101,10 @@ pub struct Replica {
     answered: AtomicU64,
     /// True once the process has ended its work on the store. No sync begins afterwards.
     closed: AtomicBool,
+    /// Concurrent reads of the bounds that nodes report share one read.
+    bounds: Turns<(), Option<Duration>>,
+    /// True if this node reads no keys in advance, unless the application calls [`sync`](Self::sync).
+    without_index: bool,
     /// The policies, whose staleness bounds decide when keys are refused. `None` if the verifier of this
     /// replica is unknown.
     policies: Option<Arc<LivePolicies>>,
@@ -155,6 +159,8 @@ impl Replica {
             answers: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             closed: AtomicBool::new(false),
+            bounds: Turns::default(),
+            without_index: false,
             policies: None,
             refusals: Mutex::default(),
         }
@@ -165,6 +171,20 @@ impl Replica {
     pub fn with_time(mut self, time: Arc<Timekeeper>) -> Self {
         self.clock = time;
         self
+    }
+
+    /// Lets the node read no keys in advance.
+    #[must_use]
+    pub(crate) const fn without_index(mut self) -> Self {
+        self.without_index = true;
+        self
+    }
+
+    /// Reads the store's head, for a node that reads no keys in advance.
+    pub(crate) async fn read_head(&self) -> Result<(), StoreError> {
+        let page = self.store.scan(None, NonZeroUsize::MIN).await?;
+        self.progress().record_head(page.head);
+        Ok(())
     }
 
     /// Sets the policies of this node's verifiers. The log then says when keys will be refused as stale.
@@ -207,13 +227,15 @@ impl Replica {
             }
             .boxed()
         };
-        // A caller that is dropped may leave other callers behind that are never polled. So a turn whose
-        // answer was lost must not block the next one.
-        let is_stalled = || {
-            let answered = Duration::from_micros(self.answered.load(Ordering::Relaxed));
-            self.clock.monotonic().saturating_sub(answered) >= PATIENCE
-        };
-        self.turns.next(kind, begin, is_stalled).await
+        self.turns.next(kind, begin, || self.is_stalled()).await
+    }
+
+    /// Returns whether neither the store nor the registry has answered for [`PATIENCE`]. A caller that is
+    /// dropped may leave other callers behind that are never polled. So a turn whose answer was lost must not
+    /// block the next one.
+    fn is_stalled(&self) -> bool {
+        let answered = Duration::from_micros(self.answered.load(Ordering::Relaxed));
+        self.clock.monotonic().saturating_sub(answered) >= PATIENCE
     }
 
     async fn sync_once(&self) -> Result<(), StoreError> {

@@ -9,11 +9,15 @@
 //!   read returns everything committed before the observer's request.
 //! - A node whose last report is older than its lease fails closed.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::{Either, select};
+
 use super::confirmations::{
-    self, Awaited, Confirmations, ObservedReport, Observer, Sightings, judge,
+    self, Awaited, Confirmations, ObservedReport, Observer, SLACK, Sightings, bound_of, judge,
 };
 use super::{NEVER, Replica, SyncState, TurnKind, is_by};
 use crate::clock::{Clock, Reading};
@@ -24,11 +28,6 @@ use crate::entropy::Entropy;
 use crate::observe::WithSources;
 use crate::store::{Cursor, Epoch, NodeId, NodeRegistry, NodeReport, StoreError, StoreErrorKind};
 
-/// 60 s: the longest time between a report to the registry and a read of the store that confirms the index.
-/// So a registry outage of up to 60 s does not end freshness. The cost: a receipt waits for a node that died
-/// for up to 60 s plus the node's staleness bound.
-const SLACK: Duration = Duration::from_secs(60);
-
 /// 10 s: the longest time between two reports of a node whose position has not changed. So five reports in a
 /// row may be lost before [`SLACK`] has passed.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
@@ -38,6 +37,9 @@ const READ_PEERS_EVERY: Duration = Duration::from_secs(30);
 
 /// 3 min: the time for which another node's clock reading is used after it was read from the registry.
 const PEER_CLOCK_LIFETIME: Duration = Duration::from_secs(3 * 60);
+
+/// 1 s: the longest wait for the registry after a change. The change is durable by then, and its caller waits.
+const BOUNDS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// 4 attempts to send a report. The node sends the report again if another node has its id, or if its
 /// freshness ended while the report was in flight.
@@ -56,6 +58,9 @@ pub(super) struct Registration {
 struct ObservedNodes {
     sightings: Sightings,
     last_read: Option<Reading>,
+    /// The longest bound of a node with other policies, by the last answer of the registry. `None` before the
+    /// first answer.
+    other_bound: Option<Duration>,
     /// The cause of the last failed report of this node's position, as logged. `None` after a report that
     /// succeeded.
     report_failure: Option<String>,
@@ -140,8 +145,62 @@ impl Replica {
     }
 
     /// Returns the epoch of the history that this replica follows. `None` if the replica has no cursor.
+    ///
+    /// A node that reads no keys in advance follows the history that it found when it was built.
     pub(crate) fn epoch(&self) -> Option<Epoch> {
-        self.progress().cursor.map(|cursor| cursor.epoch)
+        let progress = self.progress();
+        let found = progress.head.filter(|_| self.without_index);
+        progress.cursor.or(found).map(|cursor| cursor.epoch)
+    }
+
+    /// Returns the longest staleness bound of the nodes whose reports show that they have other policies than
+    /// this process. `None` without a registry, or if there is no such node.
+    ///
+    /// Call this method after a change returned. A node that registers, or takes a longer bound, after the
+    /// registry was read confirms itself only by reads that return the change.
+    pub(crate) async fn other_bound(self: &Arc<Self>) -> Option<Duration> {
+        let registration = self.registration.as_ref()?;
+        let begin = || {
+            let replica = self.clone();
+            async move { replica.read_other_bound().await }.boxed()
+        };
+        let read = self.bounds.next((), begin, || self.is_stalled());
+        let read = pin!(read);
+        let limited = select(read, Clock::sleep(&*self.clock, BOUNDS_TIMEOUT)).await;
+        if let Either::Left((Some(bound), _)) = limited {
+            return Some(bound).filter(|bound| !bound.is_zero());
+        }
+        let known = registration.observed().other_bound;
+        tracing::warn!(
+            assumed = ?known.unwrap_or(Propagation::LONGEST),
+            "cannot read from the registry how long other nodes may act on the state before a change, so its \
+             receipt may state a wrong time: restore this node's access to the registry"
+        );
+        Some(known.unwrap_or(Propagation::LONGEST)).filter(|bound| !bound.is_zero())
+    }
+
+    /// Returns the longest bound of a node with other policies, or zero. `None` if the registry failed.
+    async fn read_other_bound(&self) -> Option<Duration> {
+        let registration = self.registration.as_ref()?;
+        match self.read_registry(registration).await {
+            Ok(_) => registration.observed().other_bound,
+            Err(error) => {
+                error.count();
+                tracing::warn!(error = %WithSources(&error), "cannot read the node registry");
+                None
+            }
+        }
+    }
+
+    /// Returns the longest bound of the nodes that report another bound than that of this process's policies.
+    fn longest_other_bound(&self, reports: &[NodeReport]) -> Duration {
+        let own = self.policies.as_ref().map(|own| own.get().longest_bound());
+        let own_node = self.node();
+        let others = reports
+            .iter()
+            .filter(|report| Some(report.node) != own_node && !report.is_of_former_history());
+        let bounds = others.map(bound_of).filter(|bound| Some(*bound) != own);
+        bounds.max().unwrap_or_default()
     }
 
     /// Deregisters this node: freshness ends, and the registry removes its entry. A later
@@ -319,8 +378,10 @@ impl Replica {
         let reports = reports?;
         let answered = self.clock.monotonic();
         let own = self.node();
+        let other_bound = self.longest_other_bound(&reports);
         let (found, clocks) = {
             let mut observed = registration.observed();
+            observed.other_bound = Some(other_bound);
             let found = observed.sightings.see(reports, (asked, answered));
             let clocks = observed
                 .sightings
@@ -360,13 +421,20 @@ impl Replica {
             epoch: None,
             node: None,
             label: None,
+            bound: Duration::MAX,
         };
         let mut found = None;
         if let Some(registration) = &self.registration {
-            // This sync begins after the change returned, so this node has applied the change when it ends.
-            // The sync also reads the store's current epoch.
-            self.sync().await?;
+            // The read begins after the change returned. So a node that syncs has applied the change when the
+            // sync ends. Either read returns the store's current epoch.
+            if self.without_index && self.progress().cursor.is_none() {
+                self.read_head().await?;
+            } else {
+                self.sync().await?;
+            }
             observer.epoch = self.epoch().filter(|_| !self.may_miss_nodes(awaited));
+            let state = self.progress().registration.as_ref().map(|own| own.bound);
+            observer.bound = state.unwrap_or(Duration::MAX);
             found = Some(self.read_registry(registration).await?);
             observer.node = self.node();
             observer.label = registration.label.clone();

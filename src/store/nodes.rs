@@ -65,6 +65,13 @@ pub struct NodeReport {
     pub beat: u64,
 }
 
+impl NodeReport {
+    /// Returns whether the report stands for all nodes of a history that was replaced. Their leases are unknown.
+    pub(crate) fn is_of_former_history(&self) -> bool {
+        self.applied.is_none() && self.clock == Timestamp::UNIX_EPOCH
+    }
+}
+
 /// Storage for the reports of nodes.
 ///
 /// A registry reads no clock, and never drops a report by itself. Callers would take a node without a report

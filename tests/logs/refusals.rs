@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use keyward::policy::Policy;
 use keyward::store::MemoryStore;
-use keyward::{ManualClock, VerifyError, profiles};
+use keyward::{Follow, Keyward, ManualClock, VerifyError, profiles};
 use keyward_conformance::FaultyStore;
 use support::*;
 
@@ -84,13 +84,18 @@ fn a_refusal_is_announced_before_it_begins_and_logged_once_at_each_end() {
 }
 
 #[test]
-fn a_store_in_this_process_logs_no_refusal() {
+fn a_store_in_this_process_and_a_node_without_an_index_log_no_refusal() {
     let (log, _subscriber) = captured();
     let world = TestService::new();
     let key = world.some_key();
     world.clock.advance(Duration::from_secs(1_000));
     assert!(world.keys.verify(key.secret.expose(), &reading()).is_ok());
     wait(world.keys.sync()).unwrap();
+    let builder = Keyward::builder(FaultyStore::new(world.store.clone()), peppers());
+    let builder = builder.clock(world.clock.clone()).follow(Follow::Never);
+    let idle = wait(builder.build()).unwrap();
+    idle.verify(key.secret.expose(), &reading()).unwrap_err();
+    wait(idle.verify_fresh(key.secret.expose(), &reading())).unwrap();
     let refusals: Vec<_> = lines(&log)
         .into_iter()
         .filter(|line| line.contains("ERROR"))

@@ -205,6 +205,9 @@ impl Default for Propagation {
 }
 
 impl Propagation {
+    /// The longest staleness bound that a policy may have.
+    pub(crate) const LONGEST: Duration = validate::LONGEST;
+
     /// A bound of zero: every verification reads the latest state.
     pub const IMMEDIATE: Self = Self {
         bound: Duration::ZERO,

@@ -13,7 +13,7 @@ use crate::core::time;
 use crate::core::token::TokenPrefix;
 
 /// The longest lifetime, retention or bound in a policy: 100 years, so that no computed instant overflows.
-const LONGEST: Duration = time::days(36_525);
+pub(super) const LONGEST: Duration = time::days(36_525);
 
 /// The maximum number of rules for provisioned keys: 12. Fewer than `LoadRequest::APPLIED_MAX`, so that all
 /// audit entries of a provisioning command are loaded when it is retried.

@@ -30,6 +30,13 @@ pub enum Follow {
     /// Nothing runs in the background. The application calls [`Keyward::sync`] at least once within every
     /// staleness bound, and [`Keyward::run_maintenance`] about once per second.
     Manual,
+    /// Nothing runs in the background, and [`build`](crate::KeywardBuilder::build) reads no keys. For a program
+    /// that gives commands and verifies no keys, such as a command line: each command reads what it decides on.
+    ///
+    /// Until the application calls [`Keyward::sync`], which reads the whole store, [`Keyward::verify`] refuses
+    /// every key, the node does not register, and [`Keyward::tenants_ahead`] and [`Keyward::run_maintenance`]
+    /// find nothing. [`Keyward::verify_fresh`] works.
+    Never,
     /// A task on this tokio runtime. The runtime needs no timers.
     #[cfg(feature = "tokio")]
     Tokio(tokio::runtime::Handle),

@@ -74,7 +74,7 @@ impl Drop for EndOfFollower {
 }
 
 impl OwnFollower {
-    /// Starts the follower of `keys`. Returns `None` for [`Follow::Manual`].
+    /// Starts the follower of `keys`. Returns `None` if nothing runs in the background.
     ///
     /// # Errors
     ///
@@ -84,7 +84,7 @@ impl OwnFollower {
         follow: Follow,
         options: FollowOptions,
     ) -> std::io::Result<Option<Self>> {
-        if matches!(follow, Follow::Manual) {
+        if matches!(follow, Follow::Manual | Follow::Never) {
             return Ok(None);
         }
         let shared = Arc::new(OwnFollowerState {
@@ -105,7 +105,7 @@ impl OwnFollower {
             end.0.stopped.set();
         };
         match follow {
-            Follow::Manual => {}
+            Follow::Manual | Follow::Never => {}
             Follow::Thread => {
                 let thread = std::thread::Builder::new().name("keyward-follower".to_owned());
                 thread.spawn(move || pollster::block_on(run(Timers::Own)))?;

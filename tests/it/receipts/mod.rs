@@ -15,7 +15,7 @@ use keyward::policy::{Policies, Policy, Propagation};
 use keyward::store::{
     KeyStore, MemoryStore, NodeId, NodeRegistry, NodeReport, StoreError, async_trait,
 };
-use keyward::{Keyward, ManualClock, Reason, Receipt, Role, VerifyError, hours, profiles};
+use keyward::{Follow, Keyward, ManualClock, Reason, Receipt, Role, VerifyError, hours, profiles};
 use keyward_conformance::{Call, Fault, FaultyStore};
 use support::*;
 
@@ -174,6 +174,133 @@ fn every_change_has_a_receipt_that_can_be_queried_bulk_changes_included() {
             .iter()
             .all(|receipt| world.ask(receipt).is_complete())
     );
+}
+
+impl Nodes {
+    /// Starts a node whose policy has another staleness bound, as after a deployment that not every process
+    /// has.
+    fn start_with_bound(&mut self, bound: Duration) {
+        let mut spec = profiles::standard();
+        spec.propagation = Propagation { bound };
+        let link = FaultyStore::new(self.store.clone());
+        let roll = FaultyStore::new(self.store.clone());
+        let builder = Keyward::builder(link.clone(), peppers()).registry(roll.clone());
+        let builder = builder.policy(Policy::new(spec).unwrap());
+        let keys = wait(builder.clock(self.clock.clone()).build()).unwrap();
+        self.nodes.push(Node { keys, link, roll });
+    }
+
+    /// Starts a process that gives commands and verifies nothing.
+    fn start_without_index(&mut self) {
+        let link = FaultyStore::new(self.store.clone());
+        let roll = FaultyStore::new(self.store.clone());
+        let builder = Keyward::builder(link.clone(), peppers()).registry(roll.clone());
+        let builder = builder.clock(self.clock.clone()).follow(Follow::Never);
+        let keys = wait(builder.build()).unwrap();
+        self.nodes.push(Node { keys, link, roll });
+    }
+}
+
+/// One hour, the bound of a node with an older policy.
+const LONG: Duration = Duration::from_secs(3_600);
+
+#[test]
+fn a_receipt_is_true_of_a_node_with_a_longer_bound_than_the_revoking_process() {
+    for revoker in [0, 2] {
+        let mut world = Nodes::new(1);
+        world.start_with_bound(LONG);
+        let key = world.key();
+        world.start_without_index();
+        world.nodes[1].link.partition(true);
+        let keys = world.keys(revoker);
+        let revoked = wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+        assert!(revoked.bound() >= LONG && revoked.bound() < LONG + 4 * SECOND);
+
+        world.clock.advance(LONG);
+        assert!(
+            world.accepts(1, &key),
+            "an hour after its last confirmation"
+        );
+        assert!(world.keys(1).now() <= revoked.no_later_than());
+        let asked = wait(keys.confirmations(&revoked)).unwrap();
+        assert!(!asked.is_complete(), "{asked:?}");
+        let waiting: Vec<_> = asked.waiting().map(|(node, _)| node.node).collect();
+        assert_eq!(waiting, [world.keys(1).node().unwrap()]);
+
+        world.clock.advance(8 * SECOND);
+        assert!(!world.accepts(1, &key));
+        assert!(wait(keys.confirmations(&revoked)).unwrap().is_complete());
+    }
+}
+
+#[test]
+fn a_process_without_an_index_confirms_by_the_reports_of_the_nodes_and_is_no_node() {
+    let mut world = Nodes::new(2);
+    let key = world.key();
+    world.start_without_index();
+    let keys = world.keys(2);
+    let receipt = wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    assert!(receipt.epoch().is_some() && receipt.bound() < PAST);
+    let asked = wait(keys.confirmations(&receipt)).unwrap();
+    assert_eq!((asked.waiting().count(), asked.is_complete()), (2, false));
+    for node in 0..2 {
+        wait(world.keys(node).sync()).unwrap();
+    }
+    let asked = wait(keys.confirmations(&receipt)).unwrap();
+    assert_eq!(labels(asked.applied()), ["node 0", "node 1"]);
+    assert!(asked.is_complete());
+    assert_eq!(keys.node(), None);
+    assert_eq!(world.registered().len(), 2);
+}
+
+/// Without an answer of the registry, the last answer counts. Before the first one, no bound is too long.
+#[test]
+fn a_receipt_without_the_registry_states_no_time_that_may_be_too_early() {
+    let mut world = Nodes::new(1);
+    world.start_with_bound(LONG);
+    let [one, two] = [world.key(), world.key()];
+    world.start_without_index();
+    let roll = &world.nodes[0].roll;
+    world.clock.advance(31 * SECOND);
+    wait(world.keys(0).sync()).unwrap();
+    roll.partition(true);
+    let known = wait(world.keys(0).revoke(&admin(), one.id, Reason::Lost)).unwrap();
+    assert!(known.bound() >= LONG && known.bound() < LONG + 4 * SECOND);
+    world.nodes[2].roll.partition(true);
+    let unknown = wait(world.keys(2).revoke(&admin(), two.id, Reason::Lost)).unwrap();
+    assert!(unknown.bound() >= keyward::days(36_500), "{unknown:?}");
+}
+
+/// A command line over a million keys must not read a million keys.
+#[test]
+fn a_process_without_an_index_reads_only_what_its_commands_decide_on() {
+    let store = support::gated::GatedStore::new(MemoryStore::new());
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let policy = Policy::new(profiles::standard()).unwrap();
+    let there = node(store.clone(), &clock, policy);
+    let keys: Vec<_> = (0..20)
+        .map(|_| wait(there.create(&admin(), reader("a"))).unwrap())
+        .collect();
+    let asked = |call| store.asked(call);
+    let before = [asked(Call::Scan), asked(Call::Changes)];
+    let builder = Keyward::builder(store.clone(), peppers()).clock(clock.clone());
+    let here = wait(builder.follow(Follow::Never).build()).unwrap();
+    let new = wait(here.create(&admin(), reader("b"))).unwrap();
+    wait(here.revoke(&admin(), keys[0].id, Reason::Lost)).unwrap();
+    wait(here.rotate(&admin(), keys[1].id, keyward::RotateKey::immediate())).unwrap();
+    wait(here.key(&admin(), new.id)).unwrap();
+    wait(here.audit(&host(), &keyward::store::AuditQuery::all())).unwrap();
+    let one = here
+        .query(&tenant("acme"))
+        .with(|query| query.limit = std::num::NonZeroUsize::MIN);
+    assert_eq!(wait(here.list(&admin(), &one)).unwrap().keys.len(), 1);
+    let after = [asked(Call::Scan), asked(Call::Changes)];
+    assert_eq!(
+        after,
+        [before[0] + 1, before[1]],
+        "one row, for the head of the store"
+    );
+    assert_eq!(here.freshness().cursor, None);
 }
 
 #[test]
