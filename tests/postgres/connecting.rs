@@ -8,6 +8,7 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use keyward::WithSources;
 use keyward::store::postgres::{ConnectError, PoolExhausted};
+use keyward::store::transfer::CopySource;
 use keyward::store::{
     CommitError, KeyStore, LoadRequest, NodeId, NodeRegistry, NodeReport, PostgresStore, Revision,
     StoreError, StoreErrorKind,
@@ -88,13 +89,14 @@ fn nodes_that_set_up_tables_concurrently_have_the_same_store() {
 fn a_schema_of_another_version_is_refused_unchanged() {
     let place = TestSchema::new();
     drop(place.connect());
-    place.run("UPDATE $s.schema_version SET version = 99; DROP TABLE $s.nodes");
+    place.run("UPDATE $s.schema_version SET version = 99, oldest = 98; DROP TABLE $s.nodes");
     let refused = open(place.options()).unwrap_err();
     assert!(
         matches!(
             refused,
             ConnectError::SchemaVersion {
                 found: 99,
+                oldest: 98,
                 supported: 1
             }
         ),
@@ -105,11 +107,26 @@ fn a_schema_of_another_version_is_refused_unchanged() {
 }
 
 #[test]
-fn a_schema_upgrade_stops_a_running_store() {
+fn a_schema_upgrade_stops_a_running_store_once_it_is_finished() {
     let place = TestSchema::new();
     let store = place.connect();
-    place.run("UPDATE $s.schema_version SET version = 99");
-    let refused = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap_err();
+    // The first step of a later build: this build goes on, and connects.
+    place.run("ALTER TABLE $s.rows ADD added text; UPDATE $s.schema_version SET version = 2");
+    let at = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
+    assert_eq!(
+        wait(place.connect().scan(None, ALL)).unwrap().head.revision,
+        at
+    );
+    // An earlier build does not finish a later build's upgrade, and does not copy what it does not know.
+    let refused = wait(store.finish_upgrade()).unwrap_err();
+    assert_eq!(refused.kind(), StoreErrorKind::Denied);
+    assert_eq!(
+        wait(store.origin()).unwrap_err().kind(),
+        StoreErrorKind::Denied
+    );
+    // The second step.
+    place.run("UPDATE $s.schema_version SET version = 99, oldest = 99");
+    let refused = wait(store.commit(next(&tenant("acme"), at).1)).unwrap_err();
     let CommitError::Store(error) = &refused else {
         panic!("{refused:?}")
     };
@@ -137,6 +154,19 @@ fn an_error_has_its_cause_and_the_next_step() {
     let text = format!("{:?}", open(down).unwrap_err());
     assert!(text.contains("Connection refused"), "{text}");
     assert!(text.contains("check the server"), "{text}");
+}
+
+#[test]
+fn finishing_an_upgrade_ends_the_use_by_earlier_builds() {
+    let place = TestSchema::new();
+    let store = place.connect();
+    // As the first step of this build would leave tables of the version before.
+    place.run("UPDATE $s.schema_version SET oldest = 0");
+    for _ in 0..2 {
+        wait(store.finish_upgrade()).unwrap();
+        let oldest = place.ask("SELECT oldest::text FROM $s.schema_version");
+        assert_eq!(oldest, ["1"]);
+    }
 }
 
 #[test]

@@ -249,6 +249,7 @@ pub(crate) fn do_everything(place: &TestSchema) {
     wait(store.start_new_epoch()).unwrap();
     assert!(wait(store.scan(None, ALL)).unwrap().head.epoch != Epoch::default());
     wait(store.finish_recovery()).unwrap();
+    wait(store.finish_upgrade()).unwrap();
     let later = at(START).saturating_add(days(1));
     let pruned = wait(keys.prune_audit(&host(), &tenant("acme"), later, None)).unwrap();
     assert!(pruned.removed > 1);

@@ -284,6 +284,19 @@ fn if_the_secret_cannot_be_written_the_error_names_the_key_to_revoke() {
 }
 
 #[test]
+fn an_upgrade_is_finished_by_a_command() {
+    let shop = Shop::new();
+    shop.tamper("PRAGMA user_version = 1");
+    shop.run(&["finish-upgrade"]).ended(0);
+    let file = rusqlite::Connection::open(shop.path("keys.db")).unwrap();
+    let version = file.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0));
+    assert_eq!(version, Ok(1 << 16 | 1));
+    shop.tamper("PRAGMA user_version = 131074");
+    let refused = shop.run(&["list"]).ended(DENIED);
+    assert!(refused.err.contains("keyctl finish-upgrade"), "{refused:?}");
+}
+
+#[test]
 fn each_kind_of_failure_has_its_exit_code() {
     let shop = Shop::new();
     let (id, _) = shop.key("acme", "export", &[]);

@@ -165,6 +165,8 @@ pub(crate) enum CliCommand {
     Stats,
     /// Copy a store into another one, such as a file into a database, while nobody uses either
     MigrateStore(MigrateStoreArgs),
+    /// End a rolling upgrade, once no process of the version before is left: refuse such processes from now on
+    FinishUpgrade,
     /// Print the SQL that sets up --schema in a database, for migrations of your own
     Schema,
 }

@@ -174,6 +174,10 @@ impl Store {
         Ok(each!(self, store => store.finish_recovery().await)?)
     }
 
+    pub(crate) async fn finish_upgrade(&self) -> CliResult<()> {
+        Ok(each!(self, store => store.finish_upgrade().await)?)
+    }
+
     /// Returns the SQLite store, for commands that apply only to files.
     pub(crate) fn file(&self) -> CliResult<&SqliteStore> {
         match self {

@@ -1,7 +1,7 @@
 //! Administrative operations: integrity check, statistics, compaction and recovery.
 
 use super::fault::PostgresFault;
-use super::session::Session;
+use super::session::{Session, VERSIONED, version};
 use super::setup::{RANDOM, bits};
 use super::{documents, head, nodes};
 use crate::core::view::Revision;
@@ -92,6 +92,21 @@ pub(super) async fn finish_recovery(session: &Session) -> Result<(), PostgresFau
         ..head.store
     };
     head::write_store(session, &store).await
+}
+
+/// Ends the use of the tables by earlier builds. The caller commits the session.
+pub(super) async fn finish_upgrade(session: &Session) -> Result<(), PostgresFault> {
+    // A commit checks the version under the same lock. So no earlier build commits after this transaction.
+    head::lock(session).await?;
+    check_own_version(session).await?;
+    let sql = "UPDATE $s.schema_version SET oldest = version WHERE one = 1";
+    session.execute(sql, &[]).await.map(drop)
+}
+
+/// Fails if the tables have another version than this build.
+pub(super) async fn check_own_version(session: &Session) -> Result<(), PostgresFault> {
+    let found = session.query(VERSIONED, &[]).await?;
+    Ok(version(&found)?.check_is_own()?)
 }
 
 /// Returns a number with 122 random bits, drawn by the server.

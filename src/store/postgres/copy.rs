@@ -24,6 +24,7 @@ const IMPORTING: &str = "copying into a database";
 const NOTHING_COUNTED: PostgresFault = PostgresFault::Refused("the server returned no row counts");
 
 async fn origin(session: &Session) -> Result<Origin, PostgresFault> {
+    admin::check_own_version(session).await?;
     let head = head::read(session).await?;
     let found = session.query(ORIGIN, &[]).await?;
     Ok(origin_of(found.first().ok_or(NOTHING_COUNTED)?, &head)?)

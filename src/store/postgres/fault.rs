@@ -6,7 +6,7 @@ use deadpool_postgres::{PoolError, TimeoutType};
 use tokio_postgres::error::SqlState;
 
 use crate::observe::WithSources;
-use crate::store::sql::RowFault;
+use crate::store::sql::{RowFault, VersionFault};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// The error of one transaction, before it is converted to a [`StoreError`] or a [`ConnectError`].
@@ -33,8 +33,8 @@ pub(super) enum PostgresFault {
     Corrupt(String),
     #[error("{0}")]
     Refused(&'static str),
-    #[error("the schema has version {found}, but this build supports version {supported}")]
-    Version { found: i32, supported: i32 },
+    #[error(transparent)]
+    Version(#[from] VersionFault),
     #[error("the schema contains no tables")]
     Missing,
     #[error("{object} belongs to the role {owner:?}")]
@@ -151,11 +151,6 @@ impl PostgresFault {
         Self::Corrupt(what.into())
     }
 
-    /// Returns the fault for tables whose version is not `supported`.
-    pub(super) const fn version(found: i32, supported: i32) -> Self {
-        Self::Version { found, supported }
-    }
-
     pub(super) const fn code(&self) -> Option<&SqlState> {
         match self {
             Self::Server { code, .. } => Some(code),
@@ -224,7 +219,7 @@ impl PostgresFault {
         match self {
             // Class 28 contains wrong passwords, unknown roles, and hosts that `pg_hba.conf` rejects.
             Self::Server { code, .. } => code.code().starts_with("28") || denied.contains(code),
-            Self::Version { .. } => true,
+            Self::Version(_) => true,
             Self::Hosts(hosts) => {
                 let of = |is: fn(&Self) -> bool| hosts.iter().map(move |host| is(&host.fault));
                 of(Self::is_denied).any(|is| is)
@@ -289,14 +284,14 @@ pub enum ConnectError {
     /// The caller did not run inside a tokio runtime.
     #[error("a PostgreSQL store needs a tokio runtime: connect within one")]
     NoRuntime,
-    /// The tables have a version that this build does not support. The tables were not changed.
-    #[error(
-        "the schema has version {found}, but this build supports version {supported}: use a matching build"
-    )]
+    /// The tables are not for this build. They were not changed.
+    #[error("{}", VersionFault { found: *found, oldest: *oldest, supported: *supported })]
     SchemaVersion {
         /// The version of the tables.
         found: i32,
-        /// The version that this build supports.
+        /// The version of the oldest build that may use the tables.
+        oldest: i32,
+        /// The version of this build.
         supported: i32,
     },
     /// The server is a standby. Reads must go to the primary, because a standby may return outdated rows.
@@ -374,7 +369,15 @@ impl fmt::Debug for ConnectError {
 impl From<PostgresFault> for ConnectError {
     fn from(fault: PostgresFault) -> Self {
         match fault {
-            PostgresFault::Version { found, supported } => Self::SchemaVersion { found, supported },
+            PostgresFault::Version(VersionFault {
+                found,
+                oldest,
+                supported,
+            }) => Self::SchemaVersion {
+                found,
+                oldest,
+                supported,
+            },
             PostgresFault::Standby => Self::Standby,
             PostgresFault::NoStandby => Self::NoStandby,
             PostgresFault::Unacknowledged => Self::Unacknowledged,

@@ -253,6 +253,27 @@ impl PostgresStore {
         .await
     }
 
+    /// Ends a rolling upgrade: from now on, builds whose tables have an earlier version may not use the tables.
+    ///
+    /// A build that connects to tables of the version before adds what the earlier build ignores, so nodes of
+    /// both versions may share the tables. Call this method once no node of the earlier version is left. Does
+    /// nothing if the upgrade is finished.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]. [`Denied`](StoreErrorKind::Denied) if the tables have a later version than this build:
+    /// then a build of that version must finish the upgrade. After `Indeterminate` the upgrade may or may not be
+    /// finished.
+    pub async fn finish_upgrade(&self) -> Result<(), StoreError> {
+        self.within(
+            SessionMode::Write,
+            TimeLimit::Short,
+            "finishing an upgrade",
+            |session| admin::finish_upgrade(session).boxed(),
+        )
+        .await
+    }
+
     /// Runs `steps` in a transaction on the store's runtime. Returns their result after the transaction has
     /// ended.
     async fn within<T, F>(

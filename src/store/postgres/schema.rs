@@ -1,9 +1,7 @@
 //! The schema of a store: the schema's name, the version of the tables, and the SQL that creates the tables.
 
 use super::fault::ConnectError;
-
-/// The version of the tables that this build supports. Stored in the table `schema_version`.
-pub(super) const VERSION: i32 = 1;
+use crate::store::sql::VERSION;
 
 const TABLES: &str = include_str!("schema.sql");
 
@@ -62,7 +60,7 @@ impl Schema {
     pub(super) fn create_tables(&self) -> String {
         format!(
             "SET LOCAL search_path TO \"{}\";\n\n{TABLES}\n\
-             INSERT INTO schema_version (one, version) VALUES (1, {VERSION});",
+             INSERT INTO schema_version (one, version, oldest) VALUES (1, {VERSION}, {VERSION});",
             self.name()
         )
     }

@@ -1,7 +1,8 @@
--- The version of these tables: one row.
+-- The version of these tables, and of the oldest build that may use them: one row.
 CREATE TABLE schema_version (
   one     smallint PRIMARY KEY CHECK (one = 1),
-  version integer  NOT NULL
+  version integer  NOT NULL,
+  oldest  integer  NOT NULL
 );
 
 -- The head: one row. Every commit locks and updates this row, and keeps the lock until the transaction

@@ -27,8 +27,8 @@ use super::fault::{PoolExhausted, PostgresFault};
 use super::heartbeat::{Heartbeats, SERVER_ID, ServerId};
 use super::hosts;
 use super::rows::{SqlParam, params};
-use super::schema::{Schema, VERSION};
-use crate::store::sql::Sql;
+use super::schema::Schema;
+use crate::store::sql::{Sql, TablesVersion};
 
 /// 24 hours, the time limit of a call that reads the whole store. An operator runs such a call and can
 /// cancel it.
@@ -211,22 +211,27 @@ impl SessionMode {
 const DURABLE: &str = "SELECT set_config('synchronous_commit', 'on', true) \
      WHERE current_setting('synchronous_commit') IN ('off', 'local');";
 
-/// Selects the version of the tables, and whether the server is a standby.
+/// Selects the versions of the tables, and whether the server is a standby.
 pub(super) const VERSIONED: &str =
-    "SELECT version, pg_is_in_recovery() FROM $s.schema_version WHERE one = 1";
+    "SELECT version, oldest, pg_is_in_recovery() FROM $s.schema_version WHERE one = 1";
 
-/// Checks the row that [`VERSIONED`] selects. The server must be the primary, and the tables must have the
-/// version that this build supports.
+/// Checks the row that [`VERSIONED`] selects. The server must be the primary, and this build must be allowed to
+/// use the tables.
 pub(super) fn check_version(found: &[Row]) -> Result<(), PostgresFault> {
+    Ok(version(found)?.check()?)
+}
+
+/// Reads the row that [`VERSIONED`] selects. The server must be the primary.
+pub(super) fn version(found: &[Row]) -> Result<TablesVersion, PostgresFault> {
     let found = found.first();
     let found = found.ok_or_else(|| PostgresFault::corrupt("the schema's version is missing"))?;
-    if found.try_get(1)? {
+    if found.try_get(2)? {
         return Err(PostgresFault::Standby);
     }
-    match found.try_get(0)? {
-        VERSION => Ok(()),
-        found => Err(PostgresFault::version(found, VERSION)),
-    }
+    Ok(TablesVersion {
+        version: found.try_get(0)?,
+        oldest: found.try_get(1)?,
+    })
 }
 
 /// A statement parameter that owns its value.

@@ -5,8 +5,7 @@ use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
 use super::fault::PostgresFault;
-use super::schema::VERSION;
-use super::session::Database;
+use super::session::{Database, VERSIONED, check_version};
 use super::trust;
 use crate::core::view::Revision;
 use crate::store::Epoch;
@@ -79,13 +78,8 @@ async fn attempt(
     }
     // Before any other statement reads the tables, because a foreign part may run code.
     trust::check(&tx, &database.schema, owner).await?;
-    let version = format!("SELECT version FROM {prefix}schema_version WHERE one = 1");
-    let found = tx.query_opt(&version, &[]).await?;
-    let found = found.ok_or_else(|| PostgresFault::corrupt("the schema's version is missing"))?;
-    match found.try_get(0)? {
-        VERSION => {}
-        found => return Err(PostgresFault::version(found, VERSION)),
-    }
+    let version = VERSIONED.replace("$s.", prefix);
+    check_version(&tx.query(&version, &[]).await?)?;
     if !has_head(&tx, prefix).await? {
         // Lock the version row until the transaction ends. Another node that sets up the same tables waits
         // here. It then finds the head row that this node has inserted.

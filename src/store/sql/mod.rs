@@ -19,6 +19,7 @@ mod load;
 mod node;
 mod seal;
 mod statement;
+mod version;
 
 pub(in crate::store) use self::cells::{Cell, Cells};
 #[cfg(feature = "postgres")]
@@ -41,6 +42,7 @@ pub(in crate::store) use self::listing::{AuditListing, KeyListing, audit_entries
 pub(in crate::store) use self::load::LoadedRows;
 pub(in crate::store) use self::node::{LONGEST_LEASE, NODE_COLUMNS, NodeRow, lease};
 pub(in crate::store) use self::statement::{Sql, Value};
+pub(in crate::store) use self::version::{TablesVersion, VERSION, VersionFault};
 use crate::core::id::KeyId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;

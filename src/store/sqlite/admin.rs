@@ -218,6 +218,10 @@ pub(super) fn finish_recovery(file: &StoreFile) -> Result<(), SqliteFault> {
     checkpoint(file)
 }
 
+pub(super) fn finish_upgrade(file: &StoreFile) -> Result<(), SqliteFault> {
+    session::write(file, schema::finish_upgrade)
+}
+
 pub(super) fn checkpoint(file: &StoreFile) -> Result<(), SqliteFault> {
     StoreFile::checkpoint(&file.open()?)
 }

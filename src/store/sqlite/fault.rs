@@ -8,7 +8,7 @@ use rusqlite::ErrorCode;
 
 use super::access::is_out_of_reach;
 use crate::observe::WithSources;
-use crate::store::sql::RowFault;
+use crate::store::sql::{RowFault, VersionFault};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// The error of one operation on the file.
@@ -21,8 +21,8 @@ pub(super) enum SqliteFault {
     Unknown(Box<SqliteFault>),
     #[error("{0}; run the integrity check, then restore a backup")]
     Corrupt(String),
-    #[error("the file's schema has version {found}, this build knows version {supported}")]
-    Version { found: i32, supported: i32 },
+    #[error(transparent)]
+    Version(#[from] VersionFault),
     #[error("{0}")]
     Refused(&'static str),
     #[error(transparent)]
@@ -59,11 +59,6 @@ impl From<RowFault> for SqliteFault {
 }
 
 impl SqliteFault {
-    /// Returns the fault of a file whose schema version is `found`.
-    pub(super) const fn version(found: i32, supported: i32) -> Self {
-        Self::Version { found, supported }
-    }
-
     fn code(&self) -> Option<ErrorCode> {
         match self {
             Self::Sql(error) => error.sqlite_error_code(),
@@ -98,7 +93,7 @@ impl SqliteFault {
                     | OpenError::ReadableByOthers { .. }
                     | OpenError::SchemaVersion { .. }
             ),
-            Self::Version { .. } => true,
+            Self::Version(_) => true,
             _ => matches!(
                 self.code(),
                 Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied)
@@ -237,17 +232,20 @@ pub enum OpenError {
         /// The damage that was found.
         what: String,
     },
-    /// Another version of this crate created the file. The file is unchanged.
+    /// The file's tables are not for this build. The file is unchanged.
     #[error(
-        "{} has schema version {found}, this build knows version {supported}: use a build that knows it",
-        path.display()
+        "{}: {}",
+        path.display(),
+        VersionFault { found: *found, oldest: *oldest, supported: *supported }
     )]
     SchemaVersion {
         /// The path of the file.
         path: PathBuf,
         /// The version of the file's tables.
         found: i32,
-        /// The version that this build knows.
+        /// The version of the oldest build that may use the tables.
+        oldest: i32,
+        /// The version of this build.
         supported: i32,
     },
     /// The file is in WAL mode and in use by another process, and the linked SQLite is not safe in that mode.
@@ -326,13 +324,18 @@ impl OpenError {
         let path = path.into();
         match fault {
             SqliteFault::Open(error) => *error,
-            SqliteFault::Version { found: 0, .. } => Self::Corrupt {
+            SqliteFault::Version(VersionFault { found: 0, .. }) => Self::Corrupt {
                 path,
                 what: "its schema version was reset to 0".to_owned(),
             },
-            SqliteFault::Version { found, supported } => Self::SchemaVersion {
+            SqliteFault::Version(VersionFault {
+                found,
+                oldest,
+                supported,
+            }) => Self::SchemaVersion {
                 path,
                 found,
+                oldest,
                 supported,
             },
             fault if fault.is_corrupt() => Self::Corrupt {

@@ -268,6 +268,22 @@ impl SqliteStore {
         done.map_err(|fault| fault.into_error("finishing a recovery"))
     }
 
+    /// Ends a rolling upgrade: from now on, builds whose tables have an earlier version may not use the file.
+    ///
+    /// A build that opens a file of the version before adds what the earlier build ignores, so nodes of both
+    /// versions may share the file. Call this method once no node of the earlier version is left. Does nothing
+    /// if the upgrade is finished.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]. [`Denied`](super::StoreErrorKind::Denied) if the tables have a later version than this
+    /// build: then a build of that version must finish the upgrade.
+    pub async fn finish_upgrade(&self) -> Result<(), StoreError> {
+        let file = self.file();
+        let done = blocking::unblock(move || admin::finish_upgrade(&file)).await;
+        done.map_err(|fault| fault.into_error("finishing an upgrade"))
+    }
+
     /// Moves all commits from the write-ahead log (`-wal`) into the main file, so that a copy of the main file
     /// alone is complete. The store stays in use. Later commits go to the log again: to copy the file of a
     /// store in use, call [`backup`](Self::backup).

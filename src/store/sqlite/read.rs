@@ -6,8 +6,8 @@ use std::num::NonZeroUsize;
 use rusqlite::{Connection, Params, params};
 
 use super::fault::SqliteFault;
-use super::head;
 use super::rows::{dialect, each, each_of, one};
+use super::{head, schema};
 use crate::core::id::KeyId;
 use crate::core::query::{AuditQuery, KeyQuery};
 use crate::core::secret::Digest;
@@ -195,6 +195,7 @@ pub(super) fn audit(conn: &Connection, query: &AuditQuery) -> Result<AuditPage, 
 
 /// Reads the head, the floor and the item counts of the store, for a copy of the store.
 pub(super) fn origin(conn: &Connection) -> Result<Origin, SqliteFault> {
+    schema::check_own_version(conn)?;
     let head = head::read(conn)?;
     let origin = one(conn, &dialect(ORIGIN), [], |row| Ok(origin_of(row, &head)?))?;
     origin.ok_or(SqliteFault::Refused("nothing was counted"))

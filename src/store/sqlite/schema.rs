@@ -6,14 +6,10 @@ use super::fault::SqliteFault;
 use super::head::write_store;
 use crate::core::view::Revision;
 use crate::store::Epoch;
-use crate::store::sql::StoreRow;
+use crate::store::sql::{StoreRow, TablesVersion};
 
 /// The `PRAGMA application_id` of every keyward file: "kwrd" in ASCII.
 pub(super) const APPLICATION_ID: i32 = 0x6b77_7264;
-
-/// The schema version that this build reads and writes. Each file stores its version in `PRAGMA
-/// user_version`.
-pub(super) const VERSION: i32 = 1;
 
 const TABLES: &str = include_str!("schema.sql");
 
@@ -22,10 +18,11 @@ pub(super) fn application(conn: &Connection) -> Result<i32, SqliteFault> {
     Ok(conn.pragma_query_value(None, "application_id", |row| row.get(0))?)
 }
 
-/// Returns the version of the file's tables.
-pub(super) fn version(conn: &Connection) -> Result<i32, SqliteFault> {
+/// Returns the versions of the file's tables, which `PRAGMA user_version` holds as one number.
+fn version(conn: &Connection) -> Result<TablesVersion, SqliteFault> {
     let mut statement = conn.prepare_cached("PRAGMA user_version")?;
-    Ok(statement.query_row([], |row| row.get(0))?)
+    let packed = statement.query_row([], |row| row.get(0))?;
+    Ok(TablesVersion::unpacked(packed))
 }
 
 /// Returns a counter that changes with every commit of another connection, but not with commits of
@@ -35,12 +32,21 @@ pub(super) fn data_version(conn: &Connection) -> Result<i64, SqliteFault> {
     Ok(statement.query_row([], |row| row.get(0))?)
 }
 
-/// Refuses a file with another schema version.
+/// Refuses a file that this build may not use.
 pub(super) fn check_version(conn: &Connection) -> Result<(), SqliteFault> {
-    match version(conn)? {
-        VERSION => Ok(()),
-        found => Err(SqliteFault::version(found, VERSION)),
-    }
+    Ok(version(conn)?.check()?)
+}
+
+/// Refuses a file whose tables have another version than this build.
+pub(super) fn check_own_version(conn: &Connection) -> Result<(), SqliteFault> {
+    Ok(version(conn)?.check_is_own()?)
+}
+
+/// Ends the use of the file by earlier builds. Does nothing if it has ended. The caller commits.
+pub(super) fn finish_upgrade(conn: &Connection) -> Result<(), SqliteFault> {
+    check_own_version(conn)?;
+    conn.pragma_update(None, "user_version", TablesVersion::NEW.packed())?;
+    Ok(())
 }
 
 /// Creates the tables of a new store, and gives the store a random epoch.
@@ -54,7 +60,7 @@ pub(super) fn create(conn: &mut Connection) -> Result<(), SqliteFault> {
         unrecovered: false,
     };
     write_store(&tx, &store)?;
-    tx.pragma_update(None, "user_version", VERSION)?;
+    tx.pragma_update(None, "user_version", TablesVersion::NEW.packed())?;
     tx.commit()?;
     Ok(())
 }

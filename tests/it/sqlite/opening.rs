@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use keyward::KeyId;
 use keyward::store::sqlite::{JournalMode, OpenError};
-use keyward::store::{Cursor, KeyStore, Locator, SqliteStore};
+use keyward::store::transfer::CopySource;
+use keyward::store::{Cursor, KeyStore, Locator, SqliteStore, StoreErrorKind};
 
 use crate::sqlite::{Desk, checkpoint, sql};
 use support::*;
@@ -178,7 +179,7 @@ fn a_schema_of_another_version_is_refused_unchanged() {
     let desk = Desk::new();
     drop(desk.store());
     sql(&desk.path())
-        .pragma_update(None, "user_version", 2)
+        .pragma_update(None, "user_version", versions(2, 2))
         .unwrap();
     checkpoint(&desk.path());
     let before = fs::read(desk.path()).unwrap();
@@ -188,6 +189,7 @@ fn a_schema_of_another_version_is_refused_unchanged() {
             error,
             OpenError::SchemaVersion {
                 found: 2,
+                oldest: 2,
                 supported: 1,
                 ..
             }
@@ -197,24 +199,66 @@ fn a_schema_of_another_version_is_refused_unchanged() {
     assert_eq!(fs::read(desk.path()).unwrap(), before);
 }
 
+/// Returns the `user_version` of a file with this version, for builds from `oldest` on.
+fn versions(version: i32, oldest: i32) -> i32 {
+    oldest << 16 | version
+}
+
 #[test]
-fn a_schema_upgrade_stops_a_running_store() {
+fn a_schema_upgrade_stops_a_running_store_once_it_is_finished() {
     let desk = Desk::new();
     let keys = desk.keys();
     let key = wait(keys.create(&admin(), reader("first"))).unwrap();
-    sql(&desk.path())
-        .pragma_update(None, "user_version", 2)
-        .unwrap();
+    let upgrade = |to: i32| {
+        sql(&desk.path())
+            .execute_batch(&format!(
+                "ALTER TABLE rows ADD COLUMN added_{to} TEXT; PRAGMA user_version = {to}"
+            ))
+            .unwrap();
+    };
+    // The first step of a later build: this build goes on, also on new connections.
+    upgrade(versions(2, 1));
+    let other = wait(keys.create(&admin(), reader("second"))).unwrap();
+    wait(keys.sync()).unwrap();
+    wait(desk.keys().sync()).unwrap();
+    keys.verify(other.secret.expose(), &reading()).unwrap();
+    // An earlier build does not finish a later build's upgrade, and does not copy what it does not know.
+    let store = desk.store();
+    let refused = wait(store.finish_upgrade()).unwrap_err();
+    assert_eq!(refused.kind(), StoreErrorKind::Denied);
+    assert_eq!(
+        wait(store.origin()).unwrap_err().kind(),
+        StoreErrorKind::Denied
+    );
+    // The second step.
+    upgrade(versions(2, 2));
     let refused = wait(keys.revoke(&admin(), key.id, keyward::Reason::Lost));
     let text = format!("{:?}", refused.unwrap_err());
     assert!(
-        text.contains("Unavailable") && text.contains("found: 2"),
+        text.contains("Denied") && text.contains("found: 2"),
         "{text}"
     );
     assert!(
         wait(keys.sync()).is_err(),
         "freshness is not renewed either"
     );
+}
+
+#[test]
+fn finishing_an_upgrade_ends_the_use_by_earlier_builds() {
+    let desk = Desk::new();
+    let store = desk.store();
+    let file = sql(&desk.path());
+    // As the first step of this build would leave a file of the version before.
+    file.pragma_update(None, "user_version", versions(1, 0))
+        .unwrap();
+    for _ in 0..2 {
+        wait(store.finish_upgrade()).unwrap();
+        let found: i32 = file
+            .pragma_query_value(None, "user_version", |row| row.get(0))
+            .unwrap();
+        assert_eq!(found, versions(1, 1));
+    }
 }
 
 #[test]

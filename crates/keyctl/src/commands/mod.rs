@@ -33,6 +33,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> CliResult<()> {
             common.allow_unrecovered = true;
             upkeep::start_new_epoch(&common, output).await
         }
+        CliCommand::FinishUpgrade => upkeep::finish_upgrade(&common, output).await,
         CliCommand::MigrateStore(args) => migrate::run(&common, &args, output).await,
         CliCommand::Schema => output.line(store::schema_sql(&common)?.trim_end()),
         CliCommand::Salvage(args) => upkeep::salvage(&args, output).await,
@@ -76,6 +77,7 @@ async fn about_keys(context: &CliContext, command: CliCommand, output: &Output) 
         | CliCommand::Restore { .. }
         | CliCommand::Recover(_)
         | CliCommand::StartNewEpoch
+        | CliCommand::FinishUpgrade
         | CliCommand::MigrateStore(_)
         | CliCommand::Schema
         | CliCommand::Salvage(_)

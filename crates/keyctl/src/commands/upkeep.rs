@@ -147,6 +147,17 @@ pub(crate) async fn start_new_epoch(common: &CommonArgs, output: &Output) -> Cli
     output.done(&message, &document)
 }
 
+pub(crate) async fn finish_upgrade(common: &CommonArgs, output: &Output) -> CliResult<()> {
+    let store = store::open(common, Expected::Existing).await?;
+    store.finish_upgrade().await?;
+    let message = format!(
+        "finished the upgrade of {}: processes of the version before are refused from now on",
+        common.store
+    );
+    let document = json!({ "store": common.store.to_string(), "finished": true });
+    output.done(&message, &document)
+}
+
 pub(crate) async fn check(common: &CommonArgs, output: &Output) -> CliResult<()> {
     let store = store::open(common, Expected::Existing).await?;
     let elapsed = output.show_elapsed(format!("checking {}", common.store));
