@@ -239,22 +239,11 @@ fn commits_continue_while_readers_hold_all_connections() {
         .request_timeout(long)
         .connection_timeout(Duration::from_secs(1));
     let store = open(options).unwrap();
-    let report = |beat| {
-        store.report(NodeReport {
-            node: NodeId::from_u128(7),
-            label: None,
-            applied: None,
-            lease: long,
-            beat,
-            clock: keyward::Timestamp::UNIX_EPOCH,
-        })
-    };
-    wait(report(1)).unwrap();
     let at = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
-    let lock = place.hold("SELECT 1 FROM $s.nodes FOR UPDATE");
-    let mut held = join_all([report(2), report(2)]);
+    let lock = place.hold("LOCK TABLE $s.nodes IN ACCESS EXCLUSIVE MODE");
+    let mut held = join_all([store.nodes(), store.nodes()]);
     assert!((&mut held).now_or_never().is_none());
-    // Waits until each of the two reports occupies a connection and is blocked by the lock on the row.
+    // Waits until each of the two reads occupies a connection and is blocked by the lock on the table.
     let waiting = "SELECT pid::text FROM pg_stat_activity \
                    WHERE wait_event_type = 'Lock' AND query LIKE '%$s%'";
     while place.ask(waiting).len() < 2 {
@@ -263,9 +252,50 @@ fn commits_continue_while_readers_hold_all_connections() {
     is_exhausted(&wait(store.load(&tenant("acme"), &LoadRequest::none())).unwrap_err());
     wait(store.commit(next(&tenant("acme"), at).1)).unwrap();
     drop(lock);
-    let reported: Vec<_> = wait(held).into_iter().map(Result::unwrap).collect();
-    assert_eq!(reported.iter().filter(|stands| **stands).count(), 1);
+    assert!(wait(held).into_iter().all(|read| read.is_ok()));
     wait(store.load(&tenant("acme"), &LoadRequest::none())).unwrap();
+}
+
+fn report(beat: u64) -> NodeReport {
+    NodeReport {
+        node: NodeId::from_u128(7),
+        label: None,
+        applied: None,
+        lease: Duration::from_secs(60),
+        beat,
+        clock: keyward::Timestamp::UNIX_EPOCH,
+    }
+}
+
+#[test]
+fn a_report_waits_for_no_commit() {
+    let place = TestSchema::new();
+    let store = place.connect();
+    let lock = place.hold("SELECT 1 FROM $s.head FOR UPDATE");
+    assert!(wait(store.report(report(1))).unwrap());
+    assert!(wait(store.report(report(2))).unwrap());
+    drop(lock);
+}
+
+#[test]
+fn reports_that_hang_leave_connections_for_reads() {
+    let place = TestSchema::new();
+    let long = Duration::from_secs(60);
+    let options = place.options().lock_timeout(long).statement_timeout(long);
+    let options = options.max_connections(2.try_into().unwrap());
+    let store = open(options.request_timeout(long)).unwrap();
+    wait(store.report(report(1))).unwrap();
+    let lock = place.hold("SELECT 1 FROM $s.nodes FOR UPDATE");
+    // A follower gives up a report after its own timeout, and soon sends the next one.
+    for beat in 2..10 {
+        assert!(store.report(report(beat)).now_or_never().is_none());
+    }
+    let waiting = "SELECT pid::text FROM pg_stat_activity \
+                   WHERE wait_event_type = 'Lock' AND query LIKE '%$s%'";
+    place.until_found(waiting);
+    wait(store.scan(None, ALL)).unwrap();
+    assert_eq!(place.ask(waiting).len(), 1);
+    drop(lock);
 }
 
 #[test]

@@ -108,6 +108,46 @@ fn cause(error: &StoreError) -> String {
     error.source().unwrap().to_string()
 }
 
+/// Without the standby, no report of a node returns. Reads still confirm, until the last report that the standby
+/// has is too old for receipts to count on the node.
+#[test]
+fn a_registered_node_verifies_for_a_minute_without_the_synchronous_standby() {
+    let server = Server::start("fsync = off");
+    let place = TestSchema::at(server.url());
+    let options = place.options().request_timeout(PATIENCE);
+    let options = options.max_connections(2.try_into().unwrap());
+    let store = open(options.lock_timeout(Duration::from_millis(100))).unwrap();
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let builder = Keyward::builder(store.clone(), peppers())
+        .registry(store)
+        .policy(Policy::new(capped(50)).unwrap())
+        .clock(clock.clone());
+    let keys = wait(builder.build()).unwrap();
+    let key = some_key(&keys);
+    wait(keys.sync()).unwrap();
+    server.reconfigure("synchronous_standby_names = 'gone'");
+    place.until("SHOW synchronous_standby_names", "gone");
+    let step = Duration::from_secs(9);
+    for _ in 0..6 {
+        clock.advance(step);
+        wait(keys.sync()).unwrap();
+        accepts(&keys, &key).unwrap();
+    }
+    clock.advance(step);
+    assert!(wait(keys.sync()).is_err(), "63 s after the last report");
+    accepts(&keys, &key).unwrap();
+    clock.advance(step);
+    let refused = accepts(&keys, &key).unwrap_err();
+    assert!(matches!(refused, VerifyError::Stale { .. }), "{refused:?}");
+    server.reconfigure("synchronous_standby_names = ''");
+    place.until(
+        "SELECT count(*)::text FROM pg_stat_activity WHERE wait_event = 'SyncRep'",
+        "0",
+    );
+    wait(keys.sync()).unwrap();
+    accepts(&keys, &key).unwrap();
+}
+
 #[test]
 fn strict_nodes_work_normally_while_the_standby_follows() {
     let cluster = Cluster::new();

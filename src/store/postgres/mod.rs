@@ -81,6 +81,9 @@ struct PostgresInner {
     loader: Loader,
     writer: PostgresWriter,
     moved: Arc<Event>,
+    /// Held while a report is written. While writes hang, one connection at most waits for reports, and the others
+    /// stay free for reads.
+    reporting: Arc<tokio::sync::Mutex<()>>,
     /// The task that listens for other nodes' commits, until it is started. `None` after the start. Also
     /// `None` for a pool that the host provides, because such a store does not listen.
     listen: Mutex<Option<listen::PendingListener>>,
@@ -145,6 +148,7 @@ impl PostgresStore {
                 loader,
                 writer,
                 moved,
+                reporting: Arc::default(),
                 listen: Mutex::new(listen),
                 dropped: Arc::new(Event::new()),
             }),
@@ -483,16 +487,25 @@ impl Documents for PostgresStore {
     }
 }
 
+/// A report locks only the row of its node, and so waits for no commit. But it waits for the synchronous standby,
+/// as commits do: a failover would lose a report that only the primary has. A receipt of the promoted server would
+/// then take the node for stopped, while the node still accepts a key that it confirmed on the former primary.
 #[async_trait]
 impl NodeRegistry for PostgresStore {
     async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {
-        self.within(
-            SessionMode::Write,
-            TimeLimit::Short,
-            "writing a node's report",
-            move |session| async move { nodes::report(session, &report).await }.boxed(),
-        )
-        .await
+        let turn = self.inner.reporting.clone().lock_owned().await;
+        let database = self.inner.database.clone();
+        let (mode, limit) = (SessionMode::Write, TimeLimit::Short);
+        let write = async move {
+            let _turn = turn;
+            within(&database, mode, limit, move |session| {
+                async move { nodes::report(session, &report).await }.boxed()
+            })
+            .await
+        };
+        let late = PostgresFault::Unknown(Box::new(PostgresFault::Late));
+        self.work("writing a node's report", limit, late, write)
+            .await
     }
 
     async fn nodes(&self) -> Result<Vec<NodeReport>, StoreError> {
