@@ -247,8 +247,9 @@ pub(crate) fn do_everything(place: &TestSchema) {
     let head = wait(store.scan(None, ALL)).unwrap().head;
     wait(store.compact(head.revision)).unwrap();
     wait(store.start_new_epoch()).unwrap();
-    assert!(wait(store.scan(None, ALL)).unwrap().head.epoch != Epoch::default());
-    wait(store.finish_recovery()).unwrap();
+    let restored = open(place.options().allow_unrecovered()).unwrap();
+    assert!(wait(restored.scan(None, ALL)).unwrap().head.epoch != Epoch::default());
+    wait(restored.finish_recovery()).unwrap();
     wait(store.finish_upgrade()).unwrap();
     let later = at(START).saturating_add(days(1));
     let pruned = wait(keys.prune_audit(&host(), &tenant("acme"), later, None)).unwrap();

@@ -43,6 +43,8 @@ pub(super) enum PostgresFault {
     Foreign { table: String, part: String },
     #[error("the server accepts no writes: it is a standby or read-only, connect to the primary")]
     Standby,
+    #[error("{UNRECOVERED}")]
+    Unrecovered,
     #[error("{POOLER}")]
     Pooler,
     #[error("no synchronous standby is set: `synchronous_standby_names` is empty")]
@@ -81,6 +83,10 @@ fn remedy(code: &SqlState) -> &'static str {
         _ => "",
     }
 }
+
+/// The reason why a store that waits for recovery is refused, and the remedy.
+const UNRECOVERED: &str =
+    "the store was restored from a backup and is not recovered yet: run `keyctl recover`";
 
 /// The reason for an error for which [`is_of_pooler`] returns `true`, and the remedy.
 const POOLER: &str = "a connection pooler keeps no prepared statements or transactions: use its session mode, or \
@@ -303,7 +309,7 @@ pub enum ConnectError {
     /// To recover in code, connect with [`allow_unrecovered`](super::PostgresOptions::allow_unrecovered), call
     /// [`Keyward::recover`](crate::Keyward::recover), and then
     /// [`finish_recovery`](super::PostgresStore::finish_recovery).
-    #[error("the store was restored from a backup and is not recovered yet: run `keyctl recover`")]
+    #[error("{UNRECOVERED}")]
     Unrecovered,
     /// The schema or a table belongs to a role that is neither the connecting role nor the named
     /// [`owner`](super::PostgresOptions::owner). That role can change the tables at any time, for example to
@@ -379,6 +385,7 @@ impl From<PostgresFault> for ConnectError {
                 supported,
             },
             PostgresFault::Standby => Self::Standby,
+            PostgresFault::Unrecovered => Self::Unrecovered,
             PostgresFault::NoStandby => Self::NoStandby,
             PostgresFault::Unacknowledged => Self::Unacknowledged,
             PostgresFault::Missing => Self::NotFound,

@@ -223,11 +223,11 @@ impl PostgresStore {
     }
 
     /// Starts a new epoch in tables that were restored from a backup, so that followers of the lost history
-    /// start over. Call this method before any node uses the restored tables.
+    /// start over. Also call this method after a failover that lost commits.
     ///
-    /// The backup may contain keys that were revoked later. So the store then opens only with
-    /// [`allow_unrecovered`](PostgresOptions::allow_unrecovered), until
-    /// [`finish_recovery`](Self::finish_recovery) is called.
+    /// The tables may contain keys that were revoked later. So every transaction then fails, also of stores
+    /// that are connected, until [`finish_recovery`](Self::finish_recovery) is called. To recover the tables,
+    /// connect with [`allow_unrecovered`](PostgresOptions::allow_unrecovered).
     ///
     /// # Errors
     ///
@@ -242,7 +242,8 @@ impl PostgresStore {
         .await
     }
 
-    /// Marks a restored store as recovered, so that nodes can connect without `allow_unrecovered`.
+    /// Marks a restored store as recovered, so that nodes can connect without `allow_unrecovered`. This store
+    /// itself must be connected with it.
     ///
     /// # Errors
     ///

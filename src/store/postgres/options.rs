@@ -387,6 +387,7 @@ impl PostgresOptions {
             timeouts,
             heartbeats: None,
             server_clock: self.server_clock,
+            allows_unrecovered: self.unrecovered,
         };
         let set_up_database = Database {
             timeouts: Timeouts {
@@ -422,9 +423,7 @@ impl PostgresOptions {
             head::read(session).boxed()
         });
         let head = tokio::time::timeout(timeouts.request, head).await;
-        if head.unwrap_or(Err(PostgresFault::Late))?.store.unrecovered && !self.unrecovered {
-            return Err(ConnectError::Unrecovered);
-        }
+        head.unwrap_or(Err(PostgresFault::Late))?;
         tracing::info!(schema = database.schema.name(), "connected");
         Ok(PostgresStore::start((database, writing), listen, runtime))
     }

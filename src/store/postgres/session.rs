@@ -28,7 +28,7 @@ use super::heartbeat::{Heartbeats, SERVER_ID, ServerId};
 use super::hosts;
 use super::rows::{SqlParam, params};
 use super::schema::Schema;
-use crate::store::sql::{Sql, TablesVersion};
+use crate::store::sql::{Sql, StoreRow, TablesVersion};
 
 /// 24 hours, the time limit of a call that reads the whole store. An operator runs such a call and can
 /// cancel it.
@@ -83,6 +83,8 @@ pub(super) struct Database {
     pub(super) heartbeats: Option<Arc<Heartbeats>>,
     /// True if the store's reads include the time of the server's clock.
     pub(super) server_clock: bool,
+    /// True if transactions may use tables that wait for recovery.
+    pub(super) allows_unrecovered: bool,
 }
 
 impl Database {
@@ -211,17 +213,28 @@ impl SessionMode {
 const DURABLE: &str = "SELECT set_config('synchronous_commit', 'on', true) \
      WHERE current_setting('synchronous_commit') IN ('off', 'local');";
 
-/// Selects the versions of the tables, and whether the server is a standby.
-pub(super) const VERSIONED: &str =
-    "SELECT version, oldest, pg_is_in_recovery() FROM $s.schema_version WHERE one = 1";
+/// Selects the versions of the tables, whether the server is a standby, and the store's own row.
+pub(super) const VERSIONED: &str = "SELECT v.version, v.oldest, pg_is_in_recovery(), h.epoch, h.floor, h.unrecovered, \
+     h.store_seal FROM $s.schema_version AS v LEFT JOIN $s.head AS h ON h.one = v.one WHERE v.one = 1";
 
 /// Checks the row that [`VERSIONED`] selects. The server must be the primary, and this build must be allowed to
-/// use the tables.
-pub(super) fn check_version(found: &[Row]) -> Result<(), PostgresFault> {
-    Ok(version(found)?.check()?)
+/// use the tables. Unless `allows_unrecovered`, the tables must not wait for recovery: they may have been
+/// restored while connections were open.
+pub(super) fn check_version(found: &[Row], allows_unrecovered: bool) -> Result<(), PostgresFault> {
+    version(found)?.check()?;
+    // Other reads detect a missing or damaged row, unless the damage sets the mark.
+    let Some(found) = found.first() else {
+        return Ok(());
+    };
+    let marked = found.try_get::<_, Option<bool>>(5)? == Some(true);
+    if marked && !allows_unrecovered {
+        StoreRow::read(found, 3)?;
+        return Err(PostgresFault::Unrecovered);
+    }
+    Ok(())
 }
 
-/// Reads the row that [`VERSIONED`] selects. The server must be the primary.
+/// Reads the versions from the row that [`VERSIONED`] selects. The server must be the primary.
 pub(super) fn version(found: &[Row]) -> Result<TablesVersion, PostgresFault> {
     let found = found.first();
     let found = found.ok_or_else(|| PostgresFault::corrupt("the schema's version is missing"))?;
@@ -314,7 +327,12 @@ impl Session {
         };
         let durable = if mode.writes() { DURABLE } else { "" };
         let begin = format!("{}{}{durable}", mode.begin(), database.settings());
-        let begun = begin_on(conn.clone(), begin, version, server);
+        let begun = begin_on(
+            conn.clone(),
+            begin,
+            (version, database.allows_unrecovered),
+            server,
+        );
         let begun = begun.boxed().shared();
         // The first poll sends `BEGIN` and the checks. The response is awaited later.
         drop(begun.clone().now_or_never());
@@ -323,6 +341,11 @@ impl Session {
             conn,
             begun,
         })
+    }
+
+    /// Returns whether this transaction may use tables that wait for recovery.
+    pub(super) fn allows_unrecovered(&self) -> bool {
+        self.database.allows_unrecovered
     }
 
     pub(super) fn schema(&self) -> &Schema {
@@ -576,7 +599,7 @@ impl RowCursor {
 async fn begin_on(
     conn: Arc<Conn>,
     begin: String,
-    version: Option<Statement>,
+    (version, allows_unrecovered): (Option<Statement>, bool),
     server: Option<Statement>,
 ) -> Result<Option<ServerId>, PostgresFault> {
     let client = conn.client()?;
@@ -584,7 +607,7 @@ async fn begin_on(
     let (begun, version, server) = join3(begin, ask(client, version), ask(client, server)).await;
     begun?;
     if let Some(found) = version? {
-        check_version(&found)?;
+        check_version(&found, allows_unrecovered)?;
     }
     let Some(found) = server? else {
         return Ok(None);

@@ -5,7 +5,7 @@ use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
 use super::fault::PostgresFault;
-use super::session::{Database, VERSIONED, check_version};
+use super::session::{self, Database};
 use super::trust;
 use crate::core::view::Revision;
 use crate::store::Epoch;
@@ -78,8 +78,10 @@ async fn attempt(
     }
     // Before any other statement reads the tables, because a foreign part may run code.
     trust::check(&tx, &database.schema, owner).await?;
-    let version = VERSIONED.replace("$s.", prefix);
-    check_version(&tx.query(&version, &[]).await?)?;
+    let version = format!(
+        "SELECT version, oldest, pg_is_in_recovery() FROM {prefix}schema_version WHERE one = 1"
+    );
+    session::version(&tx.query(&version, &[]).await?)?.check()?;
     if !has_head(&tx, prefix).await? {
         // Lock the version row until the transaction ends. Another node that sets up the same tables waits
         // here. It then finds the head row that this node has inserted.

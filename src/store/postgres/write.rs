@@ -171,9 +171,9 @@ impl CommitBatch {
             let rows = place.and_then(|place| found.get(place));
             rows.map(Vec::as_slice).unwrap_or_default()
         };
-        // Check the version of the tables while the head is locked. A migration also locks the head, and may
-        // have committed just before this transaction got the lock.
-        check_version(rows_of(Some(version)))?;
+        // Check the version and the mark of the tables while the head is locked. A migration or a restore also
+        // locks the head, and may have committed just before this transaction got the lock.
+        check_version(rows_of(Some(version)), session.allows_unrecovered())?;
         let mut tenants = HashMap::new();
         for row in rows_of(Some(locked)).iter().chain(rows_of(missing)) {
             let (tenant, head) = TenantHead::read(row)?;

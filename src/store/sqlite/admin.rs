@@ -95,7 +95,7 @@ pub(super) fn stats(
 pub(super) fn backup(from: &StoreFile, to: &Path, verify: bool) -> Result<Cursor, OpenError> {
     let fail = |fault: SqliteFault| OpenError::of(&from.path, fault);
     let before = match verify {
-        true => Some(session::snapshot(&from.open()?, read::origin).map_err(fail)?),
+        true => Some(session::snapshot(from, &from.open()?, read::origin).map_err(fail)?),
         false => None,
     };
     let copy = copy(from, to)?;
@@ -115,7 +115,11 @@ pub(super) fn backup(from: &StoreFile, to: &Path, verify: bool) -> Result<Cursor
     if let Some(before) = before {
         let conn = copy.file.open()?;
         refuse_damage(&conn, to)?;
-        let after = session::snapshot(&conn, read::origin).map_err(fail)?;
+        let marked = StoreFile {
+            unrecovered: true,
+            ..copy.file.clone()
+        };
+        let after = session::snapshot(&marked, &conn, read::origin).map_err(fail)?;
         let same = after.head == before.head && after.counts == before.counts;
         if !same && after.head.revision <= before.head.revision {
             return Err(OpenError::Corrupt {
@@ -162,22 +166,28 @@ pub(super) fn restore(backup: &StoreFile, to: &Path) -> Result<(), OpenError> {
     let fail = |fault: SqliteFault| OpenError::of(&backup.path, fault);
     let conn = copy.file.open()?;
     refuse_damage(&conn, &backup.path)?;
-    // The new epoch makes every follower start over, even a follower whose revision exists in the backup too.
-    let start_epoch = || -> Result<(), SqliteFault> {
-        let store = StoreRow {
-            epoch: Epoch(schema::random(&conn)?),
-            floor: head::read(&conn)?.last.revision,
-            unrecovered: true,
-        };
-        head::write_store(&conn, &store)?;
-        documents::end_history(&conn)?;
-        nodes::end_history(&conn, nodes::longest_lease(&conn)?)
-    };
-    start_epoch()
+    start_epoch(&conn)
         .and_then(|()| StoreFile::checkpoint(&conn))
         .map_err(fail)?;
     drop(conn);
     copy.draft.publish(to)
+}
+
+/// Gives a file that was copied back by hand a new epoch, and marks the file as unrecovered.
+pub(super) fn start_new_epoch(file: &StoreFile) -> Result<(), SqliteFault> {
+    session::write(file, start_epoch)
+}
+
+/// Starts a new epoch, so that every follower starts over, even one whose revision exists in the file too.
+fn start_epoch(conn: &Connection) -> Result<(), SqliteFault> {
+    let store = StoreRow {
+        epoch: Epoch(schema::random(conn)?),
+        floor: head::read(conn)?.last.revision,
+        unrecovered: true,
+    };
+    head::write_store(conn, &store)?;
+    documents::end_history(conn)?;
+    nodes::end_history(conn, nodes::longest_lease(conn)?)
 }
 
 /// A finished copy of the file that is not yet at its final path.
@@ -230,6 +240,7 @@ pub(super) fn checkpoint(file: &StoreFile) -> Result<(), SqliteFault> {
 /// removed keys move to the table `gone`, so that no new key can use them.
 pub(super) fn compact(file: &StoreFile, upto: Revision) -> Result<u64, SqliteFault> {
     session::write(file, |conn| {
+        file.check_mark(conn)?;
         let head = head::read(conn)?;
         let floor = upto.min(head.last.revision).max(head.store.floor);
         let end = first_after(floor);

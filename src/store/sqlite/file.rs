@@ -10,6 +10,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::access::{folder_of, with_end};
 use super::fault::{OpenError, SqliteFault};
+use super::rows::one;
 use super::{head, schema};
 
 /// 3.51.3: the first version of SQLite without a bug that can corrupt a file in WAL mode that several
@@ -176,6 +177,19 @@ impl StoreFile {
             });
         }
         Ok(())
+    }
+
+    /// Refuses a file that waits for recovery, within a transaction: the mark may have been set after the
+    /// connection was opened. Reads one column, so other reads must detect a damaged row.
+    pub(super) fn check_mark(&self, conn: &Connection) -> Result<(), SqliteFault> {
+        if self.unrecovered {
+            return Ok(());
+        }
+        let sql = "SELECT 1 FROM store WHERE one = 1 AND unrecovered <> 0";
+        match one(conn, sql, [], |_| Ok(()))? {
+            Some(()) => Ok(self.check_recovered(conn)?),
+            None => Ok(()),
+        }
     }
 
     /// Connects to any SQLite file, with settings that do not change the file.

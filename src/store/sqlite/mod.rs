@@ -255,6 +255,22 @@ impl SqliteStore {
         blocking::unblock(move || admin::restore(&backup.into_file(), &to)).await
     }
 
+    /// Starts a new epoch in a file that was copied back by hand, so that followers of the lost history start
+    /// over. A file that [`restore`](Self::restore) made has a new epoch already.
+    ///
+    /// The copy may contain keys that were revoked later. So the store then serves nothing, also through
+    /// stores that are open, until [`finish_recovery`](Self::finish_recovery) is called. To recover it, open
+    /// it with [`allow_unrecovered`](SqliteOptions::allow_unrecovered).
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]. After `Indeterminate` the new epoch may or may not have started.
+    pub async fn start_new_epoch(&self) -> Result<(), StoreError> {
+        let file = self.file();
+        let done = blocking::unblock(move || admin::start_new_epoch(&file)).await;
+        done.map_err(|fault| fault.into_error("starting a new epoch"))
+    }
+
     /// Marks a restored store as recovered, so that it opens like any other store. Also moves all commits into
     /// the main file, as [`checkpoint`](Self::checkpoint) does.
     ///

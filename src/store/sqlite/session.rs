@@ -73,7 +73,9 @@ impl Pool {
             None => self.open(identity)?,
         };
         // After a failure the connection is dropped, not reused, because its state is unknown.
-        let read = connection.bound.hold(|| snapshot(&connection.conn, read))?;
+        let read = connection
+            .bound
+            .hold(|| snapshot(&self.file, &connection.conn, read))?;
         let mut idle = self.idle();
         if idle.len() < IDLE {
             idle.push(connection);
@@ -248,13 +250,15 @@ impl Drop for Tx<'_> {
     }
 }
 
-/// Runs `read` within one snapshot, after a check of the schema version.
+/// Runs `read` within one snapshot, after a check of the schema version and of the mark of a restored file.
 pub(super) fn snapshot<T>(
+    file: &StoreFile,
     conn: &Connection,
     read: impl FnOnce(&Connection) -> Result<T, SqliteFault>,
 ) -> Result<T, SqliteFault> {
     let tx = Tx::deferred(conn)?;
     schema::check_version(conn)?;
+    file.check_mark(conn)?;
     let read = read(conn)?;
     // Rolls back instead of committing, because a failed `COMMIT` would be reported as an unknown outcome.
     drop(tx);

@@ -207,7 +207,9 @@ impl Thread {
         // Takes the connection out of `self`, so that a failure closes it.
         let ready = self.ready.take().filter(|ready| ready.file == file)?;
         // A read that panics must not end the writer.
-        let read = catch_unwind(AssertUnwindSafe(|| snapshot(&ready.conn, read)));
+        let read = catch_unwind(AssertUnwindSafe(|| {
+            snapshot(&self.pool.file, &ready.conn, read)
+        }));
         let read = read.ok()?.ok()?;
         self.ready = Some(ready);
         read
@@ -218,7 +220,7 @@ impl Thread {
         write: impl Fn(&Connection) -> Result<T, SqliteFault>,
     ) -> Result<T, SqliteFault> {
         let ready = self.ready()?;
-        let (tx, ..) = begin(&ready)?;
+        let (tx, ..) = begin(&self.pool.file, &ready)?;
         let written = write(&ready.conn)?;
         tx.commit()?;
         self.ready = Some(ready);
@@ -333,7 +335,7 @@ impl Thread {
     ) -> Result<Result<Vec<Answer>, SqliteFault>, SqliteFault> {
         // Takes the connection out of `self`, so that a failure closes it.
         let mut ready = self.ready()?;
-        let (tx, version, mut head) = begin(&ready)?;
+        let (tx, version, mut head) = begin(&self.pool.file, &ready)?;
         let apply = |queued: &SqliteCommit| write::apply(&ready.conn, &mut head, &queued.commit);
         let answers: Vec<Answer> = match group.iter().map(apply).collect() {
             Ok(answers) => answers,
@@ -371,7 +373,7 @@ fn is_full(written: &Result<Result<Vec<Answer>, SqliteFault>, SqliteFault>) -> b
 }
 
 /// Begins a transaction that excludes other writers, and returns the head of the store.
-fn begin(ready: &Ready) -> Result<(Tx<'_>, i64, Head), SqliteFault> {
+fn begin<'a>(file: &StoreFile, ready: &'a Ready) -> Result<(Tx<'a>, i64, Head), SqliteFault> {
     let conn = &ready.conn;
     let tx = Tx::immediate(conn)?;
     let version = schema::data_version(conn)?;
@@ -382,6 +384,7 @@ fn begin(ready: &Ready) -> Result<(Tx<'_>, i64, Head), SqliteFault> {
     }
     check_journal(conn)?;
     schema::check_version(conn)?;
+    file.check_mark(conn)?;
     let head = head::read(conn)?;
     Ok((tx, version, head))
 }
