@@ -113,6 +113,7 @@
 //! | `keyward_index_keys` | the keys in the node's index, including removed ones |
 //! | `keyward_keys_by_pepper` | the keys that are neither revoked nor expired, by the `pepper` of this process that they need and its `state`: `current`, `next`, `live`, `audit`; counted when a sync ends, at most once a minute |
 //! | `keyward_unverifiable_keys` | the keys among them that this process refuses, because it lacks their pepper or has it for audit entries only |
+//! | `keyward_store_diverged` | 1 if the store went back in time, so that the node accepts no key: see [`Freshness::diverged`](node::Freshness::diverged); else 0 |
 //! | `keyward_syncs_total` | syncs, with `outcome`: `confirmed`, `failed`, `abandoned` (dropped before it ended) |
 //! | `keyward_resyncs_total` | complete reads of the store, because the store's history was lost |
 //! | `keyward_read_throughs_total` | reads of a single key from the store, with `outcome`: `found`, `missing`, `corrupt`, `failed`; also calls that `joined` a read in flight, or were `refused` because of too many reads |

@@ -136,14 +136,16 @@ pub(crate) fn http_request(outcome: &'static str) {
     count("keyward_http_requests_total", Some(outcome));
 }
 
-/// Sets the age of the replica and the number of key rows in its index.
-pub(crate) fn replica(age: Option<Duration>, keys: u32) {
+/// Sets the age of the replica, the number of key rows in its index, and whether its store went back in time: 1
+/// if so, else 0.
+pub(crate) fn replica(age: Option<Duration>, keys: u32, diverged: bool) {
     // The gauge needs a value before the first confirmation, so the age is then infinite.
     gauge(
         "keyward_freshness_age_seconds",
         age.map_or(f64::INFINITY, |age| age.as_secs_f64()),
     );
     gauge("keyward_index_keys", keys.into());
+    gauge("keyward_store_diverged", f64::from(u8::from(diverged)));
 }
 
 /// Sets the number of live keys under one pepper of this process.

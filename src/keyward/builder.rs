@@ -208,7 +208,7 @@ impl KeywardBuilder {
             replica = replica.without_index();
         }
         let replica = Arc::new(replica);
-        let (learns, counts) = (replica.clone(), replica.clone());
+        let (learns, counts, checks) = (replica.clone(), replica.clone(), replica.clone());
         let manager = KeyManager::new(
             store.clone(),
             policies.clone(),
@@ -218,7 +218,8 @@ impl KeywardBuilder {
         )
         .with_time(time.clone())
         .with_listener(move |learnt| learns.apply_landed(learnt))
-        .with_uses(move |keys| counts.used_of(keys));
+        .with_uses(move |keys| counts.used_of(keys))
+        .with_history_check(move || checks.check_history());
         let verifier = Verifier::new(
             replica.clone(),
             store.clone(),

@@ -23,7 +23,7 @@ use crate::core::view::{Ancestry, Effects, LoadRequest, Revision, TenantView, re
 use crate::entropy::EntropyError;
 use crate::observe::WithSources;
 use crate::store::{
-    Change, Commit, CommitError, KeyStore, Learnt, Row, RowKey, StoreError, StoreErrorKind,
+    Change, Commit, CommitError, Cursor, KeyStore, Learnt, Row, RowKey, StoreError, StoreErrorKind,
 };
 
 /// 128 attempts to commit a batch after conflicts or unknown outcomes.
@@ -89,6 +89,9 @@ impl BatchExecutor {
         for attempt in 1..=MAX_ATTEMPTS {
             if all.iter().all(|pending| pending.is_left()) {
                 return Ok(());
+            }
+            if let Some(check) = &self.history {
+                check()?;
             }
             let policies = self.policies.load().clone();
             let policy = policies.of(tenant);
@@ -221,13 +224,18 @@ impl BatchExecutor {
     async fn commit(&self, commit: Commit, known: Vec<Change>) -> Result<Revision, CommitError> {
         let rows: Vec<_> = commit.rows().collect();
         let epoch = commit.epoch.unwrap_or_default();
-        let tenant = commit.tenant.clone();
+        let (tenant, tag) = (commit.tenant.clone(), commit.tag);
         let revision = self.store.commit(commit).await?;
         tracing::debug!(%tenant, %revision, rows = rows.len(), "committed");
         if let Some(landed) = &self.landed {
             let rows = rows.into_iter().map(|row| Change { revision, row });
             landed(&Learnt {
                 epoch,
+                committed: Some(Cursor {
+                    epoch,
+                    revision,
+                    tag,
+                }),
                 changes: known.into_iter().chain(rows).collect(),
             });
         }
@@ -276,6 +284,7 @@ impl BatchExecutor {
         });
         landed(&Learnt {
             epoch: view.epoch,
+            committed: None,
             changes: known.into_iter().chain(rows).collect(),
         });
     }

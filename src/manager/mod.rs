@@ -34,7 +34,7 @@ use crate::core::policy::LivePolicies;
 use crate::core::secret::KeyMaterial;
 use crate::core::text::CommandId;
 use crate::entropy::{Entropy, EntropyError};
-use crate::store::{CommitTag, KeyStore, Learnt};
+use crate::store::{CommitTag, KeyStore, Learnt, StoreError};
 use crate::timekeeper::Timekeeper;
 
 /// A listener for committed batches, called before any command of the batch returns.
@@ -42,6 +42,9 @@ pub type CommitListener = dyn Fn(&Learnt) + Send + Sync;
 
 /// A function that gets key ids, and returns those keys among them that were used in this process.
 type UsedHere = dyn Fn(&[KeyId]) -> BTreeSet<KeyId> + Send + Sync;
+
+/// A check before each attempt to execute a command. Fails if the store must not be used.
+type HistoryCheck = dyn Fn() -> Result<(), StoreError> + Send + Sync;
 
 /// Executes commands that change keys: loads, decides, commits, and retries after a conflict.
 ///
@@ -61,6 +64,7 @@ struct BatchExecutor {
     entropy: Arc<dyn Entropy>,
     landed: Option<Arc<CommitListener>>,
     used: Option<Arc<UsedHere>>,
+    history: Option<Arc<HistoryCheck>>,
 }
 
 impl fmt::Debug for KeyManager {
@@ -73,6 +77,7 @@ impl fmt::Debug for KeyManager {
             entropy,
             used: _,
             landed: _,
+            history: _,
         } = &*self.executor;
         f.debug_struct("KeyManager")
             .field("store", store)
@@ -100,6 +105,7 @@ impl KeyManager {
             entropy,
             landed: None,
             used: None,
+            history: None,
         };
         Self {
             executor: Arc::new(executor),
@@ -131,6 +137,17 @@ impl KeyManager {
         used: impl Fn(&[KeyId]) -> BTreeSet<KeyId> + Send + Sync + 'static,
     ) -> Self {
         Arc::make_mut(&mut self.executor).used = Some(Arc::new(used));
+        self
+    }
+
+    /// Refuses every command for which `check` fails, before the store is read. The check fails if the store went
+    /// back in time: a command that it accepts may be lost with the wrong history, and its answer would be false.
+    #[must_use]
+    pub(crate) fn with_history_check(
+        mut self,
+        check: impl Fn() -> Result<(), StoreError> + Send + Sync + 'static,
+    ) -> Self {
+        Arc::make_mut(&mut self.executor).history = Some(Arc::new(check));
         self
     }
 

@@ -15,6 +15,10 @@ pub struct Freshness {
     pub cursor: Option<Cursor>,
     /// The newest head that any read of the store returned.
     pub head: Option<Cursor>,
+    /// A position that this process knows and the store lacks: the store went back in time within its epoch.
+    /// The process then accepts no key and executes no command, until the store has this position again, or
+    /// has a new epoch. `None` otherwise.
+    pub diverged: Option<Cursor>,
 }
 
 /// The lag of a replica behind its store.
@@ -70,6 +74,7 @@ mod tests {
             age: age.map(Duration::from_secs),
             cursor: at(1, 5),
             head: at(1, 7),
+            diverged: None,
         }
     }
 

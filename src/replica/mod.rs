@@ -11,8 +11,11 @@
 //!   memory is bounded by the keys that exist, and readers need no lock.
 //! - With a node registry, a read confirms the index only if the registry had stored a report of this node
 //!   before the read was sent.
+//! - If the store goes back in time within its epoch, no read confirms the index: see
+//!   `divergence.rs`.
 
 mod confirmations;
+mod divergence;
 mod freshness;
 mod index;
 mod refusal;
@@ -28,7 +31,9 @@ use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 
 pub(crate) use self::confirmations::Awaited;
+use self::confirmations::ObservedReport;
 pub use self::confirmations::{Confirmations, NodeAnswer, NodeConfirmation};
+use self::divergence::history_lost;
 pub use self::freshness::{Freshness, Lag};
 use self::index::Index;
 pub(crate) use self::index::{
@@ -125,6 +130,11 @@ struct SyncState {
     registration: Option<RegistrationState>,
     /// The newest head that any read of the store returned.
     head: Option<Cursor>,
+    /// The newest position that a read of the store, or a commit of this process, returned. Kept if the cursor
+    /// is dropped.
+    newest: Option<Cursor>,
+    /// A position that the store lacks, because it went back in time. `None` if it did not, as far as known.
+    diverged: Option<Cursor>,
     /// The last time at which this replica dropped its cursor. It does so if the store's history was
     /// replaced, or if the changes after its cursor were compacted.
     lost: Option<Duration>,
@@ -246,27 +256,35 @@ impl Replica {
         }
         // Read the registry first: the other nodes' clocks correct the time against which verifications check
         // keys after this sync.
-        self.read_peers().await;
-        self.follow().await?;
-        self.report_progress().await;
-        Ok(())
+        let peers = self.read_peers().await;
+        let followed = self.follow(&peers).await;
+        // A node whose store went back in time goes on reporting the position that the store lacks, for nodes
+        // that start later.
+        if followed.is_ok() || self.check_history().is_err() {
+            self.report_progress().await;
+        }
+        followed
     }
 
-    async fn follow(&self) -> Result<(), StoreError> {
+    async fn follow(&self, peers: &[ObservedReport]) -> Result<(), StoreError> {
         let recorder = SyncRecorder::begin(self);
-        let synced = self.step().await;
+        let synced = self.step(peers).await;
         recorder.end(&synced);
         synced
     }
 
-    async fn step(&self) -> Result<(), StoreError> {
+    async fn step(&self, peers: &[ObservedReport]) -> Result<(), StoreError> {
         self.free_replaced();
+        self.check_peers(peers).await?;
+        let diverged = self.progress().diverged;
+        if let Some(lost) = diverged {
+            self.await_history(lost).await?;
+        }
         let cursor = self.progress().cursor;
         if let Some(cursor) = cursor {
-            match self.catch_up(None, cursor).await {
-                Ok((sent, upto)) => return self.publish(sent, upto),
-                Err(ChangesError::Store(error)) => return Err(error),
-                Err(ChangesError::Compacted) => self.lose_history(),
+            match self.catch_up(None, cursor).await? {
+                Some((sent, upto)) => return self.publish(sent, upto),
+                None => self.lose_history(),
             }
         }
         self.rebuild().await
@@ -283,6 +301,7 @@ impl Replica {
             age,
             cursor: progress.cursor,
             head: progress.head,
+            diverged: progress.diverged,
         }
     }
 
@@ -537,7 +556,7 @@ impl Replica {
             return false;
         }
         let mut progress = self.progress();
-        while let Some(cursor) = progress.cursor {
+        while let Some(cursor) = progress.cursor.filter(|_| progress.diverged.is_none()) {
             let sent = self.sending(&progress);
             match self.store.changes_now(cursor, PAGE) {
                 Some(Ok(changes)) => {
@@ -561,6 +580,7 @@ impl Replica {
                     self.end_freshness(&mut progress);
                     progress.reset_position(self.clock.monotonic());
                 }
+                Some(Err(ChangesError::Diverged)) => self.diverge(&mut progress, cursor, None),
                 Some(Err(ChangesError::Store(_))) | None => return false,
             }
         }
@@ -589,11 +609,21 @@ impl Replica {
     /// commit returns to its caller.
     ///
     /// If the commit belongs to another history than the one this replica follows, freshness ends. Revisions
-    /// of two histories cannot be compared.
+    /// of two histories cannot be compared. So a commit to a store that went back in time is not applied.
     pub(crate) fn apply_landed(&self, learnt: &Learnt) {
-        let Learnt { epoch, changes } = learnt;
+        let Learnt {
+            epoch,
+            committed,
+            changes,
+        } = learnt;
         let mut progress = self.progress();
+        if progress.diverged.is_some() {
+            return;
+        }
         progress.committed_epoch = Some(*epoch);
+        committed
+            .iter()
+            .for_each(|position| progress.know(*position));
         if progress.cursor.is_some_and(|own| own.epoch != *epoch) {
             tracing::warn!("store was replaced, reading all rows again");
             observe::resynced();
@@ -611,12 +641,28 @@ impl Replica {
     }
 
     /// Applies a key that was read from the store because the index did not contain it. Does nothing if the
-    /// key belongs to another history than the index.
+    /// key belongs to another history than the index. `known` is the newest position that this process
+    /// [knew](Self::newest_known) before the read.
     ///
     /// The rows of the key's owner and tenants were read together with the key, and are applied first.
     /// Without these rows the key would have no permissions in the index.
-    pub(crate) fn apply_fetched(&self, fetched: &FoundKey, rows: &[Change]) {
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if the store went back in time. The caller must then not use the key.
+    pub(crate) fn apply_fetched(
+        &self,
+        known: Option<Cursor>,
+        fetched: &FoundKey,
+        rows: &[Change],
+    ) -> Result<(), StoreError> {
         let mut progress = self.progress();
+        if let Some(lost) = self.lost_by(&progress, known, fetched) {
+            self.diverge(&mut progress, lost, Some(fetched.head));
+        }
+        if let Some(lost) = progress.diverged {
+            return Err(history_lost(lost));
+        }
         if progress
             .cursor
             .is_some_and(|cursor| cursor.epoch == fetched.head.epoch)
@@ -624,25 +670,30 @@ impl Replica {
             progress.record_head(fetched.head);
             self.apply(&progress, rows.iter().chain([&fetched.change]).cloned());
         }
+        Ok(())
     }
 
     /// Applies pages of the change feed to `building`, or to the current index. Stops when a page ends at the
-    /// head that this page reports.
+    /// head that this page reports. Returns `None` if the feed cannot continue after the cursor.
     async fn catch_up(
         &self,
         building: Option<&Index>,
         mut cursor: Cursor,
-    ) -> Result<(Sent, Cursor), ChangesError> {
+    ) -> Result<Option<(Sent, Cursor)>, StoreError> {
         self.register().await?;
         loop {
             // The last page confirms the index as of the time at which the request for that page was sent.
             // The earlier pages contain all earlier changes. With the send time of the first page, the index
             // would look stale after a long catch-up.
-            let sent = self.sending(&self.progress());
+            let (sent, known) = {
+                let progress = self.progress();
+                (self.sending(&progress), progress.newest)
+            };
             let asked = self.clock.monotonic();
-            let page = self.store.changes(cursor, PAGE).await;
-            self.count_answer();
-            let page = page?;
+            let Some(page) = self.page(cursor, PAGE).await? else {
+                return Ok(None);
+            };
+            self.check_known(known, [cursor, page.head]).await?;
             // Stop at the head that this page reports, not at the head that the first page reported. If a row
             // changes between two pages, the feed returns only its newest change, which lies beyond the first
             // head. A loop that stopped at the first head would miss the row's old and new change.
@@ -663,13 +714,14 @@ impl Replica {
             let moved = page.upto.revision > cursor.revision;
             cursor = page.upto;
             if cursor.revision >= goal {
-                return Ok((sent, cursor));
+                return Ok(Some((sent, cursor)));
             }
             if !moved {
                 let kind = StoreErrorKind::Corrupt;
-                return Err(
-                    StoreError::new(kind, "following a feed that makes no progress").into(),
-                );
+                return Err(StoreError::new(
+                    kind,
+                    "following a feed that makes no progress",
+                ));
             }
         }
     }
@@ -725,16 +777,13 @@ impl Replica {
             index.apply(progress.commits_during_scan.take().unwrap_or_default());
             self.note_imports(index);
         }
-        match self.catch_up(Some(index), head.unwrap_or_default()).await {
-            Ok(caught_up) => Ok(caught_up),
-            Err(ChangesError::Store(error)) => Err(error),
-            // The changes since the start of the scan were compacted away while the scan ran. The next sync
-            // scans the store again.
-            Err(ChangesError::Compacted) => {
-                let kind = StoreErrorKind::Unavailable;
-                Err(StoreError::new(kind, "following changes after a scan"))
-            }
-        }
+        let caught_up = self.catch_up(Some(index), head.unwrap_or_default());
+        // The changes since the start of the scan may have been compacted away while the scan ran. The next sync
+        // scans the store again.
+        caught_up.await?.ok_or_else(|| {
+            let kind = StoreErrorKind::Unavailable;
+            StoreError::new(kind, "following changes after a scan")
+        })
     }
 
     fn publish(&self, sent: Sent, upto: Cursor) -> Result<(), StoreError> {
@@ -771,11 +820,12 @@ impl Replica {
     }
 
     /// Publishes the send time of a read as the newest confirmation. Returns false and publishes nothing if
-    /// this node was not registered when the read was sent, or no longer is.
+    /// this node was not registered when the read was sent, or no longer is. Also if a concurrent read found
+    /// that the store went back in time.
     fn confirm(&self, progress: &SyncState, sent: Sent) -> bool {
         let Sent { at, until } = sent;
         let may = |until: Option<Reading>| until.is_some_and(|until| is_by(at, until));
-        let confirms = may(until) && may(progress.until());
+        let confirms = progress.diverged.is_none() && may(until) && may(progress.until());
         if confirms {
             let monotonic = u64::try_from(at.monotonic.as_micros()).unwrap_or(u64::MAX);
             // The caller holds the lock of `progress`, so no other thread writes `confirmed` or
@@ -798,10 +848,10 @@ impl Replica {
     /// Exports the freshness of this node and the number of keys as gauges.
     pub(crate) fn show_gauges(&self) {
         let keys = self.view.load().index().keys();
-        let age = self.freshness().age;
-        observe::replica(age, keys);
+        let Freshness { age, diverged, .. } = self.freshness();
+        observe::replica(age, keys, diverged.is_some());
         if let Some(bound) = self.shortest_bound() {
-            let age = match self.answers_now() {
+            let age = match self.answers_now() && diverged.is_none() {
                 true => Some(Duration::ZERO),
                 false => age,
             };
@@ -845,9 +895,18 @@ impl SyncState {
     /// Records the store's head, as an answer of the store reports it. Within one history a lower head never
     /// replaces a higher one, because answers may arrive out of order.
     fn record_head(&mut self, head: Cursor) {
+        self.know(head);
         let own = self.head.filter(|own| own.epoch == head.epoch);
         if own.is_none_or(|own| own.revision < head.revision) {
             self.head = Some(head);
+        }
+    }
+
+    /// Records a position that the store has, or has had.
+    fn know(&mut self, position: Cursor) {
+        let own = self.newest.filter(|own| own.epoch == position.epoch);
+        if own.is_none_or(|own| own.revision < position.revision) {
+            self.newest = Some(position);
         }
     }
 

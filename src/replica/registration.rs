@@ -301,19 +301,28 @@ impl Replica {
         observed.report_failure = cause;
     }
 
-    /// Reads the other nodes' reports, unless the last attempt is more recent than [`READ_PEERS_EVERY`]. A
-    /// failed attempt counts as an attempt.
-    pub(super) async fn read_peers(&self) {
-        let Some(registration) = &self.registration else {
-            return;
+    /// Reads and returns the other nodes' reports. Returns none if the last attempt is more recent than
+    /// [`READ_PEERS_EVERY`], or if this attempt fails. A failed attempt counts as an attempt.
+    pub(super) async fn read_peers(&self) -> Vec<ObservedReport> {
+        let registration = self.registration.as_ref();
+        let Some(registration) = registration.filter(|own| own.is_peer_read_due(self.clock.raw()))
+        else {
+            return Vec::new();
         };
-        if registration.is_peer_read_due(self.clock.raw())
-            && let Err(error) = self.read_registry(registration).await
-        {
-            tracing::debug!(error = %WithSources(&error), "cannot read the node registry");
-            // The clock readings of the last successful read are out of date by now.
-            self.clock.saw_nodes([]);
-        }
+        self.read_registry(registration)
+            .await
+            .unwrap_or_else(|error| {
+                tracing::debug!(error = %WithSources(&error), "cannot read the node registry");
+                // The clock readings of the last successful read are out of date by now.
+                self.clock.saw_nodes([]);
+                Vec::new()
+            })
+    }
+
+    /// Makes the next sync read the other nodes' reports.
+    pub(super) fn forget_peer_read(&self) {
+        let own = self.registration.iter();
+        own.for_each(|registration| registration.observed().last_read = None);
     }
 
     async fn report(&self, registration: &Registration, synced: bool) -> Result<(), StoreError> {
@@ -408,7 +417,11 @@ impl Replica {
         awaited: &Awaited,
     ) -> Result<Confirmations, StoreError> {
         match self.ask(awaited).await {
-            Err(error) if awaited.left(self.clock.monotonic()).is_zero() => {
+            // A store that went back in time may have lost the change itself, so no elapsed time confirms it.
+            Err(error)
+                if awaited.left(self.clock.monotonic()).is_zero()
+                    && self.check_history().is_ok() =>
+            {
                 tracing::debug!(error = %WithSources(&error), "registry failed, but the change is older than its bound");
                 Ok(confirmations::by_time())
             }

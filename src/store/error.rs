@@ -146,10 +146,14 @@ pub enum CommitError {
 /// The error of [`KeyStore::changes`](super::KeyStore::changes).
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ChangesError {
-    /// The history after the cursor was dropped, or the cursor belongs to another history. The caller must
-    /// start over with a scan.
+    /// The history after the cursor was dropped, or the cursor belongs to another epoch. The caller must start
+    /// over with a scan.
     #[error("history after the cursor is gone")]
     Compacted,
+    /// The store is in the cursor's epoch, but does not have the cursor's commit: the store went back in time.
+    /// A change that the caller has applied may be lost, so the caller must not continue by itself.
+    #[error("store went back in time: it does not have the commit at the cursor")]
+    Diverged,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -340,12 +340,12 @@ impl MemoryState {
     }
 
     fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
-        let tag = self.tags.get(&after.revision).copied().unwrap_or_default();
-        let known = after.epoch == self.head.epoch
-            && after.revision <= self.head.revision
-            && after.tag == tag;
-        if !known || after.revision < self.floor {
+        if after.epoch != self.head.epoch || after.revision < self.floor {
             return Err(ChangesError::Compacted);
+        }
+        let tag = self.tags.get(&after.revision).copied().unwrap_or_default();
+        if after.revision > self.head.revision || after.tag != tag {
+            return Err(ChangesError::Diverged);
         }
         let mut changes: Vec<Change> = Vec::new();
         for (revision, keys) in self.by_revision.range(Revision(after.revision.0 + 1)..) {

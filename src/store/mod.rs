@@ -268,6 +268,8 @@ pub struct Change {
 pub struct Learnt {
     /// The epoch of the store's history.
     pub epoch: Epoch,
+    /// The position of the store after the process's own commit. `None` if the rows were only read.
+    pub committed: Option<Cursor>,
     /// The rows that the decision used, then the rows that the commit wrote.
     pub changes: Vec<Change>,
 }
@@ -314,8 +316,8 @@ pub enum Locator {
 pub struct FoundKey {
     /// The row of the key: a record, a tombstone or a corrupt row.
     pub change: Change,
-    /// The head of the store when the key was read. An earlier head is allowed, because a follower then only
-    /// reads more changes.
+    /// The head of the store, from the same snapshot as the row, or read before the row. It includes every
+    /// commit that returned before the call began, so a lower head reveals a store that went back in time.
     pub head: Cursor,
 }
 
@@ -387,8 +389,12 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// - [`ChangesError::Compacted`] if the history after `after` was dropped, if `after` is ahead of the
-    ///   head, or if `after` belongs to another history.
+    /// - [`ChangesError::Compacted`] if `after` belongs to another epoch, or if the history after `after` was
+    ///   dropped.
+    /// - Otherwise [`ChangesError::Diverged`] if the store has no commit with the revision and the tag of
+    ///   `after`: `after` is ahead of the head, or its revision has another tag. Someone copied a backup back,
+    ///   or a failover lost commits. A store that answered `Compacted` or a page instead would let followers
+    ///   accept keys whose revocations are lost.
     /// - Otherwise [`ChangesError::Store`]; never `Indeterminate`.
     async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError>;
 

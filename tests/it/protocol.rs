@@ -26,9 +26,15 @@ enum Variant {
     LooksUpFirst,
     NeverStartsOver,
     ReadsClockFirst,
+    /// Starts over if the store went back in time.
+    ResyncsSilently,
+    /// Fails one poll if the store went back in time, and then starts over.
+    ResyncsLater,
+    /// Continues once the store has some commit at the node's revision again.
+    ComparesRevisions,
 }
 
-const BROKEN: [Variant; 9] = [
+const BROKEN: [Variant; 12] = [
     Variant::AppliesAnything,
     Variant::ConfirmsFirst,
     Variant::ConfirmsFirstHead,
@@ -38,6 +44,9 @@ const BROKEN: [Variant; 9] = [
     Variant::LooksUpFirst,
     Variant::NeverStartsOver,
     Variant::ReadsClockFirst,
+    Variant::ResyncsSilently,
+    Variant::ResyncsLater,
+    Variant::ComparesRevisions,
 ];
 
 /// The number of events of each kind that may still happen.
@@ -50,10 +59,12 @@ struct Budget {
     compactions: u8,
     restarts: u8,
     polls: u8,
+    /// The number of times that the store returns to its initial state.
+    backs: u8,
 }
 
 /// The state of a key, as a row records it.
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq, PartialOrd)]
 enum Life {
     #[default]
     Unknown,
@@ -68,6 +79,17 @@ struct Row {
     life: Life,
 }
 
+/// A position in the store's history: a revision, and the history that its commit belongs to. The histories
+/// before and after the store went back share the initial commits.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+struct Place {
+    revision: u8,
+    history: u8,
+}
+
+/// The revision of the store's initial state.
+const INITIAL: u8 = 2;
+
 /// Rows of both keys, and the store's head when the rows were scanned.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 struct Rows {
@@ -81,8 +103,13 @@ struct Store {
     head: u8,
     /// The revision up to which the history is compacted.
     floor: u8,
-    /// The tick at which the first key was ended.
+    /// The tick at which the first key was ended. `None` again if the store went back in time, because a node
+    /// that has not read the end cannot know it.
     ended: Option<u8>,
+    /// The number of times that the store went back in time.
+    history: u8,
+    /// True if the store has a new epoch, which all followers notice.
+    renewed: bool,
 }
 
 /// An answer from the store.
@@ -90,13 +117,14 @@ struct Store {
 enum Page {
     Changes {
         row: Option<(usize, Row)>,
-        upto: u8,
-        head: u8,
+        upto: Place,
+        head: Place,
     },
     Compacted,
+    Diverged,
     Scan {
         rows: [Row; 2],
-        head: u8,
+        head: Place,
     },
 }
 
@@ -106,13 +134,13 @@ enum Poll {
     Idle,
     Asked {
         sent: u8,
-        from: Option<u8>,
-        goal: Option<u8>,
+        from: Option<Place>,
+        goal: Option<Place>,
         aside: Option<Rows>,
     },
     Answered {
         sent: u8,
-        goal: Option<u8>,
+        goal: Option<Place>,
         aside: Option<Rows>,
         page: Page,
         /// True if the node already counts the poll as a confirmation before it applies the page. Only the
@@ -124,11 +152,15 @@ enum Poll {
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 struct Node {
     live: Rows,
-    cursor: Option<u8>,
+    cursor: Option<Place>,
     confirmed: Option<u8>,
     poll: Poll,
     /// The row of the first key, in a reply that is in flight.
     fetched: Option<Row>,
+    /// True once the node has applied the end of the first key. It must then never accept this key.
+    learnt: bool,
+    /// True if the node has noticed that the store went back in time.
+    diverged: bool,
 }
 
 /// The progress of the only verification, which verifies the first key.
@@ -140,6 +172,8 @@ enum Verification {
         place: usize,
         /// True if the node itself had ended the key, and applied the change, before the verification began.
         knew: bool,
+        /// True if the node had applied the end of the key before the verification began.
+        learnt: bool,
         confirmed: Option<Option<u8>>,
         live: Option<bool>,
         read: Option<u8>,
@@ -147,6 +181,7 @@ enum Verification {
     Done {
         accepted: bool,
         knew: bool,
+        learnt: bool,
         at: u8,
     },
 }
@@ -169,6 +204,7 @@ enum Step {
     Remove(usize),
     Learn,
     Forget,
+    GoBack,
     Restart(usize),
     Send(usize),
     Serve(usize),
@@ -199,6 +235,8 @@ const NOTHING: Node = Node {
     confirmed: None,
     poll: Poll::Idle,
     fetched: None,
+    learnt: false,
+    diverged: false,
 };
 
 impl Rows {
@@ -225,11 +263,15 @@ impl Store {
     }
 
     /// Returns the next page of changes: one row per page, and only the newest row of each key.
-    fn changes(&self, after: u8) -> Page {
-        if after < self.floor {
+    fn changes(&self, after: Place, variant: Variant) -> Page {
+        if after.revision < self.floor || self.renewed {
             return Page::Compacted;
         }
-        let later = |key: &usize| self.rows[*key].revision > after;
+        let other = after != self.place(after.revision) && variant != Variant::ComparesRevisions;
+        if other || after.revision > self.head {
+            return Page::Diverged;
+        }
+        let later = |key: &usize| self.rows[*key].revision > after.revision;
         let first = (0..2)
             .filter(later)
             .min_by_key(|key| self.rows[*key].revision);
@@ -238,10 +280,39 @@ impl Store {
         let upto = next.filter(|_| others > 1).map(|(_, row)| row.revision);
         Page::Changes {
             row: next,
-            upto: upto.unwrap_or(self.head),
-            head: self.head,
+            upto: self.place(upto.unwrap_or(self.head)),
+            head: self.place(self.head),
         }
     }
+
+    /// Returns the position of the commit at a revision.
+    fn place(&self, revision: u8) -> Place {
+        let history = if revision > INITIAL { self.history } else { 0 };
+        Place { revision, history }
+    }
+
+    /// Returns to the initial state, within the epoch.
+    fn go_back(&mut self) {
+        *self = Self {
+            history: self.history + 1,
+            ..Self::INITIAL
+        };
+    }
+
+    const INITIAL: Self = {
+        const fn live(revision: u8) -> Row {
+            let life = Life::Live;
+            Row { revision, life }
+        }
+        Self {
+            rows: [live(1), live(2)],
+            head: INITIAL,
+            floor: 0,
+            ended: None,
+            history: 0,
+            renewed: false,
+        }
+    };
 
     fn forget(&mut self) {
         self.floor = self.head;
@@ -267,7 +338,7 @@ impl Node {
         };
     }
 
-    fn serve(&mut self, store: &Store) {
+    fn serve(&mut self, store: &Store, variant: Variant) {
         if let Poll::Asked {
             sent,
             from,
@@ -276,10 +347,10 @@ impl Node {
         } = self.poll
         {
             let page = match from {
-                Some(from) => store.changes(from),
+                Some(from) => store.changes(from, variant),
                 None => Page::Scan {
                     rows: store.rows,
-                    head: store.head,
+                    head: store.place(store.head),
                 },
             };
             self.poll = Poll::Answered {
@@ -325,15 +396,18 @@ impl Node {
                 let rows = aside.as_mut().unwrap_or(&mut self.live);
                 row.into_iter().for_each(|row| rows.apply(row, variant));
                 let goal = goal.unwrap_or(head);
+                self.learnt |= aside.is_none() && self.live.rows[0].life >= Life::Ended;
                 let done = match variant {
-                    Variant::ConfirmsFirstHead => upto >= goal,
+                    Variant::ConfirmsFirstHead => upto.revision >= goal.revision,
                     Variant::ConfirmsFirstPage => true,
                     _ => upto == head,
                 };
                 if done {
                     if let Some(aside) = aside {
                         self.live = aside;
+                        self.learnt |= self.live.rows[0].life >= Life::Ended;
                     }
+                    self.diverged = false;
                     self.cursor = Some(upto);
                     self.confirm(sent);
                     self.poll = Poll::Idle;
@@ -353,9 +427,23 @@ impl Node {
                 }
                 self.poll = Poll::Idle;
             }
+            Page::Diverged => {
+                self.confirmed = None;
+                let starts_over = match variant {
+                    Variant::ResyncsSilently => true,
+                    Variant::ResyncsLater => self.diverged,
+                    _ => false,
+                };
+                if starts_over {
+                    self.cursor = None;
+                }
+                self.diverged = true;
+                self.poll = Poll::Idle;
+            }
             Page::Scan { rows, head } => {
                 // The method `learn` adds the rows that this process commits during the scan.
-                let rows = Rows { rows, base: head };
+                let base = head.revision;
+                let rows = Rows { rows, base };
                 self.poll = Poll::Asked {
                     sent: now,
                     from: Some(head),
@@ -369,6 +457,7 @@ impl Node {
     /// Applies a row that the process committed itself.
     fn learn(&mut self, row: (usize, Row), variant: Variant) {
         self.live.apply(row, variant);
+        self.learnt |= row.0 == 0;
         let (Poll::Asked { aside, .. } | Poll::Answered { aside, .. }) = &mut self.poll else {
             return;
         };
@@ -383,6 +472,7 @@ impl Protocol {
         let Verification::On {
             place,
             knew,
+            learnt,
             mut confirmed,
             mut live,
             mut read,
@@ -401,11 +491,17 @@ impl Protocol {
                 let fresh = confirmed.is_some_and(|sent| read.saturating_sub(sent) <= BOUND);
                 let at = state.now;
                 let accepted = fresh && live;
-                Verification::Done { accepted, knew, at }
+                Verification::Done {
+                    accepted,
+                    knew,
+                    learnt,
+                    at,
+                }
             }
             _ => Verification::On {
                 place,
                 knew,
+                learnt,
                 confirmed,
                 live,
                 read,
@@ -432,13 +528,19 @@ impl Protocol {
             state.nodes[0].learn(row, self.variant);
         }
         let now = state.now + 1;
+        // A store that went back in time gets a new epoch.
+        state.store.renewed |= state.store.history > 0;
         state.nodes.iter_mut().all(|node| {
             // From here on no more faults occur: requests in flight are dropped, and each node polls again.
             node.poll = Poll::Idle;
             for _ in 0..2 {
                 node.send(now);
                 while node.poll != Poll::Idle {
-                    node.serve(&state.store);
+                    // The new epoch is noticed once.
+                    let scanned = matches!(node.poll, Poll::Asked { aside: Some(_), .. });
+                    let mut store = state.store;
+                    store.renewed &= !scanned && node.confirmed != Some(now);
+                    node.serve(&store, self.variant);
                     node.receive(now, self.variant);
                 }
             }
@@ -455,26 +557,20 @@ impl Model for Protocol {
     type Action = Step;
 
     fn init_states(&self) -> Vec<State> {
-        let live = |revision| Row {
-            revision,
-            life: Life::Live,
-        };
-        let rows = [live(1), live(2)];
+        let store = Store::INITIAL;
         let node = Node {
-            live: Rows { rows, base: 0 },
-            cursor: Some(2),
+            live: Rows {
+                rows: store.rows,
+                base: 0,
+            },
+            cursor: Some(store.place(INITIAL)),
             confirmed: Some(0),
             ..NOTHING
         };
         vec![State {
             now: 0,
             left: self.budget,
-            store: Store {
-                rows,
-                head: 2,
-                floor: 0,
-                ended: None,
-            },
+            store,
             nodes: [node; 2],
             landing: None,
             verification: Verification::Not,
@@ -496,6 +592,7 @@ impl Model for Protocol {
         let mut may = |step: Step, budget: u8| (budget > 0).then(|| steps.push(step));
         may(Step::Tick, left.ticks);
         may(Step::Forget, left.compactions);
+        may(Step::GoBack, left.backs);
         for key in 0..2 {
             // The first node runs one command at a time, so it starts no write before it has applied the last
             // one.
@@ -560,6 +657,10 @@ impl Model for Protocol {
                 state.left.compactions -= 1;
                 state.store.forget();
             }
+            Step::GoBack => {
+                state.left.backs -= 1;
+                state.store.go_back();
+            }
             Step::Restart(place) => {
                 state.left.restarts -= 1;
                 state.nodes[place] = NOTHING;
@@ -574,7 +675,7 @@ impl Model for Protocol {
                 state.left.polls -= 1;
                 state.nodes[place].send(state.now);
             }
-            Step::Serve(place) => state.nodes[place].serve(&last.store),
+            Step::Serve(place) => state.nodes[place].serve(&last.store, self.variant),
             Step::Receive(place) => state.nodes[place].receive(state.now, self.variant),
             Step::Lose(place) => {
                 state.left.losses -= 1;
@@ -595,11 +696,13 @@ impl Model for Protocol {
             Step::Verify(place) => {
                 let ended = state.store.ended.is_some();
                 let landing = matches!(state.landing, Some((0, _)));
+                let learnt = state.nodes[place].learnt;
                 let knew =
                     place == 0 && ended && !landing && state.left.restarts == self.budget.restarts;
                 state.verification = Verification::On {
                     place,
                     knew,
+                    learnt,
                     confirmed: None,
                     live: None,
                     read: None,
@@ -635,6 +738,19 @@ impl Model for Protocol {
                 },
             ),
             Property::always(
+                "no node accepts a key whose end it has applied",
+                |_, state: &State| {
+                    !matches!(
+                        state.verification,
+                        Verification::Done {
+                            accepted: true,
+                            learnt: true,
+                            ..
+                        }
+                    )
+                },
+            ),
+            Property::always(
                 "no node is stale for ever",
                 |model: &Self, state: &State| model.recovers(state),
             ),
@@ -655,7 +771,7 @@ impl Model for Protocol {
 }
 
 /// Budgets that take only seconds to explore. Together they are large enough to find every broken variant.
-const SMALL: [Budget; 4] = [
+const SMALL: [Budget; 6] = [
     // Explores leases and lost messages.
     Budget {
         ticks: 3,
@@ -689,6 +805,20 @@ const SMALL: [Budget; 4] = [
         polls: 1,
         ..NONE
     },
+    // Explores a store that goes back in time, and then moves on.
+    Budget {
+        writes: 1,
+        backs: 1,
+        polls: 4,
+        ..NONE
+    },
+    Budget {
+        ticks: 2,
+        writes: 2,
+        backs: 1,
+        polls: 2,
+        ..NONE
+    },
 ];
 
 const NONE: Budget = Budget {
@@ -699,6 +829,7 @@ const NONE: Budget = Budget {
     compactions: 0,
     restarts: 0,
     polls: 0,
+    backs: 0,
 };
 
 fn check(variant: Variant, budget: Budget) -> impl Checker<Protocol> {

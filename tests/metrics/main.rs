@@ -83,6 +83,34 @@ fn the_offset_to_the_most_different_clock_is_a_gauge() {
 }
 
 #[test]
+fn a_store_that_went_back_in_time_sets_a_gauge() {
+    let kept = Kept::default();
+    metrics::with_local_recorder(&kept, || {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        let open = || wait(keyward::store::SqliteStore::open(place("keys.db"))).unwrap();
+        let clock = Arc::new(ManualClock::at(at(START)));
+        let policy = keyward::policy::Policy::new(profiles::standard()).unwrap();
+        let keys = node(open(), &clock, policy);
+        wait(open().checkpoint()).unwrap();
+        std::fs::copy(place("keys.db"), place("copy.db")).unwrap();
+        wait(keys.create(&admin(), reader("a"))).unwrap();
+        wait(keys.sync()).unwrap();
+        assert_eq!(kept.gauge("keyward_store_diverged"), 0.0);
+        std::fs::rename(place("keys.db"), place("right.db")).unwrap();
+        let put = |from: &str| {
+            for end in ["-wal", "-shm"] {
+                let _ = std::fs::remove_file(place(&format!("keys.db{end}")));
+            }
+            std::fs::rename(place(from), place("keys.db")).unwrap();
+        };
+        put("copy.db");
+        assert!(wait(keys.sync()).is_err());
+        assert_eq!(kept.gauge("keyward_store_diverged"), 1.0);
+    });
+}
+
+#[test]
 fn syncs_and_reads_are_counted_by_outcome_and_the_age_of_a_node_is_a_gauge() {
     let kept = Kept::default();
     let everything = metrics::with_local_recorder(&kept, || {

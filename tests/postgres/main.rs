@@ -4,6 +4,7 @@
 mod connecting;
 mod crash;
 mod damage;
+mod diverged;
 mod encryption;
 mod failover;
 mod integrity;

@@ -110,6 +110,8 @@ defects! {
     FindsHeadWithoutTag => "find_returns_a_head_that_can_be_followed",
     /// Returns a found key with a head that is one revision ahead of the store's head.
     FindsHeadAhead => "find_returns_a_head_that_can_be_followed",
+    /// Returns a found key with the position of the commit that wrote the key, not with the store's head.
+    FindsHeadOfTheRow => "find_returns_a_head_that_can_be_followed",
     /// Applies a commit even if the tenant is not at the commit's expected revision.
     IgnoresExpected => "a_commit_on_another_revision_is_a_conflict",
     /// Refuses a commit whose expected revision is too low, but accepts one that is too high.
@@ -206,15 +208,23 @@ defects! {
     /// Leaves tombstones out of the change feed, so that followers keep removed keys.
     FeedWithoutTombstones => "tombstones_are_in_the_feed",
     /// Returns an empty page for a cursor ahead of the head, instead of refusing the cursor.
-    AcceptsCursorsAhead => "a_cursor_ahead_of_the_head_is_compacted",
+    AcceptsCursorsAhead => "a_cursor_ahead_of_the_head_has_diverged",
+    /// Refuses a cursor ahead of the head as compacted, so that followers silently start over.
+    CompactsCursorsAhead => "a_cursor_ahead_of_the_head_has_diverged",
     /// Accepts a cursor of another epoch.
     AcceptsOtherEpochs => "a_cursor_of_another_epoch_is_compacted",
+    /// Refuses a cursor of another epoch as diverged, so that followers of a recovered store never start over.
+    DivergesOnOtherEpochs => "a_cursor_of_another_epoch_is_compacted",
     /// Accepts a cursor whose tag differs from the tag of its revision.
-    AcceptsOtherTags => "a_cursor_with_another_tag_is_compacted",
+    AcceptsOtherTags => "a_cursor_with_another_tag_has_diverged",
+    /// Refuses a cursor with another tag as compacted, so that followers silently start over.
+    CompactsOtherTags => "a_cursor_with_another_tag_has_diverged",
     /// Returns cursors with the tag zero, and accepts cursors with any tag.
     CursorsWithoutTags => "cursors_carry_the_tag_of_their_commit",
     /// Answers `changes_now` from a copy of the store that lacks the last commit.
     ChangesNowLags => "changes_now_returns_what_changes_returns",
+    /// Refuses a cursor ahead of the head as compacted in `changes_now`, but as diverged in `changes`.
+    ChangesNowCompacts => "changes_now_returns_what_changes_returns",
     /// Scans keys first, although owners and tenants precede keys in the order of [`RowKey`].
     ScansKeysFirst => "a_scan_returns_every_row_in_order",
     /// Leaves out the first row of every page of a scan, except on the first page.
@@ -647,6 +657,23 @@ impl<S: KeyStore> BrokenStore<S> {
         after
     }
 
+    /// Returns another refusal of a cursor than the inner store's.
+    fn spoil_refusal(&self, refused: ChangesError, after: Cursor) -> ChangesError {
+        // The test of a tag uses revisions that the store has.
+        let is_known =
+            after.revision == Revision::ZERO || self.state().tags.contains_key(&after.revision);
+        match (self.defect, &refused) {
+            (StoreDefect::CompactsCursorsAhead, ChangesError::Diverged) if !is_known => {
+                ChangesError::Compacted
+            }
+            (StoreDefect::CompactsOtherTags, ChangesError::Diverged) if is_known => {
+                ChangesError::Compacted
+            }
+            (StoreDefect::DivergesOnOtherEpochs, ChangesError::Compacted) => ChangesError::Diverged,
+            _ => refused,
+        }
+    }
+
     fn spoil_page(&self, mut page: Changes, after: Cursor, limit: NonZeroUsize) -> Changes {
         let state = self.state();
         match self.defect {
@@ -841,6 +868,11 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
             StoreDefect::FindsNoTombstones if removed => return Ok(None),
             StoreDefect::FindsHeadWithoutTag => found.head.tag = CommitTag(0),
             StoreDefect::FindsHeadAhead => found.head.revision.0 += 1,
+            StoreDefect::FindsHeadOfTheRow => {
+                let tags = &self.state().tags;
+                found.head.revision = found.change.revision;
+                found.head.tag = tags.get(&found.head.revision).copied().unwrap_or_default();
+            }
             _ => {}
         }
         Ok(Some(found))
@@ -881,8 +913,10 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
 
     async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
         let asked = self.lenient(after, self.head().await?);
-        let page = self.inner.changes(asked, limit).await?;
-        Ok(self.spoil_page(page, asked, limit))
+        match self.inner.changes(asked, limit).await {
+            Ok(page) => Ok(self.spoil_page(page, asked, limit)),
+            Err(refused) => Err(self.spoil_refusal(refused, asked)),
+        }
     }
 
     async fn scan(
@@ -1067,6 +1101,10 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
         limit: NonZeroUsize,
     ) -> Option<Result<Changes, ChangesError>> {
         let answer = self.inner.changes_now(after, limit)?;
+        if self.is(StoreDefect::ChangesNowCompacts) && matches!(answer, Err(ChangesError::Diverged))
+        {
+            return Some(Err(ChangesError::Compacted));
+        }
         Some(answer.map(|mut page| {
             if self.is(StoreDefect::ChangesNowLags) {
                 lag(&mut page, self.state().behind);

@@ -22,8 +22,7 @@ struct State {
     head: Cursor,
     /// The store's head after each commit: revision `n` at index `n - 1`.
     heads: Vec<Cursor>,
-    /// Every row with the revision that last wrote it. Tombstones of removed keys stay, so that no id is used
-    /// twice.
+    /// Every row with the revision that last wrote it. Tombstones stay, so that no id is used twice.
     rows: BTreeMap<RowKey, Change>,
     /// The rows and the audit trail of each tenant.
     tenants: HashMap<TenantId, TenantView>,
@@ -89,8 +88,10 @@ impl KeyStore for Shelf {
 
     async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
         let state = self.state();
-        if after != Cursor::default() && !state.heads.contains(&after) {
+        if after.epoch != Epoch::default() {
             return Err(ChangesError::Compacted);
+        } else if after != Cursor::default() && !state.heads.contains(&after) {
+            return Err(ChangesError::Diverged);
         }
         let rows = state.rows.values();
         let later = rows.filter(|change| change.revision > after.revision);

@@ -225,6 +225,11 @@ impl View {
         })
     }
 
+    /// Returns the revision of the row with this id.
+    pub(crate) fn revision_of(&self, id: KeyId) -> Option<Revision> {
+        Some(self.content(id)?.revision)
+    }
+
     /// Returns the kind of the row of the key that was imported with this digest. `None` if no such key is
     /// known.
     pub(crate) fn row_kind_of_import(&self, digest: &Digest) -> Option<RowKind> {

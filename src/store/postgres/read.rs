@@ -73,8 +73,8 @@ pub(super) async fn changes(
         session.query(&sql, &with),
     )
     .await?;
-    if !head.continues(after, tag) {
-        return Ok(Err(ChangesError::Compacted));
+    if let Err(refused) = head.check_cursor(after, tag) {
+        return Ok(Err(refused));
     }
     let mut page = FeedPage::new(limit);
     let mut stored = None;

@@ -9,7 +9,7 @@ use crate::core::secret::Digest;
 use crate::core::tenant::TenantId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
-use crate::store::{Commit, CommitTag, Cursor, Epoch};
+use crate::store::{ChangesError, Commit, CommitTag, Cursor, Epoch};
 
 const STORE: &str = "the store's own row";
 
@@ -116,13 +116,21 @@ impl Head {
         self.last
     }
 
-    /// Returns whether the feed can continue after a cursor. The argument `stored` is the tag that the table
+    /// Checks that the feed can continue after a cursor. The argument `stored` is the tag that the table
     /// `commits` has for the cursor's revision, if any.
-    pub(in crate::store) fn continues(&self, after: Cursor, stored: Option<CommitTag>) -> bool {
-        after.epoch == self.store.epoch
-            && after.revision <= self.last.revision
-            && after.revision >= self.store.floor
-            && self.tag_at(after.revision, stored) == Some(after.tag)
+    pub(in crate::store) fn check_cursor(
+        &self,
+        after: Cursor,
+        stored: Option<CommitTag>,
+    ) -> Result<(), ChangesError> {
+        if after.epoch != self.store.epoch || after.revision < self.store.floor {
+            return Err(ChangesError::Compacted);
+        }
+        let is_ahead = after.revision > self.last.revision;
+        match self.tag_at(after.revision, stored) == Some(after.tag) && !is_ahead {
+            true => Ok(()),
+            false => Err(ChangesError::Diverged),
+        }
     }
 
     /// Returns the tag of the commit at `revision`. The argument `stored` is the tag that the table `commits`

@@ -145,8 +145,8 @@ pub(super) fn changes(
     limit: NonZeroUsize,
 ) -> Result<Result<Changes, ChangesError>, SqliteFault> {
     let head = head::read(conn)?;
-    if !head.continues(after, head::stored_tag(conn, after.revision)?) {
-        return Ok(Err(ChangesError::Compacted));
+    if let Err(refused) = head.check_cursor(after, head::stored_tag(conn, after.revision)?) {
+        return Ok(Err(refused));
     }
     let mut page = FeedPage::new(limit);
     let mut last = None;

@@ -21,24 +21,26 @@ pub(super) enum StoreLookup {
     Key(Box<KeyRecord>, OwnerStatus, Option<Timestamp>),
 }
 
-/// Reads a key, and applies the rows that were read to the replica.
+/// Reads a key, and applies the rows that were read to the replica. Fails if the store went back in time: the
+/// key's revocation may be lost.
 pub(super) async fn read(
     store: &dyn KeyStore,
     replica: &Replica,
     locator: Locator,
 ) -> Result<StoreLookup, StoreError> {
+    let known = replica.newest_known()?;
     let Some(found) = store.find(&locator).await? else {
         return Ok(StoreLookup::Nothing);
     };
     let Row::Key(record) = &found.change.row else {
-        replica.apply_fetched(&found, &[]);
+        replica.apply_fetched(known, &found, &[])?;
         return Ok(match found.change.row {
             Row::Corrupt(RowKey::Key(key)) => StoreLookup::Corrupt(key),
             _ => StoreLookup::Nothing,
         });
     };
     let (status, floor, rows) = status_of(store, record).await?;
-    replica.apply_fetched(&found, &rows);
+    replica.apply_fetched(known, &found, &rows)?;
     Ok(StoreLookup::Key(record.clone(), status, floor))
 }
 

@@ -2,6 +2,7 @@
 
 mod backups;
 mod damage;
+mod diverged;
 mod nodes;
 mod opening;
 mod sharing;

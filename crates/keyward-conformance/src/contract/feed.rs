@@ -257,12 +257,12 @@ pub async fn tombstones_are_in_the_feed<S: KeyStore>(
     Ok(())
 }
 
-/// The feed refuses a cursor ahead of the store's head with `Compacted`, so that the follower starts over
-/// with a scan.
-pub async fn a_cursor_ahead_of_the_head_is_compacted<S: KeyStore>(
+/// The feed refuses a cursor ahead of the store's head with `Diverged`: a store that copied a backup back
+/// lacks commits that its followers have applied.
+pub async fn a_cursor_ahead_of_the_head_has_diverged<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
-    let mut fixture = StoreFixture::new(make, "a_cursor_ahead_of_the_head_is_compacted");
+    let mut fixture = StoreFixture::new(make, "a_cursor_ahead_of_the_head_has_diverged");
     history(&mut fixture).await?;
     let head = fixture.head().await?;
     let ahead = |by: u64| Cursor {
@@ -270,10 +270,10 @@ pub async fn a_cursor_ahead_of_the_head_is_compacted<S: KeyStore>(
         ..head
     };
     fixture
-        .compacted("a cursor one ahead of the head", ahead(1))
+        .diverged("a cursor one ahead of the head", ahead(1))
         .await?;
     fixture
-        .compacted("a cursor far ahead of the head", ahead(1 << 40))
+        .diverged("a cursor far ahead of the head", ahead(1 << 40))
         .await
 }
 
@@ -291,12 +291,12 @@ pub async fn a_cursor_of_another_epoch_is_compacted<S: KeyStore>(
     fixture.compacted("a cursor of another epoch", other).await
 }
 
-/// The feed refuses a cursor with `Compacted` if the cursor's tag differs from the tag of its revision. At
-/// revision zero, the tag must be zero.
-pub async fn a_cursor_with_another_tag_is_compacted<S: KeyStore>(
+/// The feed refuses a cursor with `Diverged` if the cursor's tag differs from the tag of its revision: after a
+/// failover that lost commits, other commits have their revisions. At revision zero, the tag must be zero.
+pub async fn a_cursor_with_another_tag_has_diverged<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
-    let mut fixture = StoreFixture::new(make, "a_cursor_with_another_tag_is_compacted");
+    let mut fixture = StoreFixture::new(make, "a_cursor_with_another_tag_has_diverged");
     let start = fixture.head().await?;
     history(&mut fixture).await?;
     let head = fixture.head().await?;
@@ -305,10 +305,10 @@ pub async fn a_cursor_with_another_tag_is_compacted<S: KeyStore>(
         ..cursor
     };
     fixture
-        .compacted("a cursor at the head with another tag", other(head))
+        .diverged("a cursor at the head with another tag", other(head))
         .await?;
     fixture
-        .compacted("a cursor at the start with a tag", other(start))
+        .diverged("a cursor at the start with a tag", other(start))
         .await?;
     for (revision, tag) in fixture.expected.tags.clone() {
         let cursor = Cursor {
@@ -317,7 +317,7 @@ pub async fn a_cursor_with_another_tag_is_compacted<S: KeyStore>(
             ..head
         };
         let what = format!("a cursor at revision {revision} with another tag");
-        fixture.compacted(&what, other(cursor)).await?;
+        fixture.diverged(&what, other(cursor)).await?;
     }
     Ok(())
 }
@@ -366,12 +366,17 @@ pub async fn changes_now_returns_what_changes_returns<S: KeyStore>(
         let batch = fixture.batch(path.as_str()).put(key(n)).put(key(n + 10));
         fixture.commit(batch).await?;
         let head = fixture.head().await?;
+        let ahead = Cursor {
+            revision: Revision(head.revision.0 + 1),
+            ..head
+        };
         for (after, limit) in [
             (start, 1),
             (start, 3),
             (start, ALL),
             (head, 1),
             (foreign, 1),
+            (ahead, 1),
         ] {
             let Some(at_once) = fixture.store.changes_now(after, count(limit)) else {
                 return Ok(());
@@ -381,7 +386,8 @@ pub async fn changes_now_returns_what_changes_returns<S: KeyStore>(
                 (Ok(at_once), Ok(waited)) => {
                     fixture.same("the page of changes_now", at_once, waited)?
                 }
-                (Err(ChangesError::Compacted), Err(ChangesError::Compacted)) => {}
+                (Err(ChangesError::Compacted), Err(ChangesError::Compacted))
+                | (Err(ChangesError::Diverged), Err(ChangesError::Diverged)) => {}
                 (at_once, waited) => {
                     let (at_once, waited) = (brief(&at_once), brief(&waited));
                     let detail =

@@ -119,8 +119,8 @@ pub async fn find_returns_the_tombstone_of_a_removed_key<S: KeyStore>(
     Ok(())
 }
 
-/// `find` returns a key together with a head that is not ahead of the store's head. The feed accepts this
-/// head as a cursor, and then reports every later change of the key.
+/// `find` returns a key together with the store's head, which includes every commit that returned. The feed
+/// accepts this head as a cursor, and then reports every later change of the key.
 pub async fn find_returns_a_head_that_can_be_followed<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
@@ -138,10 +138,10 @@ pub async fn find_returns_a_head_that_can_be_followed<S: KeyStore>(
             found.head.revision, fixture.expected.revision
         )
     })?;
-    fixture.ensure(found.head.revision >= found.change.revision, || {
+    fixture.ensure(found.head.revision >= fixture.expected.revision, || {
         format!(
-            "head {} is behind the row's own commit",
-            found.head.revision
+            "head {} is behind the last commit {}",
+            found.head.revision, fixture.expected.revision
         )
     })?;
     let batch = fixture.batch("acme").remove(id(1));

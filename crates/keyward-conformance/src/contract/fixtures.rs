@@ -578,6 +578,15 @@ impl<S: KeyStore> StoreFixture<S> {
         }
     }
 
+    /// Checks that the feed refuses a cursor with `Diverged`.
+    pub(super) async fn diverged(&self, what: &str, after: Cursor) -> ClauseResult {
+        match self.store.changes(after, count(1)).await {
+            Err(ChangesError::Diverged) => Ok(()),
+            Err(other) => Err(self.fail(format!("{what}: refused as `{other}`, not diverged"))),
+            Ok(page) => Err(self.fail(format!("{what}: answered {}", brief(&page)))),
+        }
+    }
+
     /// Returns the store's head.
     pub(super) async fn head(&self) -> Result<Cursor, ClauseViolation> {
         Ok(self.scan(None, 1).await?.head)

@@ -19,7 +19,7 @@ use keyward::node::{KeyManager, Timekeeper};
 use keyward::policy::{LivePolicies, Policies, Policy};
 use keyward::rules::{CheckedTime, OwnerStatus};
 use keyward::store::{
-    Change, ChangesError, Cursor, KeyStore, Learnt, LoadRequest, Locator, Revision, Row, RowKey,
+    Change, ChangesError, Cursor, KeyStore, LoadRequest, Locator, Revision, Row, RowKey,
     StoreError, StoreErrorKind,
 };
 use keyward::{Clock, CommandError, KeyId, Need, Role, TenantId, Timestamp, VerifyError, token};
@@ -196,7 +196,7 @@ impl NaiveNode {
         )
         .with_time(clock.clone())
         .with_listener(move |learnt| {
-            let Learnt { epoch: _, changes } = learnt;
+            let changes = &learnt.changes;
             let mut known = lock(&learns);
             for change in changes {
                 known.saw(&change.row);
@@ -334,7 +334,7 @@ impl NaiveNode {
         let (sent, upto) = match self.catch_up(true, head).await {
             Ok(caught_up) => caught_up,
             Err(ChangesError::Store(error)) => return Err(error),
-            Err(ChangesError::Compacted) => {
+            Err(ChangesError::Compacted | ChangesError::Diverged) => {
                 return Err(StoreError::new(
                     StoreErrorKind::Unavailable,
                     "starting over",
@@ -489,7 +489,8 @@ impl Node for NaiveNode {
                     return Ok(());
                 }
                 Err(ChangesError::Store(error)) => return Err(error),
-                Err(ChangesError::Compacted) => {
+                // No store of a simulation goes back in time.
+                Err(ChangesError::Compacted | ChangesError::Diverged) => {
                     let mut known = self.known();
                     known.confirmed = None;
                     if self.has(NodeDefect::NeverStartsOver) {

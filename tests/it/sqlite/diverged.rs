@@ -1,0 +1,340 @@
+//! A file that goes back in time under a running node, for example because an operator copies an older copy back.
+//! The file keeps its epoch, so its history lacks commits that the node has applied.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward::audit::AuditEntry;
+use keyward::command::{Created, DeleteKey};
+use keyward::node::OnStale;
+use keyward::recovery::Recovery;
+use keyward::store::{
+    AuditQuery, Cursor, KeyQuery, KeyStore, LoadRequest, SqliteStore, StoreError,
+};
+use keyward::{CommandError, Keyward, Reason, VerifyError};
+
+use crate::sqlite::{Desk, checkpoint, policy};
+use support::*;
+
+const ENDS: [&str; 3] = ["", "-wal", "-shm"];
+
+/// The whole text of an error with its sources.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text += &format!(": {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+impl Desk {
+    /// Copies the store's file, as of now.
+    fn save(&self, name: &str) {
+        checkpoint(&self.path());
+        fs::copy(self.path(), self.at(name)).unwrap();
+    }
+
+    fn rename(&self, from: &str, to: &str) {
+        for end in ENDS {
+            let from = self.at(&format!("{from}{end}"));
+            if from.exists() {
+                fs::rename(from, self.at(&format!("{to}{end}"))).unwrap();
+            }
+        }
+    }
+
+    /// Moves the store's file away, and puts a copy in its place.
+    fn put_back(&self, name: &str) {
+        self.rename("keys.db", "lost.db");
+        fs::copy(self.at(name), self.path()).unwrap();
+    }
+
+    fn trail(&self, name: &str) -> Vec<AuditEntry> {
+        let store = wait(SqliteStore::open(self.at(name))).unwrap();
+        let query = AuditQuery::all().with(|query| query.limit = 1000.try_into().unwrap());
+        let page = wait(store.audit(&query)).unwrap();
+        page.rows.into_iter().map(|row| row.entry).collect()
+    }
+}
+
+/// A node with a key that is revoked, and a key that is not. The copy `saved.db` has neither commit of the node
+/// after the creation of both keys.
+struct Scene {
+    desk: Desk,
+    keys: Keyward,
+    revoked: Created,
+    kept: Created,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let desk = Desk::new();
+        let keys = desk.keys();
+        let [revoked, kept] =
+            ["revoked", "kept"].map(|name| wait(keys.create(&admin(), reader(name))).unwrap());
+        wait(keys.sync()).unwrap();
+        desk.save("saved.db");
+        wait(keys.revoke(&admin(), revoked.id, Reason::Lost)).unwrap();
+        Self {
+            desk,
+            keys,
+            revoked,
+            kept,
+        }
+    }
+
+    /// Commits to the file through another process, so that its head moves on.
+    fn fill(&self, count: usize) {
+        let other = self.desk.keys();
+        for number in 0..count {
+            wait(other.create(&admin(), reader(&format!("filler {number}")))).unwrap();
+        }
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        wait(self.keys.sync())
+    }
+
+    fn diverged(&self) -> Option<Cursor> {
+        self.keys.freshness().diverged
+    }
+
+    /// Checks that the node accepts no key on any path, and executes no command.
+    fn refuses_everything(&self) {
+        let error = chain(&self.sync().unwrap_err());
+        for part in ["went back in time", "start-new-epoch", "keyctl recover"] {
+            assert!(error.contains(part), "{error}");
+        }
+        for key in [&self.revoked, &self.kept] {
+            let key = key.secret.expose();
+            let refused = self.keys.verify(key, &reading()).unwrap_err();
+            assert!(matches!(refused, VerifyError::Stale { .. }), "{refused:?}");
+            let fresh = wait(self.keys.verify_fresh(key, &reading())).unwrap_err();
+            assert_eq!(fresh, VerifyError::StoreUnavailable);
+        }
+        let command = wait(self.keys.create(&admin(), reader("new"))).unwrap_err();
+        let narrows = wait(self.keys.revoke(&admin(), self.kept.id, Reason::Lost)).unwrap_err();
+        for refused in [command, narrows] {
+            let CommandError::Store(error) = refused else {
+                panic!("{refused:?}");
+            };
+            let error = chain(&error);
+            assert!(error.contains("went back in time"), "{error}");
+        }
+    }
+
+    fn works_again(&self) {
+        self.sync().unwrap();
+        assert_eq!(self.diverged(), None);
+        let verify = |key: &Created| self.keys.verify(key.secret.expose(), &reading());
+        verify(&self.kept).unwrap();
+        let refused = verify(&self.revoked).unwrap_err();
+        assert!(
+            matches!(refused, VerifyError::Revoked { .. }),
+            "{refused:?}"
+        );
+    }
+}
+
+#[test]
+fn a_file_that_was_copied_back_is_refused_until_it_is_recovered() {
+    let scene = Scene::new();
+    scene.sync().unwrap();
+    let known = scene.keys.freshness().cursor;
+    scene.desk.put_back("saved.db");
+    for round in 0..20 {
+        scene.refuses_everything();
+        assert_eq!(scene.diverged(), known);
+        scene.desk.clock.advance(Duration::from_secs(1));
+        // The head of the copy passes the node's position.
+        if round == 10 {
+            scene.fill(5);
+        }
+    }
+    let store = scene.desk.store();
+    wait(store.start_new_epoch()).unwrap();
+    let waits = chain(&scene.sync().unwrap_err());
+    assert!(waits.contains("keyctl recover"), "{waits}");
+    let options = SqliteStore::options(scene.desk.path()).allow_unrecovered();
+    let opened = wait(options.open()).unwrap();
+    let operator = scene.desk.node(opened.clone());
+    let entries = scene.desk.trail("lost.db");
+    let report = wait(operator.recover(Recovery::Replay(entries))).unwrap();
+    assert_eq!(report.revoked, 1);
+    wait(opened.finish_recovery()).unwrap();
+    scene.works_again();
+}
+
+#[test]
+fn the_right_file_that_comes_back_is_used_again() {
+    let scene = Scene::new();
+    scene.sync().unwrap();
+    scene.desk.put_back("saved.db");
+    scene.refuses_everything();
+    scene.desk.rename("keys.db", "wrong.db");
+    scene.desk.rename("lost.db", "keys.db");
+    scene.works_again();
+}
+
+/// The node commits to the wrong file before it notices. Its commit must not show in the right file's index.
+#[test]
+fn a_commit_to_the_wrong_file_is_gone_with_it() {
+    let scene = Scene::new();
+    scene.sync().unwrap();
+    scene.desk.put_back("saved.db");
+    scene.fill(3);
+    let wrong = wait(scene.keys.create(&admin(), reader("wrong"))).unwrap();
+    scene.refuses_everything();
+    scene.desk.rename("keys.db", "wrong.db");
+    scene.desk.rename("lost.db", "keys.db");
+    scene.works_again();
+    let refused = scene.keys.verify(wrong.secret.expose(), &reading());
+    assert_eq!(refused.unwrap_err(), VerifyError::Unknown);
+}
+
+#[test]
+fn a_read_for_one_key_notices_before_the_next_sync() {
+    for head_moves_on in [false, true] {
+        let scene = Scene::new();
+        scene.sync().unwrap();
+        scene.desk.put_back("saved.db");
+        if head_moves_on {
+            scene.fill(3);
+        }
+        let key = scene.revoked.secret.expose();
+        let refused = wait(scene.keys.verify_fresh(key, &reading())).unwrap_err();
+        assert_eq!(refused, VerifyError::StoreUnavailable, "{head_moves_on}");
+        assert!(scene.diverged().is_some());
+        scene.refuses_everything();
+    }
+}
+
+#[test]
+fn a_stale_node_reads_no_key_through_a_file_that_was_copied_back() {
+    let scene = Scene::new();
+    let builder = Keyward::builder(scene.desk.store(), peppers())
+        .policy(policy())
+        .clock(scene.desk.clock.clone())
+        .on_stale(OnStale::ReadThrough);
+    let keys = wait(builder.build()).unwrap();
+    let verify = |key: &Created| wait(keys.verify_or_fetch(key.secret.expose(), &reading()));
+    scene.desk.clock.advance(Duration::from_secs(60));
+    verify(&scene.kept).unwrap();
+    scene.desk.put_back("saved.db");
+    for _ in 0..3 {
+        for key in [&scene.kept, &scene.revoked] {
+            assert_eq!(verify(key).unwrap_err(), VerifyError::StoreUnavailable);
+        }
+        scene.desk.clock.advance(Duration::from_secs(60));
+        assert!(wait(keys.sync()).is_err());
+    }
+}
+
+/// The node has not read its own revocation back. A failover loses it, and other commits take its revision.
+#[test]
+fn a_lost_commit_of_the_node_itself_is_noticed() {
+    for others in 0..3 {
+        let scene = Scene::new();
+        scene.desk.put_back("saved.db");
+        scene.fill(others);
+        scene.refuses_everything();
+        assert!(scene.diverged().is_some(), "{others}");
+    }
+}
+
+#[test]
+fn a_file_that_was_copied_back_and_compacted_stays_refused() {
+    let scene = Scene::new();
+    scene.sync().unwrap();
+    scene.desk.put_back("saved.db");
+    scene.refuses_everything();
+    scene.fill(5);
+    let store = scene.desk.store();
+    let other = scene.desk.keys();
+    wait(other.revoke(&admin(), scene.kept.id, Reason::Lost)).unwrap();
+    wait(other.delete(&admin(), scene.kept.id, DeleteKey::plain())).unwrap();
+    let head = wait(store.stats()).unwrap().head;
+    wait(store.compact(head.revision)).unwrap();
+    for _ in 0..3 {
+        scene.refuses_everything();
+    }
+}
+
+/// Another process marks the file while this store has connections, with and without idle ones.
+#[test]
+fn a_file_that_is_marked_serves_no_open_store() {
+    for warmed in [true, false] {
+        let scene = Scene::new();
+        let store = scene.desk.store();
+        let acme = tenant("acme");
+        if warmed {
+            wait(store.load(&acme, &LoadRequest::none())).unwrap();
+            wait(store.list(&KeyQuery::tenant(acme.clone(), at(START)))).unwrap();
+        }
+        wait(scene.desk.store().start_new_epoch()).unwrap();
+        let listed = wait(store.list(&KeyQuery::tenant(acme.clone(), at(START)))).map(drop);
+        let loaded = wait(store.load(&acme, &LoadRequest::none())).map(drop);
+        let compacted = wait(store.compact(keyward::store::Revision(1))).map(drop);
+        for refused in [listed, loaded, compacted] {
+            let refused = chain(&refused.unwrap_err());
+            assert!(refused.contains("keyctl recover"), "{refused}");
+        }
+        let (_, commit) = support::raw::next(&tenant("other"), keyward::store::Revision::ZERO);
+        let refused = chain(&wait(store.commit(commit)).unwrap_err());
+        assert!(refused.contains("keyctl recover"), "{refused}");
+    }
+}
+
+impl Desk {
+    fn registered(&self) -> Result<Keyward, keyward::BuildError> {
+        let store = wait(SqliteStore::open(self.path())).unwrap();
+        let builder = Keyward::builder(store.clone(), peppers())
+            .policy(policy())
+            .registry(store)
+            .clock(self.clock.clone());
+        wait(builder.build())
+    }
+}
+
+/// Receipts of the lost commits are never complete by the passing of time alone.
+#[test]
+fn a_receipt_is_not_complete_while_the_store_lacks_its_commit() {
+    let desk = Desk::new();
+    let keys = Arc::new(desk.registered().unwrap());
+    let key = wait(keys.create(&admin(), reader("key"))).unwrap();
+    desk.save("saved.db");
+    let receipt = wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    desk.put_back("saved.db");
+    assert!(wait(keys.sync()).is_err());
+    desk.clock.advance(Duration::from_secs(3600));
+    assert!(wait(keys.confirmations(&receipt)).is_err());
+}
+
+/// A process that starts after the file went back has no memory. A node that is live has, and reports it.
+#[test]
+fn a_process_does_not_start_on_a_file_that_lacks_the_commits_of_a_live_node() {
+    let desk = Desk::new();
+    let keys = desk.registered().unwrap();
+    wait(keys.create(&admin(), reader("key"))).unwrap();
+    wait(keys.sync()).unwrap();
+    desk.save("saved.db");
+    wait(keys.create(&admin(), reader("later"))).unwrap();
+    wait(keys.sync()).unwrap();
+    desk.put_back("saved.db");
+    // The copy knows only the node's earlier position.
+    drop(desk.registered().unwrap());
+    for _ in 0..10 {
+        assert!(wait(keys.sync()).is_err());
+        desk.clock.advance(Duration::from_secs(15));
+    }
+    assert!(wait(keys.sync()).is_err());
+    let refused = chain(&desk.registered().unwrap_err());
+    assert!(refused.contains("went back in time"), "{refused}");
+    // The node stops without a farewell, and its lease ends.
+    drop(keys);
+    desk.clock.advance(Duration::from_secs(120));
+    desk.registered().unwrap();
+}
