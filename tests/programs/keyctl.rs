@@ -7,17 +7,22 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use keyward::clocks::SystemClock;
 use keyward::key::Digest;
 use keyward::policy::Deletion;
-use keyward::store::{Commit, CommitTag, Effects, KeyStore, LoadRequest, SqliteStore};
+use keyward::store::{
+    Commit, CommitTag, Effects, KeyStore, LoadRequest, NodeId, NodeRegistry, NodeReport,
+    SqliteStore,
+};
 use keyward::{
-    Actor, Clock, CreateKey, Keyward, ManualClock, Need, PepperFile, TenantId, profiles,
+    Actor, Clock, CreateKey, Keyward, ManualClock, Need, PepperFile, TenantId, Timestamp, profiles,
 };
 use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
+use support::wait;
 use tempfile::TempDir;
 
 const DENIED: i32 = 1;
@@ -1203,6 +1208,74 @@ fn a_restored_store_is_recovered_from_the_trail_of_the_lost_one() {
         assert!(slip.err.contains("is not to be recovered"), "{slip:?}");
     }
     assert_eq!(shop.names(&["--status", "active"]), ["kept"]);
+}
+
+/// An operator copies the file back by hand, so it has no mark. Live nodes are a reason to ask first.
+#[test]
+fn a_file_that_was_copied_back_gets_a_new_epoch_and_is_recovered() {
+    let shop = Shop::new();
+    let (kept, _) = shop.key("acme", "kept", &[]);
+    let (revoked, _) = shop.key("acme", "revoked later", &[]);
+    // The log may hold commits that the main file lacks.
+    let each = |from: &str, to: &str, done: &dyn Fn(PathBuf, PathBuf)| {
+        for end in ["", "-wal", "-shm"] {
+            let [from, to] = [from, to].map(|name| shop.path(&format!("{name}{end}")));
+            if from.exists() {
+                done(from, to);
+            }
+        }
+    };
+    let rename = |from, to| fs::rename(from, to).unwrap();
+    let copy = |from, to| assert!(fs::copy(from, to).is_ok());
+    each("keys.db", "copy.db", &copy);
+    shop.run(&["revoke", &revoked, "--reason", "lost"]).ended(0);
+    each("keys.db", "lost.db", &rename);
+    each("copy.db", "keys.db", &rename);
+
+    let store = wait(SqliteStore::open(shop.path("keys.db"))).unwrap();
+    let report = |number, clock: Timestamp| NodeReport {
+        node: NodeId::from_u128(number),
+        label: Some("shop-1".parse().unwrap()),
+        applied: None,
+        lease: Duration::from_secs(3600),
+        clock,
+        beat: 1,
+    };
+    let now = SystemClock.now();
+    let before = now.saturating_sub(Duration::from_secs(7200));
+    for report in [report(1, now), report(2, before)] {
+        assert!(wait(store.report(report)).unwrap());
+    }
+    let refused = shop.run(&["start-new-epoch"]).ended(DENIED);
+    assert!(
+        refused.err.contains("shop-1") && refused.err.contains("--yes"),
+        "{refused:?}"
+    );
+    let [live, stopped] = [1, 2].map(|number| NodeId::from_u128(number).to_string());
+    assert!(
+        refused.err.contains(&live) && !refused.err.contains(&stopped),
+        "{refused:?}"
+    );
+    // The refused command changed nothing.
+    shop.run(&["list"]).ended(0);
+    wait(store.forget(NodeId::from_u128(1), 1)).unwrap();
+    wait(store.report(report(3, now))).unwrap();
+
+    shop.run(&["start-new-epoch", "--yes"]).ended(0);
+    let waits = shop.run(&["list"]).ended(DENIED);
+    assert!(waits.err.contains("keyctl recover"), "{waits:?}");
+    // The former nodes have one entry, which is no live node.
+    shop.run(&["start-new-epoch"]).ended(0);
+    let answer = shop
+        .run(&["recover", "--replay-from", "lost.db", "--json"])
+        .ended(0)
+        .document();
+    assert_eq!(answer["revoked"], 1);
+    let status = |id: &str| shop.run(&["show", id, "--json"]).ended(0).document()["status"].clone();
+    assert_eq!(
+        (status(&kept), status(&revoked)),
+        ("active".into(), "revoked".into())
+    );
 }
 
 #[test]

@@ -145,8 +145,8 @@ pub(crate) enum CliCommand {
     },
     /// Recover a restored store, so that it opens again
     Recover(RecoverArgs),
-    /// Mark a database whose tables were just restored, so that it waits for `recover`
-    StartNewEpoch,
+    /// Mark a store that was restored by other means than `restore`, so that it waits for `recover`
+    StartNewEpoch(StartNewEpochArgs),
     /// Copy what is whole in a damaged file to a new file, and name what is left out
     Salvage(SalvageArgs),
     /// Move all commits from a file's -wal file into the file
@@ -203,6 +203,18 @@ pub(crate) struct SalvageArgs {
     #[arg(value_parser = path())]
     pub(crate) to: PathBuf,
 }
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+For a file that was copied back by hand, for a database whose tables were restored with its own tools, and
+for a database after a failover that lost commits. Every node then refuses every key and every command
+until `keyctl recover` is done, and starts over afterwards.")]
+pub(crate) struct StartNewEpochArgs {
+    /// Start the epoch although nodes use the store
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
 /// The arguments of [`RecoverArgs`] of which exactly one must be given.
 const RECOVERIES: [&str; 4] = ["disable_all", "replay_from", "replay_file", "trust_backup"];
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use keyward::store::transfer::{CopySource, CopyTarget};
-use keyward::store::{IntegrityReport, KeyStore, SqliteStore, Stats};
+use keyward::store::{IntegrityReport, KeyStore, NodeRegistry, NodeReport, SqliteStore, Stats};
 #[cfg(feature = "postgres")]
 use keyward::store::{PostgresStore, postgres::PostgresOptions};
 use keyward::{PepperFile, PepperRing};
@@ -170,6 +170,15 @@ impl Store {
         Ok(each!(self, store => store.stats().await)?)
     }
 
+    /// Returns the last report of each node that uses the store.
+    pub(crate) async fn nodes(&self) -> CliResult<Vec<NodeReport>> {
+        Ok(each!(self, store => store.nodes().await)?)
+    }
+
+    pub(crate) async fn start_new_epoch(&self) -> CliResult<()> {
+        Ok(each!(self, store => store.start_new_epoch().await)?)
+    }
+
     pub(crate) async fn finish_recovery(&self) -> CliResult<()> {
         Ok(each!(self, store => store.finish_recovery().await)?)
     }
@@ -279,18 +288,6 @@ pub(crate) async fn restore(backup: &Path, to: &StoreLocation) -> CliResult<()> 
         StoreLocation::File(to) => Ok(SqliteStore::restore(backup, to).await?),
         StoreLocation::Database(_) => Err(file_only()),
         StoreLocation::Unset => Err(unset()),
-    }
-}
-
-/// Starts a new epoch in a database whose tables were restored. A file needs no such step, because its backup
-/// is already marked.
-pub(crate) async fn start_new_epoch(common: &CommonArgs) -> CliResult<()> {
-    match open(common, Expected::Existing).await? {
-        Store::File(_) => Err(CliError::usage(
-            "this is for databases: `keyctl restore` makes a file from a backup",
-        )),
-        #[cfg(feature = "postgres")]
-        Store::Database(store) => Ok(store.start_new_epoch().await?),
     }
 }
 

@@ -180,8 +180,6 @@ fn a_database_can_replace_a_file() {
         assert!(answer.err.contains("pg_dump"), "{answer:?}");
     }
     shop.on_file(&["init"]).ended(0);
-    let answer = shop.on_file(&["start-new-epoch"]).ended(USAGE);
-    assert!(answer.err.contains("databases"), "{answer:?}");
     let answer = shop.finish(shop.command(&["list"])).ended(USAGE);
     assert!(answer.err.contains("--pepper-file"), "{answer:?}");
 }

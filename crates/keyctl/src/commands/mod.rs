@@ -28,10 +28,10 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> CliResult<()> {
         CliCommand::Init(named) => upkeep::init(common, &named, output).await,
         CliCommand::Backup { to, verify } => upkeep::backup(&common, to, verify, output).await,
         CliCommand::Restore { backup } => upkeep::restore(&common, &backup, output).await,
-        CliCommand::StartNewEpoch => {
+        CliCommand::StartNewEpoch(args) => {
             // Opens the store even if it still waits for the recovery of an earlier restore.
             common.allow_unrecovered = true;
-            upkeep::start_new_epoch(&common, output).await
+            upkeep::start_new_epoch(&common, &args, output).await
         }
         CliCommand::FinishUpgrade => upkeep::finish_upgrade(&common, output).await,
         CliCommand::MigrateStore(args) => migrate::run(&common, &args, output).await,
@@ -76,7 +76,7 @@ async fn about_keys(context: &CliContext, command: CliCommand, output: &Output) 
         | CliCommand::Backup { .. }
         | CliCommand::Restore { .. }
         | CliCommand::Recover(_)
-        | CliCommand::StartNewEpoch
+        | CliCommand::StartNewEpoch(_)
         | CliCommand::FinishUpgrade
         | CliCommand::MigrateStore(_)
         | CliCommand::Schema

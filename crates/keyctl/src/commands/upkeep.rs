@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use keyward::Clock;
 use keyward::clocks::SystemClock;
-use keyward::node::Replica;
-use keyward::store::{Cursor, SqliteStore};
+use keyward::node::{NodeLabel, Replica};
+use keyward::store::{Cursor, NodeReport, SqliteStore};
 use serde_json::{Value, json};
 
 use super::issue;
 use super::pepper::{self, PepperUse};
-use crate::args::{CommandIdArgs, CommonArgs, SalvageArgs};
+use crate::args::{CommandIdArgs, CommonArgs, SalvageArgs, StartNewEpochArgs};
 use crate::desk::{CliContext, invocation};
 use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::Output;
@@ -136,8 +137,33 @@ pub(crate) async fn restore(common: &CommonArgs, backup: &Path, output: &Output)
     )
 }
 
-pub(crate) async fn start_new_epoch(common: &CommonArgs, output: &Output) -> CliResult<()> {
-    store::start_new_epoch(common).await?;
+pub(crate) async fn start_new_epoch(
+    common: &CommonArgs,
+    args: &StartNewEpochArgs,
+    output: &Output,
+) -> CliResult<()> {
+    let store = store::open(common, Expected::Existing).await?;
+    let now = SystemClock.now();
+    // A node's report carries the node's own clock. The entry for the nodes before a restore has no clock.
+    let is_live = |node: &NodeReport| node.clock.saturating_add(node.lease) >= now;
+    let mut nodes = store.nodes().await?;
+    nodes.retain(is_live);
+    if !nodes.is_empty() && !args.yes {
+        let mut message = format!(
+            "{} has live nodes, which refuse every key from a new epoch until `keyctl recover` is done: to start \
+             it, repeat the command with --yes",
+            common.store
+        );
+        for NodeReport {
+            node, label, clock, ..
+        } in &nodes
+        {
+            let label = label.as_ref().map_or("unnamed", NodeLabel::as_str);
+            message += &format!("\n  {node} {label}, last report {clock}");
+        }
+        return Err(CliError::new(CliErrorKind::Refused, message));
+    }
+    store.start_new_epoch().await?;
     let message = format!(
         "{} begins a history of its own. What was revoked since the backup is not revoked in it, so that \
          it opens only once `keyctl recover` has put it right",
