@@ -25,10 +25,10 @@ use serde_json::{Value, json};
 use support::wait;
 use tempfile::TempDir;
 
-const DENIED: i32 = 1;
-const USAGE: i32 = 2;
-const UNAVAILABLE: i32 = 3;
-const CORRUPT: i32 = 4;
+pub(crate) const DENIED: i32 = 1;
+pub(crate) const USAGE: i32 = 2;
+pub(crate) const UNAVAILABLE: i32 = 3;
+pub(crate) const CORRUPT: i32 = 4;
 const NOT_FOUND: i32 = 5;
 const NO_ACCESS: i32 = 6;
 
@@ -39,57 +39,57 @@ fn binary() -> &'static Path {
 
 /// The output and exit code of a process.
 #[derive(Debug)]
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
+pub(crate) struct Said {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl Said {
     #[track_caller]
-    fn ended(self, code: i32) -> Self {
+    pub(crate) fn ended(self, code: i32) -> Self {
         assert_eq!(self.code, code, "{self:?}");
         self
     }
 
     /// Parses each line of the output as a JSON document.
-    fn documents(&self) -> Vec<Value> {
+    pub(crate) fn documents(&self) -> Vec<Value> {
         let parse = |line| serde_json::from_str(line).unwrap();
         self.out.lines().map(parse).collect()
     }
 
-    fn document(&self) -> Value {
+    pub(crate) fn document(&self) -> Value {
         let documents = self.documents();
         assert_eq!(documents.len(), 1, "{self:?}");
         documents.into_iter().next().unwrap()
     }
 }
 
-struct Shop(TempDir);
+pub(crate) struct Shop(TempDir);
 
 impl Shop {
     fn empty() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let shop = Self::empty();
         shop.run(&["init"]).ended(0);
         shop
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(binary());
         command.args(args).current_dir(self.0.path());
         command.env_remove("KEYWARD_STORE").stdin(Stdio::null());
         command
     }
 
-    fn run(&self, args: &[&str]) -> Said {
+    pub(crate) fn run(&self, args: &[&str]) -> Said {
         said(self.command(args))
     }
 
@@ -119,14 +119,14 @@ impl Shop {
     }
 
     /// Creates a key of `tenant`. Returns the key's id and secret.
-    fn key(&self, tenant: &str, name: &str, more: &[&str]) -> (String, String) {
+    pub(crate) fn key(&self, tenant: &str, name: &str, more: &[&str]) -> (String, String) {
         let args = ["create", name, "--tenant", tenant, "--json"];
         let created = self.run(&[&args, more].concat()).ended(0).document();
         let text = |field: &str| created[field].as_str().unwrap().to_owned();
         (text("id"), text("secret"))
     }
 
-    fn names(&self, args: &[&str]) -> Vec<String> {
+    pub(crate) fn names(&self, args: &[&str]) -> Vec<String> {
         let listed = self.run(&[&["list", "--json"], args].concat()).ended(0);
         let name = |key: &Value| key["name"].as_str().unwrap().to_owned();
         listed.documents().iter().map(name).collect()
@@ -144,7 +144,7 @@ impl Shop {
     }
 
     /// Changes the file with plain SQL, without the store.
-    fn tamper(&self, sql: &str) {
+    pub(crate) fn tamper(&self, sql: &str) {
         let file = rusqlite::Connection::open(self.path("keys.db")).unwrap();
         file.execute_batch(sql).unwrap();
     }
@@ -201,7 +201,7 @@ impl Terminal {
 }
 
 /// Runs a command. No error of any command speaks of Rust: an operator only knows commands and options.
-fn said(mut command: Command) -> Said {
+pub(crate) fn said(mut command: Command) -> Said {
     let output = command.output().unwrap();
     let said = Said {
         code: output.status.code().unwrap(),

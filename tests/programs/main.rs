@@ -5,6 +5,7 @@
 mod examples;
 mod first_service;
 mod keyctl;
+mod keyctl_operating;
 mod page;
 mod processes;
 mod service;

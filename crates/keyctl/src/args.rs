@@ -1,5 +1,7 @@
 //! The commands and their arguments.
 
+mod bulk;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,6 +9,7 @@ use std::time::Duration;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
+pub(crate) use self::bulk::{BulkConfirmArgs, CloseTenantArgs, RemoveOwnerArgs, RevokeManyArgs};
 use crate::store::{StoreLocation, file_name};
 use crate::words::{ReasonWord, RotationWord, SortWord, StatusWord, duration};
 
@@ -104,6 +107,14 @@ pub(crate) struct CommandIdArgs {
     pub(crate) command_id: Option<String>,
 }
 
+/// Waiting for the nodes, for commands that end or narrow keys.
+#[derive(Debug, Args)]
+pub(crate) struct UntilConfirmedArgs {
+    /// Wait until no registered node can act on the earlier state, and list the nodes
+    #[arg(long)]
+    pub(crate) until_confirmed: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum CliCommand {
     /// Set up a store and its pepper; with --tenant also create that tenant
@@ -124,6 +135,16 @@ pub(crate) enum CliCommand {
     Enable(KeyArgs),
     /// Remove a key permanently
     Delete(DeleteArgs),
+    /// Revoke many keys of --tenant permanently
+    RevokeMany(RevokeManyArgs),
+    /// Remove a principal as an owner, with all its keys
+    RemoveOwner(RemoveOwnerArgs),
+    /// End a tenant and all its keys permanently
+    CloseTenant(CloseTenantArgs),
+    /// Remove revoked and expired keys whose retention period is over
+    Purge(CommandIdArgs),
+    /// List the processes that verify keys and have registered, and what each has applied
+    Nodes,
     /// Show the audit trail, or check that nobody altered it
     Audit(AuditArgs),
     /// Remove old entries of the audit trail, after checking it
@@ -263,6 +284,17 @@ pub(crate) struct RecoverArgs {
     pub(crate) trust_unchanged: bool,
 }
 
+impl CliCommand {
+    /// Returns whether the command only shows rows. Such a command ends quietly if its reader has seen enough.
+    pub(crate) const fn only_lists(&self) -> bool {
+        match self {
+            Self::List(_) | Self::Show { .. } | Self::Nodes | Self::Stats | Self::Schema => true,
+            Self::Audit(args) => !args.check,
+            _ => false,
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum TimeCommand {
     /// Set the newest instant of --tenant back to the current time, and list its keys with later times
@@ -290,6 +322,8 @@ pub(crate) enum PepperCommand {
 #[derive(Debug, Args)]
 pub(crate) struct KeyArgs {
     pub(crate) key: String,
+    #[command(flatten)]
+    pub(crate) wait: UntilConfirmedArgs,
     #[command(flatten)]
     pub(crate) named: CommandIdArgs,
 }
@@ -412,6 +446,8 @@ pub(crate) struct RevokeArgs {
     #[arg(long)]
     pub(crate) yes: bool,
     #[command(flatten)]
+    pub(crate) wait: UntilConfirmedArgs,
+    #[command(flatten)]
     pub(crate) named: CommandIdArgs,
 }
 
@@ -424,6 +460,8 @@ pub(crate) struct DeleteArgs {
     /// The number of things that still refer to the key, if the class of the key requires it
     #[arg(long, value_parser = str::parse::<u32>)]
     pub(crate) references: Option<u32>,
+    #[command(flatten)]
+    pub(crate) wait: UntilConfirmedArgs,
     #[command(flatten)]
     pub(crate) named: CommandIdArgs,
 }

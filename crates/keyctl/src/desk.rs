@@ -35,7 +35,10 @@ impl CliContext {
         peppers: PepperRing,
     ) -> CliResult<Self> {
         let store = backend.keys();
-        let mut builder = Keyward::builder(store.clone(), peppers).follow(Follow::Manual);
+        // Each command reads what it decides on. The nodes' reports say how long a change takes to reach them.
+        let mut builder = Keyward::builder(store.clone(), peppers)
+            .follow(Follow::Never)
+            .registry(backend.registry());
         // Without a file, the policies that the service has stored apply.
         if let Some(policy) = policy(&common)? {
             builder = builder.policy(policy);
@@ -129,8 +132,14 @@ pub(crate) fn invocation<'a>(actor: &'a Actor, named: &CommandIdArgs) -> CliResu
 }
 
 pub(crate) fn receipt(key: KeyId, done: &str, receipt: &Receipt) -> Value {
+    let mut answer = change(done, receipt);
+    answer["key"] = json!(key);
+    answer
+}
+
+/// Returns the document of a change that is not about one key.
+pub(crate) fn change(done: &str, receipt: &Receipt) -> Value {
     json!({
-        "key": key,
         "done": done,
         "revision": receipt.revision().0,
         "decided_at": receipt.decided_at(),

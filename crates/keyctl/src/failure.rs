@@ -13,7 +13,7 @@ use keyward::store::postgres::ConnectError;
 use keyward::store::sqlite::OpenError;
 use keyward::store::transfer::CopyError;
 use keyward::store::{PositionError, StoreError, StoreErrorKind};
-use keyward::{BuildError, CommandError, Denial, ErrorKind};
+use keyward::{BuildError, CommandError, Denial, ErrorKind, WithSources};
 
 /// The kinds of error. Each value is an exit code.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +54,8 @@ pub(crate) struct CliError {
     /// The stable code of the library's error. `None` for an error of the command line itself.
     pub(crate) code: Option<&'static str>,
     pub(crate) message: String,
+    /// True if the reader of stdout has closed it, as `head` does.
+    pub(crate) reader_gone: bool,
 }
 
 pub(crate) type CliResult<T> = Result<T, CliError>;
@@ -64,18 +66,13 @@ impl CliError {
             kind,
             code: None,
             message: message.into(),
+            reader_gone: false,
         }
     }
 
     /// Builds an error whose message contains `error` and all its causes.
-    fn of(kind: CliErrorKind, error: &dyn std::error::Error) -> Self {
-        let mut message = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            message += &format!(": {error}");
-            cause = error.source();
-        }
-        Self::new(kind, message)
+    fn of(kind: CliErrorKind, error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::new(kind, WithSources(error).to_string())
     }
 
     fn with_code(self, code: &'static str) -> Self {

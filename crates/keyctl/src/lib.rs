@@ -33,8 +33,10 @@ pub fn run() -> ExitCode {
         Err(error) => return usage::refuse(&error),
     };
     let output = Output::new(cli.common.json);
+    let only_lists = cli.command.only_lists();
     match block_on(commands::run(cli, &output)) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(failure) if failure.reader_gone && only_lists => ExitCode::SUCCESS,
         Err(failure) => {
             output.failure(&failure);
             failure.exit_code()

@@ -2,11 +2,14 @@
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use keyward::key::is_hidden;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, fstat};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -90,6 +93,7 @@ impl Output {
             kind,
             code,
             message,
+            reader_gone: _,
         } = failure;
         if self.json {
             let error = json!({
@@ -253,10 +257,41 @@ fn replaced(
 }
 
 fn unwritten(error: io::Error) -> CliError {
-    CliError::new(
-        CliErrorKind::Unavailable,
-        format!("cannot write to stdout: {error}"),
-    )
+    let message = format!("cannot write to stdout: {error}");
+    CliError {
+        reader_gone: error.kind() == io::ErrorKind::BrokenPipe,
+        ..CliError::new(CliErrorKind::Unavailable, message)
+    }
+}
+
+/// Fails if a secret that is written to stdout would certainly be lost. Call this before a command that issues
+/// a secret.
+///
+/// At its start, Rust opens `/dev/null` in place of a closed stdout.
+pub(crate) fn ready_for_secrets() -> CliResult<()> {
+    let lost = |why| {
+        let message = format!(
+            "{why}, so the secret would be lost: nothing was created; let stdout go to a terminal, a file or \
+             a pipe"
+        );
+        Err(CliError::new(CliErrorKind::Unavailable, message))
+    };
+    let stdout = io::stdout();
+    let mut polled = [PollFd::new(&stdout, PollFlags::OUT)];
+    let at_once = Timespec::default();
+    let gone = PollFlags::ERR | PollFlags::NVAL;
+    if poll(&mut polled, Some(&at_once)).is_ok() && polled[0].revents().intersects(gone) {
+        return lost("nobody reads stdout");
+    }
+    let is_null = |null: std::fs::Metadata| {
+        let own = fstat(&stdout).ok()?;
+        Some(own.st_rdev == null.rdev() && FileType::from_raw_mode(own.st_mode).is_char_device())
+    };
+    let null = std::fs::metadata("/dev/null").ok();
+    match null.and_then(is_null) {
+        Some(true) => lost("stdout is closed, or is /dev/null"),
+        _ => Ok(()),
+    }
 }
 
 /// Formats a table cell. An absent value is `-`.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use keyward::store::transfer::{CopySource, CopyTarget};
-use keyward::store::{IntegrityReport, KeyStore, NodeRegistry, NodeReport, SqliteStore, Stats};
+use keyward::store::{IntegrityReport, KeyStore, NodeRegistry, SqliteStore, Stats};
 #[cfg(feature = "postgres")]
 use keyward::store::{PostgresStore, postgres::PostgresOptions};
 use keyward::{PepperFile, PepperRing};
@@ -154,6 +154,10 @@ impl Store {
         each!(self, store => Arc::new(store.clone()))
     }
 
+    pub(crate) fn registry(&self) -> Arc<dyn NodeRegistry> {
+        each!(self, store => Arc::new(store.clone()))
+    }
+
     pub(crate) fn source(&self) -> &dyn CopySource {
         each!(self, store => store)
     }
@@ -169,12 +173,6 @@ impl Store {
     pub(crate) async fn stats(&self) -> CliResult<Stats> {
         Ok(each!(self, store => store.stats().await)?)
     }
-
-    /// Returns the last report of each node that uses the store.
-    pub(crate) async fn nodes(&self) -> CliResult<Vec<NodeReport>> {
-        Ok(each!(self, store => store.nodes().await)?)
-    }
-
     pub(crate) async fn start_new_epoch(&self) -> CliResult<()> {
         Ok(each!(self, store => store.start_new_epoch().await)?)
     }

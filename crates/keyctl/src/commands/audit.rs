@@ -60,7 +60,7 @@ pub(crate) async fn prune(
 }
 
 /// Returns the tenant that `--tenant` names, or all tenants.
-async fn asked(context: &CliContext) -> CliResult<BTreeSet<TenantId>> {
+pub(super) async fn asked(context: &CliContext) -> CliResult<BTreeSet<TenantId>> {
     match context.tenant()? {
         Some(tenant) => Ok(BTreeSet::from([tenant])),
         None => tenants(context).await,

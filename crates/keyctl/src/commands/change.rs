@@ -8,6 +8,7 @@ use keyward::policy::Deletion;
 use keyward::{Actor, CommandError, Denial, KeyId, KeyInfo, Reason};
 use serde_json::json;
 
+use super::nodes;
 use crate::args::{DeleteArgs, KeyArgs, RevokeArgs};
 use crate::desk::{CliContext, invocation, key_id, receipt};
 use crate::failure::{CliError, CliErrorKind, CliResult};
@@ -42,32 +43,42 @@ pub(crate) async fn revoke(
         }
         done => done?,
     };
-    let by = done.no_later_than();
-    let message = format!("revoked key {key}; every process refuses it no later than {by}");
+    let by = nodes::time_limit(context, &done).await;
+    let mut message = format!("revoked key {key}; every process refuses it {by}");
     let mut answer = receipt(key, "revoked", &done);
     if args.with_made {
         let filter = BulkFilter::all().made_by(key);
         let swept = context
             .keys
             .revoke_many(&actor, actor.tenant(), filter, reason);
-        let ended = swept.await?.ended;
+        let swept = swept.await?;
+        let ended = swept.ended;
         answer["revoked_with_it"] = ended.into();
-        return output.done(
-            &format!("{message}; {ended} that it made are revoked"),
-            &answer,
-        );
+        // The sweep is the later of the two changes.
+        answer["no_later_than"] = json!(swept.receipt.no_later_than());
+        let by = nodes::time_limit(context, &swept.receipt).await;
+        let message =
+            format!("revoked key {key}, and {ended} that it made; every process refuses them {by}");
+        return nodes::done(
+            context,
+            &args.wait,
+            &swept.receipt,
+            (&message, answer),
+            output,
+        )
+        .await;
     }
     let made = match reason {
         Reason::Compromised | Reason::Leaked => made_by(context, &actor, key).await?,
         _ => Vec::new(),
     };
-    if made.is_empty() {
-        return output.done(&message, &answer);
+    if !made.is_empty() {
+        answer["made"] = json!(made);
+        let (count, names) = (count(&made), names(&made));
+        message +=
+            &format!("\n{count} that it made still work: {names}; --with-made revokes them too");
     }
-    answer["made"] = json!(made);
-    let (count, names) = (count(&made), names(&made));
-    let more = format!("{count} that it made still work: {names}; --with-made revokes them too");
-    output.done(&format!("{message}\n{more}"), &answer)
+    nodes::done(context, &args.wait, &done, (&message, answer), output).await
 }
 
 /// Returns the keys that `key` made and that are neither revoked nor expired.
@@ -101,9 +112,10 @@ pub(crate) async fn disable(
         .keys
         .disable(invocation(&actor, &args.named)?, key)
         .await?;
-    let by = done.no_later_than();
-    let message = format!("disabled key {key}; every process refuses it no later than {by}");
-    output.done(&message, &receipt(key, "disabled", &done))
+    let by = nodes::time_limit(context, &done).await;
+    let message = format!("disabled key {key}; every process refuses it {by}");
+    let answer = receipt(key, "disabled", &done);
+    nodes::done(context, &args.wait, &done, (&message, answer), output).await
 }
 
 pub(crate) async fn enable(context: &CliContext, args: &KeyArgs, output: &Output) -> CliResult<()> {
@@ -113,10 +125,8 @@ pub(crate) async fn enable(context: &CliContext, args: &KeyArgs, output: &Output
         .keys
         .enable(invocation(&actor, &args.named)?, key)
         .await?;
-    output.done(
-        &format!("enabled key {key}"),
-        &receipt(key, "enabled", &done),
-    )
+    let (message, answer) = (format!("enabled key {key}"), receipt(key, "enabled", &done));
+    nodes::done(context, &args.wait, &done, (&message, answer), output).await
 }
 
 pub(crate) async fn delete(
@@ -134,10 +144,10 @@ pub(crate) async fn delete(
         .keys
         .delete(invocation(&actor, &args.named)?, key, deletion)
         .await?;
-    output.done(
-        &format!("deleted key {key}"),
-        &receipt(key, "deleted", &done),
-    )
+    let by = nodes::time_limit(context, &done).await;
+    let message = format!("deleted key {key}; every process refuses it {by}");
+    let answer = receipt(key, "deleted", &done);
+    nodes::done(context, &args.wait, &done, (&message, answer), output).await
 }
 
 /// Returns the confirmation text, if the operator typed it exactly. The text to type is the one that the policy
@@ -175,7 +185,7 @@ async fn confirmed(
 }
 
 /// Asks for a line on the terminal. Fails if stdin is not a terminal.
-fn ask(message: &str) -> CliResult<String> {
+pub(super) fn ask(message: &str) -> CliResult<String> {
     if !io::stdin().is_terminal() {
         let message = "stdin is not a terminal; in a script, pass --confirm <TEXT>";
         return Err(CliError::new(CliErrorKind::Refused, message));

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::args::{CreateArgs, RotateArgs};
 use crate::desk::{CliContext, invocation, key_id};
 use crate::failure::{CliError, CliResult};
-use crate::output::{Output, cell, warn};
+use crate::output::{Output, cell, ready_for_secrets, warn};
 
 pub(crate) async fn create(
     context: &CliContext,
@@ -20,6 +20,7 @@ pub(crate) async fn create(
     let named = args.named.command_id.is_some();
     let scopeless = args.scope.is_empty();
     let by = invocation(&actor, &args.named)?;
+    ready_for_secrets()?;
     let created = context.keys.create(by, draft(args)?).await?;
     let printed = if output.json {
         output.document(&json!({
@@ -130,6 +131,7 @@ pub(crate) async fn rotate(
     if let Some(wait) = args.no_later_than {
         how = how.no_later_than(wait);
     }
+    ready_for_secrets()?;
     let rotated = context
         .keys
         .rotate(invocation(&actor, &args.named)?, old, how)
@@ -193,7 +195,8 @@ fn lost(id: KeyId, named: bool, failure: &CliError) -> CliError {
         ""
     };
     let message = format!(
-        "{}. Key {id} was created and its secret is lost{again}: revoke it, and create another",
+        "{}. Key {id} was created and its secret is lost{again}: revoke it with keyctl revoke {id} --reason \
+         lost, and create another",
         failure.message
     );
     CliError::new(failure.kind, message)

@@ -1,11 +1,13 @@
 //! The commands, one file for each kind.
 
 mod audit;
+mod bulk;
 mod change;
 mod import;
 mod issue;
 mod look;
 mod migrate;
+mod nodes;
 mod pepper;
 mod recover;
 mod time;
@@ -40,6 +42,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> CliResult<()> {
         CliCommand::Checkpoint => upkeep::checkpoint(&common, output).await,
         CliCommand::Vacuum => upkeep::vacuum(&common, output).await,
         CliCommand::Pepper(command) => pepper::run(&common, command, output).await,
+        CliCommand::Nodes => nodes::list(&common, output).await,
         CliCommand::Check => upkeep::check(&common, output).await,
         CliCommand::Stats => upkeep::stats(&common, output).await,
         CliCommand::Recover(args) => {
@@ -68,6 +71,10 @@ async fn about_keys(context: &CliContext, command: CliCommand, output: &Output) 
         CliCommand::Disable(args) => change::disable(context, &args, output).await,
         CliCommand::Enable(args) => change::enable(context, &args, output).await,
         CliCommand::Delete(args) => change::delete(context, args, output).await,
+        CliCommand::RevokeMany(args) => bulk::revoke_many(context, &args, output).await,
+        CliCommand::RemoveOwner(args) => bulk::remove_owner(context, &args, output).await,
+        CliCommand::CloseTenant(args) => bulk::close_tenant(context, args, output).await,
+        CliCommand::Purge(named) => bulk::purge(context, &named, output).await,
         CliCommand::Audit(args) => audit::run(context, &args, output).await,
         CliCommand::PruneAudit(args) => audit::prune(context, &args, output).await,
         CliCommand::Import(args) => import::run(context, &args, output).await,
@@ -84,6 +91,7 @@ async fn about_keys(context: &CliContext, command: CliCommand, output: &Output) 
         | CliCommand::Checkpoint
         | CliCommand::Vacuum
         | CliCommand::Pepper(_)
+        | CliCommand::Nodes
         | CliCommand::Check
         | CliCommand::Stats => Ok(()),
     }

@@ -14,7 +14,7 @@ use super::pepper::{self, PepperUse};
 use crate::args::{CommandIdArgs, CommonArgs, SalvageArgs, StartNewEpochArgs};
 use crate::desk::{CliContext, invocation};
 use crate::failure::{CliError, CliErrorKind, CliResult};
-use crate::output::Output;
+use crate::output::{Output, ready_for_secrets};
 use crate::store::{self, Expected};
 
 pub(crate) async fn init(
@@ -22,6 +22,9 @@ pub(crate) async fn init(
     named: &CommandIdArgs,
     output: &Output,
 ) -> CliResult<()> {
+    if common.tenant.is_some() {
+        ready_for_secrets()?;
+    }
     let (opened, peppers) = store::set_up(&common).await?;
     let (place, file) = (common.store.to_string(), store::pepper_path(&common)?);
     let pepper = peppers.current().id().clone();
@@ -146,7 +149,7 @@ pub(crate) async fn start_new_epoch(
     let now = SystemClock.now();
     // A node's report carries the node's own clock. The entry for the nodes before a restore has no clock.
     let is_live = |node: &NodeReport| node.clock.saturating_add(node.lease) >= now;
-    let mut nodes = store.nodes().await?;
+    let mut nodes = store.registry().nodes().await?;
     nodes.retain(is_live);
     if !nodes.is_empty() && !args.yes {
         let mut message = format!(

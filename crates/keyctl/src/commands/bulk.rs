@@ -1,0 +1,215 @@
+//! Commands that end many keys at once.
+
+use keyward::command::{BulkFilter, BulkReceipt};
+use keyward::key::KeyRecord;
+use keyward::store::{KeyQuery, KeyStore};
+use keyward::{PrincipalId, TenantId};
+use serde_json::json;
+
+use super::audit::asked;
+use super::change::ask;
+use super::nodes;
+use crate::args::{
+    BulkConfirmArgs, CloseTenantArgs, CommandIdArgs, RemoveOwnerArgs, RevokeManyArgs,
+};
+use crate::desk::{CliContext, change, invocation};
+use crate::failure::{CliError, CliErrorKind, CliResult};
+use crate::output::Output;
+
+pub(crate) async fn revoke_many(
+    context: &CliContext,
+    args: &RevokeManyArgs,
+    output: &Output,
+) -> CliResult<()> {
+    let tenant = context.named_tenant()?;
+    let actor = context.actor(&tenant)?;
+    let filter = filter(args)?;
+    let mut query = KeyQuery::tenant(tenant.clone(), context.keys.now()).live();
+    query.owner = filter.owner.clone();
+    query.class = filter.class.clone();
+    let ends = |record: &KeyRecord| !record.legacy && filter.matches(record);
+    let found = count(context, query, ends).await?;
+    let what = format!("keys of {tenant} that match");
+    if !confirmed(&args.confirm, (found, &what), output)? {
+        return Ok(());
+    }
+    let by = invocation(&actor, &args.named)?;
+    let reason = args.reason.into();
+    let swept = context
+        .keys
+        .revoke_many(by, &tenant, filter, reason)
+        .await?;
+    let message = format!("revoked {} keys of {tenant}", swept.ended);
+    let done = "revoked";
+    finish(
+        context,
+        (&swept, &tenant, done),
+        (message, &args.wait),
+        output,
+    )
+    .await
+}
+
+fn filter(args: &RevokeManyArgs) -> CliResult<BulkFilter> {
+    let mut filter = BulkFilter::all();
+    filter.owner = args.owner.as_deref().map(TryInto::try_into).transpose()?;
+    filter.class = args.class.as_deref().map(TryInto::try_into).transpose()?;
+    filter.pepper = args.pepper.as_deref().map(TryInto::try_into).transpose()?;
+    filter.created_before = args.created_before.as_deref().map(str::parse).transpose()?;
+    Ok(filter)
+}
+
+pub(crate) async fn remove_owner(
+    context: &CliContext,
+    args: &RemoveOwnerArgs,
+    output: &Output,
+) -> CliResult<()> {
+    let tenant = context.named_tenant()?;
+    let actor = context.actor(&tenant)?;
+    let owner: PrincipalId = args.owner.as_str().try_into()?;
+    let mut query = KeyQuery::tenant(tenant.clone(), context.keys.now()).live();
+    query.below = true;
+    query.owner = Some(owner.clone());
+    let found = count(context, query, |record| !record.legacy).await?;
+    let what = format!("keys of {owner} in {tenant} and below");
+    if !confirmed(&args.confirm, (found, &what), output)? {
+        return Ok(());
+    }
+    let by = invocation(&actor, &args.named)?;
+    let swept = context
+        .keys
+        .remove_owner(by, &tenant, owner.clone())
+        .await?;
+    let message = format!(
+        "removed owner {owner} of {tenant}, and revoked {} keys",
+        swept.ended
+    );
+    let done = "owner_removed";
+    finish(
+        context,
+        (&swept, &tenant, done),
+        (message, &args.wait),
+        output,
+    )
+    .await
+}
+
+pub(crate) async fn close_tenant(
+    context: &CliContext,
+    args: CloseTenantArgs,
+    output: &Output,
+) -> CliResult<()> {
+    let tenant = context.named_tenant()?;
+    let actor = context.actor(&tenant)?;
+    let mut query = KeyQuery::tenant(tenant.clone(), context.keys.now()).live();
+    query.below = true;
+    let found = count(context, query, |_| true).await?;
+    let typed = match args.confirm {
+        Some(text) => text,
+        None => ask(&format!(
+            "Ends tenant {tenant} and its {found} keys permanently. Type {tenant} to confirm: "
+        ))
+        .map_err(|failure| {
+            failure.about(format!("{found} keys would end; type {tenant} to confirm"))
+        })?,
+    };
+    if typed != tenant.as_str() {
+        let message = format!("not closed: to confirm, type {tenant} exactly");
+        return Err(CliError::new(CliErrorKind::Refused, message));
+    }
+    let by = invocation(&actor, &args.named)?;
+    let swept = context.keys.close_tenant(by, &tenant).await?;
+    let message = format!("closed tenant {tenant}, and ended {} keys", swept.ended);
+    let done = "tenant_closed";
+    finish(
+        context,
+        (&swept, &tenant, done),
+        (message, &args.wait),
+        output,
+    )
+    .await
+}
+
+pub(crate) async fn purge(
+    context: &CliContext,
+    named: &CommandIdArgs,
+    output: &Output,
+) -> CliResult<()> {
+    if context.tenant()?.is_none() && !context.is_host() {
+        return Err(CliError::usage(
+            "--as needs the principal's tenant: --tenant <TENANT>",
+        ));
+    }
+    for tenant in asked(context).await? {
+        let actor = context.actor(&tenant)?;
+        let by = invocation(&actor, named)?;
+        let purged = context.keys.purge(by, &tenant).await;
+        let about = |error| CliError::from(error).about(format!("tenant {tenant}"));
+        let removed = purged.map_err(about)?.ended;
+        if output.json {
+            output.document(&json!({ "tenant": tenant, "removed": removed }))?;
+        } else {
+            output.line(&format!("{tenant}  {removed} removed"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Counts the keys that a query returns and that match.
+async fn count(
+    context: &CliContext,
+    mut query: KeyQuery,
+    matches: impl Fn(&KeyRecord) -> bool,
+) -> CliResult<usize> {
+    let mut count = 0;
+    loop {
+        let page = context.store.list(&query).await?;
+        count += page.keys.iter().filter(|record| matches(record)).count();
+        match page.next {
+            Some(next) => query.after = Some(next),
+            None => return Ok(count),
+        }
+    }
+}
+
+/// Returns whether the operator confirmed that these keys are ended. After `--dry-run`, the answer is no.
+fn confirmed(
+    confirm: &BulkConfirmArgs,
+    (found, what): (usize, &str),
+    output: &Output,
+) -> CliResult<bool> {
+    let refused = |message| Err(CliError::new(CliErrorKind::Refused, message));
+    match confirm.expect {
+        _ if confirm.dry_run => {
+            output.done(&format!("{found} {what}"), &json!({ "matching": found }))?;
+            Ok(false)
+        }
+        Some(expected) if expected == found => Ok(true),
+        Some(expected) => refused(format!(
+            "nothing was changed: expected {expected} {what}, and found {found}"
+        )),
+        None if confirm.yes => Ok(true),
+        None => refused(format!(
+            "nothing was changed: found {found} {what}; repeat the command with --expect {found}, or with --yes"
+        )),
+    }
+}
+
+async fn finish(
+    context: &CliContext,
+    (swept, tenant, done): (&BulkReceipt, &TenantId, &str),
+    (message, wait): (String, &crate::args::UntilConfirmedArgs),
+    output: &Output,
+) -> CliResult<()> {
+    let by = nodes::time_limit(context, &swept.receipt).await;
+    let mut message = format!("{message}; every process refuses them {by}");
+    if !swept.skipped.is_empty() {
+        let skipped: Vec<_> = swept.skipped.iter().map(ToString::to_string).collect();
+        message += &format!("; skipped legacy keys: {}", skipped.join(" "));
+    }
+    let mut answer = change(done, &swept.receipt);
+    answer["tenant"] = json!(tenant);
+    answer["ended"] = json!(swept.ended);
+    answer["skipped"] = json!(swept.skipped);
+    nodes::done(context, wait, &swept.receipt, (&message, answer), output).await
+}

@@ -1,0 +1,199 @@
+//! The nodes: processes that verify keys and have registered, and their confirmations of a change.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use keyward::clocks::SystemClock;
+use keyward::node::{Confirmations, NodeAnswer, NodeConfirmation};
+use keyward::store::{Cursor, KeyStore, NodeRegistry, NodeReport};
+use keyward::{Clock, Receipt, WithSources};
+use serde_json::{Value, json};
+
+use crate::args::{CommonArgs, UntilConfirmedArgs};
+use crate::desk::CliContext;
+use crate::failure::CliResult;
+use crate::output::{Output, cell, warn};
+use crate::store::{self, Expected};
+
+/// 250 ms between two reads of the registry, the default poll interval of a node.
+const ASK_EVERY: Duration = Duration::from_millis(250);
+
+const HEAD: [&str; 7] = [
+    "NODE",
+    "LABEL",
+    "APPLIED",
+    "BEHIND",
+    "SILENT",
+    "LEASE",
+    "ACCEPTS UNTIL",
+];
+
+/// Lists the registered nodes. Needs no pepper.
+pub(crate) async fn list(common: &CommonArgs, output: &Output) -> CliResult<()> {
+    let store = store::open(common, Expected::Existing).await?;
+    let reports = store.registry().nodes().await?;
+    let head = store.keys().scan(None, NonZeroUsize::MIN).await?.head;
+    let now = SystemClock.now();
+    if reports.is_empty() {
+        output.note(
+            "no process has registered as a node, so only the staleness bounds say what they apply",
+        );
+    }
+    let nodes = reports.iter().map(|report| (report, head));
+    if output.json {
+        return nodes.into_iter().try_for_each(|(report, head)| {
+            let silent = now.since(report.clock);
+            let until = report.clock.saturating_add(report.lease);
+            output.document(&json!({
+                "node": report.node.to_string(),
+                "label": report.label,
+                "applied": applied(report, head),
+                "head": head.revision.0,
+                "silent_seconds": silent.as_secs(),
+                "lease_seconds": report.lease.as_secs(),
+                "accepts_until": until,
+                "lapsed": until < now,
+            }))
+        });
+    }
+    let row = |(report, head): (&NodeReport, Cursor)| {
+        let applied = applied(report, head);
+        let until = report.clock.saturating_add(report.lease);
+        vec![
+            report.node.to_string(),
+            cell(report.label.as_ref()),
+            cell(applied),
+            cell(applied.map(|applied| head.revision.0.saturating_sub(applied))),
+            format!("{} s", now.since(report.clock).as_secs()),
+            format!("{} s", report.lease.as_secs()),
+            match until < now {
+                true => format!("{until} (lapsed)"),
+                false => until.to_string(),
+            },
+        ]
+    };
+    let rows: Vec<_> = nodes.map(row).collect();
+    match rows.is_empty() {
+        true => Ok(()),
+        false => output.table(&HEAD, &rows),
+    }
+}
+
+/// Returns the revision that a node has applied. `None` if it has not read the store, or not this history.
+fn applied(report: &NodeReport, head: Cursor) -> Option<u64> {
+    let applied = report.applied.filter(|applied| applied.epoch == head.epoch);
+    applied.map(|applied| applied.revision.0)
+}
+
+/// Returns the time from which every process acts on a change, as the end of a sentence.
+pub(super) async fn time_limit(context: &CliContext, receipt: &Receipt) -> String {
+    let by = receipt.no_later_than();
+    match context.backend.registry().nodes().await {
+        Ok(nodes) if nodes.is_empty() => format!(
+            "no later than {by}, if it has the policy of the store (no process has registered as a node)"
+        ),
+        _ => format!("no later than {by}"),
+    }
+}
+
+/// Prints the result of a change. With `--until-confirmed`, waits for the nodes and lists them too.
+pub(crate) async fn done(
+    context: &CliContext,
+    wait: &UntilConfirmedArgs,
+    receipt: &Receipt,
+    (message, mut answer): (&str, Value),
+    output: &Output,
+) -> CliResult<()> {
+    if !wait.until_confirmed {
+        return output.done(message, &answer);
+    }
+    output.note(message);
+    let confirmations = confirmed(context, receipt, output).await;
+    answer["confirmed_at"] = json!(context.keys.now());
+    answer["nodes"] = confirmations.nodes().iter().map(document).collect();
+    if output.json {
+        return output.document(&answer);
+    }
+    output.note("confirmed: no registered node can act on the earlier state");
+    let row = |node: &NodeConfirmation| {
+        let label = cell(node.label.as_ref());
+        vec![node.node.to_string(), label, answer_of(node)]
+    };
+    let rows: Vec<_> = confirmations.nodes().iter().map(row).collect();
+    match rows.is_empty() {
+        true => Ok(()),
+        false => output.table(&["NODE", "LABEL", "ANSWER"], &rows),
+    }
+}
+
+fn document(node: &NodeConfirmation) -> Value {
+    json!({
+        "node": node.node.to_string(),
+        "label": node.label,
+        "answer": answer_of(node),
+    })
+}
+
+fn answer_of(node: &NodeConfirmation) -> String {
+    match node.answer {
+        NodeAnswer::Applied => "applied".to_owned(),
+        NodeAnswer::Lapsed => "lapsed".to_owned(),
+        NodeAnswer::Waiting { at_most } => format!("waiting at most {} s", seconds(at_most)),
+        _ => "unknown".to_owned(),
+    }
+}
+
+/// Returns whole seconds, rounded up.
+const fn seconds(time: Duration) -> u64 {
+    time.as_secs() + (time.subsec_nanos() > 0) as u64
+}
+
+/// Waits until no node can act on the state before the change. Without a registered node, waits until the
+/// staleness bound has passed: nothing is known about the processes then.
+async fn confirmed(context: &CliContext, receipt: &Receipt, output: &Output) -> Confirmations {
+    let mut line = output.progress_line();
+    let (mut shown, mut failed) = (String::new(), String::new());
+    loop {
+        match context.keys.confirmations(receipt).await {
+            Ok(found) => {
+                let bound_is_over = context.keys.now() > receipt.no_later_than();
+                if found.is_complete() && (bound_is_over || !found.nodes().is_empty()) {
+                    return found;
+                }
+                let now = context.keys.now();
+                let (waits, at_most) = match found.nodes().is_empty() {
+                    true => (
+                        "the staleness bound".to_owned(),
+                        receipt.no_later_than().since(now),
+                    ),
+                    false => (waits_for(&found), found.at_most()),
+                };
+                let seconds = seconds(at_most);
+                line.step(
+                    &format!("waits for {waits}, at most {seconds} s"),
+                    waits != shown,
+                );
+                shown = waits;
+            }
+            Err(error) => {
+                let cause = WithSources(&error).to_string();
+                if cause != failed {
+                    warn(&format!(
+                        "keyctl: cannot read the nodes, trying again: {cause}"
+                    ));
+                }
+                failed = cause;
+            }
+        }
+        SystemClock.sleep(ASK_EVERY).await;
+    }
+}
+
+fn waits_for(found: &Confirmations) -> String {
+    let name = |node: &NodeConfirmation| match &node.label {
+        Some(label) => label.to_string(),
+        None => node.node.to_string(),
+    };
+    let waiting: Vec<_> = found.waiting().map(|(node, _)| name(node)).collect();
+    waiting.join(", ")
+}
