@@ -172,6 +172,11 @@ fn a_database_can_replace_a_file() {
         shop.run(&["check", "--json"]).ended(0).document()["intact"],
         true
     );
+    let pepper = stats["peppers"][0]["pepper"].as_str().unwrap();
+    shop.run(&["pepper", "prepare"]).ended(0);
+    shop.run(&["pepper", "rotate"]).ended(0);
+    let needed = shop.run(&["pepper", "retire", pepper]).ended(REFUSED);
+    assert!(needed.err.contains("1 live key needs"), "{needed:?}");
     shop.place
         .run("UPDATE $s.rows SET seal = seal + 1 WHERE kind = 2");
     shop.run(&["check"]).ended(CORRUPT);
