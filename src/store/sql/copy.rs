@@ -13,14 +13,14 @@ use crate::store::transfer::{Counts, Item, Origin, Part};
 
 /// A table, its columns, and the first column, which orders its rows.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::store) struct CopiedTable {
+pub(in crate::store) struct StoredTable {
     pub(in crate::store) name: &'static str,
     pub(in crate::store) columns: &'static str,
     pub(in crate::store) order: &'static str,
 }
 
 /// Returns the table that holds a part of a store.
-pub(in crate::store) const fn table(part: Part) -> CopiedTable {
+pub(in crate::store) const fn table(part: Part) -> StoredTable {
     let (name, columns, order) = match part {
         Part::Commits => ("commits", "revision, tag, seal", "revision"),
         Part::Tenants => ("tenants", TENANT_COLUMNS, "tenant"),
@@ -30,7 +30,7 @@ pub(in crate::store) const fn table(part: Part) -> CopiedTable {
         Part::Rows => ("rows", COLUMNS, "place"),
         Part::Documents => ("documents", DOCUMENT_COLUMNS, "name"),
     };
-    CopiedTable {
+    StoredTable {
         name,
         columns,
         order,
@@ -73,7 +73,7 @@ pub(in crate::store) fn items_after(
     after: Option<&Item>,
     limit: usize,
 ) -> Result<Sql, RowFault> {
-    let CopiedTable {
+    let StoredTable {
         name,
         columns,
         order,

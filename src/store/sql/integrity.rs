@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::cells::{Cell, Cells};
-use super::copy::{CopiedTable, table};
+use super::copy::{StoredTable, table};
 use super::{
     NODE_COLUMNS, NodeRow, RowFault, TenantHead, change, entry, read_digest, read_document,
 };
@@ -85,13 +85,13 @@ impl IntegrityPass {
     ];
 
     /// Returns the table that the pass reads, if it is one.
-    pub(in crate::store) const fn table(self) -> Option<CopiedTable> {
+    pub(in crate::store) const fn table(self) -> Option<StoredTable> {
         match self {
             Self::Rows => Some(table(Part::Rows)),
             Self::Audit => Some(table(Part::Audit)),
             Self::Digests => Some(table(Part::Digests)),
             Self::Documents => Some(table(Part::Documents)),
-            Self::Nodes => Some(CopiedTable {
+            Self::Nodes => Some(StoredTable {
                 name: "nodes",
                 columns: NODE_COLUMNS,
                 order: "node",
@@ -101,7 +101,7 @@ impl IntegrityPass {
     }
 
     pub(in crate::store) fn sql(self) -> String {
-        if let Some(CopiedTable {
+        if let Some(StoredTable {
             name,
             columns,
             order,

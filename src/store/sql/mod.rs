@@ -25,9 +25,9 @@ pub(in crate::store) use self::cells::{Cell, Cells};
 #[cfg(feature = "postgres")]
 pub(in crate::store) use self::columns::place_at;
 pub(in crate::store) use self::columns::{COLUMNS, RowColumns, change};
-#[cfg(feature = "sqlite")]
-pub(in crate::store) use self::copy::{CopiedTable, table};
 pub(in crate::store) use self::copy::{ORIGIN, counts_of, item, items_after, origin_of, place_of};
+#[cfg(feature = "sqlite")]
+pub(in crate::store) use self::copy::{StoredTable, table};
 pub(in crate::store) use self::document::{
     DOCUMENT_COLUMNS, document_version_and_seal, lease_after_restore, read_document,
 };
@@ -40,6 +40,8 @@ pub(in crate::store) use self::integrity::{COUNTS, IntegrityPass, stats};
 pub use self::integrity::{IntegrityReport, Stats};
 pub(in crate::store) use self::listing::{AuditListing, KeyListing, audit_entries, key_candidates};
 pub(in crate::store) use self::load::LoadedRows;
+#[cfg(feature = "sqlite")]
+pub(in crate::store) use self::node::history_seal;
 pub(in crate::store) use self::node::{LONGEST_LEASE, NODE_COLUMNS, NodeRow, lease};
 pub(in crate::store) use self::statement::{Sql, Value};
 pub(in crate::store) use self::version::{TablesVersion, VERSION, VersionFault};

@@ -105,6 +105,15 @@ impl NodeRow {
         .end()
     }
 
+    /// Returns the columns `epoch`, `revision` and `tag`.
+    #[cfg(feature = "sqlite")]
+    pub(in crate::store) fn position(&self) -> (Option<[u8; 16]>, Option<i64>, Option<[u8; 16]>) {
+        match self.applied {
+            Some((epoch, revision, tag)) => (Some(epoch), Some(revision), Some(tag)),
+            None => (None, None, None),
+        }
+    }
+
     pub(in crate::store) fn report(self) -> Result<NodeReport, RowFault> {
         let label = (self.label.as_deref())
             .map(|label| NodeLabel::from_origin(label, TextOrigin::Stored))
@@ -136,6 +145,12 @@ impl NodeRow {
             beat: 1,
         })
     }
+}
+
+/// Returns the seal of a report and of the history that it belongs to.
+#[cfg(feature = "sqlite")]
+pub(in crate::store) fn history_seal(history: &[u8; 16], row: &NodeRow) -> i64 {
+    Seal::default().bytes(history).number(row.seal()).end()
 }
 
 /// Selects the longest lease of any node.

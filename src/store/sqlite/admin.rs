@@ -9,7 +9,7 @@ use super::fault::{OpenError, SqliteFault};
 use super::file::{DraftStore, StoreFile, refuse_existing, refuse_leftovers};
 use super::rows::{dialect, each, one};
 use super::session::{self, ReadBound};
-use super::{documents, head, nodes, read, schema};
+use super::{documents, head, nodes, read, registry, schema};
 use crate::core::view::Revision;
 use crate::store::sql::{self, COUNTS, IntegrityPass, StoreRow, first_after, signed};
 use crate::store::{Cursor, Epoch, IntegrityReport, Stats};
@@ -106,7 +106,9 @@ pub(super) fn backup(from: &StoreFile, to: &Path, verify: bool) -> Result<Cursor
             unrecovered: true,
             ..head::store(&conn)?
         };
-        head::write_store(&conn, &store)
+        head::write_store(&conn, &store)?;
+        let longest = nodes::longest_lease(&conn)?.max(registry::longest_lease(from));
+        nodes::end_history(&conn, longest)
     };
     mark()
         .and_then(|()| StoreFile::checkpoint(&conn))

@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use super::fault::SqliteFault;
 use super::file::{StoreFile, check_journal};
 use super::rows::{dialect, one};
-use super::{SqliteStore, documents, head, nodes, read, schema, write};
+use super::{SqliteStore, documents, head, nodes, read, registry, schema, write};
 use crate::observe::WithSources;
 use crate::store::sql::{CommitRow, ORIGIN, StoreRow, TenantHead, counts_of, id_bytes, place_of};
 use crate::store::transfer::{
@@ -22,7 +22,11 @@ const IMPORTING: &str = "copying into a file";
 #[async_trait]
 impl CopySource for SqliteStore {
     async fn origin(&self) -> Result<Origin, StoreError> {
-        self.read(EXPORTING, read::origin).await
+        let mut origin = self.read(EXPORTING, read::origin).await?;
+        let file = self.file();
+        let lease = blocking::unblock(move || registry::longest_lease(&file)).await;
+        origin.lease = origin.lease.max(lease);
+        Ok(origin)
     }
 
     async fn page(

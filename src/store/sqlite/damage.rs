@@ -8,7 +8,7 @@ use super::rows::each;
 use crate::core::tenant::TenantId;
 use crate::core::text::PrincipalId;
 use crate::store::RowKey;
-use crate::store::sql::{AUDIT_COLUMNS, COLUMNS, Cells, CopiedTable, id_of};
+use crate::store::sql::{AUDIT_COLUMNS, COLUMNS, Cells, StoredTable, id_of};
 
 /// The range of a table that a scan could not read. Its ends are the first columns of the last row before the
 /// first damaged page, and of the first row after the last damaged page. Null if there is no such row.
@@ -24,10 +24,10 @@ pub(super) struct Gap {
 /// first column.
 pub(super) fn each_readable(
     conn: &Connection,
-    table: CopiedTable,
+    table: StoredTable,
     mut look: impl FnMut(&Row<'_>) -> Result<(), SqliteFault>,
 ) -> Result<Option<Gap>, SqliteFault> {
-    let CopiedTable {
+    let StoredTable {
         name,
         columns,
         order,

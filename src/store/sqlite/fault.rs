@@ -225,7 +225,10 @@ pub enum OpenError {
         what: &'static str,
     },
     /// The file is damaged.
-    #[error("{} is corrupt ({what}): restore a backup", path.display())]
+    #[error(
+        "{} is corrupt ({what}): restore a backup, or copy what is whole with `keyctl salvage`",
+        path.display()
+    )]
     Corrupt {
         /// The path of the file.
         path: PathBuf,

@@ -196,7 +196,7 @@ impl StoreFile {
     ///
     /// A file in WAL mode needs a log, which SQLite cannot create on a read-only file system. If the file has no
     /// log there, SQLite reads the file without one, and without locks: nobody can write the file.
-    fn connect(&self) -> Result<Connection, OpenError> {
+    pub(super) fn connect(&self) -> Result<Connection, OpenError> {
         let conn = self.connect_to(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         match schema::application(&conn) {
             Err(fault) if fault.is_cannot_open() && self.is_folder_read_only() => {
@@ -332,11 +332,12 @@ impl StoreFile {
                 return false;
             }
         };
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
         let mut kept = 0;
         for step in (0..8).map(|halved| RESERVE >> halved) {
             match allocate(&reserve, kept + step) {
                 Ok(()) => kept += step,
-                Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
+                Err(error) if full.contains(&error.kind()) => {}
                 // The file system keeps no space, so there is nothing to wait for.
                 Err(_) => return true,
             }
@@ -387,16 +388,17 @@ impl StoreFile {
         }
     }
 
-    /// Creates the tables of a store in an empty draft, and connects to it.
-    pub(super) fn create_draft(&self) -> Result<Connection, OpenError> {
-        let mut conn = self.connect()?;
-        schema::create(&mut conn).map_err(|fault| OpenError::of(&self.path, fault))?;
-        Ok(conn)
-    }
-
     /// Creates the store durably, and fails if something exists at the path. Other processes never see an
     /// incomplete file.
     pub(super) fn create(&self) -> Result<(), OpenError> {
+        self.create_with(schema::create)
+    }
+
+    /// Creates a file whose tables `fill` creates.
+    pub(super) fn create_with(
+        &self,
+        fill: impl FnOnce(&mut Connection) -> Result<(), SqliteFault>,
+    ) -> Result<(), OpenError> {
         let path = &self.path;
         refuse_leftovers(path)?;
         let draft = DraftStore::beside(path)?;
@@ -404,11 +406,32 @@ impl StoreFile {
             path: draft.path.clone(),
             ..self.clone()
         };
-        drop(new.create_draft()?);
+        let mut conn = new.connect()?;
+        fill(&mut conn).map_err(|fault| OpenError::of(path, fault))?;
+        drop(conn);
         draft.link(path)?;
         // If the fsync fails, the file is kept, because another process may already have committed to the
         // file.
         sync_folder(path).map_err(|error| OpenError::io(path, error))
+    }
+
+    /// Lets the group use the file, if the group may use the store.
+    pub(super) fn share_with_group(&self) -> Result<(), OpenError> {
+        #[cfg(unix)]
+        if self.group_access {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o660);
+            fs::set_permissions(&self.path, mode)
+                .map_err(|error| OpenError::io(&self.path, error))?;
+        }
+        Ok(())
+    }
+
+    /// Returns the file of the node registry, which is next to the store.
+    pub(super) fn registry(&self) -> Self {
+        Self {
+            path: with_end(&self.path, "-nodes"),
+            ..self.clone()
+        }
     }
 }
 

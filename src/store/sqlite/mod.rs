@@ -12,6 +12,7 @@ mod nodes;
 mod options;
 mod read;
 mod readers;
+mod registry;
 mod rows;
 mod salvage;
 mod schema;
@@ -37,6 +38,7 @@ pub use self::file::JournalMode;
 use self::file::StoreFile;
 pub use self::options::SqliteOptions;
 use self::readers::Readers;
+use self::registry::Registry;
 use self::session::Pool;
 use self::writer::SqliteWriter;
 use super::{
@@ -50,7 +52,7 @@ use crate::core::tenant::TenantId;
 /// The largest number of concurrent reads: 16. Reads are short, and each one uses a thread and a file
 /// descriptor.
 const READERS: usize = 16;
-/// The number of additional concurrent reads for the feed and the node registry only: 4.
+/// The number of additional concurrent reads for the feed only: 4.
 const FOLLOWERS: usize = 4;
 
 /// 100: the largest number of keys that a read on the writer's connection may return. Such a read delays
@@ -67,6 +69,14 @@ const FEW: usize = 100;
 ///   interval](SqliteOptions::poll_interval). If a restored backup replaces the file, the next call uses the
 ///   new file. Calls fail until the new file is recovered. A file that was moved or replaced is logged once,
 ///   at warn.
+/// - **Full disk.** The store keeps 8 MiB of the disk in a file next to it (`-reserve`), for commits that only narrow,
+///   such as revocations. Other commits fail as unavailable. Nodes keep their reports in another file (`-nodes`), so
+///   neither a full disk nor a long transaction of another program stops verification on registered nodes.
+/// - **Log.** Readers of an old state keep the write-ahead log from starting over. The store empties a log of 64 MiB
+///   by waiting for readers for a moment. A read during which the log grows by 64 MiB past 256 MiB fails as
+///   unavailable. A backup is such a read: repeat it while fewer changes are made.
+/// - **Read-only files.** A file on a read-only file system can be read. If its log (`-wal`) lies there too, copy both
+///   elsewhere first.
 /// - **Checksums.** SQLite does not detect flipped bits, so every row has a seal, which is a checksum. A row
 ///   with a wrong seal is reported as corrupt, and affects no other row.
 /// - **Feed.** Contains the latest version of each row, and tombstones of removed keys until
@@ -102,9 +112,10 @@ struct SqliteStoreInner {
     journal: JournalMode,
     poll: Duration,
     reads: Readers,
-    /// The readers of the feed and of the node registry, which must not queue behind listings.
+    /// The readers of the feed, which must not queue behind listings.
     follows: Readers,
     writer: SqliteWriter,
+    registry: Arc<Registry>,
     on_commit: Arc<Event>,
     /// The sender that keeps the watcher thread running. `None` before the first
     /// [`wait_past`](KeyStore::wait_past).
@@ -140,6 +151,7 @@ impl SqliteStore {
         journal: JournalMode,
         poll: Duration,
         reserve_is_whole: bool,
+        registry: Registry,
     ) -> std::io::Result<Self> {
         let on_commit = Arc::new(Event::new());
         let committed = on_commit.clone();
@@ -150,6 +162,7 @@ impl SqliteStore {
             shared: Arc::new(SqliteStoreInner {
                 reads: Readers::new(pool.clone(), READERS),
                 follows: Readers::new(pool.clone(), FOLLOWERS),
+                registry: Arc::new(registry),
                 pool,
                 journal,
                 poll,
@@ -320,7 +333,12 @@ impl SqliteStore {
     ///
     /// [`StoreError`] if the file cannot be read at all.
     pub async fn check_integrity(&self) -> Result<IntegrityReport, StoreError> {
-        self.read("checking integrity", admin::check).await
+        let mut report = self.read("checking integrity", admin::check).await?;
+        self.register("checking the node registry", move |registry| {
+            registry.check(&mut report)?;
+            Ok(report)
+        })
+        .await
     }
 
     /// Returns the size of the store, and its engine. Counts all rows, so the call is slow for a large file.
@@ -363,7 +381,7 @@ impl SqliteStore {
         answer.map_err(|fault| fault.into_error(doing))
     }
 
-    /// Runs a read for followers or for the registry of nodes.
+    /// Runs a read for followers.
     async fn follow<T: Send + 'static>(
         &self,
         doing: &'static str,
@@ -371,6 +389,17 @@ impl SqliteStore {
     ) -> Result<T, StoreError> {
         let answer = self.shared.follows.read(read).await;
         answer.map_err(|fault| fault.into_error(doing))
+    }
+
+    /// Runs a step of the node registry on a thread of its own.
+    async fn register<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        step: impl FnOnce(&Registry) -> Result<T, SqliteFault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let registry = self.shared.registry.clone();
+        let done = blocking::unblock(move || step(&registry)).await;
+        done.map_err(|fault| fault.into_error(doing))
     }
 
     /// Runs a short read on the writer's connection if that connection is idle, and on a pooled connection
@@ -506,32 +535,37 @@ impl Documents for SqliteStore {
         let write = move |conn: &Connection| documents::write(conn, &write);
         self.shared
             .writer
-            .write("writing a document", false, write)
+            .write("writing a document", write)
             .await?
     }
 }
 
-/// Reports are durable when the call returns, as commits are.
+/// Reports are durable when the call returns, as commits are. They are in a file of their own, `-nodes`. So a report
+/// does not wait for commits, nor for a lock on the store, and needs no new space on the disk.
 #[async_trait]
 impl NodeRegistry for SqliteStore {
     async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {
-        let write = move |conn: &Connection| nodes::report(conn, &report);
-        self.shared
-            .writer
-            .write("noting a node's report", true, write)
-            .await
+        self.register("noting a node's report", move |registry| {
+            registry.report(&report)
+        })
+        .await
     }
 
     async fn nodes(&self) -> Result<Vec<NodeReport>, StoreError> {
-        self.follow("reading nodes", nodes::all).await
+        self.register("reading nodes", Registry::all).await
     }
 
     async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError> {
-        let write = move |conn: &Connection| nodes::forget(conn, node, upto);
-        self.shared
-            .writer
-            .write("forgetting a node", true, write)
-            .await
+        const DOING: &str = "forgetting a node";
+        self.register(DOING, move |registry| registry.forget(node, upto))
+            .await?;
+        // The store itself has an entry only after a restore.
+        let own = self.follow(DOING, nodes::all).await?;
+        if own.iter().any(|own| own.node == node && own.beat <= upto) {
+            let write = move |conn: &Connection| nodes::forget(conn, node);
+            return self.shared.writer.write(DOING, write).await;
+        }
+        Ok(())
     }
 }
 

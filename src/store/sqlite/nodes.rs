@@ -1,4 +1,5 @@
-//! The table `nodes`, which holds the latest report of each node.
+//! The table `nodes` of the store, which holds an entry for the nodes of a replaced history. The reports of the
+//! present history are in the [registry](super::registry).
 
 use std::time::Duration;
 
@@ -11,10 +12,7 @@ use crate::store::sql::{LONGEST_LEASE, NODE_COLUMNS as COLUMNS, NodeRow, lease};
 use crate::store::{NodeId, NodeReport};
 
 fn write(row: &NodeRow, conn: &Connection) -> Result<(), SqliteFault> {
-    let (epoch, revision, tag) = match row.applied {
-        Some((epoch, revision, tag)) => (Some(epoch), Some(revision), Some(tag)),
-        None => (None, None, None),
-    };
+    let (epoch, revision, tag) = row.position();
     let sql = format!(
         "INSERT OR REPLACE INTO nodes ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"
     );
@@ -32,28 +30,7 @@ fn write(row: &NodeRow, conn: &Connection) -> Result<(), SqliteFault> {
     Ok(())
 }
 
-/// Returns the beat (the report number) of the node's stored report. `None` if the row is missing or damaged.
-/// So a new report always replaces a damaged row.
-fn beat(conn: &Connection, node: NodeId) -> Result<Option<i64>, SqliteFault> {
-    let sql = format!("SELECT {COLUMNS} FROM nodes WHERE node = ?1");
-    let node = node.to_u128().to_be_bytes();
-    let beat = one(conn, &sql, [node], |row| {
-        Ok(NodeRow::read(row).ok().map(|row| row.beat))
-    })?;
-    Ok(beat.flatten())
-}
-
-pub(super) fn report(conn: &Connection, report: &NodeReport) -> Result<bool, SqliteFault> {
-    let row = NodeRow::of(report)?;
-    if beat(conn, report.node)?.is_some_and(|before| before >= row.beat) {
-        return Ok(false);
-    }
-    write(&row, conn)?;
-    Ok(true)
-}
-
-/// Reads all reports. Fails if a report is damaged: if the report were skipped, its node would be treated as
-/// gone.
+/// Reads all entries. Fails if an entry is damaged: if it were skipped, its nodes would be treated as gone.
 pub(super) fn all(conn: &Connection) -> Result<Vec<NodeReport>, SqliteFault> {
     let mut reports = Vec::new();
     each(conn, &format!("SELECT {COLUMNS} FROM nodes"), [], |row| {
@@ -63,12 +40,10 @@ pub(super) fn all(conn: &Connection) -> Result<Vec<NodeReport>, SqliteFault> {
     Ok(reports)
 }
 
-pub(super) fn forget(conn: &Connection, node: NodeId, upto: u64) -> Result<(), SqliteFault> {
-    let upto = i64::try_from(upto).unwrap_or(i64::MAX);
-    if beat(conn, node)?.is_none_or(|before| before <= upto) {
-        conn.prepare_cached("DELETE FROM nodes WHERE node = ?1")?
-            .execute([node.to_u128().to_be_bytes()])?;
-    }
+/// Removes the entry of a node.
+pub(super) fn forget(conn: &Connection, node: NodeId) -> Result<(), SqliteFault> {
+    conn.prepare_cached("DELETE FROM nodes WHERE node = ?1")?
+        .execute([node.to_u128().to_be_bytes()])?;
     Ok(())
 }
 

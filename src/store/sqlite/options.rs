@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::SqliteStore;
 use super::fault::OpenError;
 use super::file::{StoreFile, clear_drafts};
+use super::registry::Registry;
 use super::session::Pool;
 
 /// 5 seconds: the default wait for a lock of another process. A checkpoint after a burst of commits holds the
@@ -145,6 +146,12 @@ impl SqliteOptions {
         let opened = pool.current();
         opened.map_err(|fault| OpenError::of(&path, fault))?;
         let reserve = file.keep_reserve();
-        SqliteStore::start(pool, journal, self.poll, reserve).map_err(|error| io(&path, error))
+        let registry = Registry::new(pool.clone());
+        if let Err(error) = registry.begin() {
+            // Reports try again. Whoever only reads needs no registry.
+            tracing::debug!(path = %file.path.display(), %error, "cannot create the node registry");
+        }
+        SqliteStore::start(pool, journal, self.poll, reserve, registry)
+            .map_err(|error| io(&path, error))
     }
 }

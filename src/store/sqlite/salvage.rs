@@ -42,7 +42,8 @@ pub(super) fn salvage(from: &StoreFile, to: &Path) -> Result<IntegrityReport, Op
         path: draft.path.clone(),
         ..from.clone()
     };
-    let target = file.create_draft()?;
+    let mut target = file.connect()?;
+    schema::create(&mut target).map_err(|fault| OpenError::of(to, fault))?;
     let copied = copy(&source, &target).and_then(|report| {
         StoreFile::checkpoint(&target)?;
         Ok(report)

@@ -216,7 +216,7 @@ pub(super) struct Tx<'a> {
 
 impl<'a> Tx<'a> {
     /// Begins a transaction whose snapshot is taken at its first read.
-    fn deferred(conn: &'a Connection) -> Result<Self, SqliteFault> {
+    pub(super) fn deferred(conn: &'a Connection) -> Result<Self, SqliteFault> {
         conn.prepare_cached("BEGIN")?.execute([])?;
         Ok(Self { conn })
     }

@@ -118,12 +118,10 @@ impl SqliteWriter {
         answered.recv().await.ok()?
     }
 
-    /// Runs a write that is not a commit, in a transaction of its own. A full disk makes it run twice. If
-    /// `may_use_reserve` is true, the second run may use the space that is kept for commits that only narrow.
+    /// Runs a write that is not a commit, in a transaction of its own. A full disk makes it run twice.
     pub(super) async fn write<T: Send + 'static>(
         &self,
         doing: &'static str,
-        may_use_reserve: bool,
         write: impl Fn(&Connection) -> Result<T, SqliteFault> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (answer, answered) = async_channel::bounded(1);
@@ -131,11 +129,8 @@ impl SqliteWriter {
         let job = move |thread: &mut Thread| {
             let mut written = thread.write(&write);
             if written.as_ref().is_err_and(SqliteFault::is_full) {
-                thread.make_room(may_use_reserve);
+                thread.make_room(false);
                 written = thread.write(&write);
-            }
-            if written.is_ok() {
-                thread.refill_reserve();
             }
             thread.close();
             drop(answer.try_send(written));

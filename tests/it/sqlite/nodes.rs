@@ -89,9 +89,12 @@ fn a_damaged_entry_is_named_and_replaced_by_the_next_report() {
         for n in 1..=2 {
             wait(store.report(report(n, 5))).unwrap();
         }
-        let damage = "UPDATE nodes SET beat = 1000000 WHERE node = \
+        let damage = "UPDATE reports SET beat = 1000000 WHERE node = \
                       x'00000000000000000000000000000002'";
-        assert_eq!(sql(&desk.path()).execute(damage, []).unwrap(), 1);
+        assert_eq!(
+            sql(&desk.at("keys.db-nodes")).execute(damage, []).unwrap(),
+            1
+        );
         // If the damaged entry were skipped, its node would look as if it were gone.
         let error = wait(store.nodes()).unwrap_err();
         assert_eq!(error.kind(), StoreErrorKind::Corrupt);
@@ -123,14 +126,19 @@ fn every_column_of_an_entry_is_sealed() {
         "tag = randomblob(16)",
         "epoch = randomblob(16)",
         "node = randomblob(16)",
+        "history = randomblob(16)",
+        "history_seal = history_seal + 1",
         "seal = seal + 1",
     ];
     for change in changes {
         let desk = Desk::new();
         let store = desk.store();
         wait(store.report(report(1, 5))).unwrap();
-        let damage = format!("UPDATE nodes SET {change}");
-        assert_eq!(sql(&desk.path()).execute(&damage, []).unwrap(), 1);
+        let damage = format!("UPDATE reports SET {change}");
+        assert_eq!(
+            sql(&desk.at("keys.db-nodes")).execute(&damage, []).unwrap(),
+            1
+        );
         assert!(wait(store.nodes()).is_err(), "{change}");
     }
 }
@@ -176,4 +184,47 @@ fn a_restored_registry_is_marked_as_incomplete() {
     desk.clock.advance(receipt.bound() * 2);
     assert!(wait(keys.confirmations(&receipt)).unwrap().is_complete());
     assert!(wait(restored.check_integrity()).unwrap().is_sound());
+}
+
+/// A node that cannot report for a minute refuses every key. So a report must not wait for somebody's long
+/// transaction on the store.
+#[test]
+fn a_node_keeps_verifying_while_somebody_holds_the_write_lock() {
+    let desk = Desk::new();
+    let options = SqliteStore::options(desk.path()).busy_timeout(Duration::from_millis(20));
+    let store = wait(options.open()).unwrap();
+    let builder = Keyward::builder(store.clone(), peppers()).registry(store.clone());
+    let keys = wait(builder.policy(policy()).clock(desk.clock.clone()).build()).unwrap();
+    let key = wait(keys.create(&admin(), reader("a"))).unwrap();
+    wait(keys.sync()).unwrap();
+    let other = sql(&desk.path());
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    for _ in 0..30 {
+        desk.clock.advance(Duration::from_secs(5));
+        wait(keys.sync()).unwrap();
+        keys.verify(key.secret.expose(), &reading()).unwrap();
+    }
+    wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap_err();
+    other.execute_batch("ROLLBACK").unwrap();
+    wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+}
+
+/// A service whose file was moved without its registry cannot know who still verifies keys of the file.
+#[test]
+fn a_registry_that_was_lost_has_an_entry_for_all_missing_nodes() {
+    let desk = Desk::new();
+    let store = desk.store();
+    wait(desk.node(store.clone()).create(&admin(), reader("a"))).unwrap();
+    assert!(wait(store.report(report(1, 1))).unwrap());
+    checkpoint(&desk.path());
+    fs::copy(desk.path(), desk.at("moved.db")).unwrap();
+    let moved = wait(SqliteStore::open(desk.at("moved.db"))).unwrap();
+    for _ in 0..2 {
+        let found = nodes(&moved);
+        assert_eq!((found.len(), found[0].applied), (1, None), "{found:?}");
+        assert!(found[0].lease >= hours(1));
+    }
+    wait(moved.forget(nodes(&moved)[0].node, 1)).unwrap();
+    assert!(nodes(&moved).is_empty());
+    assert_eq!(nodes(&store), [report(1, 1)]);
 }

@@ -1,0 +1,338 @@
+//! The node registry: a small SQLite file next to the store. A report shares no lock with commits, and changes
+//! pages that the file already has. So a long transaction on the store, or a full disk, does not stop reports. A
+//! node without reports would refuse every key after a minute.
+//!
+//! Invariants:
+//!
+//! - A report belongs to one history, the epoch of the store, and no other history has it. The epoch is read while
+//!   the registry is locked, so a store that replaces the file cannot get a report of the earlier one.
+//! - A registry that does not know a history that has commits was lost or left behind. It then has an entry for
+//!   all nodes that may be missing.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, Row, params};
+
+use super::fault::{OpenError, SqliteFault};
+use super::file::{FileIdentity, StoreFile};
+use super::rows::{each, one};
+use super::session::{Pool, Tx};
+use super::{head, nodes};
+use crate::core::view::Revision;
+use crate::store::sql::{Cells, IntegrityPass, NODE_COLUMNS, NodeRow, history_seal, lease};
+use crate::store::{Epoch, IntegrityReport, NodeId, NodeReport};
+
+const TABLES: &str = "
+CREATE TABLE histories (history BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
+CREATE TABLE reports (
+  node         BLOB    NOT NULL,          -- the columns of the table nodes of the store
+  beat         INTEGER NOT NULL,
+  lease        INTEGER NOT NULL,
+  label        TEXT,
+  epoch        BLOB,
+  revision     INTEGER,
+  tag          BLOB,
+  clock        INTEGER NOT NULL,
+  seal         INTEGER NOT NULL,
+  history      BLOB    NOT NULL,          -- the epoch of the store that the node reported to
+  history_seal INTEGER NOT NULL,          -- CRC-32 of the history and the seal
+  PRIMARY KEY (history, node)
+) STRICT, WITHOUT ROWID;
+";
+
+/// 64 pages, 256 KiB: the length of the registry's log at which SQLite starts it over.
+const LOG_PAGES: i64 = 64;
+
+pub(super) struct Registry {
+    pool: Arc<Pool>,
+    file: StoreFile,
+    open: Mutex<Option<(Connection, FileIdentity)>>,
+}
+
+/// The history of the store, and the entries that the store itself has.
+struct History {
+    epoch: Epoch,
+    has_commits: bool,
+    own: Vec<NodeReport>,
+}
+
+impl History {
+    fn read(conn: &Connection) -> Result<Self, SqliteFault> {
+        let head = head::read(conn)?;
+        Ok(Self {
+            epoch: head.store.epoch,
+            has_commits: head.last.revision > Revision::ZERO,
+            own: nodes::all(conn)?,
+        })
+    }
+
+    const fn name(&self) -> [u8; 16] {
+        self.epoch.0.to_be_bytes()
+    }
+
+    fn is_known(&self, conn: &Connection) -> Result<bool, SqliteFault> {
+        let sql = "SELECT 1 FROM histories WHERE history = ?1";
+        Ok(conn.prepare_cached(sql)?.exists([self.name()])?)
+    }
+
+    /// Makes the history known, with an entry for the nodes that may be missing.
+    fn add(&self, conn: &Connection) -> Result<(), SqliteFault> {
+        let sql = "INSERT INTO histories (history) VALUES (?1)";
+        conn.execute(sql, [self.name()])?;
+        match self.missing()? {
+            Some(row) => put(conn, self, &row),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns an entry for the nodes that a registry without this history lacks, unless the store has one.
+    fn missing(&self) -> Result<Option<NodeRow>, SqliteFault> {
+        match self.has_commits && self.own.is_empty() {
+            true => Ok(Some(NodeRow::former(self.epoch.0, Duration::ZERO)?)),
+            false => Ok(None),
+        }
+    }
+}
+
+impl Registry {
+    pub(super) fn new(pool: Arc<Pool>) -> Self {
+        let file = pool.file.registry();
+        let open = Mutex::new(None);
+        Self { pool, file, open }
+    }
+
+    /// Makes the present history known, before it has a commit.
+    pub(super) fn begin(&self) -> Result<(), SqliteFault> {
+        match self.read(|conn, history| history.is_known(conn))? {
+            (_, Some(true)) => Ok(()),
+            _ => self.write(|_, _| Ok(())),
+        }
+    }
+
+    pub(super) fn report(&self, report: &NodeReport) -> Result<bool, SqliteFault> {
+        let row = NodeRow::of(report)?;
+        self.write(|conn, history| {
+            if beat(conn, history, report.node)?.is_some_and(|before| before >= row.beat) {
+                return Ok(false);
+            }
+            put(conn, history, &row)?;
+            Ok(true)
+        })
+    }
+
+    pub(super) fn forget(&self, node: NodeId, upto: u64) -> Result<(), SqliteFault> {
+        let upto = i64::try_from(upto).unwrap_or(i64::MAX);
+        self.write(|conn, history| {
+            if beat(conn, history, node)?.is_none_or(|before| before <= upto) {
+                let sql = "DELETE FROM reports WHERE history = ?1 AND node = ?2";
+                let node = node.to_u128().to_be_bytes();
+                conn.prepare_cached(sql)?.execute([history.name(), node])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Reads all reports. Fails if a report is damaged: if the report were skipped, its node would be treated as
+    /// gone.
+    pub(super) fn all(&self) -> Result<Vec<NodeReport>, SqliteFault> {
+        let (history, found) = self.read(|conn, history| {
+            let mut reports = Vec::new();
+            let known = history.is_known(conn)?;
+            each_report(conn, |row| {
+                let (of, read) = read_report(row)?;
+                if of == history.name() {
+                    reports.push(read.report()?);
+                }
+                Ok(())
+            })?;
+            Ok((known, reports))
+        })?;
+        let (known, mut reports) = found.unwrap_or_default();
+        if !known && let Some(row) = history.missing()? {
+            reports.push(row.report()?);
+        }
+        reports.extend(history.own);
+        Ok(reports)
+    }
+
+    /// Adds the damaged reports to an integrity report.
+    pub(super) fn check(&self, report: &mut IntegrityReport) -> Result<(), SqliteFault> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(ready) = self.connection(open.take())? else {
+            return Ok(());
+        };
+        let scanned = each_report(&ready.0, |row| {
+            report.look(IntegrityPass::Nodes, row);
+            Ok(())
+        });
+        match scanned {
+            Err(fault) if fault.is_damage() => report.add(format!("the node registry: {fault}")),
+            scanned => scanned?,
+        }
+        *open = Some(ready);
+        Ok(())
+    }
+
+    /// Runs `read` in one snapshot of the registry, with the history of the store. `None` if there is no registry.
+    fn read<T>(
+        &self,
+        read: impl Fn(&Connection, &History) -> Result<T, SqliteFault>,
+    ) -> Result<(History, Option<T>), SqliteFault> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let history = self.pool.read(History::read)?;
+        let Some(ready) = self.connection(open.take())? else {
+            return Ok((history, None));
+        };
+        let tx = Tx::deferred(&ready.0)?;
+        let found = read(&ready.0, &history)?;
+        drop(tx);
+        *open = Some(ready);
+        Ok((history, Some(found)))
+    }
+
+    /// Runs `write` in a durable transaction. On a full disk, frees the reserve of the store and runs it again.
+    fn write<T>(
+        &self,
+        write: impl Fn(&Connection, &History) -> Result<T, SqliteFault>,
+    ) -> Result<T, SqliteFault> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut attempt = || -> Result<T, SqliteFault> {
+            let ready = match self.connection(open.take())? {
+                Some(ready) => ready,
+                None => {
+                    self.create()?;
+                    let missing = || SqliteFault::Refused("the node registry was removed");
+                    self.connection(None)?.ok_or_else(missing)?
+                }
+            };
+            let conn = &ready.0;
+            let tx = Tx::immediate(conn)?;
+            // Happens under the lock of the registry. A report that read an earlier epoch is before this one.
+            let history = self.pool.read(History::read)?;
+            if !history.is_known(conn)? {
+                history.add(conn)?;
+            }
+            let written = write(conn, &history)?;
+            tx.commit()?;
+            *open = Some(ready);
+            Ok(written)
+        };
+        match attempt() {
+            Err(fault) if fault.is_full() => {
+                self.pool.file.free_reserve();
+                let written = attempt();
+                self.pool.file.keep_reserve();
+                written
+            }
+            written => written,
+        }
+    }
+
+    /// Creates the registry, which knows the present history. Does nothing if another process creates it first.
+    fn create(&self) -> Result<(), SqliteFault> {
+        let history = self.pool.read(History::read)?;
+        let created = self.file.create_with(|conn| {
+            self.file.make_durable(conn)?;
+            // The whole file is synced before it gets its name.
+            conn.pragma_update(None, "synchronous", "OFF")?;
+            conn.execute_batch(TABLES)?;
+            history.add(conn)
+        });
+        match created {
+            Err(OpenError::Exists { .. }) => Ok(()),
+            created => {
+                created?;
+                Ok(self.file.share_with_group()?)
+            }
+        }
+    }
+
+    /// Returns the connection to the registry that is next to the store now. `None` if there is none.
+    fn connection(
+        &self,
+        open: Option<(Connection, FileIdentity)>,
+    ) -> Result<Option<(Connection, FileIdentity)>, SqliteFault> {
+        let Some(identity) = self.file.identity()? else {
+            return Ok(None);
+        };
+        if let Some(ready) = open.filter(|(_, own)| *own == identity) {
+            return Ok(Some(ready));
+        }
+        let conn = self.file.connect()?;
+        self.file.make_durable(&conn)?;
+        conn.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
+        Ok(Some((conn, identity)))
+    }
+}
+
+/// Returns the longest lease in the registry of a store. Zero if it cannot be read.
+pub(super) fn longest_lease(store: &StoreFile) -> Duration {
+    let file = store.registry();
+    let read = || -> Result<Option<Duration>, SqliteFault> {
+        if file.identity()?.is_none() {
+            return Ok(None);
+        }
+        let sql = "SELECT coalesce(max(lease), 0) FROM reports";
+        one(&file.connect()?, sql, [], |row| Ok(lease(row, 0)?))
+    };
+    read().ok().flatten().unwrap_or_default()
+}
+
+fn each_report(
+    conn: &Connection,
+    mut look: impl FnMut(&Row<'_>) -> Result<(), SqliteFault>,
+) -> Result<(), SqliteFault> {
+    let sql = format!("SELECT {NODE_COLUMNS}, history, history_seal FROM reports");
+    each(conn, &sql, [], |row| {
+        look(row)?;
+        Ok(true)
+    })
+}
+
+fn read_report(row: &Row<'_>) -> Result<([u8; 16], NodeRow), SqliteFault> {
+    let what = "a node's row";
+    let read = NodeRow::read(row)?;
+    let history = row.exactly(9, what)?;
+    match row.number(10, what)? == history_seal(&history, &read) {
+        true => Ok((history, read)),
+        false => Err(SqliteFault::Corrupt(
+            "the history of a node's row is damaged".to_owned(),
+        )),
+    }
+}
+
+/// Returns the beat (the report number) of the node's stored report. `None` if the row is missing or damaged.
+/// So a new report always replaces a damaged row.
+fn beat(conn: &Connection, history: &History, node: NodeId) -> Result<Option<i64>, SqliteFault> {
+    let sql = format!(
+        "SELECT {NODE_COLUMNS}, history, history_seal FROM reports WHERE history = ?1 AND node = ?2"
+    );
+    let node = node.to_u128().to_be_bytes();
+    let beat = one(conn, &sql, [history.name(), node], |row| {
+        Ok(read_report(row).ok().map(|(_, read)| read.beat))
+    })?;
+    Ok(beat.flatten())
+}
+
+fn put(conn: &Connection, history: &History, row: &NodeRow) -> Result<(), SqliteFault> {
+    let (epoch, revision, tag) = row.position();
+    let sql = format!(
+        "INSERT OR REPLACE INTO reports ({NODE_COLUMNS}, history, history_seal) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
+    );
+    conn.prepare_cached(&sql)?.execute(params![
+        row.node,
+        row.beat,
+        row.lease,
+        row.label,
+        epoch,
+        revision,
+        tag,
+        row.clock,
+        row.seal(),
+        history.name(),
+        history_seal(&history.name(), row),
+    ])?;
+    Ok(())
+}
