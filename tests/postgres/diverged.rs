@@ -119,7 +119,11 @@ fn restored_tables_are_refused_until_they_are_recovered() {
     let scene = Scene::new();
     wait(scene.keys.sync()).unwrap();
     let trail = wait(scene.place.connect().audit(&AuditQuery::all())).unwrap();
-    let trail = trail.rows.into_iter().map(|row| row.entry).collect();
+    let entries = trail.rows.into_iter().map(|row| row.entry).collect();
+    let lost = Recovery::Replay {
+        entries,
+        is_whole: true,
+    };
     restore(&scene.place, "saved");
     for _ in 0..10 {
         scene.refuses_everything();
@@ -130,7 +134,7 @@ fn restored_tables_are_refused_until_they_are_recovered() {
     assert!(waits.contains("keyctl recover"), "{waits}");
     let opened = open(scene.place.options().allow_unrecovered()).unwrap();
     let operator = node(opened.clone(), &scene.clock, policy());
-    let report = wait(operator.recover(Recovery::Replay(trail))).unwrap();
+    let report = wait(operator.recover(lost)).unwrap();
     assert_eq!(report.revoked, 1);
     wait(opened.finish_recovery()).unwrap();
     scene.works_again();

@@ -162,7 +162,11 @@ fn a_file_that_was_copied_back_is_refused_until_it_is_recovered() {
     let opened = wait(options.open()).unwrap();
     let operator = scene.desk.node(opened.clone());
     let entries = scene.desk.trail("lost.db");
-    let report = wait(operator.recover(Recovery::Replay(entries))).unwrap();
+    let report = wait(operator.recover(Recovery::Replay {
+        entries,
+        is_whole: true,
+    }))
+    .unwrap();
     assert_eq!(report.revoked, 1);
     wait(opened.finish_recovery()).unwrap();
     scene.works_again();
