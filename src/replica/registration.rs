@@ -359,7 +359,7 @@ impl Replica {
 
     fn next_report(&self, registration: &Registration, node: NodeId) -> Option<(NodeReport, u64)> {
         let mut progress = self.progress();
-        let applied = progress.cursor;
+        let applied = progress.reported_position();
         let clock = self.clock.now();
         let state = progress.registration.as_mut()?;
         state.beat += 1;
@@ -484,10 +484,16 @@ impl SyncState {
         }
     }
 
+    /// Returns the position that this node reports as applied: its cursor, or the position that the store lacks.
+    /// The latter may be newer, if it is a commit of this process.
+    fn reported_position(&self) -> Option<Cursor> {
+        self.cursor.map(|cursor| self.diverged.unwrap_or(cursor))
+    }
+
     fn is_report_due(&self, now: Reading) -> bool {
         let reported = self.registration.as_ref().and_then(|state| state.reported);
         reported.is_none_or(|reported| {
-            reported.applied != self.cursor || now.since(reported.at) >= REPORT_EVERY
+            reported.applied != self.reported_position() || now.since(reported.at) >= REPORT_EVERY
         })
     }
 }

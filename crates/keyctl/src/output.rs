@@ -1,15 +1,16 @@
 //! Output: results on stdout, everything else on stderr.
 
 use std::fmt::Write as _;
+use std::fs::{File, Metadata};
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use keyward::key::is_hidden;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FileType, fstat};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -283,14 +284,13 @@ pub(crate) fn ready_for_secrets() -> CliResult<()> {
     if poll(&mut polled, Some(&at_once)).is_ok() && polled[0].revents().intersects(gone) {
         return lost("nobody reads stdout");
     }
-    let is_null = |null: std::fs::Metadata| {
-        let own = fstat(&stdout).ok()?;
-        Some(own.st_rdev == null.rdev() && FileType::from_raw_mode(own.st_mode).is_char_device())
-    };
-    let null = std::fs::metadata("/dev/null").ok();
-    match null.and_then(is_null) {
-        Some(true) => lost("stdout is closed, or is /dev/null"),
-        _ => Ok(()),
+    let device = |of: Metadata| of.file_type().is_char_device().then(|| of.rdev());
+    let own = stdout.as_fd().try_clone_to_owned();
+    let own = own.and_then(|own| File::from(own).metadata());
+    let [own, null] = [own, std::fs::metadata("/dev/null")].map(|of| of.ok().and_then(device));
+    match own.is_some() && own == null {
+        true => lost("stdout is closed, or is /dev/null"),
+        false => Ok(()),
     }
 }
 

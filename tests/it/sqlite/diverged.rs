@@ -274,7 +274,12 @@ fn a_file_that_is_marked_serves_no_open_store() {
         let scene = Scene::new();
         let store = scene.desk.store();
         let acme = tenant("acme");
+        let write = |name: &str| {
+            let (_, commit) = support::raw::next(&tenant(name), keyward::store::Revision::ZERO);
+            wait(store.commit(commit))
+        };
         if warmed {
+            write("before").unwrap();
             wait(store.load(&acme, &LoadRequest::none())).unwrap();
             wait(store.list(&KeyQuery::tenant(acme.clone(), at(START)))).unwrap();
         }
@@ -286,8 +291,7 @@ fn a_file_that_is_marked_serves_no_open_store() {
             let refused = chain(&refused.unwrap_err());
             assert!(refused.contains("keyctl recover"), "{refused}");
         }
-        let (_, commit) = support::raw::next(&tenant("other"), keyward::store::Revision::ZERO);
-        let refused = chain(&wait(store.commit(commit)).unwrap_err());
+        let refused = chain(&write("after").unwrap_err());
         assert!(refused.contains("keyctl recover"), "{refused}");
     }
 }
@@ -320,25 +324,29 @@ fn a_receipt_is_not_complete_while_the_store_lacks_its_commit() {
 /// A process that starts after the file went back has no memory. A node that is live has, and reports it.
 #[test]
 fn a_process_does_not_start_on_a_file_that_lacks_the_commits_of_a_live_node() {
-    let desk = Desk::new();
-    let keys = desk.registered().unwrap();
-    wait(keys.create(&admin(), reader("key"))).unwrap();
-    wait(keys.sync()).unwrap();
-    desk.save("saved.db");
-    wait(keys.create(&admin(), reader("later"))).unwrap();
-    wait(keys.sync()).unwrap();
-    desk.put_back("saved.db");
-    // The copy knows only the node's earlier position.
-    drop(desk.registered().unwrap());
-    for _ in 0..10 {
+    for reads_its_commit in [true, false] {
+        let desk = Desk::new();
+        let keys = desk.registered().unwrap();
+        wait(keys.create(&admin(), reader("key"))).unwrap();
+        wait(keys.sync()).unwrap();
+        desk.save("saved.db");
+        wait(keys.create(&admin(), reader("later"))).unwrap();
+        if reads_its_commit {
+            wait(keys.sync()).unwrap();
+        }
+        desk.put_back("saved.db");
+        // The copy knows only the node's earlier position.
+        drop(desk.registered().unwrap());
+        for _ in 0..10 {
+            assert!(wait(keys.sync()).is_err());
+            desk.clock.advance(Duration::from_secs(15));
+        }
         assert!(wait(keys.sync()).is_err());
-        desk.clock.advance(Duration::from_secs(15));
+        let refused = chain(&desk.registered().unwrap_err());
+        assert!(refused.contains("went back in time"), "{refused}");
+        // The node stops without a farewell, and its lease ends.
+        drop(keys);
+        desk.clock.advance(Duration::from_secs(120));
+        desk.registered().unwrap();
     }
-    assert!(wait(keys.sync()).is_err());
-    let refused = chain(&desk.registered().unwrap_err());
-    assert!(refused.contains("went back in time"), "{refused}");
-    // The node stops without a farewell, and its lease ends.
-    drop(keys);
-    desk.clock.advance(Duration::from_secs(120));
-    desk.registered().unwrap();
 }
