@@ -650,6 +650,31 @@ fn keys_of_a_tenant_that_no_trail_covers_are_disabled() {
     }
 }
 
+/// The entries that a recovery adds are not part of the backup, so the restored end stays where it was.
+#[test]
+fn a_replay_continues_after_a_recovery_disabled_keys() {
+    let world = TestService::new();
+    let (revoked, kept) = (world.some_key(), world.some_key());
+    let other = Actor::application(tenant("other"));
+    world.create(&other, reader("key")).unwrap();
+    let store = backup(&world.store);
+    wait(world.keys.revoke(&admin(), revoked.id, Reason::Lost)).unwrap();
+    let restored = world.restored(&store, standard());
+    let entries = trail(&world.store).into_iter();
+    let entries: Vec<_> = entries
+        .filter(|entry| entry.tenant == tenant("acme"))
+        .collect();
+    let first = recover(&restored, whole(entries.clone()));
+    assert_eq!((first.disabled, first.revoked), (1, 1));
+    assert!(accepts(&restored, &kept));
+    let disabled = recover(&restored, Recovery::DisableAll).disabled;
+    assert_eq!(disabled, 1, "only the kept key could verify");
+    let before = trail(&store).len();
+    let again = recover(&restored, whole(entries));
+    assert_eq!(again.trails, first.trails);
+    assert_eq!(trail(&store).len(), before);
+}
+
 /// An owner may have been removed, or a tenant closed, above or below the tenant whose trail is given. Their rows
 /// limit its keys too.
 #[test]
