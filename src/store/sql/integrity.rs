@@ -140,6 +140,7 @@ impl IntegrityReport {
     }
 
     /// Adds an item that lies on a page that cannot be read.
+    #[cfg(feature = "sqlite")]
     pub(in crate::store) fn unreadable(&mut self, what: &str) {
         self.add(format!("{what}: cannot be read"));
     }

@@ -169,14 +169,16 @@ impl StoreFile {
         Ok(conn)
     }
 
-    pub(super) fn check_recovered(&self, conn: &Connection) -> Result<(), OpenError> {
+    /// Returns whether the store may serve requests: it does not wait for its recovery. Refuses a store that does,
+    /// unless the options allow it.
+    pub(super) fn check_recovered(&self, conn: &Connection) -> Result<bool, OpenError> {
         let store = head::store(conn).map_err(|fault| OpenError::of(&self.path, fault))?;
         if store.unrecovered && !self.unrecovered {
             return Err(OpenError::Unrecovered {
                 path: self.path.clone(),
             });
         }
-        Ok(())
+        Ok(!store.unrecovered)
     }
 
     /// Refuses a file that waits for recovery, within a transaction: the mark may have been set after the

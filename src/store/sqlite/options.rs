@@ -133,7 +133,7 @@ impl SqliteOptions {
         }
         let conn = file.open()?;
         // Checks this before the journal mode is set, so that a refused file keeps its journal mode.
-        file.check_recovered(&conn)?;
+        let serves = file.check_recovered(&conn)?;
         let journal = file.make_durable(&conn)?;
         tracing::info!(
             path = %file.path.display(),
@@ -145,9 +145,10 @@ impl SqliteOptions {
         // Remembers this file, so that its replacement is logged.
         let opened = pool.current();
         opened.map_err(|fault| OpenError::of(&path, fault))?;
-        let reserve = file.keep_reserve();
+        // A backup that is only read or recovered gets no files next to it.
+        let reserve = !serves || file.keep_reserve();
         let registry = Registry::new(pool.clone());
-        if let Err(error) = registry.begin() {
+        if serves && let Err(error) = registry.begin() {
             // Reports try again. Whoever only reads needs no registry.
             tracing::debug!(path = %file.path.display(), %error, "cannot create the node registry");
         }

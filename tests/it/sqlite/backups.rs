@@ -34,6 +34,13 @@ fn a_backup_is_one_private_file_with_the_state_of_one_instant() {
         matches!(direct, Err(OpenError::Unrecovered { .. })),
         "a backup is marked as unrecovered"
     );
+    let options = SqliteStore::options(desk.at("backup.db")).allow_unrecovered();
+    let opened = wait(options.open()).unwrap();
+    assert!(wait(opened.check_integrity()).unwrap().is_sound());
+    for end in ["-reserve", "-nodes"] {
+        assert!(!desk.at(&format!("backup.db{end}")).exists());
+        assert!(desk.at(&format!("keys.db{end}")).exists());
+    }
 }
 
 #[test]
