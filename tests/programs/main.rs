@@ -6,6 +6,7 @@ mod examples;
 mod first_service;
 mod keyctl;
 mod keyctl_operating;
+mod operating;
 mod page;
 mod processes;
 mod service;

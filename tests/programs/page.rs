@@ -20,22 +20,27 @@ pub(crate) fn page(name: &str) -> String {
 }
 
 /// A command block of a page, and the lines that it must print.
-pub(crate) struct PageStep<'a> {
-    pub(crate) command: &'a str,
-    pub(crate) expected: Vec<&'a str>,
+pub(crate) struct PageStep {
+    pub(crate) command: String,
+    pub(crate) expected: Vec<String>,
 }
 
-/// Returns the `sh` blocks of a page, each with the `text` block that follows.
-pub(crate) fn steps(page: &str) -> Vec<PageStep<'_>> {
-    let mut found = Vec::new();
-    for block in page.split("\n```").skip(1).step_by(2) {
-        let (language, text) = block.split_once('\n').unwrap();
-        match (language, found.last_mut()) {
-            ("sh", _) => found.push(PageStep {
-                command: text,
-                expected: Vec::new(),
-            }),
-            ("text", Some(step)) => step.expected.extend(text.lines()),
+/// Returns the `sh` blocks of a page, each with the `text` block that follows. A block in a list is indented.
+pub(crate) fn steps(page: &str) -> Vec<PageStep> {
+    let mut found: Vec<PageStep> = Vec::new();
+    let mut language = None;
+    for line in page.lines().map(str::trim_start) {
+        match (line.strip_prefix("```"), language, found.last_mut()) {
+            (Some(_), Some(_), _) => language = None,
+            (Some(opened), None, _) => {
+                language = Some(opened);
+                if opened == "sh" {
+                    let (command, expected) = Default::default();
+                    found.push(PageStep { command, expected });
+                }
+            }
+            (None, Some("sh"), Some(step)) => step.command += &format!("{line}\n"),
+            (None, Some("text"), Some(step)) => step.expected.push(line.to_owned()),
             _ => {}
         }
     }
@@ -62,12 +67,11 @@ impl PageReader {
     }
 
     /// Runs one step, and requires each of its expected lines.
-    pub(crate) fn follow(&mut self, step: &PageStep<'_>) {
+    pub(crate) fn follow(&mut self, step: &PageStep) {
         let PageStep { command, expected } = step;
         let missing = |out: &str| {
-            let lines = expected.iter().copied();
-            let missing: Vec<_> = lines.filter(|line| !out.contains(line)).collect();
-            missing.join("\n")
+            let missing = expected.iter().filter(|line| !out.contains(*line));
+            missing.cloned().collect::<Vec<_>>().join("\n")
         };
         if let Some(arguments) = command.strip_prefix("cargo run") {
             let out = self.start(arguments.trim().trim_start_matches("--").trim());

@@ -189,7 +189,7 @@ impl StoreFile {
         }
         let sql = "SELECT 1 FROM store WHERE one = 1 AND unrecovered <> 0";
         match one(conn, sql, [], |_| Ok(()))? {
-            Some(()) => Ok(self.check_recovered(conn)?),
+            Some(()) => Ok(self.check_recovered(conn).map(drop)?),
             None => Ok(()),
         }
     }

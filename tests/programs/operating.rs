@@ -1,0 +1,34 @@
+//! The pages `docs/operating-file.md` and `docs/operating-postgresql.md`, as an operator runs them: every command,
+//! in order, with real processes.
+
+use support::postgres::{Server, programs};
+
+use crate::page::{PageReader, page, steps};
+
+fn follow(page: &str) {
+    let mut reader = PageReader::new("first_service");
+    let mut shown = 0;
+    let steps = steps(page);
+    for step in &steps {
+        reader.follow(step);
+        shown += step.expected.len();
+    }
+    let ran = steps.len();
+    assert!(ran >= 12 && shown >= 10, "{ran} blocks with {shown} lines");
+}
+
+#[test]
+fn every_command_of_the_page_about_a_file_works_in_order() {
+    follow(&page("operating-file.md"));
+}
+
+#[test]
+fn every_command_of_the_page_about_postgresql_works_in_order() {
+    let server = Server::start("fsync = off");
+    let address = "postgres://keyward:password@db.example/app";
+    let page = page("operating-postgresql.md");
+    assert!(page.contains(address));
+    let path = programs().display().to_string();
+    let url = format!("'{}'; export PATH=\"$PATH:{path}\"", server.url());
+    follow(&page.replace(address, &url));
+}
