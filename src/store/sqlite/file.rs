@@ -161,6 +161,29 @@ impl StoreFile {
         Ok(conn)
     }
 
+    /// Copies a file whose definitions of tables are damaged, repairs them in the copy, and connects to the copy.
+    /// No process may write the file meanwhile.
+    pub(super) fn repaired_copy(&self, draft: &DraftStore) -> Result<Connection, OpenError> {
+        let fail = |error: io::Error| OpenError::io(&self.path, error);
+        fs::copy(&self.path, &draft.path).map_err(fail)?;
+        if self.log_bytes() > 0 {
+            let log = with_end(&self.path, "-wal");
+            fs::copy(log, with_end(&draft.path, "-wal")).map_err(fail)?;
+        }
+        let copy = Self {
+            path: draft.path.clone(),
+            ..self.clone()
+        };
+        let conn = copy.open_damaged()?;
+        let repair = || -> Result<(), SqliteFault> {
+            conn.pragma_update(None, "query_only", false)?;
+            schema::repair(&conn)
+        };
+        repair().map_err(|fault| OpenError::of(&self.path, fault))?;
+        drop(conn);
+        copy.open_damaged()
+    }
+
     /// Connects to the file that is currently at the path, and refuses an unrecovered file. A restored backup
     /// may have replaced the file since the store was opened.
     pub(super) fn serve(&self) -> Result<Connection, OpenError> {

@@ -219,6 +219,9 @@ impl SqliteStore {
     /// entry. Damaged audit entries leave gaps, which [`verify_audit`](crate::Keyward::verify_audit) reports. If the
     /// row of an imported digest is damaged together with its key, the digest can be imported again.
     ///
+    /// Call this in a process that does not have the damaged file open. If the definitions of tables are damaged, the
+    /// call copies the file and repairs them in the copy; no process may write the file meanwhile.
+    ///
     /// The new file has a new history and opens only for recovery, like one that was
     /// [restored](Self::restore). If it is the newest state that exists,
     /// [`TrustBackup`](crate::recovery::Recovery::TrustBackup) is the right recovery.

@@ -36,7 +36,14 @@ pub(super) fn salvage(from: &StoreFile, to: &Path) -> Result<IntegrityReport, Op
     }
     refuse_existing(to)?;
     refuse_leftovers(to)?;
-    let source = from.open_damaged()?;
+    let mut source = from.open_damaged()?;
+    let fail = |fault: SqliteFault| OpenError::of(&from.path, fault);
+    let mut repaired = None;
+    if schema::is_damaged(&source).map_err(fail)? {
+        drop(source);
+        let copy = repaired.insert(DraftStore::beside(to)?);
+        source = from.repaired_copy(copy)?;
+    }
     let draft = DraftStore::beside(to)?;
     let file = StoreFile {
         path: draft.path.clone(),
@@ -48,8 +55,9 @@ pub(super) fn salvage(from: &StoreFile, to: &Path) -> Result<IntegrityReport, Op
         StoreFile::checkpoint(&target)?;
         Ok(report)
     });
-    let report = copied.map_err(|fault| OpenError::of(&from.path, fault))?;
-    drop(target);
+    let report = copied.map_err(fail)?;
+    drop((source, target));
+    drop(repaired);
     draft.publish(to)?;
     Ok(report)
 }

@@ -4,6 +4,7 @@ use rusqlite::Connection;
 
 use super::fault::SqliteFault;
 use super::head::write_store;
+use super::rows::{each, one};
 use crate::core::view::Revision;
 use crate::store::Epoch;
 use crate::store::sql::{StoreRow, TablesVersion};
@@ -62,6 +63,60 @@ pub(super) fn create(conn: &mut Connection) -> Result<(), SqliteFault> {
     write_store(&tx, &store)?;
     tx.pragma_update(None, "user_version", TablesVersion::NEW.packed())?;
     tx.commit()?;
+    Ok(())
+}
+
+/// The definition of a table or an index.
+struct Definition {
+    kind: String,
+    name: String,
+    table: String,
+    sql: String,
+}
+
+/// Returns the definitions of all tables and indexes of a store.
+fn definitions() -> Result<Vec<Definition>, SqliteFault> {
+    let new = Connection::open_in_memory()?;
+    new.execute_batch(TABLES)?;
+    let mut all = Vec::new();
+    let sql = "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE sql IS NOT NULL";
+    each(&new, sql, [], |row| {
+        all.push(Definition {
+            kind: row.get(0)?,
+            name: row.get(1)?,
+            table: row.get(2)?,
+            sql: row.get(3)?,
+        });
+        Ok(true)
+    })?;
+    Ok(all)
+}
+
+/// Returns whether the definition of a table or an index is missing or differs.
+pub(super) fn is_damaged(conn: &Connection) -> Result<bool, SqliteFault> {
+    for known in definitions()? {
+        let sql = "SELECT sql FROM sqlite_schema WHERE name = ?1";
+        match one(conn, sql, [&known.name], |row| Ok(row.get::<_, String>(0)?)) {
+            Ok(Some(found)) if found == known.sql => {}
+            Err(fault) if !fault.is_damage() => return Err(fault),
+            _ => return Ok(true),
+        }
+    }
+    Ok(false)
+}
+
+/// Writes the definitions of all tables and indexes again, at the pages where their rows are.
+pub(super) fn repair(conn: &Connection) -> Result<(), SqliteFault> {
+    let sql = "UPDATE sqlite_schema SET type = ?1, tbl_name = ?3, sql = ?4 WHERE name = ?2";
+    for known in definitions()? {
+        let Definition {
+            kind,
+            name,
+            table,
+            sql: definition,
+        } = known;
+        conn.execute(sql, [kind, name, table, definition])?;
+    }
     Ok(())
 }
 

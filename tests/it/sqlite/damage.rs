@@ -337,6 +337,39 @@ fn a_salvaged_file_revives_nothing() {
     denied(wait(keys.import(&admin(), again)));
 }
 
+/// Such a file does not open, because SQLite finds none of its tables.
+#[test]
+fn damaged_definitions_of_tables_are_repaired_in_the_salvaged_file() {
+    let desk = Desk::new();
+    let made = filled(&desk);
+    let mut bytes = fs::read(desk.path()).unwrap();
+    for definition in [
+        "CREATE TABLE rows",
+        "CREATE TABLE audit",
+        "CREATE TABLE nodes",
+    ] {
+        // Free space of a page may have an older copy of the text, which no read sees.
+        let at = |(at, part): (usize, &[u8])| (part == definition.as_bytes()).then_some(at);
+        let all = bytes.windows(definition.len()).enumerate();
+        let found: Vec<_> = all.filter_map(at).collect();
+        assert!(!found.is_empty(), "{definition}");
+        found.into_iter().for_each(|at| bytes[at + 2] ^= 1);
+    }
+    fs::write(desk.path(), bytes).unwrap();
+    let refused = wait(SqliteStore::open(desk.path())).unwrap_err();
+    assert!(matches!(refused, OpenError::Corrupt { .. }), "{refused:?}");
+    assert!(refused.to_string().contains("keyctl salvage"), "{refused}");
+    let report = wait(SqliteStore::salvage(desk.path(), desk.at("new.db"))).unwrap();
+    assert!(report.is_sound(), "{report:?}");
+    let keys = recovered(&desk, policy());
+    keys.verify(&made[5].1, &reading()).unwrap();
+    let refused = keys.verify(&made[0].1, &Need::any()).unwrap_err();
+    assert!(
+        matches!(refused, VerifyError::Revoked { .. }),
+        "{refused:?}"
+    );
+}
+
 /// 20 rounds for each page of a small file, each with 20 flipped bits.
 const ROUNDS: u64 = 20;
 

@@ -71,7 +71,7 @@ pub(crate) async fn backup(
     drop(elapsed);
     let head = head?;
     let (path, revision) = (to.display(), head.revision);
-    let checked = if verify { " and read it back" } else { "" };
+    let checked = if verify { ", and read it back" } else { "" };
     let message = format!("wrote {path} as of revision {revision}, without the pepper{checked}");
     let document = json!({ "backup": to, "head": cursor(&head), "verified": verify });
     output.done(&message, &document)
