@@ -263,3 +263,38 @@ fn a_read_ends_only_if_the_log_grew_much_while_it_ran() {
         assert!(ended.contains("256 MiB"), "{ended}");
     });
 }
+
+#[test]
+fn the_reads_of_a_store_are_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = SqliteOptions::new(folder.path().join("keys.db")).into_file();
+    file.create().unwrap();
+    let keeps_log = file.open().unwrap();
+    file.make_durable(&keeps_log).unwrap();
+    let log = folder.path().join("keys.db-wal");
+    let log = std::fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(log)
+        .unwrap();
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut len = log.metadata().unwrap().len();
+            while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                // SQLite ignores bytes after the last commit of a log.
+                len += 64 << 20;
+                log.set_len(len).unwrap();
+                std::thread::yield_now();
+            }
+        });
+        let endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) \
+                       SELECT count(*) FROM n";
+        let pool = Pool::new(file.clone());
+        let read = pool.read(|conn| Ok(conn.query_row(endless, [], |row| row.get::<_, i64>(0))?));
+        ended.store(true, std::sync::atomic::Ordering::Relaxed);
+        let fault = read.unwrap_err().to_string();
+        assert!(fault.contains("256 MiB"), "{fault}");
+    });
+}
