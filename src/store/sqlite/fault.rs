@@ -38,6 +38,10 @@ impl From<rusqlite::Error> for SqliteFault {
             rusqlite::Error::SqlInputError { error, msg, .. } => {
                 rusqlite::Error::SqliteFailure(error, Some(msg))
             }
+            rusqlite::Error::SqliteFailure(error, _) if error.code == ErrorCode::DiskFull => {
+                let message = "database or disk is full: free space on the disk of the store";
+                rusqlite::Error::SqliteFailure(error, Some(message.to_owned()))
+            }
             error => error,
         })
     }
@@ -371,6 +375,16 @@ impl OpenError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rusqlite::Connection;
+
+    #[test]
+    fn a_full_disk_names_the_next_step_and_is_known_by_its_code() {
+        let conn = Connection::open_in_memory().unwrap();
+        let full = "PRAGMA max_page_count = 1; CREATE TABLE t (x)";
+        let fault = SqliteFault::from(conn.execute_batch(full).unwrap_err());
+        assert_eq!(fault.code(), Some(ErrorCode::DiskFull));
+        assert!(fault.to_string().contains("free space"), "{fault}");
+    }
 
     #[test]
     fn a_file_that_may_not_be_used_is_denied_and_a_locked_one_is_unavailable() {
