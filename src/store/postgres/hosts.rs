@@ -17,6 +17,7 @@ use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{Client, Config, Connection, NoTls, Socket};
 
 use super::fault::{HostFault, PostgresFault};
+use crate::observe::WithSources;
 
 /// The hosts of a URL, each with a configuration of its own.
 pub(super) struct Hosts<T> {
@@ -132,7 +133,7 @@ where
 async fn drive(connection: impl Future<Output = Result<(), tokio_postgres::Error>>) {
     if let Err(error) = connection.await {
         let fault = PostgresFault::from(error);
-        tracing::debug!(%fault, "a connection to the database ended");
+        tracing::debug!(error = %WithSources(&fault), "a connection to the database ended");
     }
 }
 
