@@ -44,7 +44,9 @@ pub(in crate::store) use self::load::LoadedRows;
 pub(in crate::store) use self::node::history_seal;
 pub(in crate::store) use self::node::{LONGEST_LEASE, NODE_COLUMNS, NodeRow, lease};
 pub(in crate::store) use self::statement::{Sql, Value};
-pub(in crate::store) use self::version::{TablesVersion, VERSION, VersionFault};
+#[cfg(feature = "postgres")]
+pub(in crate::store) use self::version::VERSION;
+pub(in crate::store) use self::version::{TablesVersion, VersionFault};
 use crate::core::id::KeyId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;

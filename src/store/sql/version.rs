@@ -23,6 +23,7 @@ pub(in crate::store) struct TablesVersion {
 
 impl TablesVersion {
     /// The versions of new tables.
+    #[cfg(feature = "sqlite")]
     pub(in crate::store) const NEW: Self = Self {
         version: VERSION,
         oldest: VERSION,
