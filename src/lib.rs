@@ -238,7 +238,7 @@ pub use crate::verifier::{Credentials, Grant};
 /// The audit trail: its entries, and the chain that seals them.
 pub mod audit {
     pub use crate::core::audit::*;
-    pub use crate::keyward::{AuditError, PrunedAudit};
+    pub use crate::keyward::{AuditError, PrunedAudit, RetentionReport};
 }
 
 /// Clock readings. [`Clock`] and [`ManualClock`] are at the root.

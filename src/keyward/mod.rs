@@ -10,6 +10,7 @@ mod outcomes;
 mod peppers;
 mod queries;
 mod recover;
+mod retention;
 mod shared;
 mod trail;
 
@@ -28,6 +29,7 @@ pub use self::follow::{Follow, FollowError, FollowOptions, FollowStatus};
 pub use self::follow::{FollowStartError, Follower};
 pub use self::outcomes::{Created, ImportedKey, KeyList, LeakReport, Rotated, TimeRepaired};
 pub use self::recover::{Recovery, RecoveryError, RecoveryProgress, RecoveryReport, ReplayedTrail};
+pub use self::retention::RetentionReport;
 pub use self::trail::{AuditError, PrunedAudit};
 use crate::core::id::KeyId;
 use crate::core::need::Need;

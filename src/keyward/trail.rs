@@ -108,7 +108,7 @@ impl Keyward {
 
     /// Verifies a tenant's trail. Returns its head, and the entries from before `before`. If entries are
     /// removed meanwhile, begins again.
-    async fn read_trail(
+    pub(super) async fn read_trail(
         &self,
         actor: &Actor,
         tenant: &TenantId,
@@ -222,10 +222,10 @@ impl Keyward {
 }
 
 /// The entries at the beginning of a trail that are older than an instant.
-struct OldEntries {
+pub(super) struct OldEntries {
     /// The epoch of the store that was read.
     epoch: Epoch,
-    count: u64,
+    pub(super) count: u64,
     /// The newest entry that each commit removes, but for the last commit.
     marks: Vec<AuditHead>,
     newest: Option<AuditHead>,

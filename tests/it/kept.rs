@@ -14,7 +14,7 @@ use keyward::command::{BulkFilter, Created, DeleteKey, ImportKey, LeakSource};
 use keyward::events::{EventCursor, Events, ExpiryWindows};
 use keyward::key::{Digest, Fingerprint, Resource, ResourceId, ResourceKind};
 use keyward::node::ReadThroughLimits;
-use keyward::policy::Policy;
+use keyward::policy::{Policy, Revocation};
 use keyward::recovery::Recovery;
 use keyward::store::{AuditQuery, KeyQuery, KeyStore, MemoryStore};
 use keyward::{
@@ -75,12 +75,23 @@ struct Arguments {
     resource: Resource,
 }
 
+/// The standard policy, but with an end to what it keeps.
+fn policy() -> Policy {
+    let mut spec = profiles::standard();
+    spec.keep_audit = Some(keyward::days(1));
+    spec.classes.get_mut("secret").unwrap().revocation = Revocation::Allowed {
+        confirm: false,
+        keep: Some(keyward::days(1)),
+    };
+    Policy::new(spec).unwrap()
+}
+
 impl Held {
     fn new() -> Self {
         let clock = Arc::new(ManualClock::at(at(START)));
         let store = GatedStore::new(MemoryStore::new());
         let builder = Keyward::builder(store.clone(), peppers())
-            .policy(Policy::new(profiles::standard()).unwrap())
+            .policy(policy())
             .registry(store.link.clone())
             .clock(clock.clone());
         let keys = wait(builder.build()).unwrap();
@@ -172,6 +183,8 @@ impl Held {
         call!(a => audit(&a.by, &AuditQuery::tenant(a.place.clone())));
         call!(a => verify_audit(&a.by, &a.place, None));
         call!(a => prune_audit(&host(), &a.place, at(START), None));
+        call!(a => expired_retention(&a.place));
+        call!(a => apply_retention(&a.place));
         call!(a => recover(Recovery::DisableAll));
         call!(a => recover_with(Recovery::DisableAll, |_| {}));
         call!(a => set_policies(Policy::default()));
@@ -440,7 +453,7 @@ fn an_abandoned_commit_without_an_answer_holds_back_no_command_of_its_tenant() {
 #[test]
 fn reads_that_are_kept_do_not_use_up_the_reads_of_unknown_keys() {
     let held = Held::new();
-    let policy = Policy::new(profiles::standard()).unwrap();
+    let policy = policy();
     let there = node(held.store.link.clone(), &held.clock, policy);
     let most = ReadThroughLimits::default().max_in_flight.get();
     let new = |number| wait(there.create(&admin(), reader(&format!("key {number}")))).unwrap();
@@ -486,7 +499,7 @@ mod over_sqlite {
     fn new_keys(folder: &Path) -> Keyward {
         let store = wait(SqliteStore::open(folder.join("keys.db"))).unwrap();
         let clock = Arc::new(ManualClock::at(at(START)));
-        node(store, &clock, Policy::new(profiles::standard()).unwrap())
+        node(store, &clock, policy())
     }
 
     #[test]

@@ -38,6 +38,7 @@ mod read_through;
 mod receipts;
 mod recovery;
 mod regressions;
+mod retention;
 mod seed_rules;
 mod simulation;
 #[cfg(feature = "sqlite")]

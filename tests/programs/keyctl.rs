@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
+use std::num::NonZeroUsize;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,10 +12,10 @@ use std::time::Duration;
 
 use keyward::clocks::SystemClock;
 use keyward::key::Digest;
-use keyward::policy::Deletion;
+use keyward::policy::{Deletion, Revocation};
 use keyward::store::{
-    Commit, CommitTag, Effects, KeyStore, LoadRequest, NodeId, NodeRegistry, NodeReport,
-    SqliteStore,
+    Commit, CommitTag, Cursor, Effects, KeyStore, LoadRequest, NodeId, NodeRegistry, NodeReport,
+    Revision, SqliteStore,
 };
 use keyward::{
     Actor, Clock, CreateKey, Keyward, ManualClock, Need, PepperFile, TenantId, Timestamp, profiles,
@@ -286,6 +287,55 @@ fn if_the_secret_cannot_be_written_the_error_names_the_key_to_revoke() {
         answer.contains(&id) && answer.contains("revoke it"),
         "{answer}"
     );
+}
+
+#[test]
+fn a_command_removes_what_the_policy_no_longer_keeps() {
+    let shop = Shop::new();
+    let mut spec = profiles::standard();
+    spec.version += 1;
+    for class in spec.classes.values_mut() {
+        let (confirm, keep) = (false, Some(Duration::ZERO));
+        class.revocation = Revocation::Allowed { confirm, keep };
+    }
+    fs::write(shop.path("policy.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
+    let (id, _) = shop.key("acme", "export", &["--policy", "policy.json"]);
+    shop.run(&["revoke", &id, "--reason", "lost"]).ended(0);
+    let retain = |args: &[&str]| {
+        let documents = shop.run(&[&["retain", "--json"], args].concat()).ended(0);
+        let documents = documents.documents();
+        let tombstones = documents.get(1).and_then(|it| it["tombstones"].as_u64());
+        (documents[0]["keys"].as_u64().unwrap(), tombstones)
+    };
+    assert_eq!(retain(&["--dry-run"]), (1, None));
+    assert_eq!(retain(&[]), (1, None));
+    shop.run(&["show", &id]).ended(NOT_FOUND);
+    assert_eq!(retain(&["--dry-run", "--tombstones", "0s"]), (0, None));
+    assert_eq!(retain(&["--tombstones", "1d"]), (0, Some(0)));
+    // A node that has not read the removal yet needs the tombstone.
+    let store = pollster::block_on(SqliteStore::open(shop.path("keys.db"))).unwrap();
+    let head = pollster::block_on(store.scan(None, NonZeroUsize::MIN))
+        .unwrap()
+        .head;
+    let report = |beat, revision| {
+        let (node, lease, clock) = (NodeId::from_u128(7), Duration::ZERO, Timestamp::UNIX_EPOCH);
+        let applied = Some(Cursor { revision, ..head });
+        let label = None;
+        let report = NodeReport {
+            node,
+            label,
+            applied,
+            lease,
+            clock,
+            beat,
+        };
+        assert!(pollster::block_on(store.report(report)).unwrap());
+    };
+    report(1, Revision(head.revision.0 - 1));
+    assert_eq!(retain(&["--tombstones", "0s"]), (0, Some(0)));
+    report(2, head.revision);
+    assert_eq!(retain(&["--tombstones", "0s"]), (0, Some(1)));
+    shop.run(&["audit", "--check"]).ended(0);
 }
 
 #[test]

@@ -149,6 +149,8 @@ pub(crate) enum CliCommand {
     Audit(AuditArgs),
     /// Remove old entries of the audit trail, after checking it
     PruneAudit(PruneAuditArgs),
+    /// Remove what the policy no longer keeps: revoked and expired keys, old audit entries; and old tombstones
+    Retain(RetainArgs),
     /// Import existing keys, one JSON object per line, as SHA-256 digests
     Import(ImportArgs),
     /// Write a copy of the store, without its pepper
@@ -519,6 +521,23 @@ pub(crate) struct PruneAuditArgs {
     /// An earlier end of --tenant's chain, as printed by `audit --check`: the chain must contain it
     #[arg(long, requires = "tenant", value_name = "SEQUENCE:HASH")]
     pub(crate) seen: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A class keeps revoked and expired keys for its \"keep_seconds\", and the policy keeps audit entries for its
+\"keep_audit_seconds\". Without them, everything stays. Entries must stay for longer than the age of the oldest
+backup that may be restored: `recover` repeats revocations from them.
+
+A tombstone says that a key was removed. A node that has not read it yet reads the whole store again once it
+is dropped, so tombstones that a registered node has not applied stay.")]
+pub(crate) struct RetainArgs {
+    /// Only count the keys and entries that would be removed
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Also drop the tombstones of keys that were removed longer ago than this, such as 90d; for all tenants
+    #[arg(long, value_parser = duration, value_name = "AGE", conflicts_with = "tenant")]
+    pub(crate) tombstones: Option<Duration>,
 }
 
 #[derive(Debug, Args)]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use keyward::store::transfer::{CopySource, CopyTarget};
-use keyward::store::{IntegrityReport, KeyStore, NodeRegistry, SqliteStore, Stats};
+use keyward::store::{IntegrityReport, KeyStore, NodeRegistry, Revision, SqliteStore, Stats};
 #[cfg(feature = "postgres")]
 use keyward::store::{PostgresStore, postgres::PostgresOptions};
 use keyward::{PepperFile, PepperRing};
@@ -179,6 +179,11 @@ impl Store {
 
     pub(crate) async fn finish_recovery(&self) -> CliResult<()> {
         Ok(each!(self, store => store.finish_recovery().await)?)
+    }
+
+    /// Drops the tombstones of keys that were removed at `upto` or before, and returns their number.
+    pub(crate) async fn compact(&self, upto: Revision) -> CliResult<u64> {
+        Ok(each!(self, store => store.compact(upto).await)?)
     }
 
     pub(crate) async fn finish_upgrade(&self) -> CliResult<()> {

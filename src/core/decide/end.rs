@@ -5,12 +5,26 @@ use crate::core::audit::{Action, Evidence};
 use crate::core::authority::Effect;
 use crate::core::command::{CommandOutcome, DeleteKey, Denial, RevokeKey};
 use crate::core::id::KeyId;
-use crate::core::policy::{Access, Deletion, Revocation};
+use crate::core::policy::{Access, Deletion, Policy, Revocation};
 use crate::core::record::{KeyRecord, KeyState, KeyType, LastAction, Reason, Status};
 use crate::core::secret::DigestMark;
 use crate::core::sweep::{BulkFilter, PendingSweep, SweepKind};
 use crate::core::text::LeakSource;
+use crate::core::time::Timestamp;
 use crate::core::view::Effects;
+
+/// Returns the instant at which a purge may remove a key. `None` if the policy keeps the key forever.
+pub(crate) fn kept_until(policy: &Policy, record: &KeyRecord) -> Option<Timestamp> {
+    let class = policy.class(&record.class).filter(|_| !record.legacy)?;
+    let Revocation::Allowed { keep, .. } = class.revocation else {
+        return None;
+    };
+    let ended = match &record.state {
+        KeyState::Revoked { stamp, .. } => Some(stamp.at),
+        _ => record.expires_at,
+    };
+    Some(ended?.saturating_add(keep?))
+}
 
 impl<'a> Work<'a> {
     pub(super) fn disable(&mut self, id: KeyId) -> Result<CommandOutcome, Denial> {
@@ -242,7 +256,7 @@ impl<'a> Work<'a> {
             let Some(record) = self.view.record(*id) else {
                 continue;
             };
-            if !self.is_purgeable(record) {
+            if kept_until(self.policy, record).is_none_or(|end| self.now < end) {
                 continue;
             }
             let purged = record.clone();
@@ -258,24 +272,6 @@ impl<'a> Work<'a> {
             ended,
             skipped: Vec::new(),
         })
-    }
-
-    fn is_purgeable(&self, record: &KeyRecord) -> bool {
-        let keep = match self
-            .policy
-            .class(&record.class)
-            .map(|class| class.revocation)
-        {
-            Some(Revocation::Allowed {
-                keep: Some(keep), ..
-            }) => keep,
-            _ => return false,
-        };
-        let ended = match &record.state {
-            KeyState::Revoked { stamp, .. } => Some(stamp.at),
-            _ => record.expires_at,
-        };
-        !record.legacy && ended.is_some_and(|ended| self.now >= ended.saturating_add(keep))
     }
 
     /// Returns the keys that this commit of a bulk command processes.

@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
+pub(crate) use self::end::kept_until;
 pub use self::select::{links, select};
 use super::audit::{Action, AuditEntry, AuditHash, Evidence};
 use super::authority::{self as core_authority, Caller};

@@ -207,7 +207,9 @@ pub enum Revocation {
     Allowed {
         /// True if the command must be confirmed.
         confirm: bool,
-        /// The time after which a purge removes a revoked or expired key. `None` keeps such keys forever.
+        /// The time after which [`Keyward::purge`](crate::Keyward::purge) and
+        /// [`apply_retention`](crate::Keyward::apply_retention) remove a revoked or expired key. `None` keeps such
+        /// keys forever.
         #[serde(
             default,
             with = "time::seconds::option",

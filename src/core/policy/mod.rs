@@ -85,6 +85,18 @@ pub struct PolicySpec {
         rename = "first_use_wait_seconds"
     )]
     pub first_use_wait: Duration,
+    /// The time after which [`Keyward::apply_retention`](crate::Keyward::apply_retention) removes an entry of the
+    /// audit trail, at least a day. `None` keeps entries forever. Defaults to `None`.
+    ///
+    /// Keep entries for longer than the age of the oldest backup that may be restored, because a recovery repeats
+    /// revocations from them.
+    #[serde(
+        default,
+        with = "time::seconds::option",
+        rename = "keep_audit_seconds",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub keep_audit: Option<Duration>,
     /// True if every key must state its purpose. Legacy and provisioned keys need no purpose until they are
     /// updated.
     #[serde(default)]
@@ -292,6 +304,7 @@ impl PolicySpec {
             provision: Vec::new(),
             propagation: Propagation::default(),
             first_use_wait: first_use_wait(),
+            keep_audit: None,
             purpose_required: false,
         })
     }

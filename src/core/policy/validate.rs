@@ -210,6 +210,13 @@ pub(super) fn validate(spec: &PolicySpec) -> Result<(), PolicyError> {
     issued.try_for_each(|class| class_named(spec, "list of classes to issue", class).map(drop))?;
     let longest = spec.propagation.bound;
     bounded("staleness bound", &spec.default_class, longest, LONGEST)?;
+    let keep = spec.keep_audit.unwrap_or_default();
+    bounded(
+        "time to keep audit entries",
+        &spec.default_class,
+        keep,
+        LONGEST,
+    )?;
     let (wait, max) = (spec.first_use_wait, Rotation::MAX_GRACE);
     if wait < Duration::from_secs(1) || wait > max {
         return Err(PolicyError::FirstUseWait { max, actual: wait });
@@ -659,7 +666,7 @@ mod tests {
         let of_class = |change: fn(&mut KeyClass, Duration), value| -> SpecChange {
             Box::new(move |spec| change(spec.classes.get_mut("secret").unwrap(), value))
         };
-        let changes: [(&str, Duration, SpecChange); 7] = [
+        let changes: [(&str, Duration, SpecChange); 8] = [
             (
                 "default lifetime",
                 LONGEST,
@@ -712,6 +719,11 @@ mod tests {
                 "staleness bound",
                 LONGEST,
                 Box::new(move |spec| spec.propagation = long),
+            ),
+            (
+                "time to keep audit entries",
+                LONGEST,
+                Box::new(move |spec| spec.keep_audit = keep),
             ),
         ];
         for (rule, max, change) in changes {

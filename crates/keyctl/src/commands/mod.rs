@@ -10,6 +10,7 @@ mod migrate;
 mod nodes;
 mod pepper;
 mod recover;
+mod retain;
 mod time;
 mod upkeep;
 
@@ -77,6 +78,7 @@ async fn about_keys(context: &CliContext, command: CliCommand, output: &Output) 
         CliCommand::Purge(named) => bulk::purge(context, &named, output).await,
         CliCommand::Audit(args) => audit::run(context, &args, output).await,
         CliCommand::PruneAudit(args) => audit::prune(context, &args, output).await,
+        CliCommand::Retain(args) => retain::run(context, &args, output).await,
         CliCommand::Import(args) => import::run(context, &args, output).await,
         CliCommand::Time(TimeCommand::Repair(named)) => time::repair(context, &named, output).await,
         CliCommand::Init(_)
