@@ -12,6 +12,7 @@ use super::access::{folder_of, with_end};
 use super::fault::{OpenError, SqliteFault};
 use super::rows::one;
 use super::{head, schema};
+use crate::observe::WithSources;
 
 /// 3.51.3: the first version of SQLite without a bug that can corrupt a file in WAL mode that several
 /// connections use. Versions 3.7.0 to 3.51.2 have the bug.
@@ -377,7 +378,7 @@ impl StoreFile {
     pub(super) fn free_reserve(&self) {
         let freed = self.open_reserve().and_then(|file| file.set_len(0));
         if let Err(error) = freed {
-            tracing::debug!(%error, "cannot free the reserve of the store");
+            tracing::debug!(error = %WithSources(&error), "cannot free the reserve of the store");
         }
     }
 

@@ -176,7 +176,7 @@ fn a_store_that_becomes_read_only_can_still_be_read() {
         .map(|line| line.split(' ').next().unwrap())
         .collect();
     assert_eq!(kinds[0], "Durable");
-    assert!(kinds[1..].contains(&"Unavailable"), "{reports:?}");
+    assert!(kinds[1..].contains(&"Denied"), "{reports:?}");
     assert_eq!(kinds.last(), Some(&"Durable"));
     reports.retain(|line| line != "opens");
     disk.settle(&reports, "read-only");

@@ -138,11 +138,11 @@ pub fn read_only(folder: &Path) {
     keys.verify(made.secret.expose(), &Need::any()).unwrap();
     let refused = wait(keys.create(&admin, reader("more"))).unwrap_err();
     assert!(
-        matches!(&refused, CommandError::Store(error) if error.kind() == StoreErrorKind::Unavailable),
+        matches!(&refused, CommandError::Store(error) if error.kind() == StoreErrorKind::Denied),
         "{refused:?}"
     );
     let missing = wait(SqliteStore::open(mounted.join("none.db"))).unwrap_err();
-    assert!(matches!(missing, OpenError::Io { .. }), "{missing:?}");
+    assert!(matches!(missing, OpenError::Denied { .. }), "{missing:?}");
     report("end");
 }
 
