@@ -9,6 +9,7 @@ use super::fault::OpenError;
 use super::file::{StoreFile, clear_drafts};
 use super::registry::Registry;
 use super::session::Pool;
+use crate::observe::WithSources;
 
 /// 5 seconds: the default wait for a lock of another process. A checkpoint after a burst of commits holds the
 /// lock for less than that.
@@ -150,7 +151,7 @@ impl SqliteOptions {
         let registry = Registry::new(pool.clone());
         if serves && let Err(error) = registry.begin() {
             // Reports try again. Whoever only reads needs no registry.
-            tracing::debug!(path = %file.path.display(), %error, "cannot create the node registry");
+            tracing::debug!(path = %file.path.display(), error = %WithSources(&error), "cannot create the node registry");
         }
         SqliteStore::start(pool, journal, self.poll, reserve, registry)
             .map_err(|error| io(&path, error))

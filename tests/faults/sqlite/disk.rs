@@ -73,7 +73,7 @@ impl Disk {
                     let at = tags.remove(tag).map(|at| at.to_string());
                     assert_eq!(at.as_deref(), Some(revision), "{run}: {line}");
                 }
-                ["Unavailable" | "Conflict", tag] => {
+                ["Unavailable" | "Denied" | "Conflict", tag] => {
                     assert!(
                         !tags.contains_key(tag),
                         "{run}: {line}, but the commit is in the file"
