@@ -53,7 +53,7 @@ pub(crate) struct RevokeManyArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Refuses and revokes the principal's keys in --tenant and in the tenants below it. Without --expect or
---yes, nothing is changed and the keys are counted. After an interruption, repeat the command.")]
+--yes, nothing is changed and the keys are counted. After an interruption, repeat the command with --yes.")]
 pub(crate) struct RemoveOwnerArgs {
     /// The owner to remove
     #[arg(value_name = "PRINCIPAL")]

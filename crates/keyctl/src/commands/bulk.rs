@@ -140,19 +140,28 @@ pub(crate) async fn purge(
             "--as needs the principal's tenant: --tenant <TENANT>",
         ));
     }
+    let mut failed = None;
     for tenant in asked(context).await? {
         let actor = context.actor(&tenant)?;
         let by = invocation(&actor, named)?;
-        let purged = context.keys.purge(by, &tenant).await;
-        let about = |error| CliError::from(error).about(format!("tenant {tenant}"));
-        let removed = purged.map_err(about)?.ended;
+        let removed = match context.keys.purge(by, &tenant).await {
+            Ok(purged) => purged.ended,
+            // One tenant's fault keeps nothing in the other tenants.
+            Err(error) => {
+                let error = CliError::from(error).about(format!("tenant {tenant}"));
+                if let Some(earlier) = failed.replace(error) {
+                    output.failure(&earlier);
+                }
+                continue;
+            }
+        };
         if output.json {
             output.document(&json!({ "tenant": tenant, "removed": removed }))?;
         } else {
             output.line(&format!("{tenant}  {removed} removed"))?;
         }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
 /// Counts the keys that a query returns and that match.

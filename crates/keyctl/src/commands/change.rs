@@ -51,10 +51,16 @@ pub(crate) async fn revoke(
         let swept = context
             .keys
             .revoke_many(&actor, actor.tenant(), filter, reason);
-        let swept = swept.await?;
+        let swept = swept.await.map_err(|error| {
+            CliError::from(error).about(format!(
+                "key {key} is revoked, but not all keys that it made"
+            ))
+        })?;
         let ended = swept.ended;
         answer["revoked_with_it"] = ended.into();
         // The sweep is the later of the two changes.
+        answer["revision"] = json!(swept.receipt.revision().0);
+        answer["decided_at"] = json!(swept.receipt.decided_at());
         answer["no_later_than"] = json!(swept.receipt.no_later_than());
         let by = nodes::time_limit(context, &swept.receipt).await;
         let message =

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use keyward::clocks::SystemClock;
 use keyward::node::{Confirmations, NodeAnswer, NodeConfirmation};
+use keyward::store::StoreErrorKind;
 use keyward::store::{Cursor, KeyStore, NodeRegistry, NodeReport};
-use keyward::{Clock, Receipt, WithSources};
+use keyward::{Clock, Receipt, Timestamp, WithSources};
 use serde_json::{Value, json};
 
 use crate::args::{CommonArgs, UntilConfirmedArgs};
@@ -25,13 +26,35 @@ const HEAD: [&str; 7] = [
     "BEHIND",
     "SILENT",
     "LEASE",
-    "ACCEPTS UNTIL",
+    "ACCEPTS UNTIL, BY ITS CLOCK",
 ];
+
+/// Five minutes: the difference between clocks that nodes allow by default. A node's report carries the node's own
+/// clock, which may be behind this one.
+const CLOCK_ALLOWANCE: Duration = Duration::from_secs(5 * 60);
+
+/// Returns whether the entry stands for all nodes that registered before a restore. Its node has no clock.
+fn is_former(report: &NodeReport) -> bool {
+    report.applied.is_none() && report.clock == Timestamp::UNIX_EPOCH
+}
+
+/// Returns whether a node may still accept keys without another report.
+pub(super) fn is_live(report: &NodeReport, now: Timestamp) -> bool {
+    let until = report.clock.saturating_add(report.lease);
+    !is_former(report) && until.saturating_add(CLOCK_ALLOWANCE) >= now
+}
 
 /// Lists the registered nodes. Needs no pepper.
 pub(crate) async fn list(common: &CommonArgs, output: &Output) -> CliResult<()> {
     let store = store::open(common, Expected::Existing).await?;
-    let reports = store.registry().nodes().await?;
+    let mut reports = store.registry().nodes().await?;
+    let registered = reports.len();
+    reports.retain(|report| !is_former(report));
+    if reports.len() < registered {
+        output.note(
+            "nodes that registered before the restore may still accept keys until their leases end",
+        );
+    }
     let head = store.keys().scan(None, NonZeroUsize::MIN).await?.head;
     let now = SystemClock.now();
     if reports.is_empty() {
@@ -52,7 +75,7 @@ pub(crate) async fn list(common: &CommonArgs, output: &Output) -> CliResult<()> 
                 "silent_seconds": silent.as_secs(),
                 "lease_seconds": report.lease.as_secs(),
                 "accepts_until": until,
-                "lapsed": until < now,
+                "lapsed": !is_live(report, now),
             }))
         });
     }
@@ -66,9 +89,9 @@ pub(crate) async fn list(common: &CommonArgs, output: &Output) -> CliResult<()> 
             cell(applied.map(|applied| head.revision.0.saturating_sub(applied))),
             format!("{} s", now.since(report.clock).as_secs()),
             format!("{} s", report.lease.as_secs()),
-            match until < now {
-                true => format!("{until} (lapsed)"),
-                false => until.to_string(),
+            match is_live(report, now) {
+                true => until.to_string(),
+                false => format!("{until} (lapsed)"),
             },
         ]
     };
@@ -89,7 +112,7 @@ fn applied(report: &NodeReport, head: Cursor) -> Option<u64> {
 pub(super) async fn time_limit(context: &CliContext, receipt: &Receipt) -> String {
     let by = receipt.no_later_than();
     match context.backend.registry().nodes().await {
-        Ok(nodes) if nodes.is_empty() => format!(
+        Ok(nodes) if nodes.iter().all(is_former) => format!(
             "no later than {by}, if it has the policy of the store (no process has registered as a node)"
         ),
         _ => format!("no later than {by}"),
@@ -108,7 +131,7 @@ pub(crate) async fn done(
         return output.done(message, &answer);
     }
     output.note(message);
-    let confirmations = confirmed(context, receipt, output).await;
+    let confirmations = confirmed(context, receipt, output).await?;
     answer["confirmed_at"] = json!(context.keys.now());
     answer["nodes"] = confirmations.nodes().iter().map(document).collect();
     if output.json {
@@ -150,7 +173,11 @@ const fn seconds(time: Duration) -> u64 {
 
 /// Waits until no node can act on the state before the change. Without a registered node, waits until the
 /// staleness bound has passed: nothing is known about the processes then.
-async fn confirmed(context: &CliContext, receipt: &Receipt, output: &Output) -> Confirmations {
+async fn confirmed(
+    context: &CliContext,
+    receipt: &Receipt,
+    output: &Output,
+) -> CliResult<Confirmations> {
     let mut line = output.progress_line();
     let (mut shown, mut failed) = (String::new(), String::new());
     loop {
@@ -158,7 +185,7 @@ async fn confirmed(context: &CliContext, receipt: &Receipt, output: &Output) -> 
             Ok(found) => {
                 let bound_is_over = context.keys.now() > receipt.no_later_than();
                 if found.is_complete() && (bound_is_over || !found.nodes().is_empty()) {
-                    return found;
+                    return Ok(found);
                 }
                 let now = context.keys.now();
                 let (waits, at_most) = match found.nodes().is_empty() {
@@ -175,6 +202,8 @@ async fn confirmed(context: &CliContext, receipt: &Receipt, output: &Output) -> 
                 );
                 shown = waits;
             }
+            // No later attempt succeeds before an operator acts.
+            Err(error) if error.kind() != StoreErrorKind::Unavailable => return Err(error.into()),
             Err(error) => {
                 let cause = WithSources(&error).to_string();
                 if cause != failed {

@@ -10,6 +10,7 @@ use keyward::store::{Cursor, NodeReport, SqliteStore};
 use serde_json::{Value, json};
 
 use super::issue;
+use super::nodes;
 use super::pepper::{self, PepperUse};
 use crate::args::{CommandIdArgs, CommonArgs, SalvageArgs, StartNewEpochArgs};
 use crate::desk::{CliContext, invocation};
@@ -147,10 +148,8 @@ pub(crate) async fn start_new_epoch(
 ) -> CliResult<()> {
     let store = store::open(common, Expected::Existing).await?;
     let now = SystemClock.now();
-    // A node's report carries the node's own clock. The entry for the nodes before a restore has no clock.
-    let is_live = |node: &NodeReport| node.clock.saturating_add(node.lease) >= now;
     let mut nodes = store.registry().nodes().await?;
-    nodes.retain(is_live);
+    nodes.retain(|node| nodes::is_live(node, now));
     if !nodes.is_empty() && !args.yes {
         let mut message = format!(
             "{} has live nodes, which refuse every key from a new epoch until `keyctl recover` is done: to start \
@@ -195,9 +194,12 @@ pub(crate) async fn check(common: &CommonArgs, output: &Output) -> CliResult<()>
     let report = report?;
     let (rows, audit, faults) = (report.rows, report.audit, report.faults);
     let replica = Arc::new(Replica::new(store.keys(), Arc::new(SystemClock)));
-    // A damaged store may fail to sync; the report below names the damage.
     let synced = replica.sync().await;
-    let ahead = synced.map_or_else(|_| Vec::new(), |()| replica.tenants_ahead());
+    // A damaged store may fail to sync. Then the report below names the damage, and keys are not counted.
+    if faults.is_empty() {
+        synced?;
+    }
+    let ahead = replica.tenants_ahead();
     let peppers = PepperUse::compare(common, replica.keys_by_pepper(), output)?;
     if output.json {
         let intact = faults.is_empty();
