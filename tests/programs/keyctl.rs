@@ -1293,19 +1293,39 @@ fn a_file_that_was_copied_back_gets_a_new_epoch_and_is_recovered() {
     };
     let now = SystemClock.now();
     let before = now.saturating_sub(Duration::from_secs(7200));
-    for report in [report(1, now), report(2, before)] {
-        assert!(wait(store.report(report)).unwrap());
+    // The third node's clock is two minutes behind, which nodes allow. The last entry stands for the nodes before
+    // a restore.
+    let behind = now.saturating_sub(Duration::from_secs(3600 + 120));
+    let reports = [
+        (1, now),
+        (2, before),
+        (3, behind),
+        (4, Timestamp::UNIX_EPOCH),
+    ];
+    for (number, clock) in reports {
+        assert!(wait(store.report(report(number, clock))).unwrap());
     }
+    let listed = shop.run(&["nodes", "--json"]).ended(0);
+    let lapsed = |node: Value| {
+        (
+            node["node"].as_str().unwrap().to_owned(),
+            node["lapsed"].clone(),
+        )
+    };
+    let lapsed: BTreeMap<_, _> = listed.documents().into_iter().map(lapsed).collect();
+    let expected = [(1, false), (2, true), (3, false)];
+    let expected = expected.map(|(number, is)| (NodeId::from_u128(number).to_string(), json!(is)));
+    assert_eq!(lapsed, BTreeMap::from(expected));
+    let shown = shop.run(&["nodes"]).ended(0);
+    assert!(shown.err.contains("before the restore"), "{shown:?}");
     let refused = shop.run(&["start-new-epoch"]).ended(DENIED);
     assert!(
         refused.err.contains("shop-1") && refused.err.contains("--yes"),
         "{refused:?}"
     );
-    let [live, stopped] = [1, 2].map(|number| NodeId::from_u128(number).to_string());
-    assert!(
-        refused.err.contains(&live) && !refused.err.contains(&stopped),
-        "{refused:?}"
-    );
+    let of = |number| NodeId::from_u128(number).to_string();
+    let named = [1, 2, 3, 4].map(|number| refused.err.contains(&of(number)));
+    assert_eq!(named, [true, false, true, false], "{refused:?}");
     // The refused command changed nothing.
     shop.run(&["list"]).ended(0);
     wait(store.forget(NodeId::from_u128(1), 1)).unwrap();
