@@ -8,7 +8,7 @@ use keyward::command::Created;
 use keyward::policy::Policy;
 use keyward::recovery::Recovery;
 use keyward::store::{AuditQuery, KeyQuery, KeyStore, LoadRequest, NodeRegistry, Revision};
-use keyward::{CommandError, Keyward, ManualClock, Reason, VerifyError, profiles};
+use keyward::{CommandError, Keyward, ManualClock, Reason, VerifyError, WithSources, profiles};
 
 use support::postgres::{TestSchema, open};
 use support::raw::{ALL, beginning, next};
@@ -26,9 +26,9 @@ const TABLES: [&str; 9] = [
     "documents",
 ];
 
-fn chain(error: &dyn Error) -> String {
-    let source = error.source().map(|source| format!(": {}", chain(source)));
-    format!("{error}{}", source.unwrap_or_default())
+/// The whole text of an error with its sources.
+fn chain(error: &(impl std::error::Error + 'static)) -> String {
+    WithSources(error).to_string()
 }
 
 /// Copies every table, as a dump does.

@@ -12,7 +12,7 @@ use keyward::recovery::{Recovery, RecoveryError};
 use keyward::store::{
     AuditQuery, Cursor, KeyQuery, KeyStore, LoadRequest, SqliteStore, StoreError,
 };
-use keyward::{CommandError, Keyward, Reason, VerifyError};
+use keyward::{CommandError, Keyward, Reason, VerifyError, WithSources};
 
 use crate::sqlite::{Desk, checkpoint, policy};
 use support::*;
@@ -20,14 +20,8 @@ use support::*;
 const ENDS: [&str; 3] = ["", "-wal", "-shm"];
 
 /// The whole text of an error with its sources.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text += &format!(": {cause}");
-        source = cause.source();
-    }
-    text
+fn chain(error: &(impl std::error::Error + 'static)) -> String {
+    WithSources(error).to_string()
 }
 
 impl Desk {
