@@ -15,6 +15,8 @@ use keyward::store::transfer::CopyError;
 use keyward::store::{PositionError, StoreError, StoreErrorKind};
 use keyward::{BuildError, CommandError, Denial, ErrorKind, WithSources};
 
+use crate::output::Output;
+
 /// The kinds of error. Each value is an exit code.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum CliErrorKind {
@@ -59,6 +61,28 @@ pub(crate) struct CliError {
 }
 
 pub(crate) type CliResult<T> = Result<T, CliError>;
+
+/// The faults of a command that works on each of many tenants. A fault of one tenant, or of the output, keeps
+/// nothing from the other tenants.
+#[derive(Default)]
+pub(crate) struct TenantFaults(Option<CliError>);
+
+impl TenantFaults {
+    /// Keeps the first fault as that of the command, and prints later ones.
+    pub(crate) fn add(&mut self, done: CliResult<()>, output: &Output) {
+        match (done, &self.0) {
+            (Ok(()), _) => {}
+            (Err(error), None) => self.0 = Some(error),
+            (Err(error), Some(_)) if error.reader_gone => {}
+            (Err(error), Some(_)) => output.failure(&error),
+        }
+    }
+
+    /// Returns the first fault, if there was one.
+    pub(crate) fn end(self) -> CliResult<()> {
+        self.0.map_or(Ok(()), Err)
+    }
+}
 
 impl CliError {
     pub(crate) fn new(kind: CliErrorKind, message: impl Into<String>) -> Self {

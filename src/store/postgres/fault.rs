@@ -122,6 +122,12 @@ impl From<tokio_postgres::Error> for PostgresFault {
         }
         let mut message = error.to_string();
         let mut source = std::error::Error::source(&error);
+        // The driver has no kind for a missing password, which no retry supplies.
+        if source.is_some_and(|cause| cause.to_string() == "password missing") {
+            let code = SqlState::INVALID_PASSWORD;
+            let message = "the server asks for a password, and the URL has none".to_owned();
+            return Self::Server { code, message };
+        }
         while let Some(cause) = source {
             message = format!("{message}: {cause}");
             source = cause.source();

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::args::{AuditArgs, PruneAuditArgs};
 use crate::desk::{CliContext, key_id, position};
-use crate::failure::{CliError, CliErrorKind, CliResult};
+use crate::failure::{CliError, CliErrorKind, CliResult, TenantFaults};
 use crate::output::{Output, cell};
 
 const HEAD: [&str; 7] = ["NO", "AT", "TENANT", "ACTOR", "ACTION", "KEY", "COMMAND"];
@@ -40,23 +40,30 @@ pub(crate) async fn prune(
 ) -> CliResult<()> {
     let before = args.before.parse()?;
     let seen = args.seen.as_deref().map(head).transpose()?;
+    let mut faults = TenantFaults::default();
     for tenant in asked(context).await? {
         let actor = context.actor(&tenant)?;
         let pruned = context
             .keys
             .prune_audit(&actor, &tenant, before, seen)
             .await;
-        let about = |error| CliError::from(error).about(format!("audit trail of {tenant}"));
-        let PrunedAudit { removed, head, .. } = pruned.map_err(about)?;
+        let PrunedAudit { removed, head, .. } = match pruned {
+            Ok(pruned) => pruned,
+            Err(error) => {
+                let error = CliError::from(error).about(format!("audit trail of {tenant}"));
+                faults.add(Err(error), output);
+                continue;
+            }
+        };
         let end = end(head);
-        if output.json {
-            output.document(&json!({ "tenant": tenant, "removed": removed, "end": end }))?;
-        } else {
-            output.line(&format!("{tenant}  {removed} removed  {end}"))?;
-        }
+        let printed = match output.json {
+            true => output.document(&json!({ "tenant": tenant, "removed": removed, "end": end })),
+            false => output.line(&format!("{tenant}  {removed} removed  {end}")),
+        };
+        faults.add(printed, output);
     }
     output.note("note the ends elsewhere, and pass one as --seen next time");
-    Ok(())
+    faults.end()
 }
 
 /// Returns the tenant that `--tenant` names, or all tenants.

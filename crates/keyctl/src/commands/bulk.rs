@@ -13,7 +13,7 @@ use crate::args::{
     BulkConfirmArgs, CloseTenantArgs, CommandIdArgs, RemoveOwnerArgs, RevokeManyArgs,
 };
 use crate::desk::{CliContext, change, invocation};
-use crate::failure::{CliError, CliErrorKind, CliResult};
+use crate::failure::{CliError, CliErrorKind, CliResult, TenantFaults};
 use crate::output::Output;
 
 pub(crate) async fn revoke_many(
@@ -140,28 +140,25 @@ pub(crate) async fn purge(
             "--as needs the principal's tenant: --tenant <TENANT>",
         ));
     }
-    let mut failed = None;
+    let mut faults = TenantFaults::default();
     for tenant in asked(context).await? {
         let actor = context.actor(&tenant)?;
         let by = invocation(&actor, named)?;
         let removed = match context.keys.purge(by, &tenant).await {
             Ok(purged) => purged.ended,
-            // One tenant's fault keeps nothing in the other tenants.
             Err(error) => {
                 let error = CliError::from(error).about(format!("tenant {tenant}"));
-                if let Some(earlier) = failed.replace(error) {
-                    output.failure(&earlier);
-                }
+                faults.add(Err(error), output);
                 continue;
             }
         };
-        if output.json {
-            output.document(&json!({ "tenant": tenant, "removed": removed }))?;
-        } else {
-            output.line(&format!("{tenant}  {removed} removed"))?;
-        }
+        let printed = match output.json {
+            true => output.document(&json!({ "tenant": tenant, "removed": removed })),
+            false => output.line(&format!("{tenant}  {removed} removed")),
+        };
+        faults.add(printed, output);
     }
-    failed.map_or(Ok(()), Err)
+    faults.end()
 }
 
 /// Counts the keys that a query returns and that match.

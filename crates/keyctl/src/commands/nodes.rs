@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::args::{CommonArgs, UntilConfirmedArgs};
 use crate::desk::CliContext;
-use crate::failure::CliResult;
+use crate::failure::{CliError, CliResult};
 use crate::output::{Output, cell, warn};
 use crate::store::{self, Expected};
 
@@ -115,8 +115,17 @@ pub(super) async fn time_limit(context: &CliContext, receipt: &Receipt) -> Strin
         Ok(nodes) if nodes.iter().all(is_former) => format!(
             "no later than {by}, if it has the policy of the store (no process has registered as a node)"
         ),
-        _ => format!("no later than {by}"),
+        Ok(_) => format!("no later than {by}"),
+        Err(error) => format!(
+            "at a time that is not known, because the node registry cannot be read: {}",
+            WithSources(&error)
+        ),
     }
+}
+
+/// Puts a statement in front of an error of the output: the change itself was made.
+fn made(failure: CliError) -> CliError {
+    failure.about("the change was made, and its result could not be printed")
 }
 
 /// Prints the result of a change. With `--until-confirmed`, waits for the nodes and lists them too.
@@ -128,14 +137,17 @@ pub(crate) async fn done(
     output: &Output,
 ) -> CliResult<()> {
     if !wait.until_confirmed {
-        return output.done(message, &answer);
+        if output.json && context.backend.registry().nodes().await.is_err() {
+            answer["no_later_than"] = Value::Null;
+        }
+        return output.done(message, &answer).map_err(made);
     }
     output.note(message);
     let confirmations = confirmed(context, receipt, output).await?;
     answer["confirmed_at"] = json!(context.keys.now());
     answer["nodes"] = confirmations.nodes().iter().map(document).collect();
     if output.json {
-        return output.document(&answer);
+        return output.document(&answer).map_err(made);
     }
     output.note("confirmed: no registered node can act on the earlier state");
     let row = |node: &NodeConfirmation| {
