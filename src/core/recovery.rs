@@ -22,6 +22,7 @@ use super::sweep::BulkFilter;
 use super::tenant::TenantId;
 use super::text::{CommandId, LeakSource, PrincipalId, Role};
 use super::time::Timestamp;
+use super::view::Epoch;
 
 /// The audit trail of one tenant in the restored store.
 #[derive(Debug, Default)]
@@ -35,8 +36,8 @@ pub(crate) struct RestoredTrail {
 }
 
 impl RestoredTrail {
-    /// Adds the next entry.
-    pub(crate) fn add(&mut self, entry: &AuditEntry) {
+    /// Adds the next entry. `ids` are those of this recovery.
+    pub(crate) fn add(&mut self, entry: &AuditEntry, ids: RecoveryIds) {
         if self.heads.is_empty() {
             let sequence = entry.sequence.saturating_sub(1);
             let hash = entry.previous;
@@ -44,17 +45,17 @@ impl RestoredTrail {
             self.heads.insert(sequence, self.end);
         }
         self.heads.insert(entry.sequence, entry.head());
-        if !is_of_recovery(entry) {
+        if !ids.is_of_this_recovery(entry) {
             self.end = entry.head();
         }
     }
 
     /// Compares this trail with `given`, entries of the same tenant from outside the store, oldest first.
     ///
-    /// `given` must hold the entries exactly as written, and its first entry must follow an entry of the store.
-    /// If the store's trail was pruned, `given` may begin before its oldest entry. The store may have newer
-    /// entries of its own, from an interrupted recovery. The lost history begins at the first entry of `given`
-    /// that differs from the store. The seals prove that the lost entries are genuine.
+    /// `given` must hold the entries exactly as written, without gaps between them. If the store's trail was
+    /// pruned, `given` may begin before its oldest entry. The store may have newer entries of its own, from an
+    /// interrupted recovery. The lost history begins at the first entry of `given` that differs from the store.
+    /// The seals prove that the lost entries are genuine.
     pub(crate) fn compare(
         &self,
         tenant: &TenantId,
@@ -70,28 +71,32 @@ impl RestoredTrail {
             });
         };
         let (newest, at) = (last.head(), last.at);
-        let before = given
-            .first()
-            .map_or(0, |entry| entry.sequence.saturating_sub(1));
-        // If the store lacks the entry before `given`, the entries between the store and `given` are missing.
-        // The check then starts at the store's newest entry, and fails.
-        let stored = self.heads.last_key_value().map(|(_, head)| head);
-        let start = self.heads.get(&before).or(stored);
+        let claimed = given.first().map_or(AuditHead::GENESIS, |first| AuditHead {
+            sequence: first.sequence.saturating_sub(1),
+            hash: first.previous,
+        });
+        let before = claimed.sequence;
+        // Entries between the restored end and `given` are missing, for example because the lost store had
+        // pruned them.
+        let is_detached = before > self.end.sequence;
         // The store removed the entries up to this one. `given` must contain it, unless it ends earlier.
         let pruned = self
             .heads
             .values()
             .next()
             .filter(|oldest| oldest.sequence > before);
-        let claimed = given.first().map(|entry| AuditHead {
-            sequence: before,
-            hash: entry.previous,
-        });
-        let start = pruned.and(claimed).or(start.copied());
+        // If the store lacks the entry before `given`, the check starts at the store's newest entry, and fails.
+        let stored = self.heads.last_key_value().map(|(_, head)| head);
+        let stored = self.heads.get(&before).or(stored).copied();
+        let start = match () {
+            () if before == 0 => AuditHead::GENESIS,
+            () if is_detached || pruned.is_some() => claimed,
+            () => stored.unwrap_or(AuditHead::GENESIS),
+        };
         let reaches = |oldest: &&AuditHead| newest.sequence >= oldest.sequence;
         verify_chain(
             tenant,
-            start.filter(|_| before > 0).unwrap_or(AuditHead::GENESIS),
+            start,
             &given,
             peppers,
             pruned.filter(reaches).copied(),
@@ -108,6 +113,7 @@ impl RestoredTrail {
         };
         later.drain(..known);
         let reach = match (common < self.end.sequence, later.is_empty()) {
+            _ if is_detached => TrailReach::Gap,
             (true, true) => TrailReach::Short,
             (true, false) => TrailReach::Diverges,
             (false, true) => TrailReach::RestoredEnd,
@@ -121,12 +127,6 @@ impl RestoredTrail {
             later,
         })
     }
-}
-
-/// Returns whether a recovery of the store wrote the entry. Only the host itself recovers a store, and the
-/// commands of a recovery have ids with this beginning.
-fn is_of_recovery(entry: &AuditEntry) -> bool {
-    entry.actor == Author::Application && entry.command.as_str().starts_with(RECOVERY)
 }
 
 /// The last entry of a trail.
@@ -152,6 +152,9 @@ pub enum TrailReach {
     RestoredEnd,
     /// The trail contains the end of the restored trail, and later entries.
     Beyond,
+    /// The trail begins after the restored trail ends, and entries between them are missing. Its entries are
+    /// repeated, but do not prove the state of the keys.
+    Gap,
 }
 
 impl TrailReach {
@@ -164,6 +167,7 @@ impl TrailReach {
             Self::Diverges => "diverges",
             Self::RestoredEnd => "restored-end",
             Self::Beyond => "beyond",
+            Self::Gap => "gap",
         }
     }
 }
@@ -194,7 +198,8 @@ pub(crate) enum UselessTrails {
 ///
 /// `trails` has an entry for each tenant of the restored store, and for each tenant with given entries. If
 /// `is_whole` is true, the given trails are all that the lost store had. A trail without later entries then
-/// proves that its tenant was not changed, if another trail goes on after the backup.
+/// proves that its tenant was not changed, if another trail goes on after the backup. A trail that is short or
+/// diverges contradicts that: the given trails are then of another store, or of an earlier loss.
 ///
 /// A tenant counts only with all tenants above and below it, because their rows limit its keys too.
 pub(crate) fn covered(
@@ -213,10 +218,13 @@ pub(crate) fn covered(
             return Err(UselessTrails::NothingLater);
         }
     }
+    let contradicts =
+        |trail: &ComparedTrail| matches!(trail.reach, TrailReach::Short | TrailReach::Diverges);
+    let is_whole = is_whole && !any(&contradicts);
     let proves = |trail: &ComparedTrail| match trail.reach {
         TrailReach::Beyond => true,
         TrailReach::RestoredEnd => is_whole,
-        TrailReach::Missing | TrailReach::Short | TrailReach::Diverges => false,
+        TrailReach::Missing | TrailReach::Short | TrailReach::Diverges | TrailReach::Gap => false,
     };
     let unproven = trails.iter().filter(|(_, trail)| !proves(trail));
     let mut covered: BTreeSet<_> = trails.keys().cloned().collect();
@@ -442,7 +450,7 @@ impl KeyChanges {
     pub(crate) fn mark_to_block(
         &self,
         path: &[&TenantChanges],
-        now: Timestamp,
+        (now, ids): (Timestamp, RecoveryIds),
     ) -> Result<Option<(DigestMark, CommandId)>, Invalid> {
         let Some(imported) = &self.imported else {
             return Ok(None);
@@ -458,7 +466,7 @@ impl KeyChanges {
             return Ok(None);
         }
         let newest = self.newest.unwrap_or(AuditHash::GENESIS);
-        Ok(Some((imported.mark, command_id(newest, "digest")?)))
+        Ok(Some((imported.mark, ids.command(newest, "digest")?)))
     }
 
     /// Returns whether the key ended permanently. If the restored store lacks such a key, nothing is left to
@@ -472,7 +480,7 @@ impl KeyChanges {
         &self,
         record: &KeyRecord,
         policy: &Policy,
-        now: Timestamp,
+        (now, ids): (Timestamp, RecoveryIds),
     ) -> Result<Vec<RecoveryStep>, Invalid> {
         let is_revoked = matches!(record.state, KeyState::Revoked { .. });
         let live = record.is_live(now);
@@ -484,16 +492,16 @@ impl KeyChanges {
                 let reason = revoked.map_or(Reason::NoLongerNeeded, |(reason, _)| reason);
                 ways.extend(revoke(record, reason));
             }
-            steps.push(self.step(hash, END, ways)?);
+            steps.push(self.step((hash, ids), END, ways)?);
         } else if let Some((reason, hash)) = revoked {
             // An expired key can be purged without a revocation. Its record in the backup has expired too, so
             // there is nothing to repeat.
             let purged = self.revoked.is_none() && !live;
             if !is_revoked && !purged {
-                steps.push(self.step(hash, END, revoke(record, reason))?);
+                steps.push(self.step((hash, ids), END, revoke(record, reason))?);
             }
         } else if live {
-            steps.extend(self.narrowing(record, policy, now)?);
+            steps.extend(self.narrowing(record, policy, (now, ids))?);
         }
         Ok(steps)
     }
@@ -502,14 +510,14 @@ impl KeyChanges {
     /// that a second recovery does not disable a key that an administrator has enabled in between.
     fn step(
         &self,
-        hash: AuditHash,
+        (hash, ids): (AuditHash, RecoveryIds),
         what: &str,
         ways: impl IntoIterator<Item = Command>,
     ) -> Result<RecoveryStep, Invalid> {
         let named = |(way, command)| {
             let id = match command {
-                Command::DisableMany => command_id(self.newest.unwrap_or(hash), DISABLED)?,
-                _ => command_id(hash, &format!("{what}-{way}"))?,
+                Command::DisableMany => ids.command(self.newest.unwrap_or(hash), DISABLED)?,
+                _ => ids.command(hash, &format!("{what}-{way}"))?,
             };
             Ok((id, command))
         };
@@ -525,7 +533,7 @@ impl KeyChanges {
         &self,
         record: &KeyRecord,
         policy: &Policy,
-        now: Timestamp,
+        (now, ids): (Timestamp, RecoveryIds),
     ) -> Result<Vec<RecoveryStep>, Invalid> {
         let key = record.id;
         let mut steps = Vec::new();
@@ -534,7 +542,7 @@ impl KeyChanges {
             if change != Some(UpdateKey::default()) {
                 let update = change.map(|change| Command::Update { key, change });
                 let ways = update.into_iter().chain([Command::DisableMany]);
-                steps.push(self.step(*hash, "change", ways)?);
+                steps.push(self.step((*hash, ids), "change", ways)?);
             }
         }
         if let Some((source, hash)) = &self.exposed
@@ -542,13 +550,13 @@ impl KeyChanges {
         {
             let source = source.clone();
             let ways = [Command::ReportLeak { key, source }, Command::DisableMany];
-            steps.push(self.step(*hash, "leak", ways)?);
+            steps.push(self.step((*hash, ids), "leak", ways)?);
         }
         let class = policy.class(&record.class);
         let rotates_itself = class.is_none_or(|class| class.self_rotation != SelfRotation::Never);
         match self.retired {
             Some((until, hash)) if until <= now => {
-                steps.push(self.step(hash, END, revoke(record, Reason::Rotated))?);
+                steps.push(self.step((hash, ids), END, revoke(record, Reason::Rotated))?);
             }
             Some((until, hash))
                 if record.expires_at.is_none_or(|end| until < end)
@@ -564,12 +572,12 @@ impl KeyChanges {
                 let update = Command::Update { key, change };
                 let update = Some(update).filter(|_| !rotates_itself);
                 let ways = update.into_iter().chain([Command::DisableMany]);
-                steps.push(self.step(hash, "retire", ways)?);
+                steps.push(self.step((hash, ids), "retire", ways)?);
             }
             Some(_) | None => {}
         }
         if let Some(hash) = self.disabled {
-            steps.push(self.step(hash, DISABLED, [Command::DisableMany])?);
+            steps.push(self.step((hash, ids), DISABLED, [Command::DisableMany])?);
         }
         Ok(steps)
     }
@@ -616,18 +624,39 @@ fn ends_before(a: Option<Timestamp>, b: Option<Timestamp>) -> bool {
 const DISABLED: &str = "disable";
 const END: &str = "end";
 
-/// The beginning of the id of every command of a recovery.
-const RECOVERY: &str = "recovery:";
-
-/// Returns the id of the command that repeats the change in the entry with this hash.
-pub(crate) fn command_id(hash: AuditHash, what: &str) -> Result<CommandId, Invalid> {
-    CommandId::new(format!("{RECOVERY}{hash}:{what}"))
+/// The ids of the commands of one recovery. They begin with the epoch of the restored store, which every restore
+/// replaces. So the entries of an earlier recovery that are in the backup are part of the backup.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RecoveryIds {
+    epoch: Epoch,
 }
 
-/// Returns the id of a command that disables keys that no replay covers. `run` is a random id, and `number` the
-/// number of the command in its tenant.
-pub(crate) fn sweep_id(run: &CommandId, number: usize) -> Result<CommandId, Invalid> {
-    CommandId::new(format!("{RECOVERY}{run}:{DISABLED}-{number}"))
+impl RecoveryIds {
+    /// Creates the ids for a restored store with this epoch.
+    pub(crate) const fn new(epoch: Epoch) -> Self {
+        Self { epoch }
+    }
+
+    fn beginning(self) -> String {
+        format!("recovery:{:032x}:", self.epoch.0)
+    }
+
+    /// Returns the id of the command that repeats the change in the entry with this hash.
+    pub(crate) fn command(self, hash: AuditHash, what: &str) -> Result<CommandId, Invalid> {
+        CommandId::new(format!("{}{hash}:{what}", self.beginning()))
+    }
+
+    /// Returns the id of a command that disables keys that no replay covers. `run` is a random id, and `number`
+    /// the number of the command in its tenant.
+    pub(crate) fn sweep(self, run: &CommandId, number: usize) -> Result<CommandId, Invalid> {
+        CommandId::new(format!("{}{run}:{DISABLED}-{number}", self.beginning()))
+    }
+
+    /// Returns whether this recovery wrote the entry, perhaps before an interruption. Only the host itself
+    /// recovers a store.
+    fn is_of_this_recovery(self, entry: &AuditEntry) -> bool {
+        entry.actor == Author::Application && entry.command.as_str().starts_with(&self.beginning())
+    }
 }
 
 fn delete(record: &KeyRecord, policy: &Policy) -> Command {
@@ -663,4 +692,26 @@ fn revoke(record: &KeyRecord, reason: Reason) -> Vec<Command> {
         Command::Revoke { key, revocation },
         Command::RevokeMany { filter, reason },
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_id_of_a_recovery_is_a_valid_command_id() {
+        let ids = RecoveryIds::new(Epoch(u128::MAX));
+        let hash = AuditHash::from_bytes([u8::MAX; 32]);
+        for what in [
+            "digest-9999999999999",
+            "change-1",
+            "disable",
+            "retire-1",
+            "remove",
+        ] {
+            ids.command(hash, what).unwrap();
+        }
+        let run = CommandId::new("0".repeat(64)).unwrap();
+        assert!(ids.sweep(&run, 9_999_999).is_ok());
+    }
 }

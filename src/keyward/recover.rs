@@ -15,11 +15,11 @@ use crate::core::id::KeyId;
 use crate::core::kind::ErrorKind;
 use crate::core::pepper::PepperCount;
 use crate::core::principal::Author;
-use crate::core::query::{AuditQuery, KeyQuery};
+use crate::core::query::{AuditQuery, AuditRow, KeyQuery};
 use crate::core::record::{KeyRecord, Status};
 use crate::core::recovery::{
-    self, ComparedTrail, KeyChanges, OwnerChanges, RecoveryStep, RestoredTrail, TenantChanges,
-    TrailEnd, TrailReach, UselessTrails,
+    self, ComparedTrail, KeyChanges, OwnerChanges, RecoveryIds, RecoveryStep, RestoredTrail,
+    TenantChanges, TrailEnd, TrailReach, UselessTrails,
 };
 use crate::core::tenant::TenantId;
 use crate::core::text::{CommandId, PrincipalId};
@@ -41,7 +41,11 @@ pub enum Recovery {
     ///
     /// The other store must contain the newest restored entry of each tenant, and entries after the backup. A
     /// tenant without later entries was not changed, and stays as it is. Every key is disabled of a tenant
-    /// whose trail is missing, ends before the restored trail ends, or differs from the restored trail.
+    /// whose trail is missing, differs from the restored trail, or does not reach its end. The same applies if
+    /// the lost store pruned entries after the backup.
+    ///
+    /// If a trail differs from the restored one or ends before it, the other store is not the lost one. Then
+    /// every key is also disabled of a tenant without later entries.
     ReplayFrom(Arc<dyn KeyStore>),
     /// Repeats the changes that ended or narrowed keys since the backup, as recorded in audit entries that were
     /// kept elsewhere, such as an exported trail.
@@ -133,6 +137,16 @@ impl fmt::Display for ReplayedTrail {
             (TrailReach::Diverges, end) => {
                 write!(f, "in another history than the restored end, entry {end}")
             }
+            (TrailReach::Gap, 0) => {
+                f.write_str("lacks its beginning, and the backup lacks the tenant")
+            }
+            (TrailReach::Gap, end) => {
+                write!(
+                    f,
+                    "and begins too late: entry {} is missing",
+                    end.saturating_add(1)
+                )
+            }
         }
     }
 }
@@ -158,8 +172,11 @@ impl fmt::Display for RecoveryProgress {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecoveryError {
-    /// The entries were altered, or do not continue the audit trail in the backup. Nothing was changed.
-    #[error("entries of tenant {tenant} cannot be replayed: {error}")]
+    /// The given entries were altered or lack an entry. Nothing was changed.
+    #[error(
+        "the trail to replay of tenant {tenant} fails its check: {error}; replay exported entries of the other \
+         tenants, with `keyctl audit --json --all` and `keyctl recover --replay-file`, or disable every key"
+    )]
     Chain {
         /// The tenant of the entries.
         tenant: TenantId,
@@ -174,8 +191,8 @@ pub enum RecoveryError {
     SameStore,
     /// The given trail contains the newest restored entry of no tenant. Nothing was changed.
     #[error(
-        "the trail contains the newest entry of no restored tenant: it is empty, ends before the backup, or \
-         belongs to another store; replay the trail of the lost store, or disable every key"
+        "the trail contains the newest entry of no restored tenant: it is empty, ends before the backup, begins \
+         after it, or belongs to another store; replay the trail of the lost store, or disable every key"
     )]
     ForeignTrail,
     /// The given trail has no entry after the newest restored ones. Nothing was changed.
@@ -247,8 +264,8 @@ impl Keyward {
     /// audit entry, in commits of at most [`SWEEP_MAX`] keys.
     ///
     /// After an interruption, repeat the call to continue. A repeated replay makes no change twice. Between the
-    /// calls, nobody else may change a tenant: its given trail then lacks a newer entry of the store, and every
-    /// key of the tenant is disabled.
+    /// calls, nobody else may change a tenant or start a new epoch: a given trail then lacks a newer entry of the
+    /// store, and every key of the tenant is disabled.
     ///
     /// # Errors
     ///
@@ -270,42 +287,34 @@ impl Keyward {
         recovery: Recovery,
         mut progress: impl FnMut(RecoveryProgress) + Send,
     ) -> Result<RecoveryReport, RecoveryError> {
+        let own = self.inner.store.scan(None, NonZeroUsize::MIN).await?;
+        let ids = RecoveryIds::new(own.head.epoch);
         let mut report = match recovery {
             Recovery::DisableAll => {
                 let mut report = RecoveryReport::default();
                 let keys = self.restored_keys(&mut report).await?;
                 report.tenants = keys.values().filter(|own| !own.usable.is_empty()).count();
-                self.disable_restored(keys, &mut report, &mut progress)
+                self.disable_restored(ids, keys, &mut report, &mut progress)
                     .await?;
                 report
             }
             Recovery::ReplayFrom(source) => {
-                let entries = self.trail_of(&*source).await?;
-                self.replay(entries, true, &mut progress).await?
+                let other = source.scan(None, NonZeroUsize::MIN).await?;
+                if own.head.epoch == other.head.epoch {
+                    return Err(RecoveryError::SameStore);
+                }
+                let mut entries = Vec::new();
+                read_trail(&*source, &REPLAYED, |entry| entries.push(entry)).await?;
+                self.replay(ids, entries, true, &mut progress).await?
             }
             Recovery::Replay { entries, is_whole } => {
-                self.replay(entries, is_whole, &mut progress).await?
+                self.replay(ids, entries, is_whole, &mut progress).await?
             }
             Recovery::TrustBackup => RecoveryReport::default(),
         };
         self.sync().await?;
         report.unverifiable = self.unverifiable();
         Ok(report)
-    }
-
-    /// Reads the whole audit trail of another store.
-    async fn trail_of(&self, source: &dyn KeyStore) -> Result<Vec<AuditEntry>, RecoveryError> {
-        let own = self.inner.store.scan(None, NonZeroUsize::MIN).await?;
-        let other = source.scan(None, NonZeroUsize::MIN).await?;
-        if own.head.epoch == other.head.epoch {
-            return Err(RecoveryError::SameStore);
-        }
-        let mut entries = Vec::new();
-        read_trail(source, "reading the trail to replay", |entry| {
-            entries.push(entry);
-        })
-        .await?;
-        Ok(entries)
     }
 
     /// Returns the keys of each tenant that a recovery may have to disable. Adds unreadable keys to the report.
@@ -342,6 +351,7 @@ impl Keyward {
     /// Disables keys, in commits that follow each other.
     async fn disable_restored(
         &self,
+        ids: RecoveryIds,
         tenants: BTreeMap<TenantId, RestoredKeys>,
         report: &mut RecoveryReport,
         progress: &mut (dyn FnMut(RecoveryProgress) + Send),
@@ -354,7 +364,7 @@ impl Keyward {
             report.legacy.extend(keys.legacy);
             for (number, some) in keys.usable.chunks(SWEEP_MAX).enumerate() {
                 // One id for each commit: a decision reads the entries of its id.
-                let id = recovery::sweep_id(&run, number).map_err(CommandError::from)?;
+                let id = ids.sweep(&run, number).map_err(CommandError::from)?;
                 let request = as_host(&tenant, id, Command::DisableMany);
                 let request = request.with_sweep(some.to_vec());
                 if let Some(CommandOutcome::Swept { ended, .. }) =
@@ -372,13 +382,14 @@ impl Keyward {
 
     async fn replay(
         &self,
+        ids: RecoveryIds,
         entries: Vec<AuditEntry>,
         is_whole: bool,
         progress: &mut (dyn FnMut(RecoveryProgress) + Send),
     ) -> Result<RecoveryReport, RecoveryError> {
         let mut report = RecoveryReport::default();
         let mut keys = self.restored_keys(&mut report).await?;
-        let trails = self.compare_trails(entries, &keys).await?;
+        let trails = self.compare_trails(ids, entries, &keys).await?;
         let covered = recovery::covered(&trails, is_whole)?;
         let mut changed = BTreeMap::new();
         for (tenant, trail) in trails {
@@ -398,12 +409,13 @@ impl Keyward {
         keys.retain(|tenant, _| !covered.contains(tenant));
         let affected: BTreeSet<_> = changed.keys().chain(keys.keys()).collect();
         report.tenants = affected.len();
-        self.disable_restored(keys, &mut report, progress).await?;
+        self.disable_restored(ids, keys, &mut report, progress)
+            .await?;
         // The map's order puts a tenant before its descendants.
         for (tenant, later) in &changed {
             let path = tenant.paths().filter_map(|path| changed.get(path));
             let path: Vec<_> = path.collect();
-            self.replay_tenant(tenant, (later, &path), &mut report)
+            self.replay_tenant(ids, tenant, (later, &path), &mut report)
                 .await?;
         }
         Ok(report)
@@ -413,6 +425,7 @@ impl Keyward {
     /// every tenant with given entries.
     async fn compare_trails(
         &self,
+        ids: RecoveryIds,
         entries: Vec<AuditEntry>,
         keys: &BTreeMap<TenantId, RestoredKeys>,
     ) -> Result<BTreeMap<TenantId, ComparedTrail>, RecoveryError> {
@@ -424,11 +437,11 @@ impl Keyward {
         let mut restored: BTreeMap<_, RestoredTrail> = known
             .map(|tenant| (tenant.clone(), RestoredTrail::default()))
             .collect();
-        read_trail(&*self.inner.store, "reading the restored trail", |entry| {
+        read_trail(&*self.inner.store, &RESTORED, |entry| {
             restored
                 .entry(entry.tenant.clone())
                 .or_default()
-                .add(&entry);
+                .add(&entry, ids);
         })
         .await?;
         let mut trails = BTreeMap::new();
@@ -448,6 +461,7 @@ impl Keyward {
 
     async fn replay_tenant(
         &self,
+        ids: RecoveryIds,
         tenant: &TenantId,
         (later, path): (&TenantChanges, &[&TenantChanges]),
         report: &mut RecoveryReport,
@@ -456,7 +470,7 @@ impl Keyward {
             for (number, (mark, key)) in marks.iter().enumerate() {
                 // Sends one command per digest. If a digest was imported again, its command is denied, and
                 // the others still commit.
-                let id = recovery::command_id(*hash, &format!("digest-{number}"));
+                let id = ids.command(*hash, &format!("digest-{number}"));
                 let id = id.map_err(CommandError::from)?;
                 let marks = vec![(*mark, *key)];
                 let blocked = self.execute_as_host(tenant, id, Command::BlockDigests { marks });
@@ -466,7 +480,7 @@ impl Keyward {
             }
         }
         if let Some(hash) = later.closed {
-            let id = recovery::command_id(hash, "close").map_err(CommandError::from)?;
+            let id = ids.command(hash, "close").map_err(CommandError::from)?;
             let committed = self.committed(tenant, [id.clone()]).await?;
             let command = Command::CloseTenant;
             if let Some(done) = self
@@ -478,18 +492,20 @@ impl Keyward {
             }
         }
         for (owner, became) in &later.owners {
-            self.replay_owner(tenant, owner, became, report).await?;
+            self.replay_owner(ids, tenant, owner, became, report)
+                .await?;
         }
         let mut keys: Vec<_> = later.keys.iter().collect();
         keys.sort_by_key(|(_, became)| !became.ended());
         for some in keys.chunks(SWEEP_MAX) {
-            self.replay_keys(tenant, (some, path), report).await?;
+            self.replay_keys(ids, tenant, (some, path), report).await?;
         }
         Ok(())
     }
 
     async fn replay_owner(
         &self,
+        ids: RecoveryIds,
         tenant: &TenantId,
         owner: &PrincipalId,
         became: &OwnerChanges,
@@ -498,7 +514,7 @@ impl Keyward {
         let OwnerChanges { removed, role } = became;
         let mut changed = false;
         if let Some((hash, _)) = removed {
-            let id = recovery::command_id(*hash, "remove").map_err(CommandError::from)?;
+            let id = ids.command(*hash, "remove").map_err(CommandError::from)?;
             let owner = owner.clone();
             let command = Command::RemoveOwner { owner };
             let committed = self.committed(tenant, [id.clone()]).await?;
@@ -511,7 +527,7 @@ impl Keyward {
             }
         }
         if let Some((role, hash)) = role {
-            let id = recovery::command_id(*hash, "role").map_err(CommandError::from)?;
+            let id = ids.command(*hash, "role").map_err(CommandError::from)?;
             let (owner, role) = (owner.clone(), role.clone());
             let command = Command::ChangeOwnerRole { owner, role };
             let committed = self.committed(tenant, [id.clone()]).await?;
@@ -525,6 +541,7 @@ impl Keyward {
 
     async fn replay_keys(
         &self,
+        ids: RecoveryIds,
         tenant: &TenantId,
         (keys, path): (&[(&KeyId, &KeyChanges)], &[&TenantChanges]),
         report: &mut RecoveryReport,
@@ -534,7 +551,8 @@ impl Keyward {
             ..LoadRequest::none()
         };
         let view = self.inner.store.load(tenant, &select).await?;
-        self.block_digests(tenant, (keys, path), report).await?;
+        self.block_digests(ids, tenant, (keys, path), report)
+            .await?;
         let policy = self.inner.policies.load().of(tenant).clone();
         let now = self.now();
         let mut planned = Vec::new();
@@ -550,7 +568,7 @@ impl Keyward {
                 continue;
             };
             let steps = became
-                .steps(record, &policy, now)
+                .steps(record, &policy, (now, ids))
                 .map_err(CommandError::from)?;
             planned.extend(steps.into_iter().map(|step| (record, step)));
         }
@@ -571,6 +589,7 @@ impl Keyward {
     /// be imported again.
     async fn block_digests(
         &self,
+        ids: RecoveryIds,
         tenant: &TenantId,
         (keys, path): (&[(&KeyId, &KeyChanges)], &[&TenantChanges]),
         report: &mut RecoveryReport,
@@ -578,7 +597,7 @@ impl Keyward {
         let now = self.now();
         for (key, became) in keys {
             let mark = became
-                .mark_to_block(path, now)
+                .mark_to_block(path, (now, ids))
                 .map_err(CommandError::from)?;
             let Some((mark, id)) = mark else {
                 continue;
@@ -702,32 +721,76 @@ struct RestoredKeys {
     legacy: Vec<KeyId>,
 }
 
+/// One of the two trails of a recovery, as its errors name it.
+struct TrailSource {
+    reading: &'static str,
+    store: &'static str,
+    next_step: &'static str,
+}
+
+const REPLAYED: TrailSource = TrailSource {
+    reading: "reading the trail to replay",
+    store: "the store to replay from",
+    next_step: "replay from what `keyctl salvage` saves of that store, replay exported entries of the intact tenants \
+                with `keyctl recover --replay-file`, or disable every key",
+};
+
+const RESTORED: TrailSource = TrailSource {
+    reading: "reading the restored trail",
+    store: "the restored store",
+    next_step: "restore another backup, or disable every key",
+};
+
 /// Passes all entries of a store to `take`, in commit order. Fails if an entry is unreadable: a trail whose last
 /// entry is missing would seem to end earlier.
 async fn read_trail(
     store: &dyn KeyStore,
-    doing: &'static str,
+    source: &TrailSource,
     mut take: impl FnMut(AuditEntry),
 ) -> Result<(), StoreError> {
     let mut query = AuditQuery {
         limit: PAGE,
         ..AuditQuery::all()
     };
+    let mut corrupt = Vec::new();
+    let mut ends: BTreeMap<TenantId, u64> = BTreeMap::new();
+    let mut damaged = BTreeSet::new();
     loop {
         let page = store.audit(&query).await?;
-        if let Some(place) = page.corrupt.first() {
-            let damage = format!(
-                "audit entry {} of revision {} is corrupt",
-                place.sequence, place.revision
-            );
-            return Err(StoreError::new(StoreErrorKind::Corrupt, doing).with_source(damage));
+        corrupt.extend(page.corrupt);
+        for AuditRow { entry, .. } in page.rows {
+            let end = ends.get(&entry.tenant).copied();
+            if end.is_some_and(|end| end.saturating_add(1) < entry.sequence) {
+                damaged.insert(entry.tenant.clone());
+            }
+            ends.insert(entry.tenant.clone(), entry.sequence);
+            take(entry);
         }
-        page.rows.into_iter().for_each(|row| take(row.entry));
         match page.next {
             Some(next) => query.after = Some(next),
-            None => return Ok(()),
+            None => break,
         }
     }
+    let Some(place) = corrupt.first() else {
+        return Ok(());
+    };
+    // An unreadable entry does not show its tenant. The gap that it leaves in the tenant's trail does.
+    for (tenant, end) in ends {
+        let view = store.load(&tenant, &LoadRequest::none()).await?;
+        if end < view.audit_head.sequence {
+            damaged.insert(tenant);
+        }
+    }
+    let damaged: Vec<_> = damaged.iter().map(TenantId::as_str).collect();
+    let tenants = match &damaged[..] {
+        [] => "a tenant without readable entries".to_owned(),
+        damaged => format!("tenant {}", damaged.join(", ")),
+    };
+    let damage = format!(
+        "audit entry {} of revision {} in {} is corrupt, in the trail of {tenants}; {}",
+        place.sequence, place.revision, source.store, source.next_step
+    );
+    Err(StoreError::new(StoreErrorKind::Corrupt, source.reading).with_source(damage))
 }
 
 /// The rows per page: [`SWEEP_MAX`], the largest number of keys in one commit.

@@ -422,30 +422,15 @@ fn entries_that_are_altered_foreign_or_missing_change_nothing() {
     );
     let gapped = refused(&|entries| drop(entries.remove(last - 1)));
     assert!(matches!(gapped, ChainError::Gap { .. }));
-    let begins_late = refused(&|entries| drop(entries.drain(..last)));
-    assert!(matches!(begins_late, ChainError::Gap { .. }));
     let moved = refused(&|entries| entries[last].tenant = tenant("other"));
     assert!(matches!(
         moved,
         ChainError::Altered { .. } | ChainError::Gap { .. }
     ));
-    let elsewhere = TestService::new();
-    elsewhere.some_key();
-    elsewhere.clock.advance(hours(1));
-    wait(
-        elsewhere
-            .keys
-            .revoke(&admin(), elsewhere.some_key().id, Reason::Lost),
-    )
-    .unwrap();
-    let foreign = refused(&|entries| {
-        *entries = trail(&elsewhere.store);
-        entries.drain(..entries.len() - 1);
-    });
-    assert!(matches!(
-        foreign,
-        ChainError::Altered { .. } | ChainError::Gap { .. }
-    ));
+    // Without the entries before it, no entry shows that it belongs to the history of the backup.
+    let begins_late = wait(restored.recover(whole(entries[last..].to_vec())));
+    assert!(matches!(begins_late, Err(RecoveryError::ForeignTrail)));
+    assert_eq!(dump(&store), before);
 
     // Unaltered entries from overlapping exports may be in any order, and may repeat.
     let mut given = entries.clone();
@@ -631,21 +616,27 @@ fn keys_of_a_tenant_that_no_trail_covers_are_disabled() {
         _ => true,
     });
     let entries: Vec<_> = given.map(|(_, entry)| entry).collect();
-    for is_whole in [true, false] {
-        let entries = entries.clone();
+    // A short trail contradicts the claim that the entries are whole, and a missing one does not.
+    for (is_whole, gives_short) in [(true, true), (true, false), (false, true)] {
+        let mut entries = entries.clone();
+        entries.retain(|entry| gives_short || entry.tenant != tenant("short"));
+        let proves_unchanged = is_whole && !gives_short;
         let restored = world.restored(&backup(&store), standard());
         let report = recover(&restored, Recovery::Replay { entries, is_whole });
         assert!(accepts(&restored, &acme));
         let uncovered = [&bare, &short, &also];
         assert!(uncovered.iter().all(|key| !accepts(&restored, key)));
-        assert_eq!(accepts(&restored, &unchanged), is_whole);
-        assert_eq!(report.disabled, if is_whole { 3 } else { 4 });
+        assert_eq!(accepts(&restored, &unchanged), proves_unchanged);
+        assert_eq!(report.disabled, if proves_unchanged { 3 } else { 4 });
         let [acme, _, short, unchanged] = ends;
         let reach = |path| trail_in(&report, path);
         assert_eq!(reach("acme"), (TrailReach::Beyond, Some(acme + 1), false));
         assert_eq!(reach("bare"), (TrailReach::Missing, None, true));
-        assert_eq!(reach("short"), (TrailReach::Short, Some(short - 1), true));
-        let same = (TrailReach::RestoredEnd, Some(unchanged), !is_whole);
+        match gives_short {
+            true => assert_eq!(reach("short"), (TrailReach::Short, Some(short - 1), true)),
+            false => assert_eq!(reach("short"), (TrailReach::Missing, None, true)),
+        }
+        let same = (TrailReach::RestoredEnd, Some(unchanged), !proves_unchanged);
         assert_eq!(reach("unchanged"), same);
     }
 }
@@ -672,6 +663,82 @@ fn a_replay_continues_after_a_recovery_disabled_keys() {
     let before = trail(&store).len();
     let again = recover(&restored, whole(entries));
     assert_eq!(again.trails, first.trails);
+    assert_eq!(trail(&store).len(), before);
+}
+
+/// The store is lost, restored and recovered; later the recovered store is lost too. The entries of the first
+/// recovery are in its backup, and the first lost store lacks them.
+#[test]
+fn the_first_of_two_lost_stores_is_no_source_for_the_second_recovery() {
+    for has_new_tenant in [false, true] {
+        let first = TestService::new();
+        let revoked = first.some_key();
+        let host = |path: &str| Actor::application(tenant(path));
+        let quiet = first.create(&host("quiet"), reader("key")).unwrap();
+        let first_backup = backup(&first.store);
+        wait(first.keys.revoke(&admin(), revoked.id, Reason::Lost)).unwrap();
+        if has_new_tenant {
+            first.create(&host("new"), reader("key")).unwrap();
+        }
+        let second = first.restored(&first_backup, standard());
+        assert_eq!(recover(&second, replay(&first.store)).revoked, 1);
+        let second_backup = backup(&first_backup);
+        wait(second.revoke(&host("quiet"), quiet.id, Reason::Lost)).unwrap();
+
+        let third = first.restored(&second_backup, standard());
+        let refused = wait(third.recover(replay(&first.store)));
+        if has_new_tenant {
+            let report = refused.unwrap();
+            assert_eq!(trail_in(&report, "acme").0, TrailReach::Diverges);
+            assert!(trail_in(&report, "quiet").2);
+        } else {
+            assert!(matches!(refused, Err(RecoveryError::NothingLater)));
+            assert_eq!(recover(&third, replay(&first_backup)).revoked, 1);
+        }
+        assert!(!accepts(&third, &quiet));
+    }
+}
+
+/// A host chooses its command ids freely.
+#[test]
+fn a_command_of_the_host_is_never_taken_for_one_of_a_recovery() {
+    let world = TestService::new();
+    let host = host();
+    let by = host.with_command_id(command("recovery:1"));
+    wait(world.keys.create(by, reader("key"))).unwrap();
+    let (store, copy) = (backup(&world.store), backup(&world.store));
+    let restored = world.restored(&store, standard());
+    let refused = wait(restored.recover(replay(&copy)));
+    assert!(matches!(refused, Err(RecoveryError::NothingLater)));
+}
+
+/// A backup may be older than the entries that the lost store kept.
+#[test]
+fn a_trail_that_was_pruned_after_the_backup_disables_its_tenant_alone() {
+    let world = TestService::new();
+    let other = Actor::application(tenant("other"));
+    let (kept, revoked) = (world.some_key(), world.some_key());
+    let [quiet, lost] = ["quiet", "lost"].map(|name| world.create(&other, reader(name)).unwrap());
+    let store = backup(&world.store);
+    world.some_key();
+    world.clock.advance(days(2));
+    wait(world.keys.revoke(&admin(), revoked.id, Reason::Lost)).unwrap();
+    wait(world.keys.revoke(&other, lost.id, Reason::Lost)).unwrap();
+    let day = at(START).saturating_add(days(1));
+    wait(world.keys.prune_audit(&host(), &tenant("acme"), day, None)).unwrap();
+    let restored = world.restored(&store, standard());
+    let first = recover(&restored, replay(&world.store));
+    assert_eq!(trail_in(&first, "acme").0, TrailReach::Gap);
+    assert!(trail_in(&first, "acme").2 && !trail_in(&first, "other").2);
+    assert!(accepts(&restored, &quiet) && !accepts(&restored, &lost));
+    assert_eq!(status(&restored, kept.id), Status::Disabled);
+    assert_eq!(status(&restored, revoked.id), Status::Revoked);
+    // The recovery added entries with the numbers of the missing ones.
+    let before = trail(&store).len();
+    assert_eq!(
+        recover(&restored, replay(&world.store)).trails,
+        first.trails
+    );
     assert_eq!(trail(&store).len(), before);
 }
 
