@@ -98,6 +98,13 @@ impl PepperChecks {
         if !self.current.contains(current) {
             self.current.push(current.clone());
         }
+        // Earlier versions did not list the older peppers of the first process. A retired pepper that no process
+        // had before is not older: its host has yet to make it the current one.
+        let is_unlisted =
+            |id: &&PepperId| self.peppers.contains_key(*id) && !self.current.contains(id);
+        let retired = ring.retired().iter().map(Pepper::id);
+        let unlisted: Vec<_> = retired.filter(is_unlisted).cloned().collect();
+        self.current.splice(..0, unlisted);
         self.peppers.extend(own);
         Ok((self, lacked))
     }

@@ -6,7 +6,7 @@ use keyward::command::{Command, Created, DeleteKey, ImportKey, Request};
 use keyward::key::{Credential, Digest};
 use keyward::pepper::{PepperCount, PepperId, PepperState};
 use keyward::recovery::Recovery;
-use keyward::store::{KeyStore, Locator, MemoryStore, Row};
+use keyward::store::{DocumentName, DocumentWrite, KeyStore, Locator, MemoryStore, Row};
 use keyward::{
     CreateKey, Denial, KeyId, Keyward, ManualClock, PepperRing, Reason, VerifyError, hours,
 };
@@ -130,6 +130,38 @@ fn keys_move_past_several_rotations_and_never_to_an_older_pepper() {
     for key in &keys {
         assert_eq!(credential(&store, key.id).0, id("p3"));
     }
+}
+
+/// Earlier versions listed the current pepper of the first process, and not its older peppers.
+#[test]
+fn keys_of_a_pepper_that_the_store_does_not_list_move() {
+    let store = MemoryStore::new();
+    let keys = created(&start(&store, peppers()), 3);
+    start(&store, rotated());
+    let documents = store.documents().unwrap();
+    let name = DocumentName::new("peppers").unwrap();
+    let stored = wait(documents.document(&name)).unwrap();
+    let stored = stored.document.unwrap();
+    let mut body: serde_json::Value = serde_json::from_slice(&stored.body).unwrap();
+    assert_eq!(body["current"], serde_json::json!(["p1", "p2"]));
+    body["current"] = serde_json::json!(["p2"]);
+    let body = serde_json::to_vec(&body).unwrap();
+    let write = DocumentWrite::new(name, stored.version, body);
+    wait(documents.write_document(write)).unwrap();
+
+    let prepared = || rotated().with_next(pepper("p3", 3)).unwrap();
+    let (before, restarted) = (start(&store, prepared()), start(&store, prepared()));
+    assert_eq!(use_keys(&store, &[&before, &restarted], &keys), 3);
+    assert!(
+        keys.iter()
+            .all(|key| credential(&store, key.id).0 == id("p2"))
+    );
+    let after = start(&store, rotated().rotate(pepper("p3", 3)).unwrap());
+    assert_eq!(use_keys(&store, &[&before, &after], &keys), 3);
+    assert!(
+        keys.iter()
+            .all(|key| credential(&store, key.id).0 == id("p3"))
+    );
 }
 
 /// The rule holds where a command is decided, not only in the verifier that queues it.
