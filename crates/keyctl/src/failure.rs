@@ -58,6 +58,8 @@ pub(crate) struct CliError {
     pub(crate) message: String,
     /// True if the reader of stdout has closed it, as `head` does.
     pub(crate) reader_gone: bool,
+    /// True if the store waits for recovery.
+    pub(crate) is_unrecovered: bool,
 }
 
 pub(crate) type CliResult<T> = Result<T, CliError>;
@@ -91,6 +93,7 @@ impl CliError {
             code: None,
             message: message.into(),
             reader_gone: false,
+            is_unrecovered: false,
         }
     }
 
@@ -257,7 +260,10 @@ impl From<OpenError> for CliError {
             OpenError::Locked { .. } | OpenError::Io { .. } => CliErrorKind::Unavailable,
             _ => CliErrorKind::Refused,
         };
-        Self::of(kind, &error)
+        Self {
+            is_unrecovered: matches!(error, OpenError::Unrecovered { .. }),
+            ..Self::of(kind, &error)
+        }
     }
 }
 
@@ -278,7 +284,10 @@ impl From<ConnectError> for CliError {
             ConnectError::Database(_) => CliErrorKind::Unavailable,
             _ => CliErrorKind::Refused,
         };
-        Self::of(kind, &error)
+        Self {
+            is_unrecovered: matches!(error, ConnectError::Unrecovered),
+            ..Self::of(kind, &error)
+        }
     }
 }
 

@@ -95,6 +95,7 @@ impl Output {
             code,
             message,
             reader_gone: _,
+            is_unrecovered: _,
         } = failure;
         if self.json {
             let error = json!({

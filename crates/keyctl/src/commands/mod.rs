@@ -20,7 +20,7 @@ use crate::args::{Cli, CliCommand, TimeCommand};
 use crate::desk::CliContext;
 use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::Output;
-use crate::store::{self, Expected};
+use crate::store::{self, Expected, StoreLocation};
 
 pub(crate) async fn run(cli: Cli, output: &Output) -> CliResult<()> {
     let Cli {
@@ -47,18 +47,30 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> CliResult<()> {
         CliCommand::Check => upkeep::check(&common, output).await,
         CliCommand::Stats => upkeep::stats(&common, output).await,
         CliCommand::Recover(args) => {
-            // A store that opens without this flag needs no recovery. Refuses, so that a mistake does not
-            // disable its keys.
             common.allow_unrecovered = false;
-            if store::open(&common, Expected::Existing).await.is_ok() {
-                let message = format!("{} is not to be recovered", common.store);
-                return Err(CliError::new(CliErrorKind::Refused, message));
-            }
+            let opened = store::open(&common, Expected::Existing).await;
+            check_waits_for_recovery(opened, &common.store)?;
             // A store that waits for recovery opens only with this flag.
             common.allow_unrecovered = true;
             recover::run(&CliContext::open(common).await?, &args, output).await
         }
         command => about_keys(&CliContext::open(common).await?, command, output).await,
+    }
+}
+
+/// Refuses to recover a store that opens without `--allow-unrecovered`, so that a mistake does not disable its keys.
+/// Any other failure to open says nothing about the store.
+fn check_waits_for_recovery<S>(opened: CliResult<S>, store: &StoreLocation) -> CliResult<()> {
+    match opened {
+        Err(error) if error.is_unrecovered => Ok(()),
+        Err(error) => Err(error),
+        Ok(_) => {
+            let message = format!(
+                "{store} is not to be recovered: if it was restored by other means than `keyctl restore`, mark it \
+                 with `keyctl start-new-epoch` first"
+            );
+            Err(CliError::new(CliErrorKind::Refused, message))
+        }
     }
 }
 
@@ -96,5 +108,29 @@ async fn about_keys(context: &CliContext, command: CliCommand, output: &Output) 
         | CliCommand::Nodes
         | CliCommand::Check
         | CliCommand::Stats => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use keyward::store::sqlite::OpenError;
+
+    use super::*;
+
+    /// The second attempt to open a healthy store would succeed, and every key would be disabled.
+    #[test]
+    fn only_a_store_that_waits_for_recovery_is_recovered() {
+        let path = || PathBuf::from("keys.db");
+        let check = |opened| check_waits_for_recovery::<()>(opened, &StoreLocation::File(path()));
+        let unrecovered = OpenError::Unrecovered { path: path() };
+        check(Err(unrecovered.into())).unwrap();
+        let locked = OpenError::Locked { path: path() };
+        let refused = check(Err(locked.into())).unwrap_err();
+        assert!(matches!(refused.kind, CliErrorKind::Unavailable));
+        let healthy = check(Ok(())).unwrap_err();
+        assert!(matches!(healthy.kind, CliErrorKind::Refused));
+        assert!(healthy.message.contains("start-new-epoch"), "{healthy:?}");
     }
 }
