@@ -292,14 +292,7 @@ fn if_the_secret_cannot_be_written_the_error_names_the_key_to_revoke() {
 #[test]
 fn a_command_removes_what_the_policy_no_longer_keeps() {
     let shop = Shop::new();
-    let mut spec = profiles::standard();
-    spec.version += 1;
-    for class in spec.classes.values_mut() {
-        let (confirm, keep) = (false, Some(Duration::ZERO));
-        class.revocation = Revocation::Allowed { confirm, keep };
-    }
-    fs::write(shop.path("policy.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
-    let (id, _) = shop.key("acme", "export", &["--policy", "policy.json"]);
+    let (id, _) = shop.key("acme", "export", &["--policy", keeps_nothing(&shop)]);
     shop.run(&["revoke", &id, "--reason", "lost"]).ended(0);
     let retain = |args: &[&str]| {
         let documents = shop.run(&[&["retain", "--json"], args].concat()).ended(0);
@@ -336,6 +329,75 @@ fn a_command_removes_what_the_policy_no_longer_keeps() {
     report(2, head.revision);
     assert_eq!(retain(&["--tombstones", "0s"]), (0, Some(1)));
     shop.run(&["audit", "--check"]).ended(0);
+}
+
+/// Writes a policy that keeps no revoked key, and returns the name of its file.
+fn keeps_nothing(shop: &Shop) -> &'static str {
+    let mut spec = profiles::standard();
+    spec.version += 1;
+    for class in spec.classes.values_mut() {
+        let (confirm, keep) = (false, Some(Duration::ZERO));
+        class.revocation = Revocation::Allowed { confirm, keep };
+    }
+    fs::write(shop.path("policy.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
+    "policy.json"
+}
+
+#[test]
+fn a_tombstone_of_unknown_age_stays() {
+    let shop = Shop::new();
+    let (id, _) = shop.key("acme", "export", &["--policy", keeps_nothing(&shop)]);
+    shop.run(&["revoke", &id, "--reason", "lost"]).ended(0);
+    shop.run(&["retain"]).ended(0);
+    let dropped = |age| shop.run(&["retain", "--tombstones", age, "--json"]);
+    // The entries up to the removal were removed themselves.
+    shop.tamper("CREATE TABLE saved AS SELECT * FROM audit; DELETE FROM audit;");
+    let documents = dropped("1d").ended(0).documents();
+    assert_eq!(documents.last().unwrap()["tombstones"], 0);
+    shop.tamper("INSERT INTO audit SELECT * FROM saved; UPDATE audit SET seal = seal + 1 WHERE sequence = 1;");
+    let corrupt = dropped("0s").ended(CORRUPT);
+    assert!(
+        corrupt.err.contains("tombstones: audit entry 1"),
+        "{corrupt:?}"
+    );
+    shop.tamper("DELETE FROM audit; INSERT INTO audit SELECT * FROM saved; DROP TABLE saved;");
+    let documents = dropped("0s").ended(0).documents();
+    assert_eq!(documents.last().unwrap()["tombstones"], 1);
+}
+
+#[test]
+fn retention_goes_on_after_a_tenant_that_fails() {
+    let shop = Shop::new();
+    let policy = keeps_nothing(&shop);
+    let ended = ["acme", "globex"].map(|tenant| {
+        let (id, _) = shop.key(tenant, "export", &["--policy", policy]);
+        shop.run(&["revoke", &id, "--reason", "lost"]).ended(0);
+        id
+    });
+    commit_in_the_future(&shop, "acme");
+    let failed = shop.run(&["retain"]).ended(DENIED);
+    assert!(failed.err.contains("tenant acme: "), "{failed:?}");
+    assert!(failed.out.contains("globex  1 keys"), "{failed:?}");
+    shop.run(&["show", &ended[0]]).ended(0);
+    shop.run(&["show", &ended[1]]).ended(NOT_FOUND);
+}
+
+/// Creates a key in the tenant by a clock that is ten years ahead. Returns the time of that clock.
+fn commit_in_the_future(shop: &Shop, tenant: &str) -> Timestamp {
+    let later = SystemClock.now().saturating_add(keyward::days(3650));
+    pollster::block_on(async {
+        let store = SqliteStore::open(shop.path("keys.db")).await.unwrap();
+        let peppers = PepperFile::open(shop.path("keys.db.pepper"))
+            .unwrap()
+            .ring();
+        let keys = Keyward::builder(store, peppers).clock(ManualClock::at(later));
+        let keys = keys.build().await.unwrap();
+        let host = Actor::application(tenant.try_into().unwrap());
+        keys.create(&host, CreateKey::new("future").owned_by_tenant())
+            .await
+            .unwrap();
+    });
+    later
 }
 
 #[test]
@@ -801,6 +863,11 @@ fn a_restored_store_is_recovered_from_an_exported_trail() {
     fs::write(shop.path("altered.jsonl"), altered).unwrap();
     let refused = replay(&["altered.jsonl"]).ended(CORRUPT);
     assert!(refused.err.contains("was altered"), "{refused:?}");
+    let names = ["trail to replay of tenant acme", "--replay-file"];
+    assert!(
+        names.iter().all(|part| refused.err.contains(part)),
+        "{refused:?}"
+    );
     fs::write(shop.path("other.jsonl"), format!("{first}hunter2\n")).unwrap();
     let refused = replay(&["other.jsonl"]).ended(USAGE);
     assert!(refused.err.contains("other.jsonl line 3"), "{refused:?}");
@@ -1260,6 +1327,37 @@ fn a_restored_store_is_recovered_from_the_trail_of_the_lost_one() {
     assert_eq!(shop.names(&["--status", "active"]), ["kept"]);
 }
 
+#[test]
+fn a_corrupt_trail_is_named_by_its_store_and_its_tenant() {
+    let shop = Shop::new();
+    let (id, _) = shop.key("acme", "kept", &[]);
+    shop.key("globex", "other", &[]);
+    shop.run(&["backup", "copy.db"]).ended(0);
+    shop.run(&["revoke", &id, "--reason", "lost"]).ended(0);
+    let restored = ["--store", "new.db", "--pepper-file", "keys.db.pepper"];
+    let with = |args: &[&str]| shop.run(&[args, &restored[..]].concat());
+    with(&["restore", "copy.db"]).ended(0);
+    let recover = ["recover", "--replay-from", "keys.db"];
+    // A damaged entry at the end of a trail, and one within it.
+    for sequence in [3, 2] {
+        shop.tamper(&format!(
+            "UPDATE audit SET seal = seal + 1 WHERE tenant = 'acme' AND sequence = {sequence}"
+        ));
+        let refused = with(&recover).ended(CORRUPT);
+        for part in ["the store to replay from", "tenant acme;", "--replay-file"] {
+            assert!(refused.err.contains(part), "{refused:?}");
+        }
+        shop.tamper(&format!(
+            "UPDATE audit SET seal = seal - 1 WHERE tenant = 'acme' AND sequence = {sequence}"
+        ));
+    }
+    let file = rusqlite::Connection::open(shop.path("new.db")).unwrap();
+    file.execute_batch("UPDATE audit SET seal = seal + 1 WHERE tenant = 'globex'")
+        .unwrap();
+    let refused = with(&recover).ended(CORRUPT);
+    assert!(refused.err.contains("in the restored store"), "{refused:?}");
+}
+
 /// An operator copies the file back by hand, so it has no mark. Live nodes are a reason to ask first.
 #[test]
 fn a_file_that_was_copied_back_gets_a_new_epoch_and_is_recovered() {
@@ -1473,19 +1571,7 @@ fn the_effects_of_a_clock_that_was_ahead_are_listed_and_repaired() {
     let shop = Shop::new();
     shop.key("acme", "export", &[]);
     shop.key("globex", "export", &[]);
-    let later = SystemClock.now().saturating_add(keyward::days(3650));
-    pollster::block_on(async {
-        let store = SqliteStore::open(shop.path("keys.db")).await.unwrap();
-        let peppers = PepperFile::open(shop.path("keys.db.pepper"))
-            .unwrap()
-            .ring();
-        let keys = Keyward::builder(store, peppers).clock(ManualClock::at(later));
-        let keys = keys.build().await.unwrap();
-        let host = Actor::application("acme".try_into().unwrap());
-        keys.create(&host, CreateKey::new("future").owned_by_tenant())
-            .await
-            .unwrap();
-    });
+    let later = commit_in_the_future(&shop, "acme");
     let refused = shop
         .run(&["create", "new", "--tenant", "acme"])
         .ended(DENIED);

@@ -292,6 +292,7 @@ impl CliCommand {
         match self {
             Self::List(_) | Self::Show { .. } | Self::Nodes | Self::Stats | Self::Schema => true,
             Self::Audit(args) => !args.check,
+            Self::Pepper(PepperCommand::Show) => true,
             _ => false,
         }
     }
@@ -306,7 +307,8 @@ pub(crate) enum TimeCommand {
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 A rotation refuses no key if each process is restarted after `prepare`, and again after `rotate`. Retire the old
-pepper once no live key needs it. A process reads the file only when it starts.")]
+pepper once no live key needs it. A process reads the file only when it starts, so one that was not restarted
+since `rotate` goes on creating keys with the old pepper. Once it is retired, other processes refuse these keys.")]
 pub(crate) enum PepperCommand {
     /// Show each pepper, its state, and the number of live keys that need it
     Show,
@@ -530,7 +532,8 @@ A class keeps revoked and expired keys for its \"keep_seconds\", and the policy 
 backup that may be restored: `recover` repeats revocations from them.
 
 A tombstone says that a key was removed. A node that has not read it yet reads the whole store again once it
-is dropped, so tombstones that a registered node has not applied stay.")]
+is dropped, so tombstones that a registered node has not applied stay. Audit entries show the age of a tombstone:
+if all entries of that age were removed, the tombstones stay. So keep entries for longer than tombstones.")]
 pub(crate) struct RetainArgs {
     /// Only count the keys and entries that would be removed
     #[arg(long)]

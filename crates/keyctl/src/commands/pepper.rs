@@ -37,8 +37,9 @@ pub(crate) async fn run(
             let pepper = PepperId::new(pepper)?;
             check_unneeded(common, &file.ring(), &pepper).await?;
             file.retire(&pepper)?;
-            let next =
-                "restart each process, and keep the file: the pepper still proves audit entries";
+            let next = "restart each process, and keep the file: the pepper still proves audit entries. A process that \
+                        was not restarted since `keyctl pepper rotate` still creates keys with this pepper, and the \
+                        others refuse them";
             return changed(&path, (&pepper, PepperState::Audit), next, output);
         }
     }

@@ -3,14 +3,18 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use keyward::store::{AuditQuery, KeyStore, Revision};
+use keyward::TenantId;
+use keyward::store::{AuditPage, AuditQuery, KeyStore, Revision};
 use serde_json::json;
 
 use super::audit::asked;
 use crate::args::RetainArgs;
 use crate::desk::CliContext;
-use crate::failure::{CliError, CliResult};
+use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::Output;
+
+/// 1000 rows per read while looking for the newest old entry, so that a large store takes few reads.
+const PAGE: NonZeroUsize = NonZeroUsize::new(1000).expect("1000 is not zero");
 
 pub(crate) async fn run(context: &CliContext, args: &RetainArgs, output: &Output) -> CliResult<()> {
     if !context.is_host() {
@@ -18,31 +22,88 @@ pub(crate) async fn run(context: &CliContext, args: &RetainArgs, output: &Output
             "only the host itself may do this: omit --as",
         ));
     }
-    let done = if args.dry_run { "to remove" } else { "removed" };
+    // Reads the ages of revisions before the entries that record them are removed.
+    let old = match args.tombstones {
+        Some(age) => Some(older_than(context, age).await),
+        None => None,
+    };
+    let mut failed = Vec::new();
+    // A failure concerns one tenant: the others must not keep what their policies no longer keep.
     for tenant in asked(context).await? {
-        let report = match args.dry_run {
-            true => context.keys.expired_retention(&tenant).await,
-            false => context.keys.apply_retention(&tenant).await,
-        };
-        let about = |error| CliError::from(error).about(format!("tenant {tenant}"));
-        let report = report.map_err(about)?;
-        let (keys, entries) = (report.keys, report.entries);
-        if output.json {
-            let document = json!({
-                "tenant": tenant, "keys": keys, "audit": entries, "dry_run": args.dry_run,
-            });
-            output.document(&document)?;
-        } else {
-            output.line(&format!(
-                "{tenant}  {keys} keys and {entries} audit entries {done}"
-            ))?;
+        if let Err(error) = retain(context, &tenant, args.dry_run, output).await {
+            failed.push(reported(error.about(format!("tenant {tenant}")), output)?);
         }
     }
-    let Some(age) = args.tombstones else {
-        return Ok(());
+    let dropped = match old {
+        Some(Ok(old)) => drop_tombstones(context, old, args.dry_run, output).await,
+        Some(Err(error)) => Err(error),
+        None => Ok(()),
     };
-    let upto = droppable(context, age).await?;
-    let (message, tombstones) = match args.dry_run {
+    if let Err(error) = dropped {
+        failed.push(reported(error.about("tombstones"), output)?);
+    }
+    match failed.first() {
+        None => Ok(()),
+        Some(kind) => {
+            let message = format!(
+                "{} parts of the retention failed, see above; the others are done",
+                failed.len()
+            );
+            Err(CliError::new(*kind, message))
+        }
+    }
+}
+
+/// Prints a failure that does not end the command, and returns its kind.
+fn reported(error: CliError, output: &Output) -> CliResult<CliErrorKind> {
+    if error.reader_gone {
+        return Err(error);
+    }
+    output.failure(&error);
+    Ok(error.kind)
+}
+
+async fn retain(
+    context: &CliContext,
+    tenant: &TenantId,
+    dry_run: bool,
+    output: &Output,
+) -> CliResult<()> {
+    let report = match dry_run {
+        true => context.keys.expired_retention(tenant).await?,
+        false => context.keys.apply_retention(tenant).await?,
+    };
+    let (keys, entries) = (report.keys, report.entries);
+    if output.json {
+        return output.document(&json!({
+            "tenant": tenant, "keys": keys, "audit": entries, "dry_run": dry_run,
+        }));
+    }
+    let done = done(dry_run);
+    output.line(&format!(
+        "{tenant}  {keys} keys and {entries} audit entries {done}"
+    ))
+}
+
+const fn done(dry_run: bool) -> &'static str {
+    if dry_run { "to remove" } else { "removed" }
+}
+
+/// Drops the tombstones up to the revision `old`, except those that a registered node has not applied.
+async fn drop_tombstones(
+    context: &CliContext,
+    old: Revision,
+    dry_run: bool,
+    output: &Output,
+) -> CliResult<()> {
+    let head = context.store.scan(None, NonZeroUsize::MIN).await?.head;
+    // A node without a position in this history reads the whole store in any case.
+    let applied = context.backend.registry().nodes().await?.into_iter();
+    let applied = applied.filter_map(|node| node.applied.filter(|at| at.epoch == head.epoch));
+    let applied = applied.map(|at| at.revision).min();
+    let upto = applied.map_or(old, |applied| applied.min(old));
+    let done = done(dry_run);
+    let (message, tombstones) = match dry_run {
         true => (format!("tombstones up to revision {upto} {done}"), None),
         false => {
             let count = context.backend.compact(upto).await?;
@@ -52,22 +113,48 @@ pub(crate) async fn run(context: &CliContext, args: &RetainArgs, output: &Output
     };
     output.done(
         &message,
-        &json!({ "tombstones": tombstones, "upto": upto.0, "dry_run": args.dry_run }),
+        &json!({ "tombstones": tombstones, "upto": upto.0, "dry_run": dry_run }),
     )
 }
 
-/// Returns the newest revision that is older than `age` and that every registered node has applied.
-async fn droppable(context: &CliContext, age: Duration) -> CliResult<Revision> {
-    let head = context.store.scan(None, NonZeroUsize::MIN).await?.head;
+/// Returns the newest revision that the audit trail proves to be older than `age`. Zero if it proves none, because
+/// all entries of that age were removed: the age of the revisions before the oldest entry is unknown.
+async fn older_than(context: &CliContext, age: Duration) -> CliResult<Revision> {
+    let end = context.keys.now().saturating_sub(age);
+    let mut older = AuditQuery::all();
+    older.before = Some(end);
+    older.limit = PAGE;
+    let mut old = Revision::ZERO;
+    loop {
+        let page = intact(context, &older).await?;
+        old = page.rows.last().map_or(old, |row| row.revision);
+        match page.next {
+            Some(next) => older.after = Some(next),
+            None => break,
+        }
+    }
+    // A tenant whose clock was ahead may have a newer entry at an older revision.
     let mut newer = AuditQuery::all();
-    newer.from = Some(context.keys.now().saturating_sub(age));
+    newer.from = Some(end);
     newer.limit = NonZeroUsize::MIN;
-    let page = context.store.audit(&newer).await?;
-    let newer = page.rows.first().map(|row| row.revision.0);
-    let old = newer.map_or(head.revision.0, |revision| revision.saturating_sub(1));
-    // A node without a position in this history reads the whole store in any case.
-    let applied = context.backend.registry().nodes().await?.into_iter();
-    let applied = applied.filter_map(|node| node.applied.filter(|at| at.epoch == head.epoch));
-    let applied = applied.map(|at| at.revision.0).min();
-    Ok(Revision(old.min(applied.unwrap_or(u64::MAX))))
+    let page = intact(context, &newer).await?;
+    let newest = page
+        .rows
+        .first()
+        .map(|row| row.revision.0.saturating_sub(1));
+    Ok(newest.map_or(old, |newest| old.min(Revision(newest))))
+}
+
+/// Reads a page of entries. Fails if one is corrupt, because its time is unknown.
+async fn intact(context: &CliContext, query: &AuditQuery) -> CliResult<AuditPage> {
+    let page = context.store.audit(query).await?;
+    let Some(place) = page.corrupt.first() else {
+        return Ok(page);
+    };
+    let message = format!(
+        "audit entry {} of revision {} is corrupt, so the age of tombstones is unknown: find its tenant with \
+         `keyctl audit --check`",
+        place.sequence, place.revision
+    );
+    Err(CliError::new(CliErrorKind::Corrupt, message))
 }
