@@ -44,6 +44,9 @@ pub struct NodeConfirmation {
     pub label: Option<NodeLabel>,
     /// The node's answer, derived from its reports or its silence.
     pub answer: NodeAnswer,
+    /// True if this is no node, but stands for all nodes of a history that was replaced: see
+    /// [`NodeReport::is_former`].
+    pub is_former: bool,
 }
 
 /// A node's state with respect to one change, derived from its reports.
@@ -279,11 +282,11 @@ pub(crate) fn judge(
     };
     let answer = |found: &ObservedReport| {
         let applied = same_history && awaited.is_applied(&found.report);
-        // An entry without a cursor may stand for all nodes from before a restore. The leases of these nodes
-        // are unknown, so only the staleness bound ends the wait.
+        // An entry may stand for all nodes from before a restore. Its lease is the longest one known, and some of
+        // these nodes may have longer ones. So its silence does not end the wait.
         let at_most = match found.report.applied {
             Some(_) => node_left(&found.report).min(found.lease_left()),
-            None if found.report.is_of_former_history() => left,
+            None if found.report.is_former() => node_left(&found.report).max(left),
             None => node_left(&found.report),
         };
         match at_most {
@@ -296,6 +299,7 @@ pub(crate) fn judge(
         node: found.report.node,
         label: found.report.label.clone(),
         answer: answer(found),
+        is_former: found.report.is_former(),
     };
     let mut nodes: Vec<_> = found.into_iter().flatten().map(confirm).collect();
     if let Some(node) = observer.node
@@ -305,6 +309,7 @@ pub(crate) fn judge(
             node,
             label: observer.label.clone(),
             answer: NodeAnswer::Applied,
+            is_former: false,
         });
     }
     let all_asked = found.is_some() && same_history;
@@ -457,8 +462,18 @@ mod tests {
         former.report.lease = BOUND / 10;
         let waiting = answer(&awaited(), former.clone(), RETURNED);
         assert!(matches!(waiting, NodeAnswer::Waiting { at_most } if at_most >= BOUND));
-        let lapsed = answer(&awaited(), former, RETURNED + 2 * BOUND);
+        let lapsed = answer(&awaited(), former.clone(), RETURNED + 2 * BOUND);
         assert_eq!(lapsed, NodeAnswer::Lapsed);
+
+        // Nodes with a longer bound followed the replaced history.
+        former.report.lease = 4 * BOUND + SLACK;
+        let waiting = answer(&awaited(), former.clone(), RETURNED + 4 * BOUND);
+        assert!(matches!(waiting, NodeAnswer::Waiting { .. }));
+        let lapsed = answer(&awaited(), former.clone(), RETURNED + 5 * BOUND);
+        assert_eq!(lapsed, NodeAnswer::Lapsed);
+        let asked = judge(&awaited(), &observer(), Some(&[former]), RETURNED);
+        let former: Vec<_> = asked.nodes().iter().map(|node| node.is_former).collect();
+        assert_eq!(former, [true, false]);
     }
 
     #[test]

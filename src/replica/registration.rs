@@ -183,7 +183,8 @@ impl Replica {
     async fn read_other_bound(&self) -> Option<Duration> {
         let registration = self.registration.as_ref()?;
         match self.read_registry(registration).await {
-            Ok(_) => registration.observed().other_bound,
+            // A concurrent read may have stored an older answer since.
+            Ok(found) => Some(self.longest_other_bound(found.iter().map(|found| &found.report))),
             Err(error) => {
                 error.count();
                 tracing::warn!(error = %WithSources(&error), "cannot read the node registry");
@@ -193,12 +194,11 @@ impl Replica {
     }
 
     /// Returns the longest bound of the nodes that report another bound than that of this process's policies.
-    fn longest_other_bound(&self, reports: &[NodeReport]) -> Duration {
+    /// The entry for the nodes of a replaced history has the longest of their known leases.
+    fn longest_other_bound<'a>(&self, reports: impl Iterator<Item = &'a NodeReport>) -> Duration {
         let own = self.policies.as_ref().map(|own| own.get().longest_bound());
         let own_node = self.node();
-        let others = reports
-            .iter()
-            .filter(|report| Some(report.node) != own_node && !report.is_of_former_history());
+        let others = reports.filter(|report| Some(report.node) != own_node);
         let bounds = others.map(bound_of).filter(|bound| Some(*bound) != own);
         bounds.max().unwrap_or_default()
     }
@@ -387,7 +387,7 @@ impl Replica {
         let reports = reports?;
         let answered = self.clock.monotonic();
         let own = self.node();
-        let other_bound = self.longest_other_bound(&reports);
+        let other_bound = self.longest_other_bound(reports.iter());
         let (found, clocks) = {
             let mut observed = registration.observed();
             observed.other_bound = Some(other_bound);

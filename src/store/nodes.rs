@@ -66,8 +66,10 @@ pub struct NodeReport {
 }
 
 impl NodeReport {
-    /// Returns whether the report stands for all nodes of a history that was replaced. Their leases are unknown.
-    pub(crate) fn is_of_former_history(&self) -> bool {
+    /// Returns whether the report is of no process, but stands for all nodes of a history that was replaced, for
+    /// example by a restore. Its lease is the longest one that is known of these nodes, or zero if none is known.
+    #[must_use]
+    pub fn is_former(&self) -> bool {
         self.applied.is_none() && self.clock == Timestamp::UNIX_EPOCH
     }
 }

@@ -11,8 +11,9 @@ use event_listener::Event;
 use keyward::TenantId;
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, Documents, FoundKey,
-    KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, Revision, RowKey, ScanPage,
-    StoreError, StoreErrorKind, TakePage, TenantView, async_trait, scan_by_pages,
+    KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, NodeId, NodeRegistry,
+    NodeReport, Revision, RowKey, ScanPage, StoreError, StoreErrorKind, TakePage, TenantView,
+    async_trait, scan_by_pages,
 };
 use keyward_conformance::{Call, FaultyStore};
 
@@ -200,5 +201,21 @@ impl KeyStore for GatedStore {
 
     async fn close(&self) -> Result<(), StoreError> {
         self.give(Call::Close, self.link.close()).await
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl NodeRegistry for GatedStore {
+    async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {
+        self.give(Call::Report, self.link.report(report)).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeReport>, StoreError> {
+        self.give(Call::Nodes, self.link.nodes()).await
+    }
+
+    async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError> {
+        self.give(Call::Forget, self.link.forget(node, upto)).await
     }
 }

@@ -14,10 +14,6 @@ use crate::store::{CommitTag, Cursor, Epoch, NodeId, NodeReport};
 pub(in crate::store) const NODE_COLUMNS: &str =
     "node, beat, lease, label, epoch, revision, tag, clock, seal";
 
-/// One hour: the least lease to assume for nodes that still follow a replaced history. Usual staleness bounds
-/// are shorter.
-const FORMER_LEASE: Duration = Duration::from_secs(60 * 60);
-
 /// The row of a node, without its seal.
 pub(in crate::store) struct NodeRow {
     pub(in crate::store) node: [u8; 16],
@@ -134,13 +130,13 @@ impl NodeRow {
 
     /// Returns one entry that stands for all nodes of a replaced history. Those nodes may accept keys until
     /// their leases end, and a backup does not list all of them. The argument `longest` is the longest known
-    /// lease.
+    /// lease, or zero.
     pub(in crate::store) fn former(node: u128, longest: Duration) -> Result<Self, RowFault> {
         Self::of(&NodeReport {
             node: NodeId::from_u128(node),
             label: NodeLabel::new("all nodes before the restore").ok(),
             applied: None,
-            lease: longest.max(FORMER_LEASE),
+            lease: longest,
             clock: Timestamp::UNIX_EPOCH,
             beat: 1,
         })

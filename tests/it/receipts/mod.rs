@@ -17,6 +17,7 @@ use keyward::store::{
 };
 use keyward::{Follow, Keyward, ManualClock, Reason, Receipt, Role, VerifyError, hours, profiles};
 use keyward_conformance::{Call, Fault, FaultyStore};
+use support::gated::GatedStore;
 use support::*;
 
 /// The default staleness bound: 10 s.
@@ -259,22 +260,58 @@ fn a_receipt_without_the_registry_states_no_time_that_may_be_too_early() {
     let mut world = Nodes::new(1);
     world.start_with_bound(LONG);
     let [one, two] = [world.key(), world.key()];
-    world.start_without_index();
+    let cut_off = FaultyStore::new(world.store.clone());
+    cut_off.partition(true);
+    let builder = Keyward::builder(world.store.clone(), peppers()).registry(cut_off);
+    let builder = builder.clock(world.clock.clone()).follow(Follow::Never);
+    let alone = wait(builder.build()).unwrap();
     let roll = &world.nodes[0].roll;
     world.clock.advance(31 * SECOND);
     wait(world.keys(0).sync()).unwrap();
     roll.partition(true);
     let known = wait(world.keys(0).revoke(&admin(), one.id, Reason::Lost)).unwrap();
     assert!(known.bound() >= LONG && known.bound() < LONG + 4 * SECOND);
-    world.nodes[2].roll.partition(true);
-    let unknown = wait(world.keys(2).revoke(&admin(), two.id, Reason::Lost)).unwrap();
+    let unknown = wait(alone.revoke(&admin(), two.id, Reason::Lost)).unwrap();
     assert!(unknown.bound() >= keyward::days(36_500), "{unknown:?}");
+}
+
+/// Two reads of the registry overlap. Fails if the receipt has the bound of the older answer, which arrives while
+/// the command's own read removes a dead entry.
+#[test]
+fn a_receipt_has_the_bound_of_its_own_read_of_the_registry() {
+    let gated = GatedStore::new(MemoryStore::new());
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let builder = || {
+        let builder = Keyward::builder(gated.clone(), peppers()).registry(gated.clone());
+        builder.clock(clock.clone())
+    };
+    drop(wait(builder().build()).unwrap());
+    let keys = wait(builder().build()).unwrap();
+    let key = wait(keys.create(&admin(), reader("a"))).unwrap();
+    clock.advance(hours(26));
+    let mut context = Context::from_waker(Waker::noop());
+    let (nodes, forget) = (gated.hold(Call::Nodes), gated.hold(Call::Forget));
+    let mut older = pin!(keys.sync());
+    assert!(older.as_mut().poll(&mut context).is_pending());
+    gated.let_pass(Call::Nodes);
+    let bound = Propagation { bound: LONG };
+    let longer = profiles::standard().with(|spec| spec.propagation = bound);
+    let other = builder().policy(Policy::new(longer).unwrap());
+    let _other = wait(other.build()).unwrap();
+    let admin = admin();
+    let mut revoking = pin!(keys.revoke(&admin, key.id, Reason::Lost));
+    assert!(revoking.as_mut().poll(&mut context).is_pending());
+    nodes.open();
+    assert!(older.as_mut().poll(&mut context).is_pending());
+    forget.open();
+    assert!(wait(revoking).unwrap().bound() >= LONG);
+    wait(older).unwrap();
 }
 
 /// A command line over a million keys must not read a million keys.
 #[test]
 fn a_process_without_an_index_reads_only_what_its_commands_decide_on() {
-    let store = support::gated::GatedStore::new(MemoryStore::new());
+    let store = GatedStore::new(MemoryStore::new());
     let clock = Arc::new(ManualClock::at(at(START)));
     let policy = Policy::new(profiles::standard()).unwrap();
     let there = node(store.clone(), &clock, policy);
