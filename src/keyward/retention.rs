@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use super::Keyward;
 use super::trail::AuditError;
 use crate::core::actor::Actor;
+use crate::core::command::Denial;
 use crate::core::decide::{SWEEP_MAX, kept_until};
 use crate::core::policy::{Policy, Revocation};
 use crate::core::query::{AuditQuery, KeyQuery};
@@ -31,15 +32,16 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`AuditError`].
+    /// [`AuditError`], also if another clock contradicts this process's clock.
     pub async fn expired_retention(
         &self,
         tenant: &TenantId,
     ) -> Result<RetentionReport, AuditError> {
+        let now = self.certain_time().await?;
         let policies = self.inner.policies.get();
-        let keys = self.purgeable(tenant, policies.of(tenant)).await?;
+        let keys = self.purgeable(tenant, policies.of(tenant), now).await?;
         let mut entries = 0;
-        if let Some(before) = self.audit_end(tenant, policies.of(tenant)).await? {
+        if let Some(before) = self.audit_end(tenant, policies.of(tenant), now).await? {
             let host = Actor::application(tenant.clone());
             let (_, old) = self.read_trail(&host, tenant, Some(before), None).await?;
             entries = old.count;
@@ -53,33 +55,42 @@ impl Keyward {
     ///
     /// Call this method regularly, for example once a day for each tenant. Several processes may do so at the same
     /// time. Each commit removes a limited number of keys or entries. If the call fails, the next call removes the
-    /// rest. Removes nothing while another clock contradicts this process's clock.
+    /// rest.
+    ///
+    /// Removes nothing while another clock contradicts this process's clock. First reads the clock of the database
+    /// server, and those of the other nodes of a [registry](crate::KeywardBuilder::registry). A node's clock counts
+    /// once two of its reports were read. A file has no server, so a process that is alone with a file has no other
+    /// clock: if its own clock is ahead, this method removes too much.
     ///
     /// A recovery from a backup repeats revocations from the audit trail. So the policy must keep entries for longer
     /// than the age of the oldest backup that may be restored. The ids and digests of purged keys stay taken.
     ///
     /// # Errors
     ///
-    /// [`AuditError`]. A trail that fails its check stays as it is.
+    /// [`AuditError`]. A trail that fails its check stays as it is. [`Denial::ClockRefused`] if another clock
+    /// contradicts this process's clock.
     pub async fn apply_retention(&self, tenant: &TenantId) -> Result<RetentionReport, AuditError> {
+        let now = self.certain_time().await?;
         let policies = self.inner.policies.get();
         let host = Actor::application(tenant.clone());
         let mut done = RetentionReport::default();
-        if self.purgeable(tenant, policies.of(tenant)).await? > 0 {
+        if self.purgeable(tenant, policies.of(tenant), now).await? > 0 {
             done.keys = self.purge(&host, tenant).await?.ended as u64;
         }
-        if let Some(before) = self.audit_end(tenant, policies.of(tenant)).await? {
+        if let Some(before) = self.audit_end(tenant, policies.of(tenant), now).await? {
             let pruned = self.prune_audit(&host, tenant, before, None).await?;
             done.entries = pruned.removed;
         }
         Ok(done)
     }
 
-    /// Counts the keys that a purge would remove now.
-    async fn purgeable(&self, tenant: &TenantId, policy: &Policy) -> Result<u64, AuditError> {
-        let Some(now) = self.certain_time() else {
-            return Ok(0);
-        };
+    /// Counts the keys that a purge would remove at `now`.
+    async fn purgeable(
+        &self,
+        tenant: &TenantId,
+        policy: &Policy,
+        now: Timestamp,
+    ) -> Result<u64, AuditError> {
         let limits = |revocation| matches!(revocation, Revocation::Allowed { keep: Some(_), .. });
         if !(policy.spec().classes.values()).any(|class| limits(class.revocation)) {
             return Ok(0);
@@ -109,8 +120,9 @@ impl Keyward {
         &self,
         tenant: &TenantId,
         policy: &Policy,
+        now: Timestamp,
     ) -> Result<Option<Timestamp>, AuditError> {
-        let (Some(now), Some(keep)) = (self.certain_time(), policy.spec().keep_audit) else {
+        let Some(keep) = policy.spec().keep_audit else {
             return Ok(None);
         };
         // A command that is repeated within a day must find its entry.
@@ -124,9 +136,14 @@ impl Keyward {
         Ok(oldest.filter(|oldest| *oldest < end).map(|_| end))
     }
 
-    /// Returns the earliest time that it can be. `None` while another clock contradicts this process's clock.
-    fn certain_time(&self) -> Option<Timestamp> {
+    /// Compares this process's clock with the other clocks, and returns the earliest time that it can be.
+    async fn certain_time(&self) -> Result<Timestamp, AuditError> {
+        self.inner.replica.read_head().await?;
         let time = self.inner.time.check();
-        time.reference.is_none().then(|| time.earliest())
+        let own = time.own;
+        match time.reference {
+            Some(reference) => Err(Denial::ClockRefused { own, reference }.into()),
+            None => Ok(time.earliest()),
+        }
     }
 }

@@ -32,7 +32,8 @@ pub enum AuditError {
     /// The trail could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The actor does not reach the tenant, or may not read its audit trail.
+    /// The actor does not reach the tenant, or may not read its audit trail. Also if another clock contradicts
+    /// this process's clock, and the removal depends on the time.
     #[error(transparent)]
     Denied(#[from] Denial),
     /// Entries could not be removed.

@@ -18,7 +18,7 @@ use crate::observe;
 use crate::store::{Changes, ChangesError, Cursor, FoundKey, RowKey, StoreError, StoreErrorKind};
 
 /// A page of one row: enough to learn whether the store has a commit.
-const PROBE: NonZeroUsize = NonZeroUsize::MIN;
+pub(super) const PROBE: NonZeroUsize = NonZeroUsize::MIN;
 
 /// The next step of the operator.
 const NEXT_STEP: &str = "if this is the wrong server, switch back to the right one; otherwise run `keyctl \
@@ -56,17 +56,21 @@ impl Replica {
         }
     }
 
-    /// Reads changes after a position that this process knows. Returns `None` if they were compacted, or if the
-    /// position belongs to another epoch.
+    /// Reads changes after a position that this process knows, and the server's time. Returns `None` if the
+    /// changes were compacted, or if the position belongs to another epoch.
     pub(super) async fn page(
         &self,
         after: Cursor,
         limit: NonZeroUsize,
     ) -> Result<Option<Changes>, StoreError> {
+        let asked = self.clock.monotonic();
         let page = self.store.changes(after, limit).await;
         self.count_answer();
         match page {
-            Ok(page) => Ok(Some(page)),
+            Ok(page) => {
+                self.clock.saw_server(page.server_time, asked);
+                Ok(Some(page))
+            }
             Err(ChangesError::Compacted) => Ok(None),
             Err(ChangesError::Store(error)) => Err(error),
             Err(ChangesError::Diverged) => {
@@ -74,9 +78,38 @@ impl Replica {
                 let head = self.store.scan(None, PROBE).await;
                 let head = head.ok().map(|page| page.head);
                 self.diverge(&mut self.progress(), after, head);
-                Err(history_lost(after))
+                Err(self.settle(after).await)
             }
         }
+    }
+
+    /// Decides where the newest commit of this process went, if the store lacks the older position `lost`. The
+    /// store lacks a commit to the lost history too, and has a commit that this process made to the wrong
+    /// history. Returns the error for the position that the right store must have.
+    ///
+    /// Without an answer of the store nothing is decided, and the right store must have both positions.
+    async fn settle(&self, lost: Cursor) -> StoreError {
+        let Some(newest) = self.newer_than(lost) else {
+            return history_lost(lost);
+        };
+        let answer = self.store.changes(newest, PROBE).await;
+        self.count_answer();
+        let mut progress = self.progress();
+        match answer {
+            Err(ChangesError::Diverged) => {
+                progress.diverged = Some(newest);
+                return history_lost(newest);
+            }
+            Ok(_) => progress.newest = Some(lost),
+            Err(ChangesError::Compacted | ChangesError::Store(_)) => {}
+        }
+        history_lost(lost)
+    }
+
+    /// Returns the newest position that this process knows, if it is newer than `lost` and of the same epoch.
+    fn newer_than(&self, lost: Cursor) -> Option<Cursor> {
+        let newest = self.progress().newest;
+        newest.filter(|newest| newest.epoch == lost.epoch && newest.revision > lost.revision)
     }
 
     /// Checks that the store has the position `known`, which this process knew before it read a page from
@@ -96,19 +129,25 @@ impl Replica {
         }
     }
 
-    /// Checks that the store has the positions that live nodes report, if this process knows no position of the
-    /// store itself: it may have started after the store went back in time.
+    /// Returns whether this process knows a position of the store.
+    pub(super) fn has_memory(&self) -> bool {
+        let progress = self.progress();
+        progress.newest.is_some() || progress.diverged.is_some()
+    }
+
+    /// Checks that the store has the positions that live nodes report. For a process that knows no position of
+    /// the store itself: it may have started after the store went back in time.
     ///
     /// Nodes that stopped are left out. Otherwise one node that had followed the wrong server would keep others
     /// from starting on the right one, long after it was stopped.
-    pub(super) async fn check_peers(&self, peers: &[ObservedReport]) -> Result<(), StoreError> {
-        let has_memory = {
-            let progress = self.progress();
-            progress.newest.is_some() || progress.diverged.is_some()
-        };
-        if has_memory {
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if the store lacks a position, or if it or the registry did not answer.
+    pub(super) async fn check_peers(&self) -> Result<(), StoreError> {
+        let Some(peers) = self.read_reports().await.transpose()? else {
             return Ok(());
-        }
+        };
         let now = self.clock.now();
         let mut checked = Vec::new();
         for ObservedReport { report, .. } in peers {
@@ -122,7 +161,6 @@ impl Replica {
                     let label = report.label.as_ref().map(tracing::field::display);
                     tracing::error!(node = %report.node, label, "this live node has the commit that the store lacks");
                 }
-                self.forget_peer_read();
                 return Err(error);
             }
             checked.push(applied);
@@ -178,28 +216,39 @@ impl Replica {
         );
     }
 
-    /// Returns as soon as a store that went back in time has the lost position again, or another epoch. The
+    /// Ends the divergence, if there is one and the store has the lost position again, or another epoch. The
     /// caller must then read all rows.
     ///
     /// # Errors
     ///
     /// [`StoreError`] of the store, or because the store still lacks the position.
-    pub(super) async fn await_history(&self, lost: Cursor) -> Result<(), StoreError> {
-        let answer = self.store.changes(lost, PROBE).await;
-        self.count_answer();
-        let newest = match answer {
-            Ok(_) => Some(lost),
-            Err(ChangesError::Diverged) => return Err(history_lost(lost)),
-            Err(ChangesError::Store(error)) => return Err(error),
-            // The store may have dropped the tombstones beyond the position, in the same epoch.
-            Err(ChangesError::Compacted) => {
-                let head = self.store.scan(None, PROBE).await?.head;
-                if head.epoch == lost.epoch {
-                    return Err(history_lost(lost));
-                }
-                None
-            }
+    pub(super) async fn await_history(&self) -> Result<(), StoreError> {
+        let Some(lost) = self.progress().diverged else {
+            return Ok(());
         };
+        let mut newest = None;
+        // A newer position is left if no store has answered where that commit went.
+        for position in [Some(lost), self.newer_than(lost)].into_iter().flatten() {
+            let answer = self.store.changes(position, PROBE).await;
+            self.count_answer();
+            match answer {
+                Ok(_) => newest = Some(position),
+                Err(ChangesError::Diverged) if position == lost => {
+                    return Err(self.settle(lost).await);
+                }
+                Err(ChangesError::Diverged) => return Err(history_lost(position)),
+                Err(ChangesError::Store(error)) => return Err(error),
+                // The store may have dropped the tombstones beyond the position, in the same epoch.
+                Err(ChangesError::Compacted) => {
+                    let head = self.store.scan(None, PROBE).await?.head;
+                    if head.epoch == lost.epoch {
+                        return Err(history_lost(position));
+                    }
+                    newest = None;
+                    break;
+                }
+            }
+        }
         let ended = match newest {
             Some(_) => "the store has the lost commit again, reading all rows",
             None => "the store has a new epoch, reading all rows",
@@ -207,6 +256,8 @@ impl Replica {
         tracing::info!(lost = %lost.revision, "{ended}");
         observe::resynced();
         let mut progress = self.progress();
+        // The reports since then may have gone to the registry of the wrong store.
+        self.end_freshness(&mut progress);
         progress.diverged = None;
         // Heads of the wrong history are not positions of this one.
         progress.newest = newest;

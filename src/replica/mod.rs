@@ -31,9 +31,8 @@ use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 
 pub(crate) use self::confirmations::Awaited;
-use self::confirmations::ObservedReport;
 pub use self::confirmations::{Confirmations, NodeAnswer, NodeConfirmation};
-use self::divergence::history_lost;
+use self::divergence::{PROBE, history_lost};
 pub use self::freshness::{Freshness, Lag};
 use self::index::Index;
 pub(crate) use self::index::{
@@ -120,6 +119,7 @@ pub struct Replica {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum TurnKind {
     Sync,
+    Head,
     Leave,
 }
 
@@ -190,10 +190,27 @@ impl Replica {
         self
     }
 
-    /// Reads the store's head, for a node that reads no keys in advance.
-    pub(crate) async fn read_head(&self) -> Result<(), StoreError> {
-        let page = self.store.scan(None, NonZeroUsize::MIN).await?;
-        self.progress().record_head(page.head);
+    /// Reads the store's head and the server's time, and the other nodes' clocks if there is a registry. For a
+    /// node that reads no keys in advance, and before a decision that depends on the time.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] of the store, or because the store went back in time.
+    pub(crate) async fn read_head(self: &Arc<Self>) -> Result<(), StoreError> {
+        self.next_turn(TurnKind::Head).await
+    }
+
+    async fn read_head_once(&self) -> Result<(), StoreError> {
+        self.read_peers().await;
+        self.await_history().await?;
+        let known = self.newest_known()?;
+        let head = self.store.scan(None, PROBE).await?.head;
+        self.count_answer();
+        // The page is empty. A scan returns no server time.
+        let page = self.page(head, PROBE).await?;
+        page.ok_or_else(history_replaced)?;
+        self.check_known(known, [head, head]).await?;
+        self.progress().record_head(head);
         Ok(())
     }
 
@@ -232,6 +249,7 @@ impl Replica {
                 replica.note_time();
                 match kind {
                     TurnKind::Sync => replica.sync_once().await,
+                    TurnKind::Head => replica.read_head_once().await,
                     TurnKind::Leave => replica.leave_once().await,
                 }
             }
@@ -254,10 +272,7 @@ impl Replica {
             let doing = "syncing a closed node";
             return Err(StoreError::new(StoreErrorKind::Unavailable, doing));
         }
-        // Read the registry first: the other nodes' clocks correct the time against which verifications check
-        // keys after this sync.
-        let peers = self.read_peers().await;
-        let followed = self.follow(&peers).await;
+        let followed = self.follow().await;
         // A node whose store went back in time goes on reporting the position that the store lacks, for nodes
         // that start later.
         if followed.is_ok() || self.check_history().is_err() {
@@ -266,20 +281,22 @@ impl Replica {
         followed
     }
 
-    async fn follow(&self, peers: &[ObservedReport]) -> Result<(), StoreError> {
+    async fn follow(&self) -> Result<(), StoreError> {
         let recorder = SyncRecorder::begin(self);
-        let synced = self.step(peers).await;
+        let synced = self.step().await;
         recorder.end(&synced);
         synced
     }
 
-    async fn step(&self, peers: &[ObservedReport]) -> Result<(), StoreError> {
+    async fn step(&self) -> Result<(), StoreError> {
         self.free_replaced();
-        self.check_peers(peers).await?;
-        let diverged = self.progress().diverged;
-        if let Some(lost) = diverged {
-            self.await_history(lost).await?;
+        // Read the registry first: the other nodes' clocks correct the time against which verifications check
+        // keys after this sync.
+        match self.has_memory() {
+            true => self.read_peers().await,
+            false => self.check_peers().await?,
         }
+        self.await_history().await?;
         let cursor = self.progress().cursor;
         if let Some(cursor) = cursor {
             match self.catch_up(None, cursor).await? {
@@ -689,7 +706,6 @@ impl Replica {
                 let progress = self.progress();
                 (self.sending(&progress), progress.newest)
             };
-            let asked = self.clock.monotonic();
             let Some(page) = self.page(cursor, PAGE).await? else {
                 return Ok(None);
             };
@@ -709,7 +725,6 @@ impl Replica {
                     // A commit of this process may have replaced the current index since the last page.
                     None => self.apply(&one_writer, page.changes),
                 }
-                self.clock.saw_server(page.server_time, asked);
             }
             let moved = page.upto.revision > cursor.revision;
             cursor = page.upto;
@@ -757,6 +772,7 @@ impl Replica {
     }
 
     async fn fill(&self, index: &Index) -> Result<(Sent, Cursor), StoreError> {
+        let known = self.newest_known()?;
         let mut head = None;
         let mut read = 0_usize;
         let mut take = |page: ScanPage| {
@@ -777,7 +793,9 @@ impl Replica {
             index.apply(progress.commits_during_scan.take().unwrap_or_default());
             self.note_imports(index);
         }
-        let caught_up = self.catch_up(Some(index), head.unwrap_or_default());
+        let head = head.unwrap_or_default();
+        self.check_known(known, [head, head]).await?;
+        let caught_up = self.catch_up(Some(index), head);
         // The changes since the start of the scan may have been compacted away while the scan ran. The next sync
         // scans the store again.
         caught_up.await?.ok_or_else(|| {

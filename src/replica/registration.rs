@@ -301,28 +301,25 @@ impl Replica {
         observed.report_failure = cause;
     }
 
-    /// Reads and returns the other nodes' reports. Returns none if the last attempt is more recent than
-    /// [`READ_PEERS_EVERY`], or if this attempt fails. A failed attempt counts as an attempt.
-    pub(super) async fn read_peers(&self) -> Vec<ObservedReport> {
+    /// Reads the other nodes' clocks, unless the last attempt is more recent than [`READ_PEERS_EVERY`]. A failed
+    /// attempt counts as an attempt.
+    pub(super) async fn read_peers(&self) {
         let registration = self.registration.as_ref();
         let Some(registration) = registration.filter(|own| own.is_peer_read_due(self.clock.raw()))
         else {
-            return Vec::new();
+            return;
         };
-        self.read_registry(registration)
-            .await
-            .unwrap_or_else(|error| {
-                tracing::debug!(error = %WithSources(&error), "cannot read the node registry");
-                // The clock readings of the last successful read are out of date by now.
-                self.clock.saw_nodes([]);
-                Vec::new()
-            })
+        if let Err(error) = self.read_registry(registration).await {
+            tracing::debug!(error = %WithSources(&error), "cannot read the node registry");
+            // The clock readings of the last successful read are out of date by now.
+            self.clock.saw_nodes([]);
+        }
     }
 
-    /// Makes the next sync read the other nodes' reports.
-    pub(super) fn forget_peer_read(&self) {
-        let own = self.registration.iter();
-        own.for_each(|registration| registration.observed().last_read = None);
+    /// Reads the reports of all nodes. Returns `None` without a registry.
+    pub(super) async fn read_reports(&self) -> Option<Result<Vec<ObservedReport>, StoreError>> {
+        let registration = self.registration.as_ref()?;
+        Some(self.read_registry(registration).await)
     }
 
     async fn report(&self, registration: &Registration, synced: bool) -> Result<(), StoreError> {

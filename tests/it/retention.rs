@@ -3,7 +3,7 @@
 use futures_util::future::join;
 use keyward::policy::{Policy, PolicySpec, Revocation};
 use keyward::store::{AuditQuery, KeyStore, MemoryStore};
-use keyward::{ManualClock, Reason, days, profiles};
+use keyward::{Follow, Keyward, ManualClock, Reason, days, profiles};
 use std::sync::Arc;
 use support::server_time::ServerTimeStore;
 use support::*;
@@ -119,8 +119,18 @@ fn a_clock_that_is_ahead_removes_nothing() {
     wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
     let before = entries(&store);
     wrong.advance(days(400));
-    wait(keys.sync()).unwrap();
-    let done = wait(keys.apply_retention(&tenant("acme"))).unwrap();
-    assert_eq!((done.keys, done.entries), (0, 0));
+    // A process that has just started knows no other clock either, and neither does one that reads no keys.
+    let start = |follow| {
+        let builder = Keyward::builder(store.clone(), peppers()).follow(follow);
+        wait(builder.clock(wrong.clone()).build()).unwrap()
+    };
+    for keys in [keys, start(Follow::Manual), start(Follow::Never)] {
+        let due = wait(keys.expired_retention(&tenant("acme")));
+        let done = wait(keys.apply_retention(&tenant("acme")));
+        for refused in [due, done] {
+            let refused = refused.unwrap_err();
+            assert_eq!(refused.code(), "clock-refused", "{refused}");
+        }
+    }
     assert_eq!(entries(&store), before);
 }

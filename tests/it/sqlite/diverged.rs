@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use keyward::audit::AuditEntry;
 use keyward::command::{Created, DeleteKey};
-use keyward::node::OnStale;
+use keyward::entropy::SeededEntropy;
+use keyward::node::{OnStale, Replica};
 use keyward::recovery::{Recovery, RecoveryError};
 use keyward::store::{
-    AuditQuery, Cursor, KeyQuery, KeyStore, LoadRequest, SqliteStore, StoreError,
+    AuditQuery, Cursor, KeyQuery, KeyStore, LoadRequest, NodeRegistry, SqliteStore, StoreError,
 };
-use keyward::{CommandError, Keyward, Reason, VerifyError, WithSources};
+use keyward::{CommandError, Follow, Keyward, KeywardBuilder, Reason, VerifyError, WithSources};
+use keyward_conformance::{Call, Fault, FaultyStore};
 
 use crate::sqlite::{Desk, checkpoint, policy};
 use support::*;
@@ -258,6 +260,37 @@ fn a_lost_commit_of_the_node_itself_is_noticed() {
     }
 }
 
+/// The file no longer has the changes after the node's cursor, but it has the commits around the node's own lost
+/// revocation.
+#[test]
+fn a_lost_commit_of_the_node_itself_is_noticed_by_a_scan_of_all_rows() {
+    let desk = Desk::new();
+    let keys = desk.keys();
+    let create = |name| wait(keys.create(&admin(), reader(name))).unwrap();
+    let [revoked, kept, gone] = ["revoked", "kept", "gone"].map(create);
+    wait(keys.sync()).unwrap();
+    let (store, other) = (desk.store(), desk.keys());
+    wait(other.revoke(&admin(), gone.id, Reason::Lost)).unwrap();
+    wait(other.delete(&admin(), gone.id, DeleteKey::plain())).unwrap();
+    let head = wait(store.stats()).unwrap().head;
+    wait(store.compact(head.revision)).unwrap();
+    drop((store, other));
+    desk.save("saved.db");
+    wait(keys.revoke(&admin(), revoked.id, Reason::Lost)).unwrap();
+    desk.put_back("saved.db");
+    let scene = Scene {
+        desk,
+        keys,
+        revoked,
+        kept,
+    };
+    scene.fill(3);
+    scene.refuses_everything();
+    scene.desk.rename("keys.db", "wrong.db");
+    scene.desk.rename("lost.db", "keys.db");
+    scene.works_again();
+}
+
 #[test]
 fn a_file_that_was_copied_back_and_compacted_stays_refused() {
     let scene = Scene::new();
@@ -306,13 +339,15 @@ fn a_file_that_is_marked_serves_no_open_store() {
 }
 
 impl Desk {
-    fn registered(&self) -> Result<Keyward, keyward::BuildError> {
-        let store = wait(SqliteStore::open(self.path())).unwrap();
-        let builder = Keyward::builder(store.clone(), peppers())
+    fn builder(&self, registry: impl NodeRegistry) -> KeywardBuilder {
+        Keyward::builder(self.store(), peppers())
             .policy(policy())
-            .registry(store)
-            .clock(self.clock.clone());
-        wait(builder.build())
+            .registry(registry)
+            .clock(self.clock.clone())
+    }
+
+    fn registered(&self) -> Result<Keyward, keyward::BuildError> {
+        wait(self.builder(self.store()).build())
     }
 }
 
@@ -328,6 +363,112 @@ fn a_receipt_is_not_complete_while_the_store_lacks_its_commit() {
     assert!(wait(keys.sync()).is_err());
     desk.clock.advance(Duration::from_secs(3600));
     assert!(wait(keys.confirmations(&receipt)).is_err());
+}
+
+/// A process that only gives commands reads no feed. A commit of another process takes the revision of its
+/// lost commit.
+#[test]
+fn a_process_without_an_index_notices_that_its_commit_is_lost() {
+    for others in 0..3 {
+        let desk = Desk::new();
+        let keys = wait(desk.builder(desk.store()).follow(Follow::Never).build()).unwrap();
+        let key = wait(keys.create(&admin(), reader("key"))).unwrap();
+        desk.save("saved.db");
+        let receipt = wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+        desk.put_back("saved.db");
+        for number in 0..others {
+            let name = format!("filler {number}");
+            wait(desk.keys().create(&admin(), reader(&name))).unwrap();
+        }
+        desk.clock.advance(Duration::from_secs(3600));
+        for _ in 0..2 {
+            let error = chain(&wait(keys.confirmations(&receipt)).unwrap_err());
+            assert!(error.contains("went back in time"), "{others}: {error}");
+        }
+        let refused = wait(keys.create(&admin(), reader("new"))).unwrap_err();
+        assert!(matches!(refused, CommandError::Store(_)), "{refused:?}");
+        desk.rename("keys.db", "wrong.db");
+        desk.rename("lost.db", "keys.db");
+        assert!(wait(keys.confirmations(&receipt)).unwrap().is_complete());
+        wait(keys.create(&admin(), reader("new"))).unwrap();
+    }
+}
+
+/// The reports of a node went to the registry of the wrong server. So the right server's registry may take the
+/// node for stopped.
+#[test]
+fn a_node_registers_with_the_right_server_before_it_accepts_keys_again() {
+    let desk = Desk::new();
+    let roll = FaultyStore::new(desk.store());
+    let keys = wait(desk.builder(roll.clone()).build()).unwrap();
+    let key = wait(keys.create(&admin(), reader("key"))).unwrap();
+    let verify = || keys.verify(key.secret.expose(), &reading());
+    desk.save("saved.db");
+    wait(keys.create(&admin(), reader("later"))).unwrap();
+    wait(keys.sync()).unwrap();
+    desk.put_back("saved.db");
+    wait(keys.sync()).unwrap_err();
+    desk.rename("keys.db", "wrong.db");
+    desk.rename("lost.db", "keys.db");
+    roll.partition(true);
+    assert!(wait(keys.sync()).is_err());
+    assert!(matches!(verify().unwrap_err(), VerifyError::Stale { .. }));
+    roll.partition(false);
+    wait(keys.sync()).unwrap();
+    verify().unwrap();
+}
+
+/// A node follows three servers in turn. The first lacks what the node has read, and the second only the node's
+/// own newest commit, which the node has not read back.
+#[test]
+fn a_server_that_lacks_only_the_own_commit_does_not_end_the_state() {
+    let desk = Desk::new();
+    let keys = desk.keys();
+    let create = |name| wait(keys.create(&admin(), reader(name))).unwrap();
+    let revoked = create("revoked");
+    desk.save("older.db");
+    let kept = create("kept");
+    wait(keys.sync()).unwrap();
+    desk.save("newer.db");
+    wait(keys.revoke(&admin(), revoked.id, Reason::Lost)).unwrap();
+    desk.put_back("older.db");
+    wait(keys.sync()).unwrap_err();
+    desk.rename("keys.db", "wrong.db");
+    fs::copy(desk.at("newer.db"), desk.path()).unwrap();
+    let scene = Scene {
+        desk,
+        keys,
+        revoked,
+        kept,
+    };
+    for _ in 0..2 {
+        scene.refuses_everything();
+    }
+    scene.desk.rename("keys.db", "wrong.db");
+    scene.desk.rename("lost.db", "keys.db");
+    scene.works_again();
+}
+
+/// The first reading of the registry fails. The next attempt follows at once.
+#[test]
+fn a_process_does_not_start_before_it_has_read_the_registry() {
+    let desk = Desk::new();
+    let keys = desk.registered().unwrap();
+    desk.save("saved.db");
+    wait(keys.create(&admin(), reader("key"))).unwrap();
+    wait(keys.sync()).unwrap();
+    desk.put_back("saved.db");
+    let roll = FaultyStore::new(desk.store());
+    let bound = Duration::from_secs(10);
+    let replica = Replica::new(Arc::new(desk.store()), desk.clock.clone());
+    let entropy = Arc::new(SeededEntropy::new(7));
+    let replica = Arc::new(replica.with_registry(Arc::new(roll.clone()), entropy, bound, None));
+    roll.next(Call::Nodes, [Fault::Unavailable]);
+    for cause in ["reading", "went back in time", "went back in time"] {
+        let error = chain(&wait(replica.sync()).unwrap_err());
+        assert!(error.contains(cause), "{error}");
+    }
+    assert_eq!(replica.freshness().age, None);
 }
 
 /// A process that starts after the file went back has no memory. A node that is live has, and reports it.
