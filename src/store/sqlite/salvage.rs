@@ -85,6 +85,14 @@ fn copy(from: &Connection, to: &Connection) -> Result<IntegrityReport, SqliteFau
     Ok(report)
 }
 
+/// The rows that a scan could not read.
+struct Unread {
+    /// The names of those that an index names.
+    names: Vec<RowKey>,
+    /// True if every row of the table could be read far enough to have a name.
+    all_named: bool,
+}
+
 struct Salvage<'a> {
     from: &'a Connection,
     to: &'a Connection,
@@ -180,28 +188,37 @@ impl Salvage<'_> {
         Ok(())
     }
 
-    /// Calls `look` with every row of tenants, owners and keys that can be read. Returns the names of those that
-    /// cannot, and whether all of them have a name.
+    /// Calls `look` with every row of tenants, owners and keys that can be read.
     fn each_row(
         &mut self,
         mut look: impl FnMut(&mut Self, Change, i64) -> Result<(), SqliteFault>,
-    ) -> Result<Option<Vec<RowKey>>, SqliteFault> {
+    ) -> Result<Unread, SqliteFault> {
         let from = self.from;
+        let mut all_named = true;
         let mut read = |row: &SqlRow<'_>| match change(row) {
             Ok(change) => look(self, change, row.get(0)?),
-            Err(_) => Ok(()),
+            Err(_) => {
+                all_named = false;
+                Ok(())
+            }
         };
-        match each_readable(from, table(Part::Rows), &mut read)? {
-            Some(gap) => Ok(Some(each_row_in_gap(from, &gap, read)?)),
-            None => Ok(None),
-        }
+        let gap = each_readable(from, table(Part::Rows), &mut read)?;
+        let has_gap = gap.is_some();
+        let names = match gap {
+            Some(gap) => each_row_in_gap(from, &gap, read)?,
+            None => Vec::new(),
+        };
+        Ok(Unread {
+            names,
+            all_named: all_named && !has_gap,
+        })
     }
 
     /// Copies the rows of tenants and owners. Remembers the damaged ones.
     fn owners(&mut self) -> Result<(), SqliteFault> {
         let mut whole: BTreeMap<RowKey, (i64, Change)> = BTreeMap::new();
         let mut lost = BTreeSet::new();
-        let gap = self.each_row(|_, change, place| {
+        let unread = self.each_row(|_, change, place| {
             let name = change.row.key();
             match &change.row {
                 Row::Tenant(_) | Row::Owner(_) => {
@@ -219,10 +236,17 @@ impl Salvage<'_> {
             Some(named) => {
                 let named: BTreeMap<_, _> =
                     named.into_iter().map(|(at, name)| (name, at)).collect();
-                whole.retain(|name, (place, _)| named.get(name) == Some(place));
+                // The index has no seal. If it does not name a whole row, either of the two may be wrong.
+                let differs =
+                    |(name, (place, _)): &(RowKey, (i64, Change))| named.get(name) != Some(place);
+                let (other, same): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                    whole.into_iter().partition(differs);
+                whole = same;
+                lost.extend(other.into_keys());
                 lost.extend(named.into_keys().filter(|name| !whole.contains_key(name)));
             }
-            None if gap.is_none() => {}
+            // The name of a damaged row may be wrong, and no index corrects it.
+            None if unread.all_named && lost.is_empty() => {}
             None => {
                 return Err(SqliteFault::Corrupt(
                     "the rows of tenants and owners and their index are damaged, so which keys they end cannot \
@@ -258,7 +282,7 @@ impl Salvage<'_> {
 
     /// Copies the rows of keys, and the tombstones.
     fn keys(&mut self) -> Result<(), SqliteFault> {
-        let unreadable = self.each_row(|salvage, change, place| match &change.row {
+        let unread = self.each_row(|salvage, change, place| match &change.row {
             Row::Key(record) => match salvage.reason_against(record, place)? {
                 None => {
                     if let Some(digest) = record.credential.imported() {
@@ -286,7 +310,7 @@ impl Salvage<'_> {
             }
             Row::Corrupt(_) | Row::Tenant(_) | Row::Owner(_) => Ok(()),
         })?;
-        for name in unreadable.unwrap_or_default() {
+        for name in unread.names {
             if matches!(name, RowKey::Key(_)) {
                 self.report.damaged(&name);
             }

@@ -297,6 +297,58 @@ fn keys_of_a_damaged_owner_and_around_a_damaged_tenant_are_left_out() {
     }
 }
 
+/// Changes the first page of the index that names the rows of tenants and owners.
+fn change_index(desk: &Desk, change: impl FnOnce(&mut [u8])) {
+    let root = "SELECT rootpage FROM sqlite_schema WHERE name = 'rows_by_name'";
+    let root: u32 = sql(&desk.path())
+        .query_row(root, [], |row| row.get(0))
+        .unwrap();
+    let mut bytes = fs::read(desk.path()).unwrap();
+    let end = root as usize * 4096;
+    change(&mut bytes[end - 4096..end]);
+    fs::write(desk.path(), bytes).unwrap();
+}
+
+/// Indexes have no seals. If the index names another owner, the row itself cannot be trusted either.
+#[test]
+fn keys_of_an_owner_whom_the_index_names_otherwise_are_left_out() {
+    let desk = Desk::new();
+    let keys = desk.keys();
+    let create = |owner: &str| {
+        let made = wait(keys.create(&actor("acme", owner, Role::ADMIN), reader("key"))).unwrap();
+        made.secret.expose().to_owned()
+    };
+    let (alices, bobs) = (create("alice"), create("bob"));
+    drop(keys);
+    checkpoint(&desk.path());
+    change_index(&desk, |page| {
+        let at = page.windows(7).position(|part| part == b"acmebob");
+        page[at.unwrap() + 4] = b'c';
+    });
+    wait(SqliteStore::salvage(desk.path(), desk.at("new.db"))).unwrap();
+    let keys = recovered(&desk, policy());
+    keys.verify(&alices, &reading()).unwrap();
+    let refused = keys.verify(&bobs, &Need::any()).unwrap_err();
+    assert_eq!(refused, VerifyError::Unknown);
+}
+
+#[test]
+fn a_row_without_a_name_is_not_salvaged_without_its_index() {
+    for has_name in [true, false] {
+        let desk = Desk::new();
+        filled(&desk);
+        if !has_name {
+            let change = "UPDATE rows SET kind = 7, tenant = '', name = NULL, body = x'00' \
+                          WHERE kind = 1";
+            assert_eq!(sql(&desk.path()).execute(change, []).unwrap(), 1);
+            checkpoint(&desk.path());
+        }
+        change_index(&desk, |page| page[0] = 0xff);
+        let salvaged = wait(SqliteStore::salvage(desk.path(), desk.at("new.db")));
+        assert_eq!(salvaged.is_ok(), has_name, "{salvaged:?}");
+    }
+}
+
 #[test]
 fn a_tenant_with_a_damaged_head_continues_after_its_newest_entry() {
     let desk = Desk::new();
