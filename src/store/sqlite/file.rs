@@ -347,17 +347,10 @@ impl StoreFile {
 
     /// Takes space on the disk, in a file next to the store, for commits that only narrow. Returns whether the
     /// whole reserve is there. On a disk with less space, the reserve is smaller.
-    pub(super) fn keep_reserve(&self) -> bool {
-        let reserve = match self.open_reserve() {
-            Ok(reserve) => reserve,
-            Err(error) => {
-                if error.kind() == io::ErrorKind::ReadOnlyFilesystem {
-                    let path = self.path.display();
-                    tracing::warn!(%path, "store file is on a read-only file system: no change can be made");
-                }
-                return false;
-            }
-        };
+    ///
+    /// Fails if the file cannot be opened. Then no space is kept for any commit.
+    pub(super) fn keep_reserve(&self) -> io::Result<bool> {
+        let reserve = self.open_reserve()?;
         let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
         let mut kept = 0;
         for step in (0..8).map(|halved| RESERVE >> halved) {
@@ -365,21 +358,35 @@ impl StoreFile {
                 Ok(()) => kept += step,
                 Err(error) if full.contains(&error.kind()) => {}
                 // The file system keeps no space, so there is nothing to wait for.
-                Err(_) => return true,
+                Err(_) => return Ok(true),
             }
             if kept == RESERVE {
-                return true;
+                return Ok(true);
             }
         }
-        false
+        Ok(false)
     }
 
-    /// Frees the space of the reserve.
-    pub(super) fn free_reserve(&self) {
-        let freed = self.open_reserve().and_then(|file| file.set_len(0));
-        if let Err(error) = freed {
-            tracing::debug!(error = %WithSources(&error), "cannot free the reserve of the store");
+    /// Logs that the reserve cannot be kept.
+    pub(super) fn log_no_reserve(&self, error: &io::Error) {
+        let path = self.path.display();
+        match error.kind() {
+            io::ErrorKind::ReadOnlyFilesystem => {
+                tracing::warn!(%path, "store file is on a read-only file system: no change can be made");
+            }
+            _ => {
+                tracing::debug!(%path, error = %WithSources(error), "cannot keep the reserve of the store")
+            }
         }
+    }
+
+    /// Frees the space of the reserve. Returns whether it was freed.
+    pub(super) fn free_reserve(&self) -> bool {
+        let freed = self.open_reserve().and_then(|file| file.set_len(0));
+        if let Err(error) = &freed {
+            tracing::debug!(error = %WithSources(error), "cannot free the reserve of the store");
+        }
+        freed.is_ok()
     }
 
     fn open_reserve(&self) -> io::Result<File> {
@@ -389,9 +396,16 @@ impl StoreFile {
         {
             use std::os::unix::fs::OpenOptionsExt;
             options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
-            options.mode(if self.group_access { 0o660 } else { 0o600 });
+            options.mode(0o600);
         }
-        options.open(with_end(&self.path, "-reserve"))
+        let reserve = options.open(with_end(&self.path, "-reserve"))?;
+        #[cfg(unix)]
+        if self.group_access {
+            // The umask may have removed the group's access. Fails if another user created the file.
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o660);
+            drop(reserve.set_permissions(mode));
+        }
+        Ok(reserve)
     }
 
     fn truncate(&self, conn: &Connection) -> Result<JournalMode, OpenError> {
@@ -421,7 +435,7 @@ impl StoreFile {
     }
 
     /// Creates a file whose tables `fill` creates.
-    pub(super) fn create_with(
+    fn create_with(
         &self,
         fill: impl FnOnce(&mut Connection) -> Result<(), SqliteFault>,
     ) -> Result<(), OpenError> {
@@ -441,15 +455,19 @@ impl StoreFile {
         sync_folder(path).map_err(|error| OpenError::io(path, error))
     }
 
-    /// Lets the group use the file, if the group may use the store.
-    pub(super) fn share_with_group(&self) -> Result<(), OpenError> {
-        #[cfg(unix)]
-        if self.group_access {
-            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o660);
-            fs::set_permissions(&self.path, mode)
-                .map_err(|error| OpenError::io(&self.path, error))?;
-        }
-        Ok(())
+    /// Creates a file like [`create_with`](Self::create_with), which the group may use if it may use the store.
+    pub(super) fn create_shared(
+        &self,
+        fill: impl FnOnce(&mut Connection) -> Result<(), SqliteFault>,
+    ) -> Result<(), OpenError> {
+        self.create_with(|conn| {
+            #[cfg(unix)]
+            if let Some(draft) = conn.path().filter(|_| self.group_access) {
+                let mode = std::os::unix::fs::PermissionsExt::from_mode(0o660);
+                fs::set_permissions(draft, mode)?;
+            }
+            fill(conn)
+        })
     }
 
     /// Returns the file of the node registry, which is next to the store.

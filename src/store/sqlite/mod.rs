@@ -150,12 +150,12 @@ impl SqliteStore {
         pool: Arc<Pool>,
         journal: JournalMode,
         poll: Duration,
-        reserve_is_whole: bool,
+        reserve: std::io::Result<bool>,
         registry: Registry,
     ) -> std::io::Result<Self> {
         let on_commit = Arc::new(Event::new());
         let committed = on_commit.clone();
-        let writer = SqliteWriter::start(pool.clone(), reserve_is_whole, move || {
+        let writer = SqliteWriter::start(pool.clone(), reserve, move || {
             committed.notify(usize::MAX);
         })?;
         Ok(Self {

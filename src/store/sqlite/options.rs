@@ -147,7 +147,12 @@ impl SqliteOptions {
         let opened = pool.current();
         opened.map_err(|fault| OpenError::of(&path, fault))?;
         // A backup that is only read or recovered gets no files next to it.
-        let reserve = !serves || file.keep_reserve();
+        let reserve = match serves {
+            true => file
+                .keep_reserve()
+                .inspect_err(|error| file.log_no_reserve(error)),
+            false => Ok(true),
+        };
         let registry = Registry::new(pool.clone());
         if serves && let Err(error) = registry.begin() {
             // Reports try again. Whoever only reads needs no registry.

@@ -222,7 +222,8 @@ impl Registry {
             Err(fault) if fault.is_full() => {
                 self.pool.file.free_reserve();
                 let written = attempt();
-                self.pool.file.keep_reserve();
+                // The writer notices a reserve that is not whole at its next commit.
+                drop(self.pool.file.keep_reserve());
                 written
             }
             written => written,
@@ -232,7 +233,7 @@ impl Registry {
     /// Creates the registry, which knows the present history. Does nothing if another process creates it first.
     fn create(&self) -> Result<(), SqliteFault> {
         let history = self.pool.read(History::read)?;
-        let created = self.file.create_with(|conn| {
+        let created = self.file.create_shared(|conn| {
             self.file.make_durable(conn)?;
             // The whole file is synced before it gets its name.
             conn.pragma_update(None, "synchronous", "OFF")?;
@@ -241,10 +242,7 @@ impl Registry {
         });
         match created {
             Err(OpenError::Exists { .. }) => Ok(()),
-            created => {
-                created?;
-                Ok(self.file.share_with_group()?)
-            }
+            created => Ok(created?),
         }
     }
 

@@ -60,7 +60,7 @@ struct SqliteCommit {
 impl SqliteWriter {
     pub(super) fn start(
         pool: Arc<Pool>,
-        reserve_is_whole: bool,
+        reserve: std::io::Result<bool>,
         landed: impl Fn() + Send + 'static,
     ) -> std::io::Result<Self> {
         let (sender, jobs) = channel();
@@ -70,8 +70,9 @@ impl SqliteWriter {
             ready: None,
             open: open.clone(),
             disk_full: false,
-            reserve_is_whole,
+            reserve_is_whole: *reserve.as_ref().unwrap_or(&false),
             owes_reserve: false,
+            logged_no_reserve: reserve.is_err(),
             next_checkpoint: LOG_LONG,
         };
         thread::Builder::new()
@@ -129,7 +130,7 @@ impl SqliteWriter {
         let job = move |thread: &mut Thread| {
             let mut written = thread.write(&write);
             if written.as_ref().is_err_and(SqliteFault::is_full) {
-                thread.make_room(false);
+                thread.make_room(false, true);
                 written = thread.write(&write);
             }
             thread.close();
@@ -155,6 +156,8 @@ struct Thread {
     /// True from the first commit that used the reserve, until the reserve is whole again. Only commits that
     /// only narrow are written then. Otherwise others would use up what those leave of the reserve.
     owes_reserve: bool,
+    /// True once a reserve that cannot be kept was logged.
+    logged_no_reserve: bool,
     /// The length of the log at which the thread empties the log.
     next_checkpoint: u64,
 }
@@ -182,7 +185,7 @@ impl Thread {
             group.retain(|queued: &SqliteCommit| !queued.answer.is_closed());
             (group.len()..queued).for_each(|_| self.close());
             if !group.is_empty() {
-                self.settle(group);
+                self.settle(group, true);
                 landed();
                 self.bound_log();
             }
@@ -222,7 +225,8 @@ impl Thread {
         Ok(written)
     }
 
-    fn settle(&mut self, group: Vec<SqliteCommit>) {
+    /// Writes and answers a group. On a full disk, waits for the readers of the log only if `may_wait` is true.
+    fn settle(&mut self, group: Vec<SqliteCommit>, mut may_wait: bool) {
         self.refill_reserve();
         let narrows = group.iter().all(|queued| queued.commit.only_narrows());
         let mut written = match self.owes_reserve && !narrows {
@@ -231,15 +235,16 @@ impl Thread {
         };
         if is_full(&written) {
             // A full disk rolls the transaction back, so writing the same commits again is safe.
-            self.make_room(narrows);
+            self.make_room(narrows, may_wait);
+            may_wait = false;
             written = self.group(&group);
         }
         // One commit of the group cannot be written, or the disk has no space for all of them. Commits each one
         // by itself, so that the others do not fail.
         let divisible = is_full(&written) || matches!(written, Ok(Err(_)));
         if divisible && group.len() > 1 {
-            for queued in group {
-                self.settle(vec![queued]);
+            for queued in narrowing_first(group, |queued| queued.commit.only_narrows()) {
+                self.settle(vec![queued], may_wait);
             }
             return;
         }
@@ -265,9 +270,9 @@ impl Thread {
         }
     }
 
-    /// Makes space on a full disk: moves the commits of the log into the file, so that the log starts over in
-    /// the space that it has. If `may_use_reserve` is true, also frees the reserve.
-    fn make_room(&mut self, may_use_reserve: bool) {
+    /// Makes space on a full disk. If `may_use_reserve` is true, frees the reserve. If `may_wait` is true, moves the
+    /// commits of the log into the file, so that the log starts over in the space that it has. That waits for readers.
+    fn make_room(&mut self, may_use_reserve: bool, may_wait: bool) {
         if !self.disk_full {
             let path = self.pool.file.path.display();
             tracing::error!(
@@ -277,22 +282,36 @@ impl Thread {
             );
             self.disk_full = true;
         }
-        if may_use_reserve {
-            self.pool.file.free_reserve();
+        if may_use_reserve && self.pool.file.free_reserve() {
             self.reserve_is_whole = false;
             self.owes_reserve = true;
         }
-        if let Ok(ready) = self.ready() {
+        if may_wait && let Ok(ready) = self.ready() {
             // A reader of an older state can prevent this. Then the commit may still find space.
             drop(StoreFile::restart_log(&ready.conn));
             self.ready = Some(ready);
         }
     }
 
-    /// Takes space for the reserve again after it was used, as much as there is.
+    /// Takes space for the reserve again after it was used, as much as there is. A reserve that cannot be opened is
+    /// not waited for: it would refuse all other commits, and keep no space.
     fn refill_reserve(&mut self) {
-        self.reserve_is_whole = self.reserve_is_whole || self.pool.file.keep_reserve();
-        self.owes_reserve &= !self.reserve_is_whole;
+        if self.reserve_is_whole {
+            return;
+        }
+        match self.pool.file.keep_reserve() {
+            Ok(whole) => {
+                self.reserve_is_whole = whole;
+                self.owes_reserve &= !whole;
+                self.logged_no_reserve = false;
+            }
+            Err(error) => {
+                self.owes_reserve = false;
+                if !std::mem::replace(&mut self.logged_no_reserve, true) {
+                    self.pool.file.log_no_reserve(&error);
+                }
+            }
+        }
     }
 
     /// Takes the space back that commits left of the reserve. If they did not only narrow, the disk has space.
@@ -359,6 +378,12 @@ impl Thread {
     }
 }
 
+/// Puts the commits that only narrow before the others, so that they do not wait behind them for space.
+fn narrowing_first<T>(group: Vec<T>, narrows: impl Fn(&T) -> bool) -> impl Iterator<Item = T> {
+    let (first, last): (Vec<T>, Vec<T>) = group.into_iter().partition(narrows);
+    first.into_iter().chain(last)
+}
+
 /// Returns whether the disk was full, so that nothing of the group was written.
 fn is_full(written: &Result<Result<Vec<Answer>, SqliteFault>, SqliteFault>) -> bool {
     match written {
@@ -382,4 +407,15 @@ fn begin<'a>(file: &StoreFile, ready: &'a Ready) -> Result<(Tx<'a>, i64, Head), 
     file.check_mark(conn)?;
     let head = head::read(conn)?;
     Ok((tx, version, head))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commits_that_only_narrow_come_before_others_and_keep_their_order() {
+        let order: Vec<_> = narrowing_first(vec![1, 2, 3, 4, 5], |n| n % 2 == 0).collect();
+        assert_eq!(order, [2, 4, 1, 3, 5]);
+    }
 }

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use keyward::command::Created;
 use keyward::store::sqlite::OpenError;
 use keyward::store::{AuditQuery, KeyStore, NodeRegistry, SqliteStore, StoreErrorKind};
 use keyward::{CommandError, Keyward, ManualClock, Need, Reason, Role, VerifyError};
@@ -100,6 +101,21 @@ pub fn full(folder: &Path) {
     create().unwrap();
     let reserve = fs::metadata(folder.join("keys.db-reserve")).unwrap().len();
     assert_eq!(reserve, 8 << 20, "the reserve is whole again");
+
+    // Without a reserve, a full disk may refuse revocations too. A disk with space refuses nothing.
+    fs::remove_file(folder.join("keys.db-reserve")).unwrap();
+    fs::create_dir(folder.join("keys.db-reserve")).unwrap();
+    let made: Vec<_> = (0..KEYS).map(|_| create().unwrap()).collect();
+    fill(&folder.join("filler"));
+    let refused = (0..10_000).find(|_| create().is_err());
+    assert!(
+        refused.is_some(),
+        "the disk is full, and keys are still created"
+    );
+    let revoke = |key: &Created| wait(keys.revoke(&admin, key.id, Reason::Lost));
+    assert!(made.iter().any(|key| revoke(key).is_err()));
+    fs::remove_file(folder.join("filler")).unwrap();
+    create().unwrap();
     assert!(wait(store.check_integrity()).unwrap().is_sound());
     report("end");
 }
