@@ -1,6 +1,7 @@
 //! Operations of an administrator: backup, restore, integrity check, statistics, dropping tombstones.
 
 use std::path::Path;
+use std::time::Duration;
 
 use rusqlite::{Connection, Row};
 
@@ -8,7 +9,7 @@ use super::damage;
 use super::fault::{OpenError, SqliteFault};
 use super::file::{DraftStore, StoreFile, refuse_existing, refuse_leftovers};
 use super::rows::{dialect, each, one};
-use super::session::{self, ReadBound};
+use super::session::{self, Pool, ReadBound};
 use super::{documents, head, nodes, read, registry, schema};
 use crate::core::view::Revision;
 use crate::store::sql::{self, COUNTS, IntegrityPass, StoreRow, first_after, signed};
@@ -95,7 +96,7 @@ pub(super) fn stats(
 pub(super) fn backup(from: &StoreFile, to: &Path, verify: bool) -> Result<Cursor, OpenError> {
     let fail = |fault: SqliteFault| OpenError::of(&from.path, fault);
     let before = match verify {
-        true => Some(session::snapshot(from, &from.open()?, read::origin).map_err(fail)?),
+        true => Some(Pool::new(from.clone()).read(read::origin).map_err(fail)?),
         false => None,
     };
     let copy = copy(from, to)?;
@@ -168,7 +169,7 @@ pub(super) fn restore(backup: &StoreFile, to: &Path) -> Result<(), OpenError> {
     let fail = |fault: SqliteFault| OpenError::of(&backup.path, fault);
     let conn = copy.file.open()?;
     refuse_damage(&conn, &backup.path)?;
-    start_epoch(&conn)
+    start_epoch(&conn, registry::longest_lease(backup))
         .and_then(|()| StoreFile::checkpoint(&conn))
         .map_err(fail)?;
     drop(conn);
@@ -177,11 +178,13 @@ pub(super) fn restore(backup: &StoreFile, to: &Path) -> Result<(), OpenError> {
 
 /// Gives a file that was copied back by hand a new epoch, and marks the file as unrecovered.
 pub(super) fn start_new_epoch(file: &StoreFile) -> Result<(), SqliteFault> {
-    session::write(file, start_epoch)
+    let longest = registry::longest_lease(file);
+    session::write(file, |conn| start_epoch(conn, longest))
 }
 
-/// Starts a new epoch, so that every follower starts over, even one whose revision exists in the file too.
-fn start_epoch(conn: &Connection) -> Result<(), SqliteFault> {
+/// Starts a new epoch, so that every follower starts over, even one whose revision exists in the file too. The
+/// longest lease in the node registry is `longest`.
+fn start_epoch(conn: &Connection, longest: Duration) -> Result<(), SqliteFault> {
     let store = StoreRow {
         epoch: Epoch(schema::random(conn)?),
         floor: head::read(conn)?.last.revision,
@@ -189,7 +192,7 @@ fn start_epoch(conn: &Connection) -> Result<(), SqliteFault> {
     };
     head::write_store(conn, &store)?;
     documents::end_history(conn)?;
-    nodes::end_history(conn, nodes::longest_lease(conn)?)
+    nodes::end_history(conn, nodes::longest_lease(conn)?.max(longest))
 }
 
 /// A finished copy of the file that is not yet at its final path.
@@ -206,11 +209,11 @@ fn copy(from: &StoreFile, to: &Path) -> Result<DraftCopy, OpenError> {
         .path
         .to_str()
         .ok_or_else(|| OpenError::io(to, unfit()))?;
-    let mut conn = from.open()?;
-    let bound = ReadBound::of(&mut conn, from);
-    bound
-        .hold(|| Ok(conn.execute("VACUUM INTO ?1", [target])?))
-        .map_err(|fault| OpenError::of(&from.path, fault))?;
+    let mut source = from.open_to_read()?;
+    let bound = ReadBound::of(&mut source.conn, from);
+    let copied = bound.hold(|| Ok(source.conn.execute("VACUUM INTO ?1", [target])?));
+    source.check_unchanged(from)?;
+    copied.map_err(|fault| OpenError::of(&from.path, fault))?;
     let file = StoreFile {
         path: draft.path.clone(),
         ..from.clone()

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rusqlite::ErrorCode;
 
@@ -29,6 +29,13 @@ pub(super) enum SqliteFault {
     Io(#[from] io::Error),
     #[error(transparent)]
     Open(#[from] Box<OpenError>),
+    /// SQLite cannot read the node registry.
+    #[error(
+        "{} holds the reports of the nodes and is damaged ({what}): stop all processes of the store, and remove this \
+         file and its -wal and -shm files; no receipt is then complete before the staleness bound has passed",
+        path.display()
+    )]
+    Registry { path: PathBuf, what: String },
 }
 
 impl From<rusqlite::Error> for SqliteFault {
@@ -84,7 +91,24 @@ impl SqliteFault {
         let damage = self.code().is_some_and(|code| damaged.contains(&code));
         let opening =
             matches!(self, Self::Open(error) if matches!(**error, OpenError::Corrupt { .. }));
-        damage || mistyped || opening || matches!(self, Self::Corrupt(_))
+        damage || mistyped || opening || matches!(self, Self::Corrupt(_) | Self::Registry { .. })
+    }
+
+    /// Adds the way out to the error of a node registry, if SQLite cannot read a page or the tables' definitions.
+    pub(super) fn of_registry(self, path: &Path) -> Self {
+        let malformed = [ErrorCode::DatabaseCorrupt, ErrorCode::NotADatabase];
+        let what = match &self {
+            Self::Open(error) => match &**error {
+                OpenError::Corrupt { what, .. } => what.clone(),
+                _ => return self,
+            },
+            Self::Sql(error) if self.code().is_some_and(|code| malformed.contains(&code)) => {
+                error.to_string()
+            }
+            _ => return self,
+        };
+        let path = path.to_owned();
+        Self::Registry { path, what }
     }
 
     /// Returns `true` if the file may not be used, so that retries fail until an operator acts.

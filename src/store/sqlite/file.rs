@@ -11,6 +11,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::access::{folder_of, with_end};
 use super::fault::{OpenError, SqliteFault};
 use super::rows::one;
+use super::unlocked::ReadConnection;
 use super::{head, schema};
 use crate::observe::WithSources;
 
@@ -54,7 +55,8 @@ impl JournalMode {
 pub(super) struct StoreFile {
     pub(super) path: PathBuf,
     pub(super) group_access: bool,
-    /// True if a file that was restored from a backup may be opened before its recovery is finished.
+    /// True if a file that was restored from a backup may be opened before its recovery is finished. Such a file
+    /// does not serve, so it may also be read from a read-only folder.
     pub(super) unrecovered: bool,
     pub(super) busy: Duration,
 }
@@ -116,28 +118,44 @@ impl StoreFile {
     /// Opens the file only through SQLite. If this process opened and closed the file itself, POSIX would
     /// drop the locks of all its SQLite connections to the file.
     pub(super) fn open(&self) -> Result<Connection, OpenError> {
+        self.check_length()?;
+        let conn = self.connect()?;
+        self.check_store(&conn)?;
+        Ok(conn)
+    }
+
+    /// Like [`open`](Self::open), for a connection that only reads.
+    pub(super) fn open_to_read(&self) -> Result<ReadConnection, OpenError> {
+        self.check_length()?;
+        let opened = ReadConnection::connect(self)?;
+        self.check_store(&opened.conn)?;
+        Ok(opened)
+    }
+
+    fn check_length(&self) -> Result<(), OpenError> {
         let path = &self.path;
-        let fail = |fault: SqliteFault| OpenError::of(path, fault);
         let len = fs::metadata(path)
             .map_err(|error| OpenError::io(path, error))?
             .len();
         let what = match len {
             0 => "it is empty",
             1..512 => "it ends within its first page",
-            _ => "",
+            _ => return Ok(()),
         };
-        if !what.is_empty() {
-            return Err(OpenError::Corrupt {
-                path: path.clone(),
-                what: what.to_owned(),
-            });
-        }
-        let conn = self.connect()?;
+        Err(OpenError::Corrupt {
+            path: path.clone(),
+            what: what.to_owned(),
+        })
+    }
+
+    fn check_store(&self, conn: &Connection) -> Result<(), OpenError> {
+        let path = &self.path;
+        let fail = |fault: SqliteFault| OpenError::of(path, fault);
         let foreign = |what| OpenError::Foreign {
             path: path.clone(),
             what,
         };
-        let ours = match schema::application(&conn) {
+        let ours = match schema::application(conn) {
             Ok(id) => id == schema::APPLICATION_ID,
             Err(fault) if fault.is_no_database() => return Err(foreign("it is no SQLite file")),
             Err(fault) => return Err(fail(fault)),
@@ -145,26 +163,26 @@ impl StoreFile {
         if !ours {
             return Err(foreign("it is another program's SQLite file"));
         }
-        schema::check_version(&conn).map_err(fail)?;
-        Ok(conn)
+        schema::check_version(conn).map_err(fail)
     }
 
     /// Connects to a file that may be damaged, to save its rows. Reads tables even if the definition of another
     /// table or index is damaged.
-    pub(super) fn open_damaged(&self) -> Result<Connection, OpenError> {
-        let conn = self.connect()?;
+    pub(super) fn open_damaged(&self) -> Result<ReadConnection, OpenError> {
+        let opened = ReadConnection::connect(self)?;
+        let conn = &opened.conn;
         let tolerate = || -> Result<(), SqliteFault> {
             conn.pragma_update(None, "cell_size_check", false)?;
             conn.pragma_update(None, "writable_schema", true)?;
             Ok(conn.pragma_update(None, "query_only", true)?)
         };
         tolerate().map_err(|fault| OpenError::of(&self.path, fault))?;
-        Ok(conn)
+        Ok(opened)
     }
 
     /// Copies a file whose definitions of tables are damaged, repairs them in the copy, and connects to the copy.
     /// No process may write the file meanwhile.
-    pub(super) fn repaired_copy(&self, draft: &DraftStore) -> Result<Connection, OpenError> {
+    pub(super) fn repaired_copy(&self, draft: &DraftStore) -> Result<ReadConnection, OpenError> {
         let fail = |error: io::Error| OpenError::io(&self.path, error);
         fs::copy(&self.path, &draft.path).map_err(fail)?;
         if self.log_bytes() > 0 {
@@ -175,13 +193,13 @@ impl StoreFile {
             path: draft.path.clone(),
             ..self.clone()
         };
-        let conn = copy.open_damaged()?;
+        let damaged = copy.open_damaged()?;
         let repair = || -> Result<(), SqliteFault> {
-            conn.pragma_update(None, "query_only", false)?;
-            schema::repair(&conn)
+            damaged.conn.pragma_update(None, "query_only", false)?;
+            schema::repair(&damaged.conn)
         };
         repair().map_err(|fault| OpenError::of(&self.path, fault))?;
-        drop(conn);
+        drop(damaged);
         copy.open_damaged()
     }
 
@@ -219,29 +237,33 @@ impl StoreFile {
     }
 
     /// Connects to any SQLite file, with settings that do not change the file.
-    ///
-    /// A file in WAL mode needs a log, which SQLite cannot create on a read-only file system. If the file has no
-    /// log there, SQLite reads the file without one, and without locks: nobody can write the file.
     pub(super) fn connect(&self) -> Result<Connection, OpenError> {
+        let conn = self.connect_with_log()?;
+        conn.ok_or_else(|| self.needs_writable_folder())
+    }
+
+    /// Connects to any SQLite file. `None` if SQLite can neither create nor read the log of the file, because the
+    /// folder is read-only.
+    pub(super) fn connect_with_log(&self) -> Result<Option<Connection>, OpenError> {
         let conn = self.connect_to(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         match schema::application(&conn) {
-            Err(fault) if fault.is_cannot_open() && self.is_folder_read_only() => {
-                drop(conn);
-                self.connect_without_log()
-            }
-            _ => Ok(conn),
+            Err(fault) if fault.is_cannot_open() && self.is_folder_read_only() => Ok(None),
+            _ => Ok(Some(conn)),
         }
     }
 
-    fn connect_without_log(&self) -> Result<Connection, OpenError> {
-        let part = |end| fs::symlink_metadata(with_end(&self.path, end)).map(|meta| meta.len());
-        if part("-wal").is_ok_and(|len| len > 0) || part("-shm").is_ok() {
-            let why = "its log cannot be read in a read-only folder: copy the file and its -wal file to another \
-                       folder, and name the copy";
-            return Err(OpenError::io(&self.path, io::Error::other(why)));
-        }
+    /// Connects to a file without reading its log, and without locking it.
+    pub(super) fn connect_without_log(&self) -> Result<Connection, OpenError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
         self.connect_to(&immutable_uri(&self.path), flags)
+    }
+
+    /// Returns the error for a file in a read-only folder.
+    pub(super) fn needs_writable_folder(&self) -> OpenError {
+        let why = "a store that serves needs a folder that can be written: copy the file and its -wal file to \
+                   another folder, or only read it with --allow-unrecovered";
+        let source = io::Error::new(io::ErrorKind::ReadOnlyFilesystem, why);
+        OpenError::io(&self.path, source)
     }
 
     /// Returns whether no file can be created next to the store.
@@ -677,7 +699,7 @@ fn sync_folder(_path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns the SQLite URI of a file that nobody can write.
+/// Returns the SQLite URI of a file that SQLite neither writes nor locks.
 fn immutable_uri(path: &Path) -> PathBuf {
     let mut uri = "file:".to_owned();
     for byte in path.as_os_str().as_encoded_bytes() {

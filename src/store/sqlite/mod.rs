@@ -17,6 +17,7 @@ mod rows;
 mod salvage;
 mod schema;
 mod session;
+mod unlocked;
 mod watch;
 mod write;
 mod writer;
@@ -75,8 +76,9 @@ const FEW: usize = 100;
 /// - **Log.** Readers of an old state keep the write-ahead log from starting over. The store empties a log of 64 MiB
 ///   by waiting for readers for a moment. A read during which the log grows by 64 MiB past 256 MiB fails as
 ///   unavailable. A backup is such a read: repeat it while fewer changes are made.
-/// - **Read-only files.** A file on a read-only file system can be read. If its log (`-wal`) lies there too, copy both
-///   elsewhere first.
+/// - **Read-only folders.** A store that serves needs a folder that can be written, for its log (`-wal`). A file that
+///   is only read needs none, if it has no log: see [`allow_unrecovered`](SqliteOptions::allow_unrecovered). Copy a
+///   file with a log elsewhere first, together with its log.
 /// - **Checksums.** SQLite does not detect flipped bits, so every row has a seal, which is a checksum. A row
 ///   with a wrong seal is reported as corrupt, and affects no other row.
 /// - **Feed.** Contains the latest version of each row, and tombstones of removed keys until
@@ -234,7 +236,8 @@ impl SqliteStore {
         damaged: impl Into<PathBuf>,
         to: impl Into<PathBuf>,
     ) -> Result<IntegrityReport, OpenError> {
-        let (from, to) = (Self::options(damaged).into_file(), to.into());
+        let from = Self::options(damaged).allow_unrecovered().into_file();
+        let to = to.into();
         blocking::unblock(move || salvage::salvage(&from, &to)).await
     }
 
@@ -267,8 +270,9 @@ impl SqliteStore {
         backup: impl Into<PathBuf>,
         to: impl Into<PathBuf>,
     ) -> Result<(), OpenError> {
-        let (backup, to) = (Self::options(backup), to.into());
-        blocking::unblock(move || admin::restore(&backup.into_file(), &to)).await
+        let backup = Self::options(backup).allow_unrecovered().into_file();
+        let to = to.into();
+        blocking::unblock(move || admin::restore(&backup, &to)).await
     }
 
     /// Starts a new epoch in a file that was copied back by hand, so that followers of the lost history start
@@ -563,8 +567,8 @@ impl NodeRegistry for SqliteStore {
         self.register(DOING, move |registry| registry.forget(node, upto))
             .await?;
         // The store itself has an entry only after a restore.
-        let own = self.follow(DOING, nodes::all).await?;
-        if own.iter().any(|own| own.node == node && own.beat <= upto) {
+        let read = move |conn: &Connection| nodes::may_forget(conn, node, upto);
+        if self.follow(DOING, read).await? {
             let write = move |conn: &Connection| nodes::forget(conn, node);
             return self.shared.writer.write(DOING, write).await;
         }

@@ -40,6 +40,17 @@ pub(super) fn all(conn: &Connection) -> Result<Vec<NodeReport>, SqliteFault> {
     Ok(reports)
 }
 
+/// Returns whether the entry of a node may be removed: its beat is `upto` or less, or it is damaged.
+pub(super) fn may_forget(conn: &Connection, node: NodeId, upto: u64) -> Result<bool, SqliteFault> {
+    let sql = format!("SELECT {COLUMNS} FROM nodes WHERE node = ?1");
+    let node = node.to_u128().to_be_bytes();
+    let may = one(conn, &sql, [node], |row| {
+        let read = NodeRow::read(row).ok();
+        Ok(read.is_none_or(|read| read.beat.unsigned_abs() <= upto))
+    })?;
+    Ok(may.unwrap_or_default())
+}
+
 /// Removes the entry of a node.
 pub(super) fn forget(conn: &Connection, node: NodeId) -> Result<(), SqliteFault> {
     conn.prepare_cached("DELETE FROM nodes WHERE node = ?1")?

@@ -87,6 +87,9 @@ impl SqliteOptions {
 
     /// Accepts a file that was restored from a backup and is not recovered yet. Use this option only to
     /// recover the file: see [`SqliteStore::finish_recovery`].
+    ///
+    /// Also accepts a file without a log in a read-only folder, such as a backup or a lost disk that is mounted
+    /// read-only. A read of such a file fails if another process changes the file.
     pub const fn allow_unrecovered(mut self) -> Self {
         self.file.unrecovered = true;
         self
@@ -132,10 +135,10 @@ impl SqliteOptions {
                 created => created?,
             },
         }
-        let conn = file.open()?;
+        let opened = file.open_to_read()?;
         // Checks this before the journal mode is set, so that a refused file keeps its journal mode.
-        let serves = file.check_recovered(&conn)?;
-        let journal = file.make_durable(&conn)?;
+        let serves = file.check_recovered(&opened.conn)? && opened.is_locked();
+        let journal = file.make_durable(&opened.conn)?;
         tracing::info!(
             path = %file.path.display(),
             journal = journal.as_str(),

@@ -18,6 +18,7 @@ use super::fault::{OpenError, SqliteFault};
 use super::file::{FileIdentity, StoreFile};
 use super::rows::{each, one};
 use super::session::{Pool, Tx};
+use super::unlocked::ReadConnection;
 use super::{head, nodes};
 use crate::core::view::Revision;
 use crate::store::sql::{Cells, IntegrityPass, NODE_COLUMNS, NodeRow, history_seal, lease};
@@ -47,23 +48,28 @@ const LOG_PAGES: i64 = 64;
 pub(super) struct Registry {
     pool: Arc<Pool>,
     file: StoreFile,
-    open: Mutex<Option<(Connection, FileIdentity)>>,
+    open: Mutex<Option<(ReadConnection, FileIdentity)>>,
 }
 
 /// The history of the store, and the entries that the store itself has.
 struct History {
     epoch: Epoch,
     has_commits: bool,
-    own: Vec<NodeReport>,
+    /// A damaged entry is an error only for a caller that needs it. A report needs none.
+    own: Result<Vec<NodeReport>, SqliteFault>,
 }
 
 impl History {
     fn read(conn: &Connection) -> Result<Self, SqliteFault> {
         let head = head::read(conn)?;
+        let own = match nodes::all(conn) {
+            Err(fault) if !fault.is_corrupt() => return Err(fault),
+            own => own,
+        };
         Ok(Self {
             epoch: head.store.epoch,
             has_commits: head.last.revision > Revision::ZERO,
-            own: nodes::all(conn)?,
+            own,
         })
     }
 
@@ -88,7 +94,8 @@ impl History {
 
     /// Returns an entry for the nodes that a registry without this history lacks, unless the store has one.
     fn missing(&self) -> Result<Option<NodeRow>, SqliteFault> {
-        match self.has_commits && self.own.is_empty() {
+        let has_none = self.own.as_ref().is_ok_and(Vec::is_empty);
+        match self.has_commits && has_none {
             true => Ok(Some(NodeRow::former(self.epoch.0, Duration::ZERO)?)),
             false => Ok(None),
         }
@@ -152,25 +159,27 @@ impl Registry {
         if !known && let Some(row) = history.missing()? {
             reports.push(row.report()?);
         }
-        reports.extend(history.own);
+        reports.extend(history.own?);
         Ok(reports)
     }
 
     /// Adds the damaged reports to an integrity report.
     pub(super) fn check(&self, report: &mut IntegrityReport) -> Result<(), SqliteFault> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(ready) = self.connection(open.take())? else {
-            return Ok(());
+        let mut scan = || -> Result<(), SqliteFault> {
+            let Some(ready) = self.connection(open.take())? else {
+                return Ok(());
+            };
+            each_report(&ready.0.conn, |row| {
+                report.look(IntegrityPass::Nodes, row);
+                Ok(())
+            })?;
+            self.keep(&mut open, ready)
         };
-        let scanned = each_report(&ready.0, |row| {
-            report.look(IntegrityPass::Nodes, row);
-            Ok(())
-        });
-        match scanned {
+        match self.named(scan()) {
             Err(fault) if fault.is_damage() => report.add(format!("the node registry: {fault}")),
             scanned => scanned?,
         }
-        *open = Some(ready);
         Ok(())
     }
 
@@ -181,14 +190,35 @@ impl Registry {
     ) -> Result<(History, Option<T>), SqliteFault> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let history = self.pool.read(History::read)?;
-        let Some(ready) = self.connection(open.take())? else {
-            return Ok((history, None));
+        let mut attempt = || -> Result<Option<T>, SqliteFault> {
+            let Some(ready) = self.connection(open.take())? else {
+                return Ok(None);
+            };
+            let tx = Tx::deferred(&ready.0.conn)?;
+            let found = read(&ready.0.conn, &history)?;
+            drop(tx);
+            self.keep(&mut open, ready)?;
+            Ok(Some(found))
         };
-        let tx = Tx::deferred(&ready.0)?;
-        let found = read(&ready.0, &history)?;
-        drop(tx);
-        *open = Some(ready);
-        Ok((history, Some(found)))
+        let found = self.named(attempt())?;
+        Ok((history, found))
+    }
+
+    /// Keeps a connection for later calls, if it locks the file. Fails if the registry was changed during a read
+    /// without locks.
+    fn keep(
+        &self,
+        open: &mut Option<(ReadConnection, FileIdentity)>,
+        ready: (ReadConnection, FileIdentity),
+    ) -> Result<(), SqliteFault> {
+        ready.0.check_unchanged(&self.file)?;
+        *open = Some(ready).filter(|(opened, _)| opened.is_locked());
+        Ok(())
+    }
+
+    /// Adds the way out to the error of a registry that SQLite cannot read.
+    fn named<T>(&self, done: Result<T, SqliteFault>) -> Result<T, SqliteFault> {
+        done.map_err(|fault| fault.of_registry(&self.file.path))
     }
 
     /// Runs `write` in a durable transaction. On a full disk, frees the reserve of the store and runs it again.
@@ -206,15 +236,19 @@ impl Registry {
                     self.connection(None)?.ok_or_else(missing)?
                 }
             };
-            let conn = &ready.0;
-            let tx = Tx::immediate(conn)?;
+            let conn = &ready.0.conn;
+            let tx = self.named(Tx::immediate(conn))?;
             // Happens under the lock of the registry. A report that read an earlier epoch is before this one.
             let history = self.pool.read(History::read)?;
-            if !history.is_known(conn)? {
-                history.add(conn)?;
-            }
-            let written = write(conn, &history)?;
-            tx.commit()?;
+            let step = || -> Result<T, SqliteFault> {
+                if !history.is_known(conn)? {
+                    history.add(conn)?;
+                }
+                let written = write(conn, &history)?;
+                tx.commit()?;
+                Ok(written)
+            };
+            let written = self.named(step())?;
             *open = Some(ready);
             Ok(written)
         };
@@ -249,18 +283,22 @@ impl Registry {
     /// Returns the connection to the registry that is next to the store now. `None` if there is none.
     fn connection(
         &self,
-        open: Option<(Connection, FileIdentity)>,
-    ) -> Result<Option<(Connection, FileIdentity)>, SqliteFault> {
+        open: Option<(ReadConnection, FileIdentity)>,
+    ) -> Result<Option<(ReadConnection, FileIdentity)>, SqliteFault> {
         let Some(identity) = self.file.identity()? else {
             return Ok(None);
         };
         if let Some(ready) = open.filter(|(_, own)| *own == identity) {
             return Ok(Some(ready));
         }
-        let conn = self.file.connect()?;
-        self.file.make_durable(&conn)?;
-        conn.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
-        Ok(Some((conn, identity)))
+        let connect = || -> Result<ReadConnection, SqliteFault> {
+            let opened = ReadConnection::connect(&self.file)?;
+            let conn = &opened.conn;
+            self.file.make_durable(conn)?;
+            conn.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
+            Ok(opened)
+        };
+        Ok(Some((self.named(connect())?, identity)))
     }
 }
 
@@ -272,7 +310,10 @@ pub(super) fn longest_lease(store: &StoreFile) -> Duration {
             return Ok(None);
         }
         let sql = "SELECT coalesce(max(lease), 0) FROM reports";
-        one(&file.connect()?, sql, [], |row| Ok(lease(row, 0)?))
+        let opened = ReadConnection::connect(&file)?;
+        let longest = one(&opened.conn, sql, [], |row| Ok(lease(row, 0)?))?;
+        opened.check_unchanged(&file)?;
+        Ok(longest)
     };
     read().ok().flatten().unwrap_or_default()
 }

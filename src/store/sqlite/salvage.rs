@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, Row as SqlRow, params};
 
@@ -14,7 +15,7 @@ use super::damage::{each_entry_in_gap, each_readable, each_row_in_gap, named_row
 use super::fault::{OpenError, SqliteFault};
 use super::file::{DraftStore, StoreFile, refuse_existing, refuse_leftovers};
 use super::rows::{each, one};
-use super::{documents, head, nodes, schema, write};
+use super::{documents, head, nodes, registry, schema, write};
 use crate::core::id::KeyId;
 use crate::core::record::KeyRecord;
 use crate::core::tenant::TenantId;
@@ -39,7 +40,7 @@ pub(super) fn salvage(from: &StoreFile, to: &Path) -> Result<IntegrityReport, Op
     let mut source = from.open_damaged()?;
     let fail = |fault: SqliteFault| OpenError::of(&from.path, fault);
     let mut repaired = None;
-    if schema::is_damaged(&source).map_err(fail)? {
+    if schema::is_damaged(&source.conn).map_err(fail)? {
         drop(source);
         let copy = repaired.insert(DraftStore::beside(to)?);
         source = from.repaired_copy(copy)?;
@@ -51,10 +52,14 @@ pub(super) fn salvage(from: &StoreFile, to: &Path) -> Result<IntegrityReport, Op
     };
     let mut target = file.connect()?;
     schema::create(&mut target).map_err(|fault| OpenError::of(to, fault))?;
-    let copied = copy(&source, &target).and_then(|report| {
+    let lease = registry::longest_lease(from);
+    let copied = copy(&source.conn, &target, lease).and_then(|report| {
         StoreFile::checkpoint(&target)?;
         Ok(report)
     });
+    if repaired.is_none() {
+        source.check_unchanged(from)?;
+    }
     let report = copied.map_err(fail)?;
     drop((source, target));
     drop(repaired);
@@ -62,7 +67,12 @@ pub(super) fn salvage(from: &StoreFile, to: &Path) -> Result<IntegrityReport, Op
     Ok(report)
 }
 
-fn copy(from: &Connection, to: &Connection) -> Result<IntegrityReport, SqliteFault> {
+/// Copies between two connections. The longest lease in the node registry of the source is `lease`.
+fn copy(
+    from: &Connection,
+    to: &Connection,
+    lease: Duration,
+) -> Result<IntegrityReport, SqliteFault> {
     from.execute_batch("BEGIN")?;
     to.execute_batch("BEGIN IMMEDIATE")?;
     let mut salvage = Salvage {
@@ -79,7 +89,7 @@ fn copy(from: &Connection, to: &Connection) -> Result<IntegrityReport, SqliteFau
     salvage.items(Part::Documents)?;
     salvage.owners()?;
     salvage.keys()?;
-    salvage.end()?;
+    salvage.end(lease)?;
     let Salvage { report, .. } = salvage;
     to.execute_batch("COMMIT")?;
     Ok(report)
@@ -360,7 +370,7 @@ impl Salvage<'_> {
     }
 
     /// Writes the head of the new file: a history of its own, which must be recovered.
-    fn end(&mut self) -> Result<(), SqliteFault> {
+    fn end(&mut self, lease: Duration) -> Result<(), SqliteFault> {
         let last = readable(head::read(self.from))?;
         let last = last.map_or(Revision::ZERO, |Head { last, .. }| last.revision);
         let newest = "SELECT coalesce(max(place), 0) FROM \
@@ -378,8 +388,8 @@ impl Salvage<'_> {
         };
         head::write_store(self.to, &store)?;
         documents::end_history(self.to)?;
-        let lease = readable(nodes::longest_lease(self.from))?;
-        nodes::end_history(self.to, lease.unwrap_or_default())
+        let own = readable(nodes::longest_lease(self.from))?;
+        nodes::end_history(self.to, lease.max(own.unwrap_or_default()))
     }
 }
 

@@ -8,6 +8,7 @@ use rusqlite::Connection;
 use super::fault::{OpenError, SqliteFault};
 use super::file::{FileIdentity, StoreFile};
 use super::schema;
+use super::unlocked::ReadConnection;
 use crate::observe::WithSources;
 
 /// The largest number of idle connections to keep: 8, because more concurrent reads are rare.
@@ -40,7 +41,7 @@ enum PathState {
 
 #[derive(Debug)]
 struct PooledConnection {
-    conn: Connection,
+    opened: ReadConnection,
     identity: FileIdentity,
     bound: ReadBound,
 }
@@ -72,12 +73,15 @@ impl Pool {
             Some(connection) => connection,
             None => self.open(identity)?,
         };
-        // After a failure the connection is dropped, not reused, because its state is unknown.
+        let opened = &connection.opened;
         let read = connection
             .bound
-            .hold(|| snapshot(&self.file, &connection.conn, read))?;
+            .hold(|| snapshot(&self.file, &opened.conn, read));
+        opened.check_unchanged(&self.file)?;
+        // After a failure the connection is dropped, not reused, because its state is unknown.
+        let read = read?;
         let mut idle = self.idle();
-        if idle.len() < IDLE {
+        if opened.is_locked() && idle.len() < IDLE {
             idle.push(connection);
         }
         Ok(read)
@@ -128,11 +132,12 @@ impl Pool {
     }
 
     fn open(&self, identity: FileIdentity) -> Result<PooledConnection, SqliteFault> {
-        let mut conn = self.file.serve()?;
-        conn.pragma_update(None, "query_only", true)?;
-        let bound = ReadBound::of(&mut conn, &self.file);
+        let mut opened = self.file.open_to_read()?;
+        self.file.check_recovered(&opened.conn)?;
+        opened.conn.pragma_update(None, "query_only", true)?;
+        let bound = ReadBound::of(&mut opened.conn, &self.file);
         Ok(PooledConnection {
-            conn,
+            opened,
             identity,
             bound,
         })

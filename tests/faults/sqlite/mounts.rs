@@ -121,20 +121,22 @@ pub fn full(folder: &Path) {
 }
 
 pub fn read_only(folder: &Path) {
-    let (mounted, other) = (folder.join("mounted"), folder.join("other"));
-    fs::create_dir(&mounted).unwrap();
-    fs::create_dir(&other).unwrap();
+    let [mounted, other, view] = ["mounted", "other", "view"].map(|name| folder.join(name));
+    for folder in [&mounted, &other, &view] {
+        fs::create_dir(folder).unwrap();
+    }
     mount(&mounted, "size=64m");
     let (path, backup) = (mounted.join("keys.db"), mounted.join("copy #1?.db"));
     let store = open(&path);
     let keys = service(store.clone(), NO_CAP);
     let admin = actor("acme", "alice", Role::ADMIN);
-    let made = wait(keys.create(&admin, reader("key"))).unwrap();
+    wait(keys.create(&admin, reader("key"))).unwrap();
     wait(store.backup(&backup)).unwrap();
     // The store itself is in WAL mode, and has no log.
     wait(store.backup(other.join("old.db"))).unwrap();
     drop((keys, store));
     wait_for_close(&path);
+    see_every_change_through_a_read_only_view(&mounted, &view);
     mount(&mounted, "remount,ro");
 
     wait(SqliteStore::restore(&backup, other.join("new.db"))).unwrap();
@@ -148,11 +150,16 @@ pub fn read_only(folder: &Path) {
     assert_eq!(entries.len() as u64, wait(opened.stats()).unwrap().audit);
     wait(opened.nodes()).unwrap();
 
-    let store = open(&path);
-    let keys = service(store.clone(), NO_CAP);
-    wait(keys.sync()).unwrap();
-    keys.verify(made.secret.expose(), &Need::any()).unwrap();
-    let refused = wait(keys.create(&admin, reader("more"))).unwrap_err();
+    let refused = wait(SqliteStore::open(&path)).unwrap_err();
+    assert!(matches!(refused, OpenError::Denied { .. }), "{refused:?}");
+    let text = format!("{refused:?}");
+    assert!(text.contains("copy the file and its -wal file"), "{text}");
+    // A lost disk is mounted read-only, and its audit trail is replayed.
+    let lost = wait(only_read(&path)).unwrap();
+    let trail = wait(lost.audit(&AuditQuery::all())).unwrap().rows;
+    assert!(trail.len() > entries.len() && trail.starts_with(&entries));
+    wait(lost.nodes()).unwrap();
+    let refused = wait(service(lost, NO_CAP).create(&admin, reader("more"))).unwrap_err();
     assert!(
         matches!(&refused, CommandError::Store(error) if error.kind() == StoreErrorKind::Denied),
         "{refused:?}"
@@ -160,6 +167,39 @@ pub fn read_only(folder: &Path) {
     let missing = wait(SqliteStore::open(mounted.join("none.db"))).unwrap_err();
     assert!(matches!(missing, OpenError::Denied { .. }), "{missing:?}");
     report("end");
+}
+
+async fn only_read(path: &Path) -> Result<SqliteStore, OpenError> {
+    let options = SqliteStore::options(path).allow_unrecovered();
+    options.create(false).open().await
+}
+
+/// Mounts a folder read-only at `view`, while other processes can still write the folder.
+fn see_every_change_through_a_read_only_view(folder: &Path, view: &Path) {
+    let bind = |options: &str, paths: &[&Path]| {
+        let mount = Command::new("mount")
+            .arg("-o")
+            .arg(options)
+            .args(paths)
+            .status();
+        assert!(mount.unwrap().success(), "mount -o {options}");
+    };
+    bind("bind", &[folder, view]);
+    bind("remount,bind,ro", &[view]);
+    let (path, seen) = (folder.join("keys.db"), view.join("keys.db"));
+    let refused = wait(SqliteStore::open(&seen)).unwrap_err();
+    assert!(matches!(refused, OpenError::Denied { .. }), "{refused:?}");
+    let reader = wait(only_read(&seen)).unwrap();
+    let before = wait(reader.stats()).unwrap().head;
+    let store = open(&path);
+    let admin = actor("acme", "alice", Role::ADMIN);
+    let keys = service(store.clone(), NO_CAP);
+    wait(keys.create(&admin, support::reader("another"))).unwrap();
+    let after = wait(store.stats()).unwrap().head;
+    drop((keys, store));
+    wait_for_close(&path);
+    assert_ne!(before, after);
+    assert_eq!(wait(reader.stats()).unwrap().head, after);
 }
 
 /// Waits until the store's threads have closed their connections, which removes the log.

@@ -191,6 +191,100 @@ fn a_restored_registry_is_marked_as_incomplete() {
     assert!(wait(restored.check_integrity()).unwrap().is_sound());
 }
 
+/// The entry for the nodes of a replaced history is in the store. No report needs it.
+#[test]
+fn a_damaged_entry_of_the_store_stops_no_report() {
+    let desk = Desk::new();
+    let store = desk.store();
+    wait(desk.node(store.clone()).create(&admin(), reader("a"))).unwrap();
+    wait(store.start_new_epoch()).unwrap();
+    wait(store.finish_recovery()).unwrap();
+    let [former] = &nodes(&store)[..] else {
+        panic!("there is one entry for all nodes of the replaced history");
+    };
+    let damage = "UPDATE nodes SET lease = lease + 1";
+    assert_eq!(sql(&desk.path()).execute(damage, []).unwrap(), 1);
+    assert!(wait(store.report(report(1, 1))).unwrap());
+    // If the entry were skipped, its nodes would look as if they were gone.
+    let error = wait(store.nodes()).unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Corrupt);
+    wait(store.forget(former.node, 0)).unwrap();
+    assert_eq!(nodes(&store), [report(1, 1)]);
+}
+
+#[test]
+fn a_malformed_registry_names_its_file_and_starts_over_once_that_is_removed() {
+    let desk = Desk::new();
+    let store = desk.store();
+    wait(desk.node(store.clone()).create(&admin(), reader("a"))).unwrap();
+    assert!(wait(store.report(report(1, 1))).unwrap());
+    drop(store);
+    let registry = desk.at("keys.db-nodes");
+    checkpoint(&registry);
+    let mut bytes = fs::read(&registry).unwrap();
+    bytes[..16].fill(0xff);
+    fs::write(&registry, bytes).unwrap();
+
+    let store = desk.store();
+    for error in [
+        wait(store.report(report(1, 2))).unwrap_err(),
+        wait(store.nodes()).unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), StoreErrorKind::Corrupt);
+        let text = std::error::Error::source(&error).unwrap().to_string();
+        assert!(
+            text.contains("keys.db-nodes") && text.contains("remove this file"),
+            "{text}"
+        );
+    }
+    let faults = wait(store.check_integrity()).unwrap().faults;
+    assert!(faults[0].contains("keys.db-nodes"), "{faults:?}");
+    fs::remove_file(&registry).unwrap();
+    assert!(wait(store.report(report(1, 2))).unwrap());
+    // The lost registry may have had more nodes.
+    let found = nodes(&store);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found.contains(&report(1, 2)));
+}
+
+#[test]
+fn a_new_epoch_and_a_salvaged_file_wait_for_the_longest_lease() {
+    let desk = Desk::new();
+    let store = desk.store();
+    let long = NodeReport {
+        lease: hours(2),
+        ..report(1, 1)
+    };
+    wait(store.report(long)).unwrap();
+    wait(SqliteStore::salvage(desk.path(), desk.at("new.db"))).unwrap();
+    wait(store.start_new_epoch()).unwrap();
+    for path in [desk.path(), desk.at("new.db")] {
+        let options = SqliteStore::options(path).allow_unrecovered();
+        let found = nodes(&wait(options.open()).unwrap());
+        assert_eq!((found.len(), found[0].lease), (1, hours(2)), "{found:?}");
+    }
+}
+
+/// The umask of most services removes the group's access from new files.
+#[test]
+fn the_files_next_to_a_shared_store_are_shared_too() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let desk = Desk::new();
+    drop(
+        wait(
+            SqliteStore::options(desk.path())
+                .allow_group_access()
+                .open(),
+        )
+        .unwrap(),
+    );
+    for end in ["-nodes", "-reserve"] {
+        let meta = fs::metadata(desk.at(&format!("keys.db{end}"))).unwrap();
+        assert_eq!(meta.permissions().mode() & 0o777, 0o660, "{end}");
+    }
+}
+
 /// A node that cannot report for a minute refuses every key. So a report must not wait for somebody's long
 /// transaction on the store.
 #[test]

@@ -1,0 +1,93 @@
+//! Connections that only read, also from a read-only folder. A file in WAL mode needs a log, which SQLite cannot
+//! create there. SQLite then reads the file without a log, and without locks.
+//!
+//! Invariant: a read without locks succeeds only if no process changed the file during the read. Another process may
+//! have the file in a folder that it can write: a read-only mount of that folder, or a folder of another user. On
+//! such a connection SQLite never sees later commits, so each read needs a new one.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use rusqlite::Connection;
+
+use super::access::with_end;
+use super::fault::OpenError;
+use super::file::{FileIdentity, StoreFile};
+
+/// A connection that only reads.
+#[derive(Debug)]
+pub(super) struct ReadConnection {
+    pub(super) conn: Connection,
+    /// The state of the file before the connection was opened. `None` if SQLite locks the file.
+    unlocked: Option<FileState>,
+}
+
+impl ReadConnection {
+    /// Connects to any SQLite file. A file that SQLite cannot lock is refused, unless the options allow a file that
+    /// does not serve.
+    pub(super) fn connect(file: &StoreFile) -> Result<Self, OpenError> {
+        match file.connect_with_log()? {
+            Some(conn) => Ok(Self {
+                conn,
+                unlocked: None,
+            }),
+            None if file.unrecovered => {
+                let unlocked = Some(FileState::of(file)?);
+                let conn = file.connect_without_log()?;
+                Ok(Self { conn, unlocked })
+            }
+            None => Err(file.needs_writable_folder()),
+        }
+    }
+
+    /// Returns whether SQLite locks the file, so that the connection may be used for several reads.
+    pub(super) const fn is_locked(&self) -> bool {
+        self.unlocked.is_none()
+    }
+
+    /// Fails if a process may have changed the file since the connection was opened. The caller must then drop
+    /// everything that it read.
+    pub(super) fn check_unchanged(&self, file: &StoreFile) -> Result<(), OpenError> {
+        match &self.unlocked {
+            Some(before) if FileState::of(file)? != *before => Err(OpenError::io(
+                &file.path,
+                io::Error::other("another process changed the file during the read: repeat it"),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The state of a file without a log. A commit of any process changes it, or creates a log.
+#[derive(Debug, Eq, PartialEq)]
+struct FileState {
+    identity: FileIdentity,
+    len: u64,
+    modified: Option<SystemTime>,
+}
+
+impl FileState {
+    /// Fails if the file has a log or a journal, which may hold commits.
+    fn of(file: &StoreFile) -> Result<Self, OpenError> {
+        let path = &file.path;
+        let len = |end| fs::symlink_metadata(with_end(path, end)).map_or(0, |meta| meta.len());
+        let shared = fs::symlink_metadata(with_end(path, "-shm")).is_ok();
+        if shared || len("-wal") > 0 || len("-journal") > 0 {
+            let why = "its log cannot be read in a read-only folder: copy the file and its -wal or -journal file to \
+                       another folder, and name the copy";
+            return Err(OpenError::io(path, io::Error::other(why)));
+        }
+        let gone = || OpenError::Gone {
+            path: PathBuf::from(path),
+        };
+        let identity = file.identity()?.ok_or_else(gone)?;
+        let meta = fs::symlink_metadata(path).map_err(|error| OpenError::io(path, error))?;
+        Ok(Self {
+            identity,
+            len: meta.len(),
+            modified: meta.modified().ok(),
+        })
+    }
+}
