@@ -1,6 +1,5 @@
 //! Tables that go back in time under a running node: an operator restores a dump, or a failover loses commits.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
