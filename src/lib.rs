@@ -102,9 +102,9 @@
 //!
 //! # Watching
 //!
-//! Log events go to [`tracing`]. Each sync is logged at debug. A follower's failures are logged at warn, with
-//! the number of consecutive failures, and its recovery at info. Feature `metrics` exports these metrics
-//! through the `metrics` crate:
+//! Log events go to [`tracing`]. Each sync is logged at debug. A new cause of a follower's failure is logged at
+//! warn, with the number of consecutive failures. A repeated cause is logged at debug, and the recovery at info.
+//! Feature `metrics` exports these metrics through the `metrics` crate:
 //!
 //! | Metric | Meaning |
 //! |---|---|
@@ -160,12 +160,12 @@
 //!
 //! # Peppers
 //!
-//! Secrets are stored as HMAC-SHA-256 digests under a [`Pepper`](pepper::Pepper), a key of the service that
-//! must be stored separately from the records. To replace the pepper without refusing any key, first give every
-//! process the new one as [`with_next`](PepperRing::with_next). Then give every process the rotated ring, with the
-//! old pepper as [`with_retired`](PepperRing::with_retired): old secrets still verify, and move to the new pepper at
-//! their next use. A digest moves only to a pepper that became current later, so processes that have not
-//! restarted move none back. Keys that are never used never move.
+//! Secrets are stored as HMAC-SHA-256 digests under a [`Pepper`](pepper::Pepper), a key of the service that must
+//! be stored separately from the records. To replace the pepper without refusing any key, first give every process
+//! the new pepper as [`with_next`](PepperRing::with_next). Then give every process the rotated ring, with the old
+//! pepper as [`with_retired`](PepperRing::with_retired). Old secrets still verify, and their digests move to the
+//! new pepper at the next use. A digest moves only to a pepper that became current later. So a process that has
+//! not restarted moves no digest back. Keys that are never used never move.
 //!
 //! [`Keyward::keys_by_pepper`] counts the keys that still need the old pepper. Revoke the last ones with
 //! [`BulkFilter::pepper`](command::BulkFilter::pepper). Then keep the old pepper as
@@ -174,10 +174,11 @@
 //!
 //! # Restoring
 //!
-//! In a store that was restored from a backup, keys that were revoked after the backup would verify again.
-//! Before the store serves requests, call [`Keyward::recover`]. It disables every key, or uses the audit trail of
-//! the lost store to repeat the commands that ended or narrowed keys after the backup. A tenant that the trail
-//! does not cover is disabled. See [`Recovery`](recovery::Recovery).
+//! In a store that was restored from a backup, keys that were revoked after the backup would verify again. Before
+//! the store serves requests, call [`Keyward::recover`]. Either the call disables every key, or it repeats the
+//! commands that ended or narrowed keys after the backup. It reads these commands from the audit trail of the lost
+//! store, and disables the keys of each tenant that the trail does not cover. See
+//! [`Recovery`](recovery::Recovery).
 //!
 //! # Features
 //!

@@ -3,9 +3,9 @@
 //!
 //! No metric name or label contains presented or stored data. The ids of the process's own peppers are labels.
 //!
-//! The gauges of freshness (`keyward_freshness_age_seconds`, `keyward_seconds_until_refusal` and
-//! `keyward_report_age_seconds`) are set when a sync begins or ends, when the application reads the freshness,
-//! and when keys begin to be refused as stale. They stand still while none of these happens.
+//! The gauges of freshness are `keyward_freshness_age_seconds`, `keyward_seconds_until_refusal` and
+//! `keyward_report_age_seconds`. They are set when a sync begins or ends, when the application reads the
+//! freshness, and when keys begin to be refused as stale. Between these events their values do not change.
 
 use std::collections::HashSet;
 use std::error::Error;
@@ -18,8 +18,8 @@ use crate::core::id::KeyId;
 use crate::core::pepper::PepperState;
 use crate::core::text::PepperId;
 
-/// Displays an error and all its sources on one line. The message of an error of this crate alone never repeats
-/// its source, so a log line without the sources would not show the cause.
+/// Displays an error and all its sources on one line. The message of an error of this crate never repeats its
+/// source. So a log line without the sources would not show the cause.
 ///
 /// # Examples
 ///
@@ -91,10 +91,10 @@ impl LogSampler {
     }
 }
 
-/// True if metrics are exported. A caller checks it before it computes an expensive value.
+/// True if metrics are exported. A caller checks this constant before it computes an expensive value.
 pub(crate) const IS_EXPORTED: bool = cfg!(feature = "metrics");
 
-/// 60 s between two updates of a gauge that reads every key, because that takes about 50 ms for a million keys.
+/// 60 s between two updates of a gauge that reads every key. A read takes about 50 ms for a million keys.
 const GAUGE_PERIOD: Duration = Duration::from_secs(60);
 
 /// The time of the last update of an expensive gauge.
@@ -136,8 +136,8 @@ pub(crate) fn http_request(outcome: &'static str) {
     count("keyward_http_requests_total", Some(outcome));
 }
 
-/// Sets the age of the replica, the number of key rows in its index, and whether its store went back in time: 1
-/// if so, else 0.
+/// Sets the gauges of a replica: its age, the number of key rows in its index, and 1 if its store went back in
+/// time.
 pub(crate) fn replica(age: Option<Duration>, keys: u32, diverged: bool) {
     // The gauge needs a value before the first confirmation, so the age is then infinite.
     gauge(

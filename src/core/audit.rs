@@ -285,8 +285,8 @@ tagged! {
 }
 
 impl Action {
-    /// Returns whether the change takes authority away and gives none. A store that is nearly full keeps space
-    /// for such changes. False for a change that may do either, such as an update of a key's fields.
+    /// Returns whether the change takes authority away and grants none. A store that is nearly full keeps space
+    /// for such changes. Returns false for a change that may do either, such as an update of a key's fields.
     pub(crate) const fn only_narrows(&self) -> bool {
         match self {
             Self::TenantClosed

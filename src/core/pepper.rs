@@ -104,9 +104,9 @@ pub enum PepperState {
     /// Becomes the current pepper at the next rotation. Until then it verifies the secrets of processes that
     /// have already loaded the rotated peppers.
     Next,
-    /// Verifies the secrets that it digested. Their digests move to the current pepper.
+    /// Verifies the secrets that were digested under this pepper. Their digests move to the current pepper.
     Live,
-    /// Verifies only the audit entries that it sealed, and no secrets.
+    /// Verifies the audit entries that were sealed under this pepper, and no secrets.
     Audit,
 }
 
@@ -151,7 +151,7 @@ pub struct PepperCount {
 }
 
 impl PepperCount {
-    /// Lists the counts without comparing them with a ring: no count has a state.
+    /// Lists the counts without a comparison with a ring. No count has a state.
     #[must_use]
     pub fn without_ring(keys: BTreeMap<PepperId, u64>) -> Vec<Self> {
         let count = |(pepper, keys)| Self {
@@ -197,8 +197,8 @@ impl PepperRing {
         }
     }
 
-    /// Adds an older pepper, so that existing secrets still verify under it. The digest of a key that is used
-    /// moves to the current pepper.
+    /// Adds an older pepper, so that existing secrets still verify under this pepper. When a key is used, its
+    /// digest moves to the current pepper.
     ///
     /// # Errors
     ///
@@ -209,8 +209,8 @@ impl PepperRing {
         Ok(self)
     }
 
-    /// Adds the pepper of the next rotation, so that this process already verifies the secrets of processes
-    /// that use it as their current pepper. No digest moves away from it.
+    /// Adds the pepper of the next rotation. This process then verifies the secrets of processes whose current
+    /// pepper is already the next one. No digest moves away from the next pepper.
     ///
     /// Once every process has this ring, build the rotated ring: [`new`](Self::new) with this pepper, and
     /// [`with_retired`](Self::with_retired) with the previous one.
@@ -280,8 +280,8 @@ impl PepperRing {
             .map(|(_, state)| state)
     }
 
-    /// Compares the number of keys under each pepper with this ring. The result has every pepper of the ring,
-    /// and every other one that keys need.
+    /// Compares the number of keys under each pepper with this ring. The result has every pepper of the ring, and
+    /// every other pepper that keys need.
     #[must_use]
     pub fn count(&self, mut keys: BTreeMap<PepperId, u64>) -> Vec<PepperCount> {
         let own = self.with_states().map(|(pepper, state)| PepperCount {
@@ -296,8 +296,8 @@ impl PepperRing {
 
     /// Returns whether digests under the pepper with this id move to the current pepper.
     ///
-    /// They do if the pepper is live and became current before the current pepper. So each digest moves only
-    /// forward in one order that all processes share. Otherwise two processes with different current peppers
+    /// Digests move if their pepper is live and became current before the current pepper. So each digest moves
+    /// only forward, in one order that all processes share. Otherwise two processes with different current peppers
     /// would move a key back and forth with every use.
     pub(crate) fn is_outdated(&self, id: &PepperId) -> bool {
         let place = |order: &[PepperId], id: &PepperId| order.iter().position(|known| known == id);

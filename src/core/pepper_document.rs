@@ -172,8 +172,8 @@ impl PepperDocument {
             .sort_by_key(|stored| stored.state != PepperState::Current);
     }
 
-    /// Takes a live pepper out of service: from then on it only verifies the audit entries that it sealed.
-    /// Returns the pepper's state before. `None` if the document does not have the pepper.
+    /// Takes a live pepper out of service. From then on the pepper verifies only the audit entries that were
+    /// sealed under it. Returns the pepper's previous state. `None` if the document does not have the pepper.
     pub(crate) fn retire(&mut self, id: &PepperId) -> Option<PepperState> {
         let stored = self.peppers.iter_mut().find(|stored| stored.id == *id)?;
         let before = stored.state;

@@ -27,8 +27,8 @@ use super::view::Epoch;
 /// The audit trail of one tenant in the restored store.
 #[derive(Debug, Default)]
 pub(crate) struct RestoredTrail {
-    /// The head after each entry, by sequence number. Also the head before the oldest entry: that of the newest
-    /// removed entry, if old entries were pruned.
+    /// The head after each entry, by sequence number. Also contains the head before the oldest entry. If old
+    /// entries were pruned, this is the head of the newest removed entry.
     heads: BTreeMap<u64, AuditHead>,
     /// The restored end: the newest entry that was in the backup. An interrupted recovery may have added
     /// entries after it.
@@ -138,7 +138,7 @@ pub struct TrailEnd {
     pub at: Timestamp,
 }
 
-/// The distance that a given trail reaches, compared with the trail of the same tenant in the restored store.
+/// The end of a given trail, compared with the restored trail of the same tenant.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum TrailReach {
@@ -158,7 +158,7 @@ pub enum TrailReach {
 }
 
 impl TrailReach {
-    /// Returns a stable word for the distance, such as `restored-end`.
+    /// Returns a stable word for the reach, such as `restored-end`.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -189,11 +189,11 @@ pub(crate) struct ComparedTrail {
 pub(crate) enum UselessTrails {
     /// No trail contains the restored end of its tenant.
     Foreign,
-    /// No trail goes on after the restored end of its tenant.
+    /// No trail continues after the restored end of its tenant.
     NothingLater,
 }
 
-/// Returns the tenants whose keys are as they were at the loss, once the lost entries are replayed. The keys of
+/// Returns the tenants whose keys a replay of the lost entries brings to their state at the loss. The keys of
 /// every other tenant must be disabled.
 ///
 /// `trails` has an entry for each tenant of the restored store, and for each tenant with given entries. If

@@ -9,7 +9,7 @@ use crate::store::{DocumentError, StoreError};
 
 /// The reason why [`build`](crate::KeywardBuilder::build) returned no [`Keyward`](crate::Keyward).
 ///
-/// `Debug` prints the message with its causes, because a `main` that returns the error prints it so.
+/// `Debug` prints the message with its causes, because Rust prints an error that `main` returns with `Debug`.
 #[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {

@@ -122,8 +122,8 @@ impl KeywardBuilder {
     /// wait for a node that is not registered. Every store of this crate is also a registry. Defaults to
     /// none: receipts then rely on the staleness bound alone.
     ///
-    /// Each command reads the registry after its commit, for at most a second, because a node may have another
-    /// staleness bound than this process: see [`Receipt::no_later_than`](crate::Receipt::no_later_than).
+    /// After its commit, each command reads the registry for at most a second, because a node may have another
+    /// staleness bound. See [`Receipt::no_later_than`](crate::Receipt::no_later_than).
     ///
     /// The node reports whenever [`sync`](Keyward::sync) finds changes, and about every ten seconds. If the
     /// node's reports fail for a minute, its syncs no longer count as confirmations. After the staleness
@@ -170,8 +170,8 @@ impl KeywardBuilder {
     /// [`BuildError`] if the store cannot be read, or if this process has another policy or another pepper than
     /// the other processes of the store. A refused process has changed no key.
     ///
-    /// Keys whose pepper this process lacks are no error, because the others verify. Each such pepper is logged at
-    /// error, with the number of its keys: see [`Keyward::keys_by_pepper`].
+    /// If this process lacks the pepper of some keys, the call succeeds, because the other keys verify. Each such
+    /// pepper is logged at error, with the number of its keys: see [`Keyward::keys_by_pepper`].
     pub async fn build(self) -> Result<Keyward, BuildError> {
         let Self {
             store,

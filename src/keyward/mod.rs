@@ -207,8 +207,8 @@ impl Keyward {
         synced
     }
 
-    /// Returns an upper bound on how far this node is behind the store. Also sets the gauges of the feature
-    /// `metrics`, so that they do not stand still while nothing syncs.
+    /// Returns an upper bound on how far this node is behind the store. Also sets the gauges of the `metrics`
+    /// feature, so that the gauges stay current while nothing syncs.
     #[must_use]
     pub fn freshness(&self) -> Freshness {
         self.inner.replica.show_gauges();

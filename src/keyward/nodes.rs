@@ -19,9 +19,9 @@ impl Keyward {
     /// earlier state. Without a registry, the result depends only on whether the [bound](Receipt::bound) has
     /// passed.
     ///
-    /// A verification that was in flight when its node reported the change may still use the earlier state.
-    /// Each node is judged by the staleness bound that it reports. Nodes that do not register are not waited for.
-    /// The receipt must be from this process.
+    /// A verification that was in flight when its node reported the change may still use the earlier state. Judges
+    /// each node by the staleness bound that the node reports. Does not wait for nodes that do not register. The
+    /// receipt must be from this process.
     ///
     /// # Errors
     ///

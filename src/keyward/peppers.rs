@@ -1,4 +1,4 @@
-//! The number of keys under each pepper: for the operator of a rotation, at start, and as gauges.
+//! Counts the keys under each pepper: for an operator during a rotation, in the log at start, and as gauges.
 
 use super::Keyward;
 use crate::clock::Clock;
@@ -9,12 +9,13 @@ impl Keyward {
     /// Returns the number of live keys under each pepper of this process, and under each pepper that it lacks. A
     /// key is live if it is neither revoked nor expired. Imported keys need no pepper.
     ///
-    /// Retire an old pepper only once no live key needs it. Keys that are used move to the current pepper by
-    /// themselves, and [`BulkFilter::pepper`](crate::command::BulkFilter::pepper) revokes the others.
+    /// Retire an old pepper only once no live key needs this pepper. The next use of a key moves the key to the
+    /// current pepper. [`BulkFilter::pepper`](crate::command::BulkFilter::pepper) selects the other keys for a
+    /// revocation.
     ///
-    /// Reads every row of the local index, which takes about 50 ms for a million keys. Reads no store: the counts are
-    /// as old as the last [`sync`](Self::sync).
-    /// Keys whose stored bytes are corrupt are not counted.
+    /// Reads every row of the local index, which takes about 50 ms for a million keys. Does not read the store, so
+    /// the counts are as old as the last [`sync`](Self::sync). Keys whose stored bytes are corrupt are not
+    /// counted.
     #[must_use]
     pub fn keys_by_pepper(&self) -> Vec<PepperCount> {
         let keys = self.inner.replica.keys_by_pepper();
@@ -58,7 +59,7 @@ impl Keyward {
         }
         let counts = self.keys_by_pepper();
         for count in &counts {
-            // A pepper that this process lacks is named by stored data, and has no label.
+            // The id of a pepper that this process lacks is stored data, so it does not become a label.
             if let Some(state) = count.state {
                 observe::keys_of_pepper(&count.pepper, state, count.keys);
             }

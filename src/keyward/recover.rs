@@ -32,12 +32,12 @@ use crate::store::{KeyStore, StoreError, StoreErrorKind};
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum Recovery {
-    /// Disables every key that could verify, including publishable and legacy keys. Keys that were revoked
-    /// after the backup are among them: enable or rotate only known good keys afterwards.
+    /// Disables every key that could verify, including publishable and legacy keys. These include keys that were
+    /// revoked after the backup, so enable or rotate only known good keys afterwards.
     #[default]
     DisableAll,
-    /// Repeats the changes that ended or narrowed keys since the backup, as recorded in the audit trail of
-    /// another store: the lost store, or a store that was copied from it later than the backup.
+    /// Repeats the changes that ended or narrowed keys since the backup, as recorded in another store's audit
+    /// trail. The other store is the lost store, or a copy of the lost store that is newer than the backup.
     ///
     /// The other store must contain the newest restored entry of each tenant, and entries after the backup. A
     /// tenant without later entries was not changed, and stays as it is. Every key is disabled of a tenant
@@ -47,11 +47,11 @@ pub enum Recovery {
     /// If a trail differs from the restored one or ends before it, the other store is not the lost one. Then
     /// every key is also disabled of a tenant without later entries.
     ReplayFrom(Arc<dyn KeyStore>),
-    /// Repeats the changes that ended or narrowed keys since the backup, as recorded in audit entries that were
-    /// kept elsewhere, such as an exported trail.
+    /// Repeats the changes that ended or narrowed keys since the backup, as recorded in separately stored audit
+    /// entries, such as an exported trail.
     ///
-    /// Applies the rules of [`ReplayFrom`](Self::ReplayFrom) to each tenant. In addition, every key is disabled
-    /// of a tenant without later entries, unless [`is_whole`](Self::Replay::is_whole) is true.
+    /// Applies the rules of [`ReplayFrom`](Self::ReplayFrom) to each tenant, with one addition. If a tenant has no
+    /// later entries and [`is_whole`](Self::Replay::is_whole) is false, every key of the tenant is disabled.
     Replay {
         /// The entries, in any order. Equal copies of an entry count once.
         entries: Vec<AuditEntry>,
@@ -70,8 +70,8 @@ pub enum Recovery {
 pub struct RecoveryReport {
     /// The number of tenants with keys to disable, or with audit entries after the backup.
     pub tenants: usize,
-    /// The tenants of a replay, each with the distance that its given trail reached. Changes after the last
-    /// entry of a trail are not repeated, so a key that was revoked later verifies again.
+    /// The tenants of a replay, each with the reach of its given trail. Changes after the last entry of a trail
+    /// are not repeated. A key that was revoked later verifies again.
     pub trails: Vec<ReplayedTrail>,
     /// The number of tenants that were closed again.
     pub closed: usize,
@@ -98,8 +98,8 @@ pub struct RecoveryReport {
     pub unknown: Vec<KeyId>,
     /// Keys whose stored bytes failed their checksum. They are always refused.
     pub corrupt: Vec<KeyId>,
-    /// The peppers that live keys need and that this process cannot verify with, usually because they were
-    /// retired after the backup. Put these peppers back, or these keys are refused.
+    /// The peppers that live keys need and that this process cannot verify with. They were usually retired after
+    /// the backup. Unless these peppers are put back, these keys are refused.
     pub unverifiable: Vec<PepperCount>,
 }
 
@@ -111,16 +111,16 @@ pub struct ReplayedTrail {
     pub tenant: TenantId,
     /// The number of the newest restored entry. Zero if the tenant is not in the restored store.
     pub restored: u64,
-    /// The distance that the given trail reached.
+    /// The end of the given trail, compared with the restored trail.
     pub reach: TrailReach,
     /// The last entry of the given trail. `None` if the trail is missing.
     pub last: Option<TrailEnd>,
-    /// True if every key of the tenant is disabled, because its trail, or the trail of a tenant above or below
-    /// it, does not prove the state of its keys.
+    /// True if every key of the tenant is disabled, because no trail proves the state of the keys. The trail of
+    /// each tenant above and below counts too.
     pub disabled: bool,
 }
 
-/// Displays the last entry and the distance, without the tenant.
+/// Displays the last entry and the reach, without the tenant.
 impl fmt::Display for ReplayedTrail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(TrailEnd { sequence, at }) = self.last else {
@@ -448,7 +448,7 @@ impl Keyward {
         for (tenant, restored) in restored {
             let mut given = given.remove(&tenant).unwrap_or_default();
             given.sort_by_key(|entry| entry.sequence);
-            // Exports may overlap: equal copies of an entry are merged, and two versions of an entry fail the
+            // Exports may overlap. Equal copies of an entry are merged. Two versions of an entry fail the
             // comparison.
             given.dedup();
             match restored.compare(&tenant, given, &self.inner.peppers) {

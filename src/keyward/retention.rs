@@ -49,9 +49,9 @@ impl Keyward {
         Ok(RetentionReport { keys, entries })
     }
 
-    /// Removes what the tenant's policy no longer keeps: revoked and expired keys, as [`purge`](Self::purge) does,
-    /// and audit entries, as [`prune_audit`](Self::prune_audit) does. Removes nothing unless the policy says for
-    /// how long to keep keys or entries. Writes nothing if there is nothing to remove.
+    /// Removes the keys and audit entries that the tenant's policy no longer keeps. Removes revoked and expired
+    /// keys like [`purge`](Self::purge), and audit entries like [`prune_audit`](Self::prune_audit). Removes
+    /// nothing unless the policy limits the age of keys or entries. Writes nothing if there is nothing to remove.
     ///
     /// Call this method regularly, for example once a day for each tenant. Several processes may do so at the same
     /// time. Each commit removes a limited number of keys or entries. If the call fails, the next call removes the
@@ -62,8 +62,9 @@ impl Keyward {
     /// once two of its reports were read. A file has no server, so a process that is alone with a file has no other
     /// clock: if its own clock is ahead, this method removes too much.
     ///
-    /// A recovery from a backup repeats revocations from the audit trail. So the policy must keep entries for longer
-    /// than the age of the oldest backup that may be restored. The ids and digests of purged keys stay taken.
+    /// A recovery from a backup repeats revocations from the audit trail. So the policy must keep entries for
+    /// longer than the age of the oldest backup that may be restored. The ids and digests of purged keys cannot be
+    /// used again.
     ///
     /// # Errors
     ///

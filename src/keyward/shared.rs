@@ -33,15 +33,15 @@ const FORMAT: u32 = 1;
 #[serde(deny_unknown_fields)]
 struct PepperChecks {
     keyward_peppers: u32,
-    /// The peppers that processes have digested new secrets under, in the order in which each became current.
-    /// A digest moves only to a later pepper of this list.
+    /// The peppers under which processes have digested new secrets, in the order in which they became current. A
+    /// digest moves only to a later pepper of this list.
     current: Vec<PepperId>,
     peppers: BTreeMap<PepperId, String>,
 }
 
 impl PepperChecks {
-    /// Returns the check values of the first process. Its ring states the order, because no process has
-    /// recorded one: keys may have been created before the store had documents.
+    /// Returns the check values of the first process. The order is that of its ring, because the store has no
+    /// order before. Keys may have been created before the store had documents.
     fn first(ring: &PepperRing) -> Self {
         let current = ring.retired().iter().chain([ring.current()]);
         Self {

@@ -140,8 +140,9 @@ impl KeyManager {
         self
     }
 
-    /// Refuses every command for which `check` fails, before the store is read. The check fails if the store went
-    /// back in time: a command that it accepts may be lost with the wrong history, and its answer would be false.
+    /// Sets a check that runs before each command reads the store. If the check fails, the command is refused. The
+    /// check fails if the store went back in time. Such a store may lose the commands that it accepts, and their
+    /// answers would be false.
     #[must_use]
     pub(crate) fn with_history_check(
         mut self,

@@ -54,8 +54,8 @@ impl Receipt {
         self
     }
 
-    /// Raises the staleness bound to `bound`, if the present bound is shorter. For a verifier that accepts keys
-    /// for longer than this process's policies say.
+    /// Raises the staleness bound to `bound`, if the present bound is shorter. For a verifier whose policies have
+    /// a longer bound than those of this process.
     pub(crate) fn reaching(mut self, bound: Duration) -> Self {
         let more = bound.saturating_sub(self.bound);
         self.no_later_than = self.no_later_than.saturating_add(more);
@@ -100,8 +100,9 @@ impl Receipt {
     /// the process that made the change, this is already true when the call returns.
     ///
     /// Without a [registry](crate::KeywardBuilder::registry), all processes are assumed to have this process's
-    /// policies. With one, the bounds that nodes reported count too. If the registry did not answer after the
-    /// change, the time is judged by its last answer, and by the longest bound that exists before its first one.
+    /// policies. With a registry, the bounds that nodes reported count too. If the registry did not answer after
+    /// the change, its last answer counts. Before its first answer, the longest bound that a policy may have
+    /// counts.
     #[must_use]
     pub const fn no_later_than(&self) -> Timestamp {
         self.no_later_than

@@ -44,8 +44,8 @@ use crate::observe::WithSources;
 /// }
 /// ```
 ///
-/// The `current` pepper digests new secrets. A `live` pepper verifies the secrets that it digested, and an
-/// `audit` pepper only proves the audit entries that it sealed. A `next` pepper verifies secrets, and becomes
+/// The `current` pepper digests new secrets. A `live` pepper verifies the secrets that it digested, and an `audit`
+/// pepper only verifies the audit entries that were sealed under it. A `next` pepper verifies secrets, and becomes
 /// the current one at the next rotation.
 ///
 /// # Rotation
@@ -62,7 +62,8 @@ use crate::observe::WithSources;
 /// 1. [`prepare`](Self::prepare) adds a pepper that all processes can verify with.
 /// 2. [`rotate`](Self::rotate) makes that pepper the current one.
 /// 3. Once [no live key](crate::Keyward::keys_by_pepper) needs the previous pepper, [`retire`](Self::retire) takes
-///    it out of service. To put it back, for example for an old backup, change its `audit` to `live`.
+///    that pepper out of service. To use the pepper again, for example for an old backup, change its state from
+///    `audit` to `live`.
 ///
 /// # Examples
 ///
@@ -88,7 +89,7 @@ pub struct PepperFile {
 
 /// The reason why a pepper file was not read or written. Never contains content of the file.
 ///
-/// `Debug` prints the message with its causes, because a `main` that returns the error prints it so.
+/// `Debug` prints the message with its causes, because Rust prints an error that `main` returns with `Debug`.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum PepperFileError {
@@ -146,7 +147,7 @@ pub enum PepperFileError {
         /// The problem and its place, in words.
         problem: String,
     },
-    /// The file has no prepared pepper that a rotation could make current. A pepper that no process knows yet
+    /// The file has no prepared pepper that a rotation could make current. A pepper that no process has loaded
     /// must not become the current one. The file was not changed.
     #[error(
         "pepper file {} has no prepared pepper: prepare one, restart each process, and then rotate",
@@ -272,12 +273,12 @@ impl PepperFile {
         })
     }
 
-    /// Makes the prepared pepper the current one. The previous current pepper stays live. Replaces the file as
-    /// a whole. Concurrent rotations wait for each other.
+    /// Makes the prepared pepper the current one. The previous pepper stays live. Replaces the file atomically.
+    /// Concurrent rotations wait for each other.
     ///
-    /// Running processes do not notice the change: see [Rotation](Self#rotation). Every process must have loaded
-    /// the [prepared](Self::prepare) pepper before, or it refuses the keys of processes that load the rotated
-    /// file.
+    /// Running processes do not notice the change: see [Rotation](Self#rotation). First let every process load the
+    /// [prepared](Self::prepare) pepper. A process that has not loaded this pepper refuses the keys that are
+    /// created under it.
     ///
     /// # Errors
     ///
@@ -293,12 +294,12 @@ impl PepperFile {
         })
     }
 
-    /// Takes a live pepper out of service: from then on it only proves the audit entries that it sealed. Changes
-    /// nothing if the pepper is already out of service.
+    /// Takes a live pepper out of service. From then on the pepper verifies only the audit entries that were
+    /// sealed under it. Changes nothing if the pepper is already out of service.
     ///
-    /// Only call it if no live key needs the pepper, according to
-    /// [`Keyward::keys_by_pepper`](crate::Keyward::keys_by_pepper): a process that loads the file refuses such a
-    /// key.
+    /// Call this method only if no live key needs the pepper: see
+    /// [`Keyward::keys_by_pepper`](crate::Keyward::keys_by_pepper). A process that loads the file refuses such
+    /// keys.
     ///
     /// # Errors
     ///

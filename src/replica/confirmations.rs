@@ -16,9 +16,9 @@ use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::store::{Epoch, NodeId, NodeReport};
 
-/// 60 s: the longest time between a report to the registry and a read of the store that confirms the index.
-/// So a registry outage of up to 60 s does not end freshness. The cost: a receipt waits for a node that died
-/// for up to 60 s plus the node's staleness bound.
+/// 60 s: the longest time between a report to the registry and a read of the store that confirms the index. So a
+/// registry outage of up to 60 s does not end freshness. The cost is that a receipt waits for a dead node for up
+/// to 60 s plus the node's staleness bound.
 pub(super) const SLACK: Duration = Duration::from_secs(60);
 
 /// 24 hours: a node's entry stays in the registry for this long after its lease has ended without a report.

@@ -1,13 +1,13 @@
 //! A store that went back in time: within one epoch, it lacks a commit that this process knows. Someone copied a
-//! backup back, or a failover lost commits, so keys may verify again whose revocations are lost.
+//! backup back, or a failover lost commits. Revocations may be lost, so revoked keys would verify again.
 //!
 //! Invariants:
 //!
-//! - Once this process has noticed, it accepts no key and executes no command.
+//! - Once this process has noticed the loss, it accepts no key and executes no command.
 //! - The index keeps every row that it had. In particular, it keeps every revocation.
 //! - Only a sync ends this state, and only if the store has the commit again, or a new epoch. New commits of the
-//!   store, and a scan of its rows, do not end it. The sync then reads all rows again: commits of this process may
-//!   have gone to the wrong history before it noticed.
+//!   store and a scan of its rows do not end this state. The sync then reads all rows again, because commits of
+//!   this process may have gone to the wrong history.
 
 use std::num::NonZeroUsize;
 
@@ -37,7 +37,7 @@ pub(super) fn history_lost(lost: Cursor) -> StoreError {
 }
 
 impl Replica {
-    /// Checks that the store has not gone back in time, as far as this process has noticed.
+    /// Checks that this process has not found that the store went back in time.
     ///
     /// # Errors
     ///
@@ -74,7 +74,7 @@ impl Replica {
             Err(ChangesError::Compacted) => Ok(None),
             Err(ChangesError::Store(error)) => Err(error),
             Err(ChangesError::Diverged) => {
-                // The head is for the operator. Without it, the line still names the lost commit.
+                // The head is only logged. Without the head, the line still names the lost commit.
                 let head = self.store.scan(None, PROBE).await;
                 let head = head.ok().map(|page| page.head);
                 self.diverge(&mut self.progress(), after, head);
@@ -115,8 +115,8 @@ impl Replica {
     /// Checks that the store has the position `known`, which this process knew before it read a page from
     /// `cursor` to `head`. Reads nothing if one of the two is this position.
     ///
-    /// A commit of this process can be newer than everything that it has read. A failover may lose this commit,
-    /// and the next commits of other processes then take its revision.
+    /// A commit of this process can be newer than everything that this process has read. A failover may lose this
+    /// commit. The next commits of other processes then take its revision.
     pub(super) async fn check_known(
         &self,
         known: Option<Cursor>,
@@ -168,8 +168,8 @@ impl Replica {
         Ok(())
     }
 
-    /// Checks the row of a key that was read from the store against the positions and rows that this process
-    /// knew. Returns the position that the store lacks, if any.
+    /// Compares the row of a key that was read from the store with the positions and rows that this process knew.
+    /// Returns the position that the store lacks, if any.
     pub(super) fn lost_by(
         &self,
         progress: &SyncState,
@@ -196,8 +196,8 @@ impl Replica {
         own.find(|own| is_older && same_epoch(own) && own.revision >= applied)
     }
 
-    /// Ends freshness, and remembers the position that the store lacks. Keeps the index and the cursor. Logs
-    /// only the first such position.
+    /// Ends freshness, and records the position that the store lacks. Keeps the index and the cursor. Logs only
+    /// the first such position.
     pub(super) fn diverge(&self, progress: &mut SyncState, lost: Cursor, head: Option<Cursor>) {
         self.end_freshness(progress);
         if progress.diverged.is_some() {

@@ -107,10 +107,10 @@ pub struct Replica {
     closed: AtomicBool,
     /// Concurrent reads of the bounds that nodes report share one read.
     bounds: Turns<(), Option<Duration>>,
-    /// True if this node reads no keys in advance, unless the application calls [`sync`](Self::sync).
+    /// True if this node reads no keys in advance. [`sync`](Self::sync) reads them nevertheless.
     without_index: bool,
-    /// The policies, whose staleness bounds decide when keys are refused. `None` if the verifier of this
-    /// replica is unknown.
+    /// The policies, whose staleness bounds decide when keys are refused. `None` if the policies of the verifier
+    /// are unknown.
     policies: Option<Arc<LivePolicies>>,
     refusals: Mutex<RefusalWatch>,
 }
@@ -130,10 +130,10 @@ struct SyncState {
     registration: Option<RegistrationState>,
     /// The newest head that any read of the store returned.
     head: Option<Cursor>,
-    /// The newest position that a read of the store, or a commit of this process, returned. Kept if the cursor
-    /// is dropped.
+    /// The newest position that a read of the store or a commit of this process returned. Stays when the cursor is
+    /// dropped.
     newest: Option<Cursor>,
-    /// A position that the store lacks, because it went back in time. `None` if it did not, as far as known.
+    /// A position that the store lacks, because the store went back in time. `None` if no such position is known.
     diverged: Option<Cursor>,
     /// The last time at which this replica dropped its cursor. It does so if the store's history was
     /// replaced, or if the changes after its cursor were compacted.
@@ -258,9 +258,8 @@ impl Replica {
         self.turns.next(kind, begin, || self.is_stalled()).await
     }
 
-    /// Returns whether neither the store nor the registry has answered for [`PATIENCE`]. A caller that is
-    /// dropped may leave other callers behind that are never polled. So a turn whose answer was lost must not
-    /// block the next one.
+    /// Returns whether neither the store nor the registry has answered for [`PATIENCE`]. A dropped caller may
+    /// leave other callers that are never polled. So a turn whose answer was lost must not block the next turn.
     fn is_stalled(&self) -> bool {
         let answered = Duration::from_micros(self.answered.load(Ordering::Relaxed));
         self.clock.monotonic().saturating_sub(answered) >= PATIENCE
@@ -337,7 +336,7 @@ impl Replica {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Logs that keys are refused as stale, unless the log says so already. Called when a key was refused.
+    /// Logs that keys are refused as stale, unless this was logged already. Called when a key was refused.
     #[cold]
     pub(crate) fn note_stale(&self, bound: Duration) {
         let announced = (self.refusals.try_lock()).map_or(true, |watch| watch.is_refusing());
@@ -398,7 +397,7 @@ impl Replica {
         }
     }
 
-    /// Returns whether no sync began within `bound`.
+    /// Returns whether no sync began, and no answer arrived, within `bound`.
     fn is_unfollowed(&self, bound: Duration) -> bool {
         let tried = Duration::from_micros(self.answered.load(Ordering::Relaxed));
         self.clock.monotonic().saturating_sub(tried) > bound

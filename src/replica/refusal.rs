@@ -1,5 +1,5 @@
-//! The announcements of a node that is about to refuse keys as stale, that refuses them, or that accepts them
-//! again: one line in the log for each change.
+//! Log lines before a node refuses keys as stale, when it begins to refuse them, and when it accepts them again.
+//! Each change is one line.
 //!
 //! The state machine is pure: the age of the last confirmation and the time are arguments.
 
@@ -17,7 +17,7 @@ enum Announced {
     },
 }
 
-/// A change that the log has not announced yet.
+/// A change that was not logged before.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum RefusalNews {
     /// Keys will be refused after `left`, unless a sync succeeds.
@@ -28,7 +28,7 @@ pub(super) enum RefusalNews {
     Ended { lasted: Duration },
 }
 
-/// The time and the age of the last confirmation, as the log judges it.
+/// The inputs of a judgement: the time, and the age of the last confirmation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Judged {
     /// The monotonic time.
@@ -40,13 +40,13 @@ pub(super) struct Judged {
     pub(super) refused: bool,
 }
 
-/// The last announcement about a node's freshness, and the cause of the last failed sync.
+/// The last logged state of a node, and the cause of the last failed sync.
 #[derive(Debug, Default)]
 pub(super) struct RefusalWatch {
     announced: Announced,
     /// The cause of the last failed sync, with all its sources. `None` after a confirmation.
     cause: Option<String>,
-    /// True once a read has confirmed the index. Before that, the node was never in use.
+    /// True once a read has confirmed the index. Before the first confirmation, the node was never in use.
     was_fresh: bool,
 }
 
@@ -65,8 +65,8 @@ impl RefusalWatch {
 
     /// Returns the change since the last call, if there is one.
     ///
-    /// A service that syncs by itself may come close to its bound without any failure. So before a refusal,
-    /// only a failed sync causes an announcement.
+    /// A service with `Follow::Manual` may come close to its bound without any failure. So before a refusal, only
+    /// a failed sync causes a line.
     pub(super) fn judge(&mut self, judged: Judged) -> Option<RefusalNews> {
         let Judged {
             now,

@@ -38,7 +38,7 @@ const READ_PEERS_EVERY: Duration = Duration::from_secs(30);
 /// 3 min: the time for which another node's clock reading is used after it was read from the registry.
 const PEER_CLOCK_LIFETIME: Duration = Duration::from_secs(3 * 60);
 
-/// 1 s: the longest wait for the registry after a change. The change is durable by then, and its caller waits.
+/// 1 s: the longest wait for the registry after a change. The change is already durable, and its caller waits.
 const BOUNDS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// 4 attempts to send a report. The node sends the report again if another node has its id, or if its
@@ -156,8 +156,8 @@ impl Replica {
     /// Returns the longest staleness bound of the nodes whose reports show that they have other policies than
     /// this process. `None` without a registry, or if there is no such node.
     ///
-    /// Call this method after a change returned. A node that registers, or takes a longer bound, after the
-    /// registry was read confirms itself only by reads that return the change.
+    /// Call this method after a change returned. A node may register, or take a longer bound, after the registry
+    /// was read. Such a node confirms itself only by reads that return the change.
     pub(crate) async fn other_bound(self: &Arc<Self>) -> Option<Duration> {
         let registration = self.registration.as_ref()?;
         let begin = || {

@@ -56,7 +56,7 @@ impl StoreError {
         self.kind
     }
 
-    /// Counts the error by its kind, where a node meets it first.
+    /// Counts the error by its kind. Called where a node first receives the error.
     pub(crate) fn count(&self) {
         observe::store_error(match self.kind {
             StoreErrorKind::Corrupt => "corrupt",
@@ -82,7 +82,7 @@ impl StoreError {
     pub const fn error_kind(&self) -> ErrorKind {
         match self.kind {
             StoreErrorKind::Corrupt => ErrorKind::Internal,
-            // A client of the service can only try again later, as with a store that is down.
+            // A client of the service can only try again later, as if the store were down.
             StoreErrorKind::Denied
             | StoreErrorKind::Indeterminate
             | StoreErrorKind::Unavailable => ErrorKind::Unavailable,
@@ -150,8 +150,8 @@ pub enum ChangesError {
     /// over with a scan.
     #[error("history after the cursor is gone")]
     Compacted,
-    /// The store is in the cursor's epoch, but does not have the cursor's commit: the store went back in time.
-    /// A change that the caller has applied may be lost, so the caller must not continue by itself.
+    /// The store is in the cursor's epoch, but does not have the cursor's commit: the store went back in time. A
+    /// change that the caller has applied may be lost, so the caller must not continue without an operator.
     #[error("store went back in time: it does not have the commit at the cursor")]
     Diverged,
     /// The store failed.

@@ -214,8 +214,8 @@ impl Commit {
         }
     }
 
-    /// Returns whether every change of the commit takes authority away and gives none, such as a revocation. A
-    /// store with little space left should keep it for such commits.
+    /// Returns whether every change of the commit takes authority away and grants none, such as a revocation. A
+    /// store with little free space should keep this space for such commits.
     #[must_use]
     pub fn only_narrows(&self) -> bool {
         let audit = &self.effects.audit;
@@ -391,10 +391,10 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     ///
     /// - [`ChangesError::Compacted`] if `after` belongs to another epoch, or if the history after `after` was
     ///   dropped.
-    /// - Otherwise [`ChangesError::Diverged`] if the store has no commit with the revision and the tag of
-    ///   `after`: `after` is ahead of the head, or its revision has another tag. Someone copied a backup back,
-    ///   or a failover lost commits. A store that answered `Compacted` or a page instead would let followers
-    ///   accept keys whose revocations are lost.
+    /// - Otherwise [`ChangesError::Diverged`] if the store has no commit with the revision and the tag of `after`:
+    ///   `after` is ahead of the head, or its revision has another tag. Someone copied a backup back, or a
+    ///   failover lost commits. A store that returned `Compacted` or a page would let followers accept keys whose
+    ///   revocations are lost.
     /// - Otherwise [`ChangesError::Store`]; never `Indeterminate`.
     async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError>;
 

@@ -91,7 +91,7 @@ struct ResolvedKey<'v> {
     /// The key's place in the index. `None` if the secret does not match.
     hit: Option<Hit>,
     attributes: Attributes<'v>,
-    /// True if the lookup also tried a digest under another pepper than the current one.
+    /// True if the lookup also computed a digest under a pepper other than the current one.
     under_other: bool,
 }
 
@@ -448,8 +448,8 @@ impl Verifier {
         }
     }
 
-    /// Looks a token's key up under another pepper than the current one. Computes one more digest for every key, known or not, so
-    /// that timing reveals nothing about the key.
+    /// Looks a token's key up under a pepper other than the current one. Computes one more digest for every key,
+    /// known or not, so that timing reveals nothing about the key.
     #[inline(never)]
     fn look_up_under_others(
         &self,

@@ -88,7 +88,7 @@ fn the_log_records_failures_and_recovery_and_no_secret() {
                 drop(builder.build().await.unwrap());
             }
 
-            // A pepper that keys need is an error of its own.
+            // A missing pepper that keys need is a separate error.
             let retired = PepperRing::new(pepper("p2", 2));
             for ring in [
                 retired.clone().with_audit_only(pepper("p1", 1)).unwrap(),

@@ -259,8 +259,8 @@ fn logs_without_sources(text: &str) -> Vec<String> {
     statements.filter(|text| bare.is_match(text)).collect()
 }
 
-/// The message of an error alone never repeats its source, so `{error}` reads "store is unavailable" for a full
-/// disk, a missing password and a dropped schema.
+/// The message of an error never repeats its source. So `{error}` prints "store is unavailable" for a full disk, a
+/// missing password and a dropped schema.
 #[test]
 fn every_log_of_an_error_has_its_sources() {
     let mut files = all_sources();

@@ -75,8 +75,8 @@ fn use_keys(store: &MemoryStore, nodes: &[&Keyward], keys: &[Created]) -> u64 {
     head(nodes[0]) - before
 }
 
-/// With the rule "a key moves from any other pepper of the ring to the current one", the two nodes made a commit
-/// for each key in each round, and the last node to use a key decided its pepper.
+/// An earlier rule moved a key from any other pepper of the ring to the current one. Under that rule, the two
+/// nodes made a commit for each key in each round. The last node to use a key decided its pepper.
 #[test]
 fn nodes_on_both_sides_of_a_rotation_move_each_key_once_and_to_the_new_pepper() {
     const KEYS: usize = 20;
@@ -98,7 +98,7 @@ fn nodes_on_both_sides_of_a_rotation_move_each_key_once_and_to_the_new_pepper() 
 }
 
 /// A host that builds its rings itself may add the new pepper as a retired one. The order in the store then still
-/// says which of the two is older.
+/// decides which of the two is older.
 #[test]
 fn a_ring_that_calls_the_new_pepper_retired_moves_no_key_back() {
     let store = MemoryStore::new();
@@ -204,7 +204,7 @@ fn live_keys_are_counted_under_the_pepper_that_they_need() {
     wait(world.keys.delete(&admin(), removed.id, DeleteKey::plain())).unwrap();
     let current = Some(PepperState::Current);
     assert_eq!(shown(&world.keys.keys_by_pepper()), [("p1", current, 3)]);
-    // A key that has expired works never again, whereas a disabled one can be enabled.
+    // An expired key never works again, but a disabled key can be enabled.
     world.clock.advance(hours(1));
     assert_eq!(shown(&world.keys.keys_by_pepper()), [("p1", current, 2)]);
 

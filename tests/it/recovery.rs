@@ -1215,7 +1215,7 @@ fn a_recovery_replays_on_a_store_whose_trail_was_pruned() {
     wait(world.keys.revoke(&host(), lost.id, Reason::Lost)).unwrap();
     let rest = trail(&world.store);
     let joined = [&archive[..], &rest[..]].concat();
-    // From an archive that begins within what was removed, too.
+    // An archive may also begin within the removed entries.
     for entries in [rest.clone(), joined.clone(), joined[1..].to_vec()] {
         let restored = world.restored(&backup(&saved), standard());
         let report = recover(&restored, whole(entries));

@@ -1,4 +1,4 @@
-//! Retention: keys and audit entries go once the policy no longer keeps them, and never earlier.
+//! Retention removes keys and audit entries when the policy no longer keeps them, and never earlier.
 
 use futures_util::future::join;
 use keyward::policy::{Policy, PolicySpec, Revocation};

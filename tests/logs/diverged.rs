@@ -1,4 +1,4 @@
-//! A store that goes back in time: the log says so once, with the positions and the next step.
+//! A store that goes back in time is logged once, with the positions and the next step.
 
 use std::fs;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The log says before keys are refused as stale, when that begins, and when it ends: one line each.
+//! The log has one line before keys are refused as stale, one when the refusals begin, and one when they end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,7 +77,7 @@ fn a_refusal_is_announced_before_it_begins_and_logged_once_at_each_end() {
     assert!(keys.verify(key.secret.expose(), &reading()).is_ok());
     let ended = news();
     assert_eq!(ended.len(), 3, "{ended:?}");
-    // It began ten seconds after the last confirmation, at 0 s, and ended at 20 s.
+    // The refusal began ten seconds after the last confirmation, which was at 0 s, and ended at 20 s.
     for words in ["INFO", "keys are accepted again", "refused_for=10s"] {
         assert!(ended[2].contains(words), "{words}: {ended:?}");
     }

@@ -401,7 +401,7 @@ fn a_request_that_is_cancelled_in_the_service_counts_once() {
     });
 }
 
-/// The writer of the store runs on a thread of its own, so the recorder is that of the process.
+/// The writer of the store runs on a separate thread, so the test uses the recorder of the process.
 #[cfg(feature = "sqlite")]
 #[test]
 fn the_length_of_a_files_log_is_a_gauge() {

@@ -36,7 +36,7 @@ fn no_error_shows_a_password() {
         "postgres://alice:hunter2@127.0.0.1:port/db",
         "postgres://alice:x@127.0.0.1/db?hunter2=1",
         "host=127.0.0.1 port=1 user=alice password=hunter2",
-        // A password with an unescaped `@`, of which the driver takes a part for a host.
+        // A password with an unescaped `@`. The driver takes a part of this password for a host.
         "postgres://alice:x@hunter2,y@127.0.0.1:1/db",
         "host=127.0.0.1 hunter2",
     ] {
@@ -110,14 +110,14 @@ fn a_schema_of_another_version_is_refused_unchanged() {
 fn a_schema_upgrade_stops_a_running_store_once_it_is_finished() {
     let place = TestSchema::new();
     let store = place.connect();
-    // The first step of a later build: this build goes on, and connects.
+    // The first step of a later build: this build continues, and connects.
     place.run("ALTER TABLE $s.rows ADD added text; UPDATE $s.schema_version SET version = 2");
     let at = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap();
     assert_eq!(
         wait(place.connect().scan(None, ALL)).unwrap().head.revision,
         at
     );
-    // An earlier build does not finish a later build's upgrade, and does not copy what it does not know.
+    // An earlier build does not finish a later build's upgrade, and does not copy tables that it does not know.
     let refused = wait(store.finish_upgrade()).unwrap_err();
     assert_eq!(refused.kind(), StoreErrorKind::Denied);
     assert_eq!(
@@ -160,7 +160,7 @@ fn an_error_has_its_cause_and_the_next_step() {
 fn finishing_an_upgrade_ends_the_use_by_earlier_builds() {
     let place = TestSchema::new();
     let store = place.connect();
-    // As the first step of this build would leave tables of the version before.
+    // The state of tables of the previous version after the first step of this build.
     place.run("UPDATE $s.schema_version SET oldest = 0");
     for _ in 0..2 {
         wait(store.finish_upgrade()).unwrap();

@@ -305,7 +305,7 @@ fn a_command_removes_what_the_policy_no_longer_keeps() {
     shop.run(&["show", &id]).ended(NOT_FOUND);
     assert_eq!(retain(&["--dry-run", "--tombstones", "0s"]), (0, None));
     assert_eq!(retain(&["--tombstones", "1d"]), (0, Some(0)));
-    // A node that has not read the removal yet needs the tombstone.
+    // A node that has not read the removal needs the tombstone.
     let store = pollster::block_on(SqliteStore::open(shop.path("keys.db"))).unwrap();
     let head = pollster::block_on(store.scan(None, NonZeroUsize::MIN))
         .unwrap()
@@ -1786,7 +1786,7 @@ fn a_pepper_is_prepared_rotated_and_retired_and_never_printed() {
     }
 }
 
-/// With only the integrity of the rows checked, such a store passed, and no key worked.
+/// A check of only the rows' integrity passed such a store, although no key worked.
 #[test]
 fn a_backup_from_before_its_pepper_was_retired_fails_the_check_by_the_pepper_and_its_keys() {
     let shop = Shop::new();
@@ -1820,7 +1820,7 @@ fn a_backup_from_before_its_pepper_was_retired_fails_the_check_by_the_pepper_and
     let stats = with(&["stats", "--json"]).ended(0);
     assert!(of(&stats).contains(&counted), "{stats:?}");
 
-    // A file without the pepper is worse: the message names another step.
+    // If the file lacks the pepper, the message names another step.
     let file = fs::read_to_string(shop.path("keys.db.pepper")).unwrap();
     let mut file: Value = serde_json::from_str(&file).unwrap();
     let kept = file["peppers"].as_array_mut().unwrap();
@@ -1839,7 +1839,7 @@ fn a_backup_from_before_its_pepper_was_retired_fails_the_check_by_the_pepper_and
     );
     let missing = (old.clone(), "missing".to_owned(), 2);
     assert!(peppers(&shop, &without).contains(&missing));
-    // Where no pepper file is at hand, the keys are counted and nothing is compared.
+    // Without a pepper file, the keys are counted and nothing is compared.
     let alone = shop.run(&["check", "--json", "--store", "new.db"]).ended(0);
     assert_eq!(
         of(&alone),

@@ -1,4 +1,4 @@
-//! `keyctl` for operators: nodes and their confirmations, many keys at once, and a stdout that nobody reads.
+//! `keyctl` for operators: nodes and their confirmations, changes of many keys, and a stdout without a reader.
 
 use std::fs;
 use std::io::{BufRead, BufReader, pipe};

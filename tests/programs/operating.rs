@@ -1,5 +1,5 @@
-//! The pages `docs/operating-file.md` and `docs/operating-postgresql.md`, as an operator runs them: every command,
-//! in order, with real processes.
+//! Runs every command of the pages `docs/operating-file.md` and `docs/operating-postgresql.md`, in order, with
+//! real processes.
 
 use support::postgres::{Server, programs};
 

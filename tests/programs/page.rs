@@ -1,4 +1,4 @@
-//! A page of the documentation as its readers run it: its commands, in order, with real processes.
+//! Runs the commands of a documentation page as a reader would, in order, with real processes.
 
 use std::fs;
 use std::io::{BufRead, BufReader};

@@ -107,7 +107,7 @@ pub(crate) struct CommandIdArgs {
     pub(crate) command_id: Option<String>,
 }
 
-/// Waiting for the nodes, for commands that end or narrow keys.
+/// The option to wait for the nodes, for commands that end or narrow keys.
 #[derive(Debug, Args)]
 pub(crate) struct UntilConfirmedArgs {
     /// Wait until no registered node can act on the earlier state, and list the nodes
@@ -143,13 +143,13 @@ pub(crate) enum CliCommand {
     CloseTenant(CloseTenantArgs),
     /// Remove revoked and expired keys whose retention period is over
     Purge(CommandIdArgs),
-    /// List the processes that verify keys and have registered, and what each has applied
+    /// List the registered processes that verify keys, and the newest revision that each has applied
     Nodes,
     /// Show the audit trail, or check that nobody altered it
     Audit(AuditArgs),
     /// Remove old entries of the audit trail, after checking it
     PruneAudit(PruneAuditArgs),
-    /// Remove what the policy no longer keeps: revoked and expired keys, old audit entries; and old tombstones
+    /// Remove revoked and expired keys and audit entries that the policy no longer keeps, and old tombstones
     Retain(RetainArgs),
     /// Import existing keys, one JSON object per line, as SHA-256 digests
     Import(ImportArgs),
@@ -157,7 +157,7 @@ pub(crate) enum CliCommand {
     Backup {
         #[arg(value_parser = path())]
         to: PathBuf,
-        /// Read the copy back before it gets its name: all rows with their checksums, and their number
+        /// Check the checksums and the number of all rows of the copy before the copy gets its name
         #[arg(long)]
         verify: bool,
     },
@@ -170,13 +170,14 @@ pub(crate) enum CliCommand {
     Recover(RecoverArgs),
     /// Mark a store that was restored by other means than `restore`, so that it waits for `recover`
     StartNewEpoch(StartNewEpochArgs),
-    /// Copy what is whole in a damaged file to a new file, and name what is left out
+    /// Copy the undamaged rows of a file to a new file, and name the rows that are left out
     Salvage(SalvageArgs),
     /// Move all commits from a file's -wal file into the file
     Checkpoint,
-    /// Make a file as small as its contents. Needs free space for two more copies; commits wait meanwhile
+    /// Make a file as small as its contents. Needs free space for two more copies, and blocks commits
     Vacuum,
-    /// Check the store's integrity and the peppers of its keys, and name the tenants whose newest commit lies in the future
+    /// Check the store's integrity and the peppers of its keys, and name the tenants whose newest commit lies in
+    /// the future
     Check,
     /// Repair the effects of a wrong clock
     #[command(subcommand)]
@@ -184,11 +185,11 @@ pub(crate) enum CliCommand {
     /// Show, rotate and retire the peppers of the pepper file
     #[command(subcommand)]
     Pepper(PepperCommand),
-    /// Show the number of keys, also by pepper, and of other rows, and the size of the store
+    /// Show the numbers of keys, of keys by pepper and of other rows, and the size of the store
     Stats,
     /// Copy a store into another one, such as a file into a database, while nobody uses either
     MigrateStore(MigrateStoreArgs),
-    /// End a rolling upgrade, once no process of the version before is left: refuse such processes from now on
+    /// Finish a rolling upgrade: refuse processes of the previous version from now on
     FinishUpgrade,
     /// Print the SQL that sets up --schema in a database, for migrations of your own
     Schema,
@@ -215,9 +216,9 @@ pub(crate) struct MigrateStoreArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-FROM stays as it is. A damaged key is left out of TO, so that its token is refused; so are the keys whose
-owner or tenant is damaged. TO opens only once it is recovered: `keyctl --store TO recover --trust-backup`,
-if TO is the newest state that exists.")]
+FROM stays as it is. A damaged key is left out of TO, so its token is refused. Keys whose owner or tenant
+is damaged are left out too. TO opens only after a recovery. If TO is the newest state that exists, run
+`keyctl --store TO recover --trust-backup`.")]
 pub(crate) struct SalvageArgs {
     /// The damaged file
     #[arg(value_parser = path())]
@@ -229,39 +230,39 @@ pub(crate) struct SalvageArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-For a file that was copied back by hand, for a database whose tables were restored with its own tools, and
-for a database after a failover that lost commits. Every node then refuses every key and every command
-until `keyctl recover` is done, and starts over afterwards.")]
+For a file that was copied back without `restore`, a database that was restored with its own tools, and a
+database after a failover that lost commits. Every node then refuses every key and every command until
+`keyctl recover` has ended. Afterwards, every node reads the whole store again.")]
 pub(crate) struct StartNewEpochArgs {
     /// Start the epoch although nodes use the store
     #[arg(long)]
     pub(crate) yes: bool,
 }
 
-/// The arguments of [`RecoverArgs`] of which exactly one must be given.
+/// The arguments of [`RecoverArgs`] of which exactly one is required.
 const RECOVERIES: [&str; 4] = ["disable_all", "replay_from", "replay_file", "trust_backup"];
 
 /// The method that stops keys from working again if they were revoked after the backup was made.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A replay needs a trail that goes on after the backup. The restored store itself, the backup, an empty store
-and another store are refused, and nothing is changed. All keys are disabled of a tenant whose trail is
-missing, ends before the backup, or is that of another store, and of the tenants above and below it. The
-report names the last entry of each trail: what was revoked later works again. To replay from another
-schema of the same database: --replay-from env:KEYWARD_STORE --replay-schema NAME.")]
+A replay needs a trail that continues after the backup. `recover` refuses these sources, and changes
+nothing: the restored store itself, the backup, an empty store, and a store with another history. If the
+trail of a tenant is missing, ends before the backup, or belongs to another store, all keys of the tenant
+are disabled. So are the keys of the tenants above and below it. The report names the last entry of each
+trail. A key that was revoked after that entry works again. To replay from another schema of the same
+database, use --replay-from env:KEYWARD_STORE --replay-schema NAME.")]
 #[group(skip)]
 #[command(group(ArgGroup::new("how").required(true).args(RECOVERIES)))]
 pub(crate) struct RecoverArgs {
     /// Disable every key; enable or rotate them one by one
     #[arg(long)]
     pub(crate) disable_all: bool,
-    /// Repeat the changes that ended or narrowed keys, as recorded in the trail of another store, such as the
-    /// lost store: a file, a database's URL, or env:NAME
+    /// Repeat the changes that ended or narrowed keys, from the trail of another store, as a file, a URL or env:NAME
     #[arg(long, value_name = "STORE")]
     pub(crate) replay_from: Option<StoreLocation>,
     /// Repeat the changes that ended or narrowed keys, as recorded in lines that `keyctl audit --json --all`
-    /// wrote; may be repeated. Disables the keys of each tenant without later lines, unless --trust-unchanged
-    /// is given
+    /// wrote; may be repeated. Disables the keys of each tenant without later lines, unless --trust-unchanged is
+    /// set
     #[arg(long, value_name = "FILE", value_parser = path())]
     pub(crate) replay_file: Vec<PathBuf>,
     /// Nothing was revoked or narrowed since the backup
@@ -276,8 +277,7 @@ pub(crate) struct RecoverArgs {
         conflicts_with_all = ["disable_all", "replay_file", "trust_backup"]
     )]
     pub(crate) replay_schema: Option<String>,
-    /// The files of --replay-file hold the whole trail up to the loss: a tenant without later lines was not
-    /// changed
+    /// Keep each tenant without later lines as it is; the files must hold the whole trail up to the loss
     #[arg(
         long,
         requires = "replay_file",
@@ -287,7 +287,7 @@ pub(crate) struct RecoverArgs {
 }
 
 impl CliCommand {
-    /// Returns whether the command only shows rows. Such a command ends quietly if its reader has seen enough.
+    /// Returns whether the command only prints rows. Such a command succeeds if its reader closes stdout early.
     pub(crate) const fn only_lists(&self) -> bool {
         match self {
             Self::List(_) | Self::Show { .. } | Self::Nodes | Self::Stats | Self::Schema => true,
@@ -312,11 +312,11 @@ since `rotate` goes on creating keys with the old pepper. Once it is retired, ot
 pub(crate) enum PepperCommand {
     /// Show each pepper, its state, and the number of live keys that need it
     Show,
-    /// Add the pepper of the next rotation, which then only verifies
+    /// Add the pepper of the next rotation, which only verifies until then
     Prepare,
     /// Make the prepared pepper the current one
     Rotate,
-    /// Take an old pepper out of service; refused while live keys need it
+    /// Take an old pepper out of service; refused while live keys need the pepper
     Retire {
         /// The pepper's id, as `pepper show` prints it
         pepper: String,
@@ -528,17 +528,17 @@ pub(crate) struct PruneAuditArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A class keeps revoked and expired keys for its \"keep_seconds\", and the policy keeps audit entries for its
-\"keep_audit_seconds\". Without them, everything stays. Entries must stay for longer than the age of the oldest
-backup that may be restored: `recover` repeats revocations from them.
+\"keep_audit_seconds\". Without these fields, all keys and entries stay. Entries must stay for longer than the
+age of the oldest backup that may be restored, because `recover` repeats revocations from them.
 
 A tombstone says that a key was removed. A node that has not read it yet reads the whole store again once it
 is dropped, so tombstones that a registered node has not applied stay. Audit entries show the age of a tombstone:
 if all entries of that age were removed, the tombstones stay. So keep entries for longer than tombstones.")]
 pub(crate) struct RetainArgs {
-    /// Only count the keys and entries that would be removed
+    /// Count the keys and entries that would be removed, and remove nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Also drop the tombstones of keys that were removed longer ago than this, such as 90d; for all tenants
+    /// Drop the tombstones of keys that were removed longer ago than this age, such as 90d, for all tenants
     #[arg(long, value_parser = duration, value_name = "AGE", conflicts_with = "tenant")]
     pub(crate) tombstones: Option<Duration>,
 }

@@ -35,7 +35,8 @@ impl CliContext {
         peppers: PepperRing,
     ) -> CliResult<Self> {
         let store = backend.keys();
-        // Each command reads what it decides on. The nodes' reports say how long a change takes to reach them.
+        // Each command reads the rows that its decision needs. The nodes' reports contain the time that a change
+        // takes to reach them.
         let mut builder = Keyward::builder(store.clone(), peppers)
             .follow(Follow::Never)
             .registry(backend.registry());

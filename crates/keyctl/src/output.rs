@@ -266,8 +266,8 @@ fn unwritten(error: io::Error) -> CliError {
     }
 }
 
-/// Fails if a secret that is written to stdout would certainly be lost. Call this before a command that issues
-/// a secret.
+/// Fails if a secret that is written to stdout would certainly be lost. Call this function before a command that
+/// issues a secret.
 ///
 /// At its start, Rust opens `/dev/null` in place of a closed stdout.
 pub(crate) fn ready_for_secrets() -> CliResult<()> {

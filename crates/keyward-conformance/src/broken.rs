@@ -657,7 +657,7 @@ impl<S: KeyStore> BrokenStore<S> {
         after
     }
 
-    /// Returns another refusal of a cursor than the inner store's.
+    /// Refuses a cursor with another error than the inner store.
     fn spoil_refusal(&self, refused: ChangesError, after: Cursor) -> ChangesError {
         // The test of a tag uses revisions that the store has.
         let is_known =

@@ -269,8 +269,8 @@ pub enum Denial {
     /// The imported digest already belongs to a key. A digest stays taken after its key was deleted.
     #[error("digest is taken")]
     DigestTaken,
-    /// The stored digest is not the digest to replace, or is not under a pepper that was current before the new
-    /// one, or the new pepper is not the current pepper.
+    /// The digest cannot be replaced, for one of three reasons. The stored digest is not the digest to replace.
+    /// Its pepper did not become current before the new pepper. Or the new pepper is not the current pepper.
     #[error(
         "pepper {pepper} is not newer than the digest's pepper, or the digest changed concurrently"
     )]

@@ -88,8 +88,8 @@ pub struct PolicySpec {
     /// The time after which [`Keyward::apply_retention`](crate::Keyward::apply_retention) removes an entry of the
     /// audit trail, at least a day. `None` keeps entries forever. Defaults to `None`.
     ///
-    /// Keep entries for longer than the age of the oldest backup that may be restored, because a recovery repeats
-    /// revocations from them.
+    /// Keep entries for longer than the age of the oldest backup that may be restored. A recovery repeats
+    /// revocations from these entries.
     #[serde(
         default,
         with = "time::seconds::option",

@@ -31,11 +31,12 @@ pub enum Follow {
     /// staleness bound, and [`Keyward::run_maintenance`] about once per second.
     Manual,
     /// Nothing runs in the background, and [`build`](crate::KeywardBuilder::build) reads no keys. For a program
-    /// that gives commands and verifies no keys, such as a command line: each command reads what it decides on.
+    /// that executes commands and verifies no keys, such as a command-line tool. Each command reads the rows that
+    /// its decision needs.
     ///
-    /// Until the application calls [`Keyward::sync`], which reads the whole store, [`Keyward::verify`] refuses
-    /// every key, the node does not register, and [`Keyward::tenants_ahead`] and [`Keyward::run_maintenance`]
-    /// find nothing. [`Keyward::verify_fresh`] works.
+    /// [`Keyward::verify_fresh`] works. Until the application calls [`Keyward::sync`], which reads the whole
+    /// store, [`Keyward::verify`] refuses every key. Before that call, the node is not registered, and
+    /// [`Keyward::tenants_ahead`] and [`Keyward::run_maintenance`] find nothing.
     Never,
     /// A task on this tokio runtime. The runtime needs no timers.
     #[cfg(feature = "tokio")]

@@ -120,7 +120,7 @@ async fn follow(
 struct LoggedCause(Option<String>);
 
 impl LoggedCause {
-    /// Returns whether `error` has another cause than the last logged failure, and remembers its cause.
+    /// Returns whether the cause of `error` differs from the last logged cause, and records the new cause.
     fn is_new(&mut self, error: &(dyn std::error::Error + 'static)) -> bool {
         let cause = WithSources(error).to_string();
         self.0.replace(cause.clone()) != Some(cause)

@@ -69,7 +69,7 @@ fn reasons(faults: &[HostFault]) -> String {
     reasons.join("; ")
 }
 
-/// Returns the next step after an error of the server that an operator can end, or nothing.
+/// Returns the operator's next step after an error of the server. Empty if there is none.
 fn remedy(code: &SqlState) -> &'static str {
     match code.code() {
         "28P01" | "28000" => "; check the user and the password in the URL",
@@ -221,7 +221,8 @@ impl PostgresFault {
 
     /// Returns `true` if retries fail until an operator acts.
     ///
-    /// Of several hosts each must deny access or be a standby. An unreachable host may accept the next attempt.
+    /// If there are several hosts, each must deny access or be a standby. An unreachable host may accept the next
+    /// attempt.
     fn is_denied(&self) -> bool {
         let denied = [
             SqlState::INSUFFICIENT_PRIVILEGE,
@@ -270,7 +271,7 @@ pub struct PoolExhausted;
 
 /// The error of connecting to a store. Never contains the URL or a password.
 ///
-/// `Debug` prints the message with its causes, because a `main` that returns the error prints it so.
+/// `Debug` prints the message with its causes, because Rust prints an error that `main` returns with `Debug`.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {

@@ -19,7 +19,7 @@ use tokio_postgres::{Client, Config, Connection, NoTls, Socket};
 use super::fault::{HostFault, PostgresFault};
 use crate::observe::WithSources;
 
-/// The hosts of a URL, each with a configuration of its own.
+/// The hosts of a URL, each with a separate configuration.
 pub(super) struct Hosts<T> {
     hosts: Vec<NamedHost>,
     /// The time limit of one attempt on one host.

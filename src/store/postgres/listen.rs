@@ -30,7 +30,8 @@ pub(super) type PendingListener =
 /// Returns a task that listens on `channel`. For each message, the task notifies the waiters of its first
 /// event.
 ///
-/// After `timeout` without a response, the task opens another connection. The task ends when its second event is notified, or when the last `Arc` of the first event is dropped.
+/// After `timeout` without a response, the task opens another connection. The task ends when its second event is
+/// notified, or when the last `Arc` of the first event is dropped.
 pub(super) fn listener<T>(
     hosts: Arc<Hosts<T>>,
     channel: String,

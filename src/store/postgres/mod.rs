@@ -81,7 +81,7 @@ struct PostgresInner {
     loader: Loader,
     writer: PostgresWriter,
     moved: Arc<Event>,
-    /// Held while a report is written. While writes hang, one connection at most waits for reports, and the others
+    /// Held while a report is written. So while writes hang, reports occupy at most one connection, and the others
     /// stay free for reads.
     reporting: Arc<tokio::sync::Mutex<()>>,
     /// The task that listens for other nodes' commits, until it is started. `None` after the start. Also
@@ -225,9 +225,9 @@ impl PostgresStore {
     /// Starts a new epoch in tables that were restored from a backup, so that followers of the lost history
     /// start over. Also call this method after a failover that lost commits.
     ///
-    /// The tables may contain keys that were revoked later. So every transaction then fails, also of stores
-    /// that are connected, until [`finish_recovery`](Self::finish_recovery) is called. To recover the tables,
-    /// connect with [`allow_unrecovered`](PostgresOptions::allow_unrecovered).
+    /// The tables may contain keys that were revoked later. So every transaction then fails until
+    /// [`finish_recovery`](Self::finish_recovery) is called, even in stores that are already connected. To recover
+    /// the tables, connect with [`allow_unrecovered`](PostgresOptions::allow_unrecovered).
     ///
     /// # Errors
     ///
@@ -242,8 +242,8 @@ impl PostgresStore {
         .await
     }
 
-    /// Marks a restored store as recovered, so that nodes can connect without `allow_unrecovered`. This store
-    /// itself must be connected with it.
+    /// Marks a restored store as recovered, so that nodes can connect without `allow_unrecovered`. This store must
+    /// have been connected with that option.
     ///
     /// # Errors
     ///
@@ -258,11 +258,11 @@ impl PostgresStore {
         .await
     }
 
-    /// Ends a rolling upgrade: from now on, builds whose tables have an earlier version may not use the tables.
+    /// Ends a rolling upgrade. From then on, builds of an earlier table version may not use the tables.
     ///
-    /// A build that connects to tables of the version before adds what the earlier build ignores, so nodes of
-    /// both versions may share the tables. Call this method once no node of the earlier version is left. Does
-    /// nothing if the upgrade is finished.
+    /// A build that connects to tables of the previous version adds only columns, tables and indexes that the
+    /// earlier build ignores. So nodes of both versions may share the tables. Call this method once no node of the
+    /// earlier version is left. Does nothing if the upgrade is finished.
     ///
     /// # Errors
     ///
@@ -488,9 +488,10 @@ impl Documents for PostgresStore {
     }
 }
 
-/// A report locks only the row of its node, and so waits for no commit. But it waits for the synchronous standby,
-/// as commits do: a failover would lose a report that only the primary has. A receipt of the promoted server would
-/// then take the node for stopped, while the node still accepts a key that it confirmed on the former primary.
+/// A report locks only the row of its node, so a report waits for no commit. But a report waits for the
+/// synchronous standby, as commits do, because a failover would lose a report that only the primary has. A receipt
+/// of the promoted server would then treat the node as stopped. The node might still accept a key that it
+/// confirmed on the former primary.
 #[async_trait]
 impl NodeRegistry for PostgresStore {
     async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {

@@ -218,8 +218,8 @@ pub(super) const VERSIONED: &str = "SELECT v.version, v.oldest, pg_is_in_recover
      h.store_seal FROM $s.schema_version AS v LEFT JOIN $s.head AS h ON h.one = v.one WHERE v.one = 1";
 
 /// Checks the row that [`VERSIONED`] selects. The server must be the primary, and this build must be allowed to
-/// use the tables. Unless `allows_unrecovered`, the tables must not wait for recovery: they may have been
-/// restored while connections were open.
+/// use the tables. Unless `allows_unrecovered`, the tables must not wait for recovery. The check is needed in each
+/// transaction, because a restore can happen while connections are open.
 pub(super) fn check_version(found: &[Row], allows_unrecovered: bool) -> Result<(), PostgresFault> {
     version(found)?.check()?;
     // Other reads detect a missing or damaged row, unless the damage sets the mark.

@@ -1,9 +1,10 @@
-//! The version of a store's tables, and the rule which builds may use them.
+//! The version of a store's tables, and the rule that decides which builds may use them.
 //!
-//! An upgrade has two steps, so that nodes of the version before continue while each node is replaced:
+//! An upgrade has two steps, so that nodes of the previous version continue while each node is replaced:
 //!
 //! 1. A new build adds what earlier builds ignore: tables, indexes, and columns that may be null. It raises
-//!    `version` and keeps `oldest`. Until the second step it writes only what the builds from `oldest` on read.
+//!    `version` and keeps `oldest`. Until the second step, the build writes only what every build from `oldest` on
+//!    can read.
 //! 2. `finish_upgrade` of the new build raises `oldest`. Each transaction checks the versions, so earlier builds
 //!    fail from their next transaction on.
 
@@ -34,8 +35,8 @@ impl TablesVersion {
         self.check_build(VERSION)
     }
 
-    /// Fails unless the tables have exactly the version of this build. An earlier build would leave out what a
-    /// later one has added.
+    /// Fails unless the tables have exactly the version of this build. An earlier build would leave out the
+    /// columns and tables that a later build has added.
     pub(in crate::store) fn check_is_own(self) -> Result<(), VersionFault> {
         match self.version == VERSION {
             true => self.check(),
@@ -97,7 +98,7 @@ impl fmt::Display for VersionFault {
         match supported < oldest {
             true => write!(
                 f,
-                "`keyctl finish-upgrade` has ended their use by earlier builds, use a later one"
+                "`keyctl finish-upgrade` has ended their use by earlier builds, so use a later build"
             ),
             false => write!(f, "use a build of version {found}"),
         }
@@ -123,7 +124,7 @@ mod tests {
             (tables(2, 2), 1, false),
             (tables(3, 2), 1, false),
             (tables(3, 2), 2, true),
-            // Tables that are not upgraded yet.
+            // Tables before their upgrade.
             (tables(1, 1), 2, false),
         ];
         for (tables, build, accepted) in cases {

@@ -1,4 +1,4 @@
-//! The names of the files beside the store, and whether this process may use them.
+//! The names of the files next to the store, and the check that this process may use them.
 
 use std::path::{Path, PathBuf};
 

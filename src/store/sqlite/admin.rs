@@ -15,7 +15,7 @@ use crate::core::view::Revision;
 use crate::store::sql::{self, COUNTS, IntegrityPass, StoreRow, first_after, signed};
 use crate::store::{Cursor, Epoch, IntegrityReport, Stats};
 
-/// Reads the whole file and names all damage. Goes on after a page that cannot be read.
+/// Reads the whole file and names all damage. Continues after a page that cannot be read.
 pub(super) fn check(conn: &Connection) -> Result<IntegrityReport, SqliteFault> {
     let mut report = IntegrityReport::default();
     let checked = each(conn, "PRAGMA integrity_check(100)", [], |row| {
@@ -91,8 +91,8 @@ pub(super) fn stats(
     stats.ok_or(SqliteFault::Refused("nothing was counted"))
 }
 
-/// Writes a copy of the file from one snapshot, while the store is in use. The copy is marked as unrecovered,
-/// so it can be opened only to recover it. If `verify` is true, the copy is read back before it gets its name.
+/// Writes a copy of the file from one snapshot, while the store is in use. The copy is marked as unrecovered, so
+/// it can be opened only to recover it. If `verify` is true, reads the copy back before the copy gets its name.
 pub(super) fn backup(from: &StoreFile, to: &Path, verify: bool) -> Result<Cursor, OpenError> {
     let fail = |fault: SqliteFault| OpenError::of(&from.path, fault);
     let before = match verify {
@@ -146,7 +146,7 @@ fn refuse_damage(conn: &Connection, path: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// Rewrites the file without free pages, and empties the log, which has held the whole new file.
+/// Rewrites the file without free pages. Then empties the log, which contains the whole new file.
 pub(super) fn vacuum(file: &StoreFile) -> Result<(), SqliteFault> {
     let conn = file.open()?;
     file.make_durable(&conn)?;
@@ -176,7 +176,7 @@ pub(super) fn restore(backup: &StoreFile, to: &Path) -> Result<(), OpenError> {
     copy.draft.publish(to)
 }
 
-/// Gives a file that was copied back by hand a new epoch, and marks the file as unrecovered.
+/// Starts a new epoch in a file that was copied back without `restore`, and marks the file as unrecovered.
 pub(super) fn start_new_epoch(file: &StoreFile) -> Result<(), SqliteFault> {
     let longest = registry::longest_lease(file);
     session::write(file, |conn| start_epoch(conn, longest))

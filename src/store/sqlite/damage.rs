@@ -1,4 +1,5 @@
-//! Reads tables past their damaged pages. SQLite returns no row of a damaged page, and ends the statement there.
+//! Reads the rows before, between and after damaged pages. SQLite returns no row of a damaged page, and ends the
+//! statement at that page.
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, Row, params};
@@ -19,9 +20,9 @@ pub(super) struct Gap {
     before: Value,
 }
 
-/// Calls `look` with each row of a table that a scan can read: in order up to the first damaged page, and then
-/// from the end back to the last damaged page. Returns the range between them. Rows must be ordered by their
-/// first column.
+/// Calls `look` with each row of a table that a scan can read. Reads in order up to the first damaged page, and
+/// then from the end back to the last damaged page. Returns the range between the two pages. Rows must be ordered
+/// by their first column.
 pub(super) fn each_readable(
     conn: &Connection,
     table: StoredTable,
@@ -64,7 +65,7 @@ pub(super) fn each_readable(
 }
 
 /// Reads the rows of the table `rows` within a gap, one by one, at the places that the indexes name. Returns the
-/// names of those that cannot be read. Rows that no index names any more are not among them.
+/// names of the rows that cannot be read. A row that no index names is not found.
 pub(super) fn each_row_in_gap(
     conn: &Connection,
     gap: &Gap,
@@ -78,7 +79,7 @@ pub(super) fn each_row_in_gap(
     each_place(conn, gap, named, &sql, look)
 }
 
-/// Reads audit entries within a gap, like [`each_row_in_gap`]. Returns the tenants and numbers of those that
+/// Reads audit entries within a gap, like [`each_row_in_gap`]. Returns the tenants and numbers of the entries that
 /// cannot be read.
 pub(super) fn each_entry_in_gap(
     conn: &Connection,

@@ -180,7 +180,7 @@ impl SqliteFault {
     }
 }
 
-/// Returns whether the operating system denies access, now and at the next attempt.
+/// Returns whether the operating system denies access, so that the next attempt would fail too.
 fn is_denied(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -190,7 +190,7 @@ fn is_denied(error: &io::Error) -> bool {
 
 /// The reason why a file could not be opened as a store.
 ///
-/// `Debug` prints the message with its causes, because a `main` that returns the error prints it so.
+/// `Debug` prints the message with its causes, because Rust prints an error that `main` returns with `Debug`.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {

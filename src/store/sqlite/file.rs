@@ -23,7 +23,7 @@ const SAFE_WAL: i32 = 3_051_003;
 const WAL_KEPT: i64 = 64 << 20;
 
 /// 8 MiB: the reserve on the disk. An automatic checkpoint can need 4 MiB of new pages in the main file. The
-/// rest holds thousands of revocations.
+/// remaining 4 MiB hold thousands of revocations.
 const RESERVE: u64 = 8 << 20;
 
 /// 250 ms: the longest wait for readers when the writer empties the log. Commits wait that long too.
@@ -166,7 +166,7 @@ impl StoreFile {
         schema::check_version(conn).map_err(fail)
     }
 
-    /// Connects to a file that may be damaged, to save its rows. Reads tables even if the definition of another
+    /// Connects to a file that may be damaged, to salvage its rows. Reads tables even if the definition of another
     /// table or index is damaged.
     pub(super) fn open_damaged(&self) -> Result<ReadConnection, OpenError> {
         let opened = ReadConnection::connect(self)?;
@@ -211,8 +211,8 @@ impl StoreFile {
         Ok(conn)
     }
 
-    /// Returns whether the store may serve requests: it does not wait for its recovery. Refuses a store that does,
-    /// unless the options allow it.
+    /// Returns whether the store may serve requests. Fails if the store waits for its recovery, unless the options
+    /// allow such a store.
     pub(super) fn check_recovered(&self, conn: &Connection) -> Result<bool, OpenError> {
         let store = head::store(conn).map_err(|fault| OpenError::of(&self.path, fault))?;
         if store.unrecovered && !self.unrecovered {
@@ -223,8 +223,8 @@ impl StoreFile {
         Ok(!store.unrecovered)
     }
 
-    /// Refuses a file that waits for recovery, within a transaction: the mark may have been set after the
-    /// connection was opened. Reads one column, so other reads must detect a damaged row.
+    /// Fails within a transaction if the file waits for recovery. The mark may have been set after the connection
+    /// was opened. Reads one column, so other reads must detect a damaged row.
     pub(super) fn check_mark(&self, conn: &Connection) -> Result<(), SqliteFault> {
         if self.unrecovered {
             return Ok(());
@@ -349,7 +349,7 @@ impl StoreFile {
         Self::brief_checkpoint(conn, "PRAGMA wal_checkpoint(RESTART)")
     }
 
-    /// Like [`checkpoint`](Self::checkpoint), but waits for readers for [`CHECKPOINT_WAIT`] at most.
+    /// Moves the log like [`checkpoint`](Self::checkpoint), but waits for readers for at most [`CHECKPOINT_WAIT`].
     pub(super) fn empty_log(conn: &Connection) -> Result<(), SqliteFault> {
         Self::brief_checkpoint(conn, "PRAGMA wal_checkpoint(TRUNCATE)")
     }

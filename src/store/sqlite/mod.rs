@@ -212,17 +212,19 @@ impl SqliteStore {
         blocking::unblock(move || admin::backup(&file, &to, verify)).await
     }
 
-    /// Copies what is whole in a damaged file to a new file at `to`, which must not exist. The report counts the
-    /// copied rows, and its faults name what was left out, 1,000 at most.
+    /// Copies the undamaged rows of a file to a new file at `to`, which must not exist. The report counts the
+    /// copied rows. Its faults name the rows that were left out, at most 1,000.
     ///
-    /// No key of the new file accepts what it refused in the damaged file. A key whose row is damaged is unknown
-    /// in the new file, and its token is refused. Keys of a damaged owner, and of tenants at, above and below a
-    /// damaged tenant, are left out too. A tenant whose head is damaged continues after its newest whole audit
-    /// entry. Damaged audit entries leave gaps, which [`verify_audit`](crate::Keyward::verify_audit) reports. If the
-    /// row of an imported digest is damaged together with its key, the digest can be imported again.
+    /// No key accepts a request in the new file that it refused in the damaged file. A key whose row is damaged is
+    /// unknown in the new file, and its token is refused. Keys of a damaged owner, and of tenants at, above and
+    /// below a damaged tenant, are left out too. A tenant whose head is damaged continues after its newest whole
+    /// audit entry. Damaged audit entries leave gaps, which [`verify_audit`](crate::Keyward::verify_audit)
+    /// reports. If the row of an imported digest is damaged together with its key, the digest can be imported
+    /// again.
     ///
-    /// Call this in a process that does not have the damaged file open. If the definitions of tables are damaged, the
-    /// call copies the file and repairs them in the copy; no process may write the file meanwhile.
+    /// Call this function in a process that does not have the damaged file open. If the definitions of tables are
+    /// damaged, the call copies the file and repairs the definitions in the copy. No process may write the file
+    /// during the call.
     ///
     /// The new file has a new history and opens only for recovery, like one that was
     /// [restored](Self::restore). If it is the newest state that exists,
@@ -241,15 +243,16 @@ impl SqliteStore {
         blocking::unblock(move || salvage::salvage(&from, &to)).await
     }
 
-    /// Makes the file as small as its contents. Removed rows leave free pages, which later rows use; only this call
-    /// returns them to the file system.
+    /// Makes the file as small as its contents. Removed rows leave free pages, which later rows use. Only this
+    /// call returns free pages to the file system.
     ///
-    /// Needs as much free space as twice the contents, because a copy is written first. Commits of all processes
-    /// wait, and fail if this takes longer than their [busy timeout](SqliteOptions::busy_timeout).
+    /// Needs free space for twice the contents: one copy in a temporary file, and one in the log. Commits of all
+    /// processes wait. They fail if the call takes longer than their [busy timeout](SqliteOptions::busy_timeout).
     ///
     /// # Errors
     ///
-    /// [`StoreError`]. If only the final [checkpoint](Self::checkpoint) failed, the space is freed by a later one.
+    /// [`StoreError`]. If only the final [checkpoint](Self::checkpoint) failed, a later checkpoint frees the
+    /// space.
     pub async fn vacuum(&self) -> Result<(), StoreError> {
         let file = self.file();
         let done = blocking::unblock(move || admin::vacuum(&file)).await;
@@ -275,12 +278,12 @@ impl SqliteStore {
         blocking::unblock(move || admin::restore(&backup, &to)).await
     }
 
-    /// Starts a new epoch in a file that was copied back by hand, so that followers of the lost history start
-    /// over. A file that [`restore`](Self::restore) made has a new epoch already.
+    /// Starts a new epoch in a file that was copied back without [`restore`](Self::restore), so that followers of
+    /// the lost history start over. A restored file already has a new epoch.
     ///
-    /// The copy may contain keys that were revoked later. So the store then serves nothing, also through
-    /// stores that are open, until [`finish_recovery`](Self::finish_recovery) is called. To recover it, open
-    /// it with [`allow_unrecovered`](SqliteOptions::allow_unrecovered).
+    /// The copy may contain keys that were revoked later. So every transaction then fails until
+    /// [`finish_recovery`](Self::finish_recovery) is called, even in stores that are already open. To recover the
+    /// file, open it with [`allow_unrecovered`](SqliteOptions::allow_unrecovered).
     ///
     /// # Errors
     ///
@@ -304,11 +307,11 @@ impl SqliteStore {
         done.map_err(|fault| fault.into_error("finishing a recovery"))
     }
 
-    /// Ends a rolling upgrade: from now on, builds whose tables have an earlier version may not use the file.
+    /// Ends a rolling upgrade. From then on, builds of an earlier table version may not use the file.
     ///
-    /// A build that opens a file of the version before adds what the earlier build ignores, so nodes of both
-    /// versions may share the file. Call this method once no node of the earlier version is left. Does nothing
-    /// if the upgrade is finished.
+    /// A build that opens a file of the previous version adds only columns, tables and indexes that the earlier
+    /// build ignores. So nodes of both versions may share the file. Call this method once no node of the earlier
+    /// version is left. Does nothing if the upgrade is finished.
     ///
     /// # Errors
     ///
@@ -398,7 +401,7 @@ impl SqliteStore {
         answer.map_err(|fault| fault.into_error(doing))
     }
 
-    /// Runs a step of the node registry on a thread of its own.
+    /// Runs a step of the node registry on a separate thread.
     async fn register<T: Send + 'static>(
         &self,
         doing: &'static str,
@@ -547,8 +550,8 @@ impl Documents for SqliteStore {
     }
 }
 
-/// Reports are durable when the call returns, as commits are. They are in a file of their own, `-nodes`. So a report
-/// does not wait for commits, nor for a lock on the store, and needs no new space on the disk.
+/// Reports are durable when the call returns, as commits are. They are in a separate file, `-nodes`. So a report
+/// waits neither for commits nor for a lock on the store, and needs no new space on the disk.
 #[async_trait]
 impl NodeRegistry for SqliteStore {
     async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {

@@ -1,13 +1,13 @@
 //! The node registry: a small SQLite file next to the store. A report shares no lock with commits, and changes
 //! pages that the file already has. So a long transaction on the store, or a full disk, does not stop reports. A
-//! node without reports would refuse every key after a minute.
+//! node that cannot report refuses every key after a minute and its staleness bound.
 //!
 //! Invariants:
 //!
-//! - A report belongs to one history, the epoch of the store, and no other history has it. The epoch is read while
-//!   the registry is locked, so a store that replaces the file cannot get a report of the earlier one.
-//! - A registry that does not know a history that has commits was lost or left behind. It then has an entry for
-//!   all nodes that may be missing.
+//! - A report belongs to exactly one history, which is the epoch of the store. The epoch is read while the
+//!   registry is locked, so a store that replaces the file cannot get a report of the earlier store.
+//! - If the store has commits, but the registry lacks the store's history, the registry was lost or not moved
+//!   along. It then has one entry for all nodes that may be missing.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -82,7 +82,7 @@ impl History {
         Ok(conn.prepare_cached(sql)?.exists([self.name()])?)
     }
 
-    /// Makes the history known, with an entry for the nodes that may be missing.
+    /// Adds the history to the registry, with an entry for the nodes that may be missing.
     fn add(&self, conn: &Connection) -> Result<(), SqliteFault> {
         let sql = "INSERT INTO histories (history) VALUES (?1)";
         conn.execute(sql, [self.name()])?;
@@ -109,7 +109,7 @@ impl Registry {
         Self { pool, file, open }
     }
 
-    /// Makes the present history known, before it has a commit.
+    /// Adds the present history to the registry before the history has a commit.
     pub(super) fn begin(&self) -> Result<(), SqliteFault> {
         match self.read(|conn, history| history.is_known(conn))? {
             (_, Some(true)) => Ok(()),
@@ -264,7 +264,7 @@ impl Registry {
         }
     }
 
-    /// Creates the registry, which knows the present history. Does nothing if another process creates it first.
+    /// Creates the registry with the present history. Does nothing if another process creates the registry first.
     fn create(&self) -> Result<(), SqliteFault> {
         let history = self.pool.read(History::read)?;
         let created = self.file.create_shared(|conn| {

@@ -1,8 +1,8 @@
-//! Saves what is whole in a damaged file into a new file.
+//! Copies the undamaged rows of a file to a new file.
 //!
-//! Invariant: a key of the new file accepts nothing that the key refused in the damaged file. So a damaged row is
-//! left out, and with it every key that the row might narrow. A row that is not the newest version of itself is
-//! left out too: a damaged page can make SQLite return an older version.
+//! Invariant: a key of the new file accepts nothing that the key refused in the damaged file. So the salvage
+//! leaves out each damaged row, and every key that the row might narrow. It also leaves out a row that is not the
+//! newest version, because a damaged page can make SQLite return an older version.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -27,8 +27,8 @@ use crate::store::sql::{
 use crate::store::transfer::{Item, Part};
 use crate::store::{AuditRow, Change, CommitTag, Epoch, IntegrityReport, Row, RowKey};
 
-/// Copies every whole row of `from` to a new file at `to`, which is marked as unrecovered. The report counts the
-/// copied rows, and names what was left out.
+/// Copies every undamaged row of `from` to a new file at `to`, which is marked as unrecovered. The report counts
+/// the copied rows, and names the rows that were left out.
 pub(super) fn salvage(from: &StoreFile, to: &Path) -> Result<IntegrityReport, OpenError> {
     if from.identity()?.is_none() {
         return Err(OpenError::NotFound {
@@ -114,14 +114,14 @@ struct Salvage<'a> {
 }
 
 impl Salvage<'_> {
-    /// Writes an item. An item that is in the new file already is left out.
+    /// Writes an item. Skips an item that is already in the new file.
     fn put(&mut self, item: &Item) -> Result<bool, SqliteFault> {
         match put(self.to, item) {
             Err(SqliteFault::Sql(error))
                 if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) =>
             {
                 self.report.add(format!(
-                    "an item of the {} is there twice, because a page is damaged",
+                    "an item of the {} was read twice, because a page is damaged",
                     item.part()
                 ));
                 Ok(false)
@@ -224,7 +224,7 @@ impl Salvage<'_> {
         })
     }
 
-    /// Copies the rows of tenants and owners. Remembers the damaged ones.
+    /// Copies the rows of tenants and owners. Records the damaged rows.
     fn owners(&mut self) -> Result<(), SqliteFault> {
         let mut whole: BTreeMap<RowKey, (i64, Change)> = BTreeMap::new();
         let mut lost = BTreeSet::new();
@@ -259,8 +259,8 @@ impl Salvage<'_> {
             None if unread.all_named && lost.is_empty() => {}
             None => {
                 return Err(SqliteFault::Corrupt(
-                    "the rows of tenants and owners and their index are damaged, so which keys they end cannot \
-                     be read"
+                    "the rows of tenants and owners and their index are damaged, so the keys that \
+                     they end are unknown"
                         .to_owned(),
                 ));
             }
@@ -354,8 +354,8 @@ impl Salvage<'_> {
         })
     }
 
-    /// Returns whether the row at `place` is the newest version of the key's row. The index of keys answers. If it
-    /// is damaged, the row must not be older than the newest audit entry about the key.
+    /// Returns whether the row at `place` is the newest version of the key's row, according to the index of keys.
+    /// If the index is damaged, the row must not be older than the newest audit entry about the key.
     fn is_newest(&self, key: KeyId, place: i64) -> Result<bool, SqliteFault> {
         let id = id_bytes(key);
         let by_id = "SELECT place FROM rows INDEXED BY rows_by_id WHERE id = ?1";

@@ -43,7 +43,7 @@ pub(super) fn check_own_version(conn: &Connection) -> Result<(), SqliteFault> {
     Ok(version(conn)?.check_is_own()?)
 }
 
-/// Ends the use of the file by earlier builds. Does nothing if it has ended. The caller commits.
+/// Ends the use of the file by earlier builds. Does nothing if their use has ended. The caller commits.
 pub(super) fn finish_upgrade(conn: &Connection) -> Result<(), SqliteFault> {
     check_own_version(conn)?;
     conn.pragma_update(None, "user_version", TablesVersion::NEW.packed())?;

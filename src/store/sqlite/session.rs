@@ -148,20 +148,20 @@ impl Pool {
     }
 }
 
-/// 256 MiB: the length of the log beyond which long reads are ended.
+/// 256 MiB: the length of the log beyond which the store ends long reads.
 const LOG_MOST: u64 = 256 << 20;
 
-/// 64 MiB: the growth of the log during a read that makes the read a long one.
+/// 64 MiB: the growth of the log during a read, beyond which the read counts as long.
 const LOG_GROWTH: u64 = 64 << 20;
 
-/// 10,000 steps of SQLite's virtual machine between two looks at the log, about a millisecond.
+/// 10,000 steps of SQLite's virtual machine between two measurements of the log, about a millisecond.
 const LOOK_EVERY: i32 = 10_000;
 
-/// Ends reads that make the log too long. SQLite cannot start the log over while a read uses an older state, so
-/// a read that never ended would fill the disk.
+/// Ends reads that make the log too long. SQLite cannot start the log over while a read uses an older state, so an
+/// endless read would fill the disk.
 ///
-/// Reads no clock: a read is long if the log grew much while it ran. So a short read is never ended, even if
-/// another program makes the log long.
+/// Reads no clock. A read is long if the log grew by [`LOG_GROWTH`] during the read. So a short read is never
+/// ended, even if another program makes the log long.
 #[derive(Clone, Debug)]
 pub(super) struct ReadBound {
     /// The length of the log when the present read was first examined. [`NOT_SEEN`](Self::NOT_SEEN) before that.
@@ -171,13 +171,13 @@ pub(super) struct ReadBound {
 impl ReadBound {
     const NOT_SEEN: u64 = u64::MAX;
 
-    /// Bounds all later reads of a connection.
+    /// Limits all later reads of a connection.
     pub(super) fn of(conn: &mut Connection, file: &StoreFile) -> Self {
         let bound = Self {
             began: Arc::new(AtomicU64::new(Self::NOT_SEEN)),
         };
         let (own, file) = (bound.clone(), file.clone());
-        // Without the bound, a read still returns the right rows.
+        // Without the limit, a read still returns the right rows.
         drop(conn.progress_handler(LOOK_EVERY, Some(move || own.ends(file.log_bytes()))));
         bound
     }

@@ -236,7 +236,7 @@ fn keys_of_all_tenants_by_their_end_are_one_range_and_sort_nothing() {
     }
 }
 
-/// An endless read would pin the log for ever, so it must end once the log has grown.
+/// An endless read would never let the log start over, so the read must end after the log has grown.
 #[test]
 fn a_read_ends_only_if_the_log_grew_much_while_it_ran() {
     let folder = tempfile::tempdir().unwrap();
@@ -249,7 +249,7 @@ fn a_read_ends_only_if_the_log_grew_much_while_it_ran() {
                    SELECT count(*) FROM n";
         bound.hold(|| Ok(conn.query_row(sql, [rows], |row| row.get::<_, i64>(0))?))
     };
-    // Somebody else made the log long before.
+    // Another program made the log long before the read.
     log.set_len(300 << 20).unwrap();
     assert_eq!(count(1_000_000).unwrap(), 1_000_000);
     std::thread::scope(|scope| {

@@ -31,8 +31,8 @@ const LOG_LONG: u64 = 64 << 20;
 /// 16 MiB: the growth of a long log after which the writer waits for readers again.
 const LOG_STEP: u64 = 16 << 20;
 
-const DISK_FULL: &str = "the disk of the store is full, and what is left is kept for commits that only revoke, \
-                         disable or delete: free 8 MiB and more";
+const DISK_FULL: &str = "the disk of the store is full, and the rest is reserved for commits that only revoke, \
+                         disable or delete: free at least 8 MiB";
 
 const DOING: &str = "committing to the file";
 
@@ -119,7 +119,7 @@ impl SqliteWriter {
         answered.recv().await.ok()?
     }
 
-    /// Runs a write that is not a commit, in a transaction of its own. A full disk makes it run twice.
+    /// Runs a write that is not a commit, in a separate transaction. On a full disk, runs the write twice.
     pub(super) async fn write<T: Send + 'static>(
         &self,
         doing: &'static str,
@@ -153,8 +153,8 @@ struct Thread {
     /// True from the first commit for which the disk was full, until a commit that does not only narrow succeeds.
     disk_full: bool,
     reserve_is_whole: bool,
-    /// True from the first commit that used the reserve, until the reserve is whole again. Only commits that
-    /// only narrow are written then. Otherwise others would use up what those leave of the reserve.
+    /// True from the first commit that used the reserve, until the reserve is full again. Until then, only
+    /// narrowing commits are written, because other commits would use the rest of the reserve.
     owes_reserve: bool,
     /// True once a reserve that cannot be kept was logged.
     logged_no_reserve: bool,
@@ -240,7 +240,7 @@ impl Thread {
             written = self.group(&group);
         }
         // One commit of the group cannot be written, or the disk has no space for all of them. Commits each one
-        // by itself, so that the others do not fail.
+        // separately, so that the others do not fail.
         let divisible = is_full(&written) || matches!(written, Ok(Err(_)));
         if divisible && group.len() > 1 {
             for queued in narrowing_first(group, |queued| queued.commit.only_narrows()) {
@@ -314,7 +314,8 @@ impl Thread {
         }
     }
 
-    /// Takes the space back that commits left of the reserve. If they did not only narrow, the disk has space.
+    /// Refills the reserve from the space that commits left. If a commit that did not only narrow succeeded, logs
+    /// that the disk has space again.
     fn note_space(&mut self, widened: bool) {
         self.refill_reserve();
         if self.disk_full && widened {
@@ -324,8 +325,9 @@ impl Thread {
         }
     }
 
-    /// Measures the log. If it is long, moves its commits into the file and empties it, which waits for readers
-    /// for a moment. SQLite's own checkpoints never wait, so overlapping readers can prevent all of them.
+    /// Measures the log. If the log is long, moves its commits into the file and empties it, which waits for
+    /// readers for at most 250 ms. SQLite's own checkpoints never wait, so overlapping readers can prevent all of
+    /// them.
     fn bound_log(&mut self) {
         let bytes = self.pool.file.log_bytes();
         observe::store_log(bytes);
@@ -333,7 +335,7 @@ impl Thread {
             return;
         }
         if let Ok(ready) = self.ready() {
-            // A reader that prevents this is waited for again once the log has grown further.
+            // If a reader prevents this, the thread tries again once the log has grown further.
             drop(StoreFile::empty_log(&ready.conn));
             self.ready = Some(ready);
         }

@@ -21,8 +21,8 @@ pub(super) enum StoreLookup {
     Key(Box<KeyRecord>, OwnerStatus, Option<Timestamp>),
 }
 
-/// Reads a key, and applies the rows that were read to the replica. Fails if the store went back in time: the
-/// key's revocation may be lost.
+/// Reads a key, and applies the rows to the replica. Fails if the store went back in time, because the key's
+/// revocation may be lost.
 pub(super) async fn read(
     store: &dyn KeyStore,
     replica: &Replica,

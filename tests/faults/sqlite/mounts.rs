@@ -1,4 +1,4 @@
-//! A full disk and a read-only file system, as small file systems that only a child process sees.
+//! Tests of a full disk and of a read-only file system, on small file systems that only a child process sees.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -85,10 +85,10 @@ pub fn full(folder: &Path) {
     );
     for key in &made {
         wait(keys.revoke(&admin, key.id, Reason::Lost)).unwrap();
-        // What a revocation leaves of the reserve is for revocations alone.
+        // After a revocation, the rest of the reserve is for revocations only.
         create().unwrap_err();
     }
-    // A registered node must report before a minute has passed, or it refuses every key.
+    // A registered node that cannot report refuses every key after a minute and its staleness bound.
     for _ in 0..30 {
         clock.advance(Duration::from_secs(5));
         wait(keys.sync()).unwrap();

@@ -369,7 +369,7 @@ fn a_tenant_with_a_damaged_head_continues_after_its_newest_entry() {
     wait(keys.verify_audit(&admin(), &tenant("acme"), None)).unwrap();
 }
 
-/// A key that was revoked and a digest that was imported stay so.
+/// A revoked key stays revoked, and an imported digest stays taken.
 #[test]
 fn a_salvaged_file_revives_nothing() {
     let desk = Desk::new();

@@ -162,7 +162,8 @@ fn a_file_that_was_copied_back_is_refused_until_it_is_recovered() {
         let is_whole = true;
         let replayed = wait(operator.recover(Recovery::Replay { entries, is_whole }));
         if goes_on {
-            // The lost trail does not contain the newest commits of the copy, so it proves nothing about them.
+            // The lost trail lacks the newest commits of the copy, so the trail proves nothing about these
+            // commits.
             assert!(matches!(replayed, Err(RecoveryError::ForeignTrail)));
             wait(operator.recover(Recovery::DisableAll)).unwrap();
             wait(opened.finish_recovery()).unwrap();
@@ -194,7 +195,8 @@ fn the_right_file_that_comes_back_is_used_again() {
     scene.works_again();
 }
 
-/// The node commits to the wrong file before it notices. Its commit must not show in the right file's index.
+/// The node commits to the wrong file before it notices. This commit must not appear in the index of the right
+/// file.
 #[test]
 fn a_commit_to_the_wrong_file_is_gone_with_it() {
     let scene = Scene::new();
@@ -494,7 +496,7 @@ fn a_process_does_not_start_on_a_file_that_lacks_the_commits_of_a_live_node() {
         assert!(wait(keys.sync()).is_err());
         let refused = chain(&desk.registered().unwrap_err());
         assert!(refused.contains("went back in time"), "{refused}");
-        // The node stops without a farewell, and its lease ends.
+        // The node stops without a final report, and its lease ends.
         drop(keys);
         desk.clock.advance(Duration::from_secs(120));
         desk.registered().unwrap();

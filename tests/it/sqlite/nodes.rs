@@ -308,7 +308,7 @@ fn a_node_keeps_verifying_while_somebody_holds_the_write_lock() {
     wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
 }
 
-/// A service whose file was moved without its registry cannot know who still verifies keys of the file.
+/// A service whose file was moved without its registry cannot know which processes still verify keys of the file.
 #[test]
 fn a_registry_that_was_lost_has_an_entry_for_all_missing_nodes() {
     let desk = Desk::new();

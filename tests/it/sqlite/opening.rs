@@ -216,13 +216,13 @@ fn a_schema_upgrade_stops_a_running_store_once_it_is_finished() {
             ))
             .unwrap();
     };
-    // The first step of a later build: this build goes on, also on new connections.
+    // The first step of a later build: this build continues, also on new connections.
     upgrade(versions(2, 1));
     let other = wait(keys.create(&admin(), reader("second"))).unwrap();
     wait(keys.sync()).unwrap();
     wait(desk.keys().sync()).unwrap();
     keys.verify(other.secret.expose(), &reading()).unwrap();
-    // An earlier build does not finish a later build's upgrade, and does not copy what it does not know.
+    // An earlier build does not finish a later build's upgrade, and does not copy tables that it does not know.
     let store = desk.store();
     let refused = wait(store.finish_upgrade()).unwrap_err();
     assert_eq!(refused.kind(), StoreErrorKind::Denied);
@@ -249,7 +249,7 @@ fn finishing_an_upgrade_ends_the_use_by_earlier_builds() {
     let desk = Desk::new();
     let store = desk.store();
     let file = sql(&desk.path());
-    // As the first step of this build would leave a file of the version before.
+    // The state of a file of the previous version after the first step of this build.
     file.pragma_update(None, "user_version", versions(1, 0))
         .unwrap();
     for _ in 0..2 {

@@ -382,7 +382,7 @@ fn a_restored_database_is_recovered_before_it_serves() {
     assert!(shop.verifies(&kept) && shop.verifies(&revoked));
 }
 
-/// The operator has renamed the damaged schema, and restored the dump beside it.
+/// The operator has renamed the damaged schema, and restored the dump under the old name.
 #[test]
 fn a_database_is_recovered_from_the_trail_in_another_schema() {
     let shop = Shop::new();

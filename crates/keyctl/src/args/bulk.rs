@@ -5,16 +5,16 @@ use clap::Args;
 use super::{CommandIdArgs, UntilConfirmedArgs};
 use crate::words::ReasonWord;
 
-/// The confirmation of a command that ends many keys at once.
+/// The confirmation of a command that ends many keys.
 #[derive(Debug, Args)]
 pub(crate) struct BulkConfirmArgs {
-    /// Only count the keys that would be ended
+    /// Count the keys that would be ended, and end none
     #[arg(long, conflicts_with_all = ["expect", "yes"])]
     pub(crate) dry_run: bool,
-    /// Confirm, if exactly this number of keys would be ended
+    /// Confirm if exactly this number of keys would be ended
     #[arg(long, value_name = "COUNT")]
     pub(crate) expect: Option<usize>,
-    /// Confirm, for any number of keys
+    /// Confirm for any number of keys
     #[arg(long, conflicts_with = "expect")]
     pub(crate) yes: bool,
 }
@@ -25,19 +25,19 @@ Applies to --tenant alone, not to the tenants below it. Legacy keys are skipped.
 --yes, nothing is changed and the keys are counted.")]
 #[group(id = "which", required = true, multiple = true, args = ["owner", "class", "pepper", "created_before", "all"])]
 pub(crate) struct RevokeManyArgs {
-    /// Keys of this owner
+    /// Select the keys of this owner
     #[arg(long, value_name = "PRINCIPAL")]
     pub(crate) owner: Option<String>,
-    /// Keys of this class
+    /// Select the keys of this class
     #[arg(long)]
     pub(crate) class: Option<String>,
-    /// Keys whose digest was made with this pepper: after a rotation, those that were not used since
+    /// Select the keys that need this pepper: after a rotation, those that were not used since
     #[arg(long, value_name = "ID")]
     pub(crate) pepper: Option<String>,
-    /// Keys created before this instant
+    /// Select the keys that were created before this instant
     #[arg(long, value_name = "TIME")]
     pub(crate) created_before: Option<String>,
-    /// Every key
+    /// Select every key
     #[arg(long, conflicts_with_all = ["owner", "class", "pepper", "created_before"])]
     pub(crate) all: bool,
     #[arg(long)]

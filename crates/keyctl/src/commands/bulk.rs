@@ -1,4 +1,4 @@
-//! Commands that end many keys at once.
+//! Commands that end many keys.
 
 use keyward::command::{BulkFilter, BulkReceipt};
 use keyward::key::KeyRecord;
@@ -178,7 +178,7 @@ async fn count(
     }
 }
 
-/// Returns whether the operator confirmed that these keys are ended. After `--dry-run`, the answer is no.
+/// Returns whether the operator confirmed the end of these keys. False with `--dry-run`.
 fn confirmed(
     confirm: &BulkConfirmArgs,
     (found, what): (usize, &str),

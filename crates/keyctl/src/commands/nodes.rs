@@ -1,4 +1,4 @@
-//! The nodes: processes that verify keys and have registered, and their confirmations of a change.
+//! The nodes, which are registered processes that verify keys, and their confirmations of a change.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -59,7 +59,8 @@ pub(crate) async fn list(common: &CommonArgs, output: &Output) -> CliResult<()> 
     let now = SystemClock.now();
     if reports.is_empty() {
         output.note(
-            "no process has registered as a node, so only the staleness bounds say what they apply",
+            "no process has registered as a node, so only the staleness bound limits how late a process acts on a \
+             change",
         );
     }
     let nodes = reports.iter().map(|report| (report, head));
@@ -102,7 +103,8 @@ pub(crate) async fn list(common: &CommonArgs, output: &Output) -> CliResult<()> 
     }
 }
 
-/// Returns the revision that a node has applied. `None` if it has not read the store, or not this history.
+/// Returns the revision that a node has applied. `None` if the node has not read the store, or has read another
+/// history.
 fn applied(report: &NodeReport, head: Cursor) -> Option<u64> {
     let applied = report.applied.filter(|applied| applied.epoch == head.epoch);
     applied.map(|applied| applied.revision.0)

@@ -1,4 +1,4 @@
-//! Commands on the service's peppers. They print the ids of peppers, and never their keys.
+//! Commands on the service's peppers. They print the ids of peppers, never the secret values.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -73,7 +73,7 @@ fn changed(
     output.done(&message, &document)
 }
 
-/// Prints the peppers of the file, and those that keys need without them being in the file.
+/// Prints the peppers of the file, and the peppers that keys need and the file lacks.
 fn show(used: &PepperUse, output: &Output) -> CliResult<()> {
     if output.json {
         let mut documents = used.documents();
@@ -117,10 +117,10 @@ pub(super) async fn keys_by_pepper(store: &Store) -> CliResult<BTreeMap<PepperId
     Ok(replica.keys_by_pepper())
 }
 
-/// The live keys of a store under each pepper, compared with the service's peppers where they are known.
+/// The live keys of a store under each pepper, compared with the pepper file if there is one.
 pub(super) struct PepperUse {
     pub(super) counts: Vec<PepperCount>,
-    /// The pepper file. `None` if there is none here, for example where only the database is at hand.
+    /// The pepper file. `None` if this machine has none, for example if it only reaches the database.
     pub(super) file: Option<PathBuf>,
 }
 

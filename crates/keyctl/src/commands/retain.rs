@@ -1,4 +1,4 @@
-//! Retention: removing what the policies no longer keep, and old tombstones.
+//! Retention: removes the keys and audit entries that the policies no longer keep, and old tombstones.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;

@@ -152,8 +152,8 @@ pub(crate) async fn start_new_epoch(
     nodes.retain(|node| nodes::is_live(node, now));
     if !nodes.is_empty() && !args.yes {
         let mut message = format!(
-            "{} has live nodes, which refuse every key from a new epoch until `keyctl recover` is done: to start \
-             it, repeat the command with --yes",
+            "{} has live nodes, which will refuse every key until `keyctl recover` has ended: to start the new \
+             epoch, repeat the command with --yes",
             common.store
         );
         for NodeReport {
@@ -179,7 +179,7 @@ pub(crate) async fn finish_upgrade(common: &CommonArgs, output: &Output) -> CliR
     let store = store::open(common, Expected::Existing).await?;
     store.finish_upgrade().await?;
     let message = format!(
-        "finished the upgrade of {}: processes of the version before are refused from now on",
+        "finished the upgrade of {}: processes of the previous version are refused from now on",
         common.store
     );
     let document = json!({ "store": common.store.to_string(), "finished": true });

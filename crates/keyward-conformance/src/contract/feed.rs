@@ -257,7 +257,7 @@ pub async fn tombstones_are_in_the_feed<S: KeyStore>(
     Ok(())
 }
 
-/// The feed refuses a cursor ahead of the store's head with `Diverged`: a store that copied a backup back
+/// The feed refuses a cursor ahead of the store's head with `Diverged`. After a backup was copied back, the store
 /// lacks commits that its followers have applied.
 pub async fn a_cursor_ahead_of_the_head_has_diverged<S: KeyStore>(
     make: &impl Fn() -> S,
@@ -291,8 +291,8 @@ pub async fn a_cursor_of_another_epoch_is_compacted<S: KeyStore>(
     fixture.compacted("a cursor of another epoch", other).await
 }
 
-/// The feed refuses a cursor with `Diverged` if the cursor's tag differs from the tag of its revision: after a
-/// failover that lost commits, other commits have their revisions. At revision zero, the tag must be zero.
+/// The feed refuses a cursor with `Diverged` if the cursor's tag differs from the tag of its revision. After a
+/// failover that lost commits, other commits have the lost revisions. At revision zero, the tag must be zero.
 pub async fn a_cursor_with_another_tag_has_diverged<S: KeyStore>(
     make: &impl Fn() -> S,
 ) -> Result<(), ClauseViolation> {
