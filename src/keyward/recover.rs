@@ -198,7 +198,8 @@ pub enum RecoveryError {
     /// The given trail has no entry after the newest restored ones. Nothing was changed.
     #[error(
         "the trail ends where the restored store ends: it is that of the backup or of a restored copy, and \
-         does not show later changes; replay the trail of the lost store, or disable every key"
+         does not show later changes; replay the trail of the lost store, disable every key, or trust the backup if nothing \
+         was revoked since"
     )]
     NothingLater,
     /// The recovery was interrupted. Changes that were committed stay; repeat the call to continue.

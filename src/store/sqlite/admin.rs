@@ -213,7 +213,10 @@ fn copy(from: &StoreFile, to: &Path) -> Result<DraftCopy, OpenError> {
     let bound = ReadBound::of(&mut source.conn, from);
     let copied = bound.hold(|| Ok(source.conn.execute("VACUUM INTO ?1", [target])?));
     source.check_unchanged(from)?;
-    copied.map_err(|fault| OpenError::of(&from.path, fault))?;
+    copied.map_err(|fault| {
+        let full = if fault.is_full() { to } else { &from.path };
+        OpenError::of(full, fault)
+    })?;
     let file = StoreFile {
         path: draft.path.clone(),
         ..from.clone()
@@ -238,7 +241,15 @@ pub(super) fn finish_upgrade(file: &StoreFile) -> Result<(), SqliteFault> {
 }
 
 pub(super) fn checkpoint(file: &StoreFile) -> Result<(), SqliteFault> {
-    StoreFile::checkpoint(&file.open()?)
+    let conn = file.open()?;
+    match StoreFile::checkpoint(&conn) {
+        // The main file may have to grow before the log shrinks.
+        Err(fault) if fault.is_full() => {
+            file.free_reserve();
+            StoreFile::checkpoint(&conn)
+        }
+        done => done,
+    }
 }
 
 /// Drops the tombstones of commits at or below the revision `upto`, and returns their number. The ids of the

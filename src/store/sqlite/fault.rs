@@ -45,7 +45,10 @@ impl From<rusqlite::Error> for SqliteFault {
             rusqlite::Error::SqlInputError { error, msg, .. } => {
                 rusqlite::Error::SqliteFailure(error, Some(msg))
             }
-            rusqlite::Error::SqliteFailure(error, _) if error.code == ErrorCode::DiskFull => {
+            rusqlite::Error::SqliteFailure(error, _)
+                if error.code == ErrorCode::DiskFull
+                    || error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE =>
+            {
                 let message = "database or disk is full: free space on the disk of the store";
                 rusqlite::Error::SqliteFailure(error, Some(message.to_owned()))
             }
@@ -136,7 +139,13 @@ impl SqliteFault {
 
     /// Returns whether the disk was full. Nothing was written then.
     pub(super) fn is_full(&self) -> bool {
-        self.code() == Some(ErrorCode::DiskFull)
+        // Without space for the index of the log, SQLite reports an error of the disk.
+        let no_index = matches!(
+            self,
+            Self::Sql(rusqlite::Error::SqliteFailure(error, _))
+                if error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE
+        );
+        no_index || self.code() == Some(ErrorCode::DiskFull)
     }
 
     /// Returns whether the read was ended because it made the log too long.
@@ -339,6 +348,12 @@ impl fmt::Debug for OpenError {
 }
 
 impl OpenError {
+    /// Returns whether the disk had no space for the files that an open store needs.
+    pub(super) fn is_full(&self) -> bool {
+        let fault = std::error::Error::source(self).and_then(|source| source.downcast_ref());
+        fault.is_some_and(SqliteFault::is_full)
+    }
+
     pub(super) fn io(
         path: impl Into<PathBuf>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,

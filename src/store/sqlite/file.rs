@@ -11,7 +11,6 @@ use rusqlite::{Connection, OpenFlags};
 use super::access::{folder_of, with_end};
 use super::fault::{OpenError, SqliteFault};
 use super::rows::one;
-use super::unlocked::ReadConnection;
 use super::{head, schema};
 use crate::observe::WithSources;
 
@@ -124,15 +123,7 @@ impl StoreFile {
         Ok(conn)
     }
 
-    /// Like [`open`](Self::open), for a connection that only reads.
-    pub(super) fn open_to_read(&self) -> Result<ReadConnection, OpenError> {
-        self.check_length()?;
-        let opened = ReadConnection::connect(self)?;
-        self.check_store(&opened.conn)?;
-        Ok(opened)
-    }
-
-    fn check_length(&self) -> Result<(), OpenError> {
+    pub(super) fn check_length(&self) -> Result<(), OpenError> {
         let path = &self.path;
         let len = fs::metadata(path)
             .map_err(|error| OpenError::io(path, error))?
@@ -148,7 +139,7 @@ impl StoreFile {
         })
     }
 
-    fn check_store(&self, conn: &Connection) -> Result<(), OpenError> {
+    pub(super) fn check_store(&self, conn: &Connection) -> Result<(), OpenError> {
         let path = &self.path;
         let fail = |fault: SqliteFault| OpenError::of(path, fault);
         let foreign = |what| OpenError::Foreign {
@@ -164,43 +155,6 @@ impl StoreFile {
             return Err(foreign("it is another program's SQLite file"));
         }
         schema::check_version(conn).map_err(fail)
-    }
-
-    /// Connects to a file that may be damaged, to salvage its rows. Reads tables even if the definition of another
-    /// table or index is damaged.
-    pub(super) fn open_damaged(&self) -> Result<ReadConnection, OpenError> {
-        let opened = ReadConnection::connect(self)?;
-        let conn = &opened.conn;
-        let tolerate = || -> Result<(), SqliteFault> {
-            conn.pragma_update(None, "cell_size_check", false)?;
-            conn.pragma_update(None, "writable_schema", true)?;
-            Ok(conn.pragma_update(None, "query_only", true)?)
-        };
-        tolerate().map_err(|fault| OpenError::of(&self.path, fault))?;
-        Ok(opened)
-    }
-
-    /// Copies a file whose definitions of tables are damaged, repairs them in the copy, and connects to the copy.
-    /// No process may write the file meanwhile.
-    pub(super) fn repaired_copy(&self, draft: &DraftStore) -> Result<ReadConnection, OpenError> {
-        let fail = |error: io::Error| OpenError::io(&self.path, error);
-        fs::copy(&self.path, &draft.path).map_err(fail)?;
-        if self.log_bytes() > 0 {
-            let log = with_end(&self.path, "-wal");
-            fs::copy(log, with_end(&draft.path, "-wal")).map_err(fail)?;
-        }
-        let copy = Self {
-            path: draft.path.clone(),
-            ..self.clone()
-        };
-        let damaged = copy.open_damaged()?;
-        let repair = || -> Result<(), SqliteFault> {
-            damaged.conn.pragma_update(None, "query_only", false)?;
-            schema::repair(&damaged.conn)
-        };
-        repair().map_err(|fault| OpenError::of(&self.path, fault))?;
-        drop(damaged);
-        copy.open_damaged()
     }
 
     /// Connects to the file that is currently at the path, and refuses an unrecovered file. A restored backup

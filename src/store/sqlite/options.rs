@@ -135,7 +135,14 @@ impl SqliteOptions {
                 created => created?,
             },
         }
-        let opened = file.open_to_read()?;
+        let opened = match file.open_to_read() {
+            // The first process that opens the file needs space for its log. The reserve has it on a full disk.
+            Err(error) if error.is_full() => {
+                file.free_reserve();
+                file.open_to_read()?
+            }
+            opened => opened?,
+        };
         // Checks this before the journal mode is set, so that a refused file keeps its journal mode.
         let serves = file.check_recovered(&opened.conn)? && opened.is_locked();
         let journal = file.make_durable(&opened.conn)?;

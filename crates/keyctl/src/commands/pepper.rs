@@ -104,7 +104,7 @@ async fn check_unneeded(
     let state = cell(ring.state(pepper));
     let message = format!(
         "{} pepper {pepper}, whose state is {state}: after a rotation, keys that are used move \
-         to the new pepper by themselves; revoke the others with `keyctl revoke-many --pepper {pepper}`",
+         to the new pepper by themselves; revoke the others with `keyctl revoke-many --tenant <TENANT> --pepper {pepper} --reason unused`",
         need(keys)
     );
     Err(CliError::new(CliErrorKind::Refused, message))
@@ -198,7 +198,7 @@ fn problem(count: &PepperCount, file: &Path) -> String {
     };
     format!(
         "{} pepper {pepper}, which {} {lack}, so each is refused: {step} and restart each process, or revoke these \
-         keys with `keyctl revoke-many --pepper {pepper}`",
+         keys with `keyctl revoke-many --tenant <TENANT> --pepper {pepper} --reason unused`",
         need(count.keys),
         file.display()
     )

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use keyward::KeyId;
 use keyward::audit::AuditEntry;
 use keyward::recovery::{Recovery, RecoveryProgress, RecoveryReport, ReplayedTrail};
+use keyward::{KeyId, WithSources};
 use serde_json::{Value, json};
 
 use super::pepper::PepperUse;
@@ -12,7 +12,7 @@ use crate::args::RecoverArgs;
 use crate::desk::CliContext;
 use crate::failure::{CliError, CliResult};
 use crate::lines::Lines;
-use crate::output::Output;
+use crate::output::{Output, warn};
 use crate::store::{self, Expected};
 
 /// 10,000 keys between two lines of progress where stderr is not a terminal: a hundred lines for a million keys.
@@ -58,6 +58,13 @@ pub(crate) async fn run(
     drop(line);
     let report = recovered?;
     context.backend.finish_recovery().await?;
+    // The recovery read the whole store as a node, which no receipt should wait for.
+    if let Err(error) = context.keys.deregister().await {
+        let cause = WithSources(&error);
+        warn(&format!(
+            "keyctl: this process stays listed as a node until its lease ends: {cause}"
+        ));
+    }
     let peppers = PepperUse {
         counts: report.unverifiable.clone(),
         file: Some(store::pepper_path(context.common())?),
