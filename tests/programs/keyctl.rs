@@ -1747,7 +1747,7 @@ fn a_pepper_is_prepared_rotated_and_retired_and_never_printed() {
     assert_eq!(peppers(&shop, &[]), moved);
     let needed = shop.run(&["pepper", "retire", old]).ended(DENIED);
     assert!(needed.err.contains("1 live key needs pepper"), "{needed:?}");
-    assert!(needed.err.contains("revoke-many --pepper"), "{needed:?}");
+    assert!(needed.err.contains("revoke-many --tenant"), "{needed:?}");
     assert_eq!(
         peppers(&shop, &[]),
         moved,

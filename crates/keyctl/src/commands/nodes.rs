@@ -33,15 +33,10 @@ const HEAD: [&str; 7] = [
 /// clock, which may be behind this one.
 const CLOCK_ALLOWANCE: Duration = Duration::from_secs(5 * 60);
 
-/// Returns whether the entry stands for all nodes that registered before a restore. Its node has no clock.
-fn is_former(report: &NodeReport) -> bool {
-    report.applied.is_none() && report.clock == Timestamp::UNIX_EPOCH
-}
-
 /// Returns whether a node may still accept keys without another report.
 pub(super) fn is_live(report: &NodeReport, now: Timestamp) -> bool {
     let until = report.clock.saturating_add(report.lease);
-    !is_former(report) && until.saturating_add(CLOCK_ALLOWANCE) >= now
+    !report.is_former() && until.saturating_add(CLOCK_ALLOWANCE) >= now
 }
 
 /// Lists the registered nodes. Needs no pepper.
@@ -49,7 +44,7 @@ pub(crate) async fn list(common: &CommonArgs, output: &Output) -> CliResult<()> 
     let store = store::open(common, Expected::Existing).await?;
     let mut reports = store.registry().nodes().await?;
     let registered = reports.len();
-    reports.retain(|report| !is_former(report));
+    reports.retain(|report| !report.is_former());
     if reports.len() < registered {
         output.note(
             "nodes that registered before the restore may still accept keys until their leases end",
@@ -114,7 +109,7 @@ fn applied(report: &NodeReport, head: Cursor) -> Option<u64> {
 pub(super) async fn time_limit(context: &CliContext, receipt: &Receipt) -> String {
     let by = receipt.no_later_than();
     match context.backend.registry().nodes().await {
-        Ok(nodes) if nodes.iter().all(is_former) => format!(
+        Ok(nodes) if nodes.iter().all(NodeReport::is_former) => format!(
             "no later than {by}, if it has the policy of the store (no process has registered as a node)"
         ),
         Ok(_) => format!("no later than {by}"),
@@ -217,7 +212,12 @@ async fn confirmed(
                 shown = waits;
             }
             // No later attempt succeeds before an operator acts.
-            Err(error) if error.kind() != StoreErrorKind::Unavailable => return Err(error.into()),
+            Err(error)
+                if error.kind() != StoreErrorKind::Unavailable
+                    || context.keys.freshness().diverged.is_some() =>
+            {
+                return Err(error.into());
+            }
             Err(error) => {
                 let cause = WithSources(&error).to_string();
                 if cause != failed {
