@@ -315,6 +315,12 @@ impl PepperRing {
         self
     }
 
+    /// Returns whether secrets may be digested under another pepper than the current one.
+    #[inline]
+    pub(crate) const fn has_others(&self) -> bool {
+        !self.retired.is_empty() || self.next.is_some()
+    }
+
     /// Returns the peppers that verify secrets, except the current one.
     pub(crate) fn not_current(&self) -> impl Iterator<Item = &Pepper> {
         self.retired.iter().chain(&self.next)

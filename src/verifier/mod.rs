@@ -439,7 +439,7 @@ impl Verifier {
         let digest_prefix = digest_prefix_of(self.peppers.current(), token);
         match view.lookup(token.id(), prefetched, digest_prefix) {
             answer @ (IndexLookup::Hit(_) | IndexLookup::Corrupt(_)) => (answer, false),
-            answer if self.peppers.not_current().next().is_none() => (answer, false),
+            answer if !self.peppers.has_others() => (answer, false),
             answer => {
                 let answer =
                     self.look_up_under_others(view, token, answer, (prefetched, digest_prefix));
