@@ -18,7 +18,7 @@ use crate::entropy::{Entropy, SystemEntropy};
 use crate::manager::KeyManager;
 use crate::observe::GaugePeriod;
 use crate::replica::Replica;
-use crate::store::{KeyStore, NodeRegistry};
+use crate::store::{KeyStore, NodeProcess, NodeRegistry, NodeReport};
 use crate::timekeeper::Timekeeper;
 use crate::verifier::{OnStale, ReadThroughLimits, Verifier};
 
@@ -35,6 +35,7 @@ pub struct KeywardBuilder {
     entropy: Arc<dyn Entropy>,
     registry: Option<Arc<dyn NodeRegistry>>,
     label: Option<NodeLabel>,
+    report_allowance: Duration,
     read_through: ReadThroughLimits,
     on_stale: OnStale,
     clock_allowance: Duration,
@@ -54,6 +55,7 @@ impl KeywardBuilder {
             entropy: Arc::new(SystemEntropy),
             registry: None,
             label: None,
+            report_allowance: NodeReport::ALLOWANCE,
             read_through: ReadThroughLimits::default(),
             on_stale: OnStale::default(),
             clock_allowance: CheckedTime::ALLOWANCE,
@@ -126,8 +128,8 @@ impl KeywardBuilder {
     /// staleness bound. See [`Receipt::no_later_than`](crate::Receipt::no_later_than).
     ///
     /// The node reports whenever [`sync`](Keyward::sync) finds changes, and about every ten seconds. If the
-    /// node's reports fail for a minute, its syncs no longer count as confirmations. After the staleness
-    /// bound the node fails closed, until a report succeeds.
+    /// node's reports fail for its [report allowance](Self::report_allowance), its syncs no longer count as
+    /// confirmations. After the staleness bound the node fails closed, until a report succeeds.
     pub fn registry(mut self, registry: impl NodeRegistry) -> Self {
         self.registry = Some(Arc::new(registry));
         self
@@ -136,6 +138,19 @@ impl KeywardBuilder {
     /// Sets a name for this node that people see in the registry, such as the host name. Defaults to none.
     pub fn node_label(mut self, label: NodeLabel) -> Self {
         self.label = Some(label);
+        self
+    }
+
+    /// Sets how long this node goes on without a report to the [registry](Self::registry), at least a minute.
+    /// Defaults to a minute: [`NodeReport::ALLOWANCE`].
+    ///
+    /// Within the allowance, a sync confirms the node although its reports fail, for example because a synchronous
+    /// standby of PostgreSQL is gone and every write waits. After a crash, the node counts as live for the
+    /// allowance and its staleness bound. Until then [`wait_confirmed`](Keyward::wait_confirmed) waits for the node
+    /// until the bound has passed since the change, and `keyctl` asks before a step that the node would not
+    /// survive. No change takes effect later because of the allowance.
+    pub const fn report_allowance(mut self, allowance: Duration) -> Self {
+        self.report_allowance = allowance;
         self
     }
 
@@ -183,6 +198,7 @@ impl KeywardBuilder {
             entropy,
             registry,
             label,
+            report_allowance,
             read_through,
             on_stale,
             clock_allowance,
@@ -201,7 +217,10 @@ impl KeywardBuilder {
             .with_policies(policies.clone());
         if let Some(registry) = registry {
             let bound = policies.get().longest_bound();
-            replica = replica.with_registry(registry, entropy.clone(), bound, label);
+            let process = NodeProcess::new(&peppers, clock.now());
+            replica = replica
+                .with_registry(registry, entropy.clone(), bound, label)
+                .with_reports(process, report_allowance);
         }
         let reads_ahead = !matches!(follow, Some(Follow::Never));
         if !reads_ahead {

@@ -16,11 +16,6 @@ use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::store::{Epoch, NodeId, NodeReport};
 
-/// 60 s: the longest time between a report to the registry and a read of the store that confirms the index. So a
-/// registry outage of up to 60 s does not end freshness. The cost is that a receipt waits for a dead node for up
-/// to 60 s plus the node's staleness bound.
-pub(super) const SLACK: Duration = Duration::from_secs(60);
-
 /// 24 hours: a node's entry stays in the registry for this long after its lease has ended without a report.
 /// So an operator who looks the next morning still sees the missing node.
 const FORGET_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
@@ -270,7 +265,7 @@ pub(crate) fn judge(
     let is_own = |node: NodeId| Some(node) == observer.node;
     // A node with a longer bound than this process's policies has other policies, so only its own bound counts.
     let node_left = |report: &NodeReport| {
-        let bound = bound_of(report);
+        let bound = report.bound();
         let own = Awaited {
             bound: Propagation { bound }.worst_case(),
             ..*awaited
@@ -318,11 +313,6 @@ pub(crate) fn judge(
         nodes,
         unregistered,
     }
-}
-
-/// Returns the staleness bound that a node's report implies.
-pub(super) const fn bound_of(report: &NodeReport) -> Duration {
-    report.lease.saturating_sub(SLACK)
 }
 
 /// Returns complete confirmations without any node. For a change that is confirmed because its staleness
@@ -374,6 +364,7 @@ mod tests {
             lease: Duration::from_secs(70),
             clock: Timestamp::UNIX_EPOCH,
             beat: 1,
+            process: None,
         }
     }
 
@@ -466,7 +457,7 @@ mod tests {
         assert_eq!(lapsed, NodeAnswer::Lapsed);
 
         // Nodes with a longer bound followed the replaced history.
-        former.report.lease = 4 * BOUND + SLACK;
+        former.report.lease = 4 * BOUND + NodeReport::ALLOWANCE;
         let waiting = answer(&awaited(), former.clone(), RETURNED + 4 * BOUND);
         assert!(matches!(waiting, NodeAnswer::Waiting { .. }));
         let lapsed = answer(&awaited(), former.clone(), RETURNED + 5 * BOUND);

@@ -4,7 +4,7 @@
 //! Invariants:
 //!
 //! - A read of the store confirms the index only if the registry had accepted a report of this node before
-//!   that read was sent. The report may be at most [`SLACK`] older than the read.
+//!   that read was sent. The report may be older than the read by at most the node's report allowance.
 //! - Suppose that an observer reads the registry and does not find a node. Then that node's next confirming
 //!   read returns everything committed before the observer's request.
 //! - A node whose last report is older than its lease fails closed.
@@ -17,7 +17,7 @@ use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 
 use super::confirmations::{
-    self, Awaited, Confirmations, ObservedReport, Observer, SLACK, Sightings, bound_of, judge,
+    self, Awaited, Confirmations, ObservedReport, Observer, Sightings, judge,
 };
 use super::{NEVER, Replica, SyncState, TurnKind, is_by};
 use crate::clock::{Clock, Reading};
@@ -26,10 +26,12 @@ use crate::core::text::NodeLabel;
 use crate::core::time::Timestamp;
 use crate::entropy::Entropy;
 use crate::observe::WithSources;
-use crate::store::{Cursor, Epoch, NodeId, NodeRegistry, NodeReport, StoreError, StoreErrorKind};
+use crate::store::{
+    Cursor, Epoch, NodeId, NodeProcess, NodeRegistry, NodeReport, StoreError, StoreErrorKind,
+};
 
 /// 10 s: the longest time between two reports of a node whose position has not changed. So five reports in a
-/// row may be lost before [`SLACK`] has passed.
+/// row may be lost before the shortest report allowance has passed.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// 30 s: a node reads the other nodes' reports this often, to compare clocks and to remove dead entries.
@@ -51,6 +53,7 @@ pub(super) struct Registration {
     registry: Arc<dyn NodeRegistry>,
     entropy: Arc<dyn Entropy>,
     label: Option<NodeLabel>,
+    process: Option<NodeProcess>,
     observed: Mutex<ObservedNodes>,
 }
 
@@ -61,6 +64,8 @@ struct ObservedNodes {
     /// The longest bound of a node with other policies, by the last answer of the registry. `None` before the
     /// first answer.
     other_bound: Option<Duration>,
+    /// The longest lease of a node of the present history in any answer of the registry.
+    longest_lease: Duration,
     /// The cause of the last failed report of this node's position, as logged. `None` after a report that
     /// succeeded.
     report_failure: Option<String>,
@@ -74,6 +79,8 @@ pub(super) struct RegistrationState {
     /// The staleness bound: the longest time for which this node's verifiers accept a key after the last
     /// confirmation.
     bound: Duration,
+    /// The longest time between a report and a read of the store that it allows to confirm the index.
+    allowance: Duration,
     /// The last report that the registry accepted. `None` before the first report. Also `None` after
     /// freshness ended, because the node must then report again.
     reported: Option<Reported>,
@@ -90,11 +97,13 @@ struct Reported {
 }
 
 impl RegistrationState {
-    const fn new(bound: Duration) -> Self {
+    fn new(bound: Duration, allowance: Duration) -> Self {
         Self {
             node: None,
             beat: 0,
             bound,
+            // Builds that do not read the bound from a report subtract the shortest allowance from the lease.
+            allowance: allowance.max(NodeReport::ALLOWANCE),
             reported: None,
             term: 0,
         }
@@ -104,9 +113,14 @@ impl RegistrationState {
     /// if no read can confirm the index, because the registry has accepted no report.
     pub(super) fn until(&self) -> Option<Reading> {
         self.reported.map(|reported| Reading {
-            wall: reported.at.wall.saturating_add(SLACK),
-            monotonic: reported.at.monotonic.saturating_add(SLACK),
+            wall: reported.at.wall.saturating_add(self.allowance),
+            monotonic: reported.at.monotonic.saturating_add(self.allowance),
         })
+    }
+
+    /// Returns the time for which the node may accept keys after a report.
+    const fn lease(&self) -> Duration {
+        self.bound.saturating_add(self.allowance)
     }
 
     /// Voids the last accepted report. The answers to reports in flight are then ignored.
@@ -132,9 +146,24 @@ impl Replica {
             registry,
             entropy,
             label,
+            process: None,
             observed: Mutex::default(),
         });
-        self.progress().registration = Some(RegistrationState::new(bound));
+        let state = RegistrationState::new(bound, NodeReport::ALLOWANCE);
+        self.progress().registration = Some(state);
+        self
+    }
+
+    /// Adds a description of the process to this node's reports, and sets the node's report allowance. Does
+    /// nothing without a registry.
+    #[must_use]
+    pub(crate) fn with_reports(mut self, process: NodeProcess, allowance: Duration) -> Self {
+        if let Some(registration) = &mut self.registration {
+            registration.process = Some(process);
+        }
+        if let Some(state) = &mut self.progress().registration {
+            *state = RegistrationState::new(state.bound, allowance);
+        }
         self
     }
 
@@ -199,7 +228,9 @@ impl Replica {
         let own = self.policies.as_ref().map(|own| own.get().longest_bound());
         let own_node = self.node();
         let others = reports.filter(|report| Some(report.node) != own_node);
-        let bounds = others.map(bound_of).filter(|bound| Some(*bound) != own);
+        let bounds = others
+            .map(NodeReport::bound)
+            .filter(|bound| Some(*bound) != own);
         bounds.max().unwrap_or_default()
     }
 
@@ -294,7 +325,7 @@ impl Replica {
             Some(error) => tracing::warn!(
                 error = %WithSources(error),
                 "cannot report this node's position to the registry: restore its access, or its keys are refused \
-                 a minute and a staleness bound after its last report"
+                 its report allowance and a staleness bound after its last report"
             ),
             None => tracing::info!("reports this node's position to the registry again"),
         }
@@ -364,9 +395,13 @@ impl Replica {
             node: *state.node.insert(node),
             label: registration.label.clone(),
             applied,
-            lease: state.bound.saturating_add(SLACK),
+            lease: state.lease(),
             clock,
             beat: state.beat,
+            process: registration.process.as_ref().map(|process| NodeProcess {
+                bound: state.bound,
+                ..process.clone()
+            }),
         };
         Some((report, state.term))
     }
@@ -388,6 +423,9 @@ impl Replica {
         let (found, clocks) = {
             let mut observed = registration.observed();
             observed.other_bound = Some(other_bound);
+            let present = reports.iter().filter(|report| !report.is_former());
+            let leases = present.map(|report| report.lease);
+            observed.longest_lease = leases.fold(observed.longest_lease, Duration::max);
             let found = observed.sightings.see(reports, (asked, answered));
             let clocks = observed
                 .sightings
@@ -459,9 +497,12 @@ impl Replica {
     /// possible shortly after the history was lost. For example, a database restored from a backup by hand
     /// keeps its epoch. But it lacks the nodes that registered after the backup.
     fn may_miss_nodes(&self, awaited: &Awaited) -> bool {
+        let known = self.registration.as_ref();
+        let known = known.map(|known| known.observed().longest_lease);
         let progress = self.progress();
-        let bound = progress.registration.as_ref().map(|state| state.bound);
-        let lease = bound.unwrap_or_default().saturating_add(SLACK);
+        let own = progress.registration.as_ref();
+        let own = own.map(RegistrationState::lease);
+        let lease = own.max(known).unwrap_or_default();
         progress.lost.is_some_and(|lost| {
             awaited.returned <= lost.saturating_add(Propagation::by_any_clock(lease))
         })

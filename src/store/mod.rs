@@ -29,7 +29,7 @@ pub use self::documents::{
 };
 pub use self::error::{ChangesError, CommitError, StoreError, StoreErrorKind};
 pub use self::memory::MemoryStore;
-pub use self::nodes::{NodeId, NodeRegistry, NodeReport};
+pub use self::nodes::{NodeId, NodeProcess, NodeRegistry, NodeReport, TABLES_VERSION};
 pub use self::pages::{TakePage, scan_by_pages};
 #[cfg(feature = "postgres")]
 pub use self::postgres::PostgresStore;

@@ -10,9 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
 use super::{Cursor, StoreError};
-use crate::core::text::NodeLabel;
+use crate::core::pepper::PepperRing;
+use crate::core::text::{NodeLabel, PepperId};
 use crate::core::time::Timestamp;
 
 /// The random id of a process that verifies keys. A process gets a new id at every start.
@@ -63,11 +65,71 @@ pub struct NodeReport {
     pub clock: Timestamp,
     /// The sequence number of the report, at most `i64::MAX`. Increases with each report of the node.
     pub beat: u64,
+    /// The node's build, start and peppers. `None` if they are unknown: the node's build reports none, or
+    /// reports them in a form that this build cannot read.
+    pub process: Option<NodeProcess>,
+}
+
+/// The version of the tables that this build reads and writes. The commands that finish a rolling upgrade, such
+/// as [`SqliteStore::finish_upgrade`](super::SqliteStore::finish_upgrade), end the use of a store by builds of
+/// an earlier version.
+pub const TABLES_VERSION: u32 = 1;
+
+/// The build, the start and the peppers of a node's process.
+///
+/// The stores of this crate keep it as JSON, and ignore fields that they do not know. So builds of different
+/// versions read each other's reports.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct NodeProcess {
+    /// The version of this crate, such as `0.1.0`.
+    pub version: String,
+    /// The [`TABLES_VERSION`] of the build.
+    pub tables: u32,
+    /// The time of the node's clock when the process built its [`Keyward`](crate::Keyward).
+    pub started: Timestamp,
+    /// The staleness bound: the part of the lease for which the node accepts keys after the last confirmation.
+    pub bound: Duration,
+    /// The id of the pepper that digests new secrets.
+    pub pepper: PepperId,
+    /// The ids of all peppers that verify secrets, including the current one.
+    pub peppers: Vec<PepperId>,
+}
+
+impl NodeProcess {
+    /// Describes this process. The caller adds the bound.
+    pub(crate) fn new(peppers: &PepperRing, started: Timestamp) -> Self {
+        let all = std::iter::once(peppers.current()).chain(peppers.not_current());
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            tables: TABLES_VERSION,
+            started,
+            bound: Duration::ZERO,
+            pepper: peppers.current().id().clone(),
+            peppers: all.map(|pepper| pepper.id().clone()).collect(),
+        }
+    }
 }
 
 impl NodeReport {
+    /// 60 s: the shortest report allowance, and the default one. A read of the store confirms a node's index only
+    /// if the registry accepted a report of the node at most this long before. So a registry outage of up to 60 s
+    /// does not end freshness. See [`KeywardBuilder::report_allowance`](crate::KeywardBuilder::report_allowance).
+    pub const ALLOWANCE: Duration = Duration::from_secs(60);
+
+    /// Returns the staleness bound of the node: its lease without its report allowance. If the node does not
+    /// report its bound, its allowance is [`ALLOWANCE`](Self::ALLOWANCE), or counts towards the bound.
+    #[must_use]
+    pub fn bound(&self) -> Duration {
+        let longest = self.lease.saturating_sub(Self::ALLOWANCE);
+        let reported = self.process.as_ref().map(|process| process.bound);
+        reported.unwrap_or(longest)
+    }
+
     /// Returns whether the report is of no process, but stands for all nodes of a history that was replaced, for
-    /// example by a restore. Its lease is the longest one that is known of these nodes, or zero if none is known.
+    /// example by a restore. Its lease is the longest known bound of these nodes with [`ALLOWANCE`], or zero if
+    /// none is known.
+    ///
+    /// [`ALLOWANCE`]: Self::ALLOWANCE
     #[must_use]
     pub fn is_former(&self) -> bool {
         self.applied.is_none() && self.clock == Timestamp::UNIX_EPOCH

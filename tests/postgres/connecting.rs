@@ -264,6 +264,7 @@ fn report(beat: u64) -> NodeReport {
         lease: Duration::from_secs(60),
         beat,
         clock: keyward::Timestamp::UNIX_EPOCH,
+        process: None,
     }
 }
 

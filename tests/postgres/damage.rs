@@ -144,6 +144,7 @@ fn a_damaged_report_is_detected_and_replaced_by_the_next_one() {
         "lease = lease + 1",
         "label = 'other'",
         "epoch = '\\x00', revision = 1, tag = '\\x00'",
+        "process = replace(process, 'p1', 'p2')",
     ] {
         let place = TestSchema::new();
         let store = place.connect();
@@ -154,6 +155,7 @@ fn a_damaged_report_is_detected_and_replaced_by_the_next_one() {
             lease: std::time::Duration::from_secs(10),
             beat,
             clock: keyward::Timestamp::UNIX_EPOCH,
+            process: Some(process()),
         };
         assert!(wait(store.report(report(1))).unwrap());
         place.run(&format!("UPDATE $s.nodes SET {change}"));

@@ -102,6 +102,7 @@ fn each_broken_row_is_named_once_and_no_other() {
             lease: std::time::Duration::from_secs(10),
             beat: 1,
             clock: keyward::Timestamp::UNIX_EPOCH,
+            process: None,
         };
         wait(place.connect().report(node)).unwrap();
         assert!(report(&place).is_sound(), "{:?}", report(&place));

@@ -238,6 +238,7 @@ pub(crate) fn do_everything(place: &TestSchema) {
         label: None,
         applied: None,
         clock: keyward::Timestamp::UNIX_EPOCH,
+        process: None,
     };
     for beat in [1, 2] {
         assert!(wait(store.report(report(beat))).unwrap());

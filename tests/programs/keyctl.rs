@@ -321,6 +321,7 @@ fn a_command_removes_what_the_policy_no_longer_keeps() {
             lease,
             clock,
             beat,
+            process: None,
         };
         assert!(pollster::block_on(store.report(report)).unwrap());
     };
@@ -1388,6 +1389,7 @@ fn a_file_that_was_copied_back_gets_a_new_epoch_and_is_recovered() {
         lease: Duration::from_secs(3600),
         clock,
         beat: 1,
+        process: None,
     };
     let now = SystemClock.now();
     let before = now.saturating_sub(Duration::from_secs(7200));

@@ -36,7 +36,7 @@ use keyward::command::{CommandId, Created};
 use keyward::key::{Author, ClassName, Environment};
 use keyward::pepper::{Pepper, PepperId};
 use keyward::policy::{ActiveKeyCap, Policies, Policy, PolicySpec};
-use keyward::store::{KeyStore, MemoryStore};
+use keyward::store::{KeyStore, MemoryStore, NodeProcess, TABLES_VERSION};
 use keyward::{
     Actor, CommandError, CreateKey, Denial, Keyward, ManualClock, Need, PepperRing, PrincipalId,
     Role, Scope, TenantId, Timestamp, profiles,
@@ -100,6 +100,19 @@ pub fn node(
 
 pub fn peppers() -> PepperRing {
     PepperRing::new(pepper("p1", 1))
+}
+
+/// Returns the process of a node with the default bound and the peppers of [`peppers`].
+pub fn process() -> NodeProcess {
+    let pepper = peppers().current().id().clone();
+    NodeProcess {
+        version: "0.1.0".to_owned(),
+        tables: TABLES_VERSION,
+        started: at(START),
+        bound: std::time::Duration::from_secs(10),
+        peppers: vec![pepper.clone()],
+        pepper,
+    }
 }
 
 pub fn pepper(id: &str, byte: u8) -> Pepper {

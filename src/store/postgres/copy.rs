@@ -27,7 +27,9 @@ async fn origin(session: &Session) -> Result<Origin, PostgresFault> {
     admin::check_own_version(session).await?;
     let head = head::read(session).await?;
     let found = session.query(ORIGIN, &[]).await?;
-    Ok(origin_of(found.first().ok_or(NOTHING_COUNTED)?, &head)?)
+    let origin = origin_of(found.first().ok_or(NOTHING_COUNTED)?, &head)?;
+    let lease = nodes::longest_lease(session).await?;
+    Ok(Origin { lease, ..origin })
 }
 
 async fn page(

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::fault::PostgresFault;
 use super::rows::SqlParam;
 use super::session::Session;
-use crate::store::sql::{LONGEST_LEASE, NODE_COLUMNS as COLUMNS, NodeRow, lease};
+use crate::store::sql::{NODE_COLUMNS as COLUMNS, NodeRow};
 use crate::store::{NodeId, NodeReport};
 
 /// Locks the node's row, and returns the node's last beat. Returns `None` if the row is missing or damaged,
@@ -31,11 +31,20 @@ pub(super) async fn report(session: &Session, report: &NodeReport) -> Result<boo
     // If the node has not reported before, there is no row to lock. Two concurrent inserts may then run. The
     // unique index lets only one of them succeed.
     let sql = format!(
-        "INSERT INTO $s.nodes ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+        "INSERT INTO $s.nodes ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
          ON CONFLICT (node) DO NOTHING"
     );
-    let with: [SqlParam<'_>; 9] = [
-        &node, &row.beat, &row.lease, &row.label, &epoch, &revision, &tag, &row.clock, &seal,
+    let with: [SqlParam<'_>; 10] = [
+        &node,
+        &row.beat,
+        &row.lease,
+        &row.label,
+        &epoch,
+        &revision,
+        &tag,
+        &row.clock,
+        &seal,
+        &row.process,
     ];
     if session.execute(&sql, &with).await? == 1 {
         return Ok(true);
@@ -45,7 +54,7 @@ pub(super) async fn report(session: &Session, report: &NodeReport) -> Result<boo
         return Ok(false);
     }
     let sql = "UPDATE $s.nodes SET beat = $2, lease = $3, label = $4, epoch = $5, revision = $6, \
-               tag = $7, clock = $8, seal = $9 WHERE node = $1";
+               tag = $7, clock = $8, seal = $9, process = $10 WHERE node = $1";
     if session.execute(sql, &with).await? == 0 {
         return Err(PostgresFault::Refused(
             "the node's report was removed concurrently",
@@ -79,10 +88,14 @@ pub(super) async fn forget(
     Ok(())
 }
 
+/// Returns the longest [`NodeRow::former_lease`] of any node.
 pub(super) async fn longest_lease(session: &Session) -> Result<Duration, PostgresFault> {
-    let found = session.query(LONGEST_LEASE, &[]).await?;
-    let longest = found.first().map(|row| lease(row, 0)).transpose()?;
-    Ok(longest.unwrap_or_default())
+    let sql = format!("SELECT {COLUMNS} FROM $s.nodes");
+    let mut longest = Duration::ZERO;
+    for row in session.query(&sql, &[]).await? {
+        longest = longest.max(NodeRow::former_lease(&row)?);
+    }
+    Ok(longest)
 }
 
 /// Replaces all reports by a single report. This report stands for all nodes that followed the former

@@ -89,7 +89,8 @@ CREATE TABLE nodes (
   revision bigint,
   tag      bytea,
   clock    bigint NOT NULL,               -- the time of the node's clock, in microseconds
-  seal     bigint NOT NULL
+  seal     bigint NOT NULL,
+  process  text                           -- a seal of its own and JSON; null in a report of an earlier build
 );
 
 -- Documents that the nodes share, such as the policies in use. Documents are not commits, and do not appear in

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use super::cells::{Cell, Cells};
 use super::copy::{StoredTable, table};
 use super::{
-    NODE_COLUMNS, NodeRow, RowFault, TenantHead, change, entry, read_digest, read_document,
+    ENTRY_COLUMNS, NODE_COLUMNS, NodeRow, RowFault, TenantHead, change, entry, read_digest,
+    read_document,
 };
 use crate::core::audit::Action;
 use crate::core::tenant::TenantId;
@@ -84,7 +85,7 @@ impl IntegrityPass {
         Self::Documents,
     ];
 
-    /// Returns the table that the pass reads, if it is one.
+    /// Returns the table of a file that the pass reads, if it is one.
     pub(in crate::store) const fn table(self) -> Option<StoredTable> {
         match self {
             Self::Rows => Some(table(Part::Rows)),
@@ -93,7 +94,7 @@ impl IntegrityPass {
             Self::Documents => Some(table(Part::Documents)),
             Self::Nodes => Some(StoredTable {
                 name: "nodes",
-                columns: NODE_COLUMNS,
+                columns: ENTRY_COLUMNS,
                 order: "node",
             }),
             Self::Trails | Self::Headless => None,
@@ -101,6 +102,9 @@ impl IntegrityPass {
     }
 
     pub(in crate::store) fn sql(self) -> String {
+        if matches!(self, Self::Nodes) {
+            return format!("SELECT {NODE_COLUMNS} FROM $s.nodes ORDER BY node");
+        }
         if let Some(StoredTable {
             name,
             columns,

@@ -40,9 +40,9 @@ pub(in crate::store) use self::integrity::{COUNTS, IntegrityPass, stats};
 pub use self::integrity::{IntegrityReport, Stats};
 pub(in crate::store) use self::listing::{AuditListing, KeyListing, audit_entries, key_candidates};
 pub(in crate::store) use self::load::LoadedRows;
+pub(in crate::store) use self::node::{ENTRY_COLUMNS, NODE_COLUMNS, NodeRow, lease};
 #[cfg(feature = "sqlite")]
-pub(in crate::store) use self::node::history_seal;
-pub(in crate::store) use self::node::{LONGEST_LEASE, NODE_COLUMNS, NodeRow, lease};
+pub(in crate::store) use self::node::{LONGEST_LEASE, history_seal};
 pub(in crate::store) use self::statement::{Sql, Value};
 #[cfg(feature = "postgres")]
 pub(in crate::store) use self::version::VERSION;

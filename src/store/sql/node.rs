@@ -1,4 +1,7 @@
 //! The table `nodes`: its columns and their decoding.
+//!
+//! The seal of a row does not cover the column `process`, so builds that do not know the column read the row. The
+//! column has a seal of its own. A row without the column, which such a build wrote, has an unknown process.
 
 use std::time::Duration;
 
@@ -8,11 +11,23 @@ use super::{Cell, RowFault, signed};
 use crate::core::text::{NodeLabel, TextOrigin};
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
-use crate::store::{CommitTag, Cursor, Epoch, NodeId, NodeReport};
+use crate::store::{CommitTag, Cursor, Epoch, NodeId, NodeProcess, NodeReport};
 
-/// The columns of `nodes`, in the order of [`NodeRow`], with the seal last.
-pub(in crate::store) const NODE_COLUMNS: &str =
-    "node, beat, lease, label, epoch, revision, tag, clock, seal";
+macro_rules! columns {
+    ($process:literal) => {
+        concat!(
+            "node, beat, lease, label, epoch, revision, tag, clock, seal, ",
+            $process
+        )
+    };
+}
+
+/// The columns of a report, in the order of [`NodeRow`], with the seal before the process.
+pub(in crate::store) const NODE_COLUMNS: &str = columns!("process");
+
+/// The columns of the table `nodes` of a file. An entry there stands for the nodes of a replaced history, and
+/// has no process.
+pub(in crate::store) const ENTRY_COLUMNS: &str = columns!("NULL");
 
 /// The row of a node, without its seal.
 pub(in crate::store) struct NodeRow {
@@ -24,6 +39,8 @@ pub(in crate::store) struct NodeRow {
     pub(in crate::store) applied: Option<([u8; 16], i64, [u8; 16])>,
     /// The reading of the node's clock at the time of the report, in microseconds.
     pub(in crate::store) clock: i64,
+    /// The node's process as JSON, with a seal in front. `None` if the process is unknown.
+    pub(in crate::store) process: Option<String>,
 }
 
 impl NodeRow {
@@ -35,6 +52,7 @@ impl NodeRow {
             lease,
             clock,
             beat,
+            process,
         } = report;
         let applied = applied.map(|cursor| {
             let Cursor {
@@ -45,13 +63,19 @@ impl NodeRow {
             let revision = signed(revision.0)?;
             Ok::<_, RowFault>((epoch.0.to_be_bytes(), revision, tag.0.to_be_bytes()))
         });
+        let node = node.to_u128().to_be_bytes();
+        let process = process.as_ref().and_then(|process| {
+            let json = serde_json::to_string(process).ok()?;
+            Some(sealed(node, &json))
+        });
         Ok(Self {
-            node: node.to_u128().to_be_bytes(),
+            node,
             beat: signed(*beat)?,
             lease: i64::try_from(lease.as_micros()).unwrap_or(i64::MAX),
             label: label.as_ref().map(|label| label.as_str().to_owned()),
             applied: applied.transpose()?,
             clock: clock.as_micros(),
+            process,
         })
     }
 
@@ -76,8 +100,12 @@ impl NodeRow {
             },
             applied,
             clock: row.number(7, what)?,
+            process: match row.cell(9) {
+                Cell::Null => None,
+                _ => Some(row.text(9, what)?.to_owned()),
+            },
         };
-        match row.number(8, what)? == read.seal() {
+        match row.number(8, what)? == read.seal() && read.is_process_whole() {
             true => Ok(read),
             false => Err(is_damaged(what)),
         }
@@ -88,6 +116,15 @@ impl NodeRow {
     pub(super) fn id(row: &impl Cells) -> NodeId {
         let node = row.exactly(0, "a node's row").map(u128::from_be_bytes);
         NodeId::from_u128(node.unwrap_or_default())
+    }
+
+    fn process_json(&self) -> Option<&str> {
+        Some(self.process.as_ref()?.split_once(' ')?.1)
+    }
+
+    fn is_process_whole(&self) -> bool {
+        let resealed = self.process_json().map(|json| sealed(self.node, json));
+        resealed == self.process
     }
 
     pub(in crate::store) fn seal(&self) -> i64 {
@@ -110,11 +147,17 @@ impl NodeRow {
         }
     }
 
+    /// Returns the process. `None` if it is unknown, or in the form of a later build.
+    fn process(&self) -> Option<NodeProcess> {
+        serde_json::from_str(self.process_json()?).ok()
+    }
+
     pub(in crate::store) fn report(self) -> Result<NodeReport, RowFault> {
         let label = (self.label.as_deref())
             .map(|label| NodeLabel::from_origin(label, TextOrigin::Stored))
             .transpose();
         Ok(NodeReport {
+            process: self.process(),
             node: NodeId::from_u128(u128::from_be_bytes(self.node)),
             label: label.map_err(|_| is_damaged("a node's label"))?,
             applied: self.applied.map(|(epoch, revision, tag)| Cursor {
@@ -128,9 +171,20 @@ impl NodeRow {
         })
     }
 
+    /// Returns the lease that an entry for the nodes of a replaced history needs for the node of this row: its bound
+    /// with the shortest allowance. Such a node accepts no key after its bound, because no read of the present
+    /// history confirms it.
+    pub(in crate::store) fn former_lease(row: &impl Cells) -> Result<Duration, RowFault> {
+        let lease = lease(row, 2)?;
+        let read = Self::read(row).and_then(Self::report);
+        Ok(read.map_or(lease, |report| {
+            lease.min(report.bound().saturating_add(NodeReport::ALLOWANCE))
+        }))
+    }
+
     /// Returns one entry that stands for all nodes of a replaced history. Those nodes may accept keys until
-    /// their leases end, and a backup does not list all of them. The argument `longest` is the longest known
-    /// lease, or zero.
+    /// their bounds end, and a backup does not list all of them. The argument `longest` is the longest known
+    /// [`former_lease`](Self::former_lease), or zero.
     pub(in crate::store) fn former(node: u128, longest: Duration) -> Result<Self, RowFault> {
         Self::of(&NodeReport {
             node: NodeId::from_u128(node),
@@ -139,8 +193,15 @@ impl NodeRow {
             lease: longest,
             clock: Timestamp::UNIX_EPOCH,
             beat: 1,
+            process: None,
         })
     }
+}
+
+/// Returns the text of the column `process`: a seal, and the process as JSON.
+fn sealed(node: [u8; 16], json: &str) -> String {
+    let seal = Seal::default().bytes(node).bytes(json).end();
+    format!("{seal} {json}")
 }
 
 /// Returns the seal of a report and of the history that it belongs to.
@@ -149,7 +210,8 @@ pub(in crate::store) fn history_seal(history: &[u8; 16], row: &NodeRow) -> i64 {
     Seal::default().bytes(history).number(row.seal()).end()
 }
 
-/// Selects the longest lease of any node.
+/// Selects the longest lease of any node in the table `nodes` of a file.
+#[cfg(feature = "sqlite")]
 pub(in crate::store) const LONGEST_LEASE: &str = "SELECT coalesce(max(lease), 0) FROM $s.nodes";
 
 /// Decodes the longest lease from a column, in microseconds.

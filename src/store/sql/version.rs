@@ -10,8 +10,10 @@
 
 use std::fmt;
 
+use crate::store::TABLES_VERSION;
+
 /// The version of the tables that this build creates and writes.
-pub(in crate::store) const VERSION: i32 = 1;
+pub(in crate::store) const VERSION: i32 = TABLES_VERSION.cast_signed();
 
 /// The versions that are stored with the tables.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

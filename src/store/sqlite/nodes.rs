@@ -8,15 +8,14 @@ use rusqlite::{Connection, params};
 use super::fault::SqliteFault;
 use super::rows::{dialect, each, one};
 use super::schema;
-use crate::store::sql::{LONGEST_LEASE, NODE_COLUMNS as COLUMNS, NodeRow, lease};
+use crate::store::sql::{ENTRY_COLUMNS, LONGEST_LEASE, NodeRow, lease};
 use crate::store::{NodeId, NodeReport};
 
 fn write(row: &NodeRow, conn: &Connection) -> Result<(), SqliteFault> {
     let (epoch, revision, tag) = row.position();
-    let sql = format!(
-        "INSERT OR REPLACE INTO nodes ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"
-    );
-    conn.prepare_cached(&sql)?.execute(params![
+    let sql = "INSERT OR REPLACE INTO nodes (node, beat, lease, label, epoch, revision, tag, clock, seal) \
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+    conn.prepare_cached(sql)?.execute(params![
         row.node,
         row.beat,
         row.lease,
@@ -33,7 +32,8 @@ fn write(row: &NodeRow, conn: &Connection) -> Result<(), SqliteFault> {
 /// Reads all entries. Fails if an entry is damaged: if it were skipped, its nodes would be treated as gone.
 pub(super) fn all(conn: &Connection) -> Result<Vec<NodeReport>, SqliteFault> {
     let mut reports = Vec::new();
-    each(conn, &format!("SELECT {COLUMNS} FROM nodes"), [], |row| {
+    let sql = format!("SELECT {ENTRY_COLUMNS} FROM nodes");
+    each(conn, &sql, [], |row| {
         reports.push(NodeRow::read(row)?.report()?);
         Ok(true)
     })?;
@@ -42,7 +42,7 @@ pub(super) fn all(conn: &Connection) -> Result<Vec<NodeReport>, SqliteFault> {
 
 /// Returns whether the entry of a node may be removed: its beat is `upto` or less, or it is damaged.
 pub(super) fn may_forget(conn: &Connection, node: NodeId, upto: u64) -> Result<bool, SqliteFault> {
-    let sql = format!("SELECT {COLUMNS} FROM nodes WHERE node = ?1");
+    let sql = format!("SELECT {ENTRY_COLUMNS} FROM nodes WHERE node = ?1");
     let node = node.to_u128().to_be_bytes();
     let may = one(conn, &sql, [node], |row| {
         let read = NodeRow::read(row).ok();

@@ -1,6 +1,6 @@
 //! The node registry: a small SQLite file next to the store. A report shares no lock with commits, and changes
 //! pages that the file already has. So a long transaction on the store, or a full disk, does not stop reports. A
-//! node that cannot report refuses every key after a minute and its staleness bound.
+//! node that cannot report refuses every key after its report allowance and its staleness bound.
 //!
 //! Invariants:
 //!
@@ -21,7 +21,7 @@ use super::session::{Pool, Tx};
 use super::unlocked::ReadConnection;
 use super::{head, nodes};
 use crate::core::view::Revision;
-use crate::store::sql::{Cells, IntegrityPass, NODE_COLUMNS, NodeRow, history_seal, lease};
+use crate::store::sql::{Cells, IntegrityPass, NODE_COLUMNS, NodeRow, history_seal};
 use crate::store::{Epoch, IntegrityReport, NodeId, NodeReport};
 
 const TABLES: &str = "
@@ -38,6 +38,7 @@ CREATE TABLE reports (
   seal         INTEGER NOT NULL,
   history      BLOB    NOT NULL,          -- the epoch of the store that the node reported to
   history_seal INTEGER NOT NULL,          -- CRC-32 of the history and the seal
+  process      TEXT,                      -- a seal of its own and JSON; null in a report of an earlier build
   PRIMARY KEY (history, node)
 ) STRICT, WITHOUT ROWID;
 ";
@@ -302,20 +303,23 @@ impl Registry {
     }
 }
 
-/// Returns the longest lease in the registry of a store. Zero if it cannot be read.
+/// Returns the longest [`NodeRow::former_lease`] in the registry of a store. Zero if it cannot be read.
 pub(super) fn longest_lease(store: &StoreFile) -> Duration {
     let file = store.registry();
-    let read = || -> Result<Option<Duration>, SqliteFault> {
+    let read = || -> Result<Duration, SqliteFault> {
+        let mut longest = Duration::ZERO;
         if file.identity()?.is_none() {
-            return Ok(None);
+            return Ok(longest);
         }
-        let sql = "SELECT coalesce(max(lease), 0) FROM reports";
         let opened = ReadConnection::connect(&file)?;
-        let longest = one(&opened.conn, sql, [], |row| Ok(lease(row, 0)?))?;
+        each_report(&opened.conn, |row| {
+            longest = longest.max(NodeRow::former_lease(row)?);
+            Ok(())
+        })?;
         opened.check_unchanged(&file)?;
         Ok(longest)
     };
-    read().ok().flatten().unwrap_or_default()
+    read().unwrap_or_default()
 }
 
 fn each_report(
@@ -332,8 +336,8 @@ fn each_report(
 fn read_report(row: &Row<'_>) -> Result<([u8; 16], NodeRow), SqliteFault> {
     let what = "a node's row";
     let read = NodeRow::read(row)?;
-    let history = row.exactly(9, what)?;
-    match row.number(10, what)? == history_seal(&history, &read) {
+    let history = row.exactly(10, what)?;
+    match row.number(11, what)? == history_seal(&history, &read) {
         true => Ok((history, read)),
         false => Err(SqliteFault::Corrupt(
             "the history of a node's row is damaged".to_owned(),
@@ -358,7 +362,7 @@ fn put(conn: &Connection, history: &History, row: &NodeRow) -> Result<(), Sqlite
     let (epoch, revision, tag) = row.position();
     let sql = format!(
         "INSERT OR REPLACE INTO reports ({NODE_COLUMNS}, history, history_seal) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
     );
     conn.prepare_cached(&sql)?.execute(params![
         row.node,
@@ -370,6 +374,7 @@ fn put(conn: &Connection, history: &History, row: &NodeRow) -> Result<(), Sqlite
         tag,
         row.clock,
         row.seal(),
+        row.process,
         history.name(),
         history_seal(&history.name(), row),
     ])?;

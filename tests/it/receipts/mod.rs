@@ -11,11 +11,14 @@ use std::time::Duration;
 use keyward::command::{Created, DeleteKey};
 use keyward::entropy::SeededEntropy;
 use keyward::node::{Confirmations, NodeAnswer, NodeLabel};
+use keyward::pepper::PepperId;
 use keyward::policy::{Policies, Policy, Propagation};
 use keyward::store::{
-    KeyStore, MemoryStore, NodeId, NodeRegistry, NodeReport, StoreError, async_trait,
+    KeyStore, MemoryStore, NodeId, NodeProcess, NodeRegistry, NodeReport, StoreError, async_trait,
 };
-use keyward::{Follow, Keyward, ManualClock, Reason, Receipt, Role, VerifyError, hours, profiles};
+use keyward::{
+    Follow, Keyward, ManualClock, PepperRing, Reason, Receipt, Role, VerifyError, hours, profiles,
+};
 use keyward_conformance::{Call, Fault, FaultyStore};
 use support::gated::GatedStore;
 use support::*;
@@ -24,8 +27,8 @@ use support::*;
 const BOUND: Duration = Duration::from_secs(10);
 /// 10.03 s: just longer than the staleness bound, even on the slowest clock that the allowed drift permits.
 const PAST: Duration = Duration::from_millis(10_030);
-/// 60 s: a node's lease is this much longer than its staleness bound.
-const SLACK: Duration = Duration::from_secs(60);
+/// 60 s: by default, a node's lease is this much longer than its staleness bound.
+const SLACK: Duration = NodeReport::ALLOWANCE;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A node with one link to the store and one to the registry. Tests can cut each link.
@@ -55,12 +58,17 @@ impl Nodes {
     }
 
     fn start(&mut self) {
+        self.start_with_allowance(SLACK);
+    }
+
+    fn start_with_allowance(&mut self, allowance: Duration) {
         let link = FaultyStore::new(self.store.clone());
         let roll = FaultyStore::new(self.store.clone());
         let label = NodeLabel::new(format!("node {}", self.nodes.len())).unwrap();
         let builder = Keyward::builder(link.clone(), peppers())
             .registry(roll.clone())
             .node_label(label)
+            .report_allowance(allowance)
             .clock(self.clock.clone());
         let keys = wait(builder.build()).unwrap();
         self.nodes.push(Node { keys, link, roll });
@@ -400,6 +408,76 @@ fn the_silence_of_a_node_counts_from_when_its_report_was_seen() {
     let receipt = world.revoke(&key);
     assert!(!world.ask(&receipt).is_complete());
     assert!(world.accepts(1, &key));
+}
+
+#[test]
+fn a_node_reports_its_build_its_start_and_its_peppers() {
+    let mut world = Nodes::new(1);
+    let ring = PepperRing::new(pepper("new", 2));
+    let ring = ring.with_retired(pepper("p1", 1)).unwrap();
+    let ring = ring.with_next(pepper("later", 3)).unwrap();
+    let ring = ring.with_audit_only(pepper("old", 4)).unwrap();
+    world.clock.advance(SECOND);
+    let builder = Keyward::builder(world.store.clone(), ring).registry(world.store.clone());
+    let keys = wait(builder.clock(world.clock.clone()).build()).unwrap();
+    world.clock.advance(hours(1));
+    wait(keys.sync()).unwrap();
+    world.sync();
+    let all = world.registered();
+    let report = |node| all.iter().find(|report| report.node == node).unwrap();
+    let own = report(world.keys(0).node().unwrap());
+    let own = own.process.clone().unwrap();
+    let package = format!("\nversion = \"{}\"\n", own.version);
+    assert!(include_str!("../../../Cargo.toml").contains(&package));
+    let version = own.version.clone();
+    let expected = NodeProcess {
+        version,
+        ..process()
+    };
+    assert_eq!(own, expected);
+    let other = report(keys.node().unwrap()).process.as_ref().unwrap();
+    assert_eq!(other.started, at(START).saturating_add(SECOND));
+    assert_eq!(other.pepper.as_str(), "new");
+    let peppers: Vec<_> = other.peppers.iter().map(PepperId::as_str).collect();
+    assert_eq!(
+        peppers,
+        ["new", "p1", "later"],
+        "none that only proves audit entries"
+    );
+}
+
+/// A synchronous standby of the store is gone: reads succeed, and every write waits.
+#[test]
+fn a_node_goes_on_without_reports_for_its_allowance_and_receipts_wait_for_it() {
+    let mut world = Nodes::new(1);
+    world.start_with_allowance(hours(1));
+    let (first, second) = (world.key(), world.key());
+    let receipt = world.revoke(&first);
+    assert!(
+        receipt.bound() < PAST,
+        "the allowance delays no change: {:?}",
+        receipt.bound()
+    );
+    world.ask(&receipt);
+    let report = world.report_of(1);
+    assert_eq!((report.lease, report.bound()), (hours(1) + BOUND, BOUND));
+
+    world.nodes[1].roll.partition(true);
+    world.clock.advance(hours(1));
+    wait(world.keys(1).sync()).unwrap();
+    world.clock.advance(SECOND);
+    assert!(world.accepts(1, &second));
+    let receipt = world.revoke(&second);
+    let asked = world.ask(&receipt);
+    assert!(world.accepts(1, &second) && !asked.is_complete());
+    assert!(
+        asked.at_most() < PAST && asked.at_most() >= BOUND - SECOND,
+        "{asked:?}"
+    );
+
+    assert!(wait(world.keys(1).sync()).is_err());
+    world.clock.advance(asked.at_most());
+    assert!(world.ask(&receipt).is_complete() && !world.accepts(1, &second));
 }
 
 #[test]
@@ -886,7 +964,19 @@ fn reads_of_a_store_in_this_process_confirm_nothing_without_a_registration() {
 /// nodes that registered after the backup was made. Fails if a receipt is complete without those nodes.
 #[test]
 fn after_a_lost_history_receipts_wait_out_the_bound_even_under_the_same_epoch() {
-    let world = Nodes::new(2);
+    lose_the_history(SLACK);
+}
+
+/// The registry may lack a node for as long as the longest lease that any node had.
+#[test]
+fn after_a_lost_history_receipts_count_on_the_longest_lease_that_was_seen() {
+    lose_the_history(hours(1));
+}
+
+/// Loses the history of two nodes, the second with this report allowance.
+fn lose_the_history(allowance: Duration) {
+    let mut world = Nodes::new(1);
+    world.start_with_allowance(allowance);
     let (kept, gone) = (world.key(), world.key());
     wait(world.keys(0).revoke(&admin(), gone.id, Reason::Lost)).unwrap();
     // The store compacts commits that node 0 has not read, so node 0 cannot continue in the history that it
@@ -901,7 +991,13 @@ fn after_a_lost_history_receipts_wait_out_the_bound_even_under_the_same_epoch() 
     world.clock.advance(PAST);
     assert!(world.ask(&receipt).is_complete());
 
-    world.clock.advance(2 * SLACK);
+    world.clock.advance(allowance / 2);
+    let before = world.key();
+    let receipt = world.revoke(&before);
+    world.sync();
+    assert!(!world.ask(&receipt).is_complete());
+
+    world.clock.advance(allowance / 2 + SLACK);
     world.sync();
     let key = world.key();
     let receipt = world.revoke(&key);

@@ -27,6 +27,8 @@ use support::*;
 
 const NODES: usize = 3;
 const KEYS: usize = 8;
+/// The report allowances of the nodes, in minutes.
+const ALLOWANCES: [u64; NODES] = [1, 4, 20];
 
 /// The system under test: sound, or with one deliberate defect.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -38,6 +40,10 @@ enum Twin {
     ReportsAhead,
     /// A node registers a shorter lease than it uses.
     ShortLease,
+    /// A node reports the lease of the shortest allowance, and uses a longer one.
+    ShortAllowance,
+    /// A node reports a shorter staleness bound than it uses.
+    ShortBound,
     /// The registry removes an entry immediately, without checking its last report.
     ForgetsTheLiving,
 }
@@ -127,6 +133,11 @@ impl NodeRegistry for Roll {
                 }
             }
             Twin::ShortLease => report.lease = Duration::from_secs(1),
+            Twin::ShortAllowance => report.lease = report.bound() + NodeReport::ALLOWANCE,
+            Twin::ShortBound => {
+                let process = report.process.iter_mut();
+                process.for_each(|process| process.bound = Duration::from_secs(1));
+            }
             Twin::Sound | Twin::ForgetsTheLiving => {}
         }
         let answer = self.inner.report(report).await;
@@ -298,6 +309,7 @@ impl Schedule {
         };
         let builder = Keyward::builder(Slow(node.link.clone()), peppers())
             .registry(roll)
+            .report_allowance(Duration::from_secs(60 * ALLOWANCES[n]))
             .clock(node.clock.clone());
         node.task = Some(Box::pin(
             async move { Done::Built(builder.build().await.ok()) },
@@ -439,6 +451,28 @@ fn schedules_complete_receipts_and_catch_every_broken_variant() {
     for twin in broken {
         let (wrong, _) = outcomes(twin, 500);
         assert!(wrong > 2, "{twin:?}: {wrong} of 500 schedules fail");
+    }
+}
+
+/// Node 0 has the shortest allowance, and node 1 a longer one. Node 1 cannot report, and reads the store.
+#[test]
+fn a_receipt_counts_on_the_bound_and_the_allowance_that_a_node_reports() {
+    let op = |n, op| [op, Op::Run(n, 40)];
+    let (revoke, ask) = (|key| op(0, Op::Revoke(0, key)), op(0, Op::Ask(0, 0)));
+    let sync = op(1, Op::Sync(1));
+    let mut ops = [revoke(7), sync.clone(), ask.clone()].concat();
+    ops.push(Op::Cut(1, false, true));
+    for time in [55_000, 20_000] {
+        ops.push(Op::Advance(time));
+        ops.extend(sync.clone());
+    }
+    ops.extend(revoke(0));
+    ops.push(Op::Advance(2_000));
+    ops.extend(ask);
+    assert_eq!(run(Twin::Sound, &ops), Ok(1), "only the first receipt");
+    for twin in [Twin::ShortAllowance, Twin::ShortBound] {
+        let wrong = run(twin, &ops).unwrap_err();
+        assert!(wrong.ends_with("node 1 accepts key 0"), "{twin:?}: {wrong}");
     }
 }
 

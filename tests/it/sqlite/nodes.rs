@@ -19,6 +19,7 @@ fn report(n: u128, beat: u64) -> NodeReport {
         lease: Duration::from_secs(70),
         beat,
         clock: keyward::Timestamp::UNIX_EPOCH,
+        process: Some(process()),
     }
 }
 
@@ -129,6 +130,8 @@ fn every_column_of_an_entry_is_sealed() {
         "history = randomblob(16)",
         "history_seal = history_seal + 1",
         "seal = seal + 1",
+        "process = replace(process, 'p1', 'p2')",
+        "process = ''",
     ];
     for change in changes {
         let desk = Desk::new();
@@ -143,6 +146,86 @@ fn every_column_of_an_entry_is_sealed() {
     }
 }
 
+/// The column `process` is newer than the other columns. Builds that do not know it write and read only the others.
+#[test]
+fn builds_that_do_not_know_processes_share_the_registry() {
+    let columns =
+        "node, beat, lease, label, epoch, revision, tag, clock, seal, history, history_seal";
+    let desk = Desk::new();
+    let store = desk.store();
+    wait(store.report(report(1, 5))).unwrap();
+    let file = sql(&desk.at("keys.db-nodes"));
+    let seals = |beat: i64| -> (i64, i64) {
+        let sql = "SELECT seal, history_seal FROM reports WHERE beat = ?1";
+        let seals = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+        file.query_row(sql, [beat], seals).unwrap()
+    };
+    let known = seals(5);
+    let earlier =
+        format!("INSERT OR REPLACE INTO reports ({columns}) SELECT {columns} FROM reports");
+    file.execute(&earlier, []).unwrap();
+    let unknown = NodeReport {
+        process: None,
+        ..report(1, 5)
+    };
+    assert_eq!(nodes(&store), [unknown.clone()]);
+    wait(store.forget(unknown.node, 5)).unwrap();
+    wait(store.report(unknown)).unwrap();
+    assert_eq!(seals(5), known, "an earlier build checks the same seals");
+    wait(store.report(report(1, 6))).unwrap();
+    assert_eq!(nodes(&store), [report(1, 6)]);
+}
+
+/// Returns the text of the column `process` for node 1: a seal, and the process as JSON.
+fn sealed(json: &str) -> String {
+    let mut sum = crc32fast::Hasher::new();
+    for part in [&1_u128.to_be_bytes()[..], json.as_bytes()] {
+        sum.update(&(part.len() as u64).to_le_bytes());
+        sum.update(part);
+    }
+    format!("{} {json}", sum.finalize())
+}
+
+/// A later build may report more about a process, or the same in another form.
+#[test]
+fn the_process_of_a_later_build_is_read_or_counts_as_unknown() {
+    let desk = Desk::new();
+    let store = desk.store();
+    wait(store.report(report(1, 5))).unwrap();
+    let file = sql(&desk.at("keys.db-nodes"));
+    let stored: String = file
+        .query_row("SELECT process FROM reports", [], |row| row.get(0))
+        .unwrap();
+    let json = stored.split_once(' ').unwrap().1;
+    assert_eq!(stored, sealed(json));
+    let change = "UPDATE reports SET process = ?1";
+    let more = json.replacen('{', "{\"more\": [1], ", 1);
+    file.execute(change, [sealed(&more)]).unwrap();
+    assert_eq!(nodes(&store), [report(1, 5)]);
+    for other in [json.replace("\"pepper\"", "\"current\""), "7".to_owned()] {
+        file.execute(change, [sealed(&other)]).unwrap();
+        assert_eq!(nodes(&store)[0].process, None, "{other}");
+    }
+}
+
+/// A long report allowance ends with the history: no read of the restored store confirms a node of the history
+/// before. Fails if each receipt after a restore states the allowance.
+#[test]
+fn the_entry_of_a_replaced_history_has_no_more_than_the_shortest_allowance() {
+    let desk = Desk::new();
+    let store = desk.store();
+    wait(desk.node(store.clone()).create(&admin(), reader("a"))).unwrap();
+    let long = NodeReport {
+        lease: hours(2),
+        ..report(1, 1)
+    };
+    wait(store.report(long)).unwrap();
+    wait(store.start_new_epoch()).unwrap();
+    let options = SqliteStore::options(desk.path()).allow_unrecovered();
+    let found = nodes(&wait(options.open()).unwrap());
+    assert_eq!((found.len(), found[0].lease), (1, Duration::from_secs(70)));
+}
+
 #[test]
 fn a_restored_registry_is_marked_as_incomplete() {
     let desk = Desk::new();
@@ -152,6 +235,7 @@ fn a_restored_registry_is_marked_as_incomplete() {
         let lease = hours(u32::try_from(n).unwrap());
         let report = NodeReport {
             lease,
+            process: None,
             ..report(n, 1)
         };
         wait(store.report(report)).unwrap();
@@ -253,6 +337,7 @@ fn a_new_epoch_and_a_salvaged_file_wait_for_the_longest_lease() {
     let store = desk.store();
     let long = NodeReport {
         lease: hours(2),
+        process: None,
         ..report(1, 1)
     };
     wait(store.report(long)).unwrap();

@@ -94,6 +94,7 @@ pub(crate) fn fill(store: &SqliteStore) -> Filled {
         lease: Duration::from_secs(2 * 60 * 60),
         beat: 1,
         clock: keyward::Timestamp::UNIX_EPOCH,
+        process: None,
     };
     wait(store.report(node)).unwrap();
     Filled {

@@ -24,6 +24,8 @@ defects! {
     /// Keeps the old label of a node if its new report has none, although a report replaces the earlier one
     /// completely.
     MergesReports => "a_later_report_replaces_an_earlier_one",
+    /// Drops the peppers of a report, like a registry from before reports had them.
+    DropsPeppers => "reports_come_back_as_they_were_written",
     /// Accepts every report, so that a report with an older beat replaces a newer one.
     LastWriteWins => "an_older_report_changes_nothing",
     /// Accepts a report with the same beat as the current report, although only a later beat may replace it.
@@ -122,6 +124,10 @@ impl BrokenRegistry {
                     .take()
                     .map(cut)
                     .and_then(|l| NodeLabel::new(l).ok());
+            }
+            RegistryDefect::DropsPeppers => {
+                let process = report.process.iter_mut();
+                process.for_each(|process| process.peppers.clear());
             }
             RegistryDefect::InventsACursor => {
                 report.applied.get_or_insert_default();

@@ -6,7 +6,7 @@ use super::ClauseViolation;
 use super::fixtures::{ClauseResult, PolledFuture, STEPS, text};
 use keyward::Timestamp;
 use keyward::store::{
-    CommitTag, Cursor, Epoch, NodeId, NodeRegistry, NodeReport, Revision, StoreError,
+    CommitTag, Cursor, Epoch, NodeId, NodeProcess, NodeRegistry, NodeReport, Revision, StoreError,
 };
 
 /// 300 nodes. A registry with a fixed capacity, such as 256 nodes, drops some of them and fails the check.
@@ -77,6 +77,17 @@ fn cursor(revision: u64) -> Cursor {
     }
 }
 
+fn process() -> NodeProcess {
+    NodeProcess {
+        version: "0.1.0 \u{e9}\n\0".to_owned(),
+        tables: u32::MAX,
+        started: Timestamp::clamped(1_800_000_000_000_003),
+        bound: Duration::from_nanos(10_000_000_001),
+        pepper: text("new"),
+        peppers: vec![text("new"), text("old")],
+    }
+}
+
 /// Returns a report of the node with the id `n`. The argument `beat` is the sequence number of the report.
 fn sample_report(n: u128, beat: u64) -> NodeReport {
     NodeReport {
@@ -86,6 +97,7 @@ fn sample_report(n: u128, beat: u64) -> NodeReport {
         lease: Duration::from_secs(70),
         clock: Timestamp::clamped(1_800_000_000_000_001),
         beat,
+        process: Some(process()),
     }
 }
 
@@ -115,6 +127,7 @@ pub async fn reports_come_back_as_they_were_written<R: NodeRegistry>(
         NodeReport {
             label: None,
             applied: None,
+            process: None,
             ..sample_report(0, 0)
         },
         NodeReport {
@@ -147,6 +160,7 @@ pub async fn a_later_report_replaces_an_earlier_one<R: NodeRegistry>(
         label: None,
         applied: None,
         lease: Duration::from_secs(1),
+        process: None,
         ..sample_report(1, 9)
     };
     fixture.accept(&later).await?;
