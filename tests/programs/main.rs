@@ -5,6 +5,7 @@
 mod examples;
 mod first_service;
 mod keyctl;
+mod keyctl_live;
 mod keyctl_operating;
 mod operating;
 mod page;

@@ -190,7 +190,7 @@ pub(crate) enum CliCommand {
     /// Copy a store into another one, such as a file into a database, while nobody uses either
     MigrateStore(MigrateStoreArgs),
     /// Finish a rolling upgrade: refuse processes of the previous version from now on
-    FinishUpgrade,
+    FinishUpgrade(LiveNodesArgs),
     /// Print the SQL that sets up --schema in a database, for migrations of your own
     Schema,
 }
@@ -234,7 +234,14 @@ For a file that was copied back without `restore`, a database that was restored 
 database after a failover that lost commits. Every node then refuses every key and every command until
 `keyctl recover` has ended. Afterwards, every node reads the whole store again.")]
 pub(crate) struct StartNewEpochArgs {
-    /// Start the epoch although nodes use the store
+    #[command(flatten)]
+    pub(crate) live: LiveNodesArgs,
+}
+
+/// The confirmation of a step after which live nodes refuse keys.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct LiveNodesArgs {
+    /// Go on although live nodes then refuse keys
     #[arg(long)]
     pub(crate) yes: bool,
 }
@@ -314,12 +321,14 @@ pub(crate) enum PepperCommand {
     Show,
     /// Add the pepper of the next rotation, which only verifies until then
     Prepare,
-    /// Make the prepared pepper the current one
-    Rotate,
-    /// Take an old pepper out of service; refused while live keys need the pepper
+    /// Make the prepared pepper the current one; refused while a live node lacks it
+    Rotate(LiveNodesArgs),
+    /// Take an old pepper out of service; refused while live keys need the pepper, or a live node still uses it
     Retire {
         /// The pepper's id, as `pepper show` prints it
         pepper: String,
+        #[command(flatten)]
+        live: LiveNodesArgs,
     },
 }
 

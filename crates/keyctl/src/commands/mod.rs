@@ -36,7 +36,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> CliResult<()> {
             common.allow_unrecovered = true;
             upkeep::start_new_epoch(&common, &args, output).await
         }
-        CliCommand::FinishUpgrade => upkeep::finish_upgrade(&common, output).await,
+        CliCommand::FinishUpgrade(live) => upkeep::finish_upgrade(&common, live, output).await,
         CliCommand::MigrateStore(args) => migrate::run(&common, &args, output).await,
         CliCommand::Schema => output.line(store::schema_sql(&common)?.trim_end()),
         CliCommand::Salvage(args) => upkeep::salvage(&args, output).await,
@@ -98,7 +98,7 @@ async fn about_keys(context: &CliContext, command: CliCommand, output: &Output) 
         | CliCommand::Restore { .. }
         | CliCommand::Recover(_)
         | CliCommand::StartNewEpoch(_)
-        | CliCommand::FinishUpgrade
+        | CliCommand::FinishUpgrade(_)
         | CliCommand::MigrateStore(_)
         | CliCommand::Schema
         | CliCommand::Salvage(_)

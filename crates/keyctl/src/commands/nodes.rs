@@ -4,22 +4,23 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use keyward::clocks::SystemClock;
-use keyward::node::{Confirmations, NodeAnswer, NodeConfirmation};
+use keyward::node::{Confirmations, NodeAnswer, NodeConfirmation, NodeLabel};
+use keyward::pepper::PepperId;
 use keyward::store::StoreErrorKind;
 use keyward::store::{Cursor, KeyStore, NodeRegistry, NodeReport};
 use keyward::{Clock, Receipt, Timestamp, WithSources};
 use serde_json::{Value, json};
 
-use crate::args::{CommonArgs, UntilConfirmedArgs};
+use crate::args::{CommonArgs, LiveNodesArgs, UntilConfirmedArgs};
 use crate::desk::CliContext;
-use crate::failure::{CliError, CliResult};
+use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::{Output, cell, warn};
-use crate::store::{self, Expected};
+use crate::store::{self, Expected, Store};
 
 /// 250 ms between two reads of the registry, the default poll interval of a node.
 const ASK_EVERY: Duration = Duration::from_millis(250);
 
-const HEAD: [&str; 7] = [
+const HEAD: [&str; 10] = [
     "NODE",
     "LABEL",
     "APPLIED",
@@ -27,6 +28,9 @@ const HEAD: [&str; 7] = [
     "SILENT",
     "LEASE",
     "ACCEPTS UNTIL, BY ITS CLOCK",
+    "VERSION",
+    "STARTED, BY ITS CLOCK",
+    "PEPPERS, CURRENT FIRST",
 ];
 
 /// Five minutes: the difference between clocks that nodes allow by default. A node's report carries the node's own
@@ -37,6 +41,43 @@ const CLOCK_ALLOWANCE: Duration = Duration::from_secs(5 * 60);
 pub(super) fn is_live(report: &NodeReport, now: Timestamp) -> bool {
     let until = report.clock.saturating_add(report.lease);
     !report.is_former() && until.saturating_add(CLOCK_ALLOWANCE) >= now
+}
+
+/// Refuses a step after which live nodes refuse keys, unless the command line confirms it. `reason` returns the
+/// problem of a live node, as the end of its line, or `None` if the node survives the step.
+pub(super) async fn refuse_live(
+    store: &Store,
+    common: &CommonArgs,
+    confirmed: LiveNodesArgs,
+    step: &str,
+    reason: impl Fn(&NodeReport) -> Option<String>,
+) -> CliResult<()> {
+    if confirmed.yes {
+        return Ok(());
+    }
+    let now = SystemClock.now();
+    let nodes = store.registry().nodes().await?;
+    let line = |report: &NodeReport| {
+        let NodeReport {
+            node, label, clock, ..
+        } = report;
+        let label = label.as_ref().map_or("unnamed", NodeLabel::as_str);
+        let said = format!("\n  {node} {label}, last report {clock}");
+        Some(match reason(report)? {
+            reason if reason.is_empty() => said,
+            reason => format!("{said}, {reason}"),
+        })
+    };
+    let live = nodes.iter().filter(|report| is_live(report, now));
+    let lines: String = live.filter_map(line).collect();
+    if lines.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "{} has live nodes, {step}, repeat the command with --yes{lines}",
+        common.store
+    );
+    Err(CliError::new(CliErrorKind::Refused, message))
 }
 
 /// Lists the registered nodes. Needs no pepper.
@@ -63,6 +104,7 @@ pub(crate) async fn list(common: &CommonArgs, output: &Output) -> CliResult<()> 
         return nodes.into_iter().try_for_each(|(report, head)| {
             let silent = now.since(report.clock);
             let until = report.clock.saturating_add(report.lease);
+            let process = report.process.as_ref();
             output.document(&json!({
                 "node": report.node.to_string(),
                 "label": report.label,
@@ -72,12 +114,19 @@ pub(crate) async fn list(common: &CommonArgs, output: &Output) -> CliResult<()> 
                 "lease_seconds": report.lease.as_secs(),
                 "accepts_until": until,
                 "lapsed": !is_live(report, now),
+                "version": process.map(|process| &process.version),
+                "tables": process.map(|process| process.tables),
+                "started": process.map(|process| process.started),
+                "bound_seconds": report.bound().as_secs(),
+                "pepper": process.map(|process| &process.pepper),
+                "peppers": process.map(|process| &process.peppers),
             }))
         });
     }
     let row = |(report, head): (&NodeReport, Cursor)| {
         let applied = applied(report, head);
         let until = report.clock.saturating_add(report.lease);
+        let process = report.process.as_ref();
         vec![
             report.node.to_string(),
             cell(report.label.as_ref()),
@@ -89,6 +138,12 @@ pub(crate) async fn list(common: &CommonArgs, output: &Output) -> CliResult<()> 
                 true => until.to_string(),
                 false => format!("{until} (lapsed)"),
             },
+            cell(process.map(|process| &process.version)),
+            cell(process.map(|process| process.started)),
+            cell(process.map(|process| {
+                let peppers = process.peppers.iter().map(PepperId::as_str);
+                peppers.collect::<Vec<_>>().join(", ")
+            })),
         ]
     };
     let rows: Vec<_> = nodes.map(row).collect();

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use keyward::clocks::SystemClock;
 use keyward::node::Replica;
 use keyward::pepper::{PepperCount, PepperId, PepperState};
+use keyward::store::NodeProcess;
 use keyward::{PepperFile, PepperRing};
 use serde_json::{Value, json};
 
-use crate::args::{CommonArgs, PepperCommand};
+use super::nodes;
+use crate::args::{CommonArgs, LiveNodesArgs, PepperCommand};
 use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::{Output, cell};
 use crate::store::{self, Expected, Store};
@@ -32,14 +34,19 @@ pub(crate) async fn run(
             return show(&PepperUse { counts, file }, output);
         }
         PepperCommand::Prepare => file.prepare()?,
-        PepperCommand::Rotate => file.rotate()?,
-        PepperCommand::Retire { pepper } => {
+        PepperCommand::Rotate(live) => {
+            if let Some(next) = file.ring().next().filter(|_| !live.yes) {
+                check_next(common, live, next.id()).await?;
+            }
+            file.rotate()?;
+        }
+        PepperCommand::Retire { pepper, live } => {
             let pepper = PepperId::new(pepper)?;
-            check_unneeded(common, &file.ring(), &pepper).await?;
+            check_unneeded(common, live, &file.ring(), &pepper).await?;
             file.retire(&pepper)?;
             let next = "restart each process, and keep the file: the pepper still proves audit entries. A process that \
-                        was not restarted since `keyctl pepper rotate` still creates keys with this pepper, and the \
-                        others refuse them";
+                        is no registered node, and was not restarted since `keyctl pepper rotate`, still creates \
+                        keys with this pepper, and the others refuse them";
             return changed(&path, (&pepper, PepperState::Audit), next, output);
         }
     }
@@ -90,24 +97,72 @@ fn show(used: &PepperUse, output: &Output) -> CliResult<()> {
     output.table(&HEAD, &used.counts.iter().map(row).collect::<Vec<_>>())
 }
 
-/// Refuses to retire a pepper that live keys need.
+/// The next step for a live node that lacks a pepper of the file.
+const RESTART: &str =
+    "restart their processes with this pepper file, or wait until they have lapsed; to go on now";
+
+/// The reason against a node that reports no peppers.
+const UNKNOWN: &str = "its peppers are unknown";
+
+/// Refuses to rotate to a pepper that a live node lacks.
+async fn check_next(common: &CommonArgs, live: LiveNodesArgs, next: &PepperId) -> CliResult<()> {
+    let store = store::open(common, Expected::Existing).await?;
+    let step = format!("which would refuse keys under pepper {next}: {RESTART}");
+    nodes::refuse_live(&store, common, live, &step, |report| {
+        match &report.process {
+            None => Some(UNKNOWN.to_owned()),
+            Some(process) => lacks(process, next),
+        }
+    })
+    .await
+}
+
+fn lacks(process: &NodeProcess, pepper: &PepperId) -> Option<String> {
+    (!process.peppers.contains(pepper)).then(|| format!("lacks pepper {pepper}"))
+}
+
+/// Refuses to retire a pepper that live keys need, or that a live node creates keys with. Also refuses while a live
+/// node lacks a pepper that remains.
 async fn check_unneeded(
     common: &CommonArgs,
+    live: LiveNodesArgs,
     ring: &PepperRing,
     pepper: &PepperId,
 ) -> CliResult<()> {
     let store = store::open(common, Expected::Existing).await?;
     let keys = keys_by_pepper(&store).await?.remove(pepper).unwrap_or(0);
-    if keys == 0 {
+    let state = ring.state(pepper);
+    if keys > 0 {
+        let message = format!(
+            "{} pepper {pepper}, whose state is {}: after a rotation, keys that are used move to the new pepper by \
+             themselves; revoke the others with `keyctl revoke-many --tenant <TENANT> --pepper {pepper} --reason \
+             unused`",
+            need(keys),
+            cell(state)
+        );
+        return Err(CliError::new(CliErrorKind::Refused, message));
+    }
+    // `PepperFile::retire` has an error for a pepper of another state.
+    if state != Some(PepperState::Live) {
         return Ok(());
     }
-    let state = cell(ring.state(pepper));
-    let message = format!(
-        "{} pepper {pepper}, whose state is {state}: after a rotation, keys that are used move \
-         to the new pepper by themselves; revoke the others with `keyctl revoke-many --tenant <TENANT> --pepper {pepper} --reason unused`",
-        need(keys)
-    );
-    Err(CliError::new(CliErrorKind::Refused, message))
+    let counts = ring.count(BTreeMap::new()).into_iter();
+    let verifying = counts.filter(|count| count.state.is_some_and(PepperState::verifies));
+    let remaining: Vec<_> = verifying.map(|count| count.pepper).collect();
+    let remaining = remaining.iter().filter(|remains| *remains != pepper);
+    let step = format!("which need a restart before pepper {pepper} is retired: {RESTART}");
+    nodes::refuse_live(&store, common, live, &step, |report| {
+        let Some(process) = &report.process else {
+            return Some(UNKNOWN.to_owned());
+        };
+        match process.pepper == *pepper {
+            true => Some(format!("creates keys with pepper {pepper}")),
+            false => remaining
+                .clone()
+                .find_map(|remains| lacks(process, remains)),
+        }
+    })
+    .await
 }
 
 /// Counts the live keys of the store under each pepper.

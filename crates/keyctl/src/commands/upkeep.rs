@@ -3,16 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use keyward::Clock;
 use keyward::clocks::SystemClock;
-use keyward::node::{NodeLabel, Replica};
-use keyward::store::{Cursor, NodeReport, SqliteStore};
+use keyward::node::Replica;
+use keyward::store::{Cursor, SqliteStore, TABLES_VERSION};
 use serde_json::{Value, json};
 
 use super::issue;
 use super::nodes;
 use super::pepper::{self, PepperUse};
-use crate::args::{CommandIdArgs, CommonArgs, SalvageArgs, StartNewEpochArgs};
+use crate::args::{CommandIdArgs, CommonArgs, LiveNodesArgs, SalvageArgs, StartNewEpochArgs};
 use crate::desk::{CliContext, invocation};
 use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::{Output, ready_for_secrets};
@@ -147,24 +146,9 @@ pub(crate) async fn start_new_epoch(
     output: &Output,
 ) -> CliResult<()> {
     let store = store::open(common, Expected::Existing).await?;
-    let now = SystemClock.now();
-    let mut nodes = store.registry().nodes().await?;
-    nodes.retain(|node| nodes::is_live(node, now));
-    if !nodes.is_empty() && !args.yes {
-        let mut message = format!(
-            "{} has live nodes, which will refuse every key until `keyctl recover` has ended: to start the new \
-             epoch, repeat the command with --yes",
-            common.store
-        );
-        for NodeReport {
-            node, label, clock, ..
-        } in &nodes
-        {
-            let label = label.as_ref().map_or("unnamed", NodeLabel::as_str);
-            message += &format!("\n  {node} {label}, last report {clock}");
-        }
-        return Err(CliError::new(CliErrorKind::Refused, message));
-    }
+    let step =
+        "which will refuse every key until `keyctl recover` has ended: to start the new epoch";
+    nodes::refuse_live(&store, common, args.live, step, |_| Some(String::new())).await?;
     store.start_new_epoch().await?;
     let message = format!(
         "{} begins a history of its own. What was revoked since the backup is not revoked in it, so that \
@@ -175,8 +159,22 @@ pub(crate) async fn start_new_epoch(
     output.done(&message, &document)
 }
 
-pub(crate) async fn finish_upgrade(common: &CommonArgs, output: &Output) -> CliResult<()> {
+pub(crate) async fn finish_upgrade(
+    common: &CommonArgs,
+    live: LiveNodesArgs,
+    output: &Output,
+) -> CliResult<()> {
     let store = store::open(common, Expected::Existing).await?;
+    let step = "which this step would stop: replace their processes, or wait until they have lapsed; to finish the \
+                upgrade now";
+    nodes::refuse_live(&store, common, live, step, |report| match &report.process {
+        None => Some("version unknown".to_owned()),
+        Some(process) if process.tables < TABLES_VERSION => {
+            Some(format!("version {}", process.version))
+        }
+        Some(_) => None,
+    })
+    .await?;
     store.finish_upgrade().await?;
     let message = format!(
         "finished the upgrade of {}: processes of the previous version are refused from now on",
