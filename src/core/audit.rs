@@ -281,6 +281,14 @@ tagged! {
             /// The number and the hash of the newest removed entry.
             through: AuditHead,
         },
+        /// Entries of the trail are lost, because a page of a damaged file had them. A recovery recorded the loss.
+        /// This entry explains the gap, so that the rest of the trail still passes its check.
+        EntriesLost {
+            /// The newest entry before the gap.
+            after: AuditHead,
+            /// The number and the hash of the newest lost entry.
+            through: AuditHead,
+        },
     }
 }
 
@@ -315,7 +323,8 @@ impl Action {
             | Self::OwnerAdded { .. }
             | Self::OwnerRoleChanged { .. }
             | Self::TimeRepaired { .. }
-            | Self::TrailPruned { .. } => false,
+            | Self::TrailPruned { .. }
+            | Self::EntriesLost { .. } => false,
         }
     }
 }
@@ -557,6 +566,15 @@ pub(crate) struct ChainCheck<'a> {
     removed: Option<AuditHead>,
     /// True until an entry of the trail proves that the entries before it were removed on purpose.
     is_unproven: bool,
+    /// The gaps that no entry has recorded yet. `None` if the chain must have no gap.
+    gaps: Option<Vec<TrailGap>>,
+}
+
+/// A gap in a trail: the newest entry before the gap, and the newest missing entry.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct TrailGap {
+    pub(crate) after: AuditHead,
+    pub(crate) through: AuditHead,
 }
 
 impl<'a> ChainCheck<'a> {
@@ -574,6 +592,7 @@ impl<'a> ChainCheck<'a> {
             awaited: awaited.into_iter().collect(),
             removed: None,
             is_unproven: false,
+            gaps: None,
         };
         check.pass(start);
         check
@@ -584,8 +603,8 @@ impl<'a> ChainCheck<'a> {
         self.awaited.retain(|awaited| *awaited != head);
     }
 
-    /// Begins with `first`, the oldest entry in a store. Older entries may have been removed: then a later
-    /// entry must prove it.
+    /// Begins with `first`, the oldest entry in a store. Older entries may have been removed, and entries may be
+    /// lost: then a later entry must prove it.
     pub(crate) fn of_trail(
         tenant: &'a TenantId,
         first: &AuditEntry,
@@ -593,7 +612,12 @@ impl<'a> ChainCheck<'a> {
         awaited: impl IntoIterator<Item = AuditHead>,
     ) -> Self {
         let start = match first.sequence.checked_sub(1) {
-            None | Some(0) => return Self::new(tenant, AuditHead::GENESIS, peppers, awaited),
+            None | Some(0) => {
+                return Self {
+                    gaps: Some(Vec::new()),
+                    ..Self::new(tenant, AuditHead::GENESIS, peppers, awaited)
+                };
+            }
             Some(sequence) => AuditHead {
                 sequence,
                 hash: first.previous,
@@ -602,6 +626,7 @@ impl<'a> ChainCheck<'a> {
         Self {
             removed: Some(start),
             is_unproven: true,
+            gaps: Some(Vec::new()),
             ..Self::new(tenant, start, peppers, awaited)
         }
     }
@@ -610,7 +635,19 @@ impl<'a> ChainCheck<'a> {
     pub(crate) fn add(&mut self, entry: &AuditEntry) -> Result<(), ChainError> {
         let sequence = entry.sequence;
         let expected = self.head.sequence + 1;
-        if sequence != expected {
+        if sequence > expected
+            && let Some(gaps) = &mut self.gaps
+        {
+            let through = AuditHead {
+                sequence: sequence - 1,
+                hash: entry.previous,
+            };
+            gaps.push(TrailGap {
+                after: self.head,
+                through,
+            });
+            self.pass(through);
+        } else if sequence != expected {
             return Err(ChainError::Gap {
                 expected,
                 found: sequence,
@@ -628,13 +665,39 @@ impl<'a> ChainCheck<'a> {
         if entry.previous != self.head.hash || entry.seal(self.peppers) != Some(entry.hash) {
             return Err(ChainError::Altered { sequence });
         }
-        if let Action::TrailPruned { through } = &entry.action
-            && self.removed == Some(*through)
-        {
-            self.is_unproven = false;
+        match entry.action {
+            Action::TrailPruned { through } => self.prove(AuditHead::GENESIS, through),
+            Action::EntriesLost { after, through } => self.prove(after, through),
+            _ => {}
         }
         self.pass(entry.head());
         Ok(())
+    }
+
+    /// Notes that an entry records the removal or the loss of entries.
+    fn prove(&mut self, after: AuditHead, through: AuditHead) {
+        let recorded = TrailGap { after, through };
+        if after == AuditHead::GENESIS && self.removed == Some(through) {
+            self.is_unproven = false;
+        }
+        if let Some(gaps) = &mut self.gaps {
+            gaps.retain(|gap| *gap != recorded);
+        }
+    }
+
+    /// Returns the gaps that no entry has recorded, in a trail that should end with `end`.
+    pub(crate) fn unrecorded_gaps(&self, end: AuditHead) -> Vec<TrailGap> {
+        let begin = self.removed.filter(|_| self.is_unproven);
+        let begin = begin.map(|through| TrailGap {
+            after: AuditHead::GENESIS,
+            through,
+        });
+        let last = (end.sequence > self.head.sequence).then_some(TrailGap {
+            after: self.head,
+            through: end,
+        });
+        let within = self.gaps.iter().flatten().copied();
+        begin.into_iter().chain(within).chain(last).collect()
     }
 
     /// Ends the check, and returns the head of the chain.
@@ -642,6 +705,12 @@ impl<'a> ChainCheck<'a> {
         let removed = self.removed.unwrap_or_default().sequence;
         if self.is_unproven {
             return Err(ChainError::Unproven { found: removed + 1 });
+        }
+        if let Some(TrailGap { after, through }) = self.gaps.iter().flatten().next() {
+            return Err(ChainError::Gap {
+                expected: after.sequence + 1,
+                found: through.sequence + 1,
+            });
         }
         let later = self
             .awaited

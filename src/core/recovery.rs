@@ -416,7 +416,8 @@ impl KeyChanges {
             | Action::BulkCommandEnded
             | Action::DigestsBlocked { .. }
             | Action::TimeRepaired { .. }
-            | Action::TrailPruned { .. } => {}
+            | Action::TrailPruned { .. }
+            | Action::EntriesLost { .. } => {}
         }
     }
 

@@ -214,7 +214,8 @@ pub(super) fn may_set_end(entry: &AuditEntry) -> Option<KeyId> {
         | Action::BulkCommandEnded
         | Action::DigestsBlocked { .. }
         | Action::TimeRepaired { .. }
-        | Action::TrailPruned { .. } => false,
+        | Action::TrailPruned { .. }
+        | Action::EntriesLost { .. } => false,
     };
     entry.key.filter(|_| sets)
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::Keyward;
 use crate::core::actor::Actor;
-use crate::core::audit::{AuditEntry, ChainError};
+use crate::core::audit::{AuditEntry, ChainError, TrailGap};
 use crate::core::command::{Command, CommandOutcome, Request};
 use crate::core::decide::SWEEP_MAX;
 use crate::core::id::KeyId;
@@ -23,7 +23,7 @@ use crate::core::recovery::{
 };
 use crate::core::tenant::TenantId;
 use crate::core::text::{CommandId, PrincipalId};
-use crate::core::view::LoadRequest;
+use crate::core::view::{Epoch, LoadRequest};
 use crate::manager::{BulkReceipt, CommandError};
 use crate::observe::WithSources;
 use crate::store::{KeyStore, StoreError, StoreErrorKind};
@@ -264,6 +264,9 @@ impl Keyward {
     /// Covers the whole store, on any backend. Only for the host itself. Every change is a command with an
     /// audit entry, in commits of at most [`SWEEP_MAX`] keys.
     ///
+    /// Finally records the audit entries that the salvage of a damaged file lost, in
+    /// an entry of each trail that has a gap.
+    ///
     /// After an interruption, repeat the call to continue. A repeated replay makes no change twice. Between the
     /// calls, nobody else may change a tenant or start a new epoch: a given trail then lacks a newer entry of the
     /// store, and every key of the tenant is disabled.
@@ -313,9 +316,69 @@ impl Keyward {
             }
             Recovery::TrustBackup => RecoveryReport::default(),
         };
+        self.record_losses(ids).await?;
         self.sync().await?;
         report.unverifiable = self.unverifiable();
         Ok(report)
+    }
+
+    /// Records the gaps that the salvage of a damaged file left in the trails, so that each check reports them as
+    /// known. Records nothing while the store has damaged entries, which a salvage would remove.
+    async fn record_losses(&self, ids: RecoveryIds) -> Result<(), RecoveryError> {
+        let Some(tenants) = self.tenants_of_whole_trails().await? else {
+            return Ok(());
+        };
+        for tenant in tenants {
+            let (gaps, Epoch(epoch)) = self.unrecorded_gaps(&tenant).await?;
+            for TrailGap { after, through } in gaps {
+                let id = ids.command(through.hash, "lost");
+                let id = id.map_err(CommandError::from)?;
+                let command = Command::RecordLoss {
+                    after,
+                    through,
+                    epoch,
+                };
+                if self.execute_as_host(&tenant, id, command).await?.is_none() {
+                    continue;
+                }
+                let (first, last) = (after.sequence + 1, through.sequence);
+                tracing::warn!(%tenant, first, last, "audit entries are lost, and their loss is recorded");
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the tenants that have rows or audit entries. `None` if an entry is damaged.
+    async fn tenants_of_whole_trails(&self) -> Result<Option<BTreeSet<TenantId>>, StoreError> {
+        let mut tenants = BTreeSet::new();
+        let mut query = AuditQuery {
+            limit: PAGE,
+            ..AuditQuery::all()
+        };
+        loop {
+            let page = self.inner.store.audit(&query).await?;
+            if !page.corrupt.is_empty() {
+                return Ok(None);
+            }
+            tenants.extend(page.rows.into_iter().map(|row| row.entry.tenant));
+            match page.next {
+                Some(next) => query.after = Some(next),
+                None => break,
+            }
+        }
+        let mut after = None;
+        loop {
+            let page = self.inner.store.scan(after, PAGE).await?;
+            let written = page
+                .rows
+                .iter()
+                .filter_map(|change| change.row.written_at());
+            tenants.extend(written.map(|(tenant, _)| tenant.clone()));
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(Some(tenants)),
+            }
+        }
     }
 
     /// Returns the keys of each tenant that a recovery may have to disable. Adds unreadable keys to the report.

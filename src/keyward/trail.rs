@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use super::Keyward;
 use super::queries::AuthorityError;
 use crate::core::actor::Actor;
-use crate::core::audit::{AuditEntry, AuditHead, ChainCheck, ChainError};
+use crate::core::audit::{AuditEntry, AuditHead, ChainCheck, ChainError, TrailGap};
 use crate::core::command::{Command, Denial};
 use crate::core::kind::ErrorKind;
 use crate::core::query::{AuditQuery, AuditRow};
@@ -91,7 +91,8 @@ impl Keyward {
     /// earlier head that was recorded outside the store. The check fails if the trail does not contain
     /// `seen`, for example because the trail was truncated. Reads the trail in pages, in constant memory.
     ///
-    /// A trail whose old entries were [removed](Self::prune_audit) passes if a later entry records the removal.
+    /// A trail whose old entries were [removed](Self::prune_audit) passes if a later entry records the removal. So
+    /// does a trail with a gap, if a recovery [recorded](crate::audit::Action::EntriesLost) the loss.
     /// `seen` must then be at least as new as the newest removed entry.
     ///
     /// # Errors
@@ -151,8 +152,33 @@ impl Keyward {
         &self,
         tenant: &TenantId,
         awaited: Vec<AuditHead>,
-        mut look: impl FnMut(&AuditEntry) + Send,
+        look: impl FnMut(&AuditEntry) + Send,
     ) -> Result<AuditHead, AuditError> {
+        Ok(self.follow_trail(tenant, awaited, look).await?.finish()?)
+    }
+
+    /// Returns the gaps in a tenant's trail that no entry records, and the epoch of the store. A trail that fails its
+    /// check otherwise has none.
+    pub(super) async fn unrecorded_gaps(
+        &self,
+        tenant: &TenantId,
+    ) -> Result<(Vec<TrailGap>, Epoch), StoreError> {
+        let view = (self.inner.store.load(tenant, &LoadRequest::none())).await?;
+        let gaps = match self.follow_trail(tenant, Vec::new(), |_| {}).await {
+            Ok(check) => check.unrecorded_gaps(view.audit_head),
+            Err(AuditError::Store(error)) => return Err(error),
+            Err(_) => Vec::new(),
+        };
+        Ok((gaps, view.epoch))
+    }
+
+    /// Adds a tenant's trail to a check, oldest entry first.
+    async fn follow_trail<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        awaited: Vec<AuditHead>,
+        mut look: impl FnMut(&AuditEntry) + Send,
+    ) -> Result<ChainCheck<'a>, AuditError> {
         let peppers = &self.inner.peppers;
         let mut check: Option<ChainCheck<'_>> = None;
         let mut query = AuditQuery {
@@ -172,7 +198,7 @@ impl Keyward {
             }
         }
         let empty = || ChainCheck::new(tenant, AuditHead::GENESIS, peppers, awaited.clone());
-        Ok(check.unwrap_or_else(empty).finish()?)
+        Ok(check.unwrap_or_else(empty))
     }
 
     /// Removes the entries of a tenant's audit trail that are older than `before`. Stops at the first entry

@@ -222,6 +222,10 @@ fn entries() -> Vec<AuditEntry> {
     let class = class("secret");
     let (owner, role, reason) = (who("ann"), Role::MEMBER, Reason::Leaked);
     let (other, instant) = (KeyId::from_u128(6), at("2026-01-03T00:00:00Z"));
+    let head = |sequence: u8| AuditHead {
+        sequence: sequence.into(),
+        hash: AuditHash::from_bytes([sequence; 32]),
+    };
     let changes = vec![
         FieldChange::Name {
             before: KeyName::new("one").unwrap(),
@@ -309,11 +313,10 @@ fn entries() -> Vec<AuditEntry> {
             from: instant,
             to: instant,
         },
-        Action::TrailPruned {
-            through: AuditHead {
-                sequence: 7,
-                hash: AuditHash::from_bytes([7; 32]),
-            },
+        Action::TrailPruned { through: head(7) },
+        Action::EntriesLost {
+            after: head(5),
+            through: head(7),
         },
     ];
     let with = |action| AuditEntry {

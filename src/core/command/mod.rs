@@ -231,6 +231,16 @@ pub enum Command {
         /// The epoch of the store whose trail was verified.
         epoch: u128,
     },
+    /// Record that entries of the tenant's audit trail are lost. Only the application may give this command, during a
+    /// recovery.
+    RecordLoss {
+        /// The newest entry before the gap.
+        after: AuditHead,
+        /// The newest lost entry.
+        through: AuditHead,
+        /// The epoch of the store whose trail was verified.
+        epoch: u128,
+    },
 }
 
 impl Command {
@@ -254,7 +264,8 @@ impl Command {
             | Self::DisableMany
             | Self::BlockDigests { .. }
             | Self::RepairTime
-            | Self::PruneAudit { .. } => true,
+            | Self::PruneAudit { .. }
+            | Self::RecordLoss { .. } => true,
             Self::ProvisionTenant
             | Self::ProvisionResource(_)
             | Self::Create(_)
@@ -310,7 +321,8 @@ impl Command {
             | Self::SyncOwnerRole { .. }
             | Self::BlockDigests { .. }
             | Self::RepairTime
-            | Self::PruneAudit { .. } => None,
+            | Self::PruneAudit { .. }
+            | Self::RecordLoss { .. } => None,
         }
     }
 }

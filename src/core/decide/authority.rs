@@ -54,7 +54,7 @@ impl<'a> Work<'a> {
     }
 
     /// Refuses the command if its tenant, or an ancestor of its tenant, is closed. Commands that close,
-    /// purge, block digests, record a first use, repair the time or prune the trail are still allowed.
+    /// purge, block digests, record a first use or a loss, repair the time or prune the trail are still allowed.
     pub(super) fn check_open(&self) -> Result<(), Denial> {
         if matches!(
             self.request.command,
@@ -64,6 +64,7 @@ impl<'a> Work<'a> {
                 | Command::NoteFirstUse { .. }
                 | Command::RepairTime
                 | Command::PruneAudit { .. }
+                | Command::RecordLoss { .. }
         ) {
             return Ok(());
         }

@@ -241,6 +241,11 @@ impl<'a> Work<'a> {
             Command::BlockDigests { marks } => self.block_digests(marks),
             Command::RepairTime => self.repair_time(),
             Command::PruneAudit { through, epoch } => self.prune_audit(*through, *epoch),
+            Command::RecordLoss {
+                after,
+                through,
+                epoch,
+            } => self.record_loss(*after, *through, *epoch),
         }
     }
 

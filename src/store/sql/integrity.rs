@@ -1,6 +1,6 @@
 //! The integrity check and the statistics of a store.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::cells::{Cell, Cells};
 use super::copy::{StoredTable, table};
@@ -26,8 +26,13 @@ pub struct IntegrityReport {
     pub audit: u64,
     /// The faults, 1,000 at most. Each fault names its row. Empty if the store is sound.
     pub faults: Vec<String>,
+    /// The lost audit entries whose loss a later entry [records](Action::EntriesLost), after a recovery. These are no
+    /// faults.
+    pub losses: Vec<String>,
     /// The checkpoints of pruned trails: the tenant, and the number of the newest removed entry.
     checkpoints: BTreeSet<(TenantId, u64)>,
+    /// The recorded gaps of each trail: the numbers of the entry before the gap and of the newest lost entry.
+    gaps: BTreeMap<TenantId, BTreeSet<(u64, u64)>>,
 }
 
 /// The size of a store, and its database engine.
@@ -200,11 +205,16 @@ impl IntegrityReport {
     fn entry(&mut self, row: &impl Cells) -> Result<(), RowFault> {
         self.audit += 1;
         match entry(row)? {
-            Ok(AuditRow { entry, .. }) => {
-                if let Action::TrailPruned { through } = entry.action {
+            Ok(AuditRow { entry, .. }) => match entry.action {
+                Action::TrailPruned { through } => {
                     self.checkpoints.insert((entry.tenant, through.sequence));
                 }
-            }
+                Action::EntriesLost { after, through } => {
+                    let gaps = self.gaps.entry(entry.tenant).or_default();
+                    gaps.insert((after.sequence, through.sequence));
+                }
+                _ => {}
+            },
             Err(AuditPosition { revision, sequence }) => self.add(format!(
                 "audit entry {sequence} of revision {revision} is damaged"
             )),
@@ -212,8 +222,34 @@ impl IntegrityReport {
         Ok(())
     }
 
+    /// Adds the recorded losses of a trail that begins with the entry `oldest`. Returns the number of lost entries
+    /// after it, and whether the entries before it are lost.
+    fn lost(&mut self, tenant: &TenantId, oldest: u64) -> (u64, bool) {
+        let (mut lost, mut counted, mut is_begin_lost) = (0, 0, false);
+        for (after, through) in self.gaps.get(tenant).into_iter().flatten() {
+            // A gap before the oldest entry was pruned, unless it is all that comes before the entry.
+            let is_begin = *after == 0 && through + 1 == oldest;
+            is_begin_lost |= is_begin;
+            if !is_begin && *after < oldest {
+                continue;
+            }
+            let from = counted.max(*after);
+            counted = counted.max(*through);
+            if !is_begin {
+                lost += counted - from;
+            }
+            let loss = format!(
+                "tenant {tenant}: audit entries {} to {through} are lost, as a later entry records",
+                after + 1
+            );
+            self.losses.push(loss);
+        }
+        (lost, is_begin_lost)
+    }
+
     /// Compares a tenant's head with its audit trail. The trail must end with the entry that the head names and
-    /// have no gap. If it does not begin with the first entry, a checkpoint must record the removal.
+    /// have no gap, unless a later entry records the gap. If it does not begin with the first entry, a checkpoint must
+    /// record the removal.
     fn trail(&mut self, row: &impl Cells) -> Result<(), RowFault> {
         let (tenant, head) = TenantHead::read(row)?;
         let count = row.number(6, "the number of audit entries")?.unsigned_abs();
@@ -221,11 +257,16 @@ impl IntegrityReport {
         let oldest = row.number(8, "the oldest audit entry")?.unsigned_abs();
         let removed = oldest.saturating_sub(1);
         let expected = head.audit.sequence;
-        if (removed.saturating_add(count), newest) != (expected, expected) {
+        let (lost, is_begin_lost) = self.lost(&tenant, oldest);
+        let present = removed.saturating_add(count).saturating_add(lost);
+        if (present, newest) != (expected, expected) {
             self.add(format!(
                 "tenant {tenant}: {count} audit entries from {oldest} up to {newest}, should be {expected}"
             ));
-        } else if removed > 0 && !self.checkpoints.contains(&(tenant.clone(), removed)) {
+        } else if removed > 0
+            && !is_begin_lost
+            && !self.checkpoints.contains(&(tenant.clone(), removed))
+        {
             self.add(format!(
                 "tenant {tenant}: its audit trail begins at entry {oldest}, and no checkpoint says why"
             ));
