@@ -42,6 +42,7 @@ pub fn run(part: &str) {
         "reads" => reads(&path),
         "creates" => creates(&path),
         "full" => mounts::full(&path),
+        "full-later" => mounts::full_later(&path),
         "read-only" => mounts::read_only(&path),
         other => panic!("unknown part {other}"),
     }

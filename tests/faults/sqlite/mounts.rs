@@ -26,6 +26,14 @@ fn a_full_disk_refuses_creates_and_takes_every_revocation() {
 }
 
 #[test]
+fn a_file_on_a_full_disk_is_checkpointed_and_opened() {
+    let folder = tempdir().unwrap();
+    if let Some(child) = ChildProcess::with_mounts("sqlite:full-later", folder.path()) {
+        assert_eq!(child.finish().last().map(String::as_str), Some("end"));
+    }
+}
+
+#[test]
 fn a_backup_on_a_read_only_file_system_is_restored_checked_and_read() {
     let folder = tempdir().unwrap();
     if let Some(child) = ChildProcess::with_mounts("sqlite:read-only", folder.path()) {
@@ -117,6 +125,37 @@ pub fn full(folder: &Path) {
     fs::remove_file(folder.join("filler")).unwrap();
     create().unwrap();
     assert!(wait(store.check_integrity()).unwrap().is_sound());
+    report("end");
+}
+
+pub fn full_later(folder: &Path) {
+    mount(folder, "size=24m");
+    let path = folder.join("keys.db");
+    let reserve = || fs::metadata(folder.join("keys.db-reserve")).unwrap().len();
+    let admin = actor("acme", "alice", Role::ADMIN);
+    let store = open(&path);
+    let keys = service(store.clone(), NO_CAP);
+    let create = || wait(keys.create(&admin, reader("key"))).unwrap();
+    create();
+    wait(store.checkpoint()).unwrap();
+    // The log has pages that the file does not have yet.
+    let made: Vec<_> = (0..KEYS).map(|_| create()).collect();
+    let before = fs::metadata(&path).unwrap().len();
+    fill(&folder.join("filler"));
+    assert_eq!(reserve(), 8 << 20);
+    wait(store.checkpoint()).unwrap();
+    assert!(fs::metadata(&path).unwrap().len() > before);
+    assert!(reserve() < 8 << 20, "the checkpoint needed the reserve");
+
+    fs::remove_file(folder.join("filler")).unwrap();
+    create();
+    assert_eq!(reserve(), 8 << 20, "the reserve is whole again");
+    drop((keys, store));
+    wait_for_close(&path);
+    fill(&folder.join("filler"));
+    // The first process that opens the file creates its log.
+    let keys = service(open(&path), NO_CAP);
+    wait(keys.revoke(&admin, made[0].id, Reason::Lost)).unwrap();
     report("end");
 }
 
