@@ -1257,6 +1257,56 @@ fn a_damaged_store_is_salvaged_and_its_whole_keys_stay() {
 }
 
 #[test]
+fn a_store_without_definitions_of_tables_is_checked_and_salvaged() {
+    let shop = Shop::new();
+    shop.key("acme", "kept", &[]);
+    shop.tamper(
+        "PRAGMA wal_checkpoint(TRUNCATE); PRAGMA writable_schema = 1;
+         UPDATE sqlite_schema SET sql = replace(sql, 'TABLE', 'TABEL')",
+    );
+    let checked = shop.run(&["check"]).ended(CORRUPT);
+    assert!(
+        checked.out.contains("the definition of rows is damaged"),
+        "{checked:?}"
+    );
+    for text in [&checked.out, &checked.err] {
+        assert!(
+            !text.contains("syntax") && !text.contains("TABEL"),
+            "{checked:?}"
+        );
+    }
+    shop.run(&["salvage", "keys.db", "new.db"]).ended(0);
+    let new = ["--store", "new.db", "--pepper-file", "keys.db.pepper"];
+    shop.run(&[&["recover", "--trust-backup"], &new[..]].concat())
+        .ended(0);
+    assert_eq!(shop.names(&new), ["kept"]);
+
+    let path = shop.path("keys.db");
+    std::fs::write(&path, vec![0x55; 8192]).unwrap();
+    let lost = shop.run(&["salvage", "keys.db", "other.db"]).ended(CORRUPT);
+    assert!(lost.err.contains("restore a backup") && !lost.err.contains("keyctl salvage"));
+}
+
+#[test]
+fn audit_entries_that_a_salvage_lost_are_listed_and_no_fault() {
+    let shop = Shop::new();
+    shop.key("acme", "one", &[]);
+    shop.key("acme", "two", &[]);
+    shop.tamper("UPDATE audit SET seal = seal + 1 WHERE sequence = 2");
+    let new = ["--store", "new.db", "--pepper-file", "keys.db.pepper"];
+    let run = |args: &[&str]| shop.run(&[args, &new[..]].concat());
+    shop.run(&["salvage", "keys.db", "new.db"]).ended(0);
+    run(&["recover", "--trust-backup"]).ended(0);
+    let checked = run(&["check"]).ended(0);
+    let loss = "tenant acme: audit entries 2 to 2 are lost, as a later entry records";
+    assert!(checked.out.contains(loss), "{checked:?}");
+    let losses = run(&["check", "--json"]).ended(0).document()["losses"].clone();
+    assert_eq!(losses, serde_json::json!([loss]));
+    run(&["audit", "--check"]).ended(0);
+    run(&["prune-audit", "--before", "2020-01-01T00:00:00Z"]).ended(0);
+}
+
+#[test]
 fn a_file_is_checkpointed_and_vacuumed() {
     let shop = Shop::new();
     shop.key("acme", "export", &[]);

@@ -255,7 +255,7 @@ impl From<OpenError> for CliError {
     fn from(error: OpenError) -> Self {
         let kind = match &error {
             OpenError::NotFound { .. } | OpenError::Gone { .. } => CliErrorKind::NotFound,
-            OpenError::Corrupt { .. } => CliErrorKind::Corrupt,
+            OpenError::Corrupt { .. } | OpenError::Lost { .. } => CliErrorKind::Corrupt,
             OpenError::Denied { .. } => CliErrorKind::NoAccess,
             OpenError::Locked { .. } | OpenError::Io { .. } => CliErrorKind::Unavailable,
             _ => CliErrorKind::Refused,

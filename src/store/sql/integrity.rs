@@ -148,6 +148,13 @@ impl IntegrityReport {
         }
     }
 
+    /// Puts faults before the others.
+    #[cfg(feature = "sqlite")]
+    pub(in crate::store) fn add_first(&mut self, faults: Vec<String>) {
+        self.faults.splice(0..0, faults);
+        self.faults.truncate(MAX_FAULTS);
+    }
+
     /// Adds an item that lies on a page that cannot be read.
     #[cfg(feature = "sqlite")]
     pub(in crate::store) fn unreadable(&mut self, what: &str) {

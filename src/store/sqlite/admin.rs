@@ -17,15 +17,76 @@ use crate::store::{Cursor, Epoch, IntegrityReport, Stats};
 
 /// Reads the whole file and names all damage. Continues after a page that cannot be read.
 pub(super) fn check(conn: &Connection) -> Result<IntegrityReport, SqliteFault> {
+    let definitions = schema::definitions(conn, |_| None)?;
     let mut report = IntegrityReport::default();
-    let checked = each(conn, "PRAGMA integrity_check(100)", [], |row| {
+    report.add_first(definitions.damaged());
+    check_pages(conn, "PRAGMA integrity_check(100)", &mut report)?;
+    check_rows(conn, report)
+}
+
+/// Checks a file like [`check`], also one that does not open. Reads a repaired copy then, which is removed again.
+pub(super) fn check_damaged(file: &StoreFile) -> Result<IntegrityReport, OpenError> {
+    let fail = |fault: SqliteFault| OpenError::of(&file.path, fault);
+    match file.identity()?.map(|_| file.open_to_read()) {
+        None => {
+            return Err(OpenError::NotFound {
+                path: file.path.clone(),
+            });
+        }
+        Some(Ok(_) | Err(OpenError::Corrupt { .. } | OpenError::Foreign { .. })) => {}
+        Some(Err(error)) => return Err(error),
+    }
+    // The file may be on a disk that is mounted read-only.
+    let elsewhere = |_| DraftStore::beside(&std::env::temp_dir().join("keyward"));
+    let draft = || DraftStore::beside(&file.path).or_else(elsewhere);
+    let damaged = file.open_damaged(draft)?;
+    let conn = &damaged.opened.conn;
+    let checked = match damaged.is_copy() {
+        false => check(conn),
+        true => check_copy(conn),
+    };
+    damaged.check_unchanged(file)?;
+    let mut report = checked.map_err(fail)?;
+    if damaged.is_copy() && report.rows + report.audit == 0 {
+        return Err(fail(SqliteFault::Corrupt("no row can be read".to_owned())));
+    }
+    report.add_first(damaged.repaired.clone());
+    Ok(report)
+}
+
+/// Checks a repaired copy, which has pages that no table uses.
+fn check_copy(conn: &Connection) -> Result<IntegrityReport, SqliteFault> {
+    let mut report = IntegrityReport::default();
+    for table in schema::tables(conn)? {
+        check_pages(
+            conn,
+            &format!("PRAGMA integrity_check({table})"),
+            &mut report,
+        )?;
+    }
+    check_rows(conn, report)
+}
+
+fn check_pages(
+    conn: &Connection,
+    pragma: &str,
+    report: &mut IntegrityReport,
+) -> Result<(), SqliteFault> {
+    let checked = each(conn, pragma, [], |row| {
         let line: String = row.get(0)?;
         if line != "ok" {
+            let line = line.replace("database disk image is malformed", "a page is damaged");
             report.add(format!("SQLite: {line}"));
         }
         Ok(true)
     });
-    go_on(&mut report, "the file", checked)?;
+    go_on(report, "the file", checked)
+}
+
+fn check_rows(
+    conn: &Connection,
+    mut report: IntegrityReport,
+) -> Result<IntegrityReport, SqliteFault> {
     let head = head::read(conn).map(drop);
     go_on(&mut report, "the head of the store", head)?;
     for check in IntegrityPass::ALL {

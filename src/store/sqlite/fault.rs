@@ -41,9 +41,22 @@ pub(super) enum SqliteFault {
 impl From<rusqlite::Error> for SqliteFault {
     fn from(error: rusqlite::Error) -> Self {
         Self::Sql(match error {
-            // The text of the statement may be the whole schema, and helps no operator.
-            rusqlite::Error::SqlInputError { error, msg, .. } => {
-                rusqlite::Error::SqliteFailure(error, Some(msg))
+            // All statements are right for undamaged tables. Their text helps no operator.
+            rusqlite::Error::SqlInputError { msg, .. } => undefined(&msg),
+            rusqlite::Error::SqliteFailure(error, Some(text))
+                if error.extended_code == rusqlite::ffi::SQLITE_ERROR
+                    && text.starts_with("no such") =>
+            {
+                undefined(&text)
+            }
+            // The text of SQLite may be the whole definition of a table.
+            rusqlite::Error::SqliteFailure(error, _)
+                if error.code == ErrorCode::DatabaseCorrupt =>
+            {
+                damaged("a page is damaged".to_owned())
+            }
+            rusqlite::Error::SqliteFailure(error, _) if error.code == ErrorCode::NotADatabase => {
+                rusqlite::Error::SqliteFailure(error, Some("its header is damaged".to_owned()))
             }
             rusqlite::Error::SqliteFailure(error, _)
                 if error.code == ErrorCode::DiskFull
@@ -55,6 +68,18 @@ impl From<rusqlite::Error> for SqliteFault {
             error => error,
         })
     }
+}
+
+fn damaged(what: String) -> rusqlite::Error {
+    let error = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+    rusqlite::Error::SqliteFailure(error, Some(what))
+}
+
+/// The error of a statement that names a table, a column or an index that the file lacks.
+fn undefined(what: &str) -> rusqlite::Error {
+    damaged(format!(
+        "a definition of a table or an index is damaged: {what}"
+    ))
 }
 
 impl From<OpenError> for SqliteFault {
@@ -272,6 +297,14 @@ pub enum OpenError {
         /// The damage that was found.
         what: String,
     },
+    /// The file is damaged in such a way that [`salvage`](super::SqliteStore::salvage) saves nothing.
+    #[error("{} is corrupt, and nothing can be salvaged from it ({what}): restore a backup", path.display())]
+    Lost {
+        /// The path of the file.
+        path: PathBuf,
+        /// The damage that was found.
+        what: String,
+    },
     /// The file's tables are not for this build. The file is unchanged.
     #[error(
         "{}: {}",
@@ -348,6 +381,14 @@ impl fmt::Debug for OpenError {
 }
 
 impl OpenError {
+    /// Replaces the advice to salvage the file, for a salvage that failed.
+    pub(super) fn unsalvageable(self) -> Self {
+        match self {
+            Self::Corrupt { path, what } => Self::Lost { path, what },
+            error => error,
+        }
+    }
+
     /// Returns whether the disk had no space for the files that an open store needs.
     pub(super) fn is_full(&self) -> bool {
         let fault = std::error::Error::source(self).and_then(|source| source.downcast_ref());
@@ -384,6 +425,7 @@ impl OpenError {
                 oldest,
                 supported,
             },
+            SqliteFault::Corrupt(what) => Self::Corrupt { path, what },
             fault if fault.is_corrupt() => Self::Corrupt {
                 path,
                 what: fault.to_string(),

@@ -13,6 +13,7 @@ mod options;
 mod read;
 mod readers;
 mod registry;
+mod repair;
 mod rows;
 mod salvage;
 mod schema;
@@ -218,13 +219,13 @@ impl SqliteStore {
     /// No key accepts a request in the new file that it refused in the damaged file. A key whose row is damaged is
     /// unknown in the new file, and its token is refused. Keys of a damaged owner, and of tenants at, above and
     /// below a damaged tenant, are left out too. A tenant whose head is damaged continues after its newest whole
-    /// audit entry. Damaged audit entries leave gaps, which [`verify_audit`](crate::Keyward::verify_audit)
-    /// reports. If the row of an imported digest is damaged together with its key, the digest can be imported
+    /// audit entry. Damaged audit entries leave gaps, which the recovery of the new file
+    /// [records](crate::audit::Action::EntriesLost). If the row of an imported digest is damaged together with its key, the digest can be imported
     /// again.
     ///
-    /// Call this function in a process that does not have the damaged file open. If the definitions of tables are
-    /// damaged, the call copies the file and repairs the definitions in the copy. No process may write the file
-    /// during the call.
+    /// Call this function in a process that does not have the damaged file open. If the header or the definitions of
+    /// tables are damaged, the call copies the file and repairs the copy. No process may write the file during the
+    /// call.
     ///
     /// The new file has a new history and opens only for recovery, like one that was
     /// [restored](Self::restore). If it is the newest state that exists,
@@ -232,8 +233,8 @@ impl SqliteStore {
     ///
     /// # Errors
     ///
-    /// [`OpenError`]: the tables cannot be found, or the damage hides which keys are narrowed. Nothing is created
-    /// at `to`.
+    /// [`OpenError::Lost`] if no row can be read, or the damage hides which keys are narrowed. Nothing is created at
+    /// `to`.
     pub async fn salvage(
         damaged: impl Into<PathBuf>,
         to: impl Into<PathBuf>,
@@ -335,6 +336,21 @@ impl SqliteStore {
         let file = self.file();
         let done = blocking::unblock(move || admin::checkpoint(&file)).await;
         done.map_err(|fault| fault.into_error("moving commits from the log into the file"))
+    }
+
+    /// Reads a file that does not [open](Self::open), because it is damaged, and reports all damage. If its header or
+    /// the definitions of its tables are damaged, the call copies the file, repairs the copy, reads the copy, and
+    /// removes it.
+    ///
+    /// Call this function in a process that does not have the file open. No process may write the file during the
+    /// call.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] if the file is no store, or nothing can be read from it.
+    pub async fn check_damaged(path: impl Into<PathBuf>) -> Result<IntegrityReport, OpenError> {
+        let file = Self::options(path).allow_unrecovered().into_file();
+        blocking::unblock(move || admin::check_damaged(&file)).await
     }
 
     /// Reads the whole file and reports all damage. The store stays in use.

@@ -37,14 +37,8 @@ pub(super) fn salvage(from: &StoreFile, to: &Path) -> Result<IntegrityReport, Op
     }
     refuse_existing(to)?;
     refuse_leftovers(to)?;
-    let mut source = from.open_damaged()?;
-    let fail = |fault: SqliteFault| OpenError::of(&from.path, fault);
-    let mut repaired = None;
-    if schema::is_damaged(&source.conn).map_err(fail)? {
-        drop(source);
-        let copy = repaired.insert(DraftStore::beside(to)?);
-        source = from.repaired_copy(copy)?;
-    }
+    let damaged = from.open_damaged(|| DraftStore::beside(to));
+    let damaged = damaged.map_err(OpenError::unsalvageable)?;
     let draft = DraftStore::beside(to)?;
     let file = StoreFile {
         path: draft.path.clone(),
@@ -53,16 +47,17 @@ pub(super) fn salvage(from: &StoreFile, to: &Path) -> Result<IntegrityReport, Op
     let mut target = file.connect()?;
     schema::create(&mut target).map_err(|fault| OpenError::of(to, fault))?;
     let lease = registry::longest_lease(from);
-    let copied = copy(&source.conn, &target, lease).and_then(|report| {
+    let copied = copy(&damaged.opened.conn, &target, lease).and_then(|report| {
         StoreFile::checkpoint(&target)?;
         Ok(report)
     });
-    if repaired.is_none() {
-        source.check_unchanged(from)?;
-    }
+    damaged.check_unchanged(from)?;
+    let fail = |fault| OpenError::of(&from.path, fault).unsalvageable();
     let report = copied.map_err(fail)?;
-    drop((source, target));
-    drop(repaired);
+    if damaged.is_copy() && report.rows + report.audit == 0 {
+        return Err(fail(SqliteFault::Corrupt("no row can be read".to_owned())));
+    }
+    drop((damaged, target));
     draft.publish(to)?;
     Ok(report)
 }

@@ -1,13 +1,15 @@
 //! The tables of the file and their version.
 
-use rusqlite::Connection;
+use std::collections::BTreeMap;
 
+use rusqlite::{Connection, Row, params};
+
+use super::damage::each_readable;
 use super::fault::SqliteFault;
 use super::head::write_store;
-use super::rows::{each, one};
 use crate::core::view::Revision;
 use crate::store::Epoch;
-use crate::store::sql::{StoreRow, TablesVersion};
+use crate::store::sql::{StoreRow, StoredTable, TablesVersion};
 
 /// The `PRAGMA application_id` of every keyward file: "kwrd" in ASCII.
 pub(super) const APPLICATION_ID: i32 = 0x6b77_7264;
@@ -66,56 +68,153 @@ pub(super) fn create(conn: &mut Connection) -> Result<(), SqliteFault> {
     Ok(())
 }
 
-/// The definition of a table or an index.
-struct Definition {
+/// The definition of a table or an index. The columns of a row of `sqlite_schema`.
+#[derive(Clone)]
+pub(super) struct Definition {
     kind: String,
     name: String,
     table: String,
-    sql: String,
+    /// The page where the rows begin.
+    root: i64,
+    /// `None` for an index that SQLite creates by itself.
+    sql: Option<String>,
 }
 
-/// Returns the definitions of all tables and indexes of a store.
-fn definitions() -> Result<Vec<Definition>, SqliteFault> {
-    let new = Connection::open_in_memory()?;
-    new.execute_batch(TABLES)?;
-    let mut all = Vec::new();
-    let sql = "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE sql IS NOT NULL";
-    each(&new, sql, [], |row| {
-        all.push(Definition {
-            kind: row.get(0)?,
-            name: row.get(1)?,
-            table: row.get(2)?,
-            sql: row.get(3)?,
-        });
-        Ok(true)
-    })?;
-    Ok(all)
-}
+impl Definition {
+    /// Reads a row of [`SCHEMA`]. `None` for a damaged row.
+    fn read(row: &Row<'_>) -> Option<Self> {
+        Some(Self {
+            kind: row.get(1).ok()?,
+            name: row.get(2).ok()?,
+            table: row.get(3).ok()?,
+            root: row.get(4).ok()?,
+            sql: row.get(5).ok()?,
+        })
+    }
 
-/// Returns whether the definition of a table or an index is missing or differs.
-pub(super) fn is_damaged(conn: &Connection) -> Result<bool, SqliteFault> {
-    for known in definitions()? {
-        let sql = "SELECT sql FROM sqlite_schema WHERE name = ?1";
-        match one(conn, sql, [&known.name], |row| Ok(row.get::<_, String>(0)?)) {
-            Ok(Some(found)) if found == known.sql => {}
-            Err(fault) if !fault.is_damage() => return Err(fault),
-            _ => return Ok(true),
+    /// Returns whether the root page of the table or the index may have this first byte, which is its type.
+    fn begins_with(&self, page_type: u8) -> bool {
+        let sql = self.sql.as_deref().unwrap_or_default();
+        match self.kind == "table" && !sql.contains("WITHOUT ROWID") {
+            true => [5, 13].contains(&page_type),
+            false => [2, 10].contains(&page_type),
         }
     }
-    Ok(false)
+
+    /// Returns whether both definitions have the same text, without comments and spaces.
+    fn is_like(&self, other: &Self) -> bool {
+        let text = |of: &Self| {
+            let lines = of.sql.iter().flat_map(|sql| sql.lines());
+            let code = lines.filter_map(|line| line.split("--").next());
+            code.flat_map(str::split_whitespace).collect::<String>()
+        };
+        (&self.kind, &self.table, text(self)) == (&other.kind, &other.table, text(other))
+    }
 }
 
-/// Writes the definitions of all tables and indexes again, at the pages where their rows are.
-pub(super) fn repair(conn: &Connection) -> Result<(), SqliteFault> {
-    let sql = "UPDATE sqlite_schema SET type = ?1, tbl_name = ?3, sql = ?4 WHERE name = ?2";
-    for known in definitions()? {
-        let Definition {
-            kind,
-            name,
-            table,
-            sql: definition,
-        } = known;
-        conn.execute(sql, [kind, name, table, definition])?;
+const SCHEMA: StoredTable = StoredTable {
+    name: "sqlite_schema",
+    columns: "rowid, type, name, tbl_name, rootpage, sql",
+    order: "rowid",
+};
+
+/// Returns the definitions that can be read, by name.
+fn readable(conn: &Connection) -> Result<BTreeMap<String, Definition>, SqliteFault> {
+    let mut found = BTreeMap::new();
+    each_readable(conn, SCHEMA, |row| {
+        let read = Definition::read(row);
+        found.extend(read.map(|read| (read.name.clone(), read)));
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// Returns the definitions of a store. SQLite numbers the roots in a fixed order: one in a new file, and another one
+/// in a backup or after `VACUUM`.
+fn layouts() -> Result<[BTreeMap<String, Definition>; 2], SqliteFault> {
+    let new = Connection::open_in_memory()?;
+    new.execute_batch(TABLES)?;
+    let created = readable(&new)?;
+    new.execute_batch("VACUUM")?;
+    Ok([created, readable(&new)?])
+}
+
+/// The right definitions of a file's tables and indexes.
+pub(super) struct Definitions {
+    right: Vec<Definition>,
+    /// The names of those that are missing in the file or differ.
+    damaged: Vec<String>,
+}
+
+impl Definitions {
+    /// Returns the faults of the definitions.
+    pub(super) fn damaged(&self) -> Vec<String> {
+        let named = |name| format!("the definition of {name} is damaged");
+        self.damaged.iter().map(named).collect()
+    }
+}
+
+/// Compares the definitions in a file with those of a store. If most roots are those of a new or of a vacuumed file,
+/// the other roots must be too. In any other file, keeps the roots that can be read. `page_type` returns the first
+/// byte of a page, and decides if too few definitions can be read.
+pub(super) fn definitions(
+    conn: &Connection,
+    page_type: impl Fn(i64) -> Option<u8>,
+) -> Result<Definitions, SqliteFault> {
+    let found = readable(conn)?;
+    let root = |name: &String| found.get(name).map(|found| found.root);
+    let agreeing = |layout: &BTreeMap<String, Definition>| {
+        let agrees = |(name, known): &(&String, &Definition)| root(name) == Some(known.root);
+        let fits =
+            |known: &&Definition| page_type(known.root).is_some_and(|byte| known.begins_with(byte));
+        let by_root = layout.iter().filter(agrees).count();
+        (by_root, layout.values().filter(fits).count())
+    };
+    let [created, vacuumed] = layouts()?;
+    let (new, old) = (agreeing(&created), agreeing(&vacuumed));
+    let mut layout = if old > new { vacuumed } else { created };
+    let known = found.keys().filter(|name| layout.contains_key(*name));
+    if new.max(old).0 * 2 < known.count() {
+        for (name, definition) in &mut layout {
+            definition.root = root(name).unwrap_or(definition.root);
+        }
+    }
+    let is_damaged = |(name, right): &(&String, &Definition)| {
+        let same = |found: &Definition| found.root == right.root && found.is_like(right);
+        !found.get(*name).is_some_and(same)
+    };
+    Ok(Definitions {
+        damaged: (layout.iter().filter(is_damaged))
+            .map(|(name, _)| name.clone())
+            .collect(),
+        right: layout.into_values().collect(),
+    })
+}
+
+/// Returns the names of the tables of a file.
+pub(super) fn tables(conn: &Connection) -> Result<Vec<String>, SqliteFault> {
+    let tables = readable(conn)?
+        .into_values()
+        .filter(|found| found.kind == "table");
+    Ok(tables.map(|table| table.name).collect())
+}
+
+/// Writes definitions into a file without tables.
+pub(super) fn define(conn: &Connection, definitions: &Definitions) -> Result<(), SqliteFault> {
+    let sql = "INSERT INTO sqlite_schema (type, name, tbl_name, rootpage, sql) \
+               VALUES (?1, ?2, ?3, ?4, ?5)";
+    // SQLite reads the tables first, and creates an index only with its table.
+    let mut ordered: Vec<_> = definitions.right.iter().collect();
+    ordered.sort_by_key(|definition| definition.kind != "table");
+    for Definition {
+        kind,
+        name,
+        table,
+        root,
+        sql: text,
+    } in ordered
+    {
+        conn.execute(sql, params![kind, name, table, root, text])?;
     }
     Ok(())
 }

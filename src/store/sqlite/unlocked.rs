@@ -13,9 +13,8 @@ use std::time::SystemTime;
 use rusqlite::Connection;
 
 use super::access::with_end;
-use super::fault::{OpenError, SqliteFault};
-use super::file::{DraftStore, FileIdentity, StoreFile};
-use super::schema;
+use super::fault::OpenError;
+use super::file::{FileIdentity, StoreFile};
 
 /// A connection that only reads.
 #[derive(Debug)]
@@ -68,43 +67,6 @@ impl StoreFile {
         let opened = ReadConnection::connect(self)?;
         self.check_store(&opened.conn)?;
         Ok(opened)
-    }
-
-    /// Connects to a file that may be damaged, to save its rows. Reads tables even if the definition of another
-    /// table or index is damaged.
-    pub(super) fn open_damaged(&self) -> Result<ReadConnection, OpenError> {
-        let opened = ReadConnection::connect(self)?;
-        let conn = &opened.conn;
-        let tolerate = || -> Result<(), SqliteFault> {
-            conn.pragma_update(None, "cell_size_check", false)?;
-            conn.pragma_update(None, "writable_schema", true)?;
-            Ok(conn.pragma_update(None, "query_only", true)?)
-        };
-        tolerate().map_err(|fault| OpenError::of(&self.path, fault))?;
-        Ok(opened)
-    }
-
-    /// Copies a file whose definitions of tables are damaged, repairs them in the copy, and connects to the copy.
-    /// No process may write the file meanwhile.
-    pub(super) fn repaired_copy(&self, draft: &DraftStore) -> Result<ReadConnection, OpenError> {
-        let fail = |error: io::Error| OpenError::io(&self.path, error);
-        fs::copy(&self.path, &draft.path).map_err(fail)?;
-        if self.log_bytes() > 0 {
-            let log = with_end(&self.path, "-wal");
-            fs::copy(log, with_end(&draft.path, "-wal")).map_err(fail)?;
-        }
-        let copy = Self {
-            path: draft.path.clone(),
-            ..self.clone()
-        };
-        let damaged = copy.open_damaged()?;
-        let repair = || -> Result<(), SqliteFault> {
-            damaged.conn.pragma_update(None, "query_only", false)?;
-            schema::repair(&damaged.conn)
-        };
-        repair().map_err(|fault| OpenError::of(&self.path, fault))?;
-        drop(damaged);
-        copy.open_damaged()
     }
 }
 

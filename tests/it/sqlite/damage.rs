@@ -7,7 +7,9 @@ use std::os::unix::fs::PermissionsExt;
 
 use keyward::recovery::Recovery;
 use keyward::store::sqlite::OpenError;
-use keyward::store::{AuditQuery, Change, KeyQuery, KeyStore, Row, RowKey, SqliteStore};
+use keyward::store::{
+    AuditQuery, Change, KeyQuery, KeyStore, Row, RowKey, SqliteStore, StoreErrorKind,
+};
 use keyward::{KeyId, Keyward, Need, Reason, Role, VerifyError, days};
 use rand::{RngExt, SeedableRng};
 use rusqlite::params;
@@ -420,6 +422,280 @@ fn damaged_definitions_of_tables_are_repaired_in_the_salvaged_file() {
         matches!(refused, VerifyError::Revoked { .. }),
         "{refused:?}"
     );
+}
+
+fn write(desk: &Desk, bytes: &[u8]) {
+    fs::write(desk.path(), bytes).unwrap();
+    fs::set_permissions(desk.path(), fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// Damages every page that has a definition of a table or an index, and keeps the header.
+fn break_definitions(bytes: &mut [u8]) {
+    for (number, page) in bytes.chunks_mut(4096).enumerate() {
+        let has = |text: &[u8]| page.windows(text.len()).any(|part| part == text);
+        if number == 0 {
+            page[100..].fill(0);
+        } else if has(b"CREATE ") {
+            page.fill(0);
+        }
+    }
+}
+
+#[test]
+fn a_file_without_header_or_definitions_is_checked_and_salvaged_whole() {
+    for (is_vacuumed, has_header, has_definitions) in [
+        (false, true, false),
+        (false, false, true),
+        (false, false, false),
+        (true, true, false),
+        (true, false, false),
+    ] {
+        let desk = Desk::new();
+        let made = filled(&desk);
+        if is_vacuumed {
+            wait(desk.store().vacuum()).unwrap();
+            checkpoint(&desk.path());
+        }
+        let sound = wait(desk.store().check_integrity()).unwrap();
+        let mut bytes = fs::read(desk.path()).unwrap();
+        if !has_definitions {
+            break_definitions(&mut bytes);
+        }
+        if !has_header {
+            bytes[..100].fill(0xff);
+        }
+        write(&desk, &bytes);
+        wait(SqliteStore::open(desk.path())).unwrap_err();
+        let checked = wait(SqliteStore::check_damaged(desk.path())).unwrap();
+        assert_eq!((checked.rows, checked.audit), (sound.rows, sound.audit));
+        let named = |text: &str| checked.faults.iter().any(|fault| fault.contains(text));
+        assert_eq!(named("the header of the file"), !has_header, "{checked:?}");
+        assert_eq!(
+            named("definition of audit_by_key"),
+            !has_definitions,
+            "{checked:?}"
+        );
+        let parts = checked
+            .faults
+            .iter()
+            .filter(|fault| !fault.ends_with("is damaged"));
+        assert_eq!(parts.count(), 0, "{checked:?}");
+
+        let report = wait(SqliteStore::salvage(desk.path(), desk.at("new.db"))).unwrap();
+        assert_eq!((report.rows, report.audit), (sound.rows, sound.audit));
+        let keys = recovered(&desk, policy());
+        keys.verify(&made[5].1, &reading()).unwrap();
+        let refused = keys.verify(&made[0].1, &Need::any()).unwrap_err();
+        assert!(
+            matches!(refused, VerifyError::Revoked { .. }),
+            "{refused:?}"
+        );
+    }
+}
+
+/// The commits in the log are newer than those in the file.
+#[test]
+fn a_damaged_file_is_salvaged_with_its_log() {
+    let desk = Desk::new();
+    let made = filled(&desk);
+    let keys = desk.keys();
+    wait(keys.revoke(&admin(), made[5].0, Reason::Lost)).unwrap();
+    let damaged = Desk::new();
+    let mut bytes = fs::read(desk.path()).unwrap();
+    bytes[..100].fill(0xff);
+    write(&damaged, &bytes);
+    fs::copy(desk.at("keys.db-wal"), damaged.at("keys.db-wal")).unwrap();
+    wait(SqliteStore::salvage(damaged.path(), damaged.at("new.db"))).unwrap();
+    let keys = recovered(&damaged, policy());
+    let refused = keys.verify(&made[5].1, &Need::any()).unwrap_err();
+    assert!(
+        matches!(refused, VerifyError::Revoked { .. }),
+        "{refused:?}"
+    );
+    keys.verify(&made[6].1, &reading()).unwrap();
+}
+
+#[test]
+fn a_file_of_which_nothing_is_left_is_refused_without_the_advice_to_salvage_it() {
+    let noise: Vec<u8> = (0..40_960_u32).map(|at| (at * 7919 >> 5) as u8).collect();
+    for bytes in [noise.as_slice(), &[0; 8192], &[1; 100], &[]] {
+        let desk = Desk::new();
+        write(&desk, bytes);
+        let refused = wait(SqliteStore::salvage(desk.path(), desk.at("new.db"))).unwrap_err();
+        assert!(matches!(refused, OpenError::Lost { .. }), "{refused:?}");
+        let text = refused.to_string();
+        assert!(text.ends_with("restore a backup"), "{text}");
+        assert!(!desk.at("new.db").exists());
+    }
+}
+
+#[test]
+fn a_missing_table_or_column_is_damage() {
+    for change in [
+        "DROP TABLE rows",
+        "ALTER TABLE rows RENAME COLUMN body TO bodx",
+        "DROP INDEX rows_by_id",
+    ] {
+        let desk = Desk::new();
+        filled(&desk);
+        sql(&desk.path()).execute_batch(change).unwrap();
+        let store = desk.store();
+        let report = wait(store.check_integrity()).unwrap();
+        assert!(
+            report.faults[0].contains("definition of rows"),
+            "{report:?}"
+        );
+        if !change.contains("INDEX") {
+            let failed = wait(store.scan(None, ALL)).unwrap_err();
+            assert_eq!(failed.kind(), StoreErrorKind::Corrupt, "{failed:?}");
+        }
+    }
+}
+
+/// A salvage cannot seal entries. The recovery, which has the peppers, records the gaps.
+#[test]
+fn audit_entries_that_a_salvage_lost_stay_known_and_hide_no_other() {
+    let acme = tenant("acme");
+    for lost in [
+        "sequence IN (4, 5)",
+        "sequence < 3",
+        "sequence > 10",
+        "sequence > 0",
+    ] {
+        let desk = Desk::new();
+        filled(&desk);
+        let damage = format!("UPDATE audit SET seal = seal + 1 WHERE {lost}");
+        let damaged = sql(&desk.path()).execute(&damage, []).unwrap();
+        let report = wait(SqliteStore::salvage(desk.path(), desk.at("new.db"))).unwrap();
+        assert_eq!(report.faults.len(), damaged, "{report:?}");
+        let keys = recovered(&desk, policy());
+        let store = wait(SqliteStore::open(desk.at("new.db"))).unwrap();
+        let check = || wait(store.check_integrity()).unwrap();
+        let report = check();
+        assert!(report.is_sound(), "{lost}: {report:?}");
+        assert_eq!(report.losses.len(), 1, "{lost}: {report:?}");
+        wait(keys.verify_audit(&admin(), &acme, None)).unwrap();
+        // A repeated recovery records nothing more.
+        let entries = check().audit;
+        wait(keys.recover(Recovery::TrustBackup)).unwrap();
+        assert_eq!(check().audit, entries);
+
+        let removed = "DELETE FROM audit WHERE sequence = (SELECT max(sequence) - 1 FROM audit)";
+        let created = wait(keys.create(&admin(), reader("one more"))).unwrap();
+        wait(keys.revoke(&admin(), created.id, Reason::Lost)).unwrap();
+        assert_eq!(sql(&desk.at("new.db")).execute(removed, []).unwrap(), 1);
+        assert_eq!(check().faults.len(), 1, "{lost}");
+        wait(keys.verify_audit(&admin(), &acme, None)).unwrap_err();
+    }
+}
+
+#[test]
+fn a_trail_with_a_recorded_gap_is_pruned() {
+    let acme = tenant("acme");
+    let desk = Desk::new();
+    filled(&desk);
+    let damage = "UPDATE audit SET seal = seal + 1 WHERE sequence = 4";
+    sql(&desk.path()).execute(damage, []).unwrap();
+    wait(SqliteStore::salvage(desk.path(), desk.at("new.db"))).unwrap();
+    let keys = recovered(&desk, policy());
+    desk.clock.advance(keyward::days(2));
+    let before = at(START).saturating_add(days(1));
+    let pruned = wait(keys.prune_audit(&host(), &acme, before, None)).unwrap();
+    assert!(pruned.removed > 8, "{pruned:?}");
+    let store = wait(SqliteStore::open(desk.at("new.db"))).unwrap();
+    let report = wait(store.check_integrity()).unwrap();
+    assert!(report.is_sound() && report.losses.is_empty(), "{report:?}");
+}
+
+/// 60 files with one flipped bit, and 60 with 20.
+const FILES: u64 = 60;
+
+#[test]
+fn every_flipped_bit_is_named_and_every_whole_row_is_saved() {
+    let desk = Desk::new();
+    large(&desk);
+    let whole = fs::read(desk.path()).unwrap();
+    let store = desk.store();
+    let rows = intact_rows(&store).unwrap();
+    drop(store);
+    for flips in [1, 20] {
+        let (mut opened, mut checked, mut saved, mut kept) = (0, 0, 0, 0);
+        for round in 0..FILES {
+            let case = format!("{flips} bits, round {round}");
+            let mut random = rand::rngs::ChaCha12Rng::seed_from_u64(flips * 1000 + round);
+            let mut bytes = whole.clone();
+            for _ in 0..flips {
+                let bit = random.random_range(0..whole.len() * 8);
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            }
+            let flipped = Desk::new();
+            write(&flipped, &bytes);
+            let report = match wait(SqliteStore::open(flipped.path())) {
+                Ok(store) => {
+                    opened += 1;
+                    wait(store.check_integrity())
+                        .unwrap_or_else(|error| panic!("{case}: {error:?}"))
+                }
+                Err(error) => {
+                    let damage =
+                        matches!(error, OpenError::Corrupt { .. } | OpenError::Foreign { .. });
+                    assert!(damage, "{case}: {error:?}");
+                    assert_plain(&error.to_string(), &case);
+                    wait(SqliteStore::check_damaged(flipped.path()))
+                        .unwrap_or_else(|error| panic!("{case}: {error:?}"))
+                }
+            };
+            checked += 1;
+            report
+                .faults
+                .iter()
+                .for_each(|fault| assert_plain(fault, &case));
+            let left_out = match wait(SqliteStore::salvage(flipped.path(), flipped.at("new.db"))) {
+                Ok(report) => report.faults,
+                Err(error) => {
+                    assert!(matches!(error, OpenError::Lost { .. }), "{case}: {error:?}");
+                    assert_plain(&error.to_string(), &case);
+                    assert!(!flipped.at("new.db").exists(), "{case}");
+                    continue;
+                }
+            };
+            saved += 1;
+            let options = SqliteStore::options(flipped.at("new.db")).allow_unrecovered();
+            let now = intact_rows(&wait(options.open()).unwrap()).unwrap();
+            kept += now.len();
+            for (name, change) in &rows {
+                match now.get(name) {
+                    Some(found) => assert_eq!(found, change, "{case}"),
+                    None => {
+                        let RowKey::Key(id) = name else { continue };
+                        let is_named = |fault: &String| fault.contains(&id.to_string());
+                        let is_hidden = |fault: &String| fault.contains("tenant acme");
+                        let known = left_out
+                            .iter()
+                            .any(|fault| is_named(fault) || is_hidden(fault));
+                        assert!(known, "{case}: {id} is missing: {left_out:#?}");
+                    }
+                }
+            }
+            assert!(now.keys().all(|name| rows.contains_key(name)), "{case}");
+        }
+        let all = saved * rows.len();
+        eprintln!(
+            "{flips} bits: {opened} of {FILES} open, {checked} are checked, {saved} salvaged with {kept} of {all} rows"
+        );
+        assert!(
+            saved >= 54 && kept * 10 >= all * 8,
+            "{saved}, {kept} of {all}"
+        );
+    }
+}
+
+/// Fails for a text of SQLite that an operator cannot act on.
+#[track_caller]
+fn assert_plain(text: &str, case: &str) {
+    for part in ["CREATE", "syntax", "near \"", "malformed", "SELECT"] {
+        assert!(!text.contains(part), "{case}: {text}");
+    }
 }
 
 /// 20 rounds for each page of a small file, each with 20 flipped bits.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use keyward::clocks::SystemClock;
 use keyward::node::Replica;
-use keyward::store::{Cursor, SqliteStore, TABLES_VERSION};
+use keyward::store::{Cursor, IntegrityReport, SqliteStore, TABLES_VERSION};
 use serde_json::{Value, json};
 
 use super::issue;
@@ -15,7 +15,7 @@ use crate::args::{CommandIdArgs, CommonArgs, LiveNodesArgs, SalvageArgs, StartNe
 use crate::desk::{CliContext, invocation};
 use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::{Output, ready_for_secrets};
-use crate::store::{self, Expected};
+use crate::store::{self, Expected, StoreLocation};
 
 pub(crate) async fn init(
     common: CommonArgs,
@@ -185,27 +185,32 @@ pub(crate) async fn finish_upgrade(
 }
 
 pub(crate) async fn check(common: &CommonArgs, output: &Output) -> CliResult<()> {
-    let store = store::open(common, Expected::Existing).await?;
     let elapsed = output.show_elapsed(format!("checking {}", common.store));
-    let report = store.check_integrity().await;
+    let (report, replica) = match store::open(common, Expected::Existing).await {
+        Ok(store) => {
+            let report = store.check_integrity().await?;
+            let replica = Arc::new(Replica::new(store.keys(), Arc::new(SystemClock)));
+            let synced = replica.sync().await;
+            // A damaged store may fail to sync. Then the report below names the damage, and keys are not counted.
+            if report.is_sound() {
+                synced?;
+            }
+            (report, Some(replica))
+        }
+        Err(unopened) => (check_unopened(common, unopened).await?, None),
+    };
     drop(elapsed);
-    let report = report?;
-    let (rows, audit, faults) = (report.rows, report.audit, report.faults);
-    let replica = Arc::new(Replica::new(store.keys(), Arc::new(SystemClock)));
-    let synced = replica.sync().await;
-    // A damaged store may fail to sync. Then the report below names the damage, and keys are not counted.
-    if faults.is_empty() {
-        synced?;
-    }
-    let ahead = replica.tenants_ahead();
-    let peppers = PepperUse::compare(common, replica.keys_by_pepper(), output)?;
+    let (rows, audit, faults, losses) = (report.rows, report.audit, report.faults, report.losses);
+    let ahead = (replica.as_ref()).map_or_else(Default::default, |known| known.tenants_ahead());
+    let counts = replica.map_or_else(Default::default, |known| known.keys_by_pepper());
+    let peppers = PepperUse::compare(common, counts, output)?;
     if output.json {
         let intact = faults.is_empty();
         let ahead: Vec<_> = (ahead.iter())
             .map(|(tenant, at)| json!({"tenant": tenant, "newest": at}))
             .collect();
         let document = json!({
-            "intact": intact, "rows": rows, "audit": audit, "faults": faults, "ahead": ahead,
+            "intact": intact, "rows": rows, "audit": audit, "faults": faults, "losses": losses, "ahead": ahead,
             "peppers": peppers.documents().collect::<Vec<_>>(),
         });
         output.document(&document)?;
@@ -223,13 +228,14 @@ pub(crate) async fn check(common: &CommonArgs, output: &Output) -> CliResult<()>
             "{rows} rows, {audit} audit entries, {} faults",
             faults.len()
         ))?;
-        faults.iter().try_for_each(|fault| output.line(fault))?;
+        let named = faults.iter().chain(&losses);
+        named.into_iter().try_for_each(|fault| output.line(fault))?;
     }
     let mut problems = peppers.problems();
     if !faults.is_empty() {
-        let salvage = match store.file() {
-            Ok(_) => ", or copy what is whole: keyctl salvage",
-            Err(_) => "",
+        let salvage = match &common.store {
+            StoreLocation::File(_) => ", or copy what is whole: keyctl salvage",
+            _ => "",
         };
         problems.push(format!(
             "{} is corrupt; restore a backup{salvage}",
@@ -239,6 +245,21 @@ pub(crate) async fn check(common: &CommonArgs, output: &Output) -> CliResult<()>
     match problems.is_empty() {
         true => Ok(()),
         false => Err(CliError::new(CliErrorKind::Corrupt, problems.join("\n"))),
+    }
+}
+
+/// Checks a damaged file that does not open. Returns the error of opening it if the file is no damaged store.
+async fn check_unopened(common: &CommonArgs, unopened: CliError) -> CliResult<IntegrityReport> {
+    let may_be_damaged = matches!(unopened.kind, CliErrorKind::Corrupt | CliErrorKind::Refused);
+    let StoreLocation::File(path) = &common.store else {
+        return Err(unopened);
+    };
+    if unopened.is_unrecovered || !may_be_damaged {
+        return Err(unopened);
+    }
+    match SqliteStore::check_damaged(path).await {
+        Ok(report) if !report.is_sound() => Ok(report),
+        _ => Err(unopened),
     }
 }
 
