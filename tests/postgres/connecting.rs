@@ -406,6 +406,50 @@ fn a_server_that_denies_access_is_not_unavailable() {
     assert!(matches!(refused, ConnectError::Database(_)), "{refused:?}");
 }
 
+/// Only the creation of tables waits for longer.
+#[test]
+fn connecting_waits_for_a_lock_no_longer_than_the_options_allow() {
+    let server = Server::start("fsync = off\nlog_statement = all");
+    let place = TestSchema::at(server.url());
+    drop(place.connect());
+    let before = server.log().len();
+    let held = place.hold("LOCK TABLE $s.head IN ACCESS EXCLUSIVE MODE");
+    let refused = open(place.options().lock_timeout(Duration::from_millis(50))).unwrap_err();
+    assert!(full_text(&refused).contains("55P03"), "{refused:?}");
+    let log = server.log().split_off(before);
+    let set: Vec<_> = log.split("lock_timeout = ").skip(1).collect();
+    assert!(
+        !set.is_empty() && set.iter().all(|rest| rest.starts_with("50;")),
+        "{log}"
+    );
+    drop(held);
+}
+
+/// The driver has no kind of its own for this error.
+#[test]
+fn a_missing_password_is_a_denial() {
+    let hba = |how: &str| format!("local all all trust\nhost all all all {how}\n");
+    let server = Server::on_loopback("fsync = off", &[("pg_hba.conf", &hba("trust"))]);
+    let port = server.port();
+    let url = format!("host=127.0.0.1 port={port} user=postgres dbname=postgres");
+    let place = TestSchema::at(url);
+    let store = place.connect();
+    let admin = TestSchema::at(server.url());
+    admin.run("ALTER ROLE postgres PASSWORD 'right'");
+    std::fs::write(server.file("data/pg_hba.conf"), hba("scram-sha-256")).unwrap();
+    // A restart applies the file before any connection is accepted, and ends the connections of the store.
+    server.kill();
+    server.resume();
+    let refused = open(place.options()).unwrap_err();
+    assert!(matches!(refused, ConnectError::Denied(_)), "{refused:?}");
+    let denied = (0..10).filter_map(|_| wait(store.scan(None, ALL)).err());
+    let mut denied = denied.filter(|error| error.kind() == StoreErrorKind::Denied);
+    let error = denied.next().expect("the lost connections are replaced");
+    for text in [full_text(&error), full_text(&refused)] {
+        assert!(text.contains("the URL has none"), "{text}");
+    }
+}
+
 #[test]
 fn a_demoted_primary_is_not_read() {
     let server = Server::start("fsync = off");

@@ -17,14 +17,10 @@ use super::heartbeat::{DirectConnector, HeartbeatConnector, Heartbeats};
 use super::hosts::{Hosts, PoolConnector};
 use super::schema::Schema;
 use super::session::{Database, SessionMode, TimeLimit, Timeouts, WaitLimit, within};
-use super::setup::set_up;
+use super::setup::{SET_UP, set_up};
 use super::tls::Certificates;
 use super::url::{Encryption, Url};
 use super::{head, listen, pooler};
-
-/// 60 seconds for each statement that creates tables. Such a statement may have to wait while another node
-/// creates the same tables.
-const SET_UP: Duration = Duration::from_secs(60);
 
 /// The options of a [`PostgresStore`]. Created by [`PostgresStore::options`].
 #[derive(Clone)]
@@ -389,21 +385,13 @@ impl PostgresOptions {
             server_clock: self.server_clock,
             allows_unrecovered: self.unrecovered,
         };
-        let set_up_database = Database {
-            timeouts: Timeouts {
-                statement: SET_UP,
-                lock: SET_UP,
-                ..timeouts
-            },
-            ..database.clone()
-        };
         let writing = Database {
             pool: writing,
             ..database.clone()
         };
         let ready = async {
             pooler::check_statements(&database, &writing).await?;
-            set_up(&set_up_database, self.create, self.owner.as_deref()).await
+            set_up(&database, self.create, self.owner.as_deref()).await
         };
         let ready = tokio::time::timeout(SET_UP * 2, ready).await;
         ready.unwrap_or(Err(PostgresFault::Late))?;

@@ -1,15 +1,21 @@
 //! Sets up the tables of a store. Runs at every connect.
 
+use std::time::Duration;
+
 use deadpool_postgres::GenericClient;
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
 use super::fault::PostgresFault;
-use super::session::{self, Database};
+use super::session::{self, Database, Timeouts};
 use super::trust;
 use crate::core::view::Revision;
 use crate::store::Epoch;
 use crate::store::sql::{CommitRow, StoreRow};
+
+/// 60 seconds for each statement that creates tables. Such a statement may have to wait while another node
+/// creates the same tables.
+pub(super) const SET_UP: Duration = Duration::from_secs(60);
 
 /// 20 attempts to set up the tables. If several nodes create the same tables at the same time, the server
 /// rolls some of them back. The number is an estimate.
@@ -68,6 +74,15 @@ async fn attempt(
         if !create {
             return Err(PostgresFault::Missing);
         }
+        let creating = Database {
+            timeouts: Timeouts {
+                statement: SET_UP,
+                lock: SET_UP,
+                ..database.timeouts
+            },
+            ..database.clone()
+        };
+        tx.batch_execute(&creating.settings()).await?;
         let there = "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = $1";
         // Check whether the schema exists: even for an existing schema, `CREATE SCHEMA IF NOT EXISTS` needs
         // the privilege to create schemas.
