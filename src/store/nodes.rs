@@ -70,10 +70,28 @@ pub struct NodeReport {
     pub process: Option<NodeProcess>,
 }
 
-/// The version of the tables that this build reads and writes. The commands that finish a rolling upgrade, such
-/// as [`SqliteStore::finish_upgrade`](super::SqliteStore::finish_upgrade), end the use of a store by builds of
+/// The version of the tables that this release creates and writes.
+pub(super) const TABLES_VERSION: u32 = 1;
+
+/// Returns the version of the tables that this build reads and writes. The commands that finish a rolling upgrade,
+/// such as [`SqliteStore::finish_upgrade`](super::SqliteStore::finish_upgrade), end the use of a store by builds of
 /// an earlier version.
-pub const TABLES_VERSION: u32 = 1;
+///
+/// With the `testing` feature, a process whose environment has `KEYWARD_TEST_NEXT_VERSION` acts as a build of the
+/// next version.
+#[must_use]
+pub fn tables_version() -> u32 {
+    #[cfg(feature = "testing")]
+    {
+        use std::sync::LazyLock;
+
+        static IS_NEXT: LazyLock<bool> =
+            LazyLock::new(|| std::env::var_os("KEYWARD_TEST_NEXT_VERSION").is_some());
+        TABLES_VERSION + u32::from(*IS_NEXT)
+    }
+    #[cfg(not(feature = "testing"))]
+    TABLES_VERSION
+}
 
 /// The build, the start and the peppers of a node's process.
 ///
@@ -83,7 +101,7 @@ pub const TABLES_VERSION: u32 = 1;
 pub struct NodeProcess {
     /// The version of this crate, such as `0.1.0`.
     pub version: String,
-    /// The [`TABLES_VERSION`] of the build.
+    /// The [`tables_version`] of the build.
     pub tables: u32,
     /// The time of the node's clock when the process built its [`Keyward`](crate::Keyward).
     pub started: Timestamp,
@@ -101,7 +119,7 @@ impl NodeProcess {
         let all = std::iter::once(peppers.current()).chain(peppers.not_current());
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            tables: TABLES_VERSION,
+            tables: tables_version(),
             started,
             bound: Duration::ZERO,
             pepper: peppers.current().id().clone(),

@@ -36,7 +36,7 @@ use keyward::command::{CommandId, Created};
 use keyward::key::{Author, ClassName, Environment};
 use keyward::pepper::{Pepper, PepperId};
 use keyward::policy::{ActiveKeyCap, Policies, Policy, PolicySpec};
-use keyward::store::{KeyStore, MemoryStore, NodeProcess, TABLES_VERSION};
+use keyward::store::{KeyStore, MemoryStore, NodeProcess, tables_version};
 use keyward::{
     Actor, CommandError, CreateKey, Denial, Keyward, ManualClock, Need, PepperRing, PrincipalId,
     Role, Scope, TenantId, Timestamp, profiles,
@@ -107,7 +107,7 @@ pub fn process() -> NodeProcess {
     let pepper = peppers().current().id().clone();
     NodeProcess {
         version: "0.1.0".to_owned(),
-        tables: TABLES_VERSION,
+        tables: tables_version(),
         started: at(START),
         bound: std::time::Duration::from_secs(10),
         peppers: vec![pepper.clone()],

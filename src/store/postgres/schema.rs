@@ -1,7 +1,7 @@
 //! The schema of a store: the schema's name, the version of the tables, and the SQL that creates the tables.
 
 use super::fault::ConnectError;
-use crate::store::sql::VERSION;
+use crate::store::sql::{TablesVersion, build_version};
 
 const TABLES: &str = include_str!("schema.sql");
 
@@ -58,17 +58,34 @@ impl Schema {
     /// Returns the statements that create the tables in an existing schema. They must run in a transaction,
     /// because they set `search_path` with `SET LOCAL`.
     pub(super) fn create_tables(&self) -> String {
+        let (upgrade, own) = (TablesVersion::FIRST.postgres_upgrade(), build_version());
         format!(
-            "SET LOCAL search_path TO \"{}\";\n\n{TABLES}\n\
-             INSERT INTO schema_version (one, version, oldest) VALUES (1, {VERSION}, {VERSION});",
-            self.name()
+            "{}\n\n{TABLES}{upgrade}\n\
+             INSERT INTO schema_version (one, version, oldest) VALUES (1, {own}, {own});",
+            self.search_path()
         )
+    }
+
+    /// Returns the statements of the first step of the upgrade from `found` to this build. They must run in a
+    /// transaction. `None` if the tables have the version of this build, or of a later one.
+    pub(super) fn upgrade(&self, found: TablesVersion) -> Option<String> {
+        let TablesVersion { version, .. } = found.upgraded()?;
+        Some(format!(
+            "{} {} UPDATE schema_version SET version = {version} WHERE one = 1;",
+            self.search_path(),
+            found.postgres_upgrade()
+        ))
+    }
+
+    fn search_path(&self) -> String {
+        format!("SET LOCAL search_path TO \"{}\";", self.name())
     }
 
     /// Returns an SQL script that creates the schema and its tables.
     pub(super) fn script(&self) -> String {
+        let own = build_version();
         format!(
-            "-- The tables of a keyward store, version {VERSION}. The user that the service connects as \
+            "-- The tables of a keyward store, version {own}. The user that the service connects as \
              needs\n-- USAGE on the schema, and SELECT, INSERT, UPDATE and DELETE on its tables. If another \
              role runs this\n-- script, name that role as the owner when the service connects.\n\
              BEGIN;\n{}\n{}\nCOMMIT;\n",

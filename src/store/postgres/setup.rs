@@ -21,11 +21,11 @@ pub(super) const SET_UP: Duration = Duration::from_secs(60);
 /// rolls some of them back. The number is an estimate.
 const ATTEMPTS: usize = 20;
 
-/// Creates the tables and their head row if these are missing. Without `create`, missing tables are an
-/// error.
+/// Creates the tables and their head row if these are missing, and upgrades tables of an earlier version. Without
+/// `create`, missing tables are an error.
 ///
-/// Fails on tables of another version, and leaves those tables unchanged. Also fails on a schema or tables that
-/// a role other than the connecting one and `owner` controls, and then creates nothing.
+/// Fails on tables that this build may not use, and leaves those tables unchanged. Also fails on a schema or
+/// tables that a role other than the connecting one and `owner` controls, and then creates nothing.
 pub(super) async fn set_up(
     database: &Database,
     create: bool,
@@ -96,7 +96,15 @@ async fn attempt(
     let version = format!(
         "SELECT version, oldest, pg_is_in_recovery() FROM {prefix}schema_version WHERE one = 1"
     );
-    session::version(&tx.query(&version, &[]).await?)?.check()?;
+    let found = session::version(&tx.query(&version, &[]).await?)?;
+    found.check_may_upgrade()?;
+    if found.upgraded().is_some() {
+        // Another node that upgrades the same tables waits for this lock, and then finds them upgraded.
+        let found = session::version(&tx.query(&format!("{version} FOR UPDATE"), &[]).await?)?;
+        if let Some(upgrade) = database.schema.upgrade(found) {
+            tx.batch_execute(&upgrade).await?;
+        }
+    }
     if !has_head(&tx, prefix).await? {
         // Lock the version row until the transaction ends. Another node that sets up the same tables waits
         // here. It then finds the head row that this node has inserted.

@@ -45,7 +45,7 @@ pub(in crate::store) use self::node::{ENTRY_COLUMNS, NODE_COLUMNS, NodeRow, leas
 pub(in crate::store) use self::node::{LONGEST_LEASE, history_seal};
 pub(in crate::store) use self::statement::{Sql, Value};
 #[cfg(feature = "postgres")]
-pub(in crate::store) use self::version::VERSION;
+pub(in crate::store) use self::version::build_version;
 pub(in crate::store) use self::version::{TablesVersion, VersionFault};
 use crate::core::id::KeyId;
 use crate::core::time::Timestamp;

@@ -2,18 +2,45 @@
 //!
 //! An upgrade has two steps, so that nodes of the previous version continue while each node is replaced:
 //!
-//! 1. A new build adds what earlier builds ignore: tables, indexes, and columns that may be null. It raises
-//!    `version` and keeps `oldest`. Until the second step, the build writes only what every build from `oldest` on
+//! 1. At its start, a new build adds what earlier builds ignore: tables, indexes, and columns that may be null. It
+//!    raises `version` and keeps `oldest`. Until the second step, the build writes only what every build from `oldest` on
 //!    can read.
 //! 2. `finish_upgrade` of the new build raises `oldest`. Each transaction checks the versions, so earlier builds
 //!    fail from their next transaction on.
 
 use std::fmt;
 
-use crate::store::TABLES_VERSION;
+use crate::store::{TABLES_VERSION, tables_version};
 
-/// The version of the tables that this build creates and writes.
-pub(in crate::store) const VERSION: i32 = TABLES_VERSION.cast_signed();
+const VERSION: i32 = TABLES_VERSION.cast_signed();
+
+/// The first step of the upgrade to one version: statements that add what earlier builds ignore.
+struct Upgrade {
+    to: i32,
+    #[cfg(feature = "sqlite")]
+    sqlite: &'static str,
+    #[cfg(feature = "postgres")]
+    postgres: &'static str,
+}
+
+/// The upgrades since version 1, in order. `schema.sql` stays as version 1 has it: new tables get the upgrades too,
+/// so they equal upgraded ones.
+const UPGRADES: &[Upgrade] = &[
+    // A stand-in for the next version, for tests of a rolling upgrade.
+    #[cfg(feature = "testing")]
+    Upgrade {
+        to: VERSION + 1,
+        #[cfg(feature = "sqlite")]
+        sqlite: "ALTER TABLE rows ADD COLUMN later TEXT; CREATE TABLE later (id BLOB PRIMARY KEY) STRICT;",
+        #[cfg(feature = "postgres")]
+        postgres: "ALTER TABLE rows ADD COLUMN later text; CREATE TABLE later (id bytea PRIMARY KEY);",
+    },
+];
+
+/// Returns the version of the tables that this build creates and writes.
+pub(in crate::store) fn build_version() -> i32 {
+    tables_version().cast_signed()
+}
 
 /// The versions that are stored with the tables.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -25,24 +52,67 @@ pub(in crate::store) struct TablesVersion {
 }
 
 impl TablesVersion {
-    /// The versions of new tables.
-    #[cfg(feature = "sqlite")]
-    pub(in crate::store) const NEW: Self = Self {
-        version: VERSION,
-        oldest: VERSION,
+    /// The versions of tables as `schema.sql` creates them.
+    pub(in crate::store) const FIRST: Self = Self {
+        version: 1,
+        oldest: 1,
     };
+
+    /// Returns the versions of new tables, and of tables whose upgrade is finished.
+    #[cfg(feature = "sqlite")]
+    pub(in crate::store) fn own() -> Self {
+        let own = build_version();
+        Self {
+            version: own,
+            oldest: own,
+        }
+    }
+
+    /// Returns the statements of the first step of the upgrade to this build. Empty if the tables have it.
+    #[cfg(feature = "sqlite")]
+    pub(in crate::store) fn sqlite_upgrade(self) -> String {
+        self.upgrades().map(|upgrade| upgrade.sqlite).collect()
+    }
+
+    /// Returns the statements of [`sqlite_upgrade`](Self::sqlite_upgrade), for PostgreSQL.
+    #[cfg(feature = "postgres")]
+    pub(in crate::store) fn postgres_upgrade(self) -> String {
+        self.upgrades().map(|upgrade| upgrade.postgres).collect()
+    }
+
+    fn upgrades(self) -> impl Iterator<Item = &'static Upgrade> {
+        let missing = self.version + 1..=build_version();
+        UPGRADES
+            .iter()
+            .filter(move |upgrade| missing.contains(&upgrade.to))
+    }
+
+    /// Returns the versions after the first step of the upgrade to this build. `None` if the tables have it, or
+    /// are of a later build.
+    pub(in crate::store) fn upgraded(self) -> Option<Self> {
+        let version = build_version();
+        // Tables of version 0 are damaged.
+        let is_earlier = (1..version).contains(&self.version);
+        is_earlier.then_some(Self { version, ..self })
+    }
+
+    /// Fails unless this build may use the tables, or may upgrade and then use them.
+    pub(in crate::store) fn check_may_upgrade(self) -> Result<(), VersionFault> {
+        self.upgraded().unwrap_or(self).check()
+    }
 
     /// Fails unless this build may read and write the tables.
     pub(in crate::store) fn check(self) -> Result<(), VersionFault> {
-        self.check_build(VERSION)
+        self.check_build(build_version())
     }
 
     /// Fails unless the tables have exactly the version of this build. An earlier build would leave out the
     /// columns and tables that a later build has added.
     pub(in crate::store) fn check_is_own(self) -> Result<(), VersionFault> {
-        match self.version == VERSION {
+        let own = build_version();
+        match self.version == own {
             true => self.check(),
-            false => Err(self.fault(VERSION)),
+            false => Err(self.fault(own)),
         }
     }
 
@@ -97,12 +167,12 @@ impl fmt::Display for VersionFault {
             "the tables have version {found} for builds of version {oldest} or later, and this build has \
              version {supported}: "
         )?;
-        match supported < oldest {
-            true => write!(
-                f,
-                "`keyctl finish-upgrade` has ended their use by earlier builds, so use a later build"
-            ),
-            false => write!(f, "use a build of version {found}"),
+        if supported < oldest {
+            f.write_str("`keyctl finish-upgrade` has ended their use by earlier builds, so use a later build")
+        } else if supported < found {
+            write!(f, "use a build of version {found}")
+        } else {
+            f.write_str("restart this process, which upgrades them at its start")
         }
     }
 }
@@ -150,8 +220,20 @@ mod tests {
         ] {
             assert!(finished.contains(part), "{finished}");
         }
+        let ahead = tables(2, 1).fault(1).to_string();
+        assert!(ahead.ends_with("use a build of version 2"), "{ahead}");
         let behind = tables(1, 1).fault(2).to_string();
-        assert!(behind.ends_with("use a build of version 1"), "{behind}");
+        assert!(behind.contains("restart this process"), "{behind}");
+    }
+
+    #[test]
+    fn the_first_step_of_an_upgrade_keeps_the_oldest_build() {
+        let own = build_version();
+        assert_eq!(tables(own, 1).upgraded(), None);
+        assert_eq!(tables(own + 1, 1).upgraded(), None);
+        assert!(tables(0, 0).check_may_upgrade().is_err(), "damaged tables");
+        assert!(tables(own + 1, own).check_may_upgrade().is_ok());
+        assert!(tables(own + 1, own + 1).check_may_upgrade().is_err());
     }
 
     #[cfg(feature = "sqlite")]

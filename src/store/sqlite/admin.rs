@@ -229,6 +229,7 @@ pub(super) fn restore(backup: &StoreFile, to: &Path) -> Result<(), OpenError> {
     let copy = copy(backup, to)?;
     let fail = |fault: SqliteFault| OpenError::of(&backup.path, fault);
     let conn = copy.file.open()?;
+    schema::upgrade(&conn).map_err(fail)?;
     refuse_damage(&conn, &backup.path)?;
     start_epoch(&conn, registry::longest_lease(backup))
         .and_then(|()| StoreFile::checkpoint(&conn))

@@ -154,7 +154,8 @@ impl StoreFile {
         if !ours {
             return Err(foreign("it is another program's SQLite file"));
         }
-        schema::check_version(conn).map_err(fail)
+        // Each transaction checks whether the tables are upgraded.
+        schema::check_may_upgrade(conn).map_err(fail)
     }
 
     /// Connects to the file that is currently at the path, and refuses an unrecovered file. A restored backup

@@ -8,6 +8,7 @@ use super::SqliteStore;
 use super::fault::OpenError;
 use super::file::{StoreFile, clear_drafts};
 use super::registry::Registry;
+use super::schema;
 use super::session::Pool;
 use crate::observe::WithSources;
 
@@ -146,6 +147,9 @@ impl SqliteOptions {
         // Checks this before the journal mode is set, so that a refused file keeps its journal mode.
         let serves = file.check_recovered(&opened.conn)? && opened.is_locked();
         let journal = file.make_durable(&opened.conn)?;
+        if opened.is_locked() {
+            schema::upgrade(&opened.conn).map_err(|fault| OpenError::of(&path, fault))?;
+        }
         tracing::info!(
             path = %file.path.display(),
             journal = journal.as_str(),

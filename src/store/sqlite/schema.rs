@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
 
 use super::damage::each_readable;
 use super::fault::SqliteFault;
@@ -14,7 +14,10 @@ use crate::store::sql::{StoreRow, StoredTable, TablesVersion};
 /// The `PRAGMA application_id` of every keyward file: "kwrd" in ASCII.
 pub(super) const APPLICATION_ID: i32 = 0x6b77_7264;
 
-const TABLES: &str = include_str!("schema.sql");
+/// Returns the statements that create the tables of this build.
+fn table_statements() -> String {
+    include_str!("schema.sql").to_owned() + &TablesVersion::FIRST.sqlite_upgrade()
+}
 
 /// Returns the `application_id` of the file.
 pub(super) fn application(conn: &Connection) -> Result<i32, SqliteFault> {
@@ -40,6 +43,27 @@ pub(super) fn check_version(conn: &Connection) -> Result<(), SqliteFault> {
     Ok(version(conn)?.check()?)
 }
 
+/// Refuses a file that this build may neither use nor upgrade.
+pub(super) fn check_may_upgrade(conn: &Connection) -> Result<(), SqliteFault> {
+    Ok(version(conn)?.check_may_upgrade()?)
+}
+
+/// Takes the first step of the upgrade to this build, which earlier builds ignore. Does nothing if another process
+/// took it.
+pub(super) fn upgrade(conn: &Connection) -> Result<(), SqliteFault> {
+    if version(conn)?.upgraded().is_none() {
+        return Ok(());
+    }
+    let tx = Transaction::new_unchecked(conn, TransactionBehavior::Immediate)?;
+    let found = version(conn)?;
+    found.check_may_upgrade()?;
+    if let Some(upgraded) = found.upgraded() {
+        conn.execute_batch(&found.sqlite_upgrade())?;
+        conn.pragma_update(None, "user_version", upgraded.packed())?;
+    }
+    Ok(tx.commit()?)
+}
+
 /// Refuses a file whose tables have another version than this build.
 pub(super) fn check_own_version(conn: &Connection) -> Result<(), SqliteFault> {
     Ok(version(conn)?.check_is_own()?)
@@ -48,7 +72,7 @@ pub(super) fn check_own_version(conn: &Connection) -> Result<(), SqliteFault> {
 /// Ends the use of the file by earlier builds. Does nothing if their use has ended. The caller commits.
 pub(super) fn finish_upgrade(conn: &Connection) -> Result<(), SqliteFault> {
     check_own_version(conn)?;
-    conn.pragma_update(None, "user_version", TablesVersion::NEW.packed())?;
+    conn.pragma_update(None, "user_version", TablesVersion::own().packed())?;
     Ok(())
 }
 
@@ -56,14 +80,14 @@ pub(super) fn finish_upgrade(conn: &Connection) -> Result<(), SqliteFault> {
 pub(super) fn create(conn: &mut Connection) -> Result<(), SqliteFault> {
     conn.pragma_update(None, "application_id", APPLICATION_ID)?;
     let tx = conn.transaction()?;
-    tx.execute_batch(TABLES)?;
+    tx.execute_batch(&table_statements())?;
     let store = StoreRow {
         epoch: Epoch(random(&tx)?),
         floor: Revision::ZERO,
         unrecovered: false,
     };
     write_store(&tx, &store)?;
-    tx.pragma_update(None, "user_version", TablesVersion::NEW.packed())?;
+    tx.pragma_update(None, "user_version", TablesVersion::own().packed())?;
     tx.commit()?;
     Ok(())
 }
@@ -133,7 +157,7 @@ fn readable(conn: &Connection) -> Result<BTreeMap<String, Definition>, SqliteFau
 /// in a backup or after `VACUUM`.
 fn layouts() -> Result<[BTreeMap<String, Definition>; 2], SqliteFault> {
     let new = Connection::open_in_memory()?;
-    new.execute_batch(TABLES)?;
+    new.execute_batch(&table_statements())?;
     let created = readable(&new)?;
     new.execute_batch("VACUUM")?;
     Ok([created, readable(&new)?])

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use keyward::clocks::SystemClock;
 use keyward::node::Replica;
-use keyward::store::{Cursor, IntegrityReport, SqliteStore, TABLES_VERSION};
+use keyward::store::{Cursor, IntegrityReport, SqliteStore, tables_version};
 use serde_json::{Value, json};
 
 use super::issue;
@@ -169,7 +169,7 @@ pub(crate) async fn finish_upgrade(
                 upgrade now";
     nodes::refuse_live(&store, common, live, step, |report| match &report.process {
         None => Some("version unknown".to_owned()),
-        Some(process) if process.tables < TABLES_VERSION => {
+        Some(process) if process.tables < tables_version() => {
             Some(format!("version {}", process.version))
         }
         Some(_) => None,
