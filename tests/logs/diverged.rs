@@ -7,25 +7,13 @@ use std::time::Duration;
 use keyward::policy::Policy;
 use keyward::store::SqliteStore;
 use keyward::{ManualClock, profiles};
+use support::captured::Captured;
 use support::*;
-
-use crate::secrets::Captured;
 
 #[test]
 fn a_store_that_went_back_in_time_is_one_error_line_and_its_return_one_info_line() {
-    let log = Captured::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::INFO)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _subscriber = tracing::subscriber::set_default(subscriber);
-    let lines = |part: &str| {
-        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-        let found = text.lines().filter(|line| line.contains(part));
-        found.map(str::to_owned).collect::<Vec<_>>()
-    };
+    let (log, _subscriber) = Captured::start();
+    let lines = |part: &str| log.lines(part);
     let folder = tempfile::tempdir().unwrap();
     let place = |name: &str| folder.path().join(name);
     let clock = Arc::new(ManualClock::at(at(START)));

@@ -9,11 +9,10 @@ use keyward::policy::Policy;
 use keyward::store::MemoryStore;
 use keyward::web::KeywardLayer;
 use keyward::{ManualClock, Reason, profiles};
+use support::captured::Captured;
 use support::gated::GatedStore;
 use support::*;
 use tower::{Layer, ServiceExt, service_fn};
-
-use crate::secrets::Captured;
 
 const FLOOD: usize = 20_000;
 

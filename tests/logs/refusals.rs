@@ -7,38 +7,21 @@ use keyward::policy::Policy;
 use keyward::store::MemoryStore;
 use keyward::{Follow, Keyward, ManualClock, VerifyError, profiles};
 use keyward_conformance::FaultyStore;
+use support::captured::Captured;
 use support::*;
-
-use crate::secrets::Captured;
-
-fn captured() -> (Captured, tracing::subscriber::DefaultGuard) {
-    let log = Captured::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::INFO)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    (log, tracing::subscriber::set_default(subscriber))
-}
-
-fn lines(log: &Captured) -> Vec<String> {
-    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    text.lines().map(str::to_owned).collect()
-}
 
 /// The bound is 10 s.
 #[test]
 fn a_refusal_is_announced_before_it_begins_and_logged_once_at_each_end() {
-    let (log, _subscriber) = captured();
+    let (log, _subscriber) = Captured::start();
     let clock = Arc::new(ManualClock::at(at(START)));
     let link = FaultyStore::new(MemoryStore::new());
     let policy = Policy::new(profiles::standard()).unwrap();
     let keys = node(link.clone(), &clock, policy);
     let key = wait(keys.create(&admin(), reader("a key"))).unwrap();
     wait(keys.sync()).unwrap();
-    let before = lines(&log).len();
-    let news = || lines(&log).split_off(before);
+    let before = log.lines("").len();
+    let news = || log.lines("").split_off(before);
     let fail_after = |seconds| {
         clock.advance(Duration::from_secs(seconds));
         wait(keys.sync()).unwrap_err();
@@ -85,7 +68,7 @@ fn a_refusal_is_announced_before_it_begins_and_logged_once_at_each_end() {
 
 #[test]
 fn a_store_in_this_process_and_a_node_without_an_index_log_no_refusal() {
-    let (log, _subscriber) = captured();
+    let (log, _subscriber) = Captured::start();
     let world = TestService::new();
     let key = world.some_key();
     world.clock.advance(Duration::from_secs(1_000));
@@ -96,7 +79,8 @@ fn a_store_in_this_process_and_a_node_without_an_index_log_no_refusal() {
     let idle = wait(builder.build()).unwrap();
     idle.verify(key.secret.expose(), &reading()).unwrap_err();
     wait(idle.verify_fresh(key.secret.expose(), &reading())).unwrap();
-    let refusals: Vec<_> = lines(&log)
+    let refusals: Vec<_> = log
+        .lines("")
         .into_iter()
         .filter(|line| line.contains("ERROR"))
         .collect();

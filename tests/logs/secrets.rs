@@ -1,29 +1,14 @@
 //! The whole life cycle of keys, with the most verbose logging. No log, output, debug text, error, record,
 //! feed, audit entry or list contains a secret.
 
-use std::io::Write;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex};
 
 use keyward::command::{BulkFilter, DeleteKey, ImportKey, LeakSource};
 use keyward::key::Digest;
 use keyward::store::{AuditQuery, KeyQuery, KeyStore};
 use keyward::{Actor, Keyward, Need, Reason, Role, RotateKey, UpdateKey, days, hours};
+use support::captured::Captured;
 use support::*;
-
-#[derive(Clone, Default)]
-pub(crate) struct Captured(pub(crate) Arc<Mutex<Vec<u8>>>);
-
-impl Write for Captured {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
 
 /// All output so far, and every secret that must not be in it.
 #[derive(Default)]

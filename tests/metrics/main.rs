@@ -2,9 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics on failure")]
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
@@ -12,53 +10,10 @@ use keyward::command::DeleteKey;
 use keyward::store::MemoryStore;
 use keyward::{Keyward, ManualClock, VerifyError, profiles};
 use keyward_conformance::{Call, Fault, FaultyStore};
-use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use support::gated::GatedStore;
+use support::recorder::Kept;
 use support::server_time::ServerTimeStore;
 use support::*;
-
-/// A recorder that keeps the last value of each metric, by name and labels.
-#[derive(Default)]
-struct Kept(Mutex<BTreeMap<String, Arc<AtomicU64>>>);
-
-impl Kept {
-    fn place(&self, key: &Key) -> Arc<AtomicU64> {
-        let labels: String = key
-            .labels()
-            .map(|label| format!(" {}", label.value()))
-            .collect();
-        let name = format!("{}{labels}", key.name());
-        self.0.lock().unwrap().entry(name).or_default().clone()
-    }
-
-    fn count(&self, name: &str) -> u64 {
-        let kept = self.0.lock().unwrap();
-        kept.get(name)
-            .map_or(0, |place| place.load(Ordering::SeqCst))
-    }
-
-    fn gauge(&self, name: &str) -> f64 {
-        f64::from_bits(self.count(name))
-    }
-}
-
-impl Recorder for Kept {
-    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-
-    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
-        Counter::from_arc(self.place(key))
-    }
-
-    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
-        Gauge::from_arc(self.place(key))
-    }
-
-    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
-        Histogram::noop()
-    }
-}
 
 /// The server's clock starts a minute ahead of the node's clock.
 #[test]

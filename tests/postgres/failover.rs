@@ -1,4 +1,5 @@
-//! A failover to a synchronous standby, while the former primary keeps running and still answers.
+//! Failovers: to a synchronous standby, while the former primary keeps running and still answers, and to an
+//! asynchronous one. `tests/programs/failover.rs` loses commits in a failover, and recovers them.
 
 use std::error::Error as _;
 use std::sync::Arc;
@@ -15,11 +16,13 @@ use keyward::store::{
     CommitError, KeyStore, LoadRequest, Locator, NodeRegistry, PostgresStore, Revision, StoreError,
     StoreErrorKind,
 };
-use keyward::{Keyward, ManualClock, Need, Reason, VerifyError, hours};
+use keyward::{CommandError, Denial, Keyward, ManualClock, Need, Reason, VerifyError, hours};
 use tokio_postgres::NoTls;
 
+use support::captured::Captured;
 use support::postgres::{Server, TestSchema, on_runtime, open};
 use support::raw::{ALL, beginning, next};
+use support::recorder::Kept;
 use support::*;
 
 /// 2 s until a request times out, because some tests wait for the timeout.
@@ -34,7 +37,7 @@ const WAITING: &str = "SELECT count(*)::text FROM pg_stat_activity WHERE wait_ev
 /// 10 s, the staleness bound of the standard policy.
 const BOUND: Duration = Duration::from_secs(10);
 
-/// A primary with a store, and a synchronous standby that replicates it.
+/// A primary with a store, and a standby that replicates it.
 struct Cluster {
     primary: Server,
     standby: Server,
@@ -43,11 +46,16 @@ struct Cluster {
 }
 
 impl Cluster {
+    /// Starts a cluster with a synchronous standby.
     fn new() -> Self {
+        Self::with_standby(joined)
+    }
+
+    fn with_standby(join: impl FnOnce(&Server, &TestSchema) -> Server) -> Self {
         let primary = Server::start("fsync = off");
         let place = TestSchema::at(primary.url());
         drop(place.connect());
-        let standby = joined(&primary, &place);
+        let standby = join(&primary, &place);
         Self {
             primary,
             standby,
@@ -62,6 +70,30 @@ impl Cluster {
 
     fn strict(&self) -> Arc<Keyward> {
         self.node(strict(&self.place))
+    }
+
+    /// Builds a node that reports its position.
+    fn registered(&self, store: PostgresStore) -> Keyward {
+        self.registered_for(MINUTE, store)
+    }
+
+    /// Builds a node that reports its position, with this report allowance.
+    fn registered_for(&self, allowance: Duration, store: PostgresStore) -> Keyward {
+        let builder = Keyward::builder(store.clone(), peppers())
+            .registry(store)
+            .policy(Policy::new(capped(50)).unwrap())
+            .report_allowance(allowance)
+            .clock(self.clock.clone());
+        wait(builder.build()).unwrap()
+    }
+
+    /// Returns the schema of the store, at a URL that names both servers. The store connects to the first one that
+    /// accepts writes.
+    fn both(&self) -> TestSchema {
+        TestSchema {
+            url: self.primary.url_or(&self.standby),
+            schema: self.place.schema.clone(),
+        }
     }
 
     /// Returns the schema of the store, but on the standby.
@@ -114,8 +146,8 @@ fn cause(error: &StoreError) -> String {
     error.source().unwrap().to_string()
 }
 
-/// Without the standby, no report of a node returns. Reads still confirm, until the last report that the standby
-/// has is too old for receipts to count on the node.
+/// Without the standby, neither a commit nor a report of a node returns. Reads still confirm, until the last report
+/// that the standby has is too old for receipts to count on the node.
 #[test]
 fn a_registered_node_verifies_for_a_minute_without_the_synchronous_standby() {
     verifies_without_the_standby(MINUTE);
@@ -126,44 +158,85 @@ fn a_registered_node_verifies_for_its_report_allowance_without_the_synchronous_s
     verifies_without_the_standby(hours(4));
 }
 
-/// Runs a node with this report allowance until its keys are refused, and until the standby is no longer needed.
+/// Runs a node with this report allowance until its keys are refused, and until the standby returns.
 fn verifies_without_the_standby(allowance: Duration) {
-    let server = Server::start("fsync = off");
-    let place = TestSchema::at(server.url());
-    let options = place.options().request_timeout(PATIENCE);
+    let cluster = Cluster::new();
+    let options = cluster.place.options().request_timeout(PATIENCE);
     let options = options.max_connections(2.try_into().unwrap());
     let store = open(options.lock_timeout(Duration::from_millis(100))).unwrap();
-    let clock = Arc::new(ManualClock::at(at(START)));
-    let builder = Keyward::builder(store.clone(), peppers())
-        .registry(store)
-        .policy(Policy::new(capped(50)).unwrap())
-        .report_allowance(allowance)
-        .clock(clock.clone());
-    let keys = wait(builder.build()).unwrap();
-    let key = some_key(&keys);
-    wait(keys.sync()).unwrap();
-    server.reconfigure("synchronous_standby_names = 'gone'");
-    place.until("SHOW synchronous_standby_names", "gone");
-    clock.advance(allowance - MINUTE);
-    wait(keys.sync()).unwrap();
-    let step = Duration::from_secs(9);
-    for _ in 0..6 {
-        clock.advance(step);
+    let (log, _subscriber) = Captured::start();
+    let metrics = Kept::default();
+    metrics::with_local_recorder(&metrics, || {
+        let keys = cluster.registered_for(allowance, store);
+        let key = some_key(&keys);
+        wait(keys.sync()).unwrap();
+        cluster.standby.kill();
+        let alice = admin();
+        let once = alice.with_command_id(command("late"));
+        let unknown = wait(keys.create(&once, reader("late"))).unwrap_err();
+        let CommandError::Store(error) = &unknown else {
+            panic!("{unknown:?}")
+        };
+        assert_eq!(error.kind(), StoreErrorKind::Indeterminate);
+        cluster.clock.advance(allowance - MINUTE);
+        wait(keys.sync()).unwrap();
+        let step = Duration::from_secs(9);
+        for _ in 0..6 {
+            cluster.clock.advance(step);
+            wait(keys.sync()).unwrap();
+            accepts(&keys, &key).unwrap();
+        }
+        // The gauge and both lines come before the first refusal.
+        let age = (allowance - MINUTE).as_secs_f64() + 54.0;
+        assert_eq!(metrics.gauge("keyward_report_age_seconds"), age);
+        assert!(!log.lines("cannot report this node's position").is_empty());
+        // Later reports wait for the row of the first one and give up, so only one waits beside the commit. They do not
+        // use up the server's connections.
+        assert_eq!(cluster.place.ask(WAITING), ["2"]);
+        cluster.clock.advance(step);
+        assert!(wait(keys.sync()).is_err(), "3 s after the allowance");
+        assert_eq!(metrics.gauge("keyward_seconds_until_refusal"), 1.0);
+        let announced = log.lines("keys will be refused as stale");
+        assert!(announced[0].contains("ERROR"), "{announced:?}");
+        accepts(&keys, &key).unwrap();
+        cluster.clock.advance(step);
+        let refused = accepts(&keys, &key).unwrap_err();
+        assert!(matches!(refused, VerifyError::Stale { .. }), "{refused:?}");
+        cluster.standby.resume();
+        cluster.place.until(WAITING, "0");
         wait(keys.sync()).unwrap();
         accepts(&keys, &key).unwrap();
+        // The commit took effect when the standby returned, and is not repeated.
+        let landed = denied(wait(keys.create(&once, reader("late"))));
+        assert!(matches!(landed, Denial::AlreadyCreated { .. }), "{landed}");
+    });
+}
+
+#[test]
+fn a_node_goes_on_after_an_asynchronous_failover_that_lost_nothing() {
+    let cluster = Cluster::with_standby(|primary, _| Server::standby_of(primary));
+    let keys = cluster.registered(open(cluster.both().options()).unwrap());
+    let [revoked, kept] = [some_key(&keys), some_key(&keys)];
+    let receipt = wait(keys.revoke(&admin(), revoked.id, Reason::Lost)).unwrap();
+    let reached = receipt.revision().to_string();
+    (cluster.other()).until("SELECT revision::text FROM $s.head", &reached);
+    cluster.primary.kill();
+    cluster.other().run("SELECT pg_promote()");
+    // The first calls fail, because their connections were lost.
+    assert!((0..20).any(|_| wait(keys.sync()).is_ok()));
+    let later = some_key(&keys);
+    let started = cluster.registered(open(cluster.both().options()).unwrap());
+    for keys in [&keys, &started] {
+        wait(keys.sync()).unwrap();
+        assert_eq!(keys.freshness().diverged, None);
+        accepts(keys, &kept).unwrap();
+        accepts(keys, &later).unwrap();
+        let refused = accepts(keys, &revoked).unwrap_err();
+        assert!(
+            matches!(refused, VerifyError::Revoked { .. }),
+            "{refused:?}"
+        );
     }
-    // Later reports wait for the row of the first one and give up, so they do not use up the server's connections.
-    assert_eq!(place.ask(WAITING), ["1"]);
-    clock.advance(step);
-    assert!(wait(keys.sync()).is_err(), "3 s after the allowance");
-    accepts(&keys, &key).unwrap();
-    clock.advance(step);
-    let refused = accepts(&keys, &key).unwrap_err();
-    assert!(matches!(refused, VerifyError::Stale { .. }), "{refused:?}");
-    server.reconfigure("synchronous_standby_names = ''");
-    place.until(WAITING, "0");
-    wait(keys.sync()).unwrap();
-    accepts(&keys, &key).unwrap();
 }
 
 #[test]
@@ -205,12 +278,7 @@ fn strict_nodes_work_normally_while_the_standby_follows() {
 #[test]
 fn verifiers_that_see_only_a_former_primary_refuse_within_the_bound() {
     let cluster = Cluster::new();
-    // The URL names both servers. The store connects to the first one that accepts writes.
-    let both = TestSchema {
-        url: cluster.primary.url_or(&cluster.standby),
-        schema: cluster.place.schema.clone(),
-    };
-    let store = strict(&both);
+    let store = strict(&cluster.both());
     let service = cluster.node(store.clone());
     let careless = cluster.node(cluster.place.connect());
     let key = some_key(&careless);
@@ -316,11 +384,7 @@ fn a_wait_that_ends_without_the_standby_confirms_nothing() {
 #[test]
 fn a_heartbeat_of_one_server_confirms_nothing_about_another() {
     let cluster = Cluster::new();
-    let both = TestSchema {
-        url: cluster.primary.url_or(&cluster.standby),
-        schema: cluster.place.schema.clone(),
-    };
-    let store = strict(&both);
+    let store = strict(&cluster.both());
     let reads = || wait(join3(store.nodes(), store.nodes(), store.nodes()));
     // Opens several connections to the primary. The test terminates some of them below, and at least one of
     // them must stay open.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test panics on failure")]
 
 mod examples;
+mod failover;
 mod first_service;
 mod keyctl;
 mod keyctl_live;

@@ -19,6 +19,12 @@ pub(crate) fn page(name: &str) -> String {
     fs::read_to_string(docs.join(name)).unwrap()
 }
 
+/// Returns the section of a page under a heading of the second level.
+pub(crate) fn section<'a>(page: &'a str, heading: &str) -> &'a str {
+    let (_, rest) = page.split_once(&format!("\n## {heading}\n")).unwrap();
+    rest.split("\n## ").next().unwrap()
+}
+
 /// A command block of a page, and the lines that it must print.
 pub(crate) struct PageStep {
     pub(crate) command: String,
@@ -64,6 +70,11 @@ impl PageReader {
             keyctl: example::build("keyctl"),
             running: Vec::new(),
         }
+    }
+
+    /// Returns the path of a file in the reader's folder.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     /// Runs one step, and requires each of its expected lines.

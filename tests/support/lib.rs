@@ -10,6 +10,7 @@
     reason = "only the tests of this workspace use this crate"
 )]
 
+pub mod captured;
 pub mod cc;
 pub mod example;
 #[cfg(feature = "sqlite")]
@@ -23,6 +24,8 @@ pub mod postgres;
 pub mod process;
 #[cfg(feature = "postgres")]
 pub mod raw;
+#[cfg(feature = "metrics")]
+pub mod recorder;
 pub mod served;
 pub mod server_time;
 pub mod turns;
