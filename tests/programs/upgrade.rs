@@ -104,11 +104,11 @@ fn verdict(keys: &Keyward, key: &str) -> Result<String, StoreError> {
 }
 
 /// Runs `keyctl`, and returns whether it succeeded, and what it printed.
-fn keyctl(version: Version, place: &OsStr, schema: &str, command: &str) -> (bool, String) {
+fn keyctl(version: Version, place: &OsStr, schema: &str, command: &[&str]) -> (bool, String) {
     static BUILT: LazyLock<std::path::PathBuf> =
         LazyLock::new(|| support::example::build("keyctl"));
     let mut keyctl = Command::new(&*BUILT);
-    keyctl.arg(command).env("KEYWARD_STORE", place);
+    keyctl.args(command).env("KEYWARD_STORE", place);
     if !schema.is_empty() {
         keyctl.args(["--schema", schema]);
     }
@@ -149,13 +149,18 @@ fn upgrade(place: &OsStr, schema: &str, versions: impl Fn() -> (i32, i32)) {
             ("verify", &third, "key-revoked"),
         ]);
     }
-    let (done, printed) = keyctl(Version::Own, "finish-upgrade");
+    let (done, printed) = keyctl(Version::Own, &["finish-upgrade"]);
     assert!(
         !done && printed.contains("use a build of version 2"),
         "{printed}"
     );
     // The second step.
-    let (done, printed) = keyctl(Version::Next, "finish-upgrade");
+    let (done, printed) = keyctl(Version::Next, &["finish-upgrade"]);
+    assert!(
+        !done && printed.contains("which this step would stop"),
+        "the old nodes are live: {printed}"
+    );
+    let (done, printed) = keyctl(Version::Next, &["finish-upgrade", "--yes"]);
     assert!(
         done && printed.contains("finished the upgrade"),
         "{printed}"
@@ -164,7 +169,7 @@ fn upgrade(place: &OsStr, schema: &str, versions: impl Fn() -> (i32, i32)) {
     let next_step =
         "`keyctl finish-upgrade` has ended their use by earlier builds, so use a later build";
     let mut started = Node::start(Version::Own, &place, schema);
-    let (done, printed) = keyctl(Version::Own, "stats");
+    let (done, printed) = keyctl(Version::Own, &["stats"]);
     assert!(!done);
     for refused in [
         old.ask("create"),

@@ -8,7 +8,7 @@ use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, Share
 
 /// A recorder that keeps the last value of each metric, by name and labels.
 #[derive(Default)]
-pub struct Kept(Mutex<BTreeMap<String, Arc<AtomicU64>>>);
+pub struct Kept(pub Mutex<BTreeMap<String, Arc<AtomicU64>>>);
 
 impl Kept {
     fn place(&self, key: &Key) -> Arc<AtomicU64> {
