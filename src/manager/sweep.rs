@@ -24,6 +24,10 @@ use crate::core::view::LoadRequest;
 use crate::observe::WithSources;
 use crate::store::{KeyStore, Locator, Row, StoreError};
 
+/// 10,000 keys per read of a tenant with its descendants, about 10 MB. A store sorts the ids of all these keys
+/// for each read.
+const READ_BELOW: NonZeroUsize = NonZeroUsize::new(10_000).expect("10,000 is not zero");
+
 /// The outcome of a bulk command.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -305,12 +309,9 @@ impl KeyManager {
             return Ok(BTreeSet::new());
         }
         let tenant = request.tenant.clone();
-        let Some(limit) = NonZeroUsize::new(SWEEP_MAX) else {
-            return Ok(BTreeSet::new());
-        };
         let mut query = KeyQuery {
             below: true,
-            limit,
+            limit: READ_BELOW,
             ..KeyQuery::tenant(tenant, self.executor.time.check().earliest()).live()
         };
         if let Command::RemoveOwner { owner }

@@ -13,7 +13,7 @@ use crate::core::query::{AuditQuery, KeyQuery};
 use crate::core::secret::Digest;
 use crate::store::sql::{
     AuditListing, COLUMNS, DIGEST_COLUMNS, FeedPage, KeyListing, Scan, audit_entries, change,
-    entry, id_bytes, key_candidates, place_at, read_digest,
+    entry, id_bytes, place_at, read_digest,
 };
 use crate::store::{
     AuditPage, Changes, ChangesError, Cursor, FoundKey, KeyPage, Locator, RowKey, ScanPage,
@@ -112,12 +112,13 @@ pub(super) async fn scan(
 }
 
 pub(super) async fn list(session: &Session, query: &KeyQuery) -> Result<KeyPage, PostgresFault> {
-    let (sql, ordered) = key_candidates(query);
-    let mut listing = KeyListing::new(query, ordered);
-    let look = |row: &tokio_postgres::Row| Ok(!listing.add(change(row)?));
-    session
-        .each(&sql.text, &params(&sql.with), FETCHED, look)
-        .await?;
+    let mut listing = KeyListing::new(query);
+    while let Some(sql) = listing.next() {
+        let look = |row: &tokio_postgres::Row| Ok(!listing.add(change(row)?));
+        session
+            .each(&sql.text, &params(&sql.with), FETCHED, look)
+            .await?;
+    }
     Ok(listing.end())
 }
 

@@ -2,15 +2,21 @@
 //! then checks each row.
 
 use super::{AUDIT_COLUMNS, COLUMNS, KEY, Sql, ends_at, id_bytes, place};
+use crate::core::id::KeyId;
 use crate::core::query::{
     AuditPage, AuditPosition, AuditQuery, AuditRow, KeyPage, KeyPosition, KeyQuery, KeySort,
 };
 use crate::core::record::{KeyRecord, Status};
+use crate::core::tenant::TenantId;
 use crate::store::{Change, Row, RowKey};
+
+/// Each further statement of a listing selects four times as many rows as the one before. So a listing whose
+/// filters reject nearly every row needs few statements.
+const GROWTH: usize = 4;
 
 /// Returns a statement that selects all rows that may match the query. Also returns whether the statement
 /// sorts the rows in the query's order.
-pub(in crate::store) fn key_candidates(query: &KeyQuery) -> (Sql, bool) {
+fn key_candidates(query: &KeyQuery) -> (Sql, bool) {
     let keys = format!("kind = {KEY} AND id IS NOT NULL");
     let mut sql = Sql::select(COLUMNS, "rows", &keys);
     if let Some(tenant) = &query.tenant {
@@ -33,13 +39,38 @@ pub(in crate::store) fn key_candidates(query: &KeyQuery) -> (Sql, bool) {
     if let Some(after) = &query.after {
         sql.and(beyond, id_bytes(after.id).to_vec());
     }
-    // The indexes `rows_of_tenant` and `rows_by_id` sort by id. A query that includes descendants can use
-    // neither index, so the database would have to sort.
-    let ordered = query.tenant.is_none() || !query.below;
-    if ordered {
-        sql.text += order;
+    // The index `rows_of_tenant` or `rows_by_id` sorts by id.
+    sql.text += order;
+    (sql, true)
+}
+
+/// Returns the tenant of a query that lists keys of the tenant and its descendants by id.
+fn root_by_id(query: &KeyQuery) -> Option<&TenantId> {
+    let is_by_id = matches!(query.sort, KeySort::Created | KeySort::Newest);
+    let root = query.tenant.as_ref().filter(|_| query.below && is_by_id);
+    root.filter(|_| query.fingerprint.is_none())
+}
+
+/// Selects the first `most` keys of `root` and its descendants after the key `after`, in the order of their ids.
+///
+/// No index sorts the keys of several tenants by id. So the inner statement sorts the ids alone, which the index
+/// `rows_of_tenant` holds, and the outer one reads only the rows of the page.
+fn by_id_below(root: &TenantId, sort: KeySort, after: Option<KeyId>, most: usize) -> Sql {
+    let (beyond, order) = match sort {
+        KeySort::Newest => ("id <", "id DESC"),
+        _ => ("id >", "id"),
+    };
+    let mut sql = Sql::select("id", "rows", "1 = 1");
+    sql.and_tenants(root, true);
+    match after {
+        Some(after) => sql.and(beyond, id_bytes(after).to_vec()),
+        None => sql.text += " AND id IS NOT NULL",
     }
-    (sql, ordered)
+    sql.text += &format!(" ORDER BY {order}");
+    sql.limit(most);
+    let ids = sql.text;
+    sql.text = format!("SELECT {COLUMNS} FROM $s.rows WHERE id IN ({ids}) ORDER BY {order}");
+    sql
 }
 
 /// Returns whether the query excludes revoked keys. Only then is an index by expiry usable, because these
@@ -74,34 +105,70 @@ fn by_end(mut sql: Sql, query: &KeyQuery) -> Sql {
 /// that another page follows.
 pub(in crate::store) struct KeyListing<'q> {
     query: &'q KeyQuery,
+    /// Whether the rows of the present statement come in the query's order.
     ordered: bool,
     limit: usize,
     found: Vec<(KeyPosition, KeyRecord)>,
     page: KeyPage,
+    /// The largest number of rows of the present statement. Zero before the first one.
+    asked: usize,
+    /// The number of rows of the present statement that were added.
+    read: usize,
+    /// The last intact row.
+    last: Option<KeyId>,
+    is_complete: bool,
 }
 
 impl<'q> KeyListing<'q> {
-    /// Starts an empty page. If `ordered` is true, rows must come in the query's order.
-    pub(in crate::store) fn new(query: &'q KeyQuery, ordered: bool) -> Self {
+    /// Starts an empty page.
+    pub(in crate::store) fn new(query: &'q KeyQuery) -> Self {
         Self {
             query,
-            ordered,
+            ordered: false,
             limit: query.limit.get().saturating_add(1),
             found: Vec::new(),
             page: KeyPage::default(),
+            asked: 0,
+            read: 0,
+            last: query.after.as_ref().map(|after| after.id),
+            is_complete: false,
         }
+    }
+
+    /// Returns the next statement to run; the caller must [add](Self::add) its rows. `None` once the page is
+    /// complete.
+    pub(in crate::store) fn next(&mut self) -> Option<Sql> {
+        let is_first = self.asked == 0;
+        if self.is_complete || (!is_first && self.read < self.asked) {
+            return None;
+        }
+        self.read = 0;
+        let Some(root) = root_by_id(self.query) else {
+            let (sql, ordered) = key_candidates(self.query);
+            (self.asked, self.ordered) = (usize::MAX, ordered);
+            return Some(sql);
+        };
+        let most = self.asked.saturating_mul(GROWTH).max(self.limit);
+        (self.asked, self.ordered) = (most, true);
+        Some(by_id_below(root, self.query.sort, self.last, most))
     }
 
     /// Adds a row if the row matches the query. Returns whether the page is complete.
     pub(in crate::store) fn add(&mut self, change: Change) -> bool {
+        self.read = self.read.saturating_add(1);
         match change.row {
             Row::Key(record) => {
                 let place = KeyPosition::of(&record);
+                self.last = Some(place.id);
                 if self.query.matches(&record) && self.query.reaches(&place) {
                     self.found.push((place, *record));
                 }
             }
-            Row::Corrupt(RowKey::Key(id)) => self.page.corrupt.push(id),
+            // A later statement may select the corrupt rows at the end of this one again.
+            Row::Corrupt(RowKey::Key(id)) if !self.page.corrupt.contains(&id) => {
+                self.page.corrupt.push(id);
+            }
+            Row::Removed { key, .. } => self.last = Some(key),
             _ => {}
         }
         // Sorts only when twice the limit is reached. This bounds the memory and amortizes the cost of
@@ -109,7 +176,8 @@ impl<'q> KeyListing<'q> {
         if self.found.len() > self.limit.saturating_mul(2).max(1024) {
             self.trim();
         }
-        self.ordered && self.found.len() == self.limit
+        self.is_complete = self.ordered && self.found.len() == self.limit;
+        self.is_complete
     }
 
     fn trim(&mut self) {

@@ -38,7 +38,7 @@ pub(in crate::store) use self::heads::{
 };
 pub(in crate::store) use self::integrity::{COUNTS, IntegrityPass, stats};
 pub use self::integrity::{IntegrityReport, Stats};
-pub(in crate::store) use self::listing::{AuditListing, KeyListing, audit_entries, key_candidates};
+pub(in crate::store) use self::listing::{AuditListing, KeyListing, audit_entries};
 pub(in crate::store) use self::load::LoadedRows;
 pub(in crate::store) use self::node::{ENTRY_COLUMNS, NODE_COLUMNS, NodeRow, lease};
 #[cfg(feature = "sqlite")]

@@ -15,8 +15,8 @@ use crate::core::tenant::TenantId;
 use crate::core::view::{LoadRequest, TenantView};
 use crate::store::sql::{
     AUDIT_COLUMNS, AuditListing, COLUMNS, DIGEST_COLUMNS, FeedPage, KeyListing, LoadedRows, ORIGIN,
-    OWNER, Scan, TENANT, audit_entries, change, entry, id_bytes, item, items_after, key_candidates,
-    origin_of, read_digest,
+    OWNER, Scan, TENANT, audit_entries, change, entry, id_bytes, item, items_after, origin_of,
+    read_digest,
 };
 use crate::store::transfer::{CopyPage, Item, Origin, Part};
 use crate::store::{
@@ -179,9 +179,10 @@ pub(super) fn scan(
 }
 
 pub(super) fn list(conn: &Connection, query: &KeyQuery) -> Result<KeyPage, SqliteFault> {
-    let (sql, ordered) = key_candidates(query);
-    let mut listing = KeyListing::new(query, ordered);
-    each_of(conn, &sql, |row| Ok(!listing.add(change(row)?)))?;
+    let mut listing = KeyListing::new(query);
+    while let Some(sql) = listing.next() {
+        each_of(conn, &sql, |row| Ok(!listing.add(change(row)?)))?;
+    }
     Ok(listing.end())
 }
 

@@ -1,6 +1,6 @@
 //! Tests that every statement finds its rows through an index, as `EXPLAIN QUERY PLAN` reports it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::num::NonZeroUsize;
 
 use rusqlite::trace::{TraceEvent, TraceEventCodes};
@@ -14,21 +14,24 @@ use crate::core::record::KeyRecord;
 use crate::core::secret::Digest;
 use crate::core::time::Timestamp;
 use crate::core::view::{Effects, Guard};
-use crate::store::CommitTag;
+use crate::store::{CommitTag, Row};
 
 thread_local! {
     static STATEMENTS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    static ROWS: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Records every statement that the connection runs, with its parameters.
+/// Records every statement that the connection runs, with its parameters, and counts the rows of the results.
 fn listen(conn: &mut Connection) {
-    let note = |event: TraceEvent<'_>| {
-        if let TraceEvent::Stmt(statement, _) = event {
+    let note = |event: TraceEvent<'_>| match event {
+        TraceEvent::Stmt(statement, _) => {
             let sql = statement.expanded_sql().unwrap();
             STATEMENTS.with_borrow_mut(|all| all.push(sql));
         }
+        TraceEvent::Row(_) => ROWS.set(ROWS.get() + 1),
+        _ => {}
     };
-    let mask = TraceEventCodes::SQLITE_TRACE_STMT;
+    let mask = TraceEventCodes::SQLITE_TRACE_STMT | TraceEventCodes::SQLITE_TRACE_ROW;
     conn.trace_v2(mask, Some(note)).unwrap();
 }
 
@@ -201,6 +204,80 @@ fn listings_by_id_and_fingerprint_and_trails_use_an_index_and_sort_nothing() {
         read::audit(conn, &AuditQuery::all().about(record.id)).unwrap();
     });
     assert_all_search(&plans);
+}
+
+/// Writes 300 keys, each into another of three tenants than the key before.
+fn write_keys_below(conn: &Connection) {
+    for number in 1..=300 {
+        let mut record = record();
+        record.facts.id = KeyId::from_u128(number);
+        record.facts.tenant = format!("acme/{}", number % 3).parse().unwrap();
+        let place = i64::try_from(number).unwrap();
+        write::put(conn, place, &Row::Key(Box::new(record)), true).unwrap();
+    }
+}
+
+/// The index holds only the ids. A page that read the rows to sort them would read every key for each page.
+#[test]
+fn a_page_of_a_tenant_and_its_descendants_reads_no_row_of_another_page() {
+    let mut recorder = PlanRecorder::new();
+    write_keys_below(&recorder.conn);
+    for sort in [KeySort::Created, KeySort::Newest] {
+        let mut query = KeyQuery {
+            below: true,
+            sort,
+            limit: NonZeroUsize::new(10).unwrap(),
+            ..KeyQuery::tenant("acme".parse().unwrap(), Timestamp::UNIX_EPOCH)
+        };
+        let mut found = Vec::new();
+        loop {
+            let mut page = KeyPage::default();
+            ROWS.set(0);
+            let plans = recorder.plans(|conn| {
+                page = read::list(conn, &query).unwrap();
+                assert!(ROWS.get() <= 11, "{} rows were read", ROWS.get());
+            });
+            for index in [
+                "COVERING INDEX rows_of_tenant (tenant>",
+                "INDEX rows_by_id (id=?)",
+            ] {
+                assert!(plans.iter().any(|step| step.contains(index)), "{plans:#?}");
+            }
+            assert!(
+                !plans.iter().any(|step| step.starts_with("SCAN")),
+                "{plans:#?}"
+            );
+            found.extend(page.keys.iter().map(|record| record.id.to_u128()));
+            match page.next {
+                Some(next) => query.after = Some(next),
+                None => break,
+            }
+        }
+        let mut expected: Vec<_> = (1..=300).collect();
+        if sort == KeySort::Newest {
+            expected.reverse();
+        }
+        assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn a_listing_whose_filter_rejects_all_keys_reads_each_row_once_in_few_statements() {
+    let mut recorder = PlanRecorder::new();
+    write_keys_below(&recorder.conn);
+    let query = KeyQuery {
+        below: true,
+        owner: Some("nobody".parse().unwrap()),
+        limit: NonZeroUsize::new(10).unwrap(),
+        ..KeyQuery::tenant("acme".parse().unwrap(), Timestamp::UNIX_EPOCH)
+    };
+    ROWS.set(0);
+    recorder.plans(|conn| {
+        assert!(read::list(conn, &query).unwrap().keys.is_empty());
+        let statements = STATEMENTS.with_borrow(Vec::len);
+        // The statements select at most 11, 44, 176 and 704 rows.
+        assert_eq!((ROWS.get(), statements), (300, 4));
+    });
 }
 
 #[test]
