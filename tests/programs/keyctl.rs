@@ -383,6 +383,32 @@ fn retention_goes_on_after_a_tenant_that_fails() {
     shop.run(&["show", &ended[1]]).ended(NOT_FOUND);
 }
 
+/// A row that no scan can read shows that the command reads none.
+#[test]
+fn a_command_for_all_tenants_finds_them_without_reading_their_rows() {
+    let shop = Shop::new();
+    for tenant in ["acme", "globex"] {
+        shop.key(tenant, "export", &[]);
+    }
+    shop.tamper("UPDATE rows SET id = x'01', body = x'' WHERE kind = 2 AND tenant = 'acme'");
+    let retained = shop.run(&["retain"]).ended(0);
+    for tenant in ["acme", "globex"] {
+        let line = format!("{tenant}  0 keys and 0 audit entries removed");
+        assert!(retained.out.contains(&line), "{retained:?}");
+    }
+}
+
+#[test]
+fn a_damaged_head_of_a_tenant_keeps_no_command_from_the_others() {
+    let shop = Shop::new();
+    let [_, ended] = ["acme", "globex"].map(|tenant| shop.key(tenant, "export", &[]).0);
+    shop.run(&["revoke", &ended, "--reason", "lost"]).ended(0);
+    shop.tamper("UPDATE tenants SET seal = seal + 1 WHERE tenant = 'acme'");
+    let purged = shop.run(&["purge"]).ended(CORRUPT);
+    assert!(purged.err.contains("tenant acme: "), "{purged:?}");
+    assert!(purged.out.contains("globex  "), "{purged:?}");
+}
+
 /// Creates a key in the tenant by a clock that is ten years ahead. Returns the time of that clock.
 fn commit_in_the_future(shop: &Shop, tenant: &str) -> Timestamp {
     let later = SystemClock.now().saturating_add(keyward::days(3650));

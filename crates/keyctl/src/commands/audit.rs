@@ -5,7 +5,10 @@ use std::num::NonZeroUsize;
 
 use keyward::audit::{AuditEntry, AuditHash, AuditHead, PrunedAudit};
 use keyward::key::Digest;
-use keyward::store::{AuditPage, AuditQuery, AuditRow, KeyStore, Row, RowKey};
+use keyward::store::transfer::{Item, Part};
+use keyward::store::{
+    AuditPage, AuditQuery, AuditRow, KeyStore, Row, RowKey, StoreError, StoreErrorKind,
+};
 use keyward::{TenantId, Timestamp};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -68,9 +71,34 @@ pub(crate) async fn prune(
 
 /// Returns the tenant that `--tenant` names, or all tenants.
 pub(super) async fn asked(context: &CliContext) -> CliResult<BTreeSet<TenantId>> {
-    match context.tenant()? {
-        Some(tenant) => Ok(BTreeSet::from([tenant])),
-        None => tenants(context).await,
+    if let Some(tenant) = context.tenant()? {
+        return Ok(BTreeSet::from([tenant]));
+    }
+    match tenants(context).await {
+        // The damage of one tenant must not keep the command from the others.
+        Err(error) if error.kind() == StoreErrorKind::Corrupt => tenants_of_rows(context).await,
+        found => Ok(found?),
+    }
+}
+
+/// Returns every tenant that ever had a commit. Reads only the heads of the tenants.
+async fn tenants(context: &CliContext) -> Result<BTreeSet<TenantId>, StoreError> {
+    let mut tenants = BTreeSet::new();
+    let mut after = None;
+    loop {
+        let source = context.backend.source();
+        let items = source
+            .page(Part::Tenants, after.as_ref(), PAGE)
+            .await?
+            .items;
+        after = items.get(PAGE.get() - 1).cloned();
+        tenants.extend(items.into_iter().filter_map(|item| match item {
+            Item::Tenant { tenant, .. } => Some(tenant),
+            _ => None,
+        }));
+        if after.is_none() {
+            return Ok(tenants);
+        }
     }
 }
 
@@ -168,7 +196,11 @@ impl<'a> AuditLine<'a> {
 
 async fn check(context: &CliContext, seen: Option<&str>, output: &Output) -> CliResult<()> {
     let seen = seen.map(head).transpose()?;
-    for tenant in asked(context).await? {
+    let tenants = match context.tenant()? {
+        Some(tenant) => BTreeSet::from([tenant]),
+        None => tenants_of_rows(context).await?,
+    };
+    for tenant in tenants {
         let actor = context.actor(&tenant)?;
         let checked = context.keys.verify_audit(&actor, &tenant, seen).await;
         let about = |error| CliError::from(error).about(format!("audit trail of {tenant}"));
@@ -185,7 +217,7 @@ async fn check(context: &CliContext, seen: Option<&str>, output: &Output) -> Cli
 }
 
 /// Returns every tenant that has audit entries or other rows. A tenant with rows must have an audit trail.
-async fn tenants(context: &CliContext) -> CliResult<BTreeSet<TenantId>> {
+async fn tenants_of_rows(context: &CliContext) -> CliResult<BTreeSet<TenantId>> {
     let mut tenants = BTreeSet::new();
     let mut after = None;
     loop {
