@@ -5,7 +5,7 @@ use super::session::{Session, VERSIONED, version};
 use super::setup::{RANDOM, bits};
 use super::{documents, head, nodes};
 use crate::core::view::Revision;
-use crate::store::sql::{self, COUNTS, Cells, IntegrityPass, StoreRow, first_after, signed};
+use crate::store::sql::{self, COUNTS, Cells, IntegrityPass, StoreRow, Tombstones, signed};
 use crate::store::{Epoch, IntegrityReport, Stats};
 
 /// 2,048 rows per fetch of the integrity check, to bound the memory in use. An estimate.
@@ -46,17 +46,29 @@ pub(super) async fn stats(session: &Session) -> Result<Stats, PostgresFault> {
     Ok(sql::stats(counts, head, (bytes, 0), engine)?)
 }
 
-/// Drops the tombstones of commits at or below `upto`, and returns the number of dropped tombstones. The ids
-/// stay taken. The caller commits the session.
-pub(super) async fn compact(session: &Session, upto: Revision) -> Result<u64, PostgresFault> {
+/// Finds the tombstones of commits at or below the revision `upto`.
+pub(super) async fn tombstones(
+    session: &Session,
+    upto: Revision,
+) -> Result<Tombstones, PostgresFault> {
+    let mut found = Tombstones::upto(upto, &head::read(session).await?);
+    for row in &session.query(Tombstones::SQL, &[&found.end()]).await? {
+        found
+            .places
+            .push(row.number(0, "the place of a tombstone")?);
+    }
+    Ok(found)
+}
+
+/// Drops tombstones, and returns their number. The ids stay taken. The caller commits the session.
+pub(super) async fn compact(session: &Session, found: &Tombstones) -> Result<u64, PostgresFault> {
     let head = head::lock(session).await?;
-    let floor = upto.min(head.last.revision).max(head.store.floor);
-    let end = first_after(floor);
-    let keep = "INSERT INTO $s.gone (id) SELECT id FROM $s.rows WHERE kind = 3 AND place < $1 \
+    let floor = found.floor(&head)?;
+    let keep = "INSERT INTO $s.gone (id) SELECT id FROM $s.rows WHERE kind = 3 AND place = ANY($1) \
                 ON CONFLICT DO NOTHING";
-    session.execute(keep, &[&end]).await?;
-    let drop = "DELETE FROM $s.rows WHERE kind = 3 AND place < $1";
-    let dropped = session.execute(drop, &[&end]).await?;
+    session.execute(keep, &[&found.places]).await?;
+    let drop = "DELETE FROM $s.rows WHERE kind = 3 AND place = ANY($1)";
+    let dropped = session.execute(drop, &[&found.places]).await?;
     // A follower with a cursor below the floor gets `Compacted` and starts over. So no follower needs these
     // rows of `commits`.
     let sql = "DELETE FROM $s.commits WHERE revision < $1";

@@ -213,11 +213,18 @@ impl PostgresStore {
     ///
     /// [`StoreError`]. After `Indeterminate` the tombstones may or may not have been dropped.
     pub async fn compact(&self, upto: Revision) -> Result<u64, StoreError> {
+        let found = self.within(
+            SessionMode::Read,
+            TimeLimit::Day,
+            "finding tombstones",
+            move |session| admin::tombstones(session, upto).boxed(),
+        );
+        let found = found.await?;
         self.within(
             SessionMode::Write,
             TimeLimit::Short,
             "dropping tombstones",
-            move |session| admin::compact(session, upto).boxed(),
+            move |session| async move { admin::compact(session, &found).await }.boxed(),
         )
         .await
     }

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use super::heads::Head;
 use super::{COLUMNS, KEY, OWNER, RowFault, Sql, TENANT, first_after, id_bytes};
 use crate::core::view::Revision;
-use crate::store::{Change, Changes, Cursor, RowKey, ScanPage};
+use crate::store::{Change, Changes, Cursor, Epoch, RowKey, ScanPage};
 
 /// Builds a page of changes. All changes of one revision are in the same page.
 pub(in crate::store) struct FeedPage {
@@ -67,6 +67,46 @@ impl FeedPage {
             head: head.cursor(),
             server_time: head.server_time,
         })
+    }
+}
+
+/// The tombstones that a compaction drops.
+///
+/// No index holds the tombstones alone, so a compaction reads every row to find them. It reads them in a snapshot,
+/// before the transaction that drops them excludes other commits.
+pub(in crate::store) struct Tombstones {
+    epoch: Epoch,
+    floor: Revision,
+    pub(in crate::store) places: Vec<i64>,
+}
+
+impl Tombstones {
+    /// Selects the places of all tombstones before the place `$1`.
+    pub(in crate::store) const SQL: &str =
+        "SELECT place FROM $s.rows WHERE kind = 3 AND place < $1";
+
+    /// Starts with no tombstone. `head` is that of the snapshot.
+    pub(in crate::store) fn upto(upto: Revision, head: &Head) -> Self {
+        Self {
+            epoch: head.store.epoch,
+            floor: upto.min(head.last.revision).max(head.store.floor),
+            places: Vec::new(),
+        }
+    }
+
+    /// Returns the first place after these tombstones.
+    pub(in crate::store) fn end(&self) -> i64 {
+        first_after(self.floor)
+    }
+
+    /// Returns the floor of the store without these tombstones. `head` is that of the transaction that drops them.
+    pub(in crate::store) fn floor(&self, head: &Head) -> Result<Revision, RowFault> {
+        if head.store.epoch != self.epoch || head.last.revision < self.floor {
+            return Err(RowFault::Refused(
+                "the store was replaced while its tombstones were read; drop them again",
+            ));
+        }
+        Ok(self.floor.max(head.store.floor))
     }
 }
 

@@ -32,7 +32,7 @@ pub(in crate::store) use self::document::{
     DOCUMENT_COLUMNS, document_version_and_seal, lease_after_restore, read_document,
 };
 pub(in crate::store) use self::entries::{AUDIT_COLUMNS, AuditColumns, entry};
-pub(in crate::store) use self::feed::{FeedPage, Scan};
+pub(in crate::store) use self::feed::{FeedPage, Scan, Tombstones};
 pub(in crate::store) use self::heads::{
     CommitRow, DIGEST_COLUMNS, Head, StoreRow, TENANT_COLUMNS, TenantHead, digest_seal, read_digest,
 };

@@ -12,7 +12,7 @@ use super::rows::{dialect, each, one};
 use super::session::{self, Pool, ReadBound};
 use super::{documents, head, nodes, read, registry, schema};
 use crate::core::view::Revision;
-use crate::store::sql::{self, COUNTS, IntegrityPass, StoreRow, first_after, signed};
+use crate::store::sql::{self, COUNTS, IntegrityPass, StoreRow, Tombstones, signed};
 use crate::store::{Cursor, Epoch, IntegrityReport, Stats};
 
 /// Reads the whole file and names all damage. Continues after a page that cannot be read.
@@ -314,30 +314,45 @@ pub(super) fn checkpoint(file: &StoreFile) -> Result<(), SqliteFault> {
     }
 }
 
-/// Drops the tombstones of commits at or below the revision `upto`, and returns their number. The ids of the
-/// removed keys move to the table `gone`, so that no new key can use them.
-pub(super) fn compact(file: &StoreFile, upto: Revision) -> Result<u64, SqliteFault> {
+/// Finds the tombstones of commits at or below the revision `upto`.
+pub(super) fn tombstones(conn: &Connection, upto: Revision) -> Result<Tombstones, SqliteFault> {
+    let mut found = Tombstones::upto(upto, &head::read(conn)?);
+    each(conn, &dialect(Tombstones::SQL), [found.end()], |row| {
+        found.places.push(row.get(0)?);
+        Ok(true)
+    })?;
+    Ok(found)
+}
+
+/// Drops tombstones, and returns their number. The ids of the removed keys move to the table `gone`, so that no new
+/// key can use them.
+pub(super) fn compact(file: &StoreFile, found: &Tombstones) -> Result<u64, SqliteFault> {
     session::write(file, |conn| {
         file.check_mark(conn)?;
-        let head = head::read(conn)?;
-        let floor = upto.min(head.last.revision).max(head.store.floor);
-        let end = first_after(floor);
-        conn.execute(
-            "INSERT OR IGNORE INTO gone (id) SELECT id FROM rows WHERE kind = 3 AND place < ?1",
-            [end],
-        )?;
-        let dropped = conn.execute("DELETE FROM rows WHERE kind = 3 AND place < ?1", [end])?;
-        // The feed refuses cursors below the floor, so the tags of these commits are not needed. The last
-        // commit is never below the floor.
-        let sql = "DELETE FROM commits WHERE revision < ?1";
-        conn.execute(sql, [signed(floor.0)?])?;
-        head::write_store(
-            conn,
-            &StoreRow {
-                floor,
-                ..head.store
-            },
-        )?;
-        Ok(u64::try_from(dropped).unwrap_or(u64::MAX))
+        drop_tombstones(conn, found)
     })
+}
+
+pub(super) fn drop_tombstones(conn: &Connection, found: &Tombstones) -> Result<u64, SqliteFault> {
+    let head = head::read(conn)?;
+    let floor = found.floor(&head)?;
+    let mut dropped: u64 = 0;
+    for place in &found.places {
+        let keep =
+            "INSERT OR IGNORE INTO gone (id) SELECT id FROM rows WHERE place = ?1 AND kind = 3";
+        conn.prepare_cached(keep)?.execute([place])?;
+        let drop = "DELETE FROM rows WHERE place = ?1 AND kind = 3";
+        let count = conn.prepare_cached(drop)?.execute([place])?;
+        dropped = dropped.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
+    }
+    // The feed refuses cursors below the floor, so the tags of these commits are not needed. The last
+    // commit is never below the floor.
+    let sql = "DELETE FROM commits WHERE revision < ?1";
+    conn.execute(sql, [signed(floor.0)?])?;
+    let store = StoreRow {
+        floor,
+        ..head.store
+    };
+    head::write_store(conn, &store)?;
+    Ok(dropped)
 }

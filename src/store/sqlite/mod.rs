@@ -389,8 +389,10 @@ impl SqliteStore {
     ///
     /// [`StoreError`].
     pub async fn compact(&self, upto: Revision) -> Result<u64, StoreError> {
+        let find = move |conn: &Connection| admin::tombstones(conn, upto);
+        let found = self.read("finding tombstones", find).await?;
         let file = self.file();
-        let done = blocking::unblock(move || admin::compact(&file, upto)).await;
+        let done = blocking::unblock(move || admin::compact(&file, &found)).await;
         done.map_err(|fault| fault.into_error("forgetting tombstones"))
     }
 

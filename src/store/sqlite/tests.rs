@@ -206,6 +206,24 @@ fn listings_by_id_and_fingerprint_and_trails_use_an_index_and_sort_nothing() {
     assert_all_search(&plans);
 }
 
+/// No index holds the tombstones alone. A scan in this transaction would keep other processes from committing.
+#[test]
+fn the_transaction_that_drops_tombstones_reads_no_other_row() {
+    let mut recorder = PlanRecorder::new();
+    write_keys_below(&recorder.conn);
+    let (key, tenant) = (KeyId::from_u128(7), "acme/1".parse().unwrap());
+    write::put(&recorder.conn, 301, &Row::Removed { key, tenant }, false).unwrap();
+    let found = admin::tombstones(&recorder.conn, Revision::ZERO).unwrap();
+    assert_eq!(found.places, [301]);
+    let plans = recorder.plans(|conn| {
+        assert_eq!(admin::drop_tombstones(conn, &found).unwrap(), 1);
+    });
+    assert_all_search(&plans);
+    assert_eq!(admin::drop_tombstones(&recorder.conn, &found).unwrap(), 0);
+    let gone = read::find(&recorder.conn, &Locator::Id(key)).unwrap();
+    assert_eq!(gone, None);
+}
+
 /// Writes 300 keys, each into another of three tenants than the key before.
 fn write_keys_below(conn: &Connection) {
     for number in 1..=300 {
