@@ -17,7 +17,8 @@ pub enum StoreErrorKind {
     /// A commit may or may not have taken effect. Load the tenant again before the next decision.
     Indeterminate,
     /// The store denies access to this process: wrong credentials, a missing privilege, a file that may not be
-    /// written, tables of a later version. Nothing was written. A retry fails until an operator acts.
+    /// written, tables that are missing or of a later version. Nothing was written. A retry fails until an operator
+    /// acts.
     Denied,
     /// The store could not be used. Nothing was written, and a retry is safe.
     Unavailable,

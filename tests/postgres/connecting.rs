@@ -148,6 +148,7 @@ fn an_error_has_its_cause_and_the_next_step() {
     let failed = wait(store.load(&acme, &LoadRequest::none())).unwrap_err();
     let text = WithSources(&failed).to_string();
     assert!(text.contains("42P01") || text.contains("3F000"), "{text}");
+    assert_eq!(failed.kind(), StoreErrorKind::Denied, "no retry succeeds");
     assert!(text.contains("renamed or dropped"), "{text}");
 
     let down = PostgresStore::options("postgres://alice@127.0.0.1:1/db");
@@ -176,7 +177,7 @@ fn tables_are_set_up_whole_or_not_at_all() {
     // other tables.
     place.run("CREATE SCHEMA $s; CREATE TABLE $s.nodes (theirs integer)");
     let refused = open(place.options()).unwrap_err();
-    assert!(matches!(refused, ConnectError::Database(_)), "{refused:?}");
+    assert!(matches!(refused, ConnectError::Denied(_)), "{refused:?}");
     let tables = place.ask("SELECT tablename::text FROM pg_tables WHERE schemaname = '$s'");
     assert_eq!(tables, ["nodes"]);
     place.run("DROP TABLE $s.nodes");

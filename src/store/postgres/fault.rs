@@ -80,6 +80,9 @@ fn remedy(code: &SqlState) -> &'static str {
         "3D000" => "; check the name of the database in the URL",
         "3F000" | "42P01" => "; check whether the schema of the store was renamed or dropped",
         "42501" => "; grant the privilege to the role of the store",
+        "42P07" | "42710" => {
+            "; the schema has something else under a name of the store: name another schema, or remove that"
+        }
         _ => "",
     }
 }
@@ -225,13 +228,16 @@ impl PostgresFault {
     /// attempt.
     fn is_denied(&self) -> bool {
         let denied = [
-            SqlState::INSUFFICIENT_PRIVILEGE,
             SqlState::INVALID_CATALOG_NAME,
             SqlState::INVALID_SCHEMA_NAME,
         ];
         match self {
-            // Class 28 contains wrong passwords, unknown roles, and hosts that `pg_hba.conf` rejects.
-            Self::Server { code, .. } => code.code().starts_with("28") || denied.contains(code),
+            // Class 28 contains wrong passwords, unknown roles, and hosts that `pg_hba.conf` rejects. Class 42
+            // contains missing privileges, and tables that are missing or not those of the store.
+            Self::Server { code, .. } => {
+                let is_of_class = |class| code.code().starts_with(class);
+                is_of_class("28") || is_of_class("42") || denied.contains(code)
+            }
             Self::Version(_) => true,
             Self::Hosts(hosts) => {
                 let of = |is: fn(&Self) -> bool| hosts.iter().map(move |host| is(&host.fault));
@@ -363,7 +369,7 @@ pub enum ConnectError {
         "the schema contains no store: name the schema of the store, or create a store with `keyctl init`"
     )]
     NotFound,
-    /// The database denies access: a wrong password, a missing privilege, a missing database. The source names
+    /// The database denies access: a wrong password, a missing privilege, a missing database or table. The source names
     /// the reason. A retry fails until an operator acts.
     #[error("the database denies access")]
     Denied(#[source] Box<dyn std::error::Error + Send + Sync>),

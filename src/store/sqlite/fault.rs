@@ -14,7 +14,7 @@ use crate::store::{StoreError, StoreErrorKind};
 /// The error of one operation on the file.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SqliteFault {
-    #[error(transparent)]
+    #[error("{}", sql_text(.0))]
     Sql(rusqlite::Error),
     /// A commit failed in such a way that it may or may not be on disk.
     #[error("{0}")]
@@ -36,6 +36,16 @@ pub(super) enum SqliteFault {
         path.display()
     )]
     Registry { path: PathBuf, what: String },
+}
+
+/// Formats an error of SQLite with its extended code, once.
+fn sql_text(error: &rusqlite::Error) -> String {
+    match error {
+        rusqlite::Error::SqliteFailure(error, Some(message)) => {
+            format!("{message} (SQLite code {})", error.extended_code)
+        }
+        error => error.to_string(),
+    }
 }
 
 impl From<rusqlite::Error> for SqliteFault {
@@ -210,7 +220,12 @@ impl SqliteFault {
             _ if self.is_denied() => StoreErrorKind::Denied,
             _ => StoreErrorKind::Unavailable,
         };
-        StoreError::new(kind, doing).with_source(self)
+        let error = StoreError::new(kind, doing);
+        match self {
+            // Lets a caller know the cause by its type.
+            Self::Io(source) => error.with_source(source),
+            fault => error.with_source(fault),
+        }
     }
 }
 
@@ -445,7 +460,7 @@ impl OpenError {
             {
                 Self::Denied {
                     path,
-                    source: error.into(),
+                    source: SqliteFault::Sql(error).into(),
                 }
             }
             fault => Self::io(path, fault),

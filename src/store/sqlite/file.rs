@@ -293,7 +293,7 @@ impl StoreFile {
         let busy: bool = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
         if busy {
             return Err(SqliteFault::Refused(
-                "another process reads the file, so its log could not be moved into it: try again",
+                "another process reads or writes the file, so its log could not be moved into it: try again",
             ));
         }
         Ok(())

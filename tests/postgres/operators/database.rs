@@ -419,6 +419,21 @@ fn a_database_is_recovered_from_the_trail_in_another_schema() {
     shop.place.run(&format!("DROP SCHEMA {aside} CASCADE"));
 }
 
+/// No retry succeeds before an operator acts, so a script must not try again.
+#[test]
+fn missing_tables_and_taken_names_have_the_exit_code_of_no_access() {
+    let shop = Shop::new();
+    shop.place.run("DROP TABLE $s.audit");
+    let missing = shop.run(&["audit"]).ended(NO_ACCESS);
+    assert!(missing.err.contains("renamed or dropped"), "{missing:?}");
+    let taken = Shop::empty();
+    taken
+        .place
+        .run("CREATE SCHEMA $s; CREATE TABLE $s.nodes (theirs integer)");
+    let refused = taken.run(&["init"]).ended(NO_ACCESS);
+    assert!(refused.err.contains("name another schema"), "{refused:?}");
+}
+
 #[test]
 fn the_sql_that_keyctl_prints_creates_the_tables_of_a_store() {
     let shop = Shop::empty();
