@@ -3,7 +3,7 @@
 
 use support::postgres::{Server, programs};
 
-use crate::page::{PageReader, page, steps};
+use crate::page::{PageReader, PageStep, page, steps};
 
 fn follow(page: &str) {
     let mut reader = PageReader::new("first_service");
@@ -29,6 +29,19 @@ fn every_command_of_the_page_about_postgresql_works_in_order() {
     let page = page("operating-postgresql.md");
     assert!(page.contains(address));
     let path = programs().display().to_string();
-    let url = format!("'{}'; export PATH=\"$PATH:{path}\"", server.url());
-    follow(&page.replace(address, &url));
+    let url = server.url();
+    let section = "host=db.example\nuser=keyward\npassword=password\ndbname=app";
+    assert!(page.contains(section));
+    let page = page.replace(section, &url.replace(' ', "\n"));
+    let exported = format!("'{url}'; export PATH=\"$PATH:{path}\"");
+    follow(&page.replace(address, &exported));
+}
+
+/// Other users of the machine see the arguments of a program.
+#[test]
+fn no_command_of_a_page_has_the_store_in_its_arguments() {
+    for name in ["operating-file.md", "operating-postgresql.md", "moving.md"] {
+        let in_arguments = |step: &PageStep| step.command.contains("$KEYWARD_STORE");
+        assert!(!steps(&page(name)).iter().any(in_arguments), "{name}");
+    }
 }
