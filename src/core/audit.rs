@@ -463,7 +463,9 @@ pub enum ChainError {
         sequence: u64,
     },
     /// The ring does not have the pepper that sealed an entry.
-    #[error("entry {sequence} was sealed under pepper {pepper}, which the ring does not have")]
+    #[error(
+        "entry {sequence} was sealed under pepper {pepper}, which this process does not have: put back the pepper file that has it"
+    )]
     UnknownPepper {
         /// The entry's number.
         sequence: u64,

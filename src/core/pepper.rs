@@ -352,7 +352,7 @@ impl PepperRing {
         match self.any(&pepper.id) {
             None => Ok(()),
             Some(_) => {
-                let expected = "an id that the ring does not have";
+                let expected = "an id that no other pepper has";
                 Err(Invalid::new("pepper id", Problem::Format { expected }))
             }
         }

@@ -8,6 +8,7 @@ mod first_service;
 mod keyctl;
 mod keyctl_live;
 mod keyctl_operating;
+mod keyctl_outcomes;
 mod operating;
 mod page;
 mod processes;

@@ -11,17 +11,18 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 
 pub(crate) use self::bulk::{BulkConfirmArgs, CloseTenantArgs, RemoveOwnerArgs, RevokeManyArgs};
 use crate::store::{StoreLocation, file_name};
-use crate::words::{ReasonWord, RotationWord, SortWord, StatusWord, duration};
+use crate::words::{ReasonWord, RotationWord, SortWord, StatusWord, duration, page_size};
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
   1  denied or refused; nothing was changed
   2  wrong usage, or a malformed value
-  3  the store or a file could not be read or written, or others were faster too often
+  3  the store or a file cannot be used now, or others were faster too often: try again
   4  something stored is corrupt, or an audit chain is broken
   5  no such key, tenant, store or file
-  6  no access: a wrong password, a missing privilege, or a file that may not be read or written
+  6  no access: a wrong password, a missing privilege, missing tables, or a file that may not be read or written
+  7  done in part, or done without its output: the message says what is left
 
 Secrets are read from files and written to stdout, once. None is ever an argument.";
 
@@ -45,6 +46,7 @@ pub(crate) struct CommonArgs {
         global = true,
         env = "KEYWARD_STORE",
         hide_env_values = true,
+        value_parser = location(),
         default_value = "keys.db"
     )]
     pub(crate) store: StoreLocation,
@@ -93,6 +95,10 @@ pub(crate) struct CommonArgs {
     /// Open a restored store whose recovery is not finished
     #[arg(long, global = true)]
     pub(crate) allow_unrecovered: bool,
+}
+
+fn location() -> impl TypedValueParser<Value = StoreLocation> {
+    OsStringValueParser::new().try_map(StoreLocation::try_from)
 }
 
 fn path() -> impl TypedValueParser<Value = PathBuf> {
@@ -206,8 +212,10 @@ A password in an argument is seen by other users of the machine: env:NAME takes 
 variable NAME.")]
 pub(crate) struct MigrateStoreArgs {
     /// The store to copy: a file, a database's URL, or env:NAME
+    #[arg(value_parser = location())]
     pub(crate) from: StoreLocation,
     /// The target: a file, a database's URL, or env:NAME, with nothing in it yet
+    #[arg(value_parser = location())]
     pub(crate) to: StoreLocation,
     /// The schema of TO, if it differs from --schema
     #[arg(long, value_name = "NAME")]
@@ -265,7 +273,7 @@ pub(crate) struct RecoverArgs {
     #[arg(long)]
     pub(crate) disable_all: bool,
     /// Repeat the changes that ended or narrowed keys, from the trail of another store, as a file, a URL or env:NAME
-    #[arg(long, value_name = "STORE")]
+    #[arg(long, value_name = "STORE", value_parser = location())]
     pub(crate) replay_from: Option<StoreLocation>,
     /// Repeat the changes that ended or narrowed keys, as recorded in lines that `keyctl audit --json --all`
     /// wrote; may be repeated. Disables the keys of each tenant without later lines, unless --trust-unchanged is
@@ -284,7 +292,8 @@ pub(crate) struct RecoverArgs {
         conflicts_with_all = ["disable_all", "replay_file", "trust_backup"]
     )]
     pub(crate) replay_schema: Option<String>,
-    /// Keep each tenant without later lines as it is; the files must hold the whole trail up to the loss
+    /// Keep each tenant without later lines as it is; the files must hold the whole trail up to the loss. If no tenant
+    /// has later lines, use --trust-backup instead
     #[arg(
         long,
         requires = "replay_file",
@@ -294,7 +303,8 @@ pub(crate) struct RecoverArgs {
 }
 
 impl CliCommand {
-    /// Returns whether the command only prints rows. Such a command succeeds if its reader closes stdout early.
+    /// Returns whether the command only prints rows. Such a command ends, and succeeds, if its reader closes stdout
+    /// early.
     pub(crate) const fn only_lists(&self) -> bool {
         match self {
             Self::List(_) | Self::Show { .. } | Self::Nodes | Self::Stats | Self::Schema => true,
@@ -416,7 +426,7 @@ pub(crate) struct ListArgs {
     #[arg(long, value_name = "POSITION")]
     pub(crate) after: Option<String>,
     /// The page size; with --all, keys per read
-    #[arg(long, default_value = "100")]
+    #[arg(long, value_parser = page_size, default_value = "100")]
     pub(crate) limit: NonZeroUsize,
     /// All pages
     #[arg(long)]
@@ -512,7 +522,7 @@ pub(crate) struct AuditArgs {
     #[arg(long, value_name = "POSITION")]
     pub(crate) after: Option<String>,
     /// The page size; with --all, entries per read
-    #[arg(long, default_value = "100")]
+    #[arg(long, value_parser = page_size, default_value = "100")]
     pub(crate) limit: NonZeroUsize,
     /// All pages
     #[arg(long)]

@@ -1,11 +1,14 @@
 //! The context of most commands: the open store, and the actor that executes the commands.
 
+use std::num::NonZeroUsize;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use keyward::command::{CommandId, Invocation};
 use keyward::policy::{Policies, Policy, PolicySpec};
-use keyward::store::{KeyStore, Locator, PositionError, Row};
+use keyward::store::{
+    KeyQuery, KeyStore, LoadRequest, Locator, PositionError, Revision, Row, StoreErrorKind,
+};
 use keyward::{Actor, Denial, Follow, KeyId, Keyward, PepperRing, Receipt, TenantId};
 use serde_json::{Value, json};
 
@@ -71,6 +74,41 @@ impl CliContext {
     pub(crate) fn named_tenant(&self) -> CliResult<TenantId> {
         let missing = || CliError::usage("name a tenant: --tenant <TENANT>");
         self.tenant()?.ok_or_else(missing)
+    }
+
+    /// Returns the tenant that `--tenant` names. Fails if the store has neither the tenant nor a key below it, as
+    /// after a typing error.
+    pub(crate) async fn known_tenant(&self) -> CliResult<TenantId> {
+        let tenant = self.named_tenant()?;
+        match self.knows(&tenant).await? || self.has_keys_below(&tenant).await? {
+            true => Ok(tenant),
+            false => Err(CliError::from(Denial::TenantNotFound).about(format!("tenant {tenant}"))),
+        }
+    }
+
+    /// Returns the [`known_tenant`](Self::known_tenant) if `--tenant` is given.
+    pub(crate) async fn some_tenant(&self) -> CliResult<Option<TenantId>> {
+        match self.common.tenant {
+            Some(_) => Ok(Some(self.known_tenant().await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Returns whether the store has a commit of the tenant.
+    pub(crate) async fn knows(&self, tenant: &TenantId) -> CliResult<bool> {
+        match self.store.load(tenant, &LoadRequest::none()).await {
+            Ok(view) => Ok(view.revision > Revision::ZERO),
+            Err(error) if error.kind() == StoreErrorKind::Corrupt => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn has_keys_below(&self, tenant: &TenantId) -> CliResult<bool> {
+        let mut query = KeyQuery::tenant(tenant.clone(), self.keys.now());
+        query.below = true;
+        query.limit = NonZeroUsize::MIN;
+        let page = self.store.list(&query).await?;
+        Ok(!page.keys.is_empty() || !page.corrupt.is_empty())
     }
 
     /// Returns whether the operator acts as the host itself, which sees all tenants.
@@ -148,7 +186,8 @@ pub(crate) fn change(done: &str, receipt: &Receipt) -> Value {
     })
 }
 
-fn policy(common: &CommonArgs) -> CliResult<Option<Policy>> {
+/// Reads the file that `--policy` names, if any.
+pub(crate) fn policy(common: &CommonArgs) -> CliResult<Option<Policy>> {
     let Some(path) = &common.policy else {
         return Ok(None);
     };

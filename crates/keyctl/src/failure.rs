@@ -26,6 +26,8 @@ pub(crate) enum CliErrorKind {
     Corrupt = 4,
     NotFound = 5,
     NoAccess = 6,
+    /// The command was carried out in part, or its result could not be printed.
+    InPart = 7,
 }
 
 impl CliErrorKind {
@@ -37,16 +39,27 @@ impl CliErrorKind {
             Self::Corrupt => "corrupt",
             Self::NotFound => "not_found",
             Self::NoAccess => "no_access",
+            Self::InPart => "in_part",
         }
     }
 
     /// Returns the kind of an error that opening a file returned.
     pub(crate) fn of_file(error: &io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::NotFound => Self::NotFound,
-            io::ErrorKind::PermissionDenied => Self::NoAccess,
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Self::NotFound,
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Self::NoAccess,
+            io::ErrorKind::IsADirectory
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::InvalidFilename => Self::Usage,
             _ => Self::Unavailable,
         }
+    }
+
+    /// Returns the kind of an error whose cause may be that of a file.
+    fn of_sources(error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut causes = std::iter::successors(Some(error), |error| error.source());
+        let file = causes.find_map(|cause| cause.downcast_ref());
+        file.map_or(Self::Unavailable, Self::of_file)
     }
 }
 
@@ -67,22 +80,29 @@ pub(crate) type CliResult<T> = Result<T, CliError>;
 /// The faults of a command that works on each of many tenants. A fault of one tenant, or of the output, keeps
 /// nothing from the other tenants.
 #[derive(Default)]
-pub(crate) struct TenantFaults(Option<CliError>);
+pub(crate) struct TenantFaults {
+    first: Option<CliError>,
+    /// True if the command was carried out for at least one tenant.
+    any_done: bool,
+}
 
 impl TenantFaults {
     /// Keeps the first fault as that of the command, and prints later ones.
     pub(crate) fn add(&mut self, done: CliResult<()>, output: &Output) {
-        match (done, &self.0) {
-            (Ok(()), _) => {}
-            (Err(error), None) => self.0 = Some(error),
-            (Err(error), Some(_)) if error.reader_gone => {}
+        match (done, &self.first) {
+            (Ok(()), _) => self.any_done = true,
+            (Err(error), None) => self.first = Some(error),
             (Err(error), Some(_)) => output.failure(&error),
         }
     }
 
     /// Returns the first fault, if there was one.
     pub(crate) fn end(self) -> CliResult<()> {
-        self.0.map_or(Ok(()), Err)
+        match self.first {
+            None => Ok(()),
+            Some(error) if self.any_done => Err(error.in_part()),
+            Some(error) => Err(error),
+        }
     }
 }
 
@@ -113,10 +133,24 @@ impl CliError {
         Self::new(CliErrorKind::Usage, message)
     }
 
+    /// Builds the error of a file or store that a command reads from, such as a backup. `keyctl init` creates none.
+    pub(crate) fn no_source(what: impl std::fmt::Display) -> Self {
+        let message = format!("{what} does not exist: name the backup or the store to read from");
+        Self::new(CliErrorKind::NotFound, message)
+    }
+
     /// Puts the subject of the error in front of its message.
     pub(crate) fn about(self, what: impl std::fmt::Display) -> Self {
         let message = format!("{what}: {}", self.message);
         Self { message, ..self }
+    }
+
+    /// Turns a refusal into one of a part of the command, because a plain refusal states that nothing was changed.
+    pub(crate) const fn in_part(mut self) -> Self {
+        if matches!(self.kind, CliErrorKind::Refused) {
+            self.kind = CliErrorKind::InPart;
+        }
+        self
     }
 
     pub(crate) fn exit_code(&self) -> ExitCode {
@@ -136,9 +170,13 @@ impl From<RecoveryError> for CliError {
     fn from(error: RecoveryError) -> Self {
         match error {
             RecoveryError::Interrupted(error) => error.into(),
-            RecoveryError::SameStore
-            | RecoveryError::ForeignTrail
-            | RecoveryError::NothingLater => {
+            RecoveryError::NothingLater => {
+                let message = "the trail ends where the restored store ends, so it may be that of the backup, and does \
+                               not show later changes: if nothing was revoked or narrowed since the backup, use \
+                               --trust-backup alone; otherwise replay the trail of the lost store, or use --disable-all";
+                Self::new(CliErrorKind::Refused, message).with_code(error.code())
+            }
+            RecoveryError::SameStore | RecoveryError::ForeignTrail => {
                 Self::of(CliErrorKind::Refused, &error).with_code(error.code())
             }
             error => Self::of(CliErrorKind::Corrupt, &error).with_code(error.code()),
@@ -209,7 +247,7 @@ impl From<StoreError> for CliError {
         let kind = match error.kind() {
             StoreErrorKind::Corrupt => CliErrorKind::Corrupt,
             StoreErrorKind::Denied => CliErrorKind::NoAccess,
-            _ => CliErrorKind::Unavailable,
+            _ => CliErrorKind::of_sources(&error),
         };
         Self::of(kind, &error).with_code(error.code())
     }
@@ -257,7 +295,8 @@ impl From<OpenError> for CliError {
             OpenError::NotFound { .. } | OpenError::Gone { .. } => CliErrorKind::NotFound,
             OpenError::Corrupt { .. } | OpenError::Lost { .. } => CliErrorKind::Corrupt,
             OpenError::Denied { .. } => CliErrorKind::NoAccess,
-            OpenError::Locked { .. } | OpenError::Io { .. } => CliErrorKind::Unavailable,
+            OpenError::Locked { .. } => CliErrorKind::Unavailable,
+            OpenError::Io { .. } => CliErrorKind::of_sources(&error),
             _ => CliErrorKind::Refused,
         };
         Self {
@@ -304,8 +343,15 @@ impl From<CopyError> for CliError {
 
 impl From<PepperFileError> for CliError {
     fn from(error: PepperFileError) -> Self {
+        // `keyctl init` creates a pepper only together with its store.
+        if let PepperFileError::Missing { path } = &error {
+            let message = format!(
+                "there is no pepper file {path:?}: put back the pepper file of the service, or name it with \
+                 --pepper-file <FILE>"
+            );
+            return Self::new(CliErrorKind::NotFound, message);
+        }
         let kind = match &error {
-            PepperFileError::Missing { .. } => CliErrorKind::NotFound,
             PepperFileError::Io { source, .. } => CliErrorKind::of_file(source),
             PepperFileError::Entropy(_) => CliErrorKind::Unavailable,
             PepperFileError::Malformed { .. } => CliErrorKind::Corrupt,
@@ -356,7 +402,7 @@ mod tests {
             classes: Default::default(),
         })
         .message;
-        assert_eq!(message, "tenant already has 1 active keys");
+        assert_eq!(message, "tenant already has 1 active key");
     }
 
     #[test]

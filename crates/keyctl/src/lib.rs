@@ -32,8 +32,8 @@ pub fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage::refuse(&error),
     };
-    let output = Output::new(cli.common.json);
     let only_lists = cli.command.only_lists();
+    let output = Output::new(cli.common.json, only_lists);
     match block_on(commands::run(cli, &output)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) if failure.reader_gone && only_lists => ExitCode::SUCCESS,

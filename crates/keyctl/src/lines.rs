@@ -36,7 +36,7 @@ impl Lines {
         let read = input.take(*max).read_until(b'\n', &mut line);
         let read = read.map_err(|error| {
             CliError::new(
-                CliErrorKind::Unavailable,
+                CliErrorKind::of_file(&error),
                 format!("cannot read lines: {error}"),
             )
         })?;

@@ -21,30 +21,39 @@ const TICK: Duration = Duration::from_millis(200);
 
 pub(crate) struct Output {
     pub(crate) json: bool,
+    /// True if the command only prints rows.
+    only_lists: bool,
 }
 
 impl Output {
-    pub(crate) const fn new(json: bool) -> Self {
-        Self { json }
+    pub(crate) const fn new(json: bool, only_lists: bool) -> Self {
+        Self { json, only_lists }
     }
 
-    /// Prints one line of a result to stdout.
+    /// Prints one line of a report to stdout.
+    ///
+    /// A reader such as `head` may close stdout early. A command that only prints rows then ends. Any other command
+    /// goes on, and its exit code states the result of its work.
     pub(crate) fn line(&self, text: &str) -> CliResult<()> {
-        let mut out = io::stdout().lock();
-        let written = writeln!(out, "{}", escaped(text)).and_then(|()| out.flush());
-        written.map_err(unwritten)
+        match print(text) {
+            Err(error) if error.reader_gone && !self.only_lists => Ok(()),
+            printed => printed,
+        }
     }
 
     /// Prints a JSON document on a line of its own.
     pub(crate) fn document(&self, value: &impl Serialize) -> CliResult<()> {
-        let text = serde_json::to_string(value).map(|json| escaped_json(&json));
-        let failure = |error| {
-            CliError::new(
-                CliErrorKind::Unavailable,
-                format!("cannot write JSON: {error}"),
-            )
-        };
-        self.line(&text.map_err(failure)?)
+        self.line(&json_line(value)?)
+    }
+
+    /// Prints a line that nothing can print again, such as a secret. Fails if nobody reads stdout.
+    pub(crate) fn secret(&self, text: &str) -> CliResult<()> {
+        print(text)
+    }
+
+    /// Prints a JSON document that contains secrets. Fails if nobody reads stdout.
+    pub(crate) fn secret_document(&self, value: &Value) -> CliResult<()> {
+        print(&json_line(value)?)
     }
 
     /// Prints a message for people on stderr. Omitted in JSON mode.
@@ -68,10 +77,22 @@ impl Output {
     /// Prints the result of a command that only succeeds or fails: `value` in JSON mode, otherwise `message`.
     pub(crate) fn done(&self, message: &str, value: &Value) -> CliResult<()> {
         if self.json {
-            return self.document(value);
+            return self.result(value);
         }
         self.note(message);
         Ok(())
+    }
+
+    /// Prints the document of a command that was carried out. A failure says so.
+    pub(crate) fn result(&self, value: &Value) -> CliResult<()> {
+        let unprinted = |error: CliError| {
+            let error = error.about("the command was carried out, and its result was not printed");
+            CliError {
+                kind: CliErrorKind::InPart,
+                ..error
+            }
+        };
+        self.document(value).map_err(unprinted)
     }
 
     /// On a terminal, shows the running operation and its elapsed time until the returned value is dropped.
@@ -258,6 +279,22 @@ fn replaced(
     replaced
 }
 
+fn print(text: &str) -> CliResult<()> {
+    let mut out = io::stdout().lock();
+    let written = writeln!(out, "{}", escaped(text)).and_then(|()| out.flush());
+    written.map_err(unwritten)
+}
+
+fn json_line(value: &impl Serialize) -> CliResult<String> {
+    let text = serde_json::to_string(value).map(|json| escaped_json(&json));
+    text.map_err(|error| {
+        CliError::new(
+            CliErrorKind::Unavailable,
+            format!("cannot write JSON: {error}"),
+        )
+    })
+}
+
 fn unwritten(error: io::Error) -> CliError {
     let message = format!("cannot write to stdout: {error}");
     CliError {
@@ -276,7 +313,7 @@ pub(crate) fn ready_for_secrets() -> CliResult<()> {
             "{why}, so the secret would be lost: nothing was created; let stdout go to a terminal, a file or \
              a pipe"
         );
-        Err(CliError::new(CliErrorKind::Unavailable, message))
+        Err(CliError::usage(message))
     };
     let stdout = io::stdout();
     let mut polled = [PollFd::new(&stdout, PollFlags::OUT)];

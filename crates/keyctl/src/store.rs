@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use keyward::store::sqlite::OpenError;
 use keyward::store::transfer::{CopySource, CopyTarget};
 use keyward::store::{IntegrityReport, KeyStore, NodeRegistry, Revision, SqliteStore, Stats};
 #[cfg(feature = "postgres")]
@@ -30,27 +31,38 @@ pub(crate) enum StoreLocation {
     Unset,
 }
 
-impl From<OsString> for StoreLocation {
-    fn from(given: OsString) -> Self {
+impl TryFrom<OsString> for StoreLocation {
+    type Error = &'static str;
+
+    fn try_from(given: OsString) -> Result<Self, Self::Error> {
         match given.to_str().and_then(|text| text.strip_prefix("env:")) {
-            Some(name) => std::env::var_os(name).map_or(Self::Unset, Self::at),
+            Some(name) => std::env::var_os(name).map_or(Ok(Self::Unset), Self::at),
             None => Self::at(given),
         }
     }
 }
 
+/// The reason to refuse an argument that names nothing.
+const EMPTY: &str = "must not be empty";
+
 impl StoreLocation {
-    fn at(given: OsString) -> Self {
+    fn at(given: OsString) -> Result<Self, &'static str> {
+        if given.is_empty() {
+            return Err(EMPTY);
+        }
         let connection = {
             let text = given.to_string_lossy();
             is_connection_string(&text).then(|| text.trim().to_owned())
         };
-        connection.map_or_else(|| Self::File(given.into()), Self::Database)
+        Ok(connection.map_or_else(|| Self::File(given.into()), Self::Database))
     }
 }
 
 /// Parses an argument that can only name a file. The error does not repeat the argument.
 pub(crate) fn file_name(given: OsString) -> Result<PathBuf, &'static str> {
+    if given.is_empty() {
+        return Err(EMPTY);
+    }
     if is_connection_string(&given.to_string_lossy()) {
         return Err("must be the name of a file, not a connection string");
     }
@@ -126,6 +138,8 @@ impl fmt::Debug for StoreLocation {
 pub(crate) enum Expected {
     Existing,
     New,
+    /// An existing store that the command only reads from, such as the lost store of a recovery.
+    Source,
     /// The empty target of a copy.
     CopyTarget,
 }
@@ -202,8 +216,8 @@ impl Store {
 
 fn file_only() -> CliError {
     CliError::usage(
-        "this is for files: back a database up and restore it with its own tools, such as pg_dump and \
-         pg_restore; then `keyctl start-new-epoch`, and `keyctl recover`",
+        "this command works on files alone: use the database's own tools, such as pg_dump, psql and VACUUM; after a \
+         restore run `keyctl start-new-epoch`, then `keyctl recover`",
     )
 }
 
@@ -223,14 +237,19 @@ pub(crate) async fn open_at(
         StoreLocation::File(path) => {
             let mut options = SqliteStore::options(path).busy_timeout(common.wait);
             options = match expected {
-                Expected::Existing => options.create(false),
+                Expected::Existing | Expected::Source => options.create(false),
                 Expected::New => options.create_new(true),
                 Expected::CopyTarget => options,
             };
             if common.allow_unrecovered {
                 options = options.allow_unrecovered();
             }
-            Ok(Store::File(options.open().await?))
+            match options.open().await {
+                Err(OpenError::NotFound { .. }) if expected == Expected::Source => {
+                    Err(CliError::no_source(place))
+                }
+                opened => Ok(Store::File(opened?)),
+            }
         }
         #[cfg(feature = "postgres")]
         StoreLocation::Database(url) => {
@@ -239,9 +258,8 @@ pub(crate) async fn open_at(
                 options = options.owner(owner);
             }
             options = match expected {
-                Expected::Existing => options.create(false),
-                Expected::New => options,
-                Expected::CopyTarget => options,
+                Expected::Existing | Expected::Source => options.create(false),
+                Expected::New | Expected::CopyTarget => options,
             };
             if common.allow_unrecovered {
                 options = options.allow_unrecovered();
@@ -277,7 +295,7 @@ fn database(url: &str, schema: &str) -> PostgresOptions {
 #[cfg(not(feature = "postgres"))]
 fn no_databases() -> CliError {
     CliError::usage(
-        "this keyctl was built for files alone: build it with `--features sqlite,postgres` for a database",
+        "this keyctl was built for files alone: build it with `--features postgres` for a database",
     )
 }
 
@@ -288,7 +306,10 @@ fn exists(place: &StoreLocation) -> CliError {
 
 pub(crate) async fn restore(backup: &Path, to: &StoreLocation) -> CliResult<()> {
     match to {
-        StoreLocation::File(to) => Ok(SqliteStore::restore(backup, to).await?),
+        StoreLocation::File(to) => match SqliteStore::restore(backup, to).await {
+            Err(OpenError::NotFound { path }) => Err(CliError::no_source(path.display())),
+            restored => Ok(restored?),
+        },
         StoreLocation::Database(_) => Err(file_only()),
         StoreLocation::Unset => Err(unset()),
     }
@@ -370,7 +391,7 @@ mod tests {
             "dbname=app",
             "service=prod",
         ] {
-            let location = StoreLocation::from(OsString::from(text));
+            let location = StoreLocation::try_from(OsString::from(text)).unwrap();
             assert!(matches!(location, StoreLocation::Database(_)), "{text}");
             let printed = format!("{location} {location:?}");
             assert!(!printed.contains("hunter2"), "{printed}");
@@ -392,7 +413,7 @@ mod tests {
             "me@home.db",
             "./a:b@c.db",
         ] {
-            let location = StoreLocation::from(OsString::from(text));
+            let location = StoreLocation::try_from(OsString::from(text)).unwrap();
             assert!(matches!(location, StoreLocation::File(path) if path == Path::new(text)));
             assert_eq!(file_name(text.into()), Ok(PathBuf::from(text)));
         }

@@ -19,7 +19,8 @@ pub(crate) fn refuse(error: &Error) -> ExitCode {
         error.exit();
     }
     let failure = CliError::usage(message(error));
-    let output = Output::new(std::env::args_os().any(|argument| argument == "--json"));
+    let json = std::env::args_os().any(|argument| argument == "--json");
+    let output = Output::new(json, false);
     output.failure(&failure);
     if !output.json {
         warn(&detail(error, ContextKind::Usage).unwrap_or_default());

@@ -59,7 +59,7 @@ pub enum Denial {
         entitlement: Entitlement,
     },
     /// The command would exceed a cap on the tenant's active keys.
-    #[error("tenant already has {limit} active keys{}", of_classes(classes))]
+    #[error("tenant already has {limit} active key{}{}", if limit.get() == 1 { "" } else { "s" }, of_classes(classes))]
     CapReached {
         /// The limit of the cap in force when the command was decided.
         limit: NonZeroU32,

@@ -17,6 +17,7 @@ use crate::args::{AuditArgs, PruneAuditArgs};
 use crate::desk::{CliContext, key_id, position};
 use crate::failure::{CliError, CliErrorKind, CliResult, TenantFaults};
 use crate::output::{Output, cell};
+use crate::words::counted;
 
 const HEAD: [&str; 7] = ["NO", "AT", "TENANT", "ACTOR", "ACTION", "KEY", "COMMAND"];
 
@@ -41,7 +42,11 @@ pub(crate) async fn prune(
     args: &PruneAuditArgs,
     output: &Output,
 ) -> CliResult<()> {
-    let before = args.before.parse()?;
+    let before: Timestamp = args.before.parse()?;
+    if before > context.keys.now() {
+        let message = "--before lies in the future: name the instant from which entries are kept, now or earlier";
+        return Err(CliError::usage(message));
+    }
     let seen = args.seen.as_deref().map(head).transpose()?;
     let mut faults = TenantFaults::default();
     for tenant in asked(context).await? {
@@ -71,7 +76,7 @@ pub(crate) async fn prune(
 
 /// Returns the tenant that `--tenant` names, or all tenants.
 pub(super) async fn asked(context: &CliContext) -> CliResult<BTreeSet<TenantId>> {
-    if let Some(tenant) = context.tenant()? {
+    if let Some(tenant) = context.some_tenant().await? {
         return Ok(BTreeSet::from([tenant]));
     }
     match tenants(context).await {
@@ -108,7 +113,7 @@ fn end(head: AuditHead) -> String {
 
 async fn show(context: &CliContext, args: &AuditArgs, output: &Output) -> CliResult<()> {
     let mut query = AuditQuery::all();
-    query.tenant = context.tenant()?;
+    query.tenant = context.some_tenant().await?;
     query.key = args.key.as_deref().map(key_id).transpose()?;
     query.actor = args.actor.as_deref().map(TryInto::try_into).transpose()?;
     query.command = args.command.as_deref().map(TryInto::try_into).transpose()?;
@@ -142,7 +147,8 @@ async fn show(context: &CliContext, args: &AuditArgs, output: &Output) -> CliRes
     if corrupt == 0 {
         return Ok(());
     }
-    let message = format!("{corrupt} audit entries left out because they are corrupt");
+    let left_out = counted(corrupt, "corrupt audit entry");
+    let message = format!("left out {left_out}");
     Err(CliError::new(CliErrorKind::Corrupt, message))
 }
 

@@ -17,6 +17,7 @@ use crate::args::{
 use crate::desk::{CliContext, change, invocation};
 use crate::failure::{CliError, CliErrorKind, CliResult, TenantFaults};
 use crate::output::Output;
+use crate::words::counted;
 
 /// 10,000 keys per read while counting keys, about 10 MB. Each read sorts the ids of all keys below the tenant.
 const COUNTED: NonZeroUsize = NonZeroUsize::new(10_000).expect("10,000 is not zero");
@@ -26,7 +27,7 @@ pub(crate) async fn revoke_many(
     args: &RevokeManyArgs,
     output: &Output,
 ) -> CliResult<()> {
-    let tenant = context.named_tenant()?;
+    let tenant = context.known_tenant().await?;
     let actor = context.actor(&tenant)?;
     let filter = filter(args)?;
     let mut query = KeyQuery::tenant(tenant.clone(), context.keys.now()).live();
@@ -34,8 +35,8 @@ pub(crate) async fn revoke_many(
     query.class = filter.class.clone();
     let ends = |record: &KeyRecord| !record.legacy && filter.matches(record);
     let found = count(context, query, ends).await?;
-    let what = format!("keys of {tenant} that match");
-    if !confirmed(&args.confirm, (found, &what), output)? {
+    let found = (found, &*format!("of {tenant} to revoke"));
+    if !confirmed(&args.confirm, found, output)? {
         return Ok(());
     }
     let by = invocation(&actor, &args.named)?;
@@ -44,7 +45,7 @@ pub(crate) async fn revoke_many(
         .keys
         .revoke_many(by, &tenant, filter, reason)
         .await?;
-    let message = format!("revoked {} keys of {tenant}", swept.ended);
+    let message = format!("revoked {} of {tenant}", counted(swept.ended, "key"));
     let done = "revoked";
     finish(
         context,
@@ -69,15 +70,15 @@ pub(crate) async fn remove_owner(
     args: &RemoveOwnerArgs,
     output: &Output,
 ) -> CliResult<()> {
-    let tenant = context.named_tenant()?;
+    let tenant = context.known_tenant().await?;
     let actor = context.actor(&tenant)?;
     let owner: PrincipalId = args.owner.as_str().try_into()?;
     let mut query = KeyQuery::tenant(tenant.clone(), context.keys.now()).live();
     query.below = true;
     query.owner = Some(owner.clone());
     let found = count(context, query, |record| !record.legacy).await?;
-    let what = format!("keys of {owner} in {tenant} and below");
-    if !confirmed(&args.confirm, (found, &what), output)? {
+    let keys = (found, &*format!("of {owner} in {tenant} and below"));
+    if !confirmed(&args.confirm, keys, output)? {
         return Ok(());
     }
     let by = invocation(&actor, &args.named)?;
@@ -85,10 +86,13 @@ pub(crate) async fn remove_owner(
         .keys
         .remove_owner(by, &tenant, owner.clone())
         .await?;
-    let message = format!(
-        "removed owner {owner} of {tenant}, and revoked {} keys",
-        swept.ended
+    let mut message = format!(
+        "removed owner {owner} of {tenant}, and revoked {}",
+        counted(swept.ended, "key")
     );
+    if found == 0 {
+        message += " (the owner had no live key there or below: check the name)";
+    }
     let done = "owner_removed";
     finish(
         context,
@@ -104,19 +108,17 @@ pub(crate) async fn close_tenant(
     args: CloseTenantArgs,
     output: &Output,
 ) -> CliResult<()> {
-    let tenant = context.named_tenant()?;
+    let tenant = context.known_tenant().await?;
     let actor = context.actor(&tenant)?;
     let mut query = KeyQuery::tenant(tenant.clone(), context.keys.now()).live();
     query.below = true;
-    let found = count(context, query, |_| true).await?;
+    let found = counted(count(context, query, |_| true).await?, "live key");
     let typed = match args.confirm {
         Some(text) => text,
         None => ask(&format!(
-            "Ends tenant {tenant} and its {found} keys permanently. Type {tenant} to confirm: "
+            "Ends tenant {tenant} and {found} permanently. Type {tenant} to confirm: "
         ))
-        .map_err(|failure| {
-            failure.about(format!("{found} keys would end; type {tenant} to confirm"))
-        })?,
+        .map_err(|failure| failure.about(format!("this ends {found}; type {tenant} to confirm")))?,
     };
     if typed != tenant.as_str() {
         let message = format!("not closed: to confirm, type {tenant} exactly");
@@ -124,7 +126,10 @@ pub(crate) async fn close_tenant(
     }
     let by = invocation(&actor, &args.named)?;
     let swept = context.keys.close_tenant(by, &tenant).await?;
-    let message = format!("closed tenant {tenant}, and ended {} keys", swept.ended);
+    let message = format!(
+        "closed tenant {tenant}, and ended {}",
+        counted(swept.ended, "key")
+    );
     let done = "tenant_closed";
     finish(
         context,
@@ -187,22 +192,23 @@ async fn count(
 /// Returns whether the operator confirmed the end of these keys. False with `--dry-run`.
 fn confirmed(
     confirm: &BulkConfirmArgs,
-    (found, what): (usize, &str),
+    (found, which): (usize, &str),
     output: &Output,
 ) -> CliResult<bool> {
+    let keys = format!("{} {which}", counted(found, "key"));
     let refused = |message| Err(CliError::new(CliErrorKind::Refused, message));
     match confirm.expect {
         _ if confirm.dry_run => {
-            output.done(&format!("{found} {what}"), &json!({ "matching": found }))?;
+            output.done(&keys, &json!({ "matching": found }))?;
             Ok(false)
         }
         Some(expected) if expected == found => Ok(true),
         Some(expected) => refused(format!(
-            "nothing was changed: expected {expected} {what}, and found {found}"
+            "nothing was changed: expected {expected}, and found {keys}"
         )),
         None if confirm.yes => Ok(true),
         None => refused(format!(
-            "nothing was changed: found {found} {what}; repeat the command with --expect {found}, or with --yes"
+            "nothing was changed: found {keys}; repeat the command with --expect {found}, or with --yes"
         )),
     }
 }

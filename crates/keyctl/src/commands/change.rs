@@ -13,6 +13,7 @@ use crate::args::{DeleteArgs, KeyArgs, RevokeArgs};
 use crate::desk::{CliContext, invocation, key_id, receipt};
 use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::{Output, draw, escaped};
+use crate::words::counted;
 
 pub(crate) async fn revoke(
     context: &CliContext,
@@ -23,7 +24,7 @@ pub(crate) async fn revoke(
     let actor = context.actor_for(key).await?;
     if args.dry_run {
         let made = made_by(context, &actor, key).await?;
-        let message = format!("{} that it made still work: {}", count(&made), names(&made));
+        let message = format!("made and still in use: {}", list(&made));
         return output.done(&message, &json!({"id": key, "made": made}));
     }
     let reason = args.reason.into();
@@ -52,9 +53,8 @@ pub(crate) async fn revoke(
             .keys
             .revoke_many(&actor, actor.tenant(), filter, reason);
         let swept = swept.await.map_err(|error| {
-            CliError::from(error).about(format!(
-                "key {key} is revoked, but not all keys that it made"
-            ))
+            let only = format!("key {key} is revoked, but not all keys that it made");
+            CliError::from(error).about(only).in_part()
         })?;
         let ended = swept.ended;
         answer["revoked_with_it"] = ended.into();
@@ -63,8 +63,9 @@ pub(crate) async fn revoke(
         answer["decided_at"] = json!(swept.receipt.decided_at());
         answer["no_later_than"] = json!(swept.receipt.no_later_than());
         let by = nodes::time_limit(context, &swept.receipt).await;
+        let made = counted(ended, "key");
         let message =
-            format!("revoked key {key}, and {ended} that it made; every process refuses them {by}");
+            format!("revoked key {key}, and {made} that it made; every process refuses them {by}");
         return nodes::done(
             context,
             &args.wait,
@@ -80,9 +81,9 @@ pub(crate) async fn revoke(
     };
     if !made.is_empty() {
         answer["made"] = json!(made);
-        let (count, names) = (count(&made), names(&made));
+        let made = list(&made);
         message +=
-            &format!("\n{count} that it made still work: {names}; --with-made revokes them too");
+            &format!("\nnot revoked, although it made them: {made}; --with-made revokes them too");
     }
     nodes::done(context, &args.wait, &done, (&message, answer), output).await
 }
@@ -95,16 +96,10 @@ async fn made_by(context: &CliContext, actor: &Actor, key: KeyId) -> CliResult<V
     Ok(live.map(|made| made.id).filter(|id| *id != key).collect())
 }
 
-fn count(keys: &[KeyId]) -> String {
-    match keys.len() {
-        1 => "1 key".to_owned(),
-        many => format!("{many} keys"),
-    }
-}
-
-fn names(keys: &[KeyId]) -> String {
-    let names: Vec<_> = keys.iter().map(ToString::to_string).collect();
-    names.join(" ")
+/// Formats the number of keys and their ids.
+fn list(keys: &[KeyId]) -> String {
+    let ids = keys.iter().map(|id| format!(" {id}"));
+    counted(keys.len(), "key") + &ids.collect::<String>()
 }
 
 pub(crate) async fn disable(

@@ -2,6 +2,7 @@
 //!
 //! No message about a refused line repeats any part of the line, which may contain a misplaced secret.
 
+use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::io::{self, IsTerminal, Write};
 use std::task::Poll;
@@ -17,12 +18,19 @@ use crate::desk::CliContext;
 use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::lines::Lines;
 use crate::output::{Output, warn};
+use crate::words::counted;
 
 /// 64 lines are imported concurrently. Concurrent imports into one tenant share a commit.
 const TOGETHER: usize = 64;
 
 /// 64 KiB, the longest line. All fields at their maximum length fit.
 const LINE_MAX: u64 = 64 * 1024;
+
+/// 3 refused lines are printed for each reason. The others are counted.
+const SHOWN: u64 = 3;
+
+/// 20 reasons are counted one by one, because every line may have its own.
+const REASONS: usize = 20;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -65,6 +73,43 @@ struct ImportCounts {
     refused: u64,
     /// Imported keys that may do nothing.
     useless: u64,
+    reasons: Reasons,
+}
+
+/// The reasons of refused lines, each as its message without digits, with the number of lines and the first message.
+#[derive(Default)]
+struct Reasons {
+    lines: BTreeMap<String, (u64, String)>,
+    /// The number of lines with further reasons.
+    others: u64,
+}
+
+impl Reasons {
+    /// Counts a refused line, and prints it if few lines had its reason before.
+    fn add(&mut self, number: u64, message: &str) {
+        let reason = message.replace(|c: char| c.is_ascii_digit(), "");
+        if self.lines.len() == REASONS && !self.lines.contains_key(&reason) {
+            self.others += 1;
+            return;
+        }
+        let (count, _) = (self.lines.entry(reason)).or_insert_with(|| (0, message.to_owned()));
+        *count += 1;
+        if *count <= SHOWN {
+            warn(&format!("line {number}: {message}"));
+        }
+    }
+
+    /// Prints the number of lines that were not printed, for each reason.
+    fn summarize(&self) {
+        for (count, message) in self.lines.values().filter(|(count, _)| *count > SHOWN) {
+            let more = counted(count - SHOWN, "more line");
+            warn(&format!("{more}: {message}"));
+        }
+        if self.others > 0 {
+            let others = counted(self.others, "line");
+            warn(&format!("{others} with other reasons, which --json prints"));
+        }
+    }
 }
 
 pub(crate) async fn run(context: &CliContext, args: &ImportArgs, output: &Output) -> CliResult<()> {
@@ -231,17 +276,20 @@ fn report(
                 ..
             },
         ) => {
-            return Err(failure.about(format!("line {number}")));
+            let imported = counted(counts.imported, "key");
+            let place = format!(
+                "ended at line {number}, with {imported} imported; repeat the import to go on"
+            );
+            return Err(failure.about(place));
         }
         Err(failure) => {
             counts.refused += 1;
-            warn(&format!("line {number}: {}", failure.message));
-            let refused = json!({ "line": number, "error": failure.message });
-            return if output.json {
-                output.document(&refused)
-            } else {
-                Ok(())
-            };
+            if output.json {
+                let CliError { code, message, .. } = &failure;
+                return output.document(&json!({ "line": number, "code": code, "error": message }));
+            }
+            counts.reasons.add(number, &failure.message);
+            return Ok(());
         }
     };
     if output.json {
@@ -270,11 +318,13 @@ fn finish(counts: &ImportCounts, output: &Output) -> CliResult<()> {
         repeated,
         refused,
         useless,
+        reasons,
     } = counts;
     if !output.json {
         if io::stderr().is_terminal() {
             warn("");
         }
+        reasons.summarize();
         output.line(&format!(
             "{imported} imported, {repeated} were here, {refused} refused"
         ))?;
@@ -288,10 +338,13 @@ fn finish(counts: &ImportCounts, output: &Output) -> CliResult<()> {
     if *refused == 0 {
         return Ok(());
     }
-    Err(CliError::new(
-        CliErrorKind::Refused,
-        format!("{refused} lines were refused"),
-    ))
+    let (lines, keys) = (counted(refused, "line"), counted(imported, "key"));
+    let message = format!("refused {lines}, and imported {keys}");
+    let error = CliError::new(CliErrorKind::Refused, message);
+    match imported {
+        0 => Err(error),
+        _ => Err(error.in_part()),
+    }
 }
 
 /// Runs futures concurrently, and returns their outputs in order.

@@ -1,13 +1,14 @@
 //! Commands that issue keys. Without `--json`, stdout gets the secrets and nothing else.
 
 use keyward::command::{IssuedKey, RotationMode};
-use keyward::key::{KeyType, Resource};
-use keyward::{CreateKey, KeyId, RotateKey, Secret};
+use keyward::key::{ClassName, KeyType, Resource};
+use keyward::policy::{Revocation, Rotation};
+use keyward::{CreateKey, KeyId, RotateKey, Secret, TenantId};
 use serde_json::{Value, json};
 
 use crate::args::{CreateArgs, RotateArgs};
 use crate::desk::{CliContext, invocation, key_id};
-use crate::failure::{CliError, CliResult};
+use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::{Output, cell, ready_for_secrets, warn};
 
 pub(crate) async fn create(
@@ -17,15 +18,28 @@ pub(crate) async fn create(
 ) -> CliResult<()> {
     let tenant = context.named_tenant()?;
     let actor = context.actor(&tenant)?;
-    let named = args.named.command_id.is_some();
     let scopeless = args.scope.is_empty();
     let by = invocation(&actor, &args.named)?;
     ready_for_secrets()?;
+    let is_new = !context.knows(&tenant).await?;
     let created = context.keys.create(by, draft(args)?).await?;
-    let printed = if output.json {
-        output.document(&json!({
-            "id": created.id,
+    let id = created.id;
+    let new = if is_new { ", a new tenant" } else { "" };
+    let mut fresh = vec![FreshKey {
+        id,
+        class: Some(&created.class),
+        secret: &created.secret,
+        announcement: format!(
+            "created key {id} of {tenant}{new}, ends {}; its secret follows:",
+            cell(created.expires_at)
+        ),
+    }];
+    fresh.extend(provisioned(&created.provisioned));
+    let document = || {
+        json!({
+            "id": id,
             "tenant": tenant,
+            "new_tenant": is_new,
             "class": created.class,
             "secret": created.secret.expose(),
             "hint": created.hint,
@@ -34,15 +48,10 @@ pub(crate) async fn create(
             "provisioned": issued(&created.provisioned),
             "revision": created.receipt.revision().0,
             "decided_at": created.receipt.decided_at(),
-        }))
-    } else {
-        let (id, ends) = (created.id, cell(created.expires_at));
-        output.note(&format!(
-            "created key {id} of {tenant}, ends {ends}; its secret follows:"
-        ));
-        secret(&created.secret, output).and_then(|()| provisioned(&created.provisioned, output))
+        })
     };
-    printed.map_err(|failure| lost(created.id, named, &failure))?;
+    let made = format!("key {id} of {tenant} was created");
+    hand_out(context, (&tenant, &made), &fresh, document, output)?;
     let policy = context.policies.of(&tenant);
     let class = policy.class(&created.class);
     // A publishable key identifies its tenant, and is of use without scopes.
@@ -136,42 +145,56 @@ pub(crate) async fn rotate(
         .keys
         .rotate(invocation(&actor, &args.named)?, old, how)
         .await?;
-    let printed = if output.json {
-        output.document(&json!({
-            "id": rotated.id,
+    let (id, until) = (rotated.id, rotated.until);
+    let latest = match mode {
+        RotationMode::OnFirstUse(_) => " at the latest",
+        _ => "",
+    };
+    let made = format!("created key {id}; old key {old} works until {until}{latest}");
+    let successor = FreshKey {
+        id,
+        class: None,
+        secret: &rotated.secret,
+        announcement: format!("{made}; the secret follows:"),
+    };
+    let document = || {
+        json!({
+            "id": id,
             "predecessor": rotated.predecessor,
             "secret": rotated.secret.expose(),
             "expires_at": rotated.expires_at,
-            "predecessor_until": rotated.until,
+            "predecessor_until": until,
             "revision": rotated.receipt.revision().0,
             "decided_at": rotated.receipt.decided_at(),
-        }))
-    } else {
-        let (id, until) = (rotated.id, rotated.until);
-        let latest = match mode {
-            RotationMode::OnFirstUse(_) => " at the latest",
-            _ => "",
-        };
-        output.note(&format!(
-            "created key {id}; old key {old} works until {until}{latest}; the secret follows:"
-        ));
-        secret(&rotated.secret, output)
+        })
     };
-    printed.map_err(|failure| lost(rotated.id, args.named.command_id.is_some(), &failure))
+    let tenant = actor.tenant();
+    hand_out(context, (tenant, &made), &[successor], document, output)
 }
 
-/// Prints the secrets of the keys that were created with a tenant, one per line, in the order announced on
-/// stderr. No later command can show them.
-pub(crate) fn provisioned(keys: &[IssuedKey], output: &Output) -> CliResult<()> {
-    for key in keys {
-        let Some(token) = &key.token else { continue };
+/// A key whose secret only the command that created the key can print.
+pub(crate) struct FreshKey<'a> {
+    id: KeyId,
+    /// The class of the key. `None` for a successor, whose class can be rotated.
+    class: Option<&'a ClassName>,
+    secret: &'a Secret,
+    /// The line on stderr before the secret.
+    announcement: String,
+}
+
+/// Returns the keys that were created with a tenant and have a secret.
+pub(crate) fn provisioned(keys: &[IssuedKey]) -> impl Iterator<Item = FreshKey<'_>> {
+    keys.iter().filter_map(|key| {
         let IssuedKey { id, class, .. } = key;
-        output.note(&format!(
-            "with the tenant came key {id} of class {class}; its secret follows:"
-        ));
-        secret(token, output)?;
-    }
-    Ok(())
+        Some(FreshKey {
+            id: *id,
+            class: Some(class),
+            secret: key.token.as_ref()?,
+            announcement: format!(
+                "with the tenant came key {id} of class {class}; its secret follows:"
+            ),
+        })
+    })
 }
 
 pub(crate) fn issued(keys: &[IssuedKey]) -> Vec<Value> {
@@ -182,22 +205,41 @@ pub(crate) fn issued(keys: &[IssuedKey]) -> Vec<Value> {
     keys.iter().map(document).collect()
 }
 
-fn secret(secret: &Secret, output: &Output) -> CliResult<()> {
-    output.line(secret.expose())
-}
-
-/// Returns the error for a key that was created but whose secret could not be printed. Without this message,
-/// the key would stay valid unnoticed.
-fn lost(id: KeyId, named: bool, failure: &CliError) -> CliError {
-    let again = if named {
-        "; the same command id cannot show it again"
-    } else {
-        ""
+/// Prints the secrets of new keys of `tenant`: `document` in JSON mode, otherwise one secret per line.
+///
+/// If a secret cannot be printed, the error states what was made, and how to replace each lost secret. Without it,
+/// the keys would stay valid unnoticed.
+pub(crate) fn hand_out(
+    context: &CliContext,
+    (tenant, made): (&TenantId, &str),
+    keys: &[FreshKey<'_>],
+    document: impl FnOnce() -> Value,
+    output: &Output,
+) -> CliResult<()> {
+    let mut unprinted = keys;
+    let printed = match output.json {
+        true => output.secret_document(&document()),
+        false => keys.iter().try_for_each(|key| {
+            output.note(&key.announcement);
+            output.secret(key.secret.expose())?;
+            unprinted = &unprinted[1..];
+            Ok(())
+        }),
     };
-    let message = format!(
-        "{}. Key {id} was created and its secret is lost{again}: revoke it with keyctl revoke {id} --reason \
-         lost, and create another",
-        failure.message
-    );
-    CliError::new(failure.kind, message)
+    printed.map_err(|failure| {
+        let policy = context.policies.of(tenant);
+        let steps = unprinted.iter().map(|FreshKey { id, class, .. }| {
+            let class = class.and_then(|class| policy.class(class));
+            let step = match class.map(|class| (class.rotation, class.revocation)) {
+                Some((Rotation::None, Revocation::None)) => format!("keyctl delete {id}, then create another"),
+                Some((Rotation::None, _)) => {
+                    format!("keyctl revoke {id} --reason lost, then create another")
+                }
+                _ => format!("keyctl rotate {id} --immediate prints a new one"),
+            };
+            format!("\nthe secret of key {id} is lost, and repeating the command does not print it: {step}")
+        });
+        let steps: String = steps.collect();
+        CliError::new(CliErrorKind::InPart, format!("{}. {made}{steps}", failure.message))
+    })
 }

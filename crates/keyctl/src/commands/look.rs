@@ -16,7 +16,7 @@ const HEAD: [&str; 9] = [
 
 pub(crate) async fn list(context: &CliContext, args: ListArgs, output: &Output) -> CliResult<()> {
     let all = args.all;
-    let mut query = query(context, args)?;
+    let mut query = query(context, args).await?;
     let mut corrupt = Vec::new();
     let mut first = true;
     loop {
@@ -44,10 +44,10 @@ pub(crate) async fn list(context: &CliContext, args: ListArgs, output: &Output) 
     Err(CliError::new(CliErrorKind::Corrupt, message))
 }
 
-fn query(context: &CliContext, args: ListArgs) -> CliResult<KeyQuery> {
+async fn query(context: &CliContext, args: ListArgs) -> CliResult<KeyQuery> {
     let now = context.keys.now();
     let mut query = KeyQuery::all(now);
-    query.tenant = context.tenant()?;
+    query.tenant = context.some_tenant().await?;
     if query.tenant.is_none() && !context.is_host() {
         return Err(CliError::usage(
             "--as needs the principal's tenant: --tenant <TENANT>",

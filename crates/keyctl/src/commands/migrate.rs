@@ -18,7 +18,7 @@ pub(crate) async fn run(
         to,
         to_schema,
     } = args;
-    let source = store::open_at(from, &common.schema, common, Expected::Existing).await?;
+    let source = store::open_at(from, &common.schema, common, Expected::Source).await?;
     let to_schema = to_schema.as_deref().unwrap_or(&common.schema);
     let checking = output.show_elapsed(format!("checking {from}"));
     let report = source.check_integrity().await;

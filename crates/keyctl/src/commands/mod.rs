@@ -14,6 +14,8 @@ mod retain;
 mod time;
 mod upkeep;
 
+use serde_json::json;
+
 pub use self::import::check_import_line;
 pub use self::recover::check_audit_line;
 use crate::args::{Cli, CliCommand, TimeCommand};
@@ -38,7 +40,13 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> CliResult<()> {
         }
         CliCommand::FinishUpgrade(live) => upkeep::finish_upgrade(&common, live, output).await,
         CliCommand::MigrateStore(args) => migrate::run(&common, &args, output).await,
-        CliCommand::Schema => output.line(store::schema_sql(&common)?.trim_end()),
+        CliCommand::Schema => {
+            let sql = store::schema_sql(&common)?;
+            match output.json {
+                true => output.document(&json!({ "schema": common.schema, "sql": sql })),
+                false => output.line(sql.trim_end()),
+            }
+        }
         CliCommand::Salvage(args) => upkeep::salvage(&args, output).await,
         CliCommand::Checkpoint => upkeep::checkpoint(&common, output).await,
         CliCommand::Vacuum => upkeep::vacuum(&common, output).await,

@@ -175,11 +175,6 @@ pub(super) async fn time_limit(context: &CliContext, receipt: &Receipt) -> Strin
     }
 }
 
-/// Puts a statement in front of an error of the output: the change itself was made.
-fn made(failure: CliError) -> CliError {
-    failure.about("the change was made, and its result could not be printed")
-}
-
 /// Prints the result of a change. With `--until-confirmed`, waits for the nodes and lists them too.
 pub(crate) async fn done(
     context: &CliContext,
@@ -192,14 +187,14 @@ pub(crate) async fn done(
         if output.json && context.backend.registry().nodes().await.is_err() {
             answer["no_later_than"] = Value::Null;
         }
-        return output.done(message, &answer).map_err(made);
+        return output.done(message, &answer);
     }
     output.note(message);
     let confirmations = confirmed(context, receipt, output).await?;
     answer["confirmed_at"] = json!(context.keys.now());
     answer["nodes"] = confirmations.nodes().iter().map(document).collect();
     if output.json {
-        return output.document(&answer).map_err(made);
+        return output.result(&answer);
     }
     output.note("confirmed: no registered node can act on the earlier state");
     let row = |node: &NodeConfirmation| {

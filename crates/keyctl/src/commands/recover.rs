@@ -14,6 +14,7 @@ use crate::failure::{CliError, CliResult};
 use crate::lines::Lines;
 use crate::output::{Output, warn};
 use crate::store::{self, Expected};
+use crate::words::counted;
 
 /// 10,000 keys between two lines of progress where stderr is not a terminal: a hundred lines for a million keys.
 const PRINTED_EVERY: usize = 10_000;
@@ -36,7 +37,7 @@ pub(crate) async fn run(
             let common = context.common();
             let schema = args.replay_schema.as_ref().unwrap_or(&common.schema);
             // The other store may wait for recovery too.
-            let source = store::open_at(place, schema, common, Expected::Existing).await?;
+            let source = store::open_at(place, schema, common, Expected::Source).await?;
             Recovery::ReplayFrom(source.keys())
         }
         None if !args.replay_file.is_empty() => Recovery::Replay {
@@ -111,14 +112,13 @@ pub fn check_audit_line(line: &[u8]) -> Result<AuditEntry, String> {
 
 fn message(report: &RecoveryReport, peppers: &PepperUse) -> String {
     let counts = [
-        (report.disabled, "keys disabled"),
-        (report.revoked, "revoked"),
-        (report.removed, "removed"),
-        (report.changed, "narrowed"),
-        (report.owners, "owners set again"),
-        (report.closed, "tenants closed"),
+        format!("{} disabled", counted(report.disabled, "key")),
+        format!("{} revoked", report.revoked),
+        format!("{} removed", report.removed),
+        format!("{} narrowed", report.changed),
+        format!("{} set again", counted(report.owners, "owner")),
+        format!("{} closed", counted(report.closed, "tenant")),
     ];
-    let counts = counts.map(|(count, what)| format!("{count} {what}"));
     let lists = [
         (&report.legacy, "disabled legacy keys, to rotate or enable"),
         (&report.to_review, "disabled, to look at"),

@@ -10,8 +10,9 @@ use serde_json::json;
 use super::audit::asked;
 use crate::args::RetainArgs;
 use crate::desk::CliContext;
-use crate::failure::{CliError, CliErrorKind, CliResult};
+use crate::failure::{CliError, CliErrorKind, CliResult, TenantFaults};
 use crate::output::Output;
+use crate::words::counted;
 
 /// 1000 rows per read while looking for the newest old entry, so that a large store takes few reads.
 const PAGE: NonZeroUsize = NonZeroUsize::new(1000).expect("1000 is not zero");
@@ -27,40 +28,20 @@ pub(crate) async fn run(context: &CliContext, args: &RetainArgs, output: &Output
         Some(age) => Some(older_than(context, age).await),
         None => None,
     };
-    let mut failed = Vec::new();
-    // A failure concerns one tenant: the others must not keep what their policies no longer keep.
+    let mut faults = TenantFaults::default();
     for tenant in asked(context).await? {
-        if let Err(error) = retain(context, &tenant, args.dry_run, output).await {
-            failed.push(reported(error.about(format!("tenant {tenant}")), output)?);
-        }
+        let done = retain(context, &tenant, args.dry_run, output).await;
+        let about = |error: CliError| error.about(format!("tenant {tenant}"));
+        faults.add(done.map_err(about), output);
     }
-    let dropped = match old {
-        Some(Ok(old)) => drop_tombstones(context, old, args.dry_run, output).await,
-        Some(Err(error)) => Err(error),
-        None => Ok(()),
-    };
-    if let Err(error) = dropped {
-        failed.push(reported(error.about("tombstones"), output)?);
+    if let Some(old) = old {
+        let dropped = match old {
+            Ok(old) => drop_tombstones(context, old, args.dry_run, output).await,
+            Err(error) => Err(error),
+        };
+        faults.add(dropped.map_err(|error| error.about("tombstones")), output);
     }
-    match failed.first() {
-        None => Ok(()),
-        Some(kind) => {
-            let message = format!(
-                "{} parts of the retention failed, see above; the others are done",
-                failed.len()
-            );
-            Err(CliError::new(*kind, message))
-        }
-    }
-}
-
-/// Prints a failure that does not end the command, and returns its kind.
-fn reported(error: CliError, output: &Output) -> CliResult<CliErrorKind> {
-    if error.reader_gone {
-        return Err(error);
-    }
-    output.failure(&error);
-    Ok(error.kind)
+    faults.end()
 }
 
 async fn retain(
@@ -80,9 +61,8 @@ async fn retain(
         }));
     }
     let done = done(dry_run);
-    output.line(&format!(
-        "{tenant}  {keys} keys and {entries} audit entries {done}"
-    ))
+    let (keys, entries) = (counted(keys, "key"), counted(entries, "audit entry"));
+    output.line(&format!("{tenant}  {keys} and {entries} {done}"))
 }
 
 const fn done(dry_run: bool) -> &'static str {
@@ -107,7 +87,10 @@ async fn drop_tombstones(
         true => (format!("tombstones up to revision {upto} {done}"), None),
         false => {
             let count = context.backend.compact(upto).await?;
-            let message = format!("{count} tombstones up to revision {upto} {done}");
+            let message = format!(
+                "{} up to revision {upto} {done}",
+                counted(count, "tombstone")
+            );
             (message, Some(count))
         }
     };

@@ -4,25 +4,37 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use keyward::clocks::SystemClock;
+use keyward::command::CommandId;
 use keyward::node::Replica;
+use keyward::store::sqlite::OpenError;
 use keyward::store::{Cursor, IntegrityReport, SqliteStore, tables_version};
+use keyward::{TenantId, Timestamp};
 use serde_json::{Value, json};
 
 use super::issue;
 use super::nodes;
 use super::pepper::{self, PepperUse};
 use crate::args::{CommandIdArgs, CommonArgs, LiveNodesArgs, SalvageArgs, StartNewEpochArgs};
-use crate::desk::{CliContext, invocation};
+use crate::desk::{self, CliContext, invocation};
 use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::{Output, ready_for_secrets};
 use crate::store::{self, Expected, StoreLocation};
+use crate::words::counted;
 
 pub(crate) async fn init(
     common: CommonArgs,
     named: &CommandIdArgs,
     output: &Output,
 ) -> CliResult<()> {
-    if common.tenant.is_some() {
+    // A mistake in the arguments is reported before anything is created.
+    let _ = desk::policy(&common)?;
+    let tenant = common.tenant.as_deref().map(TenantId::new).transpose()?;
+    named
+        .command_id
+        .as_deref()
+        .map(CommandId::new)
+        .transpose()?;
+    if tenant.is_some() {
         ready_for_secrets()?;
     }
     let (opened, peppers) = store::set_up(&common).await?;
@@ -30,25 +42,39 @@ pub(crate) async fn init(
     let pepper = peppers.current().id().clone();
     let context = CliContext::over(common, opened, peppers).await?;
     let mut keys = Vec::new();
-    if let Some(tenant) = context.tenant()? {
-        let actor = context.actor(&tenant)?;
-        keys = context
-            .keys
-            .provision_tenant(invocation(&actor, named)?, &tenant)
-            .await?;
+    if let Some(tenant) = &tenant {
+        let provisioned = async {
+            let actor = context.actor(tenant)?;
+            let by = invocation(&actor, named)?;
+            Ok(context.keys.provision_tenant(by, tenant).await?)
+        };
+        keys = provisioned.await.map_err(|error: CliError| {
+            let only = format!(
+                "{place} is set up, but not tenant {tenant}, which the first key of the tenant sets up"
+            );
+            error.about(only).in_part()
+        })?;
     }
-    if output.json {
-        return output.document(&json!({
+    let document = || {
+        json!({
             "store": place,
             "pepper_file": file,
             "pepper": pepper,
             "provisioned": issue::issued(&keys),
-        }));
-    }
-    let file = file.display();
-    output.note(&format!("set up {place} under pepper {pepper} in {file}"));
+        })
+    };
+    let made = format!("set up {place} under pepper {pepper} in {}", file.display());
+    output.note(&made);
     output.note("keep a copy of the pepper file, but never where the store's copies are");
-    issue::provisioned(&keys, output)
+    match tenant {
+        Some(tenant) => {
+            let keys: Vec<_> = issue::provisioned(&keys).collect();
+            let made = format!("{made}, and tenant {tenant}");
+            issue::hand_out(&context, (&tenant, &made), &keys, document, output)
+        }
+        None if output.json => output.result(&document()),
+        None => Ok(()),
+    }
 }
 
 pub(crate) async fn backup(
@@ -82,11 +108,15 @@ pub(crate) async fn salvage(args: &SalvageArgs, output: &Output) -> CliResult<()
     let elapsed = output.show_elapsed(format!("salvaging {}", from.display()));
     let report = SqliteStore::salvage(from, to).await;
     drop(elapsed);
-    let report = report?;
+    let report = match report {
+        Err(OpenError::NotFound { path }) => return Err(CliError::no_source(path.display())),
+        report => report?,
+    };
     let (rows, audit, left_out) = (report.rows, report.audit, report.faults);
     let mut message = format!(
-        "copied {rows} rows and {audit} audit entries to {}, which opens only once `keyctl recover` has been \
-         run; left out or damaged: {}",
+        "copied {} and {} to {}, which opens only once `keyctl recover` has been run; left out or damaged: {}",
+        counted(rows, "row"),
+        counted(audit, "audit entry"),
         to.display(),
         left_out.len()
     );
@@ -200,37 +230,11 @@ pub(crate) async fn check(common: &CommonArgs, output: &Output) -> CliResult<()>
         Err(unopened) => (check_unopened(common, unopened).await?, None),
     };
     drop(elapsed);
-    let (rows, audit, faults, losses) = (report.rows, report.audit, report.faults, report.losses);
     let ahead = (replica.as_ref()).map_or_else(Default::default, |known| known.tenants_ahead());
     let counts = replica.map_or_else(Default::default, |known| known.keys_by_pepper());
     let peppers = PepperUse::compare(common, counts, output)?;
-    if output.json {
-        let intact = faults.is_empty();
-        let ahead: Vec<_> = (ahead.iter())
-            .map(|(tenant, at)| json!({"tenant": tenant, "newest": at}))
-            .collect();
-        let document = json!({
-            "intact": intact, "rows": rows, "audit": audit, "faults": faults, "losses": losses, "ahead": ahead,
-            "peppers": peppers.documents().collect::<Vec<_>>(),
-        });
-        output.document(&document)?;
-    } else {
-        for (tenant, at) in &ahead {
-            output.line(&format!(
-                "the newest commit of tenant {tenant} is of {at}, in the future: \
-                 keyctl time repair --tenant {tenant}"
-            ))?;
-        }
-        for (what, keys) in peppers.described() {
-            output.line(&format!("{keys} {what}"))?;
-        }
-        output.line(&format!(
-            "{rows} rows, {audit} audit entries, {} faults",
-            faults.len()
-        ))?;
-        let named = faults.iter().chain(&losses);
-        named.into_iter().try_for_each(|fault| output.line(fault))?;
-    }
+    let faults = &report.faults;
+    let printed = print_check(&report, &ahead, &peppers, output);
     let mut problems = peppers.problems();
     if !faults.is_empty() {
         let salvage = match &common.store {
@@ -243,7 +247,7 @@ pub(crate) async fn check(common: &CommonArgs, output: &Output) -> CliResult<()>
         ));
     }
     match problems.is_empty() {
-        true => Ok(()),
+        true => printed,
         false => Err(CliError::new(CliErrorKind::Corrupt, problems.join("\n"))),
     }
 }
@@ -261,6 +265,49 @@ async fn check_unopened(common: &CommonArgs, unopened: CliError) -> CliResult<In
         Ok(report) if !report.is_sound() => Ok(report),
         _ => Err(unopened),
     }
+}
+
+fn print_check(
+    report: &IntegrityReport,
+    ahead: &[(TenantId, Timestamp)],
+    peppers: &PepperUse,
+    output: &Output,
+) -> CliResult<()> {
+    let IntegrityReport {
+        rows,
+        audit,
+        faults,
+        losses,
+        ..
+    } = report;
+    if output.json {
+        let ahead: Vec<_> = (ahead.iter())
+            .map(|(tenant, at)| json!({"tenant": tenant, "newest": at}))
+            .collect();
+        return output.document(&json!({
+            "intact": faults.is_empty(), "rows": rows, "audit": audit, "faults": faults, "losses": losses, "ahead": ahead,
+            "peppers": peppers.documents().collect::<Vec<_>>(), "peppers_compared": peppers.file.is_some(),
+        }));
+    }
+    for (tenant, at) in ahead {
+        output.line(&format!(
+            "the newest commit of tenant {tenant} is of {at}, in the future: \
+             keyctl time repair --tenant {tenant}"
+        ))?;
+    }
+    for (what, keys) in peppers.described() {
+        output.line(&format!("{what}: {keys}"))?;
+    }
+    if peppers.file.is_none() {
+        output.line("not checked: whether a pepper file has these peppers; name one with --pepper-file <FILE>")?;
+    }
+    output.line(&format!(
+        "{}, {}, {}",
+        counted(*rows, "row"),
+        counted(*audit, "audit entry"),
+        counted(faults.len(), "fault")
+    ))?;
+    faults.iter().chain(losses).try_for_each(|fault| output.line(fault))
 }
 
 pub(crate) async fn stats(common: &CommonArgs, output: &Output) -> CliResult<()> {

@@ -1,0 +1,297 @@
+//! Exit codes and messages of `keyctl`: each states what was done, and what the operator can do next.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::Stdio;
+
+use keyward::key::Digest;
+use keyward::policy::{ProvisionOn, ProvisionRule};
+use keyward::{ScopeSet, profiles};
+use serde_json::json;
+
+use super::keyctl::{
+    CORRUPT, DENIED, IN_PART, NOT_FOUND, Said, Shop, USAGE, commit_in_the_future, keeps_nothing,
+};
+use super::keyctl_operating::{LONG, node};
+
+/// Runs a command whose stdout is a full disk.
+fn on_a_full_disk(shop: &Shop, args: &[&str]) -> Said {
+    let mut command = shop.command(args);
+    command.stdout(File::options().write(true).open("/dev/full").unwrap());
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let output = child.wait_with_output().unwrap();
+    Said {
+        code: output.status.code().unwrap(),
+        out: String::new(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// Writes a policy that creates two keys with each tenant, and returns the name of its file.
+fn provisions_two(shop: &Shop) -> &'static str {
+    let given = |name: &str| ProvisionRule {
+        on: ProvisionOn::Tenant,
+        class: "secret".try_into().unwrap(),
+        name: name.try_into().unwrap(),
+        scopes: ScopeSet::parse(["reports:read"]).unwrap(),
+    };
+    let spec = profiles::standard().with(|spec| {
+        spec.version += 1;
+        spec.provision = ["one", "two"].map(given).into();
+    });
+    fs::write(shop.path("two.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
+    "two.json"
+}
+
+/// Runs each command that the message names. Each prints the new secret of one key.
+fn follow_advice(shop: &Shop, answer: &Said, lost: usize) {
+    let advice = regex::Regex::new("keyctl (rotate \\w+ --immediate)").unwrap();
+    let steps: Vec<_> = advice.captures_iter(&answer.err).collect();
+    assert_eq!(steps.len(), lost, "{answer:?}");
+    for step in steps {
+        let args: Vec<_> = step[1].split(' ').collect();
+        let rotated = shop.run(&args).ended(0);
+        assert!(rotated.out.starts_with("sk_live_"), "{rotated:?}");
+    }
+}
+
+/// Without the whole message, a key would stay valid unnoticed, or an old key would end unnoticed.
+#[test]
+fn if_a_secret_cannot_be_written_the_error_states_what_was_made_and_how_to_replace_it() {
+    assert!(Path::new("/dev/full").exists());
+    for json in [&[][..], &["--json"]] {
+        let shop = Shop::empty();
+        let policy = ["--policy", provisions_two(&shop)];
+        let on =
+            |args: &[&str]| on_a_full_disk(&shop, &[args, &policy, json].concat()).ended(IN_PART);
+        let init = on(&["init", "--tenant", "acme"]);
+        assert!(init.err.contains("set up keys.db"), "{init:?}");
+        follow_advice(&shop, &init, 2);
+        let create = on(&["create", "export", "--tenant", "globex"]);
+        assert!(create.err.contains("of globex was created"), "{create:?}");
+        follow_advice(&shop, &create, 3);
+        let (old, _) = shop.key("acme", "old", &[]);
+        let rotate = on(&["rotate", &old]);
+        let until =
+            shop.run(&["show", &old, "--json"]).ended(0).document()["succession"].to_string();
+        let stated = regex::Regex::new(&format!("old key {old} works until ([^ \n]+)")).unwrap();
+        let stated = &stated.captures(&rotate.err).unwrap()[1];
+        assert!(
+            until.contains(stated.trim_end_matches("; the secret follows:")),
+            "{rotate:?} {until}"
+        );
+        follow_advice(&shop, &rotate, 1);
+    }
+}
+
+#[test]
+fn a_mistake_in_the_arguments_sets_up_no_store() {
+    let shop = Shop::empty();
+    fs::write(shop.path("bad.json"), "{}").unwrap();
+    shop.run(&["init", "--tenant", "no tenant"]).ended(USAGE);
+    shop.run(&["init", "--policy", "bad.json"]).ended(USAGE);
+    shop.run(&["init", "--command-id", ""]).ended(USAGE);
+    assert!(!shop.path("keys.db").exists());
+}
+
+/// A tenant begins with its first key. No other command has anything to do in a tenant that the store lacks.
+#[test]
+fn a_tenant_that_the_store_lacks_is_not_found_and_its_first_key_is_announced() {
+    let shop = Shop::new();
+    let create = |tenant: &str| {
+        let created = shop.run(&["create", "x", "--tenant", tenant, "--json"]);
+        created.ended(0).document()["new_tenant"].clone()
+    };
+    assert_eq!([create("acme/eu"), create("acme/eu")], [true, false]);
+    for args in [
+        &["list"][..],
+        &["audit"],
+        &["audit", "--check"],
+        &["purge"],
+        &["retain"],
+        &["prune-audit", "--before", "2020-01-01T00:00:00Z"],
+        &["remove-owner", "bob", "--yes"],
+        &["revoke-many", "--all", "--reason", "lost", "--yes"],
+        &["close-tenant", "--confirm", "acne"],
+        &["time", "repair"],
+    ] {
+        let none = shop
+            .run(&[args, &["--tenant", "acne"]].concat())
+            .ended(NOT_FOUND);
+        assert!(none.err.contains("no such tenant"), "{none:?}");
+    }
+    // The tenant above has no key of its own.
+    let close = [
+        "close-tenant",
+        "--tenant",
+        "acme",
+        "--confirm",
+        "acme",
+        "--json",
+    ];
+    assert_eq!(shop.run(&close).ended(0).document()["ended"], 2);
+    let nobody = ["remove-owner", "nobody", "--tenant", "acme/eu", "--yes"];
+    let nobody = shop.run(&nobody).ended(0);
+    assert!(nobody.err.contains("check the name"), "{nobody:?}");
+}
+
+/// The standard profile allows 100 active keys for each tenant.
+#[test]
+fn an_import_that_is_refused_in_part_says_so_and_sums_up_its_refusals() {
+    let shop = Shop::new();
+    let line = |at: usize| {
+        let digest: Vec<_> = Digest::sha256(&format!("old {at}")).as_bytes().to_vec();
+        let sha256: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        json!({ "sha256": sha256, "name": format!("old {at}"), "tenant": "acme" }).to_string()
+    };
+    let lines: Vec<_> = (0..150).map(line).collect();
+    fs::write(shop.path("keys.jsonl"), lines.join("\n")).unwrap();
+    let import = ["import", "keys.jsonl"];
+    let refused = shop.run(&import).ended(IN_PART);
+    assert_eq!(refused.out, "100 imported, 0 were here, 50 refused\n");
+    let printed: Vec<_> = refused
+        .err
+        .lines()
+        .filter(|line| line.contains("active keys"))
+        .collect();
+    assert_eq!(printed.len(), 4, "{refused:?}");
+    assert!(
+        printed[3].starts_with("47 more lines: tenant already has"),
+        "{refused:?}"
+    );
+    assert!(
+        refused
+            .err
+            .contains("refused 50 lines, and imported 100 keys"),
+        "{refused:?}"
+    );
+    // Now nothing is imported, so that nothing is changed.
+    let again = shop.run(&[&import[..], &["--json"]].concat()).ended(DENIED);
+    let codes = again.documents();
+    let codes = codes.iter().filter(|line| line["code"] == "cap-reached");
+    assert_eq!(codes.count(), 50, "every refusal is in the JSON");
+}
+
+#[test]
+fn a_fault_of_one_tenant_keeps_purge_and_prune_audit_from_no_other() {
+    let shop = Shop::new();
+    let policy = keeps_nothing(&shop);
+    for tenant in ["acme", "globex"] {
+        let (id, _) = shop.key(tenant, "export", &["--policy", policy]);
+        shop.run(&["revoke", &id, "--reason", "lost"]).ended(0);
+    }
+    commit_in_the_future(&shop, "acme");
+    let purged = shop.run(&["purge"]).ended(IN_PART);
+    assert_eq!(purged.out, "globex  1 removed\n");
+    assert!(purged.err.contains("tenant acme: "), "{purged:?}");
+    let alone = ["purge", "--tenant", "acme"];
+    shop.run(&alone).ended(DENIED);
+    shop.tamper("UPDATE audit SET seal = seal + 1 WHERE tenant = 'acme'");
+    let now = keyward::Clock::now(&keyward::clocks::SystemClock).to_string();
+    let pruned = shop.run(&["prune-audit", "--before", &now]).ended(CORRUPT);
+    assert!(pruned.err.contains("audit trail of acme"), "{pruned:?}");
+    assert!(
+        pruned.out.starts_with("globex  ") && !pruned.out.contains("globex  0"),
+        "{pruned:?}"
+    );
+}
+
+/// No later attempt succeeds before an operator acts, so the command must not wait for the nodes.
+#[test]
+fn waiting_for_the_nodes_ends_when_the_store_goes_back_in_time() {
+    let shop = Shop::new();
+    let _waited_for = node(&shop, 1, LONG);
+    let (id, _) = shop.key("acme", "first", &[]);
+    shop.run(&["checkpoint"]).ended(0);
+    fs::copy(shop.path("keys.db"), shop.path("older.db")).unwrap();
+    let mut command = shop.command(&["revoke", &id, "--reason", "lost", "--until-confirmed"]);
+    let mut waits = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut err = BufReader::new(waits.stderr.take().unwrap()).lines();
+    let waiting = err
+        .by_ref()
+        .map(Result::unwrap)
+        .find(|line| line.contains("waits for"));
+    assert!(waiting.is_some());
+    for end in ["", "-wal", "-shm"] {
+        let [from, to] = ["keys.db", "lost.db"].map(|name| shop.path(&format!("{name}{end}")));
+        if from.exists() {
+            fs::rename(from, to).unwrap();
+        }
+    }
+    fs::rename(shop.path("older.db"), shop.path("keys.db")).unwrap();
+    let rest: Vec<_> = err.map(Result::unwrap).collect();
+    assert_ne!(waits.wait().unwrap().code(), Some(0));
+    assert!(
+        rest.iter().any(|line| line.contains("went back in time")),
+        "{rest:?}"
+    );
+}
+
+#[test]
+fn advice_leads_on() {
+    let shop = Shop::new();
+    shop.key("acme", "first", &[]);
+    for args in [
+        &["restore", "none.db", "--store", "new.db"][..],
+        &["salvage", "none.db", "new.db"],
+        &["migrate-store", "none.db", "new.db"],
+    ] {
+        let none = shop.run(args).ended(NOT_FOUND);
+        assert!(
+            none.err.contains("none.db does not exist") && !none.err.contains("init"),
+            "{none:?}"
+        );
+    }
+    let exported = shop.run(&["audit", "--json", "--all"]).ended(0);
+    fs::write(shop.path("trail.jsonl"), exported.out).unwrap();
+    shop.run(&["backup", "copy.db"]).ended(0);
+    let restored = ["--store", "new.db", "--pepper-file", "keys.db.pepper"];
+    let on = |args: &[&str]| shop.run(&[args, &restored].concat());
+    on(&["restore", "copy.db"]).ended(0);
+    // The trail may be that of the backup, so only the operator knows that nothing was revoked.
+    let replay = [
+        "recover",
+        "--replay-file",
+        "trail.jsonl",
+        "--trust-unchanged",
+    ];
+    let refused = on(&replay).ended(DENIED);
+    assert!(refused.err.contains("--trust-backup"), "{refused:?}");
+    on(&["recover", "--trust-backup"]).ended(0);
+
+    fs::rename(shop.path("keys.db.pepper"), shop.path("pepper")).unwrap();
+    let lacks = shop.run(&["list"]).ended(NOT_FOUND);
+    assert!(
+        lacks.err.contains("--pepper-file") && !lacks.err.contains("init"),
+        "{lacks:?}"
+    );
+    let check = shop.run(&["check"]).ended(0);
+    assert!(check.out.contains("not checked"), "{check:?}");
+    let check = shop.run(&["check", "--json"]).ended(0).document();
+    assert_eq!(check["peppers_compared"], false);
+    let compared = ["check", "--json", "--pepper-file", "pepper"];
+    assert_eq!(
+        shop.run(&compared).ended(0).document()["peppers_compared"],
+        true
+    );
+}
+
+#[test]
+fn the_schema_is_a_document_in_json() {
+    let shop = Shop::empty();
+    let document = shop
+        .run(&["schema", "--json", "--schema", "mine"])
+        .ended(0)
+        .document();
+    let sql = shop.run(&["schema", "--schema", "mine"]).ended(0);
+    assert_eq!(
+        document["sql"].as_str().unwrap().trim_end(),
+        sql.out.trim_end()
+    );
+    assert_eq!(document["schema"], "mine");
+}
