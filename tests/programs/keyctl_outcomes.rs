@@ -143,7 +143,7 @@ fn a_tenant_that_the_store_lacks_is_not_found_and_its_first_key_is_announced() {
 fn an_import_that_is_refused_in_part_says_so_and_sums_up_its_refusals() {
     let shop = Shop::new();
     let line = |at: usize| {
-        let digest: Vec<_> = Digest::sha256(&format!("old {at}")).as_bytes().to_vec();
+        let digest: Vec<_> = Digest::sha256(format!("old {at}")).as_bytes().to_vec();
         let sha256: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
         json!({ "sha256": sha256, "name": format!("old {at}"), "tenant": "acme" }).to_string()
     };

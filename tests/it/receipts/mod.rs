@@ -412,7 +412,7 @@ fn the_silence_of_a_node_counts_from_when_its_report_was_seen() {
 
 #[test]
 fn a_node_reports_its_build_its_start_and_its_peppers() {
-    let mut world = Nodes::new(1);
+    let world = Nodes::new(1);
     let ring = PepperRing::new(pepper("new", 2));
     let ring = ring.with_retired(pepper("p1", 1)).unwrap();
     let ring = ring.with_next(pepper("later", 3)).unwrap();

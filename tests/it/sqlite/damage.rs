@@ -517,7 +517,7 @@ fn a_damaged_file_is_salvaged_with_its_log() {
 
 #[test]
 fn a_file_of_which_nothing_is_left_is_refused_without_the_advice_to_salvage_it() {
-    let noise: Vec<u8> = (0..40_960_u32).map(|at| (at * 7919 >> 5) as u8).collect();
+    let noise: Vec<u8> = (0..40_960_u32).map(|at| ((at * 7919) >> 5) as u8).collect();
     for bytes in [noise.as_slice(), &[0; 8192], &[1; 100], &[]] {
         let desk = Desk::new();
         write(&desk, bytes);

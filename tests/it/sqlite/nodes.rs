@@ -168,7 +168,7 @@ fn builds_that_do_not_know_processes_share_the_registry() {
         process: None,
         ..report(1, 5)
     };
-    assert_eq!(nodes(&store), [unknown.clone()]);
+    assert_eq!(nodes(&store), std::slice::from_ref(&unknown));
     wait(store.forget(unknown.node, 5)).unwrap();
     wait(store.report(unknown)).unwrap();
     assert_eq!(seals(5), known, "an earlier build checks the same seals");

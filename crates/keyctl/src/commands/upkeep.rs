@@ -307,7 +307,10 @@ fn print_check(
         counted(*audit, "audit entry"),
         counted(faults.len(), "fault")
     ))?;
-    faults.iter().chain(losses).try_for_each(|fault| output.line(fault))
+    faults
+        .iter()
+        .chain(losses)
+        .try_for_each(|fault| output.line(fault))
 }
 
 pub(crate) async fn stats(common: &CommonArgs, output: &Output) -> CliResult<()> {
