@@ -357,6 +357,12 @@ impl StoreFile {
         }
     }
 
+    /// Returns whether the reserve lacks space. A checkpoint, or another process, may have freed it.
+    pub(super) fn lacks_reserve(&self) -> bool {
+        let found = fs::metadata(with_end(&self.path, "-reserve"));
+        found.is_ok_and(|found| found.is_file() && found.len() < RESERVE)
+    }
+
     /// Frees the space of the reserve. Returns whether it was freed.
     pub(super) fn free_reserve(&self) -> bool {
         let freed = self.open_reserve().and_then(|file| file.set_len(0));

@@ -300,7 +300,7 @@ impl Thread {
     /// Takes space for the reserve again after it was used, as much as there is. A reserve that cannot be opened is
     /// not waited for: it would refuse all other commits, and keep no space.
     fn refill_reserve(&mut self) {
-        if self.reserve_is_whole {
+        if self.reserve_is_whole && !self.pool.file.lacks_reserve() {
             return;
         }
         match self.pool.file.keep_reserve() {
