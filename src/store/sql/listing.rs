@@ -105,7 +105,7 @@ fn by_end(mut sql: Sql, query: &KeyQuery) -> Sql {
 /// that another page follows.
 pub(in crate::store) struct KeyListing<'q> {
     query: &'q KeyQuery,
-    /// Whether the rows of the present statement come in the query's order.
+    /// True if the rows of the present statement come in the order of the query.
     ordered: bool,
     limit: usize,
     found: Vec<(KeyPosition, KeyRecord)>,
