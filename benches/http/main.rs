@@ -3,7 +3,9 @@
 //! `wrk` generates the load and cycles through all keys. All routes run in one process with the same handler,
 //! and their rounds alternate.
 //!
-//! `cargo bench --package keyward-benches --bench http -- [--quick] [--json]`
+//! The part `layer` measures the layer alone, on one thread and without a socket.
+//!
+//! `cargo bench --package keyward-benches --bench http -- [--quick] [--json] [--only layer,served]`
 #![allow(
     clippy::disallowed_methods,
     reason = "benchmarks read the machine's clock to measure, not to decide"
@@ -13,6 +15,8 @@
     clippy::cast_precision_loss,
     reason = "counts stay far below 2^52, which f64 represents exactly"
 )]
+
+mod layer;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -43,18 +47,22 @@ struct Workload {
     pairs: usize,
     /// Duration of a round, in seconds.
     seconds: u32,
+    /// The number of rounds of the layer alone.
+    rounds: usize,
 }
 
 const FULL: Workload = Workload {
     keys: 1_000_000,
     pairs: 60,
     seconds: 1,
+    rounds: 41,
 };
 
 const QUICK: Workload = Workload {
     keys: 100_000,
     pairs: 10,
     seconds: 1,
+    rounds: 15,
 };
 
 /// The number of keys that the load generator cycles through: 100,000, too many for their records to stay in
@@ -75,6 +83,19 @@ const LAYERED: &str = "/layered/health";
 fn main() {
     let asked = BenchOptions::read();
     let size = if asked.quick { &QUICK } else { &FULL };
+    let mut table = Table::default();
+    if asked.wants("served") {
+        served(size, &mut table);
+    }
+    // Last, because it installs a subscriber for the whole process.
+    if asked.wants("layer") {
+        layer::measure(size.rounds, &mut table);
+    }
+    table.print(asked.json);
+}
+
+/// Measures a service under load.
+fn served(size: &Workload, table: &mut Table) {
     let installed = Command::new("wrk").arg("-v").output();
     installed.expect("wrk is installed: apt-get install wrk");
     let folder = tempfile::tempdir().unwrap();
@@ -93,7 +114,6 @@ fn main() {
     );
 
     let load = |path| load(address, path, &presented, size.seconds);
-    let mut table = Table::default();
     let mut rounds: [Vec<Round>; 3] = Default::default();
     let routes = [PLAIN, KEYED, LAYERED];
     // The first turn only warms up the service, and is not counted. The order of the routes rotates, so that
@@ -113,7 +133,7 @@ fn main() {
         size.keys
     );
     compare(
-        &mut table,
+        table,
         &what,
         "/s",
         |round| round.rate,
@@ -122,7 +142,7 @@ fn main() {
     );
     let what = "the server's processor time for a request, with : without";
     compare(
-        &mut table,
+        table,
         what,
         "us",
         |round| round.cpu / 1e3,
@@ -131,14 +151,13 @@ fn main() {
     );
     let what = "the same, with a layer that does nothing : without";
     compare(
-        &mut table,
+        table,
         what,
         "us",
         |round| round.cpu / 1e3,
         (&layered, &plain),
         None,
     );
-    table.print(asked.json);
 }
 
 /// Adds a line to the table: the median and the interquartile range of a ratio over all pairs of rounds.
@@ -165,19 +184,27 @@ async fn health() -> &'static str {
     "up\n"
 }
 
-/// Starts a service with `count` keys. Three routes have the same handler: one without a layer, one behind a
-/// layer that does nothing, and one behind keyward's layer.
-async fn serve(made: Keys, count: u64) -> SocketAddr {
+/// Returns a service's manager and verifier, with `count` keys in its index.
+async fn keyward(made: Keys, count: u64) -> Keyward {
     let mut spec = profiles::standard();
     // Nothing syncs this service with its store, so the staleness bound must be longer than the run.
     spec.propagation = Propagation { bound: days(1) };
     let peppers = made.peppers();
-    let keys = Keyward::builder(SyntheticStore::new(made, count, Feed::Grow), peppers)
+    Keyward::builder(SyntheticStore::new(made, count, Feed::Grow), peppers)
         .policy(Policy::new(spec).unwrap())
         .build()
         .await
-        .unwrap();
-    let keyed = KeywardLayer::new(keys.clone()).require(Need::scope(SCOPE).unwrap());
+        .unwrap()
+}
+
+fn layer(keys: &Keyward) -> KeywardLayer {
+    KeywardLayer::new(keys.clone()).require(Need::scope(SCOPE).unwrap())
+}
+
+/// Starts a service with `count` keys. Three routes have the same handler: one without a layer, one behind a
+/// layer that does nothing, and one behind keyward's layer.
+async fn serve(made: Keys, count: u64) -> SocketAddr {
+    let keyed = layer(&keyward(made, count).await);
     let app: Router = Router::new()
         .route(PLAIN, get(health))
         .route(LAYERED, get(health).layer(Identity::new()))
