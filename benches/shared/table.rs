@@ -15,14 +15,14 @@ pub enum Goal {
 }
 
 impl Goal {
-    fn holds(self, value: f64) -> bool {
+    pub fn holds(self, value: f64) -> bool {
         match self {
             Self::AtMost(most) => value <= most,
             Self::AtLeast(least) => value >= least,
         }
     }
 
-    fn text(self) -> String {
+    pub fn text(self) -> String {
         match self {
             Self::AtMost(most) => format!("<= {most}"),
             Self::AtLeast(least) => format!(">= {least}"),

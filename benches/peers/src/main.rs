@@ -12,10 +12,13 @@
 mod peers;
 mod plot;
 
-use self::peers::{Peer, argon, plain, prefixed};
+use std::sync::Arc;
+
+use self::peers::{Account, Accounts, Peer, argon, cached, mapped, prefixed, signed};
 use self::plot::Series;
 use shared::batch::Batch;
 use shared::served::{BenchVerifier, need};
+use shared::table::Goal;
 use shared::turns::{Subject, cpu, ratio, take_turns};
 
 const SIZES: [u64; 3] = [1_000, 100_000, 1_000_000];
@@ -30,21 +33,45 @@ struct TableRow {
     nanos: f64,
     to_floor: f64,
     to_keyward: f64,
+    /// keyward's goal against the fastest of the peers that people write by themselves.
+    goal: Option<Goal>,
 }
 
-/// Returns the peers, each with `keys` keys, in the order of the table.
-fn peers(keys: u64) -> Vec<Box<dyn Peer>> {
+/// Returns the goal at this number of keys: the time of the fastest peer is at least so many times keyward's.
+const fn goal(keys: u64) -> Goal {
+    Goal::AtLeast(match keys {
+        ..10_000 => 1.3,
+        10_000..1_000_000 => 2.5,
+        1_000_000.. => 3.0,
+    })
+}
+
+/// Returns the peers with the keys of `accounts`, in the order of the table.
+fn peers(accounts: &Accounts) -> Vec<Box<dyn Peer>> {
+    type Entry = ([u8; 32], Arc<Account>);
     vec![
-        Box::new(prefixed::Stack::new(keys)),
-        Box::new(plain::Stack::new(keys)),
-        Box::new(argon::Stack::new(keys)),
+        Box::new(mapped::Stack::<mapped::LockedMap>::new(accounts)),
+        Box::new(mapped::Stack::<dashmap::DashMap<String, Entry>>::new(
+            accounts,
+        )),
+        Box::new(mapped::Stack::<papaya::HashMap<String, Entry>>::new(
+            accounts,
+        )),
+        Box::new(cached::Stack::<quick_cache::sync::Cache<_, _>>::new(
+            accounts,
+        )),
+        Box::new(cached::Stack::<moka::sync::Cache<_, _>>::new(accounts)),
+        Box::new(prefixed::Stack::new(accounts)),
+        Box::new(signed::Stack::hs256()),
+        Box::new(signed::Stack::eddsa()),
+        Box::new(argon::Stack::new(accounts)),
     ]
 }
 
 fn measure(keys: u64, rounds: usize) -> Vec<TableRow> {
     eprintln!("{keys} keys");
     let served = BenchVerifier::secret(keys);
-    let peers = peers(keys);
+    let peers = peers(&peers::accounts(keys));
     let need = need();
     let mut subjects = vec![Subject {
         name: "keyward".to_owned(),
@@ -64,7 +91,7 @@ fn measure(keys: u64, rounds: usize) -> Vec<TableRow> {
     let floor = taken.last().unwrap();
     let names = subjects.iter().map(|subject| subject.name.clone());
     let names = names.chain(["floor: two compressions".to_owned()]);
-    names
+    let mut lines: Vec<_> = names
         .zip(&taken)
         .map(|(name, own)| TableRow {
             name,
@@ -72,8 +99,15 @@ fn measure(keys: u64, rounds: usize) -> Vec<TableRow> {
             nanos: cpu(own),
             to_floor: ratio(own, floor),
             to_keyward: ratio(own, &taken[0]),
+            goal: None,
         })
-        .collect()
+        .collect();
+    // The first line is keyward's.
+    let own = lines[1..].iter_mut().zip(&peers);
+    let own = own.filter(|(_, peer)| peer.is_own()).map(|(line, _)| line);
+    let fastest = own.min_by(|a, b| a.to_keyward.total_cmp(&b.to_keyward));
+    fastest.unwrap().goal = Some(goal(keys));
+    lines
 }
 
 fn print(lines: &[TableRow], json: bool) {
@@ -85,6 +119,8 @@ fn print(lines: &[TableRow], json: bool) {
                 "nanos": line.nanos,
                 "to_floor": line.to_floor,
                 "to_keyward": line.to_keyward,
+                "goal": line.goal.map(Goal::text),
+                "met": line.goal.map(|goal| goal.holds(line.to_keyward)),
             })
         };
         let lines: Vec<_> = lines.iter().map(line).collect();
@@ -92,8 +128,13 @@ fn print(lines: &[TableRow], json: bool) {
         return;
     }
     println!(
-        "{:<42} {:>9} {:>12} {:>10} {:>10}",
-        "valid key", "keys", "ns", ": floor", ": keyward"
+        "{:<42} {:>9} {:>12} {:>10} {:>10}  {:>6}   met",
+        "valid key; the goal is for the fastest stack",
+        "keys",
+        "ns",
+        ": floor",
+        ": keyward",
+        "goal"
     );
     for line in lines {
         let TableRow {
@@ -102,8 +143,17 @@ fn print(lines: &[TableRow], json: bool) {
             nanos,
             to_floor,
             to_keyward,
+            goal,
         } = line;
-        println!("{name:<42} {keys:>9} {nanos:>12.0} {to_floor:>10.2} {to_keyward:>10.2}");
+        let met = goal.map(|goal| if goal.holds(*to_keyward) { "yes" } else { "NO" });
+        let (goal, met) = (
+            goal.map(Goal::text).unwrap_or_default(),
+            met.unwrap_or_default(),
+        );
+        let row = format!(
+            "{name:<42} {keys:>9} {nanos:>12.0} {to_floor:>10.2} {to_keyward:>10.2}  {goal:>6}   {met}"
+        );
+        println!("{}", row.trim_end());
     }
 }
 

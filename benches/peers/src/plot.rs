@@ -15,7 +15,7 @@ const LEFT: f64 = 80.0;
 const RIGHT: f64 = 290.0;
 const TOP: f64 = 50.0;
 const BOTTOM: f64 = 60.0;
-/// Colours that colour-blind people can distinguish (Okabe and Ito).
+/// Colours that colour-blind people can distinguish (Okabe and Ito). Curves after the last colour are dashed.
 const COLOURS: [&str; 6] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#666666", "#e69f00",
 ];
@@ -71,11 +71,16 @@ fn count(keys: f64) -> String {
     }
 }
 
-/// Moves overlapping labels apart and keeps their order.
-fn apart(mut places: Vec<(usize, f64)>) -> Vec<(usize, f64)> {
+/// Moves overlapping labels apart and keeps their order. No label is below `bottom`.
+fn apart(mut places: Vec<(usize, f64)>, bottom: f64) -> Vec<(usize, f64)> {
     places.sort_by(|a, b| a.1.total_cmp(&b.1));
     for at in 1..places.len() {
         places[at].1 = places[at].1.max(places[at - 1].1 + LINE);
+    }
+    let mut lowest = bottom;
+    for place in places.iter_mut().rev() {
+        place.1 = place.1.min(lowest);
+        lowest = place.1 - LINE;
     }
     places
 }
@@ -126,8 +131,9 @@ pub(crate) fn svg(all: &[Series]) -> String {
             .map(|&(keys, nanos)| format!("{:.1},{:.1}", across.at(keys as f64), up.at(nanos)))
             .collect();
         let width = if place == 0 { 3 } else { 2 };
+        let dashes = if place < COLOURS.len() { "none" } else { "6 4" };
         line(format!(
-            r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="{width}"/>"#,
+            r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="{width}" stroke-dasharray="{dashes}"/>"#,
             path.join(" ")
         ));
         for point in &path {
@@ -140,9 +146,10 @@ pub(crate) fn svg(all: &[Series]) -> String {
             ends.push((place, up.at(nanos)));
         }
     }
-    for (place, y) in apart(ends) {
+    for (place, y) in apart(ends, bottom) {
+        let dashed = if place < COLOURS.len() { "" } else { "- - " };
         line(format!(
-            r#"<text x="{:.1}" y="{:.1}" fill="{}">{}</text>"#,
+            r#"<text x="{:.1}" y="{:.1}" fill="{}">{dashed}{}</text>"#,
             right + 12.0,
             y + 4.0,
             COLOURS[place % COLOURS.len()],
