@@ -218,11 +218,11 @@ impl Need {
         }
     }
 
-    /// Returns this need without counting. A verification with the result does not count as a use of the key.
-    /// Used for a request that was verified, and counted, before.
+    /// Sets whether a verification with this need counts as a use of the key. It does not if the same request
+    /// was verified, and counted, before.
     #[cfg(feature = "http")]
-    pub(crate) fn without_counting(mut self) -> Self {
-        self.conditions.uncounted = true;
+    pub(crate) const fn counting(mut self, counts: bool) -> Self {
+        self.conditions.uncounted = !counts;
         self
     }
 

@@ -1,5 +1,7 @@
 //! The grant: what a verified key may do.
 
+#[cfg(feature = "http")]
+use std::any::Any;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -33,6 +35,9 @@ pub struct Grant {
     /// The address that the key was verified for, if known.
     address: Option<IpAddr>,
     source: GrantSource,
+    /// What the HTTP layer keeps with the grant of a request.
+    #[cfg(feature = "http")]
+    attached: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// The source of the key's other attributes.
@@ -95,6 +100,8 @@ impl Clone for Grant {
             at,
             address,
             source,
+            #[cfg(feature = "http")]
+            attached: self.attached.clone(),
         }
     }
 }
@@ -133,6 +140,8 @@ impl Grant {
             at,
             address,
             source,
+            #[cfg(feature = "http")]
+            attached: None,
         };
         match reached {
             Some(reached) => grant.with_status(*reached),
@@ -179,7 +188,19 @@ impl Grant {
             at,
             address,
             source,
+            #[cfg(feature = "http")]
+            attached: None,
         }
+    }
+
+    #[cfg(feature = "http")]
+    pub(crate) fn attach(&mut self, data: Arc<dyn Any + Send + Sync>) {
+        self.attached = Some(data);
+    }
+
+    #[cfg(feature = "http")]
+    pub(crate) const fn attached(&self) -> Option<&Arc<dyn Any + Send + Sync>> {
+        self.attached.as_ref()
     }
 
     fn attributes(&self) -> Attributes<'_> {

@@ -4,9 +4,8 @@
 //! module itself only translates between HTTP and the verifier.
 
 use std::borrow::Cow;
-use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use http::header::{
     ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, Entry, HeaderMap, HeaderName, ORIGIN,
@@ -15,15 +14,16 @@ use http::request::Parts;
 use http::{Extensions, Method, StatusCode};
 use zeroize::Zeroizing;
 
-use super::outcome;
+use super::context::{self, CountOnDrop, RequestContext};
 use super::refusal::AuthError;
 use super::settings::{Limit, Settings};
 use super::sources::{self, RequestCredentials};
+use crate::core::id::KeyId;
 use crate::core::need::Need;
 use crate::core::rejection::VerifyError;
 use crate::core::tenant::TenantId;
 use crate::observe::WithSources;
-use crate::verifier::{Grant, Verifier};
+use crate::verifier::Grant;
 
 /// The address of the socket's peer. The server code that accepts connections must insert this value into the
 /// extensions of each request.
@@ -41,7 +41,7 @@ pub struct RequestTenant(pub TenantId);
 /// Prepares a request for this layer and for everything behind it. Removes the results of outer layers. Hides
 /// the key: marks the key's headers as sensitive, and removes the key's parameter from the URI.
 pub(super) fn prepare(settings: &Settings, request: &mut Parts) {
-    request.extensions.remove::<Grant>();
+    RequestContext::keep_without_grant(&mut request.extensions);
     request.extensions.remove::<RequestTenant>();
     let sources = &settings.sources;
     if sources.bearer || sources.basic {
@@ -80,44 +80,6 @@ fn hide_parameter(request: &mut Parts, parameter: &str) {
 #[derive(Clone)]
 struct FullQuery(Arc<Zeroizing<String>>);
 
-/// The credentials that layers around the same service have already accepted for one request. An inner layer
-/// verifies the key again. But it does not count the use again, and does not call the same rate limiter
-/// again.
-#[derive(Clone, Default)]
-struct AcceptedCredentials(Vec<AcceptedByLayer>);
-
-#[derive(Clone)]
-struct AcceptedByLayer {
-    credentials: CredentialsHash,
-    /// The rate limiter that the accepting layer has called. `None` if the layer has none.
-    limit: Option<Limit>,
-    /// The tenant of the request when the limiter was asked.
-    tenant: Option<TenantId>,
-}
-
-impl AcceptedCredentials {
-    fn of(request: &Parts) -> &[AcceptedByLayer] {
-        request
-            .extensions
-            .get::<Self>()
-            .map_or(&[], |accepted| &accepted.0)
-    }
-}
-
-/// A keyed hash of the credentials, and of the address of the verifier. Two layers compare their hashes for
-/// the same request. The hash reveals nothing about the credentials.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct CredentialsHash(u64);
-
-impl CredentialsHash {
-    fn of(settings: &Settings, credentials: &RequestCredentials<'_>) -> Self {
-        static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-        let verifier: *const Verifier = settings.keys.verifier();
-        let (key, public) = credentials.as_credentials().halves();
-        Self(KEY.hash_one((verifier.addr(), key, public)))
-    }
-}
-
 /// Verifies a request as far as possible without reading the store. With `again`, the request was verified
 /// before, and its key's use is already counted.
 pub(super) fn decide(settings: &Settings, request: &Parts, again: bool) -> Admission {
@@ -141,12 +103,14 @@ pub(super) fn decide(settings: &Settings, request: &Parts, again: bool) -> Admis
         TenantLookup::Found(tenant) => Cow::Owned(settings.need.clone().for_tenant(tenant.clone())),
         TenantLookup::Off | TenantLookup::NotFound => Cow::Borrowed(&settings.need),
     };
-    let hash = CredentialsHash::of(settings, &credentials);
-    let accepted = AcceptedCredentials::of(request);
-    if again || accepted.iter().any(|outer| outer.credentials == hash) {
-        need = Cow::Owned(need.into_owned().without_counting());
-    }
     let verifier = settings.keys.verifier();
+    // A key counts once for a request. Behind a layer that has accepted a key, the first verification does not
+    // count: only its grant shows whether the key is another one.
+    let outer = RequestContext::of(&request.extensions).filter(|_| !again);
+    let mut earlier: Vec<_> = outer.map_or_else(Vec::new, |outer| outer.accepted_keys(settings));
+    if again || !earlier.is_empty() {
+        need = Cow::Owned(need.into_owned().counting(false));
+    }
     let mut verdict = verifier.verify_unasked(credentials.as_credentials(), &need);
     let mut unknown = None;
     // Determine the client's address only if the verdict may depend on it. Few keys have an address
@@ -162,19 +126,31 @@ pub(super) fn decide(settings: &Settings, request: &Parts, again: bool) -> Admis
             Err(why) => unknown = Some(why),
         }
     }
+    if let Some(Ok(grant)) = &verdict
+        && is_another(&earlier, grant)
+    {
+        need = Cow::Owned(need.into_owned().counting(true));
+        earlier.clear();
+        verdict = verifier.verify_unasked(credentials.as_credentials(), &need);
+    }
     match verdict {
         Some(verdict) => {
             let verdict = verdict.map_err(|refusal| explained(refusal, unknown));
-            Admission::Done(tenant.authorize(verdict, (hash, credentials.in_query)))
+            Admission::Done(tenant.authorize(verdict, credentials.in_query))
         }
         None => Admission::NeedsStore(Box::new(PendingVerification {
             credentials: credentials.into_owned(),
             need: need.into_owned(),
             tenant,
-            hash,
+            earlier,
             unknown,
         })),
     }
+}
+
+/// Returns whether the verified key is none of those that layers around this one have accepted.
+fn is_another(earlier: &[KeyId], grant: &Grant) -> bool {
+    !earlier.is_empty() && !earlier.contains(&grant.key_id())
 }
 
 /// Adds the reason why the client's address is unknown to a refusal for that.
@@ -191,12 +167,15 @@ fn explained(refusal: VerifyError, unknown: Option<UnknownClient>) -> AuthError 
 }
 
 /// Inserts the grant and the tenant into the extensions of an accepted request. Logs and counts a refusal.
+///
+/// With `observed`, the result counts an accepted request on drop. Without it, the request counts immediately.
 pub(super) fn admit(
     settings: &Arc<Settings>,
     verdict: AdmissionResult,
     request: &mut Parts,
+    observed: bool,
 ) -> Result<Forward, AuthError> {
-    let forward = verdict.and_then(|authorized| forward(settings, authorized, request));
+    let forward = verdict.and_then(|authorized| forward(settings, authorized, request, observed));
     forward.inspect_err(|refusal| report(settings, refusal, request))
 }
 
@@ -204,39 +183,25 @@ fn forward(
     settings: &Arc<Settings>,
     authorized: Option<Authorized>,
     request: &mut Parts,
+    observed: bool,
 ) -> Result<Forward, AuthError> {
-    #[cfg(feature = "axum")]
-    request.extensions.insert(LayerSettings(settings.clone()));
     let Some(authorized) = authorized else {
-        outcome::anonymous(request);
         return Ok(Forward {
             span: tracing::Span::none(),
             in_query: false,
+            count: context::insert(&mut request.extensions, settings, None, observed),
         });
     };
     let Authorized {
         grant,
         tenant,
-        hash,
         in_query,
     } = authorized;
-    if let Some(tenant) = tenant {
-        request.extensions.insert(RequestTenant(tenant));
+    if let Some(tenant) = &tenant {
+        request.extensions.insert(RequestTenant(tenant.clone()));
     }
-    let by_outer = |outer: &&AcceptedByLayer| outer.credentials == hash;
-    let outer: Vec<_> = AcceptedCredentials::of(request)
-        .iter()
-        .filter(by_outer)
-        .cloned()
-        .collect();
-    let tenant = request.extensions.get::<RequestTenant>();
-    let tenant = tenant.map(|tenant| tenant.0.clone());
-    let asked = |limit: &Limit| {
-        let asked = outer.iter().filter(|outer| outer.tenant == tenant);
-        let mut asked = asked.filter_map(|outer| outer.limit.as_ref());
-        asked.any(|own| Arc::ptr_eq(own, limit))
-    };
-    if let Some(limit) = settings.limit.as_ref().filter(|limit| !asked(limit))
+    if let Some(limit) = &settings.limit
+        && !is_asked(settings, limit, (&grant, &tenant), request)
         && let Err(reached) = limit(&grant, request)
     {
         // The request is refused, so remove the tenant that was inserted for it.
@@ -246,25 +211,36 @@ fn forward(
             retry_after: reached.retry_after(),
         });
     }
-    outcome::accepted(request, !outer.is_empty());
     let span = tracing::info_span!(
         "api_key",
         key_id = %grant.key_id(),
         tenant = %grant.tenant(),
     );
-    let limit = settings.limit.clone();
-    let own = AcceptedByLayer {
-        credentials: hash,
-        limit,
-        tenant,
-    };
-    request
-        .extensions
-        .get_or_insert_default::<AcceptedCredentials>()
-        .0
-        .push(own);
-    request.extensions.insert(grant);
-    Ok(Forward { span, in_query })
+    let granted = Some((grant, tenant));
+    let count = context::insert(&mut request.extensions, settings, granted, observed);
+    Ok(Forward {
+        span,
+        in_query,
+        count,
+    })
+}
+
+/// Returns whether a layer around this one has asked the same limiter about the key and the tenant.
+fn is_asked(
+    settings: &Settings,
+    limit: &Limit,
+    (grant, tenant): (&Grant, &Option<TenantId>),
+    request: &Parts,
+) -> bool {
+    let outer = RequestContext::of(&request.extensions);
+    outer.is_some_and(|outer| {
+        outer.accepted(settings).any(|(own, around)| {
+            let is_same = |theirs: &Limit| Arc::ptr_eq(theirs, limit);
+            own.key == grant.key_id()
+                && own.tenant == *tenant
+                && around.limit.as_ref().is_some_and(is_same)
+        })
+    })
 }
 
 /// The reason why the client's address is unknown.
@@ -290,12 +266,6 @@ fn client(settings: &Settings, request: &Parts) -> Result<IpAddr, UnknownClient>
     client.ok_or(UnknownClient::Unreadable { peer, header })
 }
 
-/// The settings of the layer that forwarded the request. An extractor uses them to answer a refused request
-/// as the layer would.
-#[cfg(feature = "axum")]
-#[derive(Clone)]
-pub(super) struct LayerSettings(pub(super) Arc<Settings>);
-
 /// The decision about a request. `Ok(None)` if the request may pass without a key.
 pub(super) type AdmissionResult = Result<Option<Authorized>, AuthError>;
 
@@ -303,7 +273,6 @@ pub(super) type AdmissionResult = Result<Option<Authorized>, AuthError>;
 pub(super) struct Authorized {
     pub(super) grant: Grant,
     tenant: Option<TenantId>,
-    hash: CredentialsHash,
     in_query: bool,
 }
 
@@ -311,6 +280,7 @@ pub(super) struct Authorized {
 pub(super) struct Forward {
     pub(super) span: tracing::Span,
     pub(super) in_query: bool,
+    pub(super) count: Option<CountOnDrop>,
 }
 
 /// The result of [`decide`], which does not read the store.
@@ -324,7 +294,8 @@ pub(super) struct PendingVerification {
     credentials: RequestCredentials<'static>,
     need: Need,
     tenant: TenantLookup,
-    hash: CredentialsHash,
+    /// The keys that layers around this one have accepted. If there are any, `need` does not count.
+    earlier: Vec<KeyId>,
     unknown: Option<UnknownClient>,
 }
 
@@ -334,15 +305,20 @@ impl PendingVerification {
             credentials,
             need,
             tenant,
-            hash,
+            earlier,
             unknown,
         } = *self;
         let keys = &settings.keys;
-        let verdict = keys
-            .verify_or_fetch(credentials.as_credentials(), &need)
-            .await
-            .map_err(|refusal| explained(refusal, unknown));
-        tenant.authorize(verdict, (hash, credentials.in_query))
+        let presented = credentials.as_credentials();
+        let mut verdict = keys.verify_or_fetch(presented, &need).await;
+        if verdict
+            .as_ref()
+            .is_ok_and(|grant| is_another(&earlier, grant))
+        {
+            verdict = keys.verify_or_fetch(presented, &need.counting(true)).await;
+        }
+        let verdict = verdict.map_err(|refusal| explained(refusal, unknown));
+        tenant.authorize(verdict, credentials.in_query)
     }
 }
 
@@ -360,11 +336,7 @@ impl TenantLookup {
         found.map_or(Self::NotFound, Self::Found)
     }
 
-    fn authorize(
-        self,
-        verdict: Result<Grant, AuthError>,
-        (hash, in_query): (CredentialsHash, bool),
-    ) -> AdmissionResult {
+    fn authorize(self, verdict: Result<Grant, AuthError>, in_query: bool) -> AdmissionResult {
         let grant = verdict?;
         let tenant = match self {
             Self::Off => None,
@@ -377,7 +349,6 @@ impl TenantLookup {
         Ok(Some(Authorized {
             grant,
             tenant,
-            hash,
             in_query,
         }))
     }
@@ -420,7 +391,7 @@ fn peer(extensions: &Extensions) -> Option<IpAddr> {
 /// `warn`.
 pub(super) fn report(settings: &Settings, refusal: &AuthError, request: &Parts) {
     let (code, outcome) = (refusal.code(), refusal.outcome());
-    outcome::refused(request, outcome);
+    context::refused(&request.extensions, outcome);
     let verifier = settings.keys.verifier();
     let forgotten = matches!(refusal, AuthError::NoPeerAddress { .. });
     if refusal.status().is_server_error() || forgotten {

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{Response, StatusCode};
 
-use super::admission::{LayerSettings, RequestTenant, report};
-use super::outcome;
+use super::admission::{RequestTenant, report};
+use super::context::{self, RequestContext};
 use super::refusal::{self, AuthError, RefusalSettings};
 use super::sources::CredentialSources;
 use crate::core::scope::Scope;
@@ -271,10 +271,10 @@ impl<S: Sync> OptionalFromRequestParts<S> for RequestTenant {
 fn grant(request: &Parts) -> Result<Grant, AuthError> {
     match request.extensions.get::<Grant>() {
         Some(grant) => {
-            outcome::extracted(request);
+            context::extracted(&request.extensions);
             Ok(grant.clone())
         }
-        None if request.extensions.get::<LayerSettings>().is_some() => Err(AuthError::Missing),
+        None if RequestContext::of(&request.extensions).is_some() => Err(AuthError::Missing),
         None => Err(AuthError::NoLayer),
     }
 }
@@ -293,14 +293,15 @@ fn tenant(request: &Parts) -> Result<RequestTenant, AuthError> {
 }
 
 fn refused(refusal: AuthError, request: &Parts) -> AuthRejection {
-    let response = match request.extensions.get::<LayerSettings>() {
-        Some(LayerSettings(settings)) => {
+    let context = RequestContext::of(&request.extensions);
+    let response = match context.and_then(|context| context.settings.as_ref()) {
+        Some(settings) => {
             report(settings, &refusal, request);
             settings.respond(&refusal, request)
         }
         None => {
             static LOGGED: Once = Once::new();
-            outcome::refused(request, refusal.outcome());
+            context::refused(&request.extensions, refusal.outcome());
             // Log only once: if the route has no layer, every request to it has this error.
             LOGGED.call_once(
                 || tracing::error!(error = %WithSources(&refusal), path = request.uri.path(), "request refused"),

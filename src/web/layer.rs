@@ -265,7 +265,7 @@ impl KeywardLayer {
             Ok(Some(authorized)) => Some(authorized.grant.clone()),
             _ => None,
         };
-        admission::admit(&self.settings, verdict, request)?;
+        admission::admit(&self.settings, verdict, request, false)?;
         Ok(grant)
     }
 

@@ -41,10 +41,10 @@
 
 mod admission;
 mod body;
+mod context;
 #[cfg(feature = "axum")]
 mod extract;
 mod layer;
-mod outcome;
 mod proxies;
 mod refusal;
 mod service;

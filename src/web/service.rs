@@ -17,7 +17,7 @@ use tower_service::Service;
 
 use super::admission::{Admission, AdmissionResult, Forward, admit, decide, prepare};
 use super::body::ResponseBody;
-use super::outcome::{self, CountOnDrop};
+use super::context::CountOnDrop;
 use super::refusal;
 use super::settings::Settings;
 
@@ -70,13 +70,12 @@ where
                 future: self.inner.call(request),
                 span: tracing::Span::none(),
                 headers: CacheHeaders::default(),
+                count: None,
             };
-            let counted = None;
-            return ResponseFuture { state, counted };
+            return ResponseFuture { state };
         }
         let (mut parts, body) = request.into_parts();
         prepare(&self.settings, &mut parts);
-        let counted = outcome::begin(&mut parts);
         let state = match decide(&self.settings, &parts, false) {
             Admission::Done(verdict) => {
                 let state = pass(&self.settings, verdict, (parts, body), &mut self.inner);
@@ -94,11 +93,11 @@ where
                 // requests with made-up keys could hold all reservations.
                 drop(self.take_ready());
                 let inner = self.inner.clone();
-                let waiting = Some((self.settings.clone(), inner, parts, body));
+                let waiting = Some(Box::new((self.settings.clone(), inner, parts, body)));
                 ResponseState::Verifying { verdict, waiting }
             }
         };
-        ResponseFuture { state, counted }
+        ResponseFuture { state }
     }
 }
 
@@ -112,8 +111,12 @@ fn pass<S, B>(
 where
     S: Service<Request<B>>,
 {
-    match admit(settings, verdict, &mut parts) {
-        Ok(Forward { span, in_query }) => {
+    match admit(settings, verdict, &mut parts, true) {
+        Ok(Forward {
+            span,
+            in_query,
+            count,
+        }) => {
             let request = Request::from_parts(parts, body);
             let future = span.in_scope(|| inner.call(request));
             let headers = CacheHeaders {
@@ -124,6 +127,7 @@ where
                 future,
                 span,
                 headers,
+                count,
             }
         }
         Err(refusal) => {
@@ -141,8 +145,6 @@ pin_project! {
     {
         #[pin]
         state: ResponseState<S, B>,
-        // `None` if a layer around this one counts the request.
-        counted: Option<CountOnDrop>,
     }
 }
 
@@ -156,19 +158,21 @@ pin_project! {
         // and an inner service that is not ready.
         Verifying {
             verdict: BoxFuture<'static, AdmissionResult>,
-            waiting: Option<(Arc<Settings>, S, Parts, B)>,
+            waiting: Option<Box<(Arc<Settings>, S, Parts, B)>>,
         },
         // The key was accepted. Waits until the inner service is ready. If that takes time, verifies again
         // before the call, because the key may have been revoked.
         Readying {
             waited: bool,
-            waiting: Option<(Arc<Settings>, S, AdmissionResult, Parts, B)>,
+            waiting: Option<Box<(Arc<Settings>, S, AdmissionResult, Parts, B)>>,
         },
         Inner {
             #[pin]
             future: S::Future,
             span: tracing::Span,
             headers: CacheHeaders,
+            // `None` if a layer around this one counts the request.
+            count: Option<CountOnDrop>,
         },
         Refused {
             answer: Option<Response<Bytes>>,
@@ -188,24 +192,24 @@ where
             let next = match this.state.as_mut().project() {
                 ResponseStateProjection::Verifying { verdict, waiting } => {
                     let verdict = ready!(verdict.poll_unpin(context));
-                    let (settings, mut inner, parts, body) = waiting
+                    let (settings, mut inner, parts, body) = *waiting
                         .take()
                         .expect("the request is taken once, by the poll that gets the verdict");
                     match verdict {
                         Ok(_) => ResponseState::Readying {
                             waited: false,
-                            waiting: Some((settings, inner, verdict, parts, body)),
+                            waiting: Some(Box::new((settings, inner, verdict, parts, body))),
                         },
                         Err(_) => pass(&settings, verdict, (parts, body), &mut inner),
                     }
                 }
                 ResponseStateProjection::Readying { waited, waiting } => {
-                    let inner = waiting.as_mut().map(|(_, inner, ..)| inner);
+                    let inner = waiting.as_mut().map(|waiting| &mut waiting.1);
                     let ready =
                         inner.map_or(Poll::Ready(Ok(())), |inner| inner.poll_ready(context));
                     *waited |= ready.is_pending();
                     ready!(ready)?;
-                    let (settings, mut inner, verdict, parts, body) = waiting
+                    let (settings, mut inner, verdict, parts, body) = *waiting
                         .take()
                         .expect("the request is taken once, when the inner service is ready");
                     match waited.then(|| decide(&settings, &parts, true)) {
@@ -217,7 +221,7 @@ where
                         Some(Admission::NeedsStore(pending)) => {
                             let own = settings.clone();
                             let verdict = async move { pending.verdict(&own).await }.boxed();
-                            let waiting = Some((settings, inner, parts, body));
+                            let waiting = Some(Box::new((settings, inner, parts, body)));
                             ResponseState::Verifying { verdict, waiting }
                         }
                     }
@@ -226,6 +230,7 @@ where
                     future,
                     span,
                     headers,
+                    count,
                 } => {
                     let polled = {
                         let _entered = span.enter();
@@ -233,7 +238,7 @@ where
                     };
                     let mut response = ready!(polled)?;
                     headers.add_to(&mut response);
-                    drop(this.counted.take());
+                    drop(count.take());
                     let span = mem::replace(span, tracing::Span::none());
                     return Poll::Ready(Ok(response.map(|body| ResponseBody::inner(body, span))));
                 }
@@ -241,7 +246,6 @@ where
                     let answer = answer
                         .take()
                         .expect("a completed future is not polled again");
-                    drop(this.counted.take());
                     return Poll::Ready(Ok(answer.map(ResponseBody::refusal)));
                 }
             };

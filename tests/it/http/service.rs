@@ -279,6 +279,24 @@ fn cloning_a_layer_copies_only_a_reference() {
     assert_eq!(measured.count_total, 0);
 }
 
+/// Contexts of requests are used again. Fails if such a context keeps the settings of its layer.
+#[test]
+fn a_request_that_has_ended_keeps_nothing_of_its_layer() {
+    let world = TestService::new();
+    let key = world.some_key();
+    let held = Arc::new(());
+    let own = held.clone();
+    let layer = KeywardLayer::new(world.keys.clone()).rate_limit(move |_, _| {
+        assert!(Arc::strong_count(&own) > 1);
+        Ok::<_, LimitReached>(())
+    });
+    let mut service = layer.layer(Picky::new());
+    drop(layer);
+    assert_eq!(ask(&mut service, key.secret.expose()).status(), 200);
+    drop(service);
+    assert_eq!(Arc::strong_count(&held), 1);
+}
+
 #[test]
 fn the_vary_header_is_available_to_frameworks_without_tower() {
     let layer = KeywardLayer::new(TestService::new().keys);

@@ -14,6 +14,7 @@ use tower::service_fn;
 use tower::{Layer, Service, ServiceExt};
 
 use crate::http::nodes::Nodes;
+use crate::http::server::basic;
 use support::*;
 
 /// Sends a request through a service.
@@ -121,6 +122,28 @@ fn stacked_layers_count_a_use_ask_the_limiter_and_set_vary_once() {
     assert_eq!(send(&service, request).status(), 200);
     assert_eq!(asked.load(Ordering::SeqCst), 5);
     assert_eq!(nodes.here.usage(other.id).unwrap().count, 1);
+}
+
+/// The outer layer reads `X-API-Key`, the inner one `Basic` with the same key. Another layer between them
+/// passes the request without a key. Fails if layers compare the presented text instead of the key.
+#[test]
+fn a_key_that_is_presented_in_two_forms_counts_once() {
+    let world = TestService::new();
+    let key = world.some_key();
+    let secret = key.secret.expose();
+    let layer = KeywardLayer::new(world.keys.clone());
+    let within = layer
+        .clone()
+        .sources(CredentialSources::none().with_basic());
+    let query = CredentialSources::none().with_query("key");
+    let without = layer.clone().sources(query).optional();
+    let inner = recording(&SeenRequests::default());
+    let service = layer.layer(without.layer(within.layer(inner)));
+    let mut request = with_key("/", secret);
+    let pair = basic(&key.id.to_string(), secret).parse().unwrap();
+    request.headers_mut().insert("authorization", pair);
+    assert_eq!(send(&service, request).status(), 200);
+    assert_eq!(world.keys.usage(key.id).unwrap().count, 1);
 }
 
 #[test]
