@@ -363,7 +363,12 @@ fn is_preflight(request: &Parts) -> bool {
 
 /// Keeps a header's values out of `Debug` and of HTTP/2's compression tables.
 fn mark_sensitive(headers: &mut HeaderMap, name: &HeaderName) {
-    if !headers.contains_key(name) {
+    let no_name_repeats = headers.keys_len() == headers.len();
+    let Some(first) = headers.get_mut(name) else {
+        return;
+    };
+    first.set_sensitive(true);
+    if no_name_repeats {
         return;
     }
     if let Entry::Occupied(mut values) = headers.entry(name) {

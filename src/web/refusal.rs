@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
-    VARY, WWW_AUTHENTICATE,
+    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, Entry, HeaderMap, HeaderName, HeaderValue,
+    RETRY_AFTER, VARY, WWW_AUTHENTICATE,
 };
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
@@ -405,9 +405,12 @@ pub(super) fn vary(sources: &CredentialSources) -> Option<HeaderValue> {
 /// Adds the names in `names` to the `Vary` header of a response. The inner service, an inner layer or an
 /// extractor may have set the header too. The response then has one header with every name once.
 pub(super) fn add_vary(headers: &mut HeaderMap, names: HeaderValue) {
+    if let Entry::Vacant(place) = headers.entry(VARY) {
+        place.insert(names);
+        return;
+    }
     let all: Vec<_> = headers.get_all(VARY).iter().chain([&names]).collect();
     let merged = match &*all {
-        [_] => Some(names.clone()),
         [own, added] if own == added => return,
         lines => merged_names(lines),
     };
