@@ -12,6 +12,8 @@ use http::header::{
 };
 use http::request::Parts;
 use http::{Extensions, Method, StatusCode};
+use tracing::Span;
+use tracing::field::display;
 use zeroize::Zeroizing;
 
 use super::context::{self, CountOnDrop, RequestContext};
@@ -187,7 +189,7 @@ fn forward(
 ) -> Result<Forward, AuthError> {
     let Some(authorized) = authorized else {
         return Ok(Forward {
-            span: tracing::Span::none(),
+            span: Span::none(),
             in_query: false,
             count: context::insert(&mut request.extensions, settings, None, observed),
         });
@@ -211,11 +213,7 @@ fn forward(
             retry_after: reached.retry_after(),
         });
     }
-    let span = tracing::info_span!(
-        "api_key",
-        key_id = %grant.key_id(),
-        tenant = %grant.tenant(),
-    );
+    let span = key_span(&grant);
     let granted = Some((grant, tenant));
     let count = context::insert(&mut request.extensions, settings, granted, observed);
     Ok(Forward {
@@ -223,6 +221,27 @@ fn forward(
         in_query,
         count,
     })
+}
+
+/// Returns the span in which the inner service runs, and records the key in the span around the request if
+/// that span has fields for it.
+///
+/// The own span is at DEBUG: a span costs more than a verification, and the log of a service is mostly at
+/// INFO.
+fn key_span(grant: &Grant) -> Span {
+    let around = Span::current();
+    if around.has_field("key_id") {
+        around.record("key_id", display(grant.key_id()));
+    }
+    if around.has_field("tenant") {
+        around.record("tenant", display(grant.tenant()));
+    }
+    tracing::debug_span!(
+        target: "keyward::api_key",
+        "api_key",
+        key_id = %grant.key_id(),
+        tenant = %grant.tenant(),
+    )
 }
 
 /// Returns whether a layer around this one has asked the same limiter about the key and the tenant.
@@ -278,7 +297,7 @@ pub(super) struct Authorized {
 
 /// The data that the service needs to forward an accepted request.
 pub(super) struct Forward {
-    pub(super) span: tracing::Span,
+    pub(super) span: Span,
     pub(super) in_query: bool,
     pub(super) count: Option<CountOnDrop>,
 }
@@ -401,7 +420,7 @@ pub(super) fn report(settings: &Settings, refusal: &AuthError, request: &Parts) 
     let forgotten = matches!(refusal, AuthError::NoPeerAddress { .. });
     if refusal.status().is_server_error() || forgotten {
         if let Some(suppressed) = verifier.log_outage(outcome) {
-            let key = refusal.key().map(tracing::field::display);
+            let key = refusal.key().map(display);
             tracing::warn!(code, outcome, key, error = %WithSources(refusal), suppressed, "request refused");
         }
         return;
@@ -414,7 +433,7 @@ pub(super) fn report(settings: &Settings, refusal: &AuthError, request: &Parts) 
             }
         }
         None => {
-            let key = refusal.key().map(tracing::field::display);
+            let key = refusal.key().map(display);
             tracing::debug!(code, outcome, key, error = %WithSources(refusal), "request refused");
         }
     }

@@ -1,5 +1,5 @@
-//! Verification allocates nothing, for any token and any verdict. A follower keeps no memory for what no key
-//! uses any more.
+//! Verification allocates nothing, for any token and any verdict. The HTTP layer allocates once for a request. A
+//! follower keeps no memory for what no key uses any more.
 //!
 //! Allocations are counted per thread, so that concurrent tests do not disturb the counts.
 #![allow(clippy::unwrap_used, reason = "a test panics on failure")]
@@ -271,6 +271,60 @@ fn an_imported_key_allocates_nothing() {
         refused.is_none()
     });
     assert_eq!(count, 0);
+}
+
+/// Returns the number of allocations of a service in a hundred requests. Each request has an extension and
+/// four headers, and each response has a header, as with a real server.
+#[cfg(feature = "http")]
+fn allocations_of_requests<S, B>(service: &mut S, token: &str) -> u64
+where
+    S: tower::Service<
+            http::Request<()>,
+            Response = http::Response<B>,
+            Error = std::convert::Infallible,
+        >,
+{
+    use std::net::Ipv4Addr;
+
+    let request = || {
+        let request = http::Request::get("/reports")
+            .header("host", "api.example.com")
+            .header("accept", "*/*")
+            .header("user-agent", "test")
+            .header("authorization", format!("Bearer {token}"))
+            .extension(keyward::web::PeerAddr(Ipv4Addr::LOCALHOST.into()));
+        request.body(()).unwrap()
+    };
+    let mut serve = |request| {
+        let answer = wait(service.call(request)).unwrap();
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.headers()["content-type"], "text/plain");
+    };
+    serve(request());
+    let requests: Vec<_> = (0..100).map(|_| request()).collect();
+    allocation_counter::measure(|| requests.into_iter().for_each(&mut serve)).count_total
+}
+
+/// The allocation is that of the grant in the request's extensions. Fails if the layer inserts a second
+/// extension, or opens a span at INFO.
+#[cfg(feature = "http")]
+#[test]
+fn the_layer_allocates_once_for_a_request_with_a_key() {
+    use keyward::web::KeywardLayer;
+    use tower::Layer;
+
+    let subscriber = tracing_subscriber::fmt().with_writer(std::io::sink);
+    let _subscriber = tracing::subscriber::set_default(subscriber.finish());
+    let (world, token) = service();
+    let mut inner = tower::service_fn(|_: http::Request<()>| {
+        let answer = http::Response::builder().header("content-type", "text/plain");
+        std::future::ready(Ok::<_, std::convert::Infallible>(answer.body(()).unwrap()))
+    });
+    let mut keyed = KeywardLayer::new(world.keys.clone())
+        .require(reading())
+        .layer(inner);
+    let plain = allocations_of_requests(&mut inner, &token);
+    assert_eq!(allocations_of_requests(&mut keyed, &token), plain + 100);
 }
 
 #[test]

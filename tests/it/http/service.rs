@@ -235,11 +235,13 @@ impl Body for Spanned {
     }
 }
 
+/// The span is at debug level, and its target turns it on in a log that is at info level otherwise.
 #[test]
 fn the_body_of_a_response_is_polled_in_the_span_of_its_key() {
     use http_body_util::BodyExt;
 
     let subscriber = tracing_subscriber::fmt()
+        .with_env_filter("info,keyward::api_key=debug")
         .with_writer(std::io::sink)
         .finish();
     let _subscriber = tracing::subscriber::set_default(subscriber);
@@ -303,6 +305,35 @@ fn the_vary_header_is_available_to_frameworks_without_tower() {
     assert_eq!(layer.vary().unwrap(), "authorization, x-api-key");
     let layer = layer.sources(CredentialSources::none().with_query("key"));
     assert_eq!(layer.vary(), None);
+}
+
+#[test]
+fn the_key_is_recorded_in_the_span_around_the_request_if_it_has_fields_for_it() {
+    let log = Log::default();
+    let captured = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(move || captured.clone())
+        .finish();
+    let _subscriber = tracing::subscriber::set_default(subscriber);
+    let world = TestService::new();
+    let key = world.some_key();
+    let mut service = KeywardLayer::new(world.keys.clone()).layer(Picky::new());
+    let empty = tracing::field::Empty;
+    let around = tracing::info_span!("request", key_id = empty, tenant = empty);
+    around.in_scope(|| ask(&mut service, key.secret.expose()));
+    let without_fields = tracing::info_span!("request");
+    without_fields.in_scope(|| ask(&mut service, key.secret.expose()));
+    let logged = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let lines: Vec<_> = logged
+        .lines()
+        .filter(|line| line.contains("inside"))
+        .collect();
+    let [recorded, plain] = lines[..] else {
+        panic!("{logged}");
+    };
+    let named = format!("request{{key_id={} tenant=acme}}", key.id);
+    assert!(recorded.contains(&named), "{logged}");
+    assert!(!plain.contains(&key.id.to_string()), "{logged}");
 }
 
 /// A log in memory.
