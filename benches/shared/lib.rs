@@ -28,6 +28,7 @@ pub mod served;
 pub mod store;
 pub mod table;
 pub mod turns;
+pub mod zipf;
 
 /// Returns the SplitMix64 hash of `number`, which is pseudo-random and reproducible.
 pub const fn mixed(number: u64) -> u64 {

@@ -4,7 +4,7 @@
 //! of the verifications. The table shows medians of the thread's CPU time, unless a line names another time.
 //!
 //! `cargo bench --package keyward-benches --bench verify -- [--quick] [--json] [--only
-//! valid,refused,kinds,threads,writer,growth,heap,allocations,start]`
+//! valid,zipf,refused,kinds,threads,writer,growth,heap,allocations,start]`
 #![allow(
     clippy::disallowed_methods,
     reason = "benchmarks read the machine's clock to measure, not to decide"

@@ -180,85 +180,134 @@ pub(crate) fn writer(size: &Workload, table: &mut Table) {
     table.add(line, beside[1] / idle[1], None, note);
 }
 
-/// The longest verification while other work runs, in nanoseconds.
+/// The longest verification in a window of time, in nanoseconds.
 #[derive(Clone, Copy, Default)]
 struct LongestVerification {
     wall: f64,
     cpu: f64,
-    count: u64,
+    /// True if the hypervisor stopped a CPU of this machine at about that time.
+    is_stolen: bool,
 }
 
-fn longest_while(
+impl LongestVerification {
+    fn or_longer(self, other: &Self) -> Self {
+        Self {
+            wall: self.wall.max(other.wall),
+            cpu: self.cpu.max(other.cpu),
+            is_stolen: self.is_stolen || other.is_stolen,
+        }
+    }
+}
+
+/// 20 ms, short enough that most windows remain when a hypervisor stops a CPU every 100 ms.
+const WINDOW: Duration = Duration::from_millis(20);
+
+/// Returns the time that the hypervisor has taken from all CPUs (`steal`), in hundredths of a second.
+fn stolen() -> u64 {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap();
+    let steal = stat.split_whitespace().nth(8).map(str::parse);
+    steal
+        .expect("the first line of /proc/stat has `steal`")
+        .unwrap()
+}
+
+/// Verifies as long as `goes_on` is true. Returns the longest verification of each window.
+fn windows_while(
     served: &BenchVerifier,
     batch: &Batch,
     goes_on: &AtomicBool,
-) -> LongestVerification {
+) -> Vec<LongestVerification> {
     let need = need();
-    let mut longest = LongestVerification::default();
-    let (mut wall, mut cpu) = (Instant::now(), thread_time());
-    for at in (0..batch.len()).cycle() {
-        if !goes_on.load(Ordering::Acquire) {
-            break;
+    let mut positions = (0..batch.len()).cycle();
+    let (mut windows, mut before) = (Vec::new(), stolen());
+    while goes_on.load(Ordering::Acquire) {
+        let began = Instant::now();
+        let mut longest = LongestVerification::default();
+        let (mut wall, mut cpu) = (began, thread_time());
+        while wall - began < WINDOW && goes_on.load(Ordering::Acquire) {
+            let at = positions.next().unwrap_or_default();
+            assert!(served.verifier.verify(batch.at(at), &need).is_ok());
+            let (now, own) = (Instant::now(), thread_time());
+            longest.wall = longest.wall.max(nanos(now - wall));
+            longest.cpu = longest.cpu.max(nanos(own - cpu));
+            (wall, cpu) = (now, own);
         }
-        assert!(served.verifier.verify(batch.at(at), &need).is_ok());
-        let (now, own) = (Instant::now(), thread_time());
-        longest.wall = longest.wall.max(nanos(now - wall));
-        longest.cpu = longest.cpu.max(nanos(own - cpu));
-        longest.count += 1;
-        (wall, cpu) = (now, own);
+        let after = stolen();
+        longest.is_stolen = after > before;
+        before = after;
+        windows.push(longest);
     }
-    longest
+    // `steal` grows in steps of 10 ms. So the time in which it grows may have been stolen in the window before.
+    for at in 1..windows.len() {
+        windows[at - 1].is_stolen |= windows[at].is_stolen;
+    }
+    windows
 }
 
 /// The number of rows in a block of 128 KiB of the index's memory: about 1024.
 const ROWS_OF_A_BLOCK: u64 = 1024;
 
-/// Measures the longest pause of a reader while the index grows tenfold.
+/// The number of steps in which the index grows: 20. A step of the baseline follows each of them.
+const STEPS: u64 = 20;
+
+/// Measures the longest pause of a reader while the index grows tenfold, in windows without `steal`.
 ///
 /// The baseline is a reader while the same rows are computed but put into no index. The baseline allocates as
-/// much memory, in blocks of the same size. The machine affects both readers alike, so its effects cancel
-/// out.
+/// much memory, in blocks of the same size.
 pub(crate) fn growth(size: &Workload, table: &mut Table) {
     let (from, to) = (size.growth / 10, size.growth);
     eprintln!("growth: {from} to {to} keys");
     let served = BenchVerifier::empty(Keys::new(KeyKind::Secret, to), from, Feed::Grow);
     served.sync();
     let batch = Batch::valid(&served.keys, from, 200_000, &mut Random(6));
-    let beside = |write: &(dyn Fn() + Sync)| {
+    let beside = |write: &mut (dyn FnMut() + Send)| {
         let goes_on = AtomicBool::new(true);
         thread::scope(|scope| {
-            let reading = scope.spawn(|| longest_while(&served, &batch, &goes_on));
-            let (taken, ()) = timed(write);
+            let reading = scope.spawn(|| windows_while(&served, &batch, &goes_on));
+            write();
             goes_on.store(false, Ordering::Release);
-            (reading.join().unwrap(), taken)
+            reading.join().unwrap()
         })
     };
-    let upto = served.store.commit_more(to - from);
-    let first = upto - (to - from) + 1;
-    let (made, _) = beside(&|| {
-        let mut kept = Vec::new();
-        for at in first..=upto {
-            drop(std::hint::black_box(served.store.change(at)));
-            if at % ROWS_OF_A_BLOCK == 0 {
-                kept.push(vec![1_u8; 128 * 1024]);
+    let (mut grown, mut made, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+    let step = (to - from) / STEPS;
+    for _ in 0..STEPS {
+        let upto = served.store.commit_more(step);
+        grown.extend(beside(&mut || served.sync()));
+        made.extend(beside(&mut || {
+            for at in upto - step + 1..=upto {
+                drop(std::hint::black_box(served.store.change(at)));
+                if at % ROWS_OF_A_BLOCK == 0 {
+                    kept.push(vec![1_u8; 128 * 1024]);
+                }
             }
-        }
-        drop(std::hint::black_box(kept));
-    });
-    let (grown, taken) = beside(&|| served.sync());
-    let last = Batch::new([served.keys.token(to - 1)]);
+        }));
+    }
+    drop(std::hint::black_box(kept));
+    let last = Batch::new([served.keys.token(from + STEPS * step - 1)]);
     assert_eq!(served.run(&last, &need()), 1, "the last key arrived");
-    let micros = |nanos: f64| nanos / 1e3;
+    let longest = |windows: &[LongestVerification], is_stolen: bool| {
+        let windows = windows
+            .iter()
+            .filter(|window| window.is_stolen == is_stolen);
+        windows.fold(LongestVerification::default(), |a, b| a.or_longer(b))
+    };
+    let [own, base] = [&grown, &made].map(|windows| longest(windows, false));
+    let millis = |nanos: f64| nanos / 1e6;
+    let count = |windows: &[LongestVerification]| {
+        let dropped = windows.iter().filter(|window| window.is_stolen).count();
+        format!("{dropped} of {}", windows.len())
+    };
     let note = format!(
-        "{:.0} us : {:.0} us, {} verifications in {:.1} s",
-        micros(grown.wall),
-        micros(made.wall),
-        grown.count,
-        taken.wall / 1e9
+        "beside making rows {:.2}; dropped for steal {} and {} windows, the longest pause in them {:.2}",
+        millis(base.wall),
+        count(&grown),
+        count(&made),
+        millis(longest(&grown, true).wall),
     );
-    let line = format!("longest pause, growing to {to} keys : making rows, by the wall");
-    table.add(line, grown.wall / made.wall, None, note);
-    let note = format!("{:.0} us : {:.0} us", micros(grown.cpu), micros(made.cpu));
-    let line = format!("longest pause, growing to {to} keys : making rows");
-    table.add(line, grown.cpu / made.cpu, None, note);
+    let line = format!("longest pause in ms, growing to {to} keys, by the wall");
+    table.add(line, millis(own.wall), None, note);
+    let note = format!("beside making rows {:.2}", millis(base.cpu));
+    let line = format!("longest pause in ms, growing to {to} keys, the thread's own time");
+    table.add(line, millis(own.cpu), None, note);
 }

@@ -14,6 +14,7 @@ use shared::served::{BenchVerifier, TokenKind, need};
 use shared::store::Feed;
 use shared::table::{BenchOptions, Goal, Table};
 use shared::turns::{Subject, cpu, ratio, take_turns, wall};
+use shared::zipf::Zipf;
 
 fn against_floor(
     size: &Workload,
@@ -81,15 +82,31 @@ fn together<'a>(served: &'a BenchVerifier, keys: u64, size: &Workload) -> Subjec
     }
 }
 
+/// The number of keys among which Zipf's law draws: a million.
+const ZIPF_KEYS: u64 = 1_000_000;
+
+fn zipf<'a>(served: &'a BenchVerifier, size: &Workload) -> Subject<'a> {
+    let (count, need, law) = (size.batch, need(), Zipf::over(ZIPF_KEYS));
+    Subject {
+        name: format!("valid, Zipf(1.0) draws, {ZIPF_KEYS} keys"),
+        goal: Some(Goal::AtMost(1.7)),
+        batch: Box::new(move |random| {
+            Batch::new((0..count).map(|_| served.keys.token(law.draw(random))))
+        }),
+        run: Box::new(move |batch| assert_eq!(served.run(batch, &need), batch.len())),
+    }
+}
+
 /// Measures a valid key in indexes of growing size, the size of the index, and the time to fill it.
 pub(crate) fn sizes(size: &Workload, asked: &BenchOptions, table: &mut Table) {
     for &(keys, goal) in size.keys {
-        let (valid, heap, start) = (
+        let (valid, zipfian, heap, start) = (
             asked.wants("valid"),
+            asked.wants("zipf") && keys == ZIPF_KEYS,
             asked.wants("heap") && keys >= 100_000,
             asked.wants("start") && keys >= 100_000,
         );
-        if !(valid || heap || start) {
+        if !(valid || zipfian || heap || start) {
             continue;
         }
         eprintln!("{keys} keys");
@@ -134,6 +151,9 @@ pub(crate) fn sizes(size: &Workload, asked: &BenchOptions, table: &mut Table) {
             let line = format!("{TOGETHER} at a time : one by one, {keys} keys");
             let note = format!("{:.0} ns : {:.0} ns", cpu(&taken[1]), cpu(&taken[0]));
             table.add(line, ratio(&taken[1], &taken[0]), None, note);
+        }
+        if zipfian {
+            against_floor(size, vec![zipf(&served, size)], table);
         }
     }
 }
