@@ -3,75 +3,86 @@
 //! Pure: no I/O and no clock.
 
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-const NOT_A_DIGIT: u8 = 0xff;
 /// 10 digits, the most that always fit in 64 bits.
 const WORD: usize = 10;
-const WORD_BASE: u128 = 62u128.pow(10);
+/// 8 digits, as many as one 64-bit word has bytes.
+const EIGHT: usize = 8;
+const EIGHT_BASE: u128 = 62u128.pow(8);
 
-const VALUE: [u8; 256] = {
-    let mut table = [NOT_A_DIGIT; 256];
-    let mut digit = 0;
-    while digit < ALPHABET.len() {
-        table[ALPHABET[digit] as usize] = digit as u8;
-        digit += 1;
-    }
-    table
-};
+/// Returns a word with this byte in each of its eight places.
+const fn each(byte: u8) -> u64 {
+    u64::from_ne_bytes([byte; EIGHT])
+}
+
+/// The uppermost bit of each byte, with which [`digits`] and [`visible`] mark the bytes that they accept.
+const MARKS: u64 = each(0x80);
+
+/// Marks the bytes from `first` to `last` in a word of eight ASCII characters.
+#[inline]
+const fn between(first: u8, last: u8, word: u64) -> u64 {
+    // The first sum carries into the uppermost bit for bytes from `first` on, and the second one for bytes
+    // after `last`.
+    word.wrapping_add(each(0x80 - first)) ^ word.wrapping_add(each(0x7f - last))
+}
+
+/// Marks the digits in a word of eight ASCII characters.
+#[inline]
+pub(crate) const fn digits(word: u64) -> u64 {
+    between(b'0', b'9', word) | between(b'a', b'z', word | each(0x20))
+}
+
+/// Marks the visible characters in a word of eight ASCII characters.
+#[inline]
+pub(crate) const fn visible(word: u64) -> u64 {
+    between(b'!', b'~', word)
+}
 
 /// Returns whether every byte is a digit. Always reads all bytes.
 #[inline]
 pub(crate) fn is_digits<const N: usize>(bytes: &[u8; N]) -> bool {
-    all(bytes, is_digit)
+    all(bytes, digits)
+}
+
+/// Returns whether `accepted` marks every byte. Always reads all bytes.
+#[inline]
+pub(crate) fn all(bytes: &[u8], accepted: impl Fn(u64) -> u64) -> bool {
+    let (whole, _) = bytes.as_chunks::<EIGHT>();
+    let Some(last) = bytes.last_chunk::<EIGHT>() else {
+        return first_other_than(bytes, accepted).is_none();
+    };
+    let take = |(in_all, in_any), part: &[u8; EIGHT]| {
+        let word = u64::from_le_bytes(*part);
+        (in_all & accepted(word), in_any | word)
+    };
+    let whole = whole.iter().fold((MARKS, 0), take);
+    // The last eight bytes may overlap the ones before. This avoids a loop over single bytes.
+    let (in_all, in_any) = take(whole, last);
+    // A byte that is not ASCII has its uppermost bit set. The marks beside it may be wrong.
+    in_all & !in_any & MARKS == MARKS
 }
 
 /// Returns the position of the first byte that is not a digit.
 pub(crate) fn first_other(bytes: &[u8]) -> Option<usize> {
-    first_other_than(bytes, is_digit)
+    first_other_than(bytes, digits)
 }
 
+/// Returns the position of the first byte that `accepted` does not mark. `accepted` must mark `0`.
 #[inline]
-fn is_digit(b: u8) -> bool {
-    let letter = (b | 0x20).wrapping_sub(b'a') < 26;
-    let digit = b.wrapping_sub(b'0') < 10;
-    letter | digit
-}
-
-/// 16 bytes, the vector width of most processors.
-const LANES: usize = 16;
-
-/// Returns whether the predicate `is` accepts every byte. The loop has no early exit, so that the compiler
-/// can vectorize it if the predicate has no branch.
-#[inline]
-fn all(bytes: &[u8], is: impl Fn(u8) -> bool) -> bool {
-    let (whole, _) = bytes.as_chunks::<LANES>();
-    let Some(last) = bytes.last_chunk::<LANES>() else {
-        return bytes.iter().fold(true, |all, &b| all & is(b));
+pub(crate) fn first_other_than(bytes: &[u8], accepted: impl Fn(u64) -> u64) -> Option<usize> {
+    let first = |part: [u8; EIGHT]| {
+        let word = u64::from_le_bytes(part);
+        let others = (!accepted(word & !MARKS) | word) & MARKS;
+        (others != 0).then(|| others.trailing_zeros() as usize / EIGHT)
     };
-    let mut marks = [0; LANES];
-    // The last 16 bytes form a chunk that may overlap the previous chunk. This avoids a loop over single
-    // bytes.
-    for part in whole.iter().chain([last]) {
-        for (mark, &b) in marks.iter_mut().zip(part) {
-            *mark |= u8::from(!is(b));
-        }
-    }
-    u128::from_ne_bytes(marks) == 0
-}
-
-/// Returns the position of the first byte that the predicate `is` rejects.
-#[inline]
-pub(crate) fn first_other_than(bytes: &[u8], is: impl Fn(u8) -> bool) -> Option<usize> {
-    if all(bytes, &is) {
-        return None;
-    }
-    let (whole, _) = bytes.as_chunks::<LANES>();
+    let (whole, rest) = bytes.as_chunks::<EIGHT>();
     for (at, part) in whole.iter().enumerate() {
-        let marks = u128::from_le_bytes(part.map(|b| u8::from(!is(b))));
-        if marks != 0 {
-            return Some(at * LANES + marks.trailing_zeros() as usize / 8);
+        if let Some(inside) = first(*part) {
+            return Some(at * EIGHT + inside);
         }
     }
-    bytes.iter().position(|&b| !is(b))
+    let mut padded = [b'0'; EIGHT];
+    padded[..rest.len()].copy_from_slice(rest);
+    first(padded).map(|inside| whole.len() * EIGHT + inside)
 }
 
 /// Fills `out` with the digits of `value`, most significant digit first, padded with zeros on the left.
@@ -93,26 +104,42 @@ pub(crate) fn encode_word(mut value: u64, out: &mut [u8]) {
     }
 }
 
-/// Parses a number of at most ten digits. The caller has checked that every byte is a digit.
+/// Parses a number of at most eight digits. The caller has checked that every byte is a digit.
 #[inline]
 pub(crate) fn decode_word<const N: usize>(digits: &[u8; N]) -> u64 {
-    const { assert!(N <= WORD, "more than ten digits might not fit in 64 bits") };
-    let value = |b: u8| u64::from(VALUE[b as usize]);
-    digits.iter().fold(0, |all, &b| {
-        u64::wrapping_mul(all, 62).wrapping_add(value(b))
-    })
+    const { assert!(N <= EIGHT, "a word has eight bytes") };
+    let mut padded = [b'0'; EIGHT];
+    padded[EIGHT - N..].copy_from_slice(digits);
+    // All eight bytes are computed in one word. The first digit, which counts most, is the lowest byte.
+    let text = u64::from_le_bytes(padded);
+    // ASCII has seven characters between `9` and `A`, and six between `Z` and `a`. Letters have bit 6 set, and
+    // small letters have bit 5 set too.
+    let letters = text >> 6 & each(1);
+    let small = text >> 5 & letters;
+    let values = text
+        .wrapping_sub(each(b'0'))
+        .wrapping_sub(letters * 7)
+        .wrapping_sub(small * 6);
+    // Combines neighbours: digits to pairs, pairs to fours, and fours to the number.
+    let combine = |parts: u64, base: u64, mask: u64, bits: u32| {
+        let first = (parts & mask).wrapping_mul(base);
+        first.wrapping_add(parts >> bits & mask)
+    };
+    let pairs = combine(values, 62, 0x00ff_00ff_00ff_00ff, 8);
+    let fours = combine(pairs, 62 * 62, 0x0000_ffff_0000_ffff, 16);
+    combine(fours, 62 * 62 * 62 * 62, 0xffff_ffff, 32)
 }
 
 /// Parses a number of 22 digits. The caller has checked that every byte is a digit. Returns `None` if the
 /// number needs more than 128 bits.
 #[inline]
 pub(crate) fn decode(digits: &[u8; 22]) -> Option<u128> {
-    let (high, low) = digits.split_first_chunk::<2>()?;
-    let (middle, low) = low.split_first_chunk::<WORD>()?;
-    let low = u128::from(decode_word::<WORD>(low.first_chunk()?));
-    let rest = u128::from(decode_word(middle)) * WORD_BASE + low;
+    let (high, rest) = digits.split_first_chunk::<6>()?;
+    let (middle, low) = rest.split_first_chunk::<EIGHT>()?;
+    let low = u128::from(decode_word::<EIGHT>(low.first_chunk()?));
+    let rest = u128::from(decode_word(middle)) * EIGHT_BASE + low;
     let high = u128::from(decode_word(high));
-    high.checked_mul(WORD_BASE * WORD_BASE)?.checked_add(rest)
+    high.checked_mul(EIGHT_BASE * EIGHT_BASE)?.checked_add(rest)
 }
 
 /// Converts a random byte to a digit without bias. Returns `None` if another byte must be drawn.
@@ -136,6 +163,30 @@ mod tests {
             encode(value, &mut text);
             prop_assert!(is_digits(&text));
             prop_assert_eq!(decode(&text), Some(value));
+        }
+
+        #[test]
+        fn digits_count_by_their_place(text in "[0-9A-Za-z]{8}") {
+            let place = |b: u8| ALPHABET.iter().position(|&digit| digit == b).unwrap() as u64;
+            let one_by_one = text.bytes().fold(0, |all, b| all * 62 + place(b));
+            let text: &[u8; 8] = text.as_bytes().try_into().unwrap();
+            prop_assert_eq!(decode_word(text), one_by_one);
+            let last = text.last_chunk::<6>().unwrap();
+            prop_assert_eq!(decode_word(last), one_by_one % 62u64.pow(6));
+        }
+
+        #[test]
+        fn the_first_byte_that_is_no_digit_is_found(bytes in prop::collection::vec(any::<u8>(), 0..80), from in 0usize..80) {
+            // Without digits at the start, the first bytes would nearly always decide.
+            let mut bytes = bytes;
+            let len = bytes.len();
+            bytes[..from.min(len)].fill(b'7');
+            let first = bytes.iter().position(|b| !b.is_ascii_alphanumeric());
+            prop_assert_eq!(first_other(&bytes), first);
+            prop_assert_eq!(all(&bytes, digits), first.is_none());
+            let first = bytes.iter().position(|b| !b.is_ascii_graphic());
+            prop_assert_eq!(first_other_than(&bytes, visible), first);
+            prop_assert_eq!(all(&bytes, visible), first.is_none());
         }
 
         #[test]
