@@ -35,6 +35,7 @@ impl<T> Default for Chunks<T> {
 
 impl<T: Default> Chunks<T> {
     /// Returns the item at `index`. `None` if the chunk of that item is not allocated.
+    #[inline]
     pub(super) fn get(&self, index: u32) -> Option<&T> {
         let index = index as usize;
         if index < CHUNK {
@@ -69,6 +70,7 @@ fn fill<T: Default>(size: usize) -> Box<[T]> {
 }
 
 /// Returns the chunk, and the offset in the chunk, of one of the first 4096 items.
+#[inline]
 fn small(index: usize) -> (usize, usize) {
     if index < FIRST {
         return (0, index);
@@ -78,6 +80,7 @@ fn small(index: usize) -> (usize, usize) {
 }
 
 /// Returns the shelf, the chunk, and the offset in the chunk, of an item after the first 4096.
+#[inline]
 fn large(index: usize) -> (usize, usize, usize) {
     let chunk = index / CHUNK;
     (chunk / SHELF, chunk % SHELF, index % CHUNK)

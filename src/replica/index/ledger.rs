@@ -121,6 +121,7 @@ impl OwnerSource for OwnerRef<'_> {
 impl AttributeTables {
     /// Returns the attribute ids of some key owner and some traits, chosen by `number`. Equal numbers select
     /// equal ids.
+    #[inline]
     pub(super) fn any(&self, number: u32) -> AttributeIds {
         let key_owner = number % self.count.load(Ordering::Relaxed).max(1);
         AttributeIds {

@@ -473,6 +473,7 @@ fn import_prefix(digest: &Digest) -> DigestPrefix {
 }
 
 /// Returns the Unix time in seconds, or `u32::MAX` if the time does not fit.
+#[inline]
 fn second_of(at: Timestamp) -> u32 {
     u32::try_from(at.as_micros() / 1_000_000).unwrap_or(u32::MAX)
 }
@@ -505,6 +506,7 @@ impl SlotValue {
         }
     }
 
+    #[inline]
     fn end(self) -> Option<Timestamp> {
         let micros = i64::from(self.until) * Self::HOUR * 1_000_000;
         (self.until != Self::NEVER)
@@ -834,6 +836,7 @@ impl Index {
 
     /// Reads arbitrary attributes when a presented id is unknown. A lookup of a known id also reads
     /// attributes, so timing does not reveal whether an id is known.
+    #[inline]
     fn touch_any_attributes(&self, id: KeyId) {
         let any = self.attribute_tables.any(id.to_u128() as u32);
         std::hint::black_box(

@@ -83,6 +83,7 @@ impl DigestPrefix {
     /// whose key is imported, removed or unreadable.
     pub(super) const NONE: Self = Self([0; 2]);
 
+    #[inline]
     pub(crate) fn of(digest: &[u8; 32]) -> Self {
         let word = |at: usize| {
             let mut bytes = [0; 8];
@@ -158,6 +159,7 @@ impl SlotValue {
         until | (key_owner as u64) << TRAITS_BITS | traits as u64
     }
 
+    #[inline]
     fn from_word(word: u64) -> Self {
         let part = |from: u32, bits: u32| (word >> from) as u32 & ((1 << bits) - 1);
         Self {
@@ -291,6 +293,7 @@ impl TableSegment {
 }
 
 impl TableSlot {
+    #[inline]
     fn digest_prefix(&self) -> DigestPrefix {
         DigestPrefix([
             self.digest_prefix[0].load(Ordering::Relaxed),
@@ -298,6 +301,7 @@ impl TableSlot {
         ])
     }
 
+    #[inline]
     fn found(&self, tag: u64) -> FoundSlot {
         FoundSlot {
             row: row_of(tag),

@@ -58,6 +58,7 @@ thread_local! {
 }
 
 /// Returns the shard number of this thread.
+#[inline]
 fn shard_number() -> usize {
     OWN.with(|own| {
         own.get().unwrap_or_else(|| {
@@ -113,6 +114,7 @@ impl CounterShard {
     }
 }
 
+#[inline]
 fn counted(word: u64, last: u32) -> Option<Counted> {
     let (row, uses) = (row_of(word), word as u32);
     (row != 0).then_some(Counted { row, uses, last })
