@@ -55,7 +55,7 @@ pub fn check(
         owner_source: &holder,
         persons: holder.is_person(),
         traits: &traits,
-        lifecycle,
+        lifecycle: &lifecycle,
     };
     let prefix = presented.prefix.map(str::as_bytes);
     check_subject(
@@ -74,6 +74,7 @@ pub fn check(
 /// A `kind` stands for one combination of policy, key traits, owner status, and person or tenant as owner.
 /// The checks of class and scopes have the same result for all keys of one kind. The need therefore caches
 /// each kind that passed them, and skips these checks for the next key of that kind.
+#[inline]
 pub(crate) fn check_subject(
     subject: KeyToVerify<'_>,
     (same, prefix): (Choice, Option<&[u8]>),
@@ -90,7 +91,7 @@ pub(crate) fn check_subject(
     if !bool::from(same) || prefix != own_prefix {
         return Err(VerifyError::WrongSecret);
     }
-    check_alive(subject.id, &subject.lifecycle, owner_status, now)?;
+    check_alive(subject.id, subject.lifecycle, owner_status, now)?;
     if kind.is_some_and(|kind| need.met().has(kind)) {
         return check_request(subject, policy, need);
     }
@@ -102,6 +103,7 @@ pub(crate) fn check_subject(
 }
 
 /// Checks that a key works at `now`. Does not check a need.
+#[inline]
 pub(crate) fn check_alive(
     key: KeyId,
     lifecycle: &Lifecycle,
@@ -156,6 +158,7 @@ fn check_kind(subject: KeyToVerify<'_>, policy: &Policy, need: &Need) -> Result<
 }
 
 /// Checks that the key reaches the tenant of the request, and may be used from the request's address.
+#[inline]
 fn check_request(
     subject: KeyToVerify<'_>,
     policy: &Policy,

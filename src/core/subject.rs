@@ -76,7 +76,7 @@ pub(crate) struct KeyToVerify<'a> {
     /// True if a principal owns the key, rather than the tenant.
     pub(crate) persons: bool,
     pub(crate) traits: &'a KeyTraits,
-    pub(crate) lifecycle: Lifecycle,
+    pub(crate) lifecycle: &'a Lifecycle,
 }
 
 impl KeyOwner {

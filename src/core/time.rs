@@ -49,6 +49,7 @@ impl Timestamp {
     /// # Errors
     ///
     /// [`Invalid`] outside the years 1970 to 9999.
+    #[inline]
     pub fn from_micros(micros: i64) -> Result<Self, Invalid> {
         if (0..=Self::MAX.0).contains(&micros) {
             return Ok(Self(micros));

@@ -59,7 +59,7 @@ impl Verifier {
             };
             let conclude = |resolved| {
                 let times = (confirmed, reading);
-                self.conclude(&snapshot, Some(&token), resolved, times, need)
+                self.conclude(&snapshot, Some(&token), &resolved, times, need)
             };
             match resolved.and_then(conclude) {
                 Ok(accepted) => {

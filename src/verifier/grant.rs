@@ -129,23 +129,23 @@ impl Grant {
             address,
             reached,
         } = accepted;
-        let source = GrantSource::Index {
-            snapshot,
-            row,
-            attribute_ids,
-            status,
-        };
-        let grant = Self {
+        let grant = |snapshot| Self {
             id,
             at,
             address,
-            source,
+            source: GrantSource::Index {
+                snapshot,
+                row,
+                attribute_ids,
+                status,
+            },
             #[cfg(feature = "http")]
             attached: None,
         };
+        // Two grants in two branches, so that the usual one is built where the caller needs it.
         match reached {
-            Some(reached) => grant.with_status(*reached),
-            None => grant,
+            None => grant(snapshot),
+            Some(reached) => grant(snapshot).with_status(*reached),
         }
     }
 

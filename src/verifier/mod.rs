@@ -190,11 +190,10 @@ impl Verifier {
             Err(error) => return self.verify_foreign(presented, error, need),
         };
         let confirmed = self.confirmed();
-        let verdict = self.verify_token(&token, need, confirmed);
-        if self.may_confirm(&verdict) {
-            return self.verify_confirmed(&token, need);
+        match self.verify_token(&token, need, confirmed) {
+            Err(refusal) if self.may_confirm(&refusal) => self.verify_confirmed(&token, need),
+            verdict => verdict,
         }
-        verdict
     }
 
     #[cold]
@@ -215,20 +214,21 @@ impl Verifier {
         }
         let digest = Digest::sha256(token::trim(presented)?);
         let confirmed = self.confirmed();
-        let verdict = self.verify_digest(&digest, error, need, confirmed);
-        if self.may_confirm(&verdict) {
-            return self.verify_digest(&digest, error, need, Confirmation::DuringCall);
+        match self.verify_digest(&digest, error, need, confirmed) {
+            Err(refusal) if self.may_confirm(&refusal) => {
+                self.verify_digest(&digest, error, need, Confirmation::DuringCall)
+            }
+            verdict => verdict,
         }
-        verdict
     }
 
     /// Returns whether a second attempt may succeed: the key was refused for lack of a confirmation, and a
     /// store in this process has now confirmed the index.
     #[inline]
-    fn may_confirm(&self, verdict: &Result<Grant, VerifyError>) -> bool {
-        match verdict {
-            Err(VerifyError::NeedsFresh) => self.replica.confirm_now(),
-            Err(VerifyError::Stale { bound, .. }) => {
+    fn may_confirm(&self, refusal: &VerifyError) -> bool {
+        match refusal {
+            VerifyError::NeedsFresh => self.replica.confirm_now(),
+            VerifyError::Stale { bound, .. } => {
                 let confirmed = self.replica.confirm_now();
                 if !confirmed {
                     self.replica.note_stale(*bound);
@@ -294,7 +294,7 @@ impl Verifier {
         let (answer, under_other) = self.look_up(view, token, prefetched);
         let resolved = resolve(view, answer, under_other);
         let times = (confirmed, self.clock.judged());
-        let accepted = self.conclude(&snapshot, Some(token), resolved?, times, need)?;
+        let accepted = self.conclude(&snapshot, Some(token), &resolved?, times, need)?;
         Ok(Grant::of_index(snapshot, accepted))
     }
 
@@ -314,7 +314,7 @@ impl Verifier {
         }
         let resolved = resolve(view, view.imported(digest), false);
         let times = (confirmed, self.clock.judged());
-        let accepted = self.conclude(&snapshot, None, resolved?, times, need)?;
+        let accepted = self.conclude(&snapshot, None, &resolved?, times, need)?;
         Ok(Grant::of_index(snapshot, accepted))
     }
 
@@ -324,7 +324,7 @@ impl Verifier {
         &self,
         snapshot: &Snapshot,
         token: Option<&Token<'_>>,
-        resolved: ResolvedKey<'_>,
+        resolved: &ResolvedKey<'_>,
         (confirmed, (reading, now)): (Confirmation, (Reading, Timestamp)),
         need: &Need,
     ) -> Result<Accepted, VerifyError> {
@@ -340,22 +340,22 @@ impl Verifier {
         let newest = view.index().newest();
         check_fresh(policy, attributes.traits, confirmed, reading)?;
         let Some(hit) = hit else {
-            return Err(self.wrong_secret(view, token, &attributes));
+            return Err(self.wrong_secret(view, token, attributes));
         };
         let own = (
             attributes.status,
-            snapshot.kind(hit.attribute_ids, &attributes),
+            snapshot.kind(hit.attribute_ids, attributes),
         );
         // A descendant tenant may refuse the key: the tenant may be closed, may have removed the owner, or
         // may have lowered the owner's role.
         let reached = need
             .tenant()
-            .and_then(|tenant| view.status_in(&attributes, tenant));
+            .and_then(|tenant| view.status_in(attributes, tenant));
         let status = match &reached {
             Some(reached) => (&**reached, None),
             None => own,
         };
-        let lifecycle = match view.state_for(&hit, status.0, now.max(newest)) {
+        let lifecycle = match view.state_for(hit, status.0, now.max(newest)) {
             RowState::Key(lifecycle) => lifecycle,
             RowState::Removed => return Err(VerifyError::Unknown),
             RowState::Corrupt => return Err(VerifyError::Corrupt { key: hit.id }),
@@ -373,7 +373,7 @@ impl Verifier {
             owner_source: &attributes.key_owner,
             persons: attributes.persons,
             traits: attributes.traits,
-            lifecycle,
+            lifecycle: &lifecycle,
         };
         check::check_subject(
             subject,
@@ -385,11 +385,11 @@ impl Verifier {
             *judged.as_ref().unwrap_or(&now),
         )?;
         judged?;
-        if let (true, Some(token)) = (under_other, token) {
+        if let (true, Some(token)) = (*under_other, token) {
             self.notice_pepper(token, subject);
         }
         if need.counts() {
-            view.count(&hit, now);
+            view.count(hit, now);
         }
         if lifecycle.awaits_first_use {
             view.note_first_use();

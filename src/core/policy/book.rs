@@ -110,6 +110,7 @@ impl Policies {
 
     /// Returns the policy of the tenant that the closure `tenant` returns. Does not call the closure if all
     /// tenants have the default policy.
+    #[inline]
     pub(crate) fn of_lazy<'a>(&self, tenant: impl FnOnce() -> &'a TenantId) -> &Arc<Policy> {
         if self.tenants.is_empty() {
             return &self.default;

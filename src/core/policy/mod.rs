@@ -394,6 +394,7 @@ impl Policy {
 
     /// Returns the longest time until a revocation of a key of this class takes effect everywhere.
     #[must_use]
+    #[inline]
     pub fn propagation(&self, class: &ClassName) -> Propagation {
         let own = self.own_propagations.then(|| self.class(class)).flatten();
         own.and_then(|class| class.propagation)

@@ -314,7 +314,7 @@ impl Verifier {
             owner_source: &key_owner,
             persons: key_owner.is_person(),
             traits: &traits,
-            lifecycle,
+            lifecycle: &lifecycle,
         };
         let presented = (same, claim.token().map(Token::prefix_bytes));
         let mut judged = Ok(now);
