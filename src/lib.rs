@@ -219,7 +219,6 @@ pub use crate::core::command::{CreateKey, Denial, RotateKey, UpdateKey};
 pub use crate::core::id::KeyId;
 pub use crate::core::info::KeyInfo;
 pub use crate::core::kind::ErrorKind;
-pub use crate::core::need::Need;
 pub use crate::core::pepper::PepperRing;
 pub use crate::core::record::Reason;
 pub use crate::core::rejection::VerifyError;
@@ -234,7 +233,7 @@ pub use crate::manager::{CommandError, Receipt};
 pub use crate::observe::WithSources;
 #[cfg(unix)]
 pub use crate::pepper_file::PepperFile;
-pub use crate::verifier::{Credentials, Grant};
+pub use crate::verifier::{Credentials, Grant, Need};
 
 /// The audit trail: its entries, and the chain that seals them.
 pub mod audit {
@@ -327,13 +326,14 @@ pub mod recovery {
 /// The rules as plain functions over plain data, for property tests and for hosts with their own
 /// infrastructure. The manager and the verifier use these functions and no other rules.
 pub mod rules {
-    pub use crate::core::check::{Presented, check};
+    pub use crate::core::check::Presented;
     pub use crate::core::checked_time::CheckedTime;
     pub use crate::core::decide::{
         Context, Decision, SWEEP_MAX, decide, keys_needed, links, select,
     };
     pub use crate::core::owner::OwnerStatus;
     pub use crate::core::view::Ancestry;
+    pub use crate::verifier::check;
 }
 
 #[cfg(keyward_hole)]

@@ -5,13 +5,12 @@
 //! reason.
 
 use std::net::IpAddr;
-use std::num::NonZeroU64;
 
 use subtle::{Choice, ConstantTimeEq};
 
 use super::address::AddressAllowlist;
+use super::conditions::Conditions;
 use super::id::KeyId;
-use super::need::{Conditions, Need};
 use super::owner::OwnerStatus;
 use super::policy::{KeyClass, Policy};
 use super::reach::{self, Bounds};
@@ -31,18 +30,13 @@ pub struct Presented<'a> {
     pub prefix: Option<&'a str>,
 }
 
-/// Checks that the key of `record` was presented, works at `now`, and meets `need`.
-///
-/// # Errors
-///
-/// [`VerifyError`]. A wrong secret always returns [`WrongSecret`](VerifyError::WrongSecret), even if the key
-/// is refused for other reasons too.
-pub fn check(
+/// Checks that the key of `record` was presented, works at `now`, and meets the conditions of a need.
+pub(crate) fn check_record(
     record: &KeyRecord,
     presented: Presented<'_>,
     policy: &Policy,
     owner_status: &OwnerStatus,
-    need: &Need,
+    needed: &Conditions,
     now: Timestamp,
 ) -> Result<(), VerifyError> {
     let (super::record::Credential::Peppered { digest, .. }
@@ -62,25 +56,25 @@ pub fn check(
         subject,
         (same, prefix),
         policy,
-        (owner_status, None),
-        need,
+        (owner_status, false),
+        needed,
         now,
     )
 }
 
-/// Checks the presented secret and prefix, then the key's state at `now`, then `need`. Every verification
-/// calls this function. Allocates only if the key is refused.
+/// Checks the presented secret and prefix, then the key's state at `now`, then the conditions of a need. Every
+/// verification calls this function. Allocates only if the key is refused.
 ///
-/// A `kind` stands for one combination of policy, key traits, owner status, and person or tenant as owner.
-/// The checks of class and scopes have the same result for all keys of one kind. The need therefore caches
-/// each kind that passed them, and skips these checks for the next key of that kind.
+/// The checks of class and scopes depend on the policy, the key's traits, the owner's status, and whether a
+/// person or a tenant owns the key. `passed` is true if another key with all of these equal passed them. They
+/// are then skipped.
 #[inline]
 pub(crate) fn check_subject(
     subject: KeyToVerify<'_>,
     (same, prefix): (Choice, Option<&[u8]>),
     policy: &Policy,
-    (owner_status, kind): (&OwnerStatus, Option<NonZeroU64>),
-    need: &Need,
+    (owner_status, passed): (&OwnerStatus, bool),
+    needed: &Conditions,
     now: Timestamp,
 ) -> Result<(), VerifyError> {
     let own_prefix = subject
@@ -92,14 +86,12 @@ pub(crate) fn check_subject(
         return Err(VerifyError::WrongSecret);
     }
     check_alive(subject.id, subject.lifecycle, owner_status, now)?;
-    if kind.is_some_and(|kind| need.met().has(kind)) {
-        return check_request(subject, policy, need);
+    if passed {
+        return check_request(subject, policy, needed);
     }
-    check_kind(subject, policy, need)?;
-    check_request(subject, policy, need)?;
-    check_reach(subject, policy, owner_status, need)?;
-    kind.into_iter().for_each(|kind| need.met().note(kind));
-    Ok(())
+    check_kind(subject, policy, needed)?;
+    check_request(subject, policy, needed)?;
+    check_reach(subject, policy, owner_status, needed)
 }
 
 /// Checks that a key works at `now`. Does not check a need.
@@ -132,9 +124,12 @@ pub(crate) fn check_alive(
 }
 
 /// Checks the conditions on the class, type and environment of the key.
-fn check_kind(subject: KeyToVerify<'_>, policy: &Policy, need: &Need) -> Result<(), VerifyError> {
+fn check_kind(
+    subject: KeyToVerify<'_>,
+    policy: &Policy,
+    needed: &Conditions,
+) -> Result<(), VerifyError> {
     let (key, traits) = (subject.id, subject.traits);
-    let needed = need.conditions();
     class_of(traits, policy)?;
     if traits.key_type == KeyType::Publishable && !needed.publishable {
         return Err(VerifyError::Publishable { key });
@@ -162,7 +157,7 @@ fn check_kind(subject: KeyToVerify<'_>, policy: &Policy, need: &Need) -> Result<
 fn check_request(
     subject: KeyToVerify<'_>,
     policy: &Policy,
-    need: &Need,
+    needed: &Conditions,
 ) -> Result<(), VerifyError> {
     let KeyToVerify {
         id: key,
@@ -170,7 +165,6 @@ fn check_request(
         traits,
         ..
     } = subject;
-    let needed = need.conditions();
     if let Some(tenant) = &needed.tenant
         && !reach::reaches_tenant(
             &owner_source.key_owner().tenant,
@@ -202,7 +196,7 @@ fn check_reach(
     subject: KeyToVerify<'_>,
     policy: &Policy,
     owner_status: &OwnerStatus,
-    need: &Need,
+    needed: &Conditions,
 ) -> Result<(), VerifyError> {
     let class = class_of(subject.traits, policy)?;
     let bounds = Bounds::of(subject.traits, subject.persons);
@@ -211,7 +205,7 @@ fn check_reach(
         key: subject.id,
         scope: scope.clone(),
     };
-    let Conditions { scopes, any_of, .. } = need.conditions();
+    let Conditions { scopes, any_of, .. } = needed;
     if let Some(scope) = scopes.iter().find(|scope| !reaches(scope)) {
         return Err(missing(scope));
     }

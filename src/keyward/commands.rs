@@ -10,7 +10,6 @@ use crate::core::command::{
 };
 use crate::core::id::KeyId;
 use crate::core::kind::ErrorKind;
-use crate::core::need::Need;
 use crate::core::policy::Propagation;
 use crate::core::query::KeyQuery;
 use crate::core::record::{Reason, Resource};
@@ -23,6 +22,7 @@ use crate::core::view::LoadRequest;
 use crate::manager::{BulkReceipt, CommandError, Committed, Receipt};
 use crate::observe::WithSources;
 use crate::store::{Locator, Row, RowKey, StoreErrorKind};
+use crate::verifier::Need;
 
 /// One minute: the age at which maintenance takes over an unfinished bulk command, in case its caller
 /// crashed. A page of a thousand keys takes well under a second. The caller and maintenance may run

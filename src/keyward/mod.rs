@@ -32,7 +32,6 @@ pub use self::recover::{Recovery, RecoveryError, RecoveryProgress, RecoveryRepor
 pub use self::retention::RetentionReport;
 pub use self::trail::{AuditError, PrunedAudit};
 use crate::core::id::KeyId;
-use crate::core::need::Need;
 use crate::core::pepper::PepperRing;
 use crate::core::policy::{LivePolicies, Policies};
 use crate::core::rejection::VerifyError;
@@ -42,7 +41,7 @@ use crate::observe::GaugePeriod;
 use crate::replica::{Freshness, Replica};
 use crate::store::{KeyStore, StoreError};
 use crate::timekeeper::Timekeeper;
-use crate::verifier::{Credentials, Grant, Usage, Verifier};
+use crate::verifier::{Credentials, Grant, Need, Usage, Verifier};
 
 /// Creates, verifies, rotates, revokes and audits API keys in a store. Cheap to clone.
 ///

@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::Guard;
 
-use super::{Grant, Verifier, resolve};
-use crate::core::need::Need;
+use super::{Grant, Need, Verifier, resolve};
 use crate::core::rejection::VerifyError;
 use crate::core::token;
 

@@ -8,6 +8,8 @@ mod batch;
 mod credentials;
 mod fetch;
 mod grant;
+mod kinds;
+mod need;
 mod snapshot;
 mod upkeep;
 
@@ -24,6 +26,7 @@ use self::fetch::Flights;
 pub use self::fetch::{OnStale, ReadThroughLimits};
 use self::grant::Accepted;
 pub use self::grant::Grant;
+pub use self::need::{Need, check};
 use self::snapshot::Snapshot;
 pub(crate) use self::upkeep::MaintenanceTask;
 use self::upkeep::RedigestQueue;
@@ -31,7 +34,6 @@ use crate::clock::Reading;
 use crate::core::check;
 use crate::core::checked_time::{Ending, judge_end};
 use crate::core::id::KeyId;
-use crate::core::need::Need;
 use crate::core::pepper::{Pepper, PepperRing};
 use crate::core::policy::{LivePolicies, Policy};
 use crate::core::record::KeyType;
@@ -342,20 +344,19 @@ impl Verifier {
         let Some(hit) = hit else {
             return Err(self.wrong_secret(view, token, attributes));
         };
-        let own = (
-            attributes.status,
-            snapshot.kind(hit.attribute_ids, attributes),
-        );
         // A descendant tenant may refuse the key: the tenant may be closed, may have removed the owner, or
         // may have lowered the owner's role.
         let reached = need
             .tenant()
             .and_then(|tenant| view.status_in(attributes, tenant));
-        let status = match &reached {
+        let (status, kind) = match &reached {
             Some(reached) => (&**reached, None),
-            None => own,
+            None => (
+                attributes.status,
+                snapshot.kind(hit.attribute_ids.traits, attributes.status_id),
+            ),
         };
-        let lifecycle = match view.state_for(hit, status.0, now.max(newest)) {
+        let lifecycle = match view.state_for(hit, status, now.max(newest)) {
             RowState::Key(lifecycle) => lifecycle,
             RowState::Removed => return Err(VerifyError::Unknown),
             RowState::Corrupt => return Err(VerifyError::Corrupt { key: hit.id }),
@@ -375,15 +376,19 @@ impl Verifier {
             traits: attributes.traits,
             lifecycle: &lifecycle,
         };
+        let passed = kind.is_some_and(|kind| need.met().has(kind));
         check::check_subject(
             subject,
             // The lookup compared 128 bits of the digest in constant time, which proves the secret.
             (Choice::from(1), token.map(Token::prefix_bytes)),
             policy,
-            status,
-            need,
+            (status, passed),
+            need.conditions(),
             *judged.as_ref().unwrap_or(&now),
         )?;
+        if let Some(kind) = kind.filter(|_| !passed) {
+            need.met().note(kind);
+        }
         judged?;
         if let (true, Some(token)) = (*under_other, token) {
             self.notice_pepper(token, subject);

@@ -21,11 +21,10 @@ use super::refusal::AuthError;
 use super::settings::{Limit, Settings};
 use super::sources::{self, RequestCredentials};
 use crate::core::id::KeyId;
-use crate::core::need::Need;
 use crate::core::rejection::VerifyError;
 use crate::core::tenant::TenantId;
 use crate::observe::WithSources;
-use crate::verifier::Grant;
+use crate::verifier::{Grant, Need};
 
 /// The address of the socket's peer. The server code that accepts connections must insert this value into the
 /// extensions of each request.

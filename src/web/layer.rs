@@ -20,10 +20,9 @@ use super::settings::Settings;
 use super::sources::CredentialSources;
 use super::tenant_path::TenantPath;
 use crate::core::invalid::Invalid;
-use crate::core::need::Need;
 use crate::core::tenant::TenantId;
 use crate::keyward::Keyward;
-use crate::verifier::Grant;
+use crate::verifier::{Grant, Need};
 
 /// A [`tower_layer::Layer`] that forwards only requests whose API key verifies and meets the layer's
 /// [`Need`].

@@ -12,10 +12,9 @@ use http::{Extensions, Response};
 use super::proxies::TrustedProxies;
 use super::refusal::{self, AuthError, LimitReached, RefusalSettings};
 use super::sources::CredentialSources;
-use crate::core::need::Need;
 use crate::core::tenant::TenantId;
 use crate::keyward::Keyward;
-use crate::verifier::Grant;
+use crate::verifier::{Grant, Need};
 
 type TenantFrom = Arc<dyn Fn(&Parts) -> Option<TenantId> + Send + Sync>;
 type PeerFrom = Arc<dyn Fn(&Extensions) -> Option<IpAddr> + Send + Sync>;

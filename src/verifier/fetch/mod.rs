@@ -25,11 +25,11 @@ pub use self::gate::ReadThroughLimits;
 use self::read::StoreLookup;
 use super::grant::RecordAttributes;
 use super::{
-    Claim, Confirmation, Credentials, Grant, Verifier, check_fresh, check_pair, publishable_half,
+    Claim, Confirmation, Credentials, Grant, Need, Verifier, check_fresh, check_pair,
+    publishable_half,
 };
 use crate::clock::Clock;
 use crate::core::check;
-use crate::core::need::Need;
 use crate::core::owner::OwnerStatus;
 use crate::core::record::{Credential, KeyRecord};
 use crate::core::rejection::VerifyError;
@@ -326,7 +326,8 @@ impl Verifier {
             judged = self.judge_end((id, &lifecycle), known, (now, reading));
         }
         let at = *judged.as_ref().unwrap_or(&now);
-        check::check_subject(subject, presented, policy, (status, None), need, at)?;
+        let known = (status, false);
+        check::check_subject(subject, presented, policy, known, need.conditions(), at)?;
         judged?;
         if let Some(token) = claim.token() {
             self.notice_pepper(token, subject);

@@ -2,14 +2,19 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::num::NonZeroU64;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::invalid::{Invalid, Problem};
-use super::scope::{Scope, ScopeSet};
-use super::tenant::TenantId;
-use super::text::{ClassName, Environment};
+use super::kinds::KindCache;
+use crate::core::check::{self, Presented};
+use crate::core::conditions::Conditions;
+use crate::core::invalid::{Invalid, Problem};
+use crate::core::owner::OwnerStatus;
+use crate::core::policy::Policy;
+use crate::core::record::KeyRecord;
+use crate::core::rejection::VerifyError;
+use crate::core::scope::{Scope, ScopeSet};
+use crate::core::tenant::TenantId;
+use crate::core::text::{ClassName, Environment};
+use crate::core::time::Timestamp;
 
 /// The requirements of a request on the presented key. The key must meet all requirements.
 ///
@@ -38,77 +43,9 @@ use super::text::{ClassName, Environment};
 #[must_use = "a need checks nothing by itself"]
 pub struct Need {
     conditions: Conditions,
-    /// A cache of the kinds of keys that met `conditions`. A kind is a combination such as class, scopes and
-    /// role. Cleared when the conditions change.
-    met: Met,
-}
-
-#[derive(Clone, Debug, Default)]
-pub(super) struct Conditions {
-    pub(super) scopes: ScopeSet,
-    pub(super) any_of: ScopeSet,
-    pub(super) classes: Vec<ClassName>,
-    pub(super) beside: Vec<ClassName>,
-    pub(super) environment: Option<Environment>,
-    pub(super) tenant: Option<TenantId>,
-    pub(super) address: Option<IpAddr>,
-    pub(super) publishable: bool,
-    /// Marks a verification that must not count as a use of the key, because the use was already counted.
-    uncounted: bool,
-}
-
-/// 8 bits, for 256 cached kinds of keys. The cache takes 2 KiB, and most services issue fewer combinations of
-/// scopes, class and role.
-const REMEMBERED_BITS: u32 = 8;
-const REMEMBERED: usize = 1 << REMEMBERED_BITS;
-
-/// A lossy cache of the kinds of keys that met a need. Every cached kind met the need. A kind may be evicted
-/// at any time.
-#[derive(Default)]
-pub(crate) struct Met {
-    /// The first kind, stored inline so that a need that is used once allocates nothing.
-    first: AtomicU64,
-    /// All further kinds, hashed to slots. Allocated when a second kind is added.
-    more: OnceLock<Box<[AtomicU64; REMEMBERED]>>,
-}
-
-impl Met {
-    #[inline]
-    pub(crate) fn has(&self, kind: NonZeroU64) -> bool {
-        let is = |place: &AtomicU64| place.load(Ordering::Relaxed) == kind.get();
-        is(&self.first) || self.more.get().is_some_and(|more| is(place(more, kind)))
-    }
-
-    pub(crate) fn note(&self, kind: NonZeroU64) {
-        let order = Ordering::Relaxed;
-        if self
-            .first
-            .compare_exchange(0, kind.get(), order, order)
-            .is_err()
-        {
-            let more = self
-                .more
-                .get_or_init(|| Box::new([const { AtomicU64::new(0) }; REMEMBERED]));
-            place(more, kind).store(kind.get(), order);
-        }
-    }
-}
-
-#[inline]
-fn place(more: &[AtomicU64; REMEMBERED], kind: NonZeroU64) -> &AtomicU64 {
-    // Multiplicative hashing: consecutive kinds go to different slots (Knuth, volume 3, section 6.4).
-    let mixed = kind.get().wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    &more[(mixed >> (u64::BITS - REMEMBERED_BITS)) as usize]
-}
-
-/// Copies only the first cached kind, because most clones are changed and used once.
-impl Clone for Met {
-    fn clone(&self) -> Self {
-        Self {
-            first: AtomicU64::new(self.first.load(Ordering::Relaxed)),
-            more: OnceLock::new(),
-        }
-    }
+    /// A cache of the kinds of keys that met `conditions`, apart from the tenant and the address. Cleared when
+    /// the conditions change.
+    met: KindCache,
 }
 
 impl fmt::Debug for Need {
@@ -214,7 +151,7 @@ impl Need {
         };
         Self {
             conditions,
-            met: Met::default(),
+            met: KindCache::default(),
         }
     }
 
@@ -239,7 +176,7 @@ impl Need {
 
     /// Returns the conditions for modification, and clears the cache.
     fn change(&mut self) -> &mut Conditions {
-        self.met = Met::default();
+        self.met = KindCache::default();
         &mut self.conditions
     }
 
@@ -258,7 +195,7 @@ impl Need {
     }
 
     /// Returns the cache of the kinds of keys that met all conditions, apart from the tenant and the address.
-    pub(crate) const fn met(&self) -> &Met {
+    pub(super) const fn met(&self) -> &KindCache {
         &self.met
     }
 }
@@ -271,12 +208,31 @@ impl From<Scope> for Need {
     }
 }
 
+/// Checks that the key of `record` was presented, works at `now`, and meets `need`.
+///
+/// # Errors
+///
+/// [`VerifyError`]. A wrong secret always returns [`WrongSecret`](VerifyError::WrongSecret), even if the key
+/// is refused for other reasons too.
+pub fn check(
+    record: &KeyRecord,
+    presented: Presented<'_>,
+    policy: &Policy,
+    owner_status: &OwnerStatus,
+    need: &Need,
+    now: Timestamp,
+) -> Result<(), VerifyError> {
+    let conditions = need.conditions();
+    check::check_record(record, presented, policy, owner_status, conditions, now)
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::kinds::{Generation, Kind};
     use super::*;
 
-    fn kind(number: u64) -> NonZeroU64 {
-        NonZeroU64::new(number).unwrap()
+    fn some_kind() -> Kind {
+        Generation::draw().unwrap().kind(7, 7).unwrap()
     }
 
     #[test]
@@ -291,23 +247,23 @@ mod tests {
             Need::or_publishable,
         ];
         for change in changes {
-            let need = Need::any();
-            need.met().note(kind(7));
-            assert!(need.met().has(kind(7)) && need.clone().met().has(kind(7)));
-            assert!(!change(need).met().has(kind(7)));
+            let (need, kind) = (Need::any(), some_kind());
+            need.met().note(kind);
+            assert!(need.met().has(kind) && need.clone().met().has(kind));
+            assert!(!change(need).met().has(kind));
         }
-        let need = Need::any();
-        need.met().note(kind(7));
-        assert!(!need.of_publishable_half().met().has(kind(7)));
+        let (need, kind) = (Need::any(), some_kind());
+        need.met().note(kind);
+        assert!(!need.of_publishable_half().met().has(kind));
     }
 
     #[test]
     fn what_a_need_remembers_does_not_depend_on_the_request() {
-        let need = Need::any();
-        need.met().note(kind(7));
+        let (need, kind) = (Need::any(), some_kind());
+        need.met().note(kind);
         let of_request = need.clone().for_tenant("acme".parse().unwrap());
         let of_request = of_request.from_address([192, 0, 2, 1].into());
-        assert!(of_request.met().has(kind(7)));
+        assert!(of_request.met().has(kind));
     }
 
     #[test]
@@ -319,13 +275,5 @@ mod tests {
         let all = scopes.map(|scope| Scope::new(scope).unwrap());
         let need = all.into_iter().try_fold(Need::any(), Need::and_scope);
         assert_eq!(need.unwrap_err().field, "scope set");
-    }
-
-    #[test]
-    fn a_memory_has_nothing_that_was_not_noted() {
-        let met = Met::default();
-        (1..1000).for_each(|number| met.note(kind(number)));
-        assert!(!(1000..100_000).any(|number| met.has(kind(number))));
-        assert!((1..1000).any(|number| met.has(kind(number))));
     }
 }
