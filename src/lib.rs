@@ -202,6 +202,7 @@ pub mod entropy;
 pub mod events;
 mod joint;
 mod keyward;
+mod live_policies;
 mod manager;
 mod observe;
 #[cfg(unix)]
@@ -227,7 +228,7 @@ pub use crate::core::secret::Secret;
 pub use crate::core::tenant::TenantId;
 pub use crate::core::text::{PrincipalId, Role};
 pub use crate::core::time::{Timestamp, days, hours};
-pub use crate::core::{policy, profiles, rotation, token};
+pub use crate::core::{profiles, rotation, token};
 pub use crate::keyward::{BuildError, Follow, Keyward, KeywardBuilder};
 pub use crate::manager::{CommandError, Receipt};
 pub use crate::observe::WithSources;
@@ -313,6 +314,14 @@ pub mod pepper {
     pub use crate::core::text::PepperId;
     #[cfg(unix)]
     pub use crate::pepper_file::PepperFileError;
+}
+
+/// Policies: the rules of a tenant's keys, as data. A [`Policy`](policy::Policy) is a
+/// [`PolicySpec`](policy::PolicySpec) without contradictions. A host reads a spec from a policy file, and may
+/// use a different policy for each tenant.
+pub mod policy {
+    pub use crate::core::policy::*;
+    pub use crate::live_policies::LivePolicies;
 }
 
 /// Recovery of a store that was restored from a backup.

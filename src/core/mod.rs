@@ -21,7 +21,7 @@ pub(crate) mod metadata;
 pub(crate) mod owner;
 pub(crate) mod pepper;
 pub(crate) mod pepper_document;
-pub mod policy;
+pub(crate) mod policy;
 pub(crate) mod position;
 pub(crate) mod principal;
 pub mod profiles;

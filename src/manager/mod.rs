@@ -30,10 +30,10 @@ use crate::core::command::Request;
 use crate::core::decide;
 use crate::core::id::KeyId;
 use crate::core::pepper::PepperRing;
-use crate::core::policy::LivePolicies;
 use crate::core::secret::KeyMaterial;
 use crate::core::text::CommandId;
 use crate::entropy::{Entropy, EntropyError};
+use crate::live_policies::LivePolicies;
 use crate::store::{CommitTag, KeyStore, Learnt, StoreError};
 use crate::timekeeper::Timekeeper;
 

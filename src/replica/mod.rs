@@ -44,12 +44,12 @@ use self::registration::{Registration, RegistrationState};
 use crate::clock::{Clock, Reading};
 use crate::core::checked_time::CheckedTime;
 use crate::core::id::KeyId;
-use crate::core::policy::LivePolicies;
 use crate::core::tenant::TenantId;
 use crate::core::text::PepperId;
 use crate::core::time::Timestamp;
 use crate::core::view::Revision;
 use crate::joint::Turns;
+use crate::live_policies::LivePolicies;
 use crate::observe::{self, WithSources};
 use crate::store::{
     Change, ChangesError, CommitTag, Cursor, Epoch, FoundKey, KeyStore, Learnt, ScanPage,

@@ -35,7 +35,7 @@ use crate::core::check;
 use crate::core::checked_time::{Ending, judge_end};
 use crate::core::id::KeyId;
 use crate::core::pepper::{Pepper, PepperRing};
-use crate::core::policy::{LivePolicies, Policy};
+use crate::core::policy::Policy;
 use crate::core::record::KeyType;
 use crate::core::rejection::VerifyError;
 use crate::core::secret::Digest;
@@ -43,6 +43,7 @@ use crate::core::subject::{KeyToVerify, KeyTraits, Lifecycle};
 use crate::core::text::PepperId;
 use crate::core::time::Timestamp;
 use crate::core::token::{self, Token, TokenError};
+use crate::live_policies::LivePolicies;
 use crate::manager::{AbandonedBatches, KeyManager};
 use crate::observe::LogSampler;
 use crate::replica::{

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::kinds::{Generation, Kind};
-use crate::core::policy::{LivePolicies, Policies};
+use crate::core::policy::Policies;
+use crate::live_policies::LivePolicies;
 use crate::replica::{Replica, View};
 
 /// Everything that a verification reads, behind one atomic pointer.

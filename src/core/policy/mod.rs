@@ -5,7 +5,6 @@
 
 mod book;
 mod class;
-mod live;
 mod shared;
 mod unique;
 mod validate;
@@ -20,7 +19,6 @@ pub use self::book::Policies;
 pub use self::class::{
     Access, Deletion, KeyClass, Lifetime, Revocation, Rotation, SelfRotation, TenantReach,
 };
-pub use self::live::LivePolicies;
 pub use self::shared::PolicyConflict;
 pub(crate) use self::shared::{MovedTenant, OutdatedPolicy, from_document, merge, to_document};
 pub use self::validate::PolicyError;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 
-use super::Policies;
+use crate::core::policy::Policies;
 
 /// The policies in use. Managers and verifiers share them, so a replacement takes effect in all of them.
 #[derive(Debug)]
