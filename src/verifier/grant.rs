@@ -35,7 +35,7 @@ pub struct Grant {
     /// The address that the key was verified for, if known.
     address: Option<IpAddr>,
     source: GrantSource,
-    /// What the HTTP layer keeps with the grant of a request.
+    /// The context that the HTTP layer keeps with the grant of a request.
     #[cfg(feature = "http")]
     attached: Option<Arc<dyn Any + Send + Sync>>,
 }
