@@ -109,7 +109,7 @@ pub(super) fn named_rows(conn: &Connection) -> Result<Option<Vec<(i64, RowKey)>>
 }
 
 /// Returns the places of the rows of keys, by their index. `None` if the index is damaged.
-fn numbered_keys(conn: &Connection) -> Result<Option<Vec<(i64, RowKey)>>, SqliteFault> {
+pub(super) fn numbered_keys(conn: &Connection) -> Result<Option<Vec<(i64, RowKey)>>, SqliteFault> {
     let index = "SELECT place, id FROM rows INDEXED BY rows_by_id WHERE id IS NOT NULL";
     listed(conn, index, |row| {
         Some(RowKey::Key(id_of(row.bytes(1, "").ok()?)?))

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, Row as SqlRow, params};
 
 use super::copy::put;
-use super::damage::{each_entry_in_gap, each_readable, each_row_in_gap, named_rows};
+use super::damage::{each_entry_in_gap, each_readable, each_row_in_gap, named_rows, numbered_keys};
 use super::fault::{OpenError, SqliteFault};
 use super::file::{DraftStore, StoreFile, refuse_existing, refuse_leftovers};
 use super::rows::{each, one};
@@ -287,6 +287,7 @@ impl Salvage<'_> {
 
     /// Copies the rows of keys, and the tombstones.
     fn keys(&mut self) -> Result<(), SqliteFault> {
+        let mut damaged = BTreeMap::new();
         let unread = self.each_row(|salvage, change, place| match &change.row {
             Row::Key(record) => match salvage.reason_against(record, place)? {
                 None => {
@@ -310,12 +311,18 @@ impl Salvage<'_> {
             }
             Row::Removed { .. } => salvage.row(change, place),
             Row::Corrupt(name @ RowKey::Key(_)) => {
-                salvage.report.damaged(name);
+                damaged.insert(place, name.clone());
                 Ok(())
             }
             Row::Corrupt(_) | Row::Tenant(_) | Row::Owner(_) => Ok(()),
         })?;
-        for name in unread.names {
+        if !damaged.is_empty() {
+            // The damage may be in the id. The index of keys has the id too.
+            for (place, name) in numbered_keys(self.from)?.unwrap_or_default() {
+                damaged.entry(place).and_modify(|own| *own = name);
+            }
+        }
+        for name in damaged.into_values().chain(unread.names) {
             if matches!(name, RowKey::Key(_)) {
                 self.report.damaged(&name);
             }
