@@ -31,10 +31,6 @@ const LOG_LONG: u64 = 64 << 20;
 /// 16 MiB: the growth of a long log after which the writer waits for readers again.
 const LOG_STEP: u64 = 16 << 20;
 
-/// 32 MiB: the memory for pages of the writer's connection. A commit that changes 1000 keys among a million changes
-/// more pages than SQLite's usual 2 MiB. Pages without space in memory are written to the log more than once.
-const CACHE_KIB: i64 = 32 << 10;
-
 const DISK_FULL: &str = "the disk of the store is full, and the rest is reserved for commits that only revoke, \
                          disable or delete: free at least 8 MiB";
 
@@ -379,7 +375,6 @@ impl Thread {
         }
         let conn = self.pool.file.serve()?;
         self.pool.file.make_durable(&conn)?;
-        conn.pragma_update(None, "cache_size", -CACHE_KIB)?;
         let last = None;
         Ok(Ready { conn, file, last })
     }
