@@ -44,7 +44,7 @@ impl Keyward {
         if let Some(before) = self.audit_end(tenant, policies.of(tenant), now).await? {
             let host = Actor::application(tenant.clone());
             let (_, old) = self.read_trail(&host, tenant, Some(before), None).await?;
-            entries = old.count;
+            entries = old.count();
         }
         Ok(RetentionReport { keys, entries })
     }

@@ -236,7 +236,7 @@ impl Keyward {
             return Err(Denial::HostOnly { action }.into());
         }
         let (mut head, old) = self.read_trail(actor, tenant, Some(before), seen).await?;
-        let (removed, epoch) = (old.count, old.epoch.0);
+        let (removed, epoch) = (old.count(), old.epoch.0);
         for through in old.into_marks() {
             let command = Command::PruneAudit { through, epoch };
             self.execute(actor, Some(tenant.clone()), command).await?;
@@ -249,13 +249,20 @@ impl Keyward {
 }
 
 /// The entries at the beginning of a trail that are older than an instant.
+///
+/// A removal ends only where the next entry follows without a gap. Otherwise the trail would begin after a gap of
+/// which the removal proves nothing.
 pub(super) struct OldEntries {
     /// The epoch of the store that was read.
     epoch: Epoch,
-    pub(super) count: u64,
+    /// The number of old entries, and the newest one.
+    read: u64,
+    newest: Option<AuditHead>,
+    /// The number of entries that can be removed, and the newest of them.
+    removable: (u64, Option<AuditHead>),
     /// The newest entry that each commit removes, but for the last commit.
     marks: Vec<AuditHead>,
-    newest: Option<AuditHead>,
+    marked: u64,
     ended: bool,
 }
 
@@ -263,28 +270,53 @@ impl OldEntries {
     const fn new(epoch: Epoch) -> Self {
         Self {
             epoch,
-            count: 0,
-            marks: Vec::new(),
+            read: 0,
             newest: None,
+            removable: (0, None),
+            marks: Vec::new(),
+            marked: 0,
             ended: false,
         }
     }
 
     /// Adds the next entry of the trail, if it and all entries before it are older than `before`.
     fn add(&mut self, entry: &AuditEntry, before: Option<Timestamp>) {
-        self.ended |= before.is_none_or(|before| entry.at >= before);
+        if self.ended {
+            return;
+        }
+        if let Some(newest) = self.newest
+            && entry.sequence == newest.sequence + 1
+        {
+            self.removable = (self.read, self.newest);
+            if self.read - self.marked >= PRUNED_AT_ONCE {
+                self.marked = self.read;
+                self.marks.push(newest);
+            }
+        }
+        self.ended = before.is_none_or(|before| entry.at >= before);
         if !self.ended {
-            self.count += 1;
+            self.read += 1;
             self.newest = Some(entry.head());
-            let is_last = self.count.is_multiple_of(PRUNED_AT_ONCE);
-            self.marks.extend(self.newest.filter(|_| is_last));
+        }
+    }
+
+    /// Returns the number of entries that can be removed.
+    pub(super) fn count(&self) -> u64 {
+        self.end().0
+    }
+
+    /// Returns the number of entries that can be removed, and the newest of them.
+    fn end(&self) -> (u64, Option<AuditHead>) {
+        match self.ended {
+            true => self.removable,
+            // The entry of the removal follows the last entry.
+            false => (self.read, self.newest),
         }
     }
 
     fn into_marks(mut self) -> Vec<AuditHead> {
-        let last = self
-            .newest
-            .filter(|newest| self.marks.last() != Some(newest));
+        let (_, newest) = self.end();
+        let last = newest.filter(|newest| self.marks.last() != Some(newest));
         self.marks.extend(last);
         self.marks
     }

@@ -230,6 +230,9 @@ pub(crate) fn do_everything(place: &TestSchema) {
         }
     }
     wait(store.list(&KeyQuery::tenant(tenant("acme"), at(START)))).unwrap();
+    let mut below = KeyQuery::tenant(tenant("acme"), at(START));
+    below.below = true;
+    wait(store.list(&below)).unwrap();
     wait(store.audit(&AuditQuery::all().about(key.id))).unwrap();
     let report = |beat| NodeReport {
         node: NodeId::from_u128(7),

@@ -1332,6 +1332,28 @@ fn audit_entries_that_a_salvage_lost_are_listed_and_no_fault() {
     run(&["prune-audit", "--before", "2020-01-01T00:00:00Z"]).ended(0);
 }
 
+/// The loss of the newest entries is recorded right after the gap. A removal that ended before the gap would leave a
+/// trail that begins after it.
+#[test]
+fn a_removal_of_old_entries_never_ends_before_a_recorded_loss() {
+    let shop = Shop::new();
+    shop.key("acme", "one", &[]);
+    shop.key("acme", "two", &[]);
+    shop.key("acme", "three", &[]);
+    shop.tamper("UPDATE audit SET seal = seal + 1 WHERE sequence >= 3");
+    let new = ["--store", "new.db", "--pepper-file", "keys.db.pepper"];
+    let run = |args: &[&str]| shop.run(&[args, &new[..]].concat());
+    shop.run(&["salvage", "keys.db", "new.db"]).ended(0);
+    run(&["recover", "--trust-backup"]).ended(0);
+    let trail = run(&["audit", "--all", "--json"]).ended(0).out;
+    let last: serde_json::Value = serde_json::from_str(trail.lines().last().unwrap()).unwrap();
+    assert_eq!(last["action"]["type"], "entries_lost", "{last}");
+    run(&["prune-audit", "--before", last["at"].as_str().unwrap()]).ended(0);
+    run(&["check"]).ended(0);
+    run(&["audit", "--check"]).ended(0);
+    run(&["audit", "--check", "--tenant", "unknown"]).ended(NOT_FOUND);
+}
+
 #[test]
 fn a_file_is_checkpointed_and_vacuumed() {
     let shop = Shop::new();

@@ -202,7 +202,7 @@ impl<'a> AuditLine<'a> {
 
 async fn check(context: &CliContext, seen: Option<&str>, output: &Output) -> CliResult<()> {
     let seen = seen.map(head).transpose()?;
-    let tenants = match context.tenant()? {
+    let tenants = match context.some_tenant().await? {
         Some(tenant) => BTreeSet::from([tenant]),
         None => tenants_of_rows(context).await?,
     };
