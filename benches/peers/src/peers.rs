@@ -118,7 +118,7 @@ fn letters(seed: u64, count: u64) -> String {
     (0..count).map(letter).collect()
 }
 
-/// What people write by themselves: tokens in keyward's format, the `hmac` crate, a map by id, the system time.
+/// A verifier as people write it: tokens in keyward's format, the `hmac` crate, a map by id, the system time.
 pub(crate) mod mapped {
     use hmac::{Hmac, KeyInit, Mac};
     use sha2::Sha256;
@@ -242,7 +242,7 @@ pub(crate) mod mapped {
     }
 }
 
-/// What people write by themselves with a cache: accounts by the SHA-256 of the token, in keyward's format.
+/// A verifier with a cache, as people write it: accounts by the SHA-256 of the token, in keyward's format.
 pub(crate) mod cached {
     use sha2::{Digest, Sha256};
 

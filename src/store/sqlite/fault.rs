@@ -59,6 +59,10 @@ impl From<rusqlite::Error> for SqliteFault {
             {
                 undefined(&text)
             }
+            // The file format of a header that is damaged: SQLite itself has written 4 since 2006.
+            rusqlite::Error::SqliteFailure(_, Some(text)) if text == "unsupported file format" => {
+                damaged("its header is damaged".to_owned())
+            }
             // The text of SQLite may be the whole definition of a table.
             rusqlite::Error::SqliteFailure(error, _)
                 if error.code == ErrorCode::DatabaseCorrupt =>

@@ -94,6 +94,8 @@ fn copy(
 struct Unread {
     /// The names of those that an index names.
     names: Vec<RowKey>,
+    /// The places of those whose own name cannot be read.
+    unnamed: Vec<i64>,
     /// True if every row of the table could be read far enough to have a name.
     all_named: bool,
 }
@@ -199,11 +201,11 @@ impl Salvage<'_> {
         mut look: impl FnMut(&mut Self, Change, i64) -> Result<(), SqliteFault>,
     ) -> Result<Unread, SqliteFault> {
         let from = self.from;
-        let mut all_named = true;
+        let mut unnamed = Vec::new();
         let mut read = |row: &SqlRow<'_>| match change(row) {
             Ok(change) => look(self, change, row.get(0)?),
             Err(_) => {
-                all_named = false;
+                unnamed.push(row.get(0)?);
                 Ok(())
             }
         };
@@ -215,7 +217,8 @@ impl Salvage<'_> {
         };
         Ok(Unread {
             names,
-            all_named: all_named && !has_gap,
+            all_named: unnamed.is_empty() && !has_gap,
+            unnamed,
         })
     }
 
@@ -316,10 +319,20 @@ impl Salvage<'_> {
             }
             Row::Corrupt(_) | Row::Tenant(_) | Row::Owner(_) => Ok(()),
         })?;
-        if !damaged.is_empty() {
+        if !damaged.is_empty() || !unread.unnamed.is_empty() {
             // The damage may be in the id. The index of keys has the id too.
             for (place, name) in numbered_keys(self.from)?.unwrap_or_default() {
-                damaged.entry(place).and_modify(|own| *own = name);
+                if damaged.contains_key(&place) || unread.unnamed.contains(&place) {
+                    damaged.insert(place, name);
+                }
+            }
+        }
+        for place in unread.unnamed {
+            if !damaged.contains_key(&place) {
+                let revision = revision_of(place);
+                self.report.add(format!(
+                    "a row of revision {revision} is damaged, and its name too"
+                ));
             }
         }
         for name in damaged.into_values().chain(unread.names) {
