@@ -29,7 +29,7 @@ pub use self::documents::{
 };
 pub use self::error::{ChangesError, CommitError, StoreError, StoreErrorKind};
 pub use self::memory::MemoryStore;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(all(feature = "testing", any(feature = "sqlite", feature = "postgres")))]
 use self::nodes::TABLES_VERSION;
 pub use self::nodes::{NodeId, NodeProcess, NodeRegistry, NodeReport, tables_version};
 pub use self::pages::{TakePage, scan_by_pages};

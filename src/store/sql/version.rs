@@ -10,9 +10,7 @@
 
 use std::fmt;
 
-use crate::store::{TABLES_VERSION, tables_version};
-
-const VERSION: i32 = TABLES_VERSION.cast_signed();
+use crate::store::tables_version;
 
 /// The first step of the upgrade to one version: statements that add what earlier builds ignore.
 struct Upgrade {
@@ -29,7 +27,7 @@ const UPGRADES: &[Upgrade] = &[
     // A stand-in for the next version, for tests of a rolling upgrade.
     #[cfg(feature = "testing")]
     Upgrade {
-        to: VERSION + 1,
+        to: crate::store::TABLES_VERSION.cast_signed() + 1,
         #[cfg(feature = "sqlite")]
         sqlite: "ALTER TABLE rows ADD COLUMN later TEXT; CREATE TABLE later (id BLOB PRIMARY KEY) STRICT;",
         #[cfg(feature = "postgres")]
@@ -206,7 +204,11 @@ mod tests {
                 "{tables:?} {build}"
             );
         }
-        assert!(tables(VERSION + 1, VERSION).check_is_own().is_err());
+        assert!(
+            tables(build_version() + 1, build_version())
+                .check_is_own()
+                .is_err()
+        );
     }
 
     #[test]
