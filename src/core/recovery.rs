@@ -24,6 +24,12 @@ use super::text::{CommandId, LeakSource, PrincipalId, Role};
 use super::time::Timestamp;
 use super::view::Epoch;
 
+/// Returns whether `history` may be the epoch `lost` of the store that was backed up. If that epoch is not known,
+/// only the trails show the difference.
+pub(crate) fn is_same_history(lost: Option<Epoch>, history: Epoch) -> bool {
+    lost.is_none_or(|lost| lost == Epoch::UNKNOWN || lost == history)
+}
+
 /// The audit trail of one tenant in the restored store.
 #[derive(Debug, Default)]
 pub(crate) struct RestoredTrail {

@@ -120,6 +120,11 @@ impl LoadRequest {
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Epoch(pub u128);
 
+impl Epoch {
+    /// The epoch of a history that is not known. No store has it.
+    pub const UNKNOWN: Self = Self(0);
+}
+
 /// The input of a decision: the tenant's revision, its rows and the selected records.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct TenantView {

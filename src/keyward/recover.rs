@@ -39,7 +39,8 @@ pub enum Recovery {
     /// Repeats the changes that ended or narrowed keys since the backup, as recorded in another store's audit
     /// trail. The other store is the lost store, or a copy of the lost store that is newer than the backup.
     ///
-    /// The other store must contain the newest restored entry of each tenant, and entries after the backup. A
+    /// The other store must have the epoch of the store that was backed up, the newest restored entry of each tenant,
+    /// and entries after the backup. A
     /// tenant without later entries was not changed, and stays as it is. Every key is disabled of a tenant
     /// whose trail is missing, differs from the restored trail, or does not reach its end. The same applies if
     /// the lost store pruned entries after the backup.
@@ -189,6 +190,13 @@ pub enum RecoveryError {
          store, or disable every key"
     )]
     SameStore,
+    /// The store to replay from has another epoch than the store that was backed up. Nothing was changed.
+    #[error(
+        "the store to replay from has another epoch than the store that was backed up: it is another restored copy, or \
+         got a new epoch since; replay from the lost store, replay its exported entries with \
+         `keyctl recover --replay-file`, or disable every key"
+    )]
+    OtherHistory,
     /// The given trail contains the newest restored entry of no tenant. Nothing was changed.
     #[error(
         "the trail contains the newest entry of no restored tenant: it is empty, ends before the backup, begins \
@@ -214,6 +222,7 @@ impl RecoveryError {
         match self {
             Self::Chain { .. } => "replay-refused",
             Self::SameStore => "replay-same-store",
+            Self::OtherHistory => "replay-other-history",
             Self::ForeignTrail => "replay-foreign",
             Self::NothingLater => "replay-nothing-later",
             Self::Interrupted(error) => error.code(),
@@ -224,9 +233,11 @@ impl RecoveryError {
     #[must_use]
     pub const fn kind(&self) -> ErrorKind {
         match self {
-            Self::Chain { .. } | Self::SameStore | Self::ForeignTrail | Self::NothingLater => {
-                ErrorKind::Invalid
-            }
+            Self::Chain { .. }
+            | Self::SameStore
+            | Self::OtherHistory
+            | Self::ForeignTrail
+            | Self::NothingLater => ErrorKind::Invalid,
             Self::Interrupted(error) => error.kind(),
         }
     }
@@ -274,7 +285,7 @@ impl Keyward {
     /// # Errors
     ///
     /// [`RecoveryError::Chain`] if entries are altered or missing. [`RecoveryError::SameStore`],
-    /// [`ForeignTrail`](RecoveryError::ForeignTrail) or [`NothingLater`](RecoveryError::NothingLater) if the
+    /// [`OtherHistory`](RecoveryError::OtherHistory), [`ForeignTrail`](RecoveryError::ForeignTrail) or [`NothingLater`](RecoveryError::NothingLater) if the
     /// source is the wrong one. In these cases nothing was changed.
     pub async fn recover(&self, recovery: Recovery) -> Result<RecoveryReport, RecoveryError> {
         self.recover_with(recovery, |_| {}).await
@@ -307,6 +318,12 @@ impl Keyward {
                 if own.head.epoch == other.head.epoch {
                     return Err(RecoveryError::SameStore);
                 }
+                // A copy of the lost store that waits for its own recovery still has the lost history.
+                let history = source.restored_from().await?.unwrap_or(other.head.epoch);
+                let lost = self.inner.store.restored_from().await?;
+                if !recovery::is_same_history(lost, history) {
+                    return Err(RecoveryError::OtherHistory);
+                }
                 let mut entries = Vec::new();
                 read_trail(&*source, &REPLAYED, |entry| entries.push(entry)).await?;
                 self.replay(ids, entries, true, &mut progress).await?
@@ -325,10 +342,10 @@ impl Keyward {
     /// Records the gaps that the salvage of a damaged file left in the trails, so that each check reports them as
     /// known. Records nothing while the store has damaged entries, which a salvage would remove.
     async fn record_losses(&self, ids: RecoveryIds) -> Result<(), RecoveryError> {
-        let Some(tenants) = self.tenants_of_whole_trails().await? else {
+        if self.has_damaged_entries().await? {
             return Ok(());
-        };
-        for tenant in tenants {
+        }
+        for tenant in self.inner.store.tenants().await? {
             let (gaps, Epoch(epoch)) = self.unrecorded_gaps(&tenant).await?;
             for TrailGap { after, through } in gaps {
                 let id = ids.command(through.hash, "lost");
@@ -348,35 +365,18 @@ impl Keyward {
         Ok(())
     }
 
-    /// Returns the tenants that have rows or audit entries. `None` if an entry is damaged.
-    async fn tenants_of_whole_trails(&self) -> Result<Option<BTreeSet<TenantId>>, StoreError> {
-        let mut tenants = BTreeSet::new();
+    /// Returns whether the store has audit entries that cannot be read.
+    async fn has_damaged_entries(&self) -> Result<bool, StoreError> {
         let mut query = AuditQuery {
             limit: PAGE,
             ..AuditQuery::all()
         };
         loop {
             let page = self.inner.store.audit(&query).await?;
-            if !page.corrupt.is_empty() {
-                return Ok(None);
-            }
-            tenants.extend(page.rows.into_iter().map(|row| row.entry.tenant));
             match page.next {
+                _ if !page.corrupt.is_empty() => return Ok(true),
                 Some(next) => query.after = Some(next),
-                None => break,
-            }
-        }
-        let mut after = None;
-        loop {
-            let page = self.inner.store.scan(after, PAGE).await?;
-            let written = page
-                .rows
-                .iter()
-                .filter_map(|change| change.row.written_at());
-            tenants.extend(written.map(|(tenant, _)| tenant.clone()));
-            match page.next {
-                Some(next) => after = Some(next),
-                None => return Ok(Some(tenants)),
+                None => return Ok(false),
             }
         }
     }

@@ -449,6 +449,14 @@ impl KeyStore for MemoryStore {
         Ok(query.page(state.audit.range(later).map(|(_, row)| row)))
     }
 
+    async fn tenants(&self) -> Result<BTreeSet<TenantId>, StoreError> {
+        Ok(self.state().tenants.keys().cloned().collect())
+    }
+
+    async fn restored_from(&self) -> Result<Option<Epoch>, StoreError> {
+        Ok(None)
+    }
+
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
         loop {
             let moved = self.inner.moved.listen();

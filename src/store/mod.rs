@@ -19,7 +19,7 @@ mod sql;
 pub mod sqlite;
 pub mod transfer;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub use self::memory::MemoryStore;
 #[cfg(all(feature = "testing", any(feature = "sqlite", feature = "postgres")))]
 use self::nodes::TABLES_VERSION;
 pub use self::nodes::{NodeId, NodeProcess, NodeRegistry, NodeReport, tables_version};
-pub use self::pages::{TakePage, scan_by_pages};
+pub use self::pages::{TakePage, scan_by_pages, tenants_of_rows};
 #[cfg(feature = "postgres")]
 pub use self::postgres::PostgresStore;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
@@ -449,6 +449,32 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
     /// [`StoreError`]; never `Indeterminate`.
     async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError>;
 
+    /// Returns every tenant that ever had a commit. Includes closed tenants, and those whose rows and audit entries
+    /// were all removed or lost.
+    ///
+    /// The default calls [`tenants_of_rows`], which reads the whole store, and misses tenants without rows and
+    /// entries.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; never `Indeterminate`.
+    async fn tenants(&self) -> Result<BTreeSet<TenantId>, StoreError> {
+        tenants_of_rows(self).await
+    }
+
+    /// Returns the epoch of the store that was backed up, if this is a backup, or a restored store that is not recovered
+    /// yet. [`Epoch::UNKNOWN`] if damage hides that epoch. [`recover`](crate::Keyward::recover) replays no changes of
+    /// a store with another epoch.
+    ///
+    /// The default returns `None`, which accepts every store to replay from.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; never `Indeterminate`.
+    async fn restored_from(&self) -> Result<Option<Epoch>, StoreError> {
+        Ok(None)
+    }
+
     /// Resolves when the head of the store may have moved past `after`. The default never resolves.
     ///
     /// The result is only a hint: this method may resolve although nothing has changed. If it does not
@@ -534,6 +560,14 @@ impl<S: KeyStore + ?Sized> KeyStore for Arc<S> {
 
     async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
         (**self).audit(query).await
+    }
+
+    async fn tenants(&self) -> Result<BTreeSet<TenantId>, StoreError> {
+        (**self).tenants().await
+    }
+
+    async fn restored_from(&self) -> Result<Option<Epoch>, StoreError> {
+        (**self).restored_from().await
     }
 
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {

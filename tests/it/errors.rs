@@ -346,6 +346,7 @@ fn trails(lines: &mut Vec<ErrorLine>) {
                 error
             },
             RecoveryError::SameStore,
+            RecoveryError::OtherHistory,
             RecoveryError::ForeignTrail,
             RecoveryError::NothingLater,
         ]

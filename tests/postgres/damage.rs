@@ -119,7 +119,7 @@ fn a_damaged_head_stops_every_follower() {
         "epoch = '\\x00'",
         "epoch = overlay(epoch placing '\\x07' from 6)",
         "floor = 1",
-        "unrecovered = true",
+        "restored_from = '\\x07'",
         "revision = revision - 1",
         "tag = overlay(tag placing '\\x07' from 6)",
     ] {

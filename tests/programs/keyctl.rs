@@ -1566,8 +1566,8 @@ fn a_source_that_does_not_go_on_after_the_backup_recovers_nothing() {
         ("new.db", "replay-same-store"),
         ("same.db", "replay-same-store"),
         ("copy.db", "replay-nothing-later"),
-        ("empty.db", "replay-foreign"),
-        ("other.db", "replay-foreign"),
+        ("empty.db", "replay-other-history"),
+        ("other.db", "replay-other-history"),
     ] {
         let refused = with(&["recover", "--replay-from", source, "--json"]).ended(DENIED);
         let error: Value = serde_json::from_str(refused.err.trim()).unwrap();

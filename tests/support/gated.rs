@@ -1,6 +1,6 @@
 //! A store that counts its calls, and can hold back their answers until a test releases them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::pending;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,8 +10,8 @@ use std::time::Duration;
 use event_listener::Event;
 use keyward::TenantId;
 use keyward::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, Documents, FoundKey,
-    KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, NodeId, NodeRegistry,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, Documents, Epoch,
+    FoundKey, KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, MemoryStore, NodeId, NodeRegistry,
     NodeReport, Revision, RowKey, ScanPage, StoreError, StoreErrorKind, TakePage, TenantView,
     async_trait, scan_by_pages,
 };
@@ -165,6 +165,14 @@ impl KeyStore for GatedStore {
 
     async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
         self.give(Call::Audit, self.link.audit(query)).await
+    }
+
+    async fn tenants(&self) -> Result<BTreeSet<TenantId>, StoreError> {
+        self.give(Call::List, self.link.tenants()).await
+    }
+
+    async fn restored_from(&self) -> Result<Option<Epoch>, StoreError> {
+        self.give(Call::Load, self.link.restored_from()).await
     }
 
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {

@@ -269,6 +269,10 @@ defects! {
     ListNeedsThePreviousKey => "a_list_goes_on_after_a_key_that_is_gone",
     /// Lists removed keys.
     ListsRemovedKeys => "a_list_reflects_every_commit_that_returned",
+    /// Leaves out tenants without rows.
+    TenantsNeedRows => "tenants_have_committed",
+    /// Claims that a new store was restored from itself.
+    NewStoreIsRestored => "a_new_store_is_not_restored",
     /// Returns the audit trail newest first.
     AuditNewestFirst => "the_audit_trail_comes_oldest_first",
     /// Includes audit entries at exactly the end of the requested time span, although the end is exclusive.
@@ -1085,6 +1089,27 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
             page.rows.reverse();
         }
         Ok(page)
+    }
+
+    async fn tenants(&self) -> Result<BTreeSet<TenantId>, StoreError> {
+        if self.is(StoreDefect::TenantsNeedRows) {
+            let all = NonZeroUsize::new(1000).unwrap_or(NonZeroUsize::MAX);
+            let rows = self.inner.scan(None, all).await?.rows;
+            let written = rows
+                .iter()
+                .filter(|change| !matches!(change.row, Row::Removed { .. }));
+            let written = written.filter_map(|change| change.row.written_at());
+            return Ok(written.map(|(tenant, _)| tenant.clone()).collect());
+        }
+        self.inner.tenants().await
+    }
+
+    async fn restored_from(&self) -> Result<Option<Epoch>, StoreError> {
+        if self.is(StoreDefect::NewStoreIsRestored) {
+            let head = self.inner.scan(None, NonZeroUsize::MIN).await?.head;
+            return Ok(Some(head.epoch));
+        }
+        self.inner.restored_from().await
     }
 
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {

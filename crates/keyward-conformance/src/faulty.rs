@@ -3,7 +3,7 @@
 //! [`FaultyStore`] wraps any store, and injects only faults that the contract of stores allows: a call that
 //! fails, or a write whose outcome is unknown. Without a fault, a call behaves as on the inner store.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,9 +13,9 @@ use async_trait::async_trait;
 use keyward::TenantId;
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, DocumentError,
-    DocumentName, DocumentRead, DocumentWrite, Documents, FoundKey, KeyPage, KeyQuery, KeyStore,
-    Locator, NodeId, NodeRegistry, NodeReport, RowKey, ScanPage, StoreError, StoreErrorKind,
-    TakePage, scan_by_pages,
+    DocumentName, DocumentRead, DocumentWrite, Documents, Epoch, FoundKey, KeyPage, KeyQuery,
+    KeyStore, Locator, NodeId, NodeRegistry, NodeReport, RowKey, ScanPage, StoreError,
+    StoreErrorKind, TakePage, scan_by_pages,
 };
 use keyward::store::{LoadRequest, Revision, TenantView};
 
@@ -281,6 +281,16 @@ impl<S: KeyStore> KeyStore for FaultyStore<S> {
     async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
         self.pass(Call::Audit, "reading the audit trail")?;
         self.inner.audit(query).await
+    }
+
+    async fn tenants(&self) -> Result<BTreeSet<TenantId>, StoreError> {
+        self.pass(Call::List, "listing tenants")?;
+        self.inner.tenants().await
+    }
+
+    async fn restored_from(&self) -> Result<Option<Epoch>, StoreError> {
+        self.pass(Call::Load, "reading the store's own row")?;
+        self.inner.restored_from().await
     }
 
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {

@@ -85,11 +85,10 @@ pub(super) async fn compact(session: &Session, found: &Tombstones) -> Result<u64
 /// commits the session.
 pub(super) async fn start_epoch(session: &Session) -> Result<(), PostgresFault> {
     let head = head::lock(session).await?;
-    let store = StoreRow {
-        epoch: Epoch(random(session).await?),
-        floor: head.last.revision,
-        unrecovered: true,
-    };
+    let mut store = head.store;
+    store.mark_unrecovered();
+    store.epoch = Epoch(random(session).await?);
+    store.floor = head.last.revision;
     head::write_store(session, &store).await?;
     documents::end_history(session).await?;
     let longest = nodes::longest_lease(session).await?;
@@ -100,7 +99,7 @@ pub(super) async fn start_epoch(session: &Session) -> Result<(), PostgresFault> 
 pub(super) async fn finish_recovery(session: &Session) -> Result<(), PostgresFault> {
     let head = head::lock(session).await?;
     let store = StoreRow {
-        unrecovered: false,
+        restored_from: None,
         ..head.store
     };
     head::write_store(session, &store).await

@@ -237,7 +237,7 @@ async fn finish(session: &Session, origin: &Origin) -> Result<(), PostgresFault>
     let store = StoreRow {
         epoch: Epoch(admin::random(session).await?),
         floor: origin.floor,
-        unrecovered: origin.unrecovered,
+        restored_from: origin.restored_from,
     };
     head::write_store(session, &store).await?;
     let Cursor { revision, tag, .. } = origin.head;

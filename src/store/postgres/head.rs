@@ -10,7 +10,7 @@ use crate::store::CommitTag;
 use crate::store::sql::{Cells, CommitRow, Head, StoreRow, signed};
 
 /// Selects the store's head row, and the time of the server's clock.
-pub(super) const HEAD: &str = "SELECT epoch, floor, unrecovered, store_seal, revision, tag, commit_seal, \
+pub(super) const HEAD: &str = "SELECT epoch, floor, restored_from, store_seal, revision, tag, commit_seal, \
      (extract(epoch FROM clock_timestamp()) * 1000000)::bigint FROM $s.head WHERE one = 1";
 
 /// Selects the head rows of the tenants in the array `$1`.
@@ -37,11 +37,19 @@ pub(super) fn of(found: &[Row]) -> Result<Head, PostgresFault> {
 }
 
 pub(super) async fn write_store(session: &Session, store: &StoreRow) -> Result<(), PostgresFault> {
-    let sql = "UPDATE $s.head SET epoch = $1, floor = $2, unrecovered = $3, store_seal = $4 \
+    let sql = "UPDATE $s.head SET epoch = $1, floor = $2, restored_from = $3, store_seal = $4 \
                WHERE one = 1";
-    let (epoch, floor, unrecovered, seal) = store.columns()?;
+    let (epoch, floor, restored_from, seal) = store.columns()?;
     session
-        .execute(sql, &[&&epoch[..], &floor, &unrecovered, &seal])
+        .execute(
+            sql,
+            &[
+                &&epoch[..],
+                &floor,
+                &restored_from.as_ref().map(<[u8; 16]>::as_slice),
+                &seal,
+            ],
+        )
         .await
         .map(drop)
 }

@@ -25,6 +25,7 @@ mod url;
 mod write;
 mod writer;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,9 +47,9 @@ use self::session::{Database, Session, SessionMode, TimeLimit, within};
 use self::writer::PostgresWriter;
 use super::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, DocumentError,
-    DocumentName, DocumentRead, DocumentWrite, Documents, FoundKey, IntegrityReport, KeyPage,
-    KeyQuery, KeyStore, LoadRequest, Locator, NodeId, NodeRegistry, NodeReport, Revision, RowKey,
-    ScanPage, Stats, StoreError, StoreErrorKind, TakePage, TenantView,
+    DocumentName, DocumentRead, DocumentWrite, Documents, Epoch, FoundKey, IntegrityReport,
+    KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, NodeId, NodeRegistry, NodeReport, Revision,
+    RowKey, ScanPage, Stats, StoreError, StoreErrorKind, TakePage, TenantView,
 };
 use crate::core::tenant::TenantId;
 
@@ -447,6 +448,22 @@ impl KeyStore for PostgresStore {
             async move { read::audit(session, &query).await }.boxed()
         })
         .await
+    }
+
+    async fn tenants(&self) -> Result<BTreeSet<TenantId>, StoreError> {
+        let doing = "listing the tenants";
+        self.within(SessionMode::Read, TimeLimit::Long, doing, |session| {
+            read::tenants(session).boxed()
+        })
+        .await
+    }
+
+    async fn restored_from(&self) -> Result<Option<Epoch>, StoreError> {
+        let doing = "reading the store's own row";
+        let head = self.within(SessionMode::Read, TimeLimit::Short, doing, |session| {
+            head::read(session).boxed()
+        });
+        Ok(head.await?.store.restored_from)
     }
 
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {

@@ -1,5 +1,6 @@
 //! Reads for followers, and listings. Each read uses one snapshot.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 
 use futures_util::future::{try_join, try_join3};
@@ -11,9 +12,10 @@ use super::session::Session;
 use crate::core::id::KeyId;
 use crate::core::query::{AuditQuery, KeyQuery};
 use crate::core::secret::Digest;
+use crate::core::tenant::TenantId;
 use crate::store::sql::{
-    AuditListing, COLUMNS, DIGEST_COLUMNS, FeedPage, KeyListing, Scan, audit_entries, change,
-    entry, id_bytes, place_at, read_digest,
+    AuditListing, COLUMNS, DIGEST_COLUMNS, FeedPage, KeyListing, Scan, TENANT_HEADS, TenantHead,
+    audit_entries, change, entry, id_bytes, place_at, read_digest,
 };
 use crate::store::{
     AuditPage, Changes, ChangesError, Cursor, FoundKey, KeyPage, Locator, RowKey, ScanPage,
@@ -120,6 +122,16 @@ pub(super) async fn list(session: &Session, query: &KeyQuery) -> Result<KeyPage,
             .await?;
     }
     Ok(listing.end())
+}
+
+pub(super) async fn tenants(session: &Session) -> Result<BTreeSet<TenantId>, PostgresFault> {
+    let mut tenants = BTreeSet::new();
+    let look = |row: &tokio_postgres::Row| {
+        tenants.insert(TenantHead::read(row)?.0);
+        Ok(true)
+    };
+    session.each(TENANT_HEADS, &[], FETCHED, look).await?;
+    Ok(tenants)
 }
 
 pub(super) async fn audit(

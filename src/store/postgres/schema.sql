@@ -11,7 +11,7 @@ CREATE TABLE head (
   one         smallint PRIMARY KEY CHECK (one = 1),
   epoch       bytea    NOT NULL,          -- 16 random bytes that identify the history
   floor       bigint   NOT NULL,          -- tombstones at or below this revision were dropped
-  unrecovered boolean  NOT NULL,          -- true after a restore, until the recovery ends
+  restored_from bytea,                    -- in restored tables until their recovery: the earlier epoch
   store_seal  bigint   NOT NULL,          -- CRC-32 of the columns above, like every seal
   revision    bigint   NOT NULL,          -- of the last commit; zero before the first
   tag         bytea    NOT NULL,          -- of the last commit: 16 random bytes

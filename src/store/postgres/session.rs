@@ -214,7 +214,7 @@ const DURABLE: &str = "SELECT set_config('synchronous_commit', 'on', true) \
      WHERE current_setting('synchronous_commit') IN ('off', 'local');";
 
 /// Selects the versions of the tables, whether the server is a standby, and the store's own row.
-pub(super) const VERSIONED: &str = "SELECT v.version, v.oldest, pg_is_in_recovery(), h.epoch, h.floor, h.unrecovered, \
+pub(super) const VERSIONED: &str = "SELECT v.version, v.oldest, pg_is_in_recovery(), h.epoch, h.floor, h.restored_from, \
      h.store_seal FROM $s.schema_version AS v LEFT JOIN $s.head AS h ON h.one = v.one WHERE v.one = 1";
 
 /// Checks the row that [`VERSIONED`] selects. The server must be the primary, and this build must be allowed to
@@ -226,7 +226,7 @@ pub(super) fn check_version(found: &[Row], allows_unrecovered: bool) -> Result<(
     let Some(found) = found.first() else {
         return Ok(());
     };
-    let marked = found.try_get::<_, Option<bool>>(5)? == Some(true);
+    let marked = found.try_get::<_, Option<&[u8]>>(5)?.is_some();
     if marked && !allows_unrecovered {
         StoreRow::read(found, 3)?;
         return Err(PostgresFault::Unrecovered);

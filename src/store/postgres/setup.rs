@@ -148,13 +148,13 @@ async fn begin_history(
     let store = StoreRow {
         epoch: Epoch(bits(&tx.query_one(RANDOM, &[]).await?)?),
         floor: Revision::ZERO,
-        unrecovered: false,
+        restored_from: None,
     };
-    let (epoch, floor, unrecovered, store_seal) = store.columns()?;
+    let (epoch, floor, restored_from, store_seal) = store.columns()?;
     let (revision, tag, seal) = CommitRow::NONE.columns()?;
     let sql = format!(
         "INSERT INTO {prefix}head \
-         (one, epoch, floor, unrecovered, store_seal, revision, tag, commit_seal) \
+         (one, epoch, floor, restored_from, store_seal, revision, tag, commit_seal) \
          VALUES (1, $1, $2, $3, $4, $5, $6, $7)"
     );
     tx.execute(
@@ -162,7 +162,7 @@ async fn begin_history(
         &[
             &&epoch[..],
             &floor,
-            &unrecovered,
+            &restored_from.as_ref().map(<[u8; 16]>::as_slice),
             &store_seal,
             &revision,
             &&tag[..],

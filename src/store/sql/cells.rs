@@ -86,6 +86,18 @@ pub(in crate::store) trait Cells {
         let bytes = self.bytes(column, what)?;
         bytes.try_into().map_err(|_| is_damaged(what))
     }
+
+    /// Returns exactly `N` bytes, or `None` for null.
+    fn exactly_or_null<const N: usize>(
+        &self,
+        column: usize,
+        what: &str,
+    ) -> Result<Option<[u8; N]>, RowFault> {
+        match self.cell(column) {
+            Cell::Null => Ok(None),
+            _ => self.exactly(column, what).map(Some),
+        }
+    }
 }
 
 pub(super) fn is_damaged(what: &str) -> RowFault {

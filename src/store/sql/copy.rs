@@ -60,7 +60,7 @@ pub(in crate::store) fn origin_of(row: &impl Cells, head: &Head) -> Result<Origi
     Ok(Origin {
         head: head.cursor(),
         floor: head.store.floor,
-        unrecovered: head.store.unrecovered,
+        restored_from: head.store.restored_from,
         lease: lease(row, Part::ALL.len())?,
         document_writes: row.number(Part::ALL.len() + 1, "a count")?.unsigned_abs(),
         counts: counts_of(row)?,

@@ -20,11 +20,24 @@ pub(in crate::store) struct StoreRow {
     /// The revision up to which tombstones were dropped. The feed cannot continue from a cursor below this
     /// revision.
     pub(in crate::store) floor: Revision,
-    /// True if the store was restored from a backup and is not recovered yet.
-    pub(in crate::store) unrecovered: bool,
+    /// The epoch of the store that was backed up, if this is a backup or a restored store that is not recovered
+    /// yet. [`Epoch::UNKNOWN`] if damage hides it.
+    pub(in crate::store) restored_from: Option<Epoch>,
 }
 
+/// The columns of a [`StoreRow`], with the seal last.
+type StoreColumns = ([u8; 16], i64, Option<[u8; 16]>, i64);
+
 impl StoreRow {
+    /// Marks the store as unrecovered. A store that is unrecovered already keeps the epoch that it was restored from.
+    pub(in crate::store) fn mark_unrecovered(&mut self) {
+        self.restored_from.get_or_insert(self.epoch);
+    }
+
+    pub(in crate::store) const fn is_unrecovered(&self) -> bool {
+        self.restored_from.is_some()
+    }
+
     /// Returns the error for a store whose table `store` is empty.
     pub(in crate::store) fn missing() -> RowFault {
         RowFault::corrupt("the store's own row is missing")
@@ -35,7 +48,9 @@ impl StoreRow {
         let store = Self {
             epoch: Epoch(u128::from_be_bytes(row.exactly(first, STORE)?)),
             floor: Revision(row.number(first + 1, STORE)?.unsigned_abs()),
-            unrecovered: row.number(first + 2, STORE)? != 0,
+            restored_from: row
+                .exactly_or_null(first + 2, STORE)?
+                .map(|epoch| Epoch(u128::from_be_bytes(epoch))),
         };
         let (.., seal) = store.columns()?;
         match row.number(first + 3, STORE)? == seal {
@@ -45,11 +60,12 @@ impl StoreRow {
     }
 
     /// Returns the columns to write, with the seal last.
-    pub(in crate::store) fn columns(&self) -> Result<([u8; 16], i64, bool, i64), RowFault> {
+    pub(in crate::store) fn columns(&self) -> Result<StoreColumns, RowFault> {
         let (epoch, floor) = (self.epoch.0.to_be_bytes(), signed(self.floor.0)?);
+        let restored_from = self.restored_from.map(|epoch| epoch.0.to_be_bytes());
         let seal = Seal::default().bytes(epoch).number(floor);
-        let seal = seal.number(i64::from(self.unrecovered)).end();
-        Ok((epoch, floor, self.unrecovered, seal))
+        let seal = seal.maybe(restored_from).end();
+        Ok((epoch, floor, restored_from, seal))
     }
 }
 
@@ -151,6 +167,10 @@ impl Head {
 /// The columns of the table `tenants`, in the order that [`TenantHead::read`] expects.
 pub(in crate::store) const TENANT_COLUMNS: &str =
     "tenant, revision, decided_at, sequence, hash, seal";
+
+/// Selects the heads of all tenants.
+pub(in crate::store) const TENANT_HEADS: &str =
+    "SELECT tenant, revision, decided_at, sequence, hash, seal FROM $s.tenants";
 
 /// The head of one tenant.
 #[derive(Clone, Copy, Debug)]

@@ -34,7 +34,8 @@ pub(in crate::store) use self::document::{
 pub(in crate::store) use self::entries::{AUDIT_COLUMNS, AuditColumns, entry};
 pub(in crate::store) use self::feed::{FeedPage, Scan, Tombstones};
 pub(in crate::store) use self::heads::{
-    CommitRow, DIGEST_COLUMNS, Head, StoreRow, TENANT_COLUMNS, TenantHead, digest_seal, read_digest,
+    CommitRow, DIGEST_COLUMNS, Head, StoreRow, TENANT_COLUMNS, TENANT_HEADS, TenantHead,
+    digest_seal, read_digest,
 };
 pub(in crate::store) use self::integrity::{COUNTS, IntegrityPass, stats};
 pub use self::integrity::{IntegrityReport, Stats};

@@ -66,6 +66,12 @@ impl TablesVersion {
         }
     }
 
+    /// Returns whether a build may have written these versions.
+    #[cfg(feature = "sqlite")]
+    pub(in crate::store) fn is_possible(self) -> bool {
+        (0..=self.version).contains(&self.oldest)
+    }
+
     /// Returns the statements of the first step of the upgrade to this build. Empty if the tables have it.
     #[cfg(feature = "sqlite")]
     pub(in crate::store) fn sqlite_upgrade(self) -> String {

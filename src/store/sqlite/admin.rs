@@ -12,7 +12,7 @@ use super::rows::{dialect, each, one};
 use super::session::{self, Pool, ReadBound};
 use super::{documents, head, nodes, read, registry, schema};
 use crate::core::view::Revision;
-use crate::store::sql::{self, COUNTS, IntegrityPass, StoreRow, Tombstones, signed};
+use crate::store::sql::{self, COUNTS, Head, IntegrityPass, StoreRow, Tombstones, signed};
 use crate::store::{Cursor, Epoch, IntegrityReport, Stats};
 
 /// Reads the whole file and names all damage. Continues after a page that cannot be read.
@@ -164,10 +164,8 @@ pub(super) fn backup(from: &StoreFile, to: &Path, verify: bool) -> Result<Cursor
     let conn = copy.file.open()?;
     let head = read::cursor(&conn).map_err(fail)?;
     let mark = || -> Result<(), SqliteFault> {
-        let store = StoreRow {
-            unrecovered: true,
-            ..head::store(&conn)?
-        };
+        let mut store = head::store(&conn)?;
+        store.mark_unrecovered();
         head::write_store(&conn, &store)?;
         let longest = nodes::longest_lease(&conn)?.max(registry::longest_lease(from));
         nodes::end_history(&conn, longest)
@@ -247,11 +245,12 @@ pub(super) fn start_new_epoch(file: &StoreFile) -> Result<(), SqliteFault> {
 /// Starts a new epoch, so that every follower starts over, even one whose revision exists in the file too. The
 /// longest lease in the node registry is `longest`.
 fn start_epoch(conn: &Connection, longest: Duration) -> Result<(), SqliteFault> {
-    let store = StoreRow {
-        epoch: Epoch(schema::random(conn)?),
-        floor: head::read(conn)?.last.revision,
-        unrecovered: true,
-    };
+    let Head {
+        mut store, last, ..
+    } = head::read(conn)?;
+    store.mark_unrecovered();
+    store.epoch = Epoch(schema::random(conn)?);
+    store.floor = last.revision;
     head::write_store(conn, &store)?;
     documents::end_history(conn)?;
     nodes::end_history(conn, nodes::longest_lease(conn)?.max(longest))
@@ -289,7 +288,7 @@ fn copy(from: &StoreFile, to: &Path) -> Result<DraftCopy, OpenError> {
 pub(super) fn finish_recovery(file: &StoreFile) -> Result<(), SqliteFault> {
     session::write(file, |conn| {
         let store = StoreRow {
-            unrecovered: false,
+            restored_from: None,
             ..head::store(conn)?
         };
         head::write_store(conn, &store)

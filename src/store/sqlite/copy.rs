@@ -121,7 +121,7 @@ impl CopyTransaction for SqliteCopy {
             let store = StoreRow {
                 epoch: Epoch(schema::random(conn)?),
                 floor: origin.floor,
-                unrecovered: origin.unrecovered,
+                restored_from: origin.restored_from,
             };
             head::write_store(conn, &store)?;
             nodes::end_history(conn, origin.lease)?;

@@ -1,7 +1,7 @@
 //! The file: its permissions, its creation, and the setup of a connection.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -146,13 +146,18 @@ impl StoreFile {
             path: path.clone(),
             what,
         };
-        let ours = match schema::application(conn) {
-            Ok(id) => id == schema::APPLICATION_ID,
-            Err(fault) if fault.is_no_database() => return Err(foreign("it is no SQLite file")),
+        let damaged = || fail(SqliteFault::Corrupt("its header is damaged".to_owned()));
+        match schema::application(conn) {
+            Ok(schema::APPLICATION_ID) => {}
+            Ok(_) if schema::has_tables_of_a_store(conn).map_err(fail)? => return Err(damaged()),
+            Ok(_) => return Err(foreign("it is another program's SQLite file")),
+            Err(fault) if fault.is_no_database() => {
+                return Err(match has_application_id(path) {
+                    true => damaged(),
+                    false => foreign("it is no SQLite file"),
+                });
+            }
             Err(fault) => return Err(fail(fault)),
-        };
-        if !ours {
-            return Err(foreign("it is another program's SQLite file"));
         }
         // Each transaction checks whether the tables are upgraded.
         schema::check_may_upgrade(conn).map_err(fail)
@@ -170,12 +175,12 @@ impl StoreFile {
     /// allow such a store.
     pub(super) fn check_recovered(&self, conn: &Connection) -> Result<bool, OpenError> {
         let store = head::store(conn).map_err(|fault| OpenError::of(&self.path, fault))?;
-        if store.unrecovered && !self.unrecovered {
+        if store.is_unrecovered() && !self.unrecovered {
             return Err(OpenError::Unrecovered {
                 path: self.path.clone(),
             });
         }
-        Ok(!store.unrecovered)
+        Ok(!store.is_unrecovered())
     }
 
     /// Fails within a transaction if the file waits for recovery. The mark may have been set after the connection
@@ -184,7 +189,7 @@ impl StoreFile {
         if self.unrecovered {
             return Ok(());
         }
-        let sql = "SELECT 1 FROM store WHERE one = 1 AND unrecovered <> 0";
+        let sql = "SELECT 1 FROM store WHERE one = 1 AND restored_from IS NOT NULL";
         match one(conn, sql, [], |_| Ok(()))? {
             Some(()) => Ok(self.check_recovered(conn).map(drop)?),
             None => Ok(()),
@@ -673,4 +678,12 @@ fn immutable_uri(path: &Path) -> PathBuf {
     }
     uri += "?immutable=1";
     PathBuf::from(uri)
+}
+
+/// Returns whether the header of a file that SQLite refuses names this application. SQLite does not use such a file, so
+/// opening it here drops no lock.
+fn has_application_id(path: &Path) -> bool {
+    let mut header = [0; 72];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
+    read.is_ok() && header[68..] == schema::APPLICATION_ID.to_be_bytes()
 }

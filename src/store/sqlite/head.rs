@@ -11,16 +11,16 @@ use crate::store::sql::{CommitRow, Head, StoreRow, TENANT_COLUMNS, TenantHead, s
 
 /// Reads the only row of the table `store`.
 pub(super) fn store(conn: &Connection) -> Result<StoreRow, SqliteFault> {
-    let sql = "SELECT epoch, floor, unrecovered, seal FROM store WHERE one = 1";
+    let sql = "SELECT epoch, floor, restored_from, seal FROM store WHERE one = 1";
     let found = one(conn, sql, [], |row| Ok(StoreRow::read(row, 0)?))?;
     Ok(found.ok_or_else(StoreRow::missing)?)
 }
 
 pub(super) fn write_store(conn: &Connection, store: &StoreRow) -> Result<(), SqliteFault> {
-    let sql = "INSERT OR REPLACE INTO store (one, epoch, floor, unrecovered, seal) \
+    let sql = "INSERT OR REPLACE INTO store (one, epoch, floor, restored_from, seal) \
                VALUES (1, ?1, ?2, ?3, ?4)";
-    let (epoch, floor, unrecovered, seal) = store.columns()?;
-    conn.execute(sql, params![epoch, floor, unrecovered, seal])?;
+    let (epoch, floor, restored_from, seal) = store.columns()?;
+    conn.execute(sql, params![epoch, floor, restored_from, seal])?;
     Ok(())
 }
 

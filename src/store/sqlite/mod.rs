@@ -23,6 +23,7 @@ mod watch;
 mod write;
 mod writer;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -45,9 +46,9 @@ use self::session::Pool;
 use self::writer::SqliteWriter;
 use super::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, DocumentError,
-    DocumentName, DocumentRead, DocumentWrite, Documents, FoundKey, IntegrityReport, KeyPage,
-    KeyQuery, KeyStore, LoadRequest, Locator, NodeId, NodeRegistry, NodeReport, Revision, RowKey,
-    ScanPage, Stats, StoreError, TenantView,
+    DocumentName, DocumentRead, DocumentWrite, Documents, Epoch, FoundKey, IntegrityReport,
+    KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, NodeId, NodeRegistry, NodeReport, Revision,
+    RowKey, ScanPage, Stats, StoreError, TenantView,
 };
 use crate::core::tenant::TenantId;
 
@@ -526,6 +527,17 @@ impl KeyStore for SqliteStore {
             read::audit(conn, &query)
         })
         .await
+    }
+
+    async fn tenants(&self) -> Result<BTreeSet<TenantId>, StoreError> {
+        self.read("listing the tenants", read::tenants).await
+    }
+
+    async fn restored_from(&self) -> Result<Option<Epoch>, StoreError> {
+        let store = self
+            .read("reading the store's own row", head::store)
+            .await?;
+        Ok(store.restored_from)
     }
 
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {

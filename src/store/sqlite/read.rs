@@ -1,6 +1,6 @@
 //! Reads for decisions, followers, listings and copies. Each function reads within the caller's transaction.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::num::NonZeroUsize;
 
 use rusqlite::{Connection, Params, params};
@@ -15,8 +15,8 @@ use crate::core::tenant::TenantId;
 use crate::core::view::{LoadRequest, TenantView};
 use crate::store::sql::{
     AUDIT_COLUMNS, AuditListing, COLUMNS, DIGEST_COLUMNS, FeedPage, KeyListing, LoadedRows, ORIGIN,
-    OWNER, Scan, TENANT, audit_entries, change, entry, id_bytes, item, items_after, origin_of,
-    read_digest,
+    OWNER, Scan, TENANT, TENANT_HEADS, TenantHead, audit_entries, change, entry, id_bytes, item,
+    items_after, origin_of, read_digest,
 };
 use crate::store::transfer::{CopyPage, Item, Origin, Part};
 use crate::store::{
@@ -192,6 +192,15 @@ pub(super) fn audit(conn: &Connection, query: &AuditQuery) -> Result<AuditPage, 
         Ok(!listing.add(entry(row)?))
     })?;
     Ok(listing.page)
+}
+
+pub(super) fn tenants(conn: &Connection) -> Result<BTreeSet<TenantId>, SqliteFault> {
+    let mut tenants = BTreeSet::new();
+    each(conn, &dialect(TENANT_HEADS), [], |row| {
+        tenants.insert(TenantHead::read(row)?.0);
+        Ok(true)
+    })?;
+    Ok(tenants)
 }
 
 /// Reads the head, the floor and the item counts of the store, for a copy of the store.

@@ -21,8 +21,8 @@ use crate::core::record::KeyRecord;
 use crate::core::tenant::TenantId;
 use crate::core::view::Revision;
 use crate::store::sql::{
-    AUDIT_COLUMNS, CommitRow, Head, StoreRow, TenantHead, change, entry, id_bytes, item, place_of,
-    revision_of, table,
+    AUDIT_COLUMNS, Cells, CommitRow, Head, StoreRow, TenantHead, change, entry, id_bytes, id_of,
+    item, place_of, revision_of, table,
 };
 use crate::store::transfer::{Item, Part};
 use crate::store::{AuditRow, Change, CommitTag, Epoch, IntegrityReport, Row, RowKey};
@@ -76,6 +76,7 @@ fn copy(
         report: IntegrityReport::default(),
         tenants: BTreeSet::new(),
         lost: Vec::new(),
+        named: BTreeSet::new(),
     };
     salvage.audit()?;
     salvage.tenants()?;
@@ -108,6 +109,8 @@ struct Salvage<'a> {
     tenants: BTreeSet<TenantId>,
     /// The rows of tenants and owners that are damaged. They may end or narrow keys.
     lost: Vec<RowKey>,
+    /// The keys that the report names.
+    named: BTreeSet<KeyId>,
 }
 
 impl Salvage<'_> {
@@ -300,6 +303,7 @@ impl Salvage<'_> {
                     salvage.row(change, place)
                 }
                 Some(why) => {
+                    salvage.named.insert(record.id);
                     salvage
                         .report
                         .add(format!("key {}: left out, because {why}", record.id));
@@ -336,8 +340,27 @@ impl Salvage<'_> {
             }
         }
         for name in damaged.into_values().chain(unread.names) {
-            if matches!(name, RowKey::Key(_)) {
+            if let RowKey::Key(id) = name {
+                self.named.insert(id);
                 self.report.damaged(&name);
+            }
+        }
+        self.missing_keys()
+    }
+
+    /// Reports the keys that only the audit trail still names: neither their rows nor their index can be read.
+    fn missing_keys(&mut self) -> Result<(), SqliteFault> {
+        let sql = "SELECT DISTINCT key FROM audit AS a WHERE key IS NOT NULL \
+                   AND NOT EXISTS (SELECT 1 FROM rows WHERE id = a.key) \
+                   AND NOT EXISTS (SELECT 1 FROM gone WHERE id = a.key)";
+        let mut missing = Vec::new();
+        each(self.to, sql, [], |row| {
+            missing.extend(id_of(row.bytes(0, "the key of an audit entry")?));
+            Ok(true)
+        })?;
+        for key in missing {
+            if self.named.insert(key) {
+                self.report.unreadable(&format!("key {key}"));
             }
         }
         Ok(())
@@ -386,8 +409,12 @@ impl Salvage<'_> {
 
     /// Writes the head of the new file: a history of its own, which must be recovered.
     fn end(&mut self, lease: Duration) -> Result<(), SqliteFault> {
-        let last = readable(head::read(self.from))?;
-        let last = last.map_or(Revision::ZERO, |Head { last, .. }| last.revision);
+        let head = readable(head::read(self.from))?;
+        let last = (head.as_ref()).map_or(Revision::ZERO, |head| head.last.revision);
+        let origin = head.map(|Head { mut store, .. }| {
+            store.mark_unrecovered();
+            store.restored_from
+        });
         let newest = "SELECT coalesce(max(place), 0) FROM \
                       (SELECT max(place) AS place FROM rows UNION ALL SELECT max(place) FROM audit)";
         let newest = one(self.to, newest, [], |row| Ok(revision_of(row.get(0)?)))?;
@@ -399,7 +426,7 @@ impl Salvage<'_> {
         let store = StoreRow {
             epoch: Epoch(schema::random(self.to)?),
             floor: revision,
-            unrecovered: true,
+            restored_from: origin.flatten().or(Some(Epoch::UNKNOWN)),
         };
         head::write_store(self.to, &store)?;
         documents::end_history(self.to)?;

@@ -28,7 +28,20 @@ pub(super) fn application(conn: &Connection) -> Result<i32, SqliteFault> {
 fn version(conn: &Connection) -> Result<TablesVersion, SqliteFault> {
     let mut statement = conn.prepare_cached("PRAGMA user_version")?;
     let packed = statement.query_row([], |row| row.get(0))?;
-    Ok(TablesVersion::unpacked(packed))
+    let found = TablesVersion::unpacked(packed);
+    match found.is_possible() {
+        true => Ok(found),
+        false => Err(SqliteFault::Corrupt(
+            "the version of the tables in its header is damaged".to_owned(),
+        )),
+    }
+}
+
+/// Returns whether a file has the tables of a store, although its header names another application.
+pub(super) fn has_tables_of_a_store(conn: &Connection) -> Result<bool, SqliteFault> {
+    let sql = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' \
+               AND name IN ('store', 'commits', 'tenants', 'rows', 'digests', 'gone', 'audit')";
+    Ok(conn.query_row(sql, [], |row| row.get::<_, i64>(0))? == 7)
 }
 
 /// Returns a counter that changes with every commit of another connection, but not with commits of
@@ -84,7 +97,7 @@ pub(super) fn create(conn: &mut Connection) -> Result<(), SqliteFault> {
     let store = StoreRow {
         epoch: Epoch(random(&tx)?),
         floor: Revision::ZERO,
-        unrecovered: false,
+        restored_from: None,
     };
     write_store(&tx, &store)?;
     tx.pragma_update(None, "user_version", TablesVersion::own().packed())?;

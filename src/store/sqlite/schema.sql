@@ -3,7 +3,8 @@ CREATE TABLE store (
   one         INTEGER PRIMARY KEY CHECK (one = 1),
   epoch       BLOB    NOT NULL,           -- 16 random bytes, new for each history
   floor       INTEGER NOT NULL,           -- tombstones at or below this revision were dropped
-  unrecovered INTEGER NOT NULL,           -- 1 in a backup, and in a restored store until its recovery
+  restored_from BLOB,                     -- in a backup, and in a restored store until its recovery: the
+                                          -- epoch of the store that was backed up
   seal        INTEGER NOT NULL            -- CRC-32 of the row, in every table
 ) STRICT;
 

@@ -44,7 +44,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use self::run::copy;
-use super::{AuditRow, Change, CommitTag, Cursor, Document, Revision, StoreError};
+use super::{AuditRow, Change, CommitTag, Cursor, Document, Epoch, Revision, StoreError};
 use crate::core::audit::AuditHead;
 use crate::core::id::KeyId;
 use crate::core::secret::Digest;
@@ -216,9 +216,9 @@ pub struct Origin {
     pub head: Cursor,
     /// The floor of the source: tombstones of commits at or below this revision were dropped.
     pub floor: Revision,
-    /// True if the source was restored from a backup and is not recovered yet. In this case the copy is
-    /// unrecovered too.
-    pub unrecovered: bool,
+    /// The value of [`KeyStore::restored_from`](super::KeyStore::restored_from) of the source, which the copy gets
+    /// too.
+    pub restored_from: Option<Epoch>,
     /// The longest lease of a node of the source: the time for which a node may accept keys without a new
     /// report.
     pub lease: Duration,

@@ -61,7 +61,7 @@ pub async fn copy(
     }
     let now = from.origin().await?;
     let unmoved = origin.is_where(now.head, now.floor)
-        && origin.unrecovered == now.unrecovered
+        && origin.restored_from == now.restored_from
         && origin.document_writes == now.document_writes;
     if !unmoved {
         return Err(CopyError::SourceMoved);
@@ -69,7 +69,7 @@ pub async fn copy(
     Ok(Copied {
         head: copy.commit(&now).await?,
         counts: now.counts,
-        unrecovered: now.unrecovered,
+        unrecovered: now.restored_from.is_some(),
     })
 }
 

@@ -344,6 +344,18 @@ fn a_file_is_recovered_only_from_a_store_that_goes_on_after_the_backup() {
     desk.clock.advance(days(1));
     wait(desk.node(other).create(&admin(), reader("other"))).unwrap();
     wait(SqliteStore::open(desk.at("empty.db"))).unwrap();
+    // A second restored copy that served for a while.
+    wait(SqliteStore::restore(
+        desk.at("backup.db"),
+        desk.at("fork.db"),
+    ))
+    .unwrap();
+    let options = SqliteStore::options(desk.at("fork.db")).allow_unrecovered();
+    let fork = wait(options.open()).unwrap();
+    let forked = desk.node(fork.clone());
+    wait(forked.recover(Recovery::TrustBackup)).unwrap();
+    wait(fork.finish_recovery()).unwrap();
+    wait(forked.create(&admin(), reader("created in the copy"))).unwrap();
     let open = |name| {
         wait(
             SqliteStore::options(desk.at(name))
@@ -360,8 +372,9 @@ fn a_file_is_recovered_only_from_a_store_that_goes_on_after_the_backup() {
         ("copied.db", "replay-same-store"),
         ("backup.db", "replay-nothing-later"),
         ("again.db", "replay-nothing-later"),
-        ("empty.db", "replay-foreign"),
-        ("other.db", "replay-foreign"),
+        ("fork.db", "replay-other-history"),
+        ("empty.db", "replay-other-history"),
+        ("other.db", "replay-other-history"),
     ] {
         let refused = replay(open(from)).unwrap_err();
         assert_eq!(refused.code(), code, "{from}");
@@ -379,7 +392,12 @@ fn a_file_is_recovered_only_from_a_store_that_goes_on_after_the_backup() {
     assert!(matches!(refused, Err(RecoveryError::Interrupted(_))));
     assert_eq!(refused.unwrap_err().code(), "store-corrupt");
 
-    assert_eq!(replay(store).unwrap().revoked, 1);
+    // A newer backup of the lost store, restored elsewhere and not recovered, has the lost history.
+    wait(store.backup(desk.at("newer.db"))).unwrap();
+    let newer = desk.at("restored-newer.db");
+    wait(SqliteStore::restore(desk.at("newer.db"), newer)).unwrap();
+    assert_eq!(replay(open("restored-newer.db")).unwrap().revoked, 1);
+    assert_eq!(replay(store).unwrap().revoked, 0);
     wait(restored.finish_recovery()).unwrap();
     let restored = desk.node(wait(SqliteStore::open(desk.at("new.db"))).unwrap());
     assert!(restored.verify(key.secret.expose(), &Need::any()).is_err());

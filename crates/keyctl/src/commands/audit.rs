@@ -1,14 +1,10 @@
 //! The audit trail: listing and verification.
 
 use std::collections::BTreeSet;
-use std::num::NonZeroUsize;
 
 use keyward::audit::{AuditEntry, AuditHash, AuditHead, PrunedAudit};
 use keyward::key::Digest;
-use keyward::store::transfer::{Item, Part};
-use keyward::store::{
-    AuditPage, AuditQuery, AuditRow, KeyStore, Row, RowKey, StoreError, StoreErrorKind,
-};
+use keyward::store::{AuditPage, AuditQuery, AuditRow, KeyStore, StoreErrorKind, tenants_of_rows};
 use keyward::{TenantId, Timestamp};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -20,9 +16,6 @@ use crate::output::{Output, cell};
 use crate::words::counted;
 
 const HEAD: [&str; 7] = ["NO", "AT", "TENANT", "ACTOR", "ACTION", "KEY", "COMMAND"];
-
-/// 1000 rows per read while collecting all tenants, so that a large store takes few reads.
-const PAGE: NonZeroUsize = NonZeroUsize::new(1000).expect("1000 is not zero");
 
 pub(crate) async fn run(context: &CliContext, args: &AuditArgs, output: &Output) -> CliResult<()> {
     if context.tenant()?.is_none() && !context.is_host() {
@@ -79,31 +72,12 @@ pub(super) async fn asked(context: &CliContext) -> CliResult<BTreeSet<TenantId>>
     if let Some(tenant) = context.some_tenant().await? {
         return Ok(BTreeSet::from([tenant]));
     }
-    match tenants(context).await {
+    match context.store.tenants().await {
         // The damage of one tenant must not keep the command from the others.
-        Err(error) if error.kind() == StoreErrorKind::Corrupt => tenants_of_rows(context).await,
-        found => Ok(found?),
-    }
-}
-
-/// Returns every tenant that ever had a commit. Reads only the heads of the tenants.
-async fn tenants(context: &CliContext) -> Result<BTreeSet<TenantId>, StoreError> {
-    let mut tenants = BTreeSet::new();
-    let mut after = None;
-    loop {
-        let source = context.backend.source();
-        let items = source
-            .page(Part::Tenants, after.as_ref(), PAGE)
-            .await?
-            .items;
-        after = items.get(PAGE.get() - 1).cloned();
-        tenants.extend(items.into_iter().filter_map(|item| match item {
-            Item::Tenant { tenant, .. } => Some(tenant),
-            _ => None,
-        }));
-        if after.is_none() {
-            return Ok(tenants);
+        Err(error) if error.kind() == StoreErrorKind::Corrupt => {
+            Ok(tenants_of_rows(&context.store).await?)
         }
+        found => Ok(found?),
     }
 }
 
@@ -204,7 +178,15 @@ async fn check(context: &CliContext, seen: Option<&str>, output: &Output) -> Cli
     let seen = seen.map(head).transpose()?;
     let tenants = match context.some_tenant().await? {
         Some(tenant) => BTreeSet::from([tenant]),
-        None => tenants_of_rows(context).await?,
+        None => {
+            // A damaged store may have lost the head of a tenant, or all else of it.
+            let mut tenants = tenants_of_rows(&context.store).await?;
+            match context.store.tenants().await {
+                Err(error) if error.kind() == StoreErrorKind::Corrupt => {}
+                heads => tenants.append(&mut heads?),
+            }
+            tenants
+        }
     };
     for tenant in tenants {
         let actor = context.actor(&tenant)?;
@@ -220,44 +202,6 @@ async fn check(context: &CliContext, seen: Option<&str>, output: &Output) -> Cli
     }
     output.note("intact; note the ends elsewhere, and pass one as --seen next time");
     Ok(())
-}
-
-/// Returns every tenant that has audit entries or other rows. A tenant with rows must have an audit trail.
-async fn tenants_of_rows(context: &CliContext) -> CliResult<BTreeSet<TenantId>> {
-    let mut tenants = BTreeSet::new();
-    let mut after = None;
-    loop {
-        let page = context.store.scan(after, PAGE).await?;
-        tenants.extend(
-            page.rows
-                .into_iter()
-                .filter_map(|change| tenant(change.row)),
-        );
-        after = page.next;
-        if after.is_none() {
-            break;
-        }
-    }
-    let mut query = AuditQuery::all();
-    loop {
-        let page = context.store.audit(&query).await?;
-        tenants.extend(page.rows.into_iter().map(|row| row.entry.tenant));
-        match page.next {
-            Some(next) => query.after = Some(next),
-            None => return Ok(tenants),
-        }
-    }
-}
-
-fn tenant(row: Row) -> Option<TenantId> {
-    match row {
-        Row::Tenant(row) => Some(row.tenant),
-        Row::Owner(row) => Some(row.tenant),
-        Row::Key(record) => Some(record.facts.tenant),
-        Row::Removed { tenant, .. } => Some(tenant),
-        Row::Corrupt(RowKey::Tenant(tenant) | RowKey::Owner(tenant, _)) => Some(tenant),
-        Row::Corrupt(RowKey::Key(_)) => None,
-    }
 }
 
 fn head(text: &str) -> CliResult<AuditHead> {

@@ -424,6 +424,14 @@ impl<S: KeyStore> StoreFixture<S> {
         answer.map_err(|error| self.fail(format!("{method} failed: {error}")))
     }
 
+    pub(super) async fn tenants(&self) -> Result<BTreeSet<TenantId>, ClauseViolation> {
+        self.answered("tenants", self.store.tenants().await)
+    }
+
+    pub(super) async fn restored_from(&self) -> Result<Option<Epoch>, ClauseViolation> {
+        self.answered("restored_from", self.store.restored_from().await)
+    }
+
     /// Executes a commit. Fails the check if the store refuses it.
     pub(super) async fn commit(
         &mut self,

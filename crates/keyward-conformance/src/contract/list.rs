@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 
 use super::ClauseViolation;
 use super::fixtures::{
-    ClauseResult, StoreFixture, at, count, id, imported, key, owned_by, revoked, stamp, text,
+    ClauseResult, StoreFixture, at, count, id, imported, key, owned_by, revoked, stamp, tenant,
+    text,
 };
 use keyward::Timestamp;
 use keyward::key::{
@@ -411,6 +412,29 @@ fn meets(record: &KeyRecord, query: &KeyQuery) -> bool {
             .hint
             .as_str()
             .contains(query.hint.as_deref().unwrap_or(""))
+}
+
+/// `tenants` returns every tenant with a commit, also a closed one, and one whose only row was removed.
+pub async fn tenants_have_committed<S: KeyStore>(make: &impl Fn() -> S) -> ClauseResult {
+    let mut fixture = StoreFixture::new(make, "tenants_have_committed");
+    let none = fixture.tenants().await?;
+    fixture.same("the tenants of an empty store", none, BTreeSet::new())?;
+    for (path, number) in [("acme", 1), ("acme/web", 2), ("other", 3)] {
+        let batch = fixture.batch(path).put(key(number));
+        fixture.commit(batch).await?;
+    }
+    let batch = fixture.batch("other").remove(id(3));
+    fixture.commit(batch).await?;
+    let expected = ["acme", "acme/web", "other"].map(tenant);
+    let found = fixture.tenants().await?;
+    fixture.same("the tenants", found, BTreeSet::from(expected))
+}
+
+/// `restored_from` of a new store returns `None`, because there is nothing to recover.
+pub async fn a_new_store_is_not_restored<S: KeyStore>(make: &impl Fn() -> S) -> ClauseResult {
+    let fixture = StoreFixture::new(make, "a_new_store_is_not_restored");
+    let restored = fixture.restored_from().await?;
+    fixture.same("the epoch that was backed up", restored, None)
 }
 
 fn lower(text: &str) -> String {

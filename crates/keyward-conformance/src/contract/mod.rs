@@ -130,6 +130,8 @@ macro_rules! for_each_clause {
             pages_of_a_list_neither_repeat_nor_skip,
             a_list_goes_on_after_a_key_that_is_gone,
             a_list_reflects_every_commit_that_returned,
+            tenants_have_committed,
+            a_new_store_is_not_restored,
             the_audit_trail_comes_oldest_first,
             the_audit_trail_holds_exactly_what_matches,
             pages_of_the_audit_trail_neither_repeat_nor_skip,

@@ -2,6 +2,7 @@
 //! the call one step.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
@@ -17,7 +18,7 @@ use keyward::store::{
     KeyPage, KeyQuery, KeyStore, Locator, RowKey, ScanPage, StoreError, StoreErrorKind, TakePage,
     scan_by_pages,
 };
-use keyward::store::{LoadRequest, Revision, TenantView};
+use keyward::store::{Epoch, LoadRequest, Revision, TenantView};
 
 /// The state that the explorer shares with its [`StepStore`].
 #[derive(Debug)]
@@ -172,6 +173,16 @@ impl KeyStore for StepStore {
     async fn audit(&self, query: &AuditQuery) -> Result<AuditPage, StoreError> {
         step().await;
         self.inner.audit(query).await
+    }
+
+    async fn tenants(&self) -> Result<BTreeSet<TenantId>, StoreError> {
+        step().await;
+        self.inner.tenants().await
+    }
+
+    async fn restored_from(&self) -> Result<Option<Epoch>, StoreError> {
+        step().await;
+        self.inner.restored_from().await
     }
 
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {

@@ -2,6 +2,7 @@
 //!
 //! The store executes every request that reaches it, even if the node that sent it has stopped since.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::future::poll_fn;
 use std::num::NonZeroUsize;
@@ -15,9 +16,9 @@ use crate::Call;
 use crate::explore::block_on;
 use keyward::TenantId;
 use keyward::store::{
-    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, Documents, FoundKey,
-    KeyPage, KeyQuery, KeyStore, Locator, RowKey, ScanPage, StoreError, StoreErrorKind, TakePage,
-    scan_by_pages,
+    AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, Documents, Epoch,
+    FoundKey, KeyPage, KeyQuery, KeyStore, Locator, RowKey, ScanPage, StoreError, StoreErrorKind,
+    TakePage, scan_by_pages,
 };
 use keyward::store::{LoadRequest, Revision, TenantView};
 
@@ -223,6 +224,17 @@ impl KeyStore for Link {
         let query = query.clone();
         let audit = move |store: &dyn KeyStore| block_on(store.audit(&query));
         self.read(Call::Audit, "reading the trail", audit).await?
+    }
+
+    async fn tenants(&self) -> Result<BTreeSet<TenantId>, StoreError> {
+        let tenants = |store: &dyn KeyStore| block_on(store.tenants());
+        self.read(Call::List, "listing tenants", tenants).await?
+    }
+
+    async fn restored_from(&self) -> Result<Option<Epoch>, StoreError> {
+        let read = |store: &dyn KeyStore| block_on(store.restored_from());
+        self.read(Call::Load, "reading the store's own row", read)
+            .await?
     }
 
     /// Never resolves. The simulation notifies a node through the `notified` flag of its machine instead.
