@@ -192,8 +192,8 @@ pub enum RecoveryError {
     SameStore,
     /// The store to replay from has another epoch than the store that was backed up. Nothing was changed.
     #[error(
-        "the store to replay from has another epoch than the store that was backed up: it is another restored copy, or \
-         got a new epoch since; replay from the lost store, replay its exported entries with \
+        "the store to replay from has another epoch than the store that was backed up: it is a copy with a \
+         history of its own, or got a new epoch since; replay from the lost store, replay its exported entries with \
          `keyctl recover --replay-file`, or disable every key"
     )]
     OtherHistory,

@@ -176,10 +176,11 @@ impl From<RecoveryError> for CliError {
                                --trust-backup alone; otherwise replay the trail of the lost store, or use --disable-all";
                 Self::new(CliErrorKind::Refused, message).with_code(error.code())
             }
-            RecoveryError::SameStore | RecoveryError::ForeignTrail => {
-                Self::of(CliErrorKind::Refused, &error).with_code(error.code())
+            RecoveryError::Chain { .. } => {
+                Self::of(CliErrorKind::Corrupt, &error).with_code(error.code())
             }
-            error => Self::of(CliErrorKind::Corrupt, &error).with_code(error.code()),
+            // The source is the wrong one.
+            error => Self::of(CliErrorKind::Refused, &error).with_code(error.code()),
         }
     }
 }

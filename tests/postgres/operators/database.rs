@@ -335,8 +335,10 @@ fn a_restored_database_is_recovered_before_it_serves() {
     let schema = format!("--schema={}", shop.place.schema);
     shop.tool("pg_dump", &[&schema, "--file", "dump.sql"]);
     shop.run(&["revoke", &lost, "--reason", "lost"]).ended(0);
-    // A copy of the audit trail, the only thing that is left when the database is lost below.
-    shop.run(&["migrate-store", "env:KEYWARD_STORE", "trail.db"])
+    // The exported audit trail, and a copy, are all that is left when the database is lost below.
+    let trail = shop.run(&["audit", "--json", "--all"]).ended(0).out;
+    std::fs::write(shop.folder.path().join("trail.jsonl"), trail).unwrap();
+    shop.run(&["migrate-store", "env:KEYWARD_STORE", "copy.db"])
         .ended(0);
     let restore = || {
         shop.place.run("DROP SCHEMA $s CASCADE");
@@ -355,8 +357,11 @@ fn a_restored_database_is_recovered_before_it_serves() {
     shop.run(&["start-new-epoch"]).ended(0);
     shop.run(&["list"]).ended(REFUSED);
     shop.run(&["recover"]).ended(USAGE);
+    // A copy has a history of its own, and may have been used since.
+    let refused = shop.run(&["recover", "--replay-from", "copy.db"]);
+    assert!(refused.ended(REFUSED).err.contains("history of its own"));
     let answer = shop
-        .run(&["recover", "--replay-from", "trail.db", "--json"])
+        .run(&["recover", "--replay-file", "trail.jsonl", "--json"])
         .ended(0)
         .document();
     assert_eq!(
