@@ -152,6 +152,16 @@ impl Shop {
     }
 }
 
+/// Runs a command whose stdout is closed from its start.
+pub(crate) fn with_closed_stdout(shop: &Shop, args: &[&str]) -> Said {
+    let command = shop.command(args);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec \"$0\" \"$@\" >&-"]);
+    shell.arg(command.get_program()).args(command.get_args());
+    shell.current_dir(shop.path("")).env_remove("KEYWARD_STORE");
+    said(shell)
+}
+
 /// A process whose stderr is a terminal, and the text on that terminal.
 struct Terminal {
     child: Child,

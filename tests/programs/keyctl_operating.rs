@@ -12,7 +12,8 @@ use keyward::{Follow, Keyward, PepperFile, Timestamp, profiles};
 use serde_json::json;
 use support::wait;
 
-use super::keyctl::{CORRUPT, DENIED, Said, Shop, USAGE, said};
+use super::keyctl::{CORRUPT, DENIED, Said, Shop, USAGE, with_closed_stdout};
+use super::keyctl_outcomes::provisions_two;
 
 /// One hour, the bound of a node with an older policy than the store's.
 pub(crate) const LONG: Duration = Duration::from_secs(3_600);
@@ -143,16 +144,8 @@ fn no_key_is_created_if_its_secret_would_be_lost() {
     let (id, _) = shop.key("acme", "first", &[]);
     let create = ["create", "export", "--tenant", "acme"];
     for args in [&create[..], &["rotate", &id]] {
-        let closed = shop.command(args);
-        let mut shell = std::process::Command::new("sh");
-        shell
-            .args(["-c", "exec \"$0\" \"$@\" >&-"])
-            .arg(closed.get_program());
-        shell
-            .args(closed.get_args())
-            .current_dir(closed.get_current_dir().unwrap());
-        let refused = said(shell).ended(USAGE);
-        assert!(refused.err.contains("nothing was created"), "{refused:?}");
+        let refused = with_closed_stdout(&shop, args).ended(USAGE);
+        assert!(refused.err.contains("no key was created"), "{refused:?}");
 
         let mut null = shop.command(args);
         null.stdout(Stdio::null());
@@ -170,10 +163,14 @@ fn no_key_is_created_if_its_secret_would_be_lost() {
     assert_eq!(shop.names(&[]), ["first"]);
     let before = shop.run(&["show", &id, "--json"]).ended(0).document();
     assert_eq!(before["succession"], json!(null));
-    let mut init = shop.command(&["init", "--tenant", "acme", "--store", "new.db"]);
-    init.stdout(Stdio::null());
-    assert_eq!(init.status().unwrap().code(), Some(USAGE));
+    let init = ["init", "--tenant", "acme", "--store", "new.db"];
+    let two = [&init, &["--policy", provisions_two(&shop)][..]].concat();
+    with_closed_stdout(&shop, &two).ended(USAGE);
     assert!(!shop.path("new.db").exists());
+    // The standard profile provisions no key.
+    with_closed_stdout(&shop, &init).ended(0);
+    let listed = ["list", "--tenant", "acme", "--store", "new.db"];
+    shop.run(&listed).ended(0);
 }
 
 /// A command whose reader has gone ends as it does with a reader. One that only lists may end earlier.

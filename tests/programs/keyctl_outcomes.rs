@@ -29,7 +29,7 @@ fn on_a_full_disk(shop: &Shop, args: &[&str]) -> Said {
 }
 
 /// Writes a policy that creates two keys with each tenant, and returns the name of its file.
-fn provisions_two(shop: &Shop) -> &'static str {
+pub(crate) fn provisions_two(shop: &Shop) -> &'static str {
     let given = |name: &str| ProvisionRule {
         on: ProvisionOn::Tenant,
         class: "secret".try_into().unwrap(),

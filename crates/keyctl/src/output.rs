@@ -310,7 +310,7 @@ fn unwritten(error: io::Error) -> CliError {
 pub(crate) fn ready_for_secrets() -> CliResult<()> {
     let lost = |why| {
         let message = format!(
-            "{why}, so the secret would be lost: nothing was created; let stdout go to a terminal, a file or \
+            "{why}, so the secret would be lost: no key was created; let stdout go to a terminal, a file or \
              a pipe"
         );
         Err(CliError::usage(message))

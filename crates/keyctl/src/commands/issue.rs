@@ -2,7 +2,9 @@
 
 use keyward::command::{IssuedKey, RotationMode};
 use keyward::key::{ClassName, KeyType, Resource};
-use keyward::policy::{Revocation, Rotation};
+use keyward::policy::{
+    KeyClass, LegacyRule, Policy, PolicySpec, ProvisionOn, Revocation, Rotation,
+};
 use keyward::{CreateKey, KeyId, RotateKey, Secret, TenantId};
 use serde_json::{Value, json};
 
@@ -180,6 +182,23 @@ pub(crate) struct FreshKey<'a> {
     secret: &'a Secret,
     /// The line on stderr before the secret.
     announcement: String,
+}
+
+/// Returns whether a secret key comes with each tenant of the policy. A publishable key can be shown again.
+pub(crate) fn provisions_secrets(policy: &Policy) -> bool {
+    let PolicySpec {
+        provision, legacy, ..
+    } = policy.spec();
+    let legacy = match legacy {
+        LegacyRule::None => None,
+        LegacyRule::One { class, .. } => Some(class),
+    };
+    let rules = provision
+        .iter()
+        .filter(|rule| rule.on == ProvisionOn::Tenant);
+    let mut classes = rules.map(|rule| &rule.class).chain(legacy);
+    let is_secret = |class: &KeyClass| class.key_type == KeyType::Secret;
+    classes.any(|name| policy.class(name).is_some_and(is_secret))
 }
 
 /// Returns the keys that were created with a tenant and have a secret.

@@ -27,14 +27,14 @@ pub(crate) async fn init(
     output: &Output,
 ) -> CliResult<()> {
     // A mistake in the arguments is reported before anything is created.
-    let _ = desk::policy(&common)?;
+    let policy = desk::policy(&common)?;
     let tenant = common.tenant.as_deref().map(TenantId::new).transpose()?;
     named
         .command_id
         .as_deref()
         .map(CommandId::new)
         .transpose()?;
-    if tenant.is_some() {
+    if tenant.is_some() && policy.as_ref().is_some_and(issue::provisions_secrets) {
         ready_for_secrets()?;
     }
     let (opened, peppers) = store::set_up(&common).await?;
@@ -46,6 +46,10 @@ pub(crate) async fn init(
         let provisioned = async {
             let actor = context.actor(tenant)?;
             let by = invocation(&actor, named)?;
+            // Without --policy, the policy of a database may be known only now.
+            if issue::provisions_secrets(context.policies.of(tenant)) {
+                ready_for_secrets()?;
+            }
             Ok(context.keys.provision_tenant(by, tenant).await?)
         };
         keys = provisioned.await.map_err(|error: CliError| {
