@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::keyctl::{
     CORRUPT, DENIED, IN_PART, NOT_FOUND, Said, Shop, USAGE, commit_in_the_future, keeps_nothing,
+    with_closed_stdout,
 };
 use super::keyctl_operating::{LONG, node};
 
@@ -85,6 +86,92 @@ fn if_a_secret_cannot_be_written_the_error_states_what_was_made_and_how_to_repla
         assert!(shown.contains(stated), "{rotate:?} {shown}");
         follow_advice(&shop, &rotate, 1);
     }
+}
+
+#[test]
+fn entries_that_were_removed_without_a_printed_result_are_no_reason_to_repeat() {
+    for json in [&[][..], &["--json"]] {
+        let shop = Shop::new();
+        let policy = keeps_nothing(&shop);
+        for tenant in ["acme", "globex"] {
+            let (id, _) = shop.key(tenant, "export", &["--policy", policy]);
+            shop.run(&["revoke", &id, "--reason", "lost"]).ended(0);
+        }
+        let on = |args: &[&str]| on_a_full_disk(&shop, &[args, json].concat()).ended(IN_PART);
+        let stats = || shop.run(&["stats", "--json"]).ended(0).document();
+        // Refuses one tenant, and removes the key of the other.
+        commit_in_the_future(&shop, "acme");
+        let purged = on(&["purge"]);
+        assert!(purged.err.contains("removed 1 key of globex"), "{purged:?}");
+        assert_eq!(stats()["removed"], 1);
+        let before = stats()["audit"].as_u64().unwrap();
+        let now = keyward::Clock::now(&keyward::clocks::SystemClock).to_string();
+        let pruned = on(&["prune-audit", "--before", &now, "--tenant", "globex"]);
+        let said = "audit entries of globex, whose trail ends with ";
+        assert!(pruned.err.contains(said), "{pruned:?}");
+        assert!(stats()["audit"].as_u64().unwrap() < before);
+        let retained = on(&["retain", "--tenant", "globex"]);
+        let said = "tenant globex: 0 keys and 0 audit entries removed: ";
+        assert!(retained.err.contains(said), "{retained:?}");
+        if json.is_empty() {
+            continue;
+        }
+        let digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+        let line = json!({ "sha256": digest, "name": "old", "tenant": "acme/eu" });
+        fs::write(shop.path("keys.jsonl"), line.to_string()).unwrap();
+        let imported = on(&["import", "keys.jsonl"]);
+        assert!(imported.err.contains("with 1 key imported"), "{imported:?}");
+    }
+}
+
+/// A closed stdout counts as `/dev/null`: the operator wants only the exit code.
+#[test]
+fn a_command_that_reads_ends_with_a_code_of_its_own_if_its_output_is_lost() {
+    let shop = Shop::new();
+    let (id, _) = shop.key("acme", "export", &[]);
+    let _listed = node(&shop, 1, LONG);
+    let show = ["show", &id];
+    let revoke = ["revoke", &id, "--reason", "lost", "--dry-run"];
+    let printing: [&[&str]; 10] = [
+        &["list"],
+        &show,
+        &["audit"],
+        &["audit", "--check"],
+        &["nodes"],
+        &["check"],
+        &["stats"],
+        &["schema"],
+        &["pepper", "show"],
+        &["retain", "--dry-run"],
+    ];
+    // For people, these commands print on stderr.
+    let noting: [&[&str]; 2] = [
+        &revoke,
+        &[
+            "revoke-many",
+            "--tenant",
+            "acme",
+            "--all",
+            "--reason",
+            "lost",
+            "--dry-run",
+        ],
+    ];
+    let json: Vec<_> = (printing.iter().chain(&noting))
+        .map(|args| [args, &["--json"][..]].concat())
+        .collect();
+    let json = json.iter().map(Vec::as_slice);
+    for args in printing.into_iter().chain(json) {
+        let full = on_a_full_disk(&shop, args).ended(IN_PART);
+        assert!(full.err.contains("cannot write to stdout"), "{full:?}");
+        let closed = with_closed_stdout(&shop, args).ended(0);
+        assert_eq!(closed.out, "");
+    }
+    shop.tamper("UPDATE rows SET seal = seal + 1 WHERE kind = 2");
+    for args in [["check"].as_slice(), &["list"]] {
+        with_closed_stdout(&shop, args).ended(CORRUPT);
+    }
+    on_a_full_disk(&shop, &["check"]).ended(CORRUPT);
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub(crate) enum CliErrorKind {
     Corrupt = 4,
     NotFound = 5,
     NoAccess = 6,
-    /// The command was carried out in part, or its result could not be printed.
+    /// The command was carried out in part, or its output could not be printed.
     InPart = 7,
 }
 
@@ -82,15 +82,20 @@ pub(crate) type CliResult<T> = Result<T, CliError>;
 #[derive(Default)]
 pub(crate) struct TenantFaults {
     first: Option<CliError>,
-    /// True if the command was carried out for at least one tenant.
+    /// True if the command was carried out for at least one tenant, at least in part.
     any_done: bool,
 }
 
 impl TenantFaults {
-    /// Keeps the first fault as that of the command, and prints later ones.
+    /// Keeps the first fault as that of the command, and prints later ones. A tenant whose result could not be printed
+    /// counts as done.
     pub(crate) fn add(&mut self, done: CliResult<()>, output: &Output) {
+        self.any_done |= match &done {
+            Ok(()) => true,
+            Err(error) => matches!(error.kind, CliErrorKind::InPart),
+        };
         match (done, &self.first) {
-            (Ok(()), _) => self.any_done = true,
+            (Ok(()), _) => {}
             (Err(error), None) => self.first = Some(error),
             (Err(error), Some(_)) => output.failure(&error),
         }

@@ -30,10 +30,14 @@ impl Output {
         Self { json, only_lists }
     }
 
-    /// Prints one line of a report to stdout.
+    /// Prints one line of a report to stdout. A failure to write is an error of kind [`InPart`](CliErrorKind::InPart),
+    /// because the command has done its work, or a part of it.
     ///
     /// A reader such as `head` may close stdout early. A command that only prints rows then ends. Any other command
     /// goes on, and its exit code states the result of its work.
+    ///
+    /// At its start, Rust opens `/dev/null` in place of a closed stdout. So a command whose stdout is closed ends like
+    /// one whose output goes to `/dev/null`.
     pub(crate) fn line(&self, text: &str) -> CliResult<()> {
         match print(text) {
             Err(error) if error.reader_gone && !self.only_lists => Ok(()),
@@ -86,11 +90,7 @@ impl Output {
     /// Prints the document of a command that was carried out. A failure says so.
     pub(crate) fn result(&self, value: &Value) -> CliResult<()> {
         let unprinted = |error: CliError| {
-            let error = error.about("the command was carried out, and its result was not printed");
-            CliError {
-                kind: CliErrorKind::InPart,
-                ..error
-            }
+            error.about("the command was carried out, and its result was not printed")
         };
         self.document(value).map_err(unprinted)
     }
@@ -287,19 +287,14 @@ fn print(text: &str) -> CliResult<()> {
 
 fn json_line(value: &impl Serialize) -> CliResult<String> {
     let text = serde_json::to_string(value).map(|json| escaped_json(&json));
-    text.map_err(|error| {
-        CliError::new(
-            CliErrorKind::Unavailable,
-            format!("cannot write JSON: {error}"),
-        )
-    })
+    text.map_err(|error| CliError::new(CliErrorKind::InPart, format!("cannot write JSON: {error}")))
 }
 
 fn unwritten(error: io::Error) -> CliError {
-    let message = format!("cannot write to stdout: {error}");
+    let message = format!("the output is not complete: cannot write to stdout: {error}");
     CliError {
         reader_gone: error.kind() == io::ErrorKind::BrokenPipe,
-        ..CliError::new(CliErrorKind::Unavailable, message)
+        ..CliError::new(CliErrorKind::InPart, message)
     }
 }
 

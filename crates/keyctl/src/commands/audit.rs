@@ -61,7 +61,13 @@ pub(crate) async fn prune(
             true => output.document(&json!({ "tenant": tenant, "removed": removed, "end": end })),
             false => output.line(&format!("{tenant}  {removed} removed  {end}")),
         };
-        faults.add(printed, output);
+        let unprinted = |error: CliError| {
+            let entries = counted(removed, "audit entry");
+            error.about(format!(
+                "removed {entries} of {tenant}, whose trail ends with {end}"
+            ))
+        };
+        faults.add(printed.map_err(unprinted), output);
     }
     output.note("note the ends elsewhere, and pass one as --seen next time");
     faults.end()

@@ -166,7 +166,10 @@ pub(crate) async fn purge(
             true => output.document(&json!({ "tenant": tenant, "removed": removed })),
             false => output.line(&format!("{tenant}  {removed} removed")),
         };
-        faults.add(printed, output);
+        let unprinted = |error: CliError| {
+            error.about(format!("removed {} of {tenant}", counted(removed, "key")))
+        };
+        faults.add(printed.map_err(unprinted), output);
     }
     faults.end()
 }

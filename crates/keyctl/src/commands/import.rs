@@ -11,7 +11,7 @@ use keyward::command::{CommandId, ImportKey};
 use keyward::key::{Digest, Fingerprint, Hint, Metadata};
 use keyward::{CommandError, CreateKey, Denial, KeyId, TenantId};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::args::ImportArgs;
 use crate::desk::CliContext;
@@ -276,26 +276,39 @@ fn report(
                 ..
             },
         ) => {
-            let imported = counted(counts.imported, "key");
-            let place = format!(
-                "ended at line {number}, with {imported} imported; repeat the import to go on"
-            );
-            return Err(failure.about(place));
+            return Err(ended(failure, number, counts));
         }
         Err(failure) => {
             counts.refused += 1;
             if output.json {
                 let CliError { code, message, .. } = &failure;
-                return output.document(&json!({ "line": number, "code": code, "error": message }));
+                let document = json!({ "line": number, "code": code, "error": message });
+                return print(&document, number, counts, output);
             }
             counts.reasons.add(number, &failure.message);
             return Ok(());
         }
     };
-    if output.json {
-        output.document(&json!({ "line": number, "key": key, "repeated": repeated }))?;
+    match output.json {
+        true => {
+            let document = json!({ "line": number, "key": key, "repeated": repeated });
+            print(&document, number, counts, output)
+        }
+        false => Ok(()),
     }
-    Ok(())
+}
+
+fn print(document: &Value, number: u64, counts: &ImportCounts, output: &Output) -> CliResult<()> {
+    let printed = output.document(document);
+    printed.map_err(|failure| ended(failure, number, counts))
+}
+
+/// Adds to a failure that ends the import how far it came.
+fn ended(failure: CliError, number: u64, counts: &ImportCounts) -> CliError {
+    let imported = counted(counts.imported, "key");
+    failure.about(format!(
+        "ended at line {number}, with {imported} imported; repeat the import to go on"
+    ))
 }
 
 fn progress(counts: &ImportCounts, output: &Output) {
@@ -325,9 +338,8 @@ fn finish(counts: &ImportCounts, output: &Output) -> CliResult<()> {
             warn("");
         }
         reasons.summarize();
-        output.line(&format!(
-            "{imported} imported, {repeated} were here, {refused} refused"
-        ))?;
+        let sum = format!("{imported} imported, {repeated} were here, {refused} refused");
+        output.line(&sum).map_err(|failure| failure.about(sum))?;
     }
     if *useless > 0 {
         warn(&format!(

@@ -55,14 +55,15 @@ async fn retain(
         false => context.keys.apply_retention(tenant).await?,
     };
     let (keys, entries) = (report.keys, report.entries);
-    if output.json {
-        return output.document(&json!({
+    let (removed, old) = (counted(keys, "key"), counted(entries, "audit entry"));
+    let counts = format!("{removed} and {old} {}", done(dry_run));
+    let printed = match output.json {
+        true => output.document(&json!({
             "tenant": tenant, "keys": keys, "audit": entries, "dry_run": dry_run,
-        }));
-    }
-    let done = done(dry_run);
-    let (keys, entries) = (counted(keys, "key"), counted(entries, "audit entry"));
-    output.line(&format!("{tenant}  {keys} and {entries} {done}"))
+        })),
+        false => output.line(&format!("{tenant}  {counts}")),
+    };
+    printed.map_err(|error| error.about(counts))
 }
 
 const fn done(dry_run: bool) -> &'static str {
