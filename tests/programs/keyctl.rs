@@ -1311,6 +1311,11 @@ fn a_store_without_definitions_of_tables_is_checked_and_salvaged() {
             "{checked:?}"
         );
     }
+    let uncounted = "not counted: the live keys of each pepper";
+    assert!(checked.out.contains(uncounted), "{checked:?}");
+    assert!(!checked.out.contains("): 0"), "{checked:?}");
+    let document = shop.run(&["check", "--json"]).ended(CORRUPT).document();
+    assert_eq!(document["peppers"], Value::Null);
     shop.run(&["salvage", "keys.db", "new.db"]).ended(0);
     let new = ["--store", "new.db", "--pepper-file", "keys.db.pepper"];
     shop.run(&[&["recover", "--trust-backup"], &new[..]].concat())

@@ -224,22 +224,26 @@ pub(crate) async fn check(common: &CommonArgs, output: &Output) -> CliResult<()>
         Ok(store) => {
             let report = store.check_integrity().await?;
             let replica = Arc::new(Replica::new(store.keys(), Arc::new(SystemClock)));
-            let synced = replica.sync().await;
-            // A damaged store may fail to sync. Then the report below names the damage, and keys are not counted.
-            if report.is_sound() {
-                synced?;
-            }
-            (report, Some(replica))
+            // A damaged store may fail to sync. The report names the damage.
+            let replica = match replica.sync().await {
+                Err(error) if report.is_sound() => return Err(error.into()),
+                Err(_) => None,
+                Ok(_) => Some(replica),
+            };
+            (report, replica)
         }
         Err(unopened) => (check_unopened(common, unopened).await?, None),
     };
     drop(elapsed);
     let ahead = (replica.as_ref()).map_or_else(Default::default, |known| known.tenants_ahead());
-    let counts = replica.map_or_else(Default::default, |known| known.keys_by_pepper());
-    let peppers = PepperUse::compare(common, counts, output)?;
+    // Damaged keys count under no pepper, so their counts could be too low.
+    let peppers = match replica.filter(|_| report.is_sound()) {
+        Some(known) => Some(PepperUse::compare(common, known.keys_by_pepper(), output)?),
+        None => None,
+    };
     let faults = &report.faults;
-    let printed = print_check(&report, &ahead, &peppers, output);
-    let mut problems = peppers.problems();
+    let printed = print_check(&report, &ahead, peppers.as_ref(), output);
+    let mut problems = peppers.as_ref().map_or_else(Vec::new, PepperUse::problems);
     if !faults.is_empty() {
         let salvage = match &common.store {
             StoreLocation::File(_) => ", or copy what is whole: keyctl salvage",
@@ -274,7 +278,7 @@ async fn check_unopened(common: &CommonArgs, unopened: CliError) -> CliResult<In
 fn print_check(
     report: &IntegrityReport,
     ahead: &[(TenantId, Timestamp)],
-    peppers: &PepperUse,
+    peppers: Option<&PepperUse>,
     output: &Output,
 ) -> CliResult<()> {
     let IntegrityReport {
@@ -290,7 +294,8 @@ fn print_check(
             .collect();
         return output.document(&json!({
             "intact": faults.is_empty(), "rows": rows, "audit": audit, "faults": faults, "losses": losses, "ahead": ahead,
-            "peppers": peppers.documents().collect::<Vec<_>>(), "peppers_compared": peppers.file.is_some(),
+            "peppers": peppers.map(|used| used.documents().collect::<Vec<_>>()),
+            "peppers_compared": peppers.is_some_and(|used| used.file.is_some()),
         }));
     }
     for (tenant, at) in ahead {
@@ -299,11 +304,19 @@ fn print_check(
              keyctl time repair --tenant {tenant}"
         ))?;
     }
-    for (what, keys) in peppers.described() {
-        output.line(&format!("{what}: {keys}"))?;
-    }
-    if peppers.file.is_none() {
-        output.line("not checked: whether a pepper file has these peppers; name one with --pepper-file <FILE>")?;
+    match peppers {
+        Some(peppers) => {
+            for (what, keys) in peppers.described() {
+                output.line(&format!("{what}: {keys}"))?;
+            }
+            if peppers.file.is_none() {
+                output.line(
+                    "not checked: whether a pepper file has these peppers; name one with --pepper-file <FILE>",
+                )?;
+            }
+        }
+        None => output
+            .line("not counted: the live keys of each pepper, because the store is damaged")?,
     }
     output.line(&format!(
         "{}, {}, {}",
