@@ -225,6 +225,41 @@ fn a_tenant_that_the_store_lacks_is_not_found_and_its_first_key_is_announced() {
     assert_eq!(shop.run(&close).ended(0).document()["ended"], 2);
 }
 
+/// Such a command would do the same without the tenant, or for a principal that may do nothing.
+#[test]
+fn a_command_on_the_store_as_a_whole_refuses_a_tenant_and_a_principal() {
+    let shop = Shop::new();
+    shop.key("acme", "export", &[]);
+    for args in [
+        &["check"][..],
+        &["stats"],
+        &["nodes"],
+        &["schema"],
+        &["pepper", "show"],
+        &["pepper", "prepare"],
+        &["backup", "copy.db"],
+        &["restore", "copy.db"],
+        &["salvage", "keys.db", "copy.db"],
+        &["migrate-store", "keys.db", "copy.db"],
+        &["recover", "--trust-backup"],
+        &["start-new-epoch", "--yes"],
+        &["finish-upgrade", "--yes"],
+        &["checkpoint"],
+        &["vacuum"],
+    ] {
+        for more in [
+            &["--tenant", "acme"][..],
+            &["--tenant", "acne"],
+            &["--as", "bob", "--role", "member"],
+        ] {
+            let refused = shop.run(&[args, more].concat()).ended(USAGE);
+            assert!(refused.err.contains("leave out --tenant"), "{refused:?}");
+        }
+    }
+    assert!(!shop.path("copy.db").exists());
+    assert_eq!(shop.names(&[]), ["export"]);
+}
+
 /// The standard profile allows 100 active keys for each tenant.
 #[test]
 fn an_import_that_is_refused_in_part_says_so_and_sums_up_its_refusals() {

@@ -313,6 +313,44 @@ impl CliCommand {
             _ => false,
         }
     }
+
+    /// Returns whether the command is about keys and tenants. Any other command is about the store as a whole.
+    pub(crate) const fn is_about_keys(&self) -> bool {
+        match self {
+            Self::Init(_)
+            | Self::Create(_)
+            | Self::List(_)
+            | Self::Show { .. }
+            | Self::Rotate(_)
+            | Self::Revoke(_)
+            | Self::Disable(_)
+            | Self::Enable(_)
+            | Self::Delete(_)
+            | Self::RevokeMany(_)
+            | Self::RemoveOwner(_)
+            | Self::CloseTenant(_)
+            | Self::Purge(_)
+            | Self::Audit(_)
+            | Self::PruneAudit(_)
+            | Self::Retain(_)
+            | Self::Import(_)
+            | Self::Time(_) => true,
+            Self::Nodes
+            | Self::Backup { .. }
+            | Self::Restore { .. }
+            | Self::Recover(_)
+            | Self::StartNewEpoch(_)
+            | Self::Salvage(_)
+            | Self::Checkpoint
+            | Self::Vacuum
+            | Self::Check
+            | Self::Pepper(_)
+            | Self::Stats
+            | Self::MigrateStore(_)
+            | Self::FinishUpgrade(_)
+            | Self::Schema => false,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]

@@ -29,6 +29,11 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> CliResult<()> {
         mut common,
         command,
     } = cli;
+    if !command.is_about_keys() && (common.tenant.is_some() || common.principal.is_some()) {
+        return Err(CliError::usage(
+            "this command is about the store as a whole: leave out --tenant and --as",
+        ));
+    }
     match command {
         CliCommand::Init(named) => upkeep::init(common, &named, output).await,
         CliCommand::Backup { to, verify } => upkeep::backup(&common, to, verify, output).await,
