@@ -275,8 +275,8 @@ impl Keyward {
     /// Covers the whole store, on any backend. Only for the host itself. Every change is a command with an
     /// audit entry, in commits of at most [`SWEEP_MAX`] keys.
     ///
-    /// Finally records the audit entries that the salvage of a damaged file lost, in
-    /// an entry of each trail that has a gap.
+    /// Finally records the audit entries that the salvage of a damaged file lost, in an entry of each trail that has a
+    /// gap.
     ///
     /// After an interruption, repeat the call to continue. A repeated replay makes no change twice. Between the
     /// calls, nobody else may change a tenant or start a new epoch: a given trail then lacks a newer entry of the
