@@ -27,14 +27,7 @@ fn lines(log: &Captured) -> usize {
 
 #[test]
 fn a_flood_writes_a_bounded_number_of_lines() {
-    let log = Captured::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::INFO)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _subscriber = tracing::subscriber::set_default(subscriber);
+    let (log, _subscriber) = Captured::start();
     let clock = Arc::new(ManualClock::at(at(START)));
     let link = GatedStore::new(MemoryStore::new());
     let policy = Policy::new(profiles::standard()).unwrap();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 
 use keyward::recovery::Recovery;
@@ -671,6 +672,19 @@ fn a_trail_with_a_recorded_gap_is_pruned() {
     assert!(report.is_sound() && report.losses.is_empty(), "{report:?}");
 }
 
+/// Returns a store whose file has the bytes of `whole`, with random bits flipped within a range of bytes.
+fn flipped(whole: &[u8], within: Range<usize>, flips: u64, seed: u64) -> Desk {
+    let mut random = rand::rngs::ChaCha12Rng::seed_from_u64(seed);
+    let mut bytes = whole.to_vec();
+    for _ in 0..flips {
+        let bit = random.random_range(within.start * 8..within.end * 8);
+        bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+    let desk = Desk::new();
+    write(&desk, &bytes);
+    desk
+}
+
 /// 60 files with one flipped bit, and 60 with 20.
 const FILES: u64 = 60;
 
@@ -686,14 +700,7 @@ fn every_flipped_bit_is_named_and_every_whole_row_is_saved() {
         let (mut opened, mut checked, mut saved, mut kept, mut unnamed) = (0, 0, 0, 0, 0);
         for round in 0..FILES {
             let case = format!("{flips} bits, round {round}");
-            let mut random = rand::rngs::ChaCha12Rng::seed_from_u64(flips * 1000 + round);
-            let mut bytes = whole.clone();
-            for _ in 0..flips {
-                let bit = random.random_range(0..whole.len() * 8);
-                bytes[bit / 8] ^= 1 << (bit % 8);
-            }
-            let flipped = Desk::new();
-            write(&flipped, &bytes);
+            let flipped = flipped(&whole, 0..whole.len(), flips, flips * 1000 + round);
             let report = match wait(SqliteStore::open(flipped.path())) {
                 Ok(store) => {
                     opened += 1;
@@ -784,15 +791,8 @@ fn damage_anywhere_stops_neither_the_check_nor_the_salvage() {
     let (mut saved, mut unsaved, mut opened) = (0, 0, 0);
     for page in 0..pages {
         for round in 0..rounds(1, ROUNDS as usize) as u64 {
-            let mut random = rand::rngs::ChaCha12Rng::seed_from_u64(page as u64 * ROUNDS + round);
-            let mut bytes = whole.clone();
-            for _ in 0..20 {
-                let bit = page * 4096 * 8 + random.random_range(0..4096 * 8);
-                bytes[bit / 8] ^= 1 << (bit % 8);
-            }
-            let flipped = Desk::new();
-            fs::write(flipped.path(), bytes).unwrap();
-            fs::set_permissions(flipped.path(), fs::Permissions::from_mode(0o600)).unwrap();
+            let within = page * 4096..(page + 1) * 4096;
+            let flipped = flipped(&whole, within, 20, page as u64 * ROUNDS + round);
             let case = format!("page {page}, round {round}");
             if let Ok(store) = wait(SqliteStore::open(flipped.path())) {
                 opened += 1;
@@ -850,8 +850,7 @@ fn a_flipped_bit_never_produces_a_wrong_answer() {
         let flipped = Desk::new();
         let mut bytes = whole.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
-        fs::write(flipped.path(), bytes).unwrap();
-        fs::set_permissions(flipped.path(), fs::Permissions::from_mode(0o600)).unwrap();
+        write(&flipped, &bytes);
         let options = SqliteStore::options(flipped.path());
         let Ok(store) = wait(options.open()) else {
             seen += 1;
