@@ -25,8 +25,8 @@ macro_rules! columns {
 /// The columns of a report, in the order of [`NodeRow`], with the seal before the process.
 pub(in crate::store) const NODE_COLUMNS: &str = columns!("process");
 
-/// The columns of the table `nodes` of a file. An entry there stands for the nodes of a replaced history, and
-/// has no process.
+/// The columns of a table without the column `process`: the table `nodes` of a file, whose entries stand for the nodes
+/// of a replaced history, and the registry of an earlier build.
 pub(in crate::store) const ENTRY_COLUMNS: &str = columns!("NULL");
 
 /// The row of a node, without its seal.

@@ -21,7 +21,7 @@ use super::session::{Pool, Tx};
 use super::unlocked::ReadConnection;
 use super::{head, nodes};
 use crate::core::view::Revision;
-use crate::store::sql::{Cells, IntegrityPass, NODE_COLUMNS, NodeRow, history_seal};
+use crate::store::sql::{Cells, ENTRY_COLUMNS, IntegrityPass, NODE_COLUMNS, NodeRow, history_seal};
 use crate::store::{Epoch, IntegrityReport, NodeId, NodeReport};
 
 const TABLES: &str = "
@@ -242,6 +242,9 @@ impl Registry {
             // Happens under the lock of the registry. A report that read an earlier epoch is before this one.
             let history = self.pool.read(History::read)?;
             let step = || -> Result<T, SqliteFault> {
+                if !has_processes(conn)? {
+                    conn.execute_batch("ALTER TABLE reports ADD COLUMN process TEXT")?;
+                }
                 if !history.is_known(conn)? {
                     history.add(conn)?;
                 }
@@ -322,11 +325,22 @@ pub(super) fn longest_lease(store: &StoreFile) -> Duration {
     read().unwrap_or_default()
 }
 
+/// Returns whether the table has the column `process`. A build before that column may have created the file. The first
+/// report of this build adds the column, which such a build ignores.
+fn has_processes(conn: &Connection) -> Result<bool, SqliteFault> {
+    let sql = "SELECT 1 FROM pragma_table_info('reports') WHERE name = 'process'";
+    Ok(conn.prepare_cached(sql)?.exists([])?)
+}
+
 fn each_report(
     conn: &Connection,
     mut look: impl FnMut(&Row<'_>) -> Result<(), SqliteFault>,
 ) -> Result<(), SqliteFault> {
-    let sql = format!("SELECT {NODE_COLUMNS}, history, history_seal FROM reports");
+    let columns = match has_processes(conn)? {
+        true => NODE_COLUMNS,
+        false => ENTRY_COLUMNS,
+    };
+    let sql = format!("SELECT {columns}, history, history_seal FROM reports");
     each(conn, &sql, [], |row| {
         look(row)?;
         Ok(true)

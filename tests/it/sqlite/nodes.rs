@@ -176,6 +176,35 @@ fn builds_that_do_not_know_processes_share_the_registry() {
     assert_eq!(nodes(&store), [report(1, 6)]);
 }
 
+#[test]
+fn a_registry_without_the_column_of_processes_is_read_and_gets_the_column() {
+    let desk = Desk::new();
+    let store = desk.store();
+    wait(store.report(report(1, 5))).unwrap();
+    drop(store);
+    let make_earlier = || {
+        let file = sql(&desk.at("keys.db-nodes"));
+        file.execute_batch("ALTER TABLE reports DROP COLUMN process")
+            .unwrap();
+    };
+    make_earlier();
+    let unknown = NodeReport {
+        process: None,
+        ..report(1, 5)
+    };
+    let store = desk.store();
+    assert_eq!(nodes(&store), std::slice::from_ref(&unknown));
+    assert!(wait(store.check_integrity()).unwrap().is_sound());
+    wait(store.report(report(2, 1))).unwrap();
+    assert_eq!(nodes(&store), [unknown, report(2, 1)]);
+    // Another process adds the column while this store has the file open.
+    let other = desk.store();
+    make_earlier();
+    wait(other.report(report(1, 6))).unwrap();
+    assert_eq!(nodes(&store)[0], report(1, 6));
+    assert!(wait(store.check_integrity()).unwrap().is_sound());
+}
+
 /// Returns the text of the column `process` for node 1: a seal, and the process as JSON.
 fn sealed(json: &str) -> String {
     let mut sum = crc32fast::Hasher::new();
