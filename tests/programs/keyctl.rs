@@ -1336,7 +1336,9 @@ fn audit_entries_that_a_salvage_lost_are_listed_and_no_fault() {
     shop.tamper("UPDATE audit SET seal = seal + 1 WHERE sequence = 2");
     let new = ["--store", "new.db", "--pepper-file", "keys.db.pepper"];
     let run = |args: &[&str]| shop.run(&[args, &new[..]].concat());
-    shop.run(&["salvage", "keys.db", "new.db"]).ended(0);
+    let salvaged = shop.run(&["salvage", "keys.db", "new.db"]).ended(0);
+    let missing = "left out or damaged: 1; missing audit entries: 1\n";
+    assert!(salvaged.err.contains(missing), "{salvaged:?}");
     run(&["recover", "--trust-backup"]).ended(0);
     let checked = run(&["check"]).ended(0);
     let loss = "tenant acme: audit entries 2 to 2 are lost, as a later entry records";
@@ -1345,6 +1347,30 @@ fn audit_entries_that_a_salvage_lost_are_listed_and_no_fault() {
     assert_eq!(losses, serde_json::json!([loss]));
     run(&["audit", "--check"]).ended(0);
     run(&["prune-audit", "--before", "2020-01-01T00:00:00Z"]).ended(0);
+}
+
+#[test]
+fn a_salvage_counts_audit_entries_that_the_file_lacks() {
+    let shop = Shop::new();
+    for name in ["one", "two", "three"] {
+        shop.key("acme", name, &[]);
+    }
+    shop.key("globex", "other", &[]);
+    let now = SystemClock.now().to_string();
+    shop.run(&["prune-audit", "--before", &now, "--tenant", "globex"])
+        .ended(0);
+    shop.tamper("DELETE FROM audit WHERE tenant = 'acme' AND sequence IN (1, 3)");
+    let salvaged = shop.run(&["salvage", "keys.db", "new.db"]).ended(0);
+    for part in [
+        "left out or damaged: 0; missing audit entries: 2\n",
+        "tenant acme: its trail lacks 2 audit entries; `keyctl recover` records the gap",
+    ] {
+        assert!(salvaged.err.contains(part), "{salvaged:?}");
+    }
+    assert!(!salvaged.err.contains("tenant globex"), "{salvaged:?}");
+    let salvaged = shop.run(&["salvage", "keys.db", "newer.db", "--json"]);
+    let document = salvaged.ended(0).document();
+    assert_eq!(document["missing_audit"], json!({"acme": 2}));
 }
 
 /// The loss of the newest entries is recorded right after the gap. A removal that ended before the gap would leave a

@@ -8,7 +8,7 @@ use super::{
     ENTRY_COLUMNS, NODE_COLUMNS, NodeRow, RowFault, TenantHead, change, entry, read_digest,
     read_document,
 };
-use crate::core::audit::Action;
+use crate::core::audit::{Action, AuditEntry};
 use crate::core::tenant::TenantId;
 use crate::store::transfer::Part;
 use crate::store::{AuditPosition, AuditRow, Cursor, Row, RowKey};
@@ -29,6 +29,9 @@ pub struct IntegrityReport {
     /// The lost audit entries whose loss a later entry [records](Action::EntriesLost), after a recovery. These are no
     /// faults.
     pub losses: Vec<String>,
+    /// The number of audit entries of each tenant that the tenant's head counts and the store lacks. Entries that were
+    /// removed on purpose, and losses that an entry records, are not counted.
+    pub missing: BTreeMap<TenantId, u64>,
     /// The checkpoints of pruned trails: the tenant, and the number of the newest removed entry.
     checkpoints: BTreeSet<(TenantId, u64)>,
     /// The recorded gaps of each trail: the numbers of the entry before the gap and of the newest lost entry.
@@ -212,21 +215,27 @@ impl IntegrityReport {
     fn entry(&mut self, row: &impl Cells) -> Result<(), RowFault> {
         self.audit += 1;
         match entry(row)? {
-            Ok(AuditRow { entry, .. }) => match entry.action {
-                Action::TrailPruned { through } => {
-                    self.checkpoints.insert((entry.tenant, through.sequence));
-                }
-                Action::EntriesLost { after, through } => {
-                    let gaps = self.gaps.entry(entry.tenant).or_default();
-                    gaps.insert((after.sequence, through.sequence));
-                }
-                _ => {}
-            },
+            Ok(AuditRow { entry, .. }) => self.explain(&entry),
             Err(AuditPosition { revision, sequence }) => self.add(format!(
                 "audit entry {sequence} of revision {revision} is damaged"
             )),
         }
         Ok(())
+    }
+
+    /// Keeps the removal or the loss of entries that an audit entry records.
+    pub(in crate::store) fn explain(&mut self, entry: &AuditEntry) {
+        match &entry.action {
+            Action::TrailPruned { through } => {
+                let checkpoint = (entry.tenant.clone(), through.sequence);
+                self.checkpoints.insert(checkpoint);
+            }
+            Action::EntriesLost { after, through } => {
+                let gaps = self.gaps.entry(entry.tenant.clone()).or_default();
+                gaps.insert((after.sequence, through.sequence));
+            }
+            _ => {}
+        }
     }
 
     /// Adds the recorded losses of a trail that begins with the entry `oldest`. Returns the number of lost entries
@@ -266,14 +275,18 @@ impl IntegrityReport {
         let expected = head.audit.sequence;
         let (lost, is_begin_lost) = self.lost(&tenant, oldest);
         let present = removed.saturating_add(count).saturating_add(lost);
+        let is_explained =
+            removed == 0 || is_begin_lost || self.checkpoints.contains(&(tenant.clone(), removed));
+        let unexplained = if is_explained { 0 } else { removed };
+        let missing = expected.saturating_sub(present).saturating_add(unexplained);
+        if missing > 0 {
+            self.missing.insert(tenant.clone(), missing);
+        }
         if (present, newest) != (expected, expected) {
             self.add(format!(
                 "tenant {tenant}: {count} audit entries from {oldest} up to {newest}, should be {expected}"
             ));
-        } else if removed > 0
-            && !is_begin_lost
-            && !self.checkpoints.contains(&(tenant.clone(), removed))
-        {
+        } else if !is_explained {
             self.add(format!(
                 "tenant {tenant}: its audit trail begins at entry {oldest}, and no checkpoint says why"
             ));

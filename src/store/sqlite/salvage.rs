@@ -14,15 +14,15 @@ use super::copy::put;
 use super::damage::{each_entry_in_gap, each_readable, each_row_in_gap, named_rows, numbered_keys};
 use super::fault::{OpenError, SqliteFault};
 use super::file::{DraftStore, StoreFile, refuse_existing, refuse_leftovers};
-use super::rows::{each, one};
+use super::rows::{dialect, each, one};
 use super::{documents, head, nodes, registry, schema, write};
 use crate::core::id::KeyId;
 use crate::core::record::KeyRecord;
 use crate::core::tenant::TenantId;
 use crate::core::view::Revision;
 use crate::store::sql::{
-    AUDIT_COLUMNS, Cells, CommitRow, Head, StoreRow, TenantHead, change, entry, id_bytes, id_of,
-    item, place_of, revision_of, table,
+    AUDIT_COLUMNS, Cells, CommitRow, Head, IntegrityPass, StoreRow, TenantHead, change, entry,
+    id_bytes, id_of, item, place_of, revision_of, table,
 };
 use crate::store::transfer::{Item, Part};
 use crate::store::{AuditRow, Change, CommitTag, Epoch, IntegrityReport, Row, RowKey};
@@ -80,6 +80,7 @@ fn copy(
     };
     salvage.audit()?;
     salvage.tenants()?;
+    salvage.count_missing_entries()?;
     salvage.items(Part::Digests)?;
     salvage.items(Part::Gone)?;
     salvage.items(Part::Documents)?;
@@ -157,7 +158,10 @@ impl Salvage<'_> {
         };
         if self.put(&item)? {
             match item {
-                Item::Audit { .. } => self.report.audit += 1,
+                Item::Audit { row, .. } => {
+                    self.report.audit += 1;
+                    self.report.explain(&row.entry);
+                }
                 Item::Tenant { tenant, .. } => drop(self.tenants.insert(tenant)),
                 _ => {}
             }
@@ -195,6 +199,18 @@ impl Salvage<'_> {
             head::write_tenant(self.to, &tenant, &head)?;
             self.tenants.insert(tenant);
         }
+        Ok(())
+    }
+
+    /// Counts the audit entries that the new file lacks, damaged ones included. Their own lines name them.
+    fn count_missing_entries(&mut self) -> Result<(), SqliteFault> {
+        let mut trails = self.report.clone();
+        let pass = IntegrityPass::Trails;
+        each(self.to, &dialect(&pass.sql()), [], |row| {
+            trails.look(pass, row);
+            Ok(true)
+        })?;
+        self.report.missing = trails.missing;
         Ok(())
     }
 

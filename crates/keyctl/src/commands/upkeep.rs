@@ -116,21 +116,36 @@ pub(crate) async fn salvage(args: &SalvageArgs, output: &Output) -> CliResult<()
         Err(OpenError::NotFound { path }) => return Err(CliError::no_source(path.display())),
         report => report?,
     };
-    let (rows, audit, left_out) = (report.rows, report.audit, report.faults);
+    let IntegrityReport {
+        rows,
+        audit,
+        faults: left_out,
+        missing,
+        ..
+    } = report;
     let mut message = format!(
-        "copied {} and {} to {}, which opens only once `keyctl recover` has been run; left out or damaged: {}",
+        "copied {} and {} to {}, which opens only once `keyctl recover` has been run; left out or damaged: {}; \
+         missing audit entries: {}",
         counted(rows, "row"),
         counted(audit, "audit entry"),
         to.display(),
-        left_out.len()
+        left_out.len(),
+        missing.values().sum::<u64>()
     );
     for fault in &left_out {
         message += &format!("\n  {fault}");
     }
-    output.done(
-        &message,
-        &json!({ "store": to, "rows": rows, "audit": audit, "left_out": left_out, "recovered": false }),
-    )
+    for (tenant, entries) in &missing {
+        let entries = counted(entries, "audit entry");
+        message += &format!(
+            "\n  tenant {tenant}: its trail lacks {entries}; `keyctl recover` records the gap"
+        );
+    }
+    let document = json!({
+        "store": to, "rows": rows, "audit": audit, "left_out": left_out, "missing_audit": missing,
+        "recovered": false,
+    });
+    output.done(&message, &document)
 }
 
 pub(crate) async fn checkpoint(common: &CommonArgs, output: &Output) -> CliResult<()> {
