@@ -1373,6 +1373,37 @@ fn a_salvage_counts_audit_entries_that_the_file_lacks() {
     assert_eq!(document["missing_audit"], json!({"acme": 2}));
 }
 
+#[test]
+fn a_check_names_the_damaged_page_or_index_in_words_of_its_own() {
+    let shop = Shop::new();
+    for number in 0..50 {
+        shop.key("acme", &format!("key {number}"), &[]);
+    }
+    shop.run(&["checkpoint"]).ended(0);
+    let file = rusqlite::Connection::open(shop.path("keys.db")).unwrap();
+    let root = |name: &str| -> usize {
+        let sql = "SELECT rootpage FROM sqlite_schema WHERE name = ?1";
+        let page: u32 = file.query_row(sql, [name], |row| row.get(0)).unwrap();
+        page as usize
+    };
+    let (table, index) = (root("rows_legacy"), root("rows_by_fingerprint"));
+    drop(file);
+    let mut bytes = fs::read(shop.path("keys.db")).unwrap();
+    bytes[(table - 1) * 4096] = 0xff;
+    let page = &mut bytes[(index - 1) * 4096..index * 4096];
+    let last = page.len() - 20;
+    page[last..].fill(b'x');
+    fs::write(shop.path("keys.db"), bytes).unwrap();
+    let checked = shop.run(&["check"]).ended(CORRUPT);
+    let named = format!("page {table} of index rows_legacy is damaged\n");
+    assert!(checked.out.contains(&named), "{checked:?}");
+    let named = "index rows_by_fingerprint ";
+    assert!(checked.out.contains(named), "{checked:?}");
+    for words in ["***", "error code", "SQLite:", "non-unique"] {
+        assert!(!checked.out.contains(words), "{checked:?}");
+    }
+}
+
 /// The loss of the newest entries is recorded right after the gap. A removal that ended before the gap would leave a
 /// trail that begins after it.
 #[test]

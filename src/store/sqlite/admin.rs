@@ -10,7 +10,7 @@ use super::fault::{OpenError, SqliteFault};
 use super::file::{DraftStore, StoreFile, refuse_existing, refuse_leftovers};
 use super::rows::{dialect, each, one};
 use super::session::{self, Pool, ReadBound};
-use super::{documents, head, nodes, read, registry, schema};
+use super::{documents, head, nodes, pages, read, registry, schema};
 use crate::core::view::Revision;
 use crate::store::sql::{self, COUNTS, Head, IntegrityPass, StoreRow, Tombstones, signed};
 use crate::store::{Cursor, Epoch, IntegrityReport, Stats};
@@ -20,7 +20,8 @@ pub(super) fn check(conn: &Connection) -> Result<IntegrityReport, SqliteFault> {
     let definitions = schema::definitions(conn, |_| None)?;
     let mut report = IntegrityReport::default();
     report.add_first(definitions.damaged());
-    check_pages(conn, "PRAGMA integrity_check(100)", &mut report)?;
+    let checked = pages::check_pages(conn, "PRAGMA integrity_check(100)", &mut report);
+    go_on(&mut report, "the file", checked)?;
     check_rows(conn, report)
 }
 
@@ -58,29 +59,11 @@ pub(super) fn check_damaged(file: &StoreFile) -> Result<IntegrityReport, OpenErr
 fn check_copy(conn: &Connection) -> Result<IntegrityReport, SqliteFault> {
     let mut report = IntegrityReport::default();
     for table in schema::tables(conn)? {
-        check_pages(
-            conn,
-            &format!("PRAGMA integrity_check({table})"),
-            &mut report,
-        )?;
+        let pragma = format!("PRAGMA integrity_check({table})");
+        let checked = pages::check_pages(conn, &pragma, &mut report);
+        go_on(&mut report, "the file", checked)?;
     }
     check_rows(conn, report)
-}
-
-fn check_pages(
-    conn: &Connection,
-    pragma: &str,
-    report: &mut IntegrityReport,
-) -> Result<(), SqliteFault> {
-    let checked = each(conn, pragma, [], |row| {
-        let line: String = row.get(0)?;
-        if line != "ok" {
-            let line = line.replace("database disk image is malformed", "a page is damaged");
-            report.add(format!("SQLite: {line}"));
-        }
-        Ok(true)
-    });
-    go_on(report, "the file", checked)
 }
 
 fn check_rows(

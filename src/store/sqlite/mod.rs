@@ -10,6 +10,7 @@ mod file;
 mod head;
 mod nodes;
 mod options;
+mod pages;
 mod read;
 mod readers;
 mod registry;

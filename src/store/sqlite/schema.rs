@@ -228,6 +228,15 @@ pub(super) fn definitions(
     })
 }
 
+/// Returns the names of the tables and indexes of a file, by the page where each begins.
+pub(super) fn names_by_root(conn: &Connection) -> Result<BTreeMap<i64, String>, SqliteFault> {
+    let found = readable(conn)?.into_values();
+    let named = |found: Definition| (found.root, format!("{} {}", found.kind, found.name));
+    let mut names: BTreeMap<_, _> = found.map(named).collect();
+    names.insert(1, "the definitions of tables".to_owned());
+    Ok(names)
+}
+
 /// Returns the names of the tables of a file.
 pub(super) fn tables(conn: &Connection) -> Result<Vec<String>, SqliteFault> {
     let tables = readable(conn)?
