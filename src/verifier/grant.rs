@@ -26,8 +26,8 @@ use crate::replica::{AttributeIds, Attributes, OwnerRef, RowState};
 
 /// A verified key, as it was at the moment of verification. Contains no secret.
 ///
-/// Meant for one request. A grant keeps the whole index that verified it in memory, so copy the fields that
-/// you need for longer. The key's name, metadata and description are not in a grant:
+/// Meant for one request: a new grant borrows the index that verified it, and keeps that version of the index in
+/// memory. To keep a grant for longer, [`detach`](Self::detach) it. The key's name, metadata and description are not in a grant:
 /// [`Keyward::key_for_grant`](crate::Keyward::key_for_grant) reads them from the store.
 pub struct Grant {
     id: KeyId,
@@ -149,7 +149,17 @@ impl Grant {
         }
     }
 
-    /// Returns the grant with `status`, the owner's status in the tenant that the need names.
+    /// Returns the grant with its own copy of all that it needs, so that it keeps no version of the index in memory.
+    /// From now on, [`expires_at`](Self::expires_at) returns the time that this node knows at this moment.
+    ///
+    /// Allocates, unless the grant is detached already. Clones of a detached grant share the copy.
+    #[must_use]
+    pub fn detach(self) -> Self {
+        let status = self.attributes().status.clone();
+        self.with_status(status)
+    }
+
+    /// Returns the grant detached, with `status`, the owner's status in the tenant that the need names.
     #[cold]
     fn with_status(self, status: OwnerStatus) -> Self {
         let GrantSource::Index { snapshot, row, .. } = &self.source else {

@@ -19,7 +19,8 @@ use keyward::store::{
     ScanPage, StoreError, StoreErrorKind, TenantView, async_trait,
 };
 use keyward::{
-    KeyId, Keyward, Need, Reason, ScopeSet, TenantId, VerifyError, days, profiles, token,
+    Grant, KeyId, Keyward, Need, Reason, ScopeSet, TenantId, UpdateKey, VerifyError, days,
+    profiles, token,
 };
 
 use support::{TestService, admin, host, reader, reading, wait, with_other_secret};
@@ -179,6 +180,35 @@ fn service() -> (TestService, String) {
     let token = world.create(&admin(), key).unwrap();
     let token = token.secret.expose().to_owned();
     (world, token)
+}
+
+/// Returns the memory in bytes that 200 grants keep. Between them, another key gets other scopes.
+fn kept_by_grants(hold: impl Fn(Grant) -> Option<Grant>) -> i64 {
+    let (world, token) = service();
+    let other = world.create(&admin(), reader("other")).unwrap();
+    let mut grants = Vec::with_capacity(200);
+    let counted = allocation_counter::measure(|| {
+        for number in 0..200 {
+            let grant = world.keys.verify(&token, &reading());
+            grants.push(hold(grant.unwrap()));
+            let scopes: Vec<_> = (0..50).map(|scope| format!("r{number}:a{scope}")).collect();
+            let change = UpdateKey::new().scopes(scopes.iter().map(String::as_str));
+            wait(world.keys.update(&admin(), other.id, change)).unwrap();
+        }
+    });
+    let mut held = grants.iter().flatten();
+    assert!(held.all(|grant| grant.tenant() == &key_tenant()));
+    counted.bytes_current
+}
+
+/// Half a kilobyte for each detached grant, which no version of the index is as small as.
+#[test]
+fn detached_grants_keep_no_version_of_the_index() {
+    let nothing = kept_by_grants(|_| None);
+    let detached = kept_by_grants(|grant| Some(grant.detach())) - nothing;
+    let borrowed = kept_by_grants(Some) - nothing;
+    assert!(detached < 200 * 1024, "{detached} bytes");
+    assert!(borrowed > 4 * detached, "{borrowed} and {detached} bytes");
 }
 
 /// Returns the number of allocations in a hundred verifications, each of which must have the expected
