@@ -204,8 +204,11 @@ pub(crate) enum UselessTrails {
 ///
 /// `trails` has an entry for each tenant of the restored store, and for each tenant with given entries. If
 /// `is_whole` is true, the given trails are all that the lost store had. A trail without later entries then
-/// proves that its tenant was not changed, if another trail goes on after the backup. A trail that is short or
-/// diverges contradicts that: the given trails are then of another store, or of an earlier loss.
+/// proves that its tenant was not changed, if another trail goes on after the backup.
+///
+/// A trail that diverges from the backup shows that the given trails are of another history, so none of them proves
+/// anything. So does a short one among trails that are whole: the lost store had all of the backup. A missing one does
+/// not, because the salvage of a damaged store can lose a whole trail.
 ///
 /// A tenant counts only with all tenants above and below it, because their rows limit its keys too.
 pub(crate) fn covered(
@@ -224,12 +227,15 @@ pub(crate) fn covered(
             return Err(UselessTrails::NothingLater);
         }
     }
-    let contradicts =
-        |trail: &ComparedTrail| matches!(trail.reach, TrailReach::Short | TrailReach::Diverges);
-    let is_whole = is_whole && !any(&contradicts);
+    let contradicts = |trail: &ComparedTrail| match trail.reach {
+        TrailReach::Diverges => true,
+        TrailReach::Short => is_whole,
+        _ => false,
+    };
+    let is_lost_store = !any(&contradicts);
     let proves = |trail: &ComparedTrail| match trail.reach {
-        TrailReach::Beyond => true,
-        TrailReach::RestoredEnd => is_whole,
+        TrailReach::Beyond => is_lost_store,
+        TrailReach::RestoredEnd => is_lost_store && is_whole,
         TrailReach::Missing | TrailReach::Short | TrailReach::Diverges | TrailReach::Gap => false,
     };
     let unproven = trails.iter().filter(|(_, trail)| !proves(trail));

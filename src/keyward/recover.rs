@@ -40,19 +40,17 @@ pub enum Recovery {
     /// trail. The other store is the lost store, or a copy of the lost store that is newer than the backup.
     ///
     /// The other store must have the epoch of the store that was backed up, the newest restored entry of each tenant,
-    /// and entries after the backup. A
-    /// tenant without later entries was not changed, and stays as it is. Every key is disabled of a tenant
-    /// whose trail is missing, differs from the restored trail, or does not reach its end. The same applies if
-    /// the lost store pruned entries after the backup.
+    /// and entries after the backup. A tenant without later entries was not changed, and stays as it is. Every key is
+    /// disabled of a tenant whose trail is missing, or lacks entries that the lost store pruned after the backup.
     ///
-    /// If a trail differs from the restored one or ends before it, the other store is not the lost one. Then
-    /// every key is also disabled of a tenant without later entries.
+    /// If a trail differs from the restored one or ends before it, the other store is not the lost one. Then every key of every tenant is disabled.
     ReplayFrom(Arc<dyn KeyStore>),
     /// Repeats the changes that ended or narrowed keys since the backup, as recorded in separately stored audit
     /// entries, such as an exported trail.
     ///
     /// Applies the rules of [`ReplayFrom`](Self::ReplayFrom) to each tenant, with one addition. If a tenant has no
-    /// later entries and [`is_whole`](Self::Replay::is_whole) is false, every key of the tenant is disabled.
+    /// later entries and [`is_whole`](Self::Replay::is_whole) is false, every key of the tenant is disabled. A trail
+    /// that ends too early then concerns only its own tenant.
     Replay {
         /// The entries, in any order. Equal copies of an entry count once.
         entries: Vec<AuditEntry>,
