@@ -71,6 +71,10 @@ impl StoreFile {
     /// Opens a file whose header and definitions are undamaged.
     fn open_whole(&self) -> Result<ReadConnection, OpenError> {
         let fail = |fault: SqliteFault| OpenError::of(&self.path, fault);
+        // A tolerant connection overlooks some damage of the header.
+        if let Err(error @ OpenError::Corrupt { .. }) = self.open_to_read() {
+            return Err(error);
+        }
         let opened = self.open_tolerant()?;
         let conn = &opened.conn;
         let number = |name| -> Result<i64, SqliteFault> {
@@ -143,10 +147,11 @@ impl StoreFile {
         define().map_err(fail)?;
         drop(empty);
         let mut damaged = Vec::new();
-        if !whole_header {
-            damaged.push("the header of the file is damaged".to_owned());
-        }
         damaged.extend(definitions.damaged());
+        // A file that needs a copy has a damaged header, even if none of the fixed bytes differs.
+        if !whole_header || damaged.is_empty() {
+            damaged.insert(0, "the header of the file is damaged".to_owned());
+        }
         Ok((copy.open_tolerant()?, damaged))
     }
 

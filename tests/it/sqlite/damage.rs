@@ -568,6 +568,8 @@ fn a_flipped_bit_in_the_header_is_damage() {
                 "byte {}: {error:?}",
                 bit / 8
             );
+            let checked = wait(SqliteStore::check_damaged(flipped.path())).unwrap();
+            assert!(!checked.is_sound(), "byte {}", bit / 8);
             refused += 1;
         }
     }
