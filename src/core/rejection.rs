@@ -136,9 +136,10 @@ pub enum VerifyError {
     #[error("the two keys do not belong together")]
     PairMismatch,
     /// The verifier has not synced within its staleness bound. The cause is an outage, not the key.
-    #[error("not confirmed for {age:?}, at most {bound:?} is allowed")]
+    #[error("not confirmed{}, at most {bound:?} is allowed", for_time(*age))]
     Stale {
-        /// The time since the replica was last confirmed to be up to date.
+        /// The time since the replica was last confirmed to be up to date. [`Duration::MAX`] if it is not confirmed
+        /// at all.
         age: Duration,
         /// The staleness bound.
         bound: Duration,
@@ -173,6 +174,13 @@ pub enum VerifyError {
         /// The id of the refused key.
         key: KeyId,
     },
+}
+
+fn for_time(age: Duration) -> String {
+    match age {
+        Duration::MAX => String::new(),
+        age => format!(" for {age:?}"),
+    }
 }
 
 impl VerifyError {
