@@ -730,6 +730,9 @@ fn a_key_without_scopes_is_created_with_a_warning() {
         assert!(scopeless.err.contains("--scope"), "{scopeless:?}");
         assert_eq!(scopeless.out.lines().count(), 1, "{scopeless:?}");
     }
+    let scopeless = create(&["--json"]);
+    let warning: Value = serde_json::from_str(&scopeless.err).unwrap();
+    assert!(warning["warning"].is_string(), "{scopeless:?}");
     assert!(
         !create(&["--scope", "reports:read"])
             .err

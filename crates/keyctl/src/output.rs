@@ -67,6 +67,14 @@ impl Output {
         }
     }
 
+    /// Prints a warning on stderr: a JSON document in JSON mode, otherwise a message for people.
+    pub(crate) fn warning(&self, message: &str) {
+        match self.json {
+            true => warn(&escaped_json(&json!({ "warning": message }).to_string())),
+            false => warn(&format!("keyctl: {message}")),
+        }
+    }
+
     /// Prints the position at which the next page of a list begins, on stderr.
     pub(crate) fn more(&self, rows: &str, next: &impl std::fmt::Display) {
         if self.json {

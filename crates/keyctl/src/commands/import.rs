@@ -342,8 +342,8 @@ fn finish(counts: &ImportCounts, output: &Output) -> CliResult<()> {
         output.line(&sum).map_err(|failure| failure.about(sum))?;
     }
     if *useless > 0 {
-        warn(&format!(
-            "keyctl: {useless} of the imported keys may do nothing: their lines had no \"scopes\" that their \
+        output.warning(&format!(
+            "{useless} of the imported keys may do nothing: their lines had no \"scopes\" that their \
              owners' roles allow; the service can update the keys"
         ));
     }

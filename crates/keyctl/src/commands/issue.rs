@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::args::{CreateArgs, RotateArgs};
 use crate::desk::{CliContext, invocation, key_id};
 use crate::failure::{CliError, CliErrorKind, CliResult};
-use crate::output::{Output, cell, ready_for_secrets, warn};
+use crate::output::{Output, cell, ready_for_secrets};
 
 pub(crate) async fn create(
     context: &CliContext,
@@ -63,10 +63,7 @@ pub(crate) async fn create(
             true => "it has no scopes; give it some, such as --scope reports:read",
             false => "its owner's role allows none of its scopes",
         };
-        warn(&format!(
-            "keyctl: key {} may do nothing: {reason}",
-            created.id
-        ));
+        output.warning(&format!("key {} may do nothing: {reason}", created.id));
     }
     Ok(())
 }

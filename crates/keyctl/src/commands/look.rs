@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::args::ListArgs;
 use crate::desk::{CliContext, key_id, position};
 use crate::failure::{CliError, CliErrorKind, CliResult};
-use crate::output::{Output, cell, warn};
+use crate::output::{Output, cell};
 
 const HEAD: [&str; 9] = [
     "ID", "STATUS", "CLASS", "ENV", "NAME", "TENANT", "OWNER", "ENDS", "HINT",
@@ -16,7 +16,7 @@ const HEAD: [&str; 9] = [
 
 pub(crate) async fn list(context: &CliContext, args: ListArgs, output: &Output) -> CliResult<()> {
     let all = args.all;
-    let mut query = query(context, args).await?;
+    let mut query = query(context, args, output).await?;
     let mut corrupt = Vec::new();
     let mut first = true;
     loop {
@@ -44,7 +44,7 @@ pub(crate) async fn list(context: &CliContext, args: ListArgs, output: &Output) 
     Err(CliError::new(CliErrorKind::Corrupt, message))
 }
 
-async fn query(context: &CliContext, args: ListArgs) -> CliResult<KeyQuery> {
+async fn query(context: &CliContext, args: ListArgs, output: &Output) -> CliResult<KeyQuery> {
     let now = context.keys.now();
     let mut query = KeyQuery::all(now);
     query.tenant = context.some_tenant().await?;
@@ -54,7 +54,7 @@ async fn query(context: &CliContext, args: ListArgs) -> CliResult<KeyQuery> {
         ));
     }
     if query.tenant.is_none() && args.below {
-        warn("keyctl: --below has no effect without --tenant: all tenants are listed");
+        output.warning("--below has no effect without --tenant: all tenants are listed");
     }
     query.below = args.below;
     query.statuses = args.status.into_iter().map(Into::into).collect();

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::args::{CommonArgs, LiveNodesArgs, UntilConfirmedArgs};
 use crate::desk::CliContext;
 use crate::failure::{CliError, CliErrorKind, CliResult};
-use crate::output::{Output, cell, warn};
+use crate::output::{Output, cell};
 use crate::store::{self, Expected, Store};
 
 /// 250 ms between two reads of the registry, the default poll interval of a node.
@@ -271,9 +271,7 @@ async fn confirmed(
             Err(error) => {
                 let cause = WithSources(&error).to_string();
                 if cause != failed {
-                    warn(&format!(
-                        "keyctl: cannot read the nodes, trying again: {cause}"
-                    ));
+                    output.warning(&format!("cannot read the nodes, trying again: {cause}"));
                 }
                 failed = cause;
             }

@@ -12,7 +12,7 @@ use crate::args::RecoverArgs;
 use crate::desk::CliContext;
 use crate::failure::{CliError, CliResult};
 use crate::lines::Lines;
-use crate::output::{Output, warn};
+use crate::output::Output;
 use crate::store::{self, Expected};
 use crate::words::counted;
 
@@ -62,8 +62,8 @@ pub(crate) async fn run(
     // The recovery read the whole store as a node, which no receipt should wait for.
     if let Err(error) = context.keys.deregister().await {
         let cause = WithSources(&error);
-        warn(&format!(
-            "keyctl: this process stays listed as a node until its lease ends: {cause}"
+        output.warning(&format!(
+            "this process stays listed as a node until its lease ends: {cause}"
         ));
     }
     let peppers = PepperUse {
