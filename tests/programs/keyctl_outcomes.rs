@@ -9,6 +9,7 @@ use keyward::key::Digest;
 use keyward::policy::{ProvisionOn, ProvisionRule};
 use keyward::{ScopeSet, profiles};
 use serde_json::json;
+use support::wait;
 
 use super::keyctl::{
     CORRUPT, DENIED, IN_PART, NOT_FOUND, Said, Shop, USAGE, commit_in_the_future, keeps_nothing,
@@ -354,6 +355,39 @@ fn waiting_for_the_nodes_ends_when_the_store_goes_back_in_time() {
         rest.iter().any(|line| line.contains("went back in time")),
         "{rest:?}"
     );
+}
+
+#[test]
+fn nodes_and_check_report_a_store_that_went_back_in_time() {
+    let shop = Shop::new();
+    shop.key("acme", "first", &[]);
+    shop.run(&["checkpoint"]).ended(0);
+    fs::copy(shop.path("keys.db"), shop.path("older.db")).unwrap();
+    shop.key("acme", "second", &[]);
+    let follower = node(&shop, 1, LONG);
+    wait(follower.sync()).unwrap();
+    drop(follower);
+    let sound = shop.run(&["nodes", "--json"]).ended(0).document();
+    assert_eq!(sound["store_went_back"], false, "{sound}");
+    shop.run(&["check"]).ended(0);
+    for end in ["-wal", "-shm"] {
+        let _ = fs::remove_file(shop.path(&format!("keys.db{end}")));
+    }
+    fs::copy(shop.path("older.db"), shop.path("keys.db")).unwrap();
+
+    let listed = shop.run(&["nodes"]).ended(0);
+    for part in ["node of version 1", "went back in time", "start-new-epoch"] {
+        assert!(listed.err.contains(part), "{part}: {listed:?}");
+    }
+    let listed = shop.run(&["nodes", "--json"]).ended(0).document();
+    assert_eq!(listed["store_went_back"], true, "{listed}");
+    let checked = shop.run(&["check"]).ended(CORRUPT);
+    assert!(checked.err.contains("went back in time"), "{checked:?}");
+
+    // A node of the lost epoch proves nothing about the new one.
+    shop.run(&["start-new-epoch", "--yes"]).ended(0);
+    let listed = shop.run(&["nodes", "--allow-unrecovered"]).ended(0);
+    assert!(!listed.err.contains("went back"), "{listed:?}");
 }
 
 #[test]

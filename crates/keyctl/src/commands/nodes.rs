@@ -6,8 +6,7 @@ use std::time::Duration;
 use keyward::clocks::SystemClock;
 use keyward::node::{Confirmations, NodeAnswer, NodeConfirmation, NodeLabel};
 use keyward::pepper::PepperId;
-use keyward::store::StoreErrorKind;
-use keyward::store::{Cursor, KeyStore, NodeRegistry, NodeReport};
+use keyward::store::{ChangesError, Cursor, KeyStore, NodeRegistry, NodeReport, StoreErrorKind};
 use keyward::{Clock, Receipt, Timestamp, WithSources};
 use serde_json::{Value, json};
 
@@ -99,9 +98,15 @@ pub(crate) async fn list(common: &CommonArgs, output: &Output) -> CliResult<()> 
              change",
         );
     }
-    let nodes = reports.iter().map(|report| (report, head));
+    let mut nodes = Vec::new();
+    for report in &reports {
+        nodes.push((
+            report,
+            lacks_commits_of(&*store.keys(), report, head).await?,
+        ));
+    }
     if output.json {
-        return nodes.into_iter().try_for_each(|(report, head)| {
+        return nodes.into_iter().try_for_each(|(report, went_back)| {
             let silent = now.since(report.clock);
             let until = report.clock.saturating_add(report.lease);
             let process = report.process.as_ref();
@@ -110,6 +115,7 @@ pub(crate) async fn list(common: &CommonArgs, output: &Output) -> CliResult<()> 
                 "label": report.label,
                 "applied": applied(report, head),
                 "head": head.revision.0,
+                "store_went_back": went_back,
                 "silent_seconds": silent.as_secs(),
                 "lease_seconds": report.lease.as_secs(),
                 "accepts_until": until,
@@ -123,15 +129,19 @@ pub(crate) async fn list(common: &CommonArgs, output: &Output) -> CliResult<()> 
             }))
         });
     }
-    let row = |(report, head): (&NodeReport, Cursor)| {
+    for (report, _) in nodes.iter().filter(|(_, went_back)| *went_back) {
+        output.note(&went_back_line(report));
+    }
+    let row = |(report, went_back): (&NodeReport, bool)| {
         let applied = applied(report, head);
+        let behind = applied.filter(|_| !went_back);
         let until = report.clock.saturating_add(report.lease);
         let process = report.process.as_ref();
         vec![
             report.node.to_string(),
             cell(report.label.as_ref()),
             cell(applied),
-            cell(applied.map(|applied| head.revision.0.saturating_sub(applied))),
+            cell(behind.map(|behind| head.revision.0.saturating_sub(behind))),
             format!("{} s", now.since(report.clock).as_secs()),
             format!("{} s", report.lease.as_secs()),
             match is_live(report, now) {
@@ -146,11 +156,54 @@ pub(crate) async fn list(common: &CommonArgs, output: &Output) -> CliResult<()> 
             })),
         ]
     };
-    let rows: Vec<_> = nodes.map(row).collect();
+    let rows: Vec<_> = nodes.into_iter().map(row).collect();
     match rows.is_empty() {
         true => Ok(()),
         false => output.table(&HEAD, &rows),
     }
+}
+
+/// Returns whether the store went back in time: it is in the epoch of the node's report, and lacks a commit that the
+/// node has applied. `head` must be read after the report.
+async fn lacks_commits_of(
+    store: &dyn KeyStore,
+    report: &NodeReport,
+    head: Cursor,
+) -> CliResult<bool> {
+    let Some(applied) = report.applied.filter(|own| own.epoch == head.epoch) else {
+        return Ok(false);
+    };
+    if applied.revision > head.revision {
+        return Ok(true);
+    }
+    match store.changes(applied, NonZeroUsize::MIN).await {
+        Err(ChangesError::Diverged) => Ok(true),
+        Err(ChangesError::Store(error)) => Err(error.into()),
+        Ok(_) | Err(ChangesError::Compacted) => Ok(false),
+    }
+}
+
+fn went_back_line(report: &NodeReport) -> String {
+    let node =
+        (report.label.as_ref()).map_or_else(|| report.node.to_string(), |label| label.to_string());
+    format!(
+        "the store lacks commits that node {node} has: it went back in time; put the right store back, or run \
+         `keyctl start-new-epoch`, and then `keyctl recover` with the trail of the lost store"
+    )
+}
+
+/// Returns a sentence for each node that has applied commits which the store lacks.
+pub(super) async fn went_back(store: &Store) -> CliResult<Vec<String>> {
+    let reports = store.registry().nodes().await?;
+    let keys = store.keys();
+    let head = keys.scan(None, NonZeroUsize::MIN).await?.head;
+    let mut lines = Vec::new();
+    for report in &reports {
+        if lacks_commits_of(&*keys, report, head).await? {
+            lines.push(went_back_line(report));
+        }
+    }
+    Ok(lines)
 }
 
 /// Returns the revision that a node has applied. `None` if the node has not read the store, or has read another

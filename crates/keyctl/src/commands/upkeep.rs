@@ -235,9 +235,13 @@ pub(crate) async fn finish_upgrade(
 
 pub(crate) async fn check(common: &CommonArgs, output: &Output) -> CliResult<()> {
     let elapsed = output.show_elapsed(format!("checking {}", common.store));
+    let mut went_back = Vec::new();
     let (report, replica) = match store::open(common, Expected::Existing).await {
         Ok(store) => {
             let report = store.check_integrity().await?;
+            if report.is_sound() {
+                went_back = nodes::went_back(&store).await?;
+            }
             let replica = Arc::new(Replica::new(store.keys(), Arc::new(SystemClock)));
             // A damaged store may fail to sync. The report names the damage.
             let replica = match replica.sync().await {
@@ -259,6 +263,7 @@ pub(crate) async fn check(common: &CommonArgs, output: &Output) -> CliResult<()>
     let faults = &report.faults;
     let printed = print_check(&report, &ahead, peppers.as_ref(), output);
     let mut problems = peppers.as_ref().map_or_else(Vec::new, PepperUse::problems);
+    problems.extend(went_back);
     if !faults.is_empty() {
         let salvage = match &common.store {
             StoreLocation::File(_) => ", or copy what is whole: keyctl salvage",
