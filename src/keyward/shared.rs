@@ -110,6 +110,25 @@ impl PepperChecks {
     }
 }
 
+/// Returns the pepper that most recently became the current one of a process of the store. `None` if no process has
+/// stored its peppers.
+///
+/// Any process must be able to verify keys under this pepper. A pepper file that lacks it is out of date.
+///
+/// # Errors
+///
+/// [`BuildError`] of the store, or because it holds the peppers in an unknown form.
+pub async fn newest_current(store: &dyn KeyStore) -> Result<Option<PepperId>, BuildError> {
+    let Some(documents) = store.documents() else {
+        return Ok(None);
+    };
+    let stored = documents.document(&DocumentName::PEPPERS).await?.document;
+    let checks = stored.map(|stored| PepperChecks::read(&stored.body));
+    Ok(checks
+        .transpose()?
+        .and_then(|mut checks| checks.current.pop()))
+}
+
 fn check_values(ring: &PepperRing) -> BTreeMap<PepperId, String> {
     let check = |pepper: &Pepper| (pepper.id().clone(), hexadecimal(&pepper.check_value()));
     ring.all().map(check).collect()

@@ -1856,6 +1856,33 @@ fn a_pepper_file_of_another_store_is_refused_before_a_key_is_created() {
     assert_eq!(shop.names(&[]), [""; 0]);
 }
 
+/// Otherwise the file gets a pepper that the processes with the current file lack.
+#[test]
+fn an_old_copy_of_the_pepper_file_is_named_and_gets_no_pepper() {
+    let shop = Shop::new();
+    fs::copy(shop.path("keys.db.pepper"), shop.path("old.pepper")).unwrap();
+    shop.run(&["pepper", "prepare"]).ended(0);
+    shop.run(&["pepper", "rotate"]).ended(0);
+    let current = shop.run(&["create", "a", "--tenant", "acme"]).ended(0);
+    assert!(!current.err.contains("lacks pepper"), "{current:?}");
+    let with_old = |args: &[&str]| shop.run(&[args, &["--pepper-file", "old.pepper"]].concat());
+
+    let create = ["create", "b", "--tenant", "acme"];
+    let warned = with_old(&create).ended(0);
+    assert!(
+        warned.err.contains("the pepper file lacks pepper"),
+        "{warned:?}"
+    );
+    assert!(!with_old(&["list"]).ended(0).err.contains("lacks"));
+    let before = fs::read(shop.path("old.pepper")).unwrap();
+    for step in ["prepare", "rotate"] {
+        let refused = with_old(&["pepper", step]).ended(DENIED);
+        assert!(refused.err.contains("--pepper-lost"), "{refused:?}");
+    }
+    assert_eq!(fs::read(shop.path("old.pepper")).unwrap(), before);
+    with_old(&["pepper", "prepare", "--pepper-lost"]).ended(0);
+}
+
 /// Returns the peppers that `keyctl pepper show` lists: id, state and number of live keys.
 fn peppers(shop: &Shop, more: &[&str]) -> Vec<(String, String, u64)> {
     let shown = shop.run(&[&["pepper", "show", "--json"], more].concat());

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use keyward::command::{CommandId, Invocation};
+use keyward::pepper::{PepperId, newest_current};
 use keyward::policy::{Policies, Policy, PolicySpec};
 use keyward::store::{
     KeyQuery, KeyStore, LoadRequest, Locator, PositionError, Revision, Row, StoreErrorKind,
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::args::{CommandIdArgs, CommonArgs};
 use crate::failure::{CliError, CliErrorKind, CliResult};
+use crate::output::Output;
 use crate::store::{self, Expected, Store};
 
 pub(crate) struct CliContext {
@@ -22,6 +24,8 @@ pub(crate) struct CliContext {
     pub(crate) store: Arc<dyn KeyStore>,
     pub(crate) keys: Keyward,
     pub(crate) policies: Arc<Policies>,
+    /// The newest current pepper of the store, if the pepper file lacks it.
+    lacked_pepper: Option<PepperId>,
 }
 
 impl CliContext {
@@ -38,6 +42,11 @@ impl CliContext {
         peppers: PepperRing,
     ) -> CliResult<Self> {
         let store = backend.keys();
+        // The build below may add the current pepper of the file to those of the store.
+        let lacked_pepper = match common.pepper_lost {
+            true => None,
+            false => lacked_pepper(&*store, &peppers).await?,
+        };
         // Each command reads the rows that its decision needs. The nodes' reports contain the time that a change
         // takes to reach them.
         let mut builder = Keyward::builder(store.clone(), peppers)
@@ -58,7 +67,18 @@ impl CliContext {
             store,
             keys,
             policies,
+            lacked_pepper,
         })
+    }
+
+    /// Warns if the pepper file is out of date, before a command that writes.
+    pub(crate) fn warn_of_old_pepper_file(&self, output: &Output) {
+        if let Some(pepper) = &self.lacked_pepper {
+            output.warning(&format!(
+                "the pepper file lacks pepper {pepper}, which other processes create keys with: this command uses an \
+                 older pepper; put back the current pepper file"
+            ));
+        }
     }
 
     pub(crate) const fn common(&self) -> &CommonArgs {
@@ -150,6 +170,15 @@ impl CliContext {
             _ => Err(Denial::NotFound.into()),
         }
     }
+}
+
+/// Returns the newest current pepper of the store, if the pepper file lacks it.
+pub(crate) async fn lacked_pepper(
+    store: &dyn KeyStore,
+    peppers: &PepperRing,
+) -> CliResult<Option<PepperId>> {
+    let newest = newest_current(store).await?;
+    Ok(newest.filter(|newest| peppers.state(newest).is_none()))
 }
 
 /// Parses a key id given on the command line.

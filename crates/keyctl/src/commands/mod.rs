@@ -65,9 +65,17 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> CliResult<()> {
             check_waits_for_recovery(opened, &common.store)?;
             // A store that waits for recovery opens only with this flag.
             common.allow_unrecovered = true;
-            recover::run(&CliContext::open(common).await?, &args, output).await
+            let context = CliContext::open(common).await?;
+            context.warn_of_old_pepper_file(output);
+            recover::run(&context, &args, output).await
         }
-        command => about_keys(&CliContext::open(common).await?, command, output).await,
+        command => {
+            let context = CliContext::open(common).await?;
+            if !command.only_lists() && !matches!(command, CliCommand::Audit(_)) {
+                context.warn_of_old_pepper_file(output);
+            }
+            about_keys(&context, command, output).await
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::nodes;
 use crate::args::{CommonArgs, LiveNodesArgs, PepperCommand};
+use crate::desk::lacked_pepper;
 use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::{Output, cell};
 use crate::store::{self, Expected, Store};
@@ -33,8 +34,12 @@ pub(crate) async fn run(
             let file = Some(path);
             return show(&PepperUse { counts, file }, output);
         }
-        PepperCommand::Prepare => file.prepare()?,
+        PepperCommand::Prepare => {
+            check_up_to_date(common, &path, &file.ring()).await?;
+            file.prepare()?;
+        }
         PepperCommand::Rotate(live) => {
+            check_up_to_date(common, &path, &file.ring()).await?;
             if let Some(next) = file.ring().next().filter(|_| !live.yes) {
                 check_next(common, live, next.id()).await?;
             }
@@ -65,6 +70,25 @@ pub(crate) async fn run(
         ),
     };
     changed(&path, (pepper.id(), state), next, output)
+}
+
+/// Refuses to add a pepper to a file that lacks the newest current pepper of the store. Such a file is an old copy, and
+/// processes with the current file would lack the added pepper.
+async fn check_up_to_date(common: &CommonArgs, file: &Path, ring: &PepperRing) -> CliResult<()> {
+    if common.pepper_lost {
+        return Ok(());
+    }
+    let store = store::open(common, Expected::Existing).await?;
+    let Some(pepper) = lacked_pepper(&*store.keys(), ring).await? else {
+        return Ok(());
+    };
+    let message = format!(
+        "{} lacks pepper {pepper}, which processes of {} create keys with, so it was left as it is: put back the \
+         current pepper file, or state with --pepper-lost that it is lost",
+        file.display(),
+        common.store
+    );
+    Err(CliError::new(CliErrorKind::Refused, message))
 }
 
 fn changed(
