@@ -1,5 +1,6 @@
 //! Commands that ask about the live nodes of the store: the nodes' builds, peppers and reports.
 
+use std::fs;
 use std::time::Duration;
 
 use keyward::clocks::SystemClock;
@@ -9,7 +10,7 @@ use keyward::{Clock, Timestamp};
 use serde_json::{Value, json};
 use support::{process, wait};
 
-use super::keyctl::{DENIED, Said, Shop};
+use super::keyctl::{CORRUPT, DENIED, Said, Shop};
 
 /// The reports of one live node of a shop.
 struct LiveNode {
@@ -185,4 +186,35 @@ fn a_change_whose_nodes_cannot_be_read_states_that_its_time_is_not_known() {
     let revoked = shop.run(&["revoke", &id, "--reason", "lost"]).ended(0);
     let unknown = "at a time that is not known, because the node registry cannot be read";
     assert!(revoked.err.contains(unknown), "{revoked:?}");
+}
+
+/// The store is whole, so the advice must not be to restore a backup.
+#[test]
+fn a_damaged_registry_is_no_damage_of_the_store() {
+    let shop = Shop::new();
+    shop.key("acme", "one", &[]);
+    LiveNode::of(&shop).report(None);
+    let file = rusqlite::Connection::open(shop.path("keys.db-nodes")).unwrap();
+    file.execute("UPDATE reports SET seal = seal + 1", [])
+        .unwrap();
+    drop(file);
+    let checked = shop.run(&["check"]).ended(CORRUPT);
+    assert!(checked.out.contains("live keys of pepper"), "{checked:?}");
+    let text = checked.err;
+    assert!(
+        text.contains("keys.db-nodes") && text.contains("remove this file"),
+        "{text}"
+    );
+    assert!(!text.contains("keys.db is corrupt"), "{text}");
+    let checked = shop.run(&["check", "--json"]).ended(CORRUPT).document();
+    assert_eq!(checked["faults"], json!([]), "{checked}");
+    assert_eq!(
+        checked["registry"].as_array().unwrap().len(),
+        1,
+        "{checked}"
+    );
+
+    fs::write(shop.path("keys.db-nodes"), [7; 8192]).unwrap();
+    let text = shop.run(&["check"]).ended(CORRUPT).err;
+    assert!(!text.contains("keys.db is corrupt"), "{text}");
 }

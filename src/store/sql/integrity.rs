@@ -26,6 +26,9 @@ pub struct IntegrityReport {
     pub audit: u64,
     /// The faults, 1,000 at most. Each fault names its row. Empty if the store is sound.
     pub faults: Vec<String>,
+    /// The faults of the node registry of a file, 1,000 at most. The registry is a file of its own, next to the
+    /// store. No key depends on it.
+    pub registry: Vec<String>,
     /// The lost audit entries whose loss a later entry [records](Action::EntriesLost), after a recovery. These are no
     /// faults.
     pub losses: Vec<String>,
@@ -142,7 +145,7 @@ impl IntegrityReport {
     /// Returns whether there is no fault.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        self.faults.is_empty()
+        self.faults.is_empty() && self.registry.is_empty()
     }
 
     pub(in crate::store) fn add(&mut self, fault: impl ToString) {

@@ -164,23 +164,25 @@ impl Registry {
         Ok(reports)
     }
 
-    /// Adds the damaged reports to an integrity report.
+    /// Adds the faults of the registry to an integrity report of the store.
     pub(super) fn check(&self, report: &mut IntegrityReport) -> Result<(), SqliteFault> {
+        let mut own = IntegrityReport::default();
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let mut scan = || -> Result<(), SqliteFault> {
             let Some(ready) = self.connection(open.take())? else {
                 return Ok(());
             };
             each_report(&ready.0.conn, |row| {
-                report.look(IntegrityPass::Nodes, row);
+                own.look(IntegrityPass::Nodes, row);
                 Ok(())
             })?;
             self.keep(&mut open, ready)
         };
         match self.named(scan()) {
-            Err(fault) if fault.is_damage() => report.add(format!("the node registry: {fault}")),
+            Err(fault) if fault.is_damage() => own.add(format!("the node registry: {fault}")),
             scanned => scanned?,
         }
+        report.registry = own.faults;
         Ok(())
     }
 

@@ -99,7 +99,7 @@ fn a_damaged_entry_is_named_and_replaced_by_the_next_report() {
         // If the damaged entry were skipped, its node would look as if it were gone.
         let error = wait(store.nodes()).unwrap_err();
         assert_eq!(error.kind(), StoreErrorKind::Corrupt);
-        let faults = wait(store.check_integrity()).unwrap().faults;
+        let faults = wait(store.check_integrity()).unwrap().registry;
         assert_eq!(faults.len(), 1);
         assert!(
             faults[0].contains(&report(2, 5).node.to_string()),
@@ -350,7 +350,7 @@ fn a_malformed_registry_names_its_file_and_starts_over_once_that_is_removed() {
             "{text}"
         );
     }
-    let faults = wait(store.check_integrity()).unwrap().faults;
+    let faults = wait(store.check_integrity()).unwrap().registry;
     assert!(faults[0].contains("keys.db-nodes"), "{faults:?}");
     fs::remove_file(&registry).unwrap();
     assert!(wait(store.report(report(1, 2))).unwrap());

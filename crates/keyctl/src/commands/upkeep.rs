@@ -245,7 +245,7 @@ pub(crate) async fn check(common: &CommonArgs, output: &Output) -> CliResult<()>
             let replica = Arc::new(Replica::new(store.keys(), Arc::new(SystemClock)));
             // A damaged store may fail to sync. The report names the damage.
             let replica = match replica.sync().await {
-                Err(error) if report.is_sound() => return Err(error.into()),
+                Err(error) if report.faults.is_empty() => return Err(error.into()),
                 Err(_) => None,
                 Ok(_) => Some(replica),
             };
@@ -256,7 +256,7 @@ pub(crate) async fn check(common: &CommonArgs, output: &Output) -> CliResult<()>
     drop(elapsed);
     let ahead = (replica.as_ref()).map_or_else(Default::default, |known| known.tenants_ahead());
     // Damaged keys count under no pepper, so their counts could be too low.
-    let peppers = match replica.filter(|_| report.is_sound()) {
+    let peppers = match replica.filter(|_| report.faults.is_empty()) {
         Some(known) => Some(PepperUse::compare(common, known.keys_by_pepper(), output)?),
         None => None,
     };
@@ -271,6 +271,13 @@ pub(crate) async fn check(common: &CommonArgs, output: &Output) -> CliResult<()>
         };
         problems.push(format!(
             "{} is corrupt; restore a backup{salvage}",
+            common.store
+        ));
+    }
+    if !report.registry.is_empty() {
+        problems.push(format!(
+            "{}-nodes holds the reports of the nodes and is damaged: stop all processes of the store, and remove this \
+             file and its -wal and -shm files; no receipt is then complete before the staleness bound has passed",
             common.store
         ));
     }
@@ -306,6 +313,7 @@ fn print_check(
         audit,
         faults,
         losses,
+        registry,
         ..
     } = report;
     if output.json {
@@ -313,7 +321,8 @@ fn print_check(
             .map(|(tenant, at)| json!({"tenant": tenant, "newest": at}))
             .collect();
         return output.document(&json!({
-            "intact": faults.is_empty(), "rows": rows, "audit": audit, "faults": faults, "losses": losses, "ahead": ahead,
+            "intact": report.is_sound(), "rows": rows, "audit": audit, "faults": faults, "losses": losses, "ahead": ahead,
+            "registry": registry,
             "peppers": peppers.map(|used| used.documents().collect::<Vec<_>>()),
             "peppers_compared": peppers.is_some_and(|used| used.file.is_some()),
         }));
@@ -342,10 +351,11 @@ fn print_check(
         "{}, {}, {}",
         counted(*rows, "row"),
         counted(*audit, "audit entry"),
-        counted(faults.len(), "fault")
+        counted(faults.len() + registry.len(), "fault")
     ))?;
     faults
         .iter()
+        .chain(registry)
         .chain(losses)
         .try_for_each(|fault| output.line(fault))
 }
