@@ -10,7 +10,7 @@ use keyward::{Clock, Timestamp};
 use serde_json::{Value, json};
 use support::{process, wait};
 
-use super::keyctl::{CORRUPT, DENIED, Said, Shop};
+use super::keyctl::{CORRUPT, DENIED, IN_PART, Said, Shop};
 
 /// The reports of one live node of a shop.
 struct LiveNode {
@@ -217,4 +217,30 @@ fn a_damaged_registry_is_no_damage_of_the_store() {
     fs::write(shop.path("keys.db-nodes"), [7; 8192]).unwrap();
     let text = shop.run(&["check"]).ended(CORRUPT).err;
     assert!(!text.contains("keys.db is corrupt"), "{text}");
+}
+
+/// Another process locks the registry, so that no attempt to read it succeeds.
+#[test]
+fn waiting_for_nodes_that_cannot_be_read_ends() {
+    let shop = Shop::new();
+    let (id, _) = shop.key("acme", "one", &[]);
+    LiveNode::of(&shop).report(None);
+    let file = rusqlite::Connection::open(shop.path("keys.db-nodes")).unwrap();
+    file.execute_batch(
+        "PRAGMA locking_mode = EXCLUSIVE; BEGIN IMMEDIATE; UPDATE reports SET beat = beat; COMMIT",
+    )
+    .unwrap();
+    let args = [
+        "revoke",
+        &id,
+        "--reason",
+        "lost",
+        "--until-confirmed",
+        "--wait",
+        "100ms",
+    ];
+    let ended = shop.run(&args).ended(IN_PART);
+    for part in ["revoked key", "not confirmed", "keyctl nodes"] {
+        assert!(ended.err.contains(part), "{part}: {ended:?}");
+    }
 }

@@ -292,6 +292,8 @@ async fn confirmed(
 ) -> CliResult<Confirmations> {
     let mut line = output.progress_line();
     let (mut shown, mut failed) = (String::new(), String::new());
+    // Every known node has stopped by then, unless it has applied the change.
+    let mut latest = receipt.no_later_than();
     loop {
         match context.keys.confirmations(receipt).await {
             Ok(found) => {
@@ -307,6 +309,7 @@ async fn confirmed(
                     ),
                     false => (waits_for(&found), found.at_most()),
                 };
+                latest = latest.max(now.saturating_add(at_most));
                 let seconds = seconds(at_most);
                 line.step(
                     &format!("waits for {waits}, at most {seconds} s"),
@@ -320,6 +323,14 @@ async fn confirmed(
                     || context.keys.freshness().diverged.is_some() =>
             {
                 return Err(error.into());
+            }
+            Err(error) if context.keys.now() > latest => {
+                let message = format!(
+                    "the change is made, but not confirmed: the node registry cannot be read, and a node that it alone \
+                     lists may act on the earlier state; list the nodes with `keyctl nodes` once it can be read: {}",
+                    WithSources(&error)
+                );
+                return Err(CliError::new(CliErrorKind::InPart, message));
             }
             Err(error) => {
                 let cause = WithSources(&error).to_string();
