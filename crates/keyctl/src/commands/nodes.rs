@@ -83,13 +83,11 @@ pub(super) async fn refuse_live(
 pub(crate) async fn list(common: &CommonArgs, output: &Output) -> CliResult<()> {
     let store = store::open(common, Expected::Existing).await?;
     let mut reports = store.registry().nodes().await?;
-    let registered = reports.len();
-    reports.retain(|report| !report.is_former());
-    if reports.len() < registered {
-        output.note(
-            "nodes that registered before the restore may still accept keys until their leases end",
-        );
+    let former = reports.iter().filter(|report| report.is_former());
+    if let Some(lease) = former.map(|report| report.lease).max() {
+        output.note(&former_line(lease));
     }
+    reports.retain(|report| !report.is_former());
     let head = store.keys().scan(None, NonZeroUsize::MIN).await?.head;
     let now = SystemClock.now();
     if reports.is_empty() {
@@ -211,6 +209,19 @@ pub(super) async fn went_back(store: &Store) -> CliResult<Vec<String>> {
 fn applied(report: &NodeReport, head: Cursor) -> Option<u64> {
     let applied = report.applied.filter(|applied| applied.epoch == head.epoch);
     applied.map(|applied| applied.revision.0)
+}
+
+/// Returns a line about the nodes of an earlier history, or of a lost registry. No report states when it ended.
+fn former_line(lease: Duration) -> String {
+    match lease.as_secs() {
+        0 => "the registry was created after the store: a node that is not listed may accept keys until its staleness \
+              bound has passed since its last report"
+            .to_owned(),
+        lease => format!(
+            "the store has a new history: nodes that registered before may accept keys for at most {lease} s after \
+             its start"
+        ),
+    }
 }
 
 /// Returns the time from which every process acts on a change, as the end of a sentence.
