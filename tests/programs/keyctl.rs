@@ -1851,8 +1851,12 @@ fn a_pepper_file_of_another_store_is_refused_before_a_key_is_created() {
     let named = ["--pepper-file", pepper, "--tenant", "acme"];
     let refused = shop
         .run(&[&["create", "key"], &named[..]].concat())
-        .ended(USAGE);
+        .ended(CORRUPT);
     assert!(refused.err.contains("pepper"), "{refused:?}");
+    for reads in [&["list"][..], &["audit", "--check"]] {
+        let refused = shop.run(&[reads, &["--pepper-file", pepper]].concat());
+        assert!(refused.ended(CORRUPT).err.contains("--pepper-file"));
+    }
     assert_eq!(shop.names(&[]), [""; 0]);
 }
 

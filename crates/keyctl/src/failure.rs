@@ -201,7 +201,7 @@ impl From<BuildError> for CliError {
         match error {
             BuildError::Store(error) => error.into(),
             BuildError::UnrelatedPeppers { .. } => Self::new(
-                CliErrorKind::Usage,
+                CliErrorKind::Corrupt,
                 "this pepper file has none of the peppers that the store's keys were created with: name the \
                  service's own with --pepper-file <FILE>, or state with --pepper-lost that it is lost",
             ),
