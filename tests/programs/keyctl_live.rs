@@ -237,7 +237,7 @@ fn waiting_for_nodes_that_cannot_be_read_ends() {
         "lost",
         "--until-confirmed",
         "--wait",
-        "100ms",
+        "1s",
     ];
     let ended = shop.run(&args).ended(IN_PART);
     for part in ["revoked key", "not confirmed", "keyctl nodes"] {

@@ -7,7 +7,7 @@ use keyward::clocks::SystemClock;
 use keyward::node::{Confirmations, NodeAnswer, NodeConfirmation, NodeLabel};
 use keyward::pepper::PepperId;
 use keyward::store::{ChangesError, Cursor, KeyStore, NodeRegistry, NodeReport, StoreErrorKind};
-use keyward::{Clock, Receipt, Timestamp, WithSources};
+use keyward::{Clock, Receipt, TenantId, Timestamp, WithSources};
 use serde_json::{Value, json};
 
 use crate::args::{CommonArgs, LiveNodesArgs, UntilConfirmedArgs};
@@ -303,8 +303,9 @@ async fn confirmed(
 ) -> CliResult<Confirmations> {
     let mut line = output.progress_line();
     let (mut shown, mut failed) = (String::new(), String::new());
-    // Every known node has stopped by then, unless it has applied the change.
-    let mut latest = receipt.no_later_than();
+    // Every known node has stopped by then, unless it has applied the change. `None` until the registry answers.
+    let mut latest = None;
+    let unknown = receipt.decided_at().saturating_add(policy_lease(context)?);
     loop {
         match context.keys.confirmations(receipt).await {
             Ok(found) => {
@@ -320,7 +321,7 @@ async fn confirmed(
                     ),
                     false => (waits_for(&found), found.at_most()),
                 };
-                latest = latest.max(now.saturating_add(at_most));
+                latest = latest.max(Some(now.saturating_add(at_most)));
                 let seconds = seconds(at_most);
                 line.step(
                     &format!("waits for {waits}, at most {seconds} s"),
@@ -335,7 +336,7 @@ async fn confirmed(
             {
                 return Err(error.into());
             }
-            Err(error) if context.keys.now() > latest => {
+            Err(error) if context.keys.now() > latest.unwrap_or(unknown) => {
                 let message = format!(
                     "the change is made, but not confirmed: the node registry cannot be read, and a node that it alone \
                      lists may act on the earlier state; list the nodes with `keyctl nodes` once it can be read: {}",
@@ -353,6 +354,20 @@ async fn confirmed(
         }
         SystemClock.sleep(ASK_EVERY).await;
     }
+}
+
+/// Returns the lease of a node that has the policy of the store, for a registry that has not answered yet.
+fn policy_lease(context: &CliContext) -> CliResult<Duration> {
+    let tenant = match context.tenant()? {
+        Some(tenant) => tenant,
+        // A tenant without a policy of its own has the default one.
+        None => TenantId::new("default")?,
+    };
+    let policy = context.policies.of(&tenant);
+    let classes = policy.spec().classes.keys();
+    let bounds = classes.map(|class| policy.propagation(class).bound);
+    let bound = bounds.max().unwrap_or_default();
+    Ok(bound.saturating_add(NodeReport::ALLOWANCE))
 }
 
 fn waits_for(found: &Confirmations) -> String {
