@@ -34,6 +34,7 @@ impl StoreRow {
         self.restored_from.get_or_insert(self.epoch);
     }
 
+    #[cfg(feature = "sqlite")]
     pub(in crate::store) const fn is_unrecovered(&self) -> bool {
         self.restored_from.is_some()
     }
