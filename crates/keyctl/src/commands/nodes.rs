@@ -204,15 +204,6 @@ pub(super) async fn went_back(store: &Store) -> CliResult<Vec<String>> {
     Ok(lines)
 }
 
-/// Refuses to write to a store that went back in time, as its nodes do. A registry that cannot be read stops no command.
-pub(super) async fn refuse_lost_commits(store: &Store) -> CliResult<()> {
-    let lines = went_back(store).await.unwrap_or_default();
-    match lines.into_iter().next() {
-        Some(line) => Err(CliError::new(CliErrorKind::Refused, line)),
-        None => Ok(()),
-    }
-}
-
 /// Returns the revision that a node has applied. `None` if the node has not read the store, or has read another
 /// history.
 fn applied(report: &NodeReport, head: Cursor) -> Option<u64> {
