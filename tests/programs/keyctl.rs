@@ -1590,7 +1590,10 @@ fn a_file_that_was_copied_back_gets_a_new_epoch_and_is_recovered() {
     let expected = expected.map(|(number, is)| (NodeId::from_u128(number).to_string(), json!(is)));
     assert_eq!(lapsed, BTreeMap::from(expected));
     let shown = shop.run(&["nodes"]).ended(0);
-    assert!(shown.err.contains("the store has a new history"), "{shown:?}");
+    assert!(
+        shown.err.contains("the store has a new history"),
+        "{shown:?}"
+    );
     let refused = shop.run(&["start-new-epoch"]).ended(DENIED);
     assert!(
         refused.err.contains("shop-1") && refused.err.contains("--yes"),
