@@ -72,6 +72,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> CliResult<()> {
         command => {
             let context = CliContext::open(common).await?;
             if !command.only_lists() && !matches!(command, CliCommand::Audit(_)) {
+                nodes::refuse_lost_commits(&context.backend).await?;
                 context.warn_of_old_pepper_file(output);
             }
             about_keys(&context, command, output).await

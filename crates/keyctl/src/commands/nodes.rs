@@ -204,6 +204,16 @@ pub(super) async fn went_back(store: &Store) -> CliResult<Vec<String>> {
     Ok(lines)
 }
 
+/// Refuses to write to a store that went back in time, as its nodes do. A registry that cannot be read stops no
+/// command.
+pub(super) async fn refuse_lost_commits(store: &Store) -> CliResult<()> {
+    let lines = went_back(store).await.unwrap_or_default();
+    match lines.into_iter().next() {
+        Some(line) => Err(CliError::new(CliErrorKind::Refused, line)),
+        None => Ok(()),
+    }
+}
+
 /// Returns the revision that a node has applied. `None` if the node has not read the store, or has read another
 /// history.
 fn applied(report: &NodeReport, head: Cursor) -> Option<u64> {
@@ -309,16 +319,14 @@ async fn confirmed(
     loop {
         match context.keys.confirmations(receipt).await {
             Ok(found) => {
-                let bound_is_over = context.keys.now() > receipt.no_later_than();
-                if found.is_complete() && (bound_is_over || !found.nodes().is_empty()) {
+                let now = context.keys.now();
+                // Without an answer from the registry, the receipt has the longest bound that there may be.
+                let bound_ends = receipt.no_later_than().min(unknown);
+                if found.is_complete() && (now > bound_ends || !found.nodes().is_empty()) {
                     return Ok(found);
                 }
-                let now = context.keys.now();
                 let (waits, at_most) = match found.nodes().is_empty() {
-                    true => (
-                        "the staleness bound".to_owned(),
-                        receipt.no_later_than().since(now),
-                    ),
+                    true => ("the staleness bound".to_owned(), bound_ends.since(now)),
                     false => (waits_for(&found), found.at_most()),
                 };
                 latest = latest.max(Some(now.saturating_add(at_most)));
