@@ -90,6 +90,15 @@ fn if_a_secret_cannot_be_written_the_error_states_what_was_made_and_how_to_repla
 }
 
 #[test]
+fn help_that_is_not_printed_is_an_error() {
+    let shop = Shop::empty();
+    for args in [&["--help"][..], &["--version"], &["create", "--help"]] {
+        let ended = on_a_full_disk(&shop, args).ended(IN_PART);
+        assert!(ended.err.contains("cannot print"), "{ended:?}");
+    }
+}
+
+#[test]
 fn entries_that_were_removed_without_a_printed_result_are_no_reason_to_repeat() {
     for json in [&[][..], &["--json"]] {
         let shop = Shop::new();
@@ -383,6 +392,10 @@ fn nodes_and_check_report_a_store_that_went_back_in_time() {
     assert_eq!(listed["store_went_back"], true, "{listed}");
     let checked = shop.run(&["check"]).ended(CORRUPT);
     assert!(checked.err.contains("went back in time"), "{checked:?}");
+    let create = ["--tenant", "acme", "create", "third", "--owned-by-tenant"];
+    let refused = shop.run(&create).ended(DENIED);
+    assert!(refused.err.contains("went back in time"), "{refused:?}");
+    shop.run(&["list"]).ended(0);
 
     // A node of the lost epoch proves nothing about the new one.
     shop.run(&["start-new-epoch", "--yes"]).ended(0);

@@ -4,19 +4,20 @@
 //! argument definitions alone.
 
 use std::error::Error as _;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::Error;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::failure::CliError;
+use crate::failure::{CliError, CliErrorKind};
 use crate::output::{Output, warn};
 
 /// Reports the mistake, or shows the help that was requested.
 pub(crate) fn refuse(error: &Error) -> ExitCode {
     let help = ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
     if !error.use_stderr() || error.kind() == help {
-        error.exit();
+        return show(error);
     }
     let failure = CliError::usage(message(error));
     let json = std::env::args_os().any(|argument| argument == "--json");
@@ -27,6 +28,18 @@ pub(crate) fn refuse(error: &Error) -> ExitCode {
         warn("\nFor more information, try '--help'.");
     }
     failure.exit_code()
+}
+
+/// Shows the help or the version. A reader may close it early, as `head` does.
+fn show(error: &Error) -> ExitCode {
+    match error.print().and_then(|()| io::stdout().flush()) {
+        Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => {
+            let failure = CliError::new(CliErrorKind::InPart, format!("cannot print: {cause}"));
+            Output::new(false, true).failure(&failure);
+            failure.exit_code()
+        }
+        _ => u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),
+    }
 }
 
 fn message(error: &Error) -> String {

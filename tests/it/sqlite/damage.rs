@@ -723,8 +723,8 @@ fn every_flipped_bit_is_named_and_every_whole_row_is_saved() {
                 .faults
                 .iter()
                 .for_each(|fault| assert_plain(fault, &case));
-            let left_out = match wait(SqliteStore::salvage(flipped.path(), flipped.at("new.db"))) {
-                Ok(report) => report.faults,
+            let salvage = match wait(SqliteStore::salvage(flipped.path(), flipped.at("new.db"))) {
+                Ok(report) => report,
                 Err(error) => {
                     assert!(matches!(error, OpenError::Lost { .. }), "{case}: {error:?}");
                     assert_plain(&error.to_string(), &case);
@@ -746,10 +746,12 @@ fn every_flipped_bit_is_named_and_every_whole_row_is_saved() {
                             fault.contains("tenant acme")
                                 || fault.contains("damaged, and its name too")
                         };
-                        let known = left_out
-                            .iter()
-                            .any(|fault| is_named(fault) || is_hidden(fault));
-                        if !known {
+                        // A key whose row, entry in the index and audit entries are all damaged has no name. Its trail has
+                        // a gap then, which is counted.
+                        let is_counted = flips > 1 && !salvage.missing.is_empty();
+                        let mut left_out = salvage.faults.iter();
+                        if !left_out.any(|fault| is_named(fault) || is_hidden(fault)) && !is_counted
+                        {
                             eprintln!("{case}: {id} is missing without a line");
                             unnamed += 1;
                         }

@@ -138,14 +138,22 @@ pub(crate) async fn salvage(args: &SalvageArgs, output: &Output) -> CliResult<()
     for (tenant, entries) in &missing {
         let entries = counted(entries, "audit entry");
         message += &format!(
-            "\n  tenant {tenant}: its trail lacks {entries}; `keyctl recover` records the gap"
+            "\n  tenant {tenant}: its trail lacks {entries}; `keyctl recover` records the gap; keys that only these entries \
+             name are lost too"
         );
     }
     let document = json!({
         "store": to, "rows": rows, "audit": audit, "left_out": left_out, "missing_audit": missing,
         "recovered": false,
     });
-    output.done(&message, &document)
+    output.done(&message, &document)?;
+    match left_out.is_empty() && missing.is_empty() {
+        true => Ok(()),
+        false => Err(CliError::new(
+            CliErrorKind::InPart,
+            format!("{} lacks a part of {}", to.display(), from.display()),
+        )),
+    }
 }
 
 pub(crate) async fn checkpoint(common: &CommonArgs, output: &Output) -> CliResult<()> {
