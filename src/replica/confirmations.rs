@@ -178,9 +178,18 @@ struct Sighting {
     beat: u64,
     since: Duration,
     /// The node's clock in its latest report, and the observer's time when that report was first seen. `None`
-    /// if the clock reading may be out of date. This is so if the beat number never changed, or if the
-    /// previous request was more than [`LATE`] earlier.
+    /// if the clock reading may be out of date. This is so if the beat number never changed, if the previous
+    /// request was more than [`LATE`] earlier, or if the reading is more than [`LATE`] behind `best`.
     clock: Option<(Timestamp, Duration)>,
+    /// The reading that was farthest ahead of the observer's monotonic clock, in any report of this node. The delay
+    /// of a report only makes its reading look behind.
+    best: (Timestamp, Duration),
+}
+
+/// Returns how far the second reading is behind the first, as if both had been made at the same time.
+fn behind(first: (Timestamp, Duration), second: (Timestamp, Duration)) -> Duration {
+    let expected = first.0.saturating_add(second.1.saturating_sub(first.1));
+    expected.since(second.0)
 }
 
 impl Sightings {
@@ -197,19 +206,29 @@ impl Sightings {
     ) -> Vec<ObservedReport> {
         let before = std::mem::take(&mut self.nodes);
         let last = self.asked.replace(asked);
-        // A report with a new beat number was not in the answer to the previous request. So it is at most as
-        // old as the time since that request.
+        // A report with a new beat number was not in the answer to the previous request. So it became visible since
+        // that request. It may still be older: a commit waits for a synchronous standby that is gone. So the reading
+        // must not be late against the node's other readings either. A node whose clock was set back by more is not
+        // compared until it restarts.
         let soon = last.is_some_and(|last| answered.saturating_sub(last) <= LATE);
         let find = |report: NodeReport| {
             let (beat, clock) = (report.beat, report.clock);
-            let news = |moved: bool| Sighting {
-                beat,
-                since: answered,
-                clock: (moved && soon).then_some((clock, answered)),
-            };
+            let reading = (clock, answered);
             let sighting = match before.get(&report.node) {
                 Some(known) if known.beat == beat => *known,
-                known => news(known.is_some()),
+                known => {
+                    let late = known.map(|known| behind(known.best, reading));
+                    let counts = soon && late.is_some_and(|late| late <= LATE);
+                    Sighting {
+                        beat,
+                        since: answered,
+                        clock: counts.then_some(reading),
+                        best: match (known, late) {
+                            (Some(known), Some(late)) if !late.is_zero() => known.best,
+                            _ => reading,
+                        },
+                    }
+                }
             };
             let since = self.nodes.entry(report.node).or_insert(sighting).since;
             let silent = asked.saturating_sub(since);
@@ -529,9 +548,36 @@ mod tests {
             "the report may be as old as the previous request"
         );
         let node = Some(NodeId::from_u128(1));
-        see(&mut sightings, 4, 1_390, 491);
+        see(&mut sightings, 4, 1_400, 491);
         assert_eq!(clocks(&sightings, None, 491).len(), 1);
         assert_eq!(clocks(&sightings, node, 491), [], "this node itself");
+    }
+
+    /// The reports of a node wait in their commits while a synchronous standby is gone. Then they become visible
+    /// together.
+    #[test]
+    fn the_clock_in_a_report_that_waited_does_not_count() {
+        let at = Duration::from_secs;
+        let mut sightings = Sightings::default();
+        let mut counts = |beat, clock, answered| {
+            let report = NodeReport {
+                beat,
+                clock: Timestamp::UNIX_EPOCH.saturating_add(at(clock)),
+                ..report(EPOCH, 7)
+            };
+            sightings.see(vec![report], (at(answered), at(answered)));
+            sightings.clocks(None, at(answered), at(180)).count()
+        };
+        assert_eq!(counts(1, 1_000, 0), 0, "its age is unknown");
+        for asked in [30, 90, 150, 210, 270, 330] {
+            assert_eq!(counts(1, 1_000, asked), 0);
+        }
+        assert_eq!(counts(2, 1_010, 400), 0, "it is 390 s old");
+        assert_eq!(counts(3, 1_011, 401), 0, "it is 390 s old too");
+        assert_eq!(counts(4, 1_390, 460), 1, "it is 70 s old");
+        assert_eq!(counts(5, 1_490, 490), 1);
+        assert_eq!(counts(6, 1_700, 500), 1, "it is ahead");
+        assert_eq!(counts(7, 1_530, 530), 0, "it is behind that reading");
     }
 
     #[test]
