@@ -358,9 +358,21 @@ impl Session {
         let prepared = pin!(self.conn.client()?.prepare_cached(&sql));
         // The driver stops reading once a few parts of a response wait for their receiver. So the response to
         // `BEGIN`, which comes first, is received meanwhile.
-        match select(prepared, self.begun.clone()).await {
-            Either::Left((statement, _)) => Ok(statement?),
-            Either::Right((_, prepared)) => Ok(prepared.await?),
+        let prepared = match select(prepared, self.begun.clone()).await {
+            Either::Left((prepared, _)) => prepared,
+            Either::Right((begun, prepared)) => {
+                begun?;
+                prepared.await
+            }
+        };
+        match prepared {
+            Ok(statement) => Ok(statement),
+            // In an aborted transaction every statement fails. The error of the `BEGIN`, or of the checks sent with
+            // it, is the cause.
+            Err(error) => {
+                self.begun.clone().await?;
+                Err(error.into())
+            }
         }
     }
 
