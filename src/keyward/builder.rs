@@ -249,10 +249,15 @@ impl KeywardBuilder {
         .with_manager(&manager)
         .with_read_through(read_through)
         .with_on_stale(on_stale);
-        match reads_ahead {
-            true => replica.sync().await?,
-            false => replica.read_head().await?,
+        let synced = match reads_ahead {
+            true => replica.sync().await,
+            false => replica.read_head().await,
+        };
+        if synced.is_err() && replica.report_age().is_some() {
+            // No receipt and no operator must wait for a node that never ran.
+            let _ = replica.leave().await;
         }
+        synced?;
         let inner = Inner {
             manager,
             replica,
@@ -283,7 +288,6 @@ impl KeywardBuilder {
             problem: error.to_string(),
         };
         if started.is_err() {
-            // No receipt must wait for a node that never ran.
             let _ = keys.inner.replica.leave().await;
         }
         if let Some(follower) = started.map_err(no_thread)? {

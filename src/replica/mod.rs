@@ -366,6 +366,9 @@ impl Replica {
         };
         let news = self.refusals().judge(judged);
         match news {
+            // The line about the history says what to do.
+            Some(RefusalNews::Near { .. } | RefusalNews::Begun { .. })
+                if self.check_history().is_err() => {}
             Some(RefusalNews::Near { left, cause }) => tracing::error!(
                 error = cause,
                 ?left,
@@ -976,7 +979,9 @@ impl Drop for SyncRecorder<'_> {
     fn drop(&mut self) {
         let took = self.replica.clock.monotonic().saturating_sub(self.sent);
         if !self.ended {
-            let cause = format!("the sync was given up after {took:?} without an answer");
+            let cause = self.replica.report_failure().unwrap_or_else(|| {
+                format!("the sync was given up after {took:?} without an answer")
+            });
             self.replica.refusals().failed(cause);
         }
         let cursor = self.replica.progress().cursor;

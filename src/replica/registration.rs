@@ -47,6 +47,8 @@ const BOUNDS_TIMEOUT: Duration = Duration::from_secs(1);
 /// freshness ended while the report was in flight.
 const MAX_ATTEMPTS: usize = 4;
 
+const REGISTERING: &str = "registering this node";
+
 /// The dependencies that a node needs to register.
 #[derive(Debug)]
 pub(super) struct Registration {
@@ -69,6 +71,27 @@ struct ObservedNodes {
     /// The cause of the last failed report of this node's position, as logged. `None` after a report that
     /// succeeded.
     report_failure: Option<String>,
+    /// True once an old report was logged.
+    announced_overdue: bool,
+}
+
+/// A report that was sent. If it is dropped before the answer, the report failed: a commit may wait for a standby
+/// that is gone, longer than the follower waits.
+struct SentReport<'a> {
+    replica: &'a Replica,
+    registration: &'a Registration,
+    is_answered: bool,
+}
+
+impl Drop for SentReport<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            let error = StoreError::new(StoreErrorKind::Unavailable, REGISTERING)
+                .with_source("the registry did not answer in time".to_owned());
+            error.count();
+            self.replica.note_failed_report(self.registration, &error);
+        }
+    }
 }
 
 /// The state of this node's registration.
@@ -282,7 +305,7 @@ impl Replica {
     }
 
     /// Returns the age of the last report that the registry accepted. `None` if no report counts.
-    pub(super) fn report_age(&self) -> Option<Duration> {
+    pub(crate) fn report_age(&self) -> Option<Duration> {
         let reported = self.progress().registration.as_ref()?.reported?;
         Some(self.clock.raw().since(reported.at))
     }
@@ -311,25 +334,51 @@ impl Replica {
         if !self.progress().is_report_due(now) {
             return;
         }
-        let failed = self.report(registration, true).await.err();
-        let cause = failed.as_ref().map(|error| WithSources(error).to_string());
-        if let Some(error) = &failed {
+        if let Err(error) = self.report(registration, true).await {
             error.count();
+            self.note_failed_report(registration, &error);
         }
+    }
+
+    /// Logs a report that failed. One line for each cause, because every sync tries again, and one more when half of
+    /// the report allowance is over.
+    fn note_failed_report(&self, registration: &Registration, error: &StoreError) {
+        let cause = WithSources(error).to_string();
+        let (age, allowance) = (self.report_age(), self.report_allowance());
         let mut observed = registration.observed();
-        // One line for each cause: every sync tries again.
-        if observed.report_failure == cause {
-            return;
-        }
-        match &failed {
-            Some(error) => tracing::warn!(
-                error = %WithSources(error),
+        if age.is_some_and(|age| age >= allowance / 2) {
+            if !std::mem::replace(&mut observed.announced_overdue, true) {
+                tracing::error!(
+                    error = cause,
+                    ?age,
+                    ?allowance,
+                    "this node's last report to the registry is old: restore its access, or its keys are refused its \
+                     report allowance and a staleness bound after that report"
+                );
+            }
+        } else if observed.report_failure.as_ref() != Some(&cause) {
+            tracing::warn!(
+                error = cause,
                 "cannot report this node's position to the registry: restore its access, or its keys are refused \
                  its report allowance and a staleness bound after its last report"
-            ),
-            None => tracing::info!("reports this node's position to the registry again"),
+            );
         }
-        observed.report_failure = cause;
+        observed.report_failure = Some(cause);
+    }
+
+    fn report_allowance(&self) -> Duration {
+        let progress = self.progress();
+        let state = progress.registration.as_ref();
+        state.map_or(NodeReport::ALLOWANCE, |state| state.allowance)
+    }
+
+    /// Returns the cause of the last failed report. `None` after a report that succeeded.
+    pub(super) fn report_failure(&self) -> Option<String> {
+        self.registration
+            .as_ref()?
+            .observed()
+            .report_failure
+            .clone()
     }
 
     /// Reads the other nodes' clocks, unless the last attempt is more recent than [`READ_PEERS_EVERY`]. A failed
@@ -354,11 +403,24 @@ impl Replica {
     }
 
     async fn report(&self, registration: &Registration, synced: bool) -> Result<(), StoreError> {
-        const DOING: &str = "registering this node";
+        self.try_report(registration, synced).await?;
+        let mut observed = registration.observed();
+        observed.announced_overdue = false;
+        if observed.report_failure.take().is_some() {
+            tracing::info!("reports this node's position to the registry again");
+        }
+        Ok(())
+    }
+
+    async fn try_report(
+        &self,
+        registration: &Registration,
+        synced: bool,
+    ) -> Result<(), StoreError> {
         for _ in 0..MAX_ATTEMPTS {
             let node = self.node().map_or_else(|| draw(&*registration.entropy), Ok);
             let node = node.map_err(|error| {
-                StoreError::new(StoreErrorKind::Unavailable, DOING).with_source(error)
+                StoreError::new(StoreErrorKind::Unavailable, REGISTERING).with_source(error)
             })?;
             let at = self.clock.raw();
             let Some((mut report, term)) = self.next_report(registration, node) else {
@@ -366,7 +428,13 @@ impl Replica {
             };
             report.applied = report.applied.filter(|_| synced);
             let applied = report.applied;
+            let mut sent = SentReport {
+                replica: self,
+                registration,
+                is_answered: false,
+            };
             let accepted = registration.registry.report(report).await;
+            sent.is_answered = true;
             self.count_answer();
             let accepted = accepted?;
             let mut progress = self.progress();
@@ -382,7 +450,7 @@ impl Replica {
                 return Ok(());
             }
         }
-        Err(StoreError::new(StoreErrorKind::Unavailable, DOING))
+        Err(StoreError::new(StoreErrorKind::Unavailable, REGISTERING))
     }
 
     fn next_report(&self, registration: &Registration, node: NodeId) -> Option<(NodeReport, u64)> {

@@ -1,10 +1,13 @@
 //! The log has one line before keys are refused as stale, one when the refusals begin, and one when they end.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use futures_util::FutureExt;
 use keyward::policy::Policy;
-use keyward::store::MemoryStore;
+use keyward::store::{MemoryStore, NodeId, NodeRegistry, NodeReport, StoreError};
 use keyward::{Follow, Keyward, ManualClock, VerifyError, profiles};
 use keyward_conformance::FaultyStore;
 use support::captured::Captured;
@@ -85,4 +88,86 @@ fn a_store_in_this_process_and_a_node_without_an_index_log_no_refusal() {
         .filter(|line| line.contains("ERROR"))
         .collect();
     assert_eq!(refusals, [""; 0]);
+}
+
+/// A registry whose reports may wait without end, as for a synchronous standby that is gone.
+#[derive(Debug, Default)]
+struct WaitingRegistry {
+    reports: MemoryStore,
+    waits: AtomicBool,
+}
+
+#[async_trait]
+impl NodeRegistry for WaitingRegistry {
+    async fn report(&self, report: NodeReport) -> Result<bool, StoreError> {
+        if self.waits.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        self.reports.report(report).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeReport>, StoreError> {
+        self.reports.nodes().await
+    }
+
+    async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError> {
+        self.reports.forget(node, upto).await
+    }
+}
+
+/// The bound is 10 s, and the report allowance 60 s.
+#[test]
+fn a_report_that_is_not_answered_is_named_long_before_keys_are_refused() {
+    let (log, _subscriber) = Captured::start();
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let registry = Arc::new(WaitingRegistry::default());
+    let builder = Keyward::builder(FaultyStore::new(MemoryStore::new()), peppers());
+    let builder = builder.clock(clock.clone()).follow(Follow::Manual);
+    let keys = wait(builder.registry(registry.clone()).build()).unwrap();
+    let before = log.lines("").len();
+    let news = || log.lines("keyward").split_off(before);
+    registry.waits.store(true, Ordering::Relaxed);
+    let pass = |seconds| {
+        clock.advance(Duration::from_secs(seconds));
+        // The follower drops a sync that is not answered.
+        keys.sync().now_or_never()
+    };
+    assert!(pass(11).is_none());
+    let first = news();
+    assert_eq!(first.len(), 1, "{first:?}");
+    for words in [
+        "WARN",
+        "cannot report this node's position",
+        "did not answer in time",
+    ] {
+        assert!(first[0].contains(words), "{words}: {first:?}");
+    }
+    assert!(pass(9).is_none() && pass(9).is_none());
+    assert_eq!(news().len(), 1);
+    assert!(pass(9).is_none());
+    let overdue = news();
+    assert_eq!(overdue.len(), 2, "{overdue:?}");
+    for words in [
+        "ERROR",
+        "last report to the registry is old",
+        "did not answer in time",
+    ] {
+        assert!(overdue[1].contains(words), "{words}: {overdue:?}");
+    }
+    assert!(pass(9).is_none() && pass(9).is_none());
+    assert_eq!(news().len(), 2, "syncs still confirm the index");
+    assert!(pass(9).is_none());
+    let near = news();
+    assert_eq!(near.len(), 3, "{near:?}");
+    for words in ["keys will be refused", "did not answer in time"] {
+        assert!(near[2].contains(words), "{words}: {near:?}");
+    }
+    registry.waits.store(false, Ordering::Relaxed);
+    assert!(pass(1).unwrap().is_ok());
+    let ended = news();
+    assert!(
+        ended[3].contains("reports this node's position to the registry again"),
+        "{ended:?}"
+    );
+    assert_eq!(ended.len(), 4, "{ended:?}");
 }
