@@ -211,12 +211,18 @@ pub(crate) enum UselessTrails {
 /// not, because the salvage of a damaged store can lose a whole trail.
 ///
 /// A tenant counts only with all tenants above and below it, because their rows limit its keys too.
+///
+/// `cut` has the tenants whose given trails are known to lack their newest entries. Such a trail proves nothing.
 pub(crate) fn covered(
     trails: &BTreeMap<TenantId, ComparedTrail>,
     is_whole: bool,
+    cut: &BTreeSet<TenantId>,
 ) -> Result<BTreeSet<TenantId>, UselessTrails> {
     let is_restored = |trail: &&ComparedTrail| trail.restored > 0;
     let any = |reaches: &dyn Fn(&ComparedTrail) -> bool| trails.values().any(reaches);
+    let short = |(tenant, trail): (&TenantId, &ComparedTrail)| {
+        trail.reach == TrailReach::Short && !cut.contains(tenant)
+    };
     if any(&|trail| is_restored(&trail)) {
         let contains = |reach| matches!(reach, TrailReach::RestoredEnd | TrailReach::Beyond);
         if !any(&|trail| is_restored(&trail) && contains(trail.reach)) {
@@ -227,18 +233,16 @@ pub(crate) fn covered(
             return Err(UselessTrails::NothingLater);
         }
     }
-    let contradicts = |trail: &ComparedTrail| match trail.reach {
-        TrailReach::Diverges => true,
-        TrailReach::Short => is_whole,
-        _ => false,
-    };
-    let is_lost_store = !any(&contradicts);
+    let diverges = |trail: &ComparedTrail| trail.reach == TrailReach::Diverges;
+    let is_lost_store = !any(&diverges) && !(is_whole && trails.iter().any(short));
     let proves = |trail: &ComparedTrail| match trail.reach {
         TrailReach::Beyond => is_lost_store,
         TrailReach::RestoredEnd => is_lost_store && is_whole,
         TrailReach::Missing | TrailReach::Short | TrailReach::Diverges | TrailReach::Gap => false,
     };
-    let unproven = trails.iter().filter(|(_, trail)| !proves(trail));
+    let unproven = trails
+        .iter()
+        .filter(|(tenant, trail)| cut.contains(*tenant) || !proves(trail));
     let mut covered: BTreeSet<_> = trails.keys().cloned().collect();
     for (tenant, _) in unproven {
         for above in tenant.lineage() {

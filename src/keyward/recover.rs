@@ -323,11 +323,14 @@ impl Keyward {
                     return Err(RecoveryError::OtherHistory);
                 }
                 let mut entries = Vec::new();
-                read_trail(&*source, &REPLAYED, |entry| entries.push(entry)).await?;
-                self.replay(ids, entries, true, &mut progress).await?
+                let cut = read_trail(&*source, &REPLAYED, |entry| entries.push(entry)).await?;
+                self.replay(ids, entries, (true, &cut), &mut progress)
+                    .await?
             }
             Recovery::Replay { entries, is_whole } => {
-                self.replay(ids, entries, is_whole, &mut progress).await?
+                let cut = BTreeSet::new();
+                self.replay(ids, entries, (is_whole, &cut), &mut progress)
+                    .await?
             }
             Recovery::TrustBackup => RecoveryReport::default(),
         };
@@ -446,13 +449,13 @@ impl Keyward {
         &self,
         ids: RecoveryIds,
         entries: Vec<AuditEntry>,
-        is_whole: bool,
+        (is_whole, cut): (bool, &BTreeSet<TenantId>),
         progress: &mut (dyn FnMut(RecoveryProgress) + Send),
     ) -> Result<RecoveryReport, RecoveryError> {
         let mut report = RecoveryReport::default();
         let mut keys = self.restored_keys(&mut report).await?;
         let trails = self.compare_trails(ids, entries, &keys).await?;
-        let covered = recovery::covered(&trails, is_whole)?;
+        let covered = recovery::covered(&trails, is_whole, cut)?;
         let mut changed = BTreeMap::new();
         for (tenant, trail) in trails {
             // Entries of another history are not changes to this tenant.
@@ -499,7 +502,7 @@ impl Keyward {
         let mut restored: BTreeMap<_, RestoredTrail> = known
             .map(|tenant| (tenant.clone(), RestoredTrail::default()))
             .collect();
-        read_trail(&*self.inner.store, &RESTORED, |entry| {
+        let _cut = read_trail(&*self.inner.store, &RESTORED, |entry| {
             restored
                 .entry(entry.tenant.clone())
                 .or_default()
@@ -805,11 +808,13 @@ const RESTORED: TrailSource = TrailSource {
 
 /// Passes all entries of a store to `take`, in commit order. Fails if an entry is unreadable: a trail whose last
 /// entry is missing would seem to end earlier.
+///
+/// Returns the tenants whose trails end before the entry that their heads name, as after a salvage.
 async fn read_trail(
     store: &dyn KeyStore,
     source: &TrailSource,
     mut take: impl FnMut(AuditEntry),
-) -> Result<(), StoreError> {
+) -> Result<BTreeSet<TenantId>, StoreError> {
     let mut query = AuditQuery {
         limit: PAGE,
         ..AuditQuery::all()
@@ -833,16 +838,19 @@ async fn read_trail(
             None => break,
         }
     }
-    let Some(place) = corrupt.first() else {
-        return Ok(());
-    };
-    // An unreadable entry does not show its tenant. The gap that it leaves in the tenant's trail does.
-    for (tenant, end) in ends {
+    let mut cut = BTreeSet::new();
+    for tenant in store.tenants().await? {
         let view = store.load(&tenant, &LoadRequest::none()).await?;
+        let end = ends.get(&tenant).copied().unwrap_or_default();
         if end < view.audit_head.sequence {
-            damaged.insert(tenant);
+            cut.insert(tenant);
         }
     }
+    let Some(place) = corrupt.first() else {
+        return Ok(cut);
+    };
+    // An unreadable entry does not show its tenant. The gap that it leaves in the tenant's trail does.
+    damaged.append(&mut cut);
     let damaged: Vec<_> = damaged.iter().map(TenantId::as_str).collect();
     let tenants = match &damaged[..] {
         [] => "a tenant without readable entries".to_owned(),

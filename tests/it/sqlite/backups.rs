@@ -8,7 +8,7 @@ use std::sync::Arc;
 use keyward::recovery::{Recovery, RecoveryError};
 use keyward::store::sqlite::OpenError;
 use keyward::store::{Commit, CommitTag, Effects, KeyQuery, KeyStore, Revision, SqliteStore};
-use keyward::{Need, Reason, VerifyError, days};
+use keyward::{Actor, Need, Reason, VerifyError, days};
 
 use crate::sqlite::{Desk, checkpoint};
 use support::*;
@@ -401,4 +401,54 @@ fn a_file_is_recovered_only_from_a_store_that_goes_on_after_the_backup() {
     wait(restored.finish_recovery()).unwrap();
     let restored = desk.node(wait(SqliteStore::open(desk.at("new.db"))).unwrap());
     assert!(restored.verify(key.secret.expose(), &Need::any()).is_err());
+}
+
+/// The salvage of a damaged store can lose the newest entries of a trail. The head still counts them.
+#[test]
+fn a_salvaged_trail_without_its_end_proves_nothing() {
+    for lost in [6, 5] {
+        let desk = Desk::new();
+        let store = desk.store();
+        let keys = desk.node(store.clone());
+        let beta = Actor::application(tenant("beta"));
+        let create = |by: &Actor, name: &str| wait(keys.create(by, reader(name))).unwrap();
+        let others = create(&admin(), "other");
+        let made = [1, 2, 3, 4].map(|number| create(&beta, &format!("key {number}")));
+        wait(store.backup(desk.at("backup.db"))).unwrap();
+        wait(keys.revoke(&admin(), others.id, Reason::Lost)).unwrap();
+        for key in &made[..2] {
+            wait(keys.revoke(&beta, key.id, Reason::Leaked)).unwrap();
+        }
+        drop(keys);
+        let damage = format!(
+            "UPDATE audit SET seal = seal + 1 WHERE tenant = 'beta' AND sequence >= {lost}"
+        );
+        crate::sqlite::sql(&desk.path())
+            .execute_batch(&damage)
+            .unwrap();
+        wait(SqliteStore::salvage(desk.path(), desk.at("saved.db"))).unwrap();
+        wait(SqliteStore::restore(
+            desk.at("backup.db"),
+            desk.at("new.db"),
+        ))
+        .unwrap();
+        let open = |name| {
+            let options = SqliteStore::options(desk.at(name)).allow_unrecovered();
+            wait(options.open()).unwrap()
+        };
+        let keys = desk.node(open("new.db"));
+        let saved = Arc::new(open("saved.db"));
+        let report = wait(keys.recover(Recovery::ReplayFrom(saved))).unwrap();
+        let of_beta = report
+            .trails
+            .iter()
+            .find(|trail| trail.tenant == tenant("beta"));
+        assert!(of_beta.unwrap().disabled, "{lost}: {report:?}");
+        for key in &made {
+            assert!(
+                keys.verify(key.secret.expose(), &Need::any()).is_err(),
+                "{lost}"
+            );
+        }
+    }
 }
