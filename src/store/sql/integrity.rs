@@ -5,16 +5,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::cells::{Cell, Cells};
 use super::copy::{StoredTable, table};
 use super::{
-    ENTRY_COLUMNS, NODE_COLUMNS, NodeRow, RowFault, TenantHead, change, entry, read_digest,
-    read_document,
+    ENTRY_COLUMNS, NODE_COLUMNS, NodeRow, PLACE_BITS, RowFault, TenantHead, change, entry, id_of,
+    read_digest, read_document, revision_of,
 };
 use crate::core::audit::{Action, AuditEntry};
 use crate::core::tenant::TenantId;
+use crate::core::view::Revision;
 use crate::store::transfer::Part;
 use crate::store::{AuditPosition, AuditRow, Cursor, Row, RowKey};
 
 /// The largest number of faults in a report: 1,000, because a damaged store can have millions.
 const MAX_FAULTS: usize = 1000;
+
+/// The number of places of one revision.
+const PLACES: i64 = 1 << PLACE_BITS;
 
 /// The result of an integrity check.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -77,6 +81,10 @@ pub(in crate::store) enum IntegrityPass {
     /// Finds tenants that have rows but no row in the table `tenants`. The store would treat such a tenant as
     /// empty.
     Headless,
+    /// Compares the newest commit with the newest row and the newest audit entry.
+    Commits,
+    /// Finds keys whose rows are older than an audit entry about them.
+    Outdated,
     /// Checks the imported digests.
     Digests,
     /// Checks the reports of nodes.
@@ -86,11 +94,13 @@ pub(in crate::store) enum IntegrityPass {
 }
 
 impl IntegrityPass {
-    pub(in crate::store) const ALL: [Self; 7] = [
+    pub(in crate::store) const ALL: [Self; 9] = [
         Self::Rows,
         Self::Audit,
         Self::Trails,
         Self::Headless,
+        Self::Commits,
+        Self::Outdated,
         Self::Digests,
         Self::Nodes,
         Self::Documents,
@@ -108,7 +118,7 @@ impl IntegrityPass {
                 columns: ENTRY_COLUMNS,
                 order: "node",
             }),
-            Self::Trails | Self::Headless => None,
+            Self::Trails | Self::Headless | Self::Commits | Self::Outdated => None,
         }
     }
 
@@ -134,6 +144,15 @@ impl IntegrityPass {
                  GROUP BY tenant) AS a ON a.tenant = t.tenant ORDER BY t.tenant"
                     .to_owned()
             }
+            Self::Commits => "SELECT (SELECT max(revision) FROM $s.commits), (SELECT max(place) FROM $s.rows), \
+                 (SELECT max(place) FROM $s.audit)"
+                .to_owned(),
+            // A division by a constant is written alike in both dialects.
+            Self::Outdated => format!(
+                "SELECT r.id, r.place, a.place FROM $s.rows AS r JOIN \
+                 (SELECT key, max(place) AS place FROM $s.audit WHERE key IS NOT NULL GROUP BY key) AS a \
+                 ON a.key = r.id WHERE r.place / {PLACES} < a.place / {PLACES}"
+            ),
             _ => "SELECT tenant FROM $s.rows UNION SELECT tenant FROM $s.audit \
                  EXCEPT SELECT tenant FROM $s.tenants"
                 .to_owned(),
@@ -182,6 +201,8 @@ impl IntegrityReport {
                 }
                 Ok(())
             }
+            IntegrityPass::Commits => self.commits(row),
+            IntegrityPass::Outdated => self.outdated(row),
             IntegrityPass::Digests => read_digest(row).map(drop),
             IntegrityPass::Documents => read_document(row).map(drop),
             IntegrityPass::Nodes => {
@@ -194,6 +215,37 @@ impl IntegrityReport {
         if let Err(fault) = done {
             self.add(fault);
         }
+    }
+
+    fn commits(&mut self, row: &impl Cells) -> Result<(), RowFault> {
+        let number = |column, what| match row.cell(column) {
+            Cell::Null => Ok(0),
+            _ => row.number(column, what),
+        };
+        let last = Revision(number(0, "the newest commit")?.unsigned_abs());
+        let rows = revision_of(number(1, "the place of the newest row")?);
+        let entries = revision_of(number(2, "the place of the newest audit entry")?);
+        let newest = rows.max(entries);
+        if newest > last {
+            self.add(format!(
+                "commit {newest} is missing, and rows or audit entries of it are not"
+            ));
+        }
+        Ok(())
+    }
+
+    fn outdated(&mut self, row: &impl Cells) -> Result<(), RowFault> {
+        let id = row.bytes(0, "the id of a key")?;
+        let Some(key) = id_of(id) else {
+            // The pass over the rows reports the damaged id.
+            return Ok(());
+        };
+        let own = revision_of(row.number(1, "the place of a row")?);
+        let entry = revision_of(row.number(2, "the place of an audit entry")?);
+        self.add(format!(
+            "key {key}: its row is of revision {own}, and an audit entry about it is of revision {entry}"
+        ));
+        Ok(())
     }
 
     fn row(&mut self, row: &impl Cells) -> Result<(), RowFault> {

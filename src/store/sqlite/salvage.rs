@@ -173,12 +173,14 @@ impl Salvage<'_> {
         self.items(Part::Audit)
     }
 
-    /// Copies the heads of tenants. Derives a damaged head from the newest whole audit entry of its tenant.
+    /// Copies the heads of tenants. The newest whole audit entry of a tenant replaces a head that is damaged, or that
+    /// is older because a write to its page was lost.
     fn tenants(&mut self) -> Result<(), SqliteFault> {
         self.items(Part::Tenants)?;
         let mut newest = Vec::new();
         let sql = format!(
-            "SELECT {AUDIT_COLUMNS} FROM audit AS a WHERE tenant NOT IN (SELECT tenant FROM tenants) AND \
+            "SELECT {AUDIT_COLUMNS} FROM audit AS a WHERE \
+             NOT EXISTS (SELECT 1 FROM tenants AS t WHERE t.tenant = a.tenant AND t.sequence >= a.sequence) AND \
              sequence = (SELECT max(sequence) FROM audit WHERE tenant = a.tenant)"
         );
         each(self.to, &sql, [], |row| {
@@ -188,7 +190,7 @@ impl Salvage<'_> {
         for AuditRow { revision, entry } in newest {
             let tenant = entry.tenant.clone();
             self.report.add(format!(
-                "tenant {tenant}: its head is damaged; its newest whole audit entry, {}, replaces the head",
+                "tenant {tenant}: its head is damaged or old; its newest whole audit entry, {}, replaces the head",
                 entry.sequence
             ));
             let head = TenantHead {
@@ -408,19 +410,24 @@ impl Salvage<'_> {
         })
     }
 
-    /// Returns whether the row at `place` is the newest version of the key's row, according to the index of keys.
-    /// If the index is damaged, the row must not be older than the newest audit entry about the key.
+    /// Returns whether the row at `place` is the newest version of the key's row: it must not be older than the newest
+    /// whole audit entry about the key, and must be the one that the index of keys names. If the index is damaged,
+    /// there must be such an entry.
     fn is_newest(&self, key: KeyId, place: i64) -> Result<bool, SqliteFault> {
         let id = id_bytes(key);
-        let by_id = "SELECT place FROM rows INDEXED BY rows_by_id WHERE id = ?1";
-        if let Some(Some(newest)) = readable(one(self.from, by_id, [id], |row| Ok(row.get(0)?)))? {
-            let newest: i64 = newest;
-            return Ok(newest == place);
+        let by_key = "SELECT max(place) FROM audit WHERE key = ?1";
+        let entry: Option<Option<i64>> = one(self.to, by_key, params![id], |row| Ok(row.get(0)?))?;
+        let entry = entry.flatten();
+        if entry.is_some_and(|entry| revision_of(entry) > revision_of(place)) {
+            return Ok(false);
         }
-        let by_key = "SELECT max(place) FROM audit INDEXED BY audit_by_key WHERE key = ?1";
-        let newest = readable(one(self.from, by_key, params![id], |row| Ok(row.get(0)?)))?;
-        let newest: Option<i64> = newest.flatten().flatten();
-        Ok(newest.is_some_and(|newest| revision_of(newest) <= revision_of(place)))
+        let by_id = "SELECT place FROM rows INDEXED BY rows_by_id WHERE id = ?1";
+        let newest: Option<Option<i64>> =
+            readable(one(self.from, by_id, [id], |row| Ok(row.get(0)?)))?;
+        Ok(match newest.flatten() {
+            Some(newest) => newest == place,
+            None => entry.is_some(),
+        })
     }
 
     /// Writes the head of the new file: a history of its own, which must be recovered.

@@ -519,7 +519,12 @@ fn a_damaged_file_is_salvaged_with_its_log() {
 #[test]
 fn a_file_of_which_nothing_is_left_is_refused_without_the_advice_to_salvage_it() {
     let noise: Vec<u8> = (0..40_960_u32).map(|at| ((at * 7919) >> 5) as u8).collect();
-    for bytes in [noise.as_slice(), &[0; 8192], &[1; 100], &[]] {
+    for bytes in [
+        noise.as_slice(),
+        &[0; 8192],
+        b"SQLite format 3 and no more",
+        &[],
+    ] {
         let desk = Desk::new();
         write(&desk, bytes);
         let refused = wait(SqliteStore::salvage(desk.path(), desk.at("new.db"))).unwrap_err();
@@ -527,6 +532,21 @@ fn a_file_of_which_nothing_is_left_is_refused_without_the_advice_to_salvage_it()
         let text = refused.to_string();
         assert!(text.ends_with("restore a backup"), "{text}");
         assert!(!desk.at("new.db").exists());
+    }
+}
+
+#[test]
+fn a_short_text_is_no_damaged_store() {
+    let desk = Desk::new();
+    write(&desk, b"a text that is no store");
+    for refused in [
+        wait(SqliteStore::open(desk.path())).map(drop),
+        wait(SqliteStore::salvage(desk.path(), desk.at("new.db"))).map(drop),
+    ] {
+        assert!(
+            matches!(refused, Err(OpenError::Foreign { .. })),
+            "{refused:?}"
+        );
     }
 }
 
@@ -672,6 +692,73 @@ fn a_trail_with_a_recorded_gap_is_pruned() {
     let store = wait(SqliteStore::open(desk.at("new.db"))).unwrap();
     let report = wait(store.check_integrity()).unwrap();
     assert!(report.is_sound() && report.losses.is_empty(), "{report:?}");
+}
+
+/// Puts the contents that a table had in `older.db` into the store, as if later writes to its pages were lost.
+fn lose_writes(desk: &Desk, table: &str) {
+    let older = desk.at("older.db");
+    sql(&desk.path())
+        .execute_batch(&format!(
+            "ATTACH '{}' AS older; BEGIN; DELETE FROM main.{table}; INSERT INTO main.{table} SELECT * FROM older.{table}; \
+             COMMIT",
+            older.display()
+        ))
+        .unwrap();
+}
+
+#[test]
+fn lost_writes_to_a_table_are_named_and_a_salvage_revives_no_key() {
+    for (table, said) in [
+        ("tenants", "tenant acme"),
+        ("commits", "is missing, and rows"),
+        ("rows", "an audit entry about it is of revision"),
+    ] {
+        let desk = Desk::new();
+        let made = filled(&desk);
+        fs::copy(desk.path(), desk.at("older.db")).unwrap();
+        let keys = desk.keys();
+        wait(keys.revoke(&admin(), made[2].0, Reason::Leaked)).unwrap();
+        wait(keys.disable(&admin(), made[3].0)).unwrap();
+        drop(keys);
+        checkpoint(&desk.path());
+        lose_writes(&desk, table);
+
+        let report = wait(desk.store().check_integrity()).unwrap();
+        let is_said = |fault: &String| fault.contains(said);
+        assert!(report.faults.iter().any(is_said), "{table}: {report:?}");
+        let salvage = wait(SqliteStore::salvage(desk.path(), desk.at("new.db"))).unwrap();
+        let keys = recovered(&desk, policy());
+        let store = wait(SqliteStore::open(desk.at("new.db"))).unwrap();
+        let report = wait(store.check_integrity()).unwrap();
+        assert!(report.is_sound(), "{table}: {report:?}");
+        for (id, secret) in &made[2..4] {
+            let verdict = keys.verify(secret.as_str(), &Need::any());
+            assert!(verdict.is_err(), "{table}: {verdict:?}");
+            let is_named = salvage
+                .faults
+                .iter()
+                .any(|fault| fault.contains(&id.to_string()));
+            assert_eq!(is_named, table == "rows", "{table}: {salvage:?}");
+        }
+        assert!(
+            keys.verify(made[4].1.as_str(), &Need::any()).is_ok(),
+            "{table}"
+        );
+        wait(keys.revoke(&admin(), made[4].0, Reason::Lost)).unwrap();
+    }
+}
+
+/// Repeating the command never succeeds, so the error must not ask for it.
+#[test]
+fn a_commit_that_the_file_contradicts_is_damage() {
+    let desk = Desk::new();
+    let made = filled(&desk);
+    fs::copy(desk.path(), desk.at("older.db")).unwrap();
+    let keys = desk.keys();
+    wait(keys.disable(&admin(), made[3].0)).unwrap();
+    lose_writes(&desk, "tenants");
+    let refused = wait(desk.keys().revoke(&admin(), made[4].0, Reason::Lost)).unwrap_err();
+    assert_eq!(refused.code(), "store-corrupt", "{refused:?}");
 }
 
 /// Returns a store whose file has the bytes of `whole`, with random bits flipped within a range of bytes.
