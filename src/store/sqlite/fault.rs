@@ -120,7 +120,12 @@ impl SqliteFault {
     }
 
     pub(super) fn is_corrupt(&self) -> bool {
-        let damaged = [ErrorCode::DatabaseCorrupt, ErrorCode::NotADatabase];
+        // Each statement checks what it writes. So only a file that contradicts itself violates a constraint.
+        let damaged = [
+            ErrorCode::ConstraintViolation,
+            ErrorCode::DatabaseCorrupt,
+            ErrorCode::NotADatabase,
+        ];
         let mistyped = matches!(
             self,
             Self::Sql(
@@ -174,6 +179,15 @@ impl SqliteFault {
     /// Returns whether a part of the file is damaged, or lies in a part of the disk that cannot be read.
     pub(super) fn is_damage(&self) -> bool {
         self.is_corrupt() || self.code() == Some(ErrorCode::SystemIoFailure)
+    }
+
+    /// Returns whether a file ended before the place that SQLite read.
+    pub(super) fn is_short_read(&self) -> bool {
+        matches!(
+            self,
+            Self::Sql(rusqlite::Error::SqliteFailure(error, _))
+                if error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHORT_READ
+        )
     }
 
     /// Returns whether the disk was full. Nothing was written then.

@@ -65,7 +65,54 @@ pub(super) struct StoreFile {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct FileIdentity(u64, u64);
 
+/// The files that an open connection uses: the main file, and its log if it has one.
+///
+/// A connection creates the log with its first read, and SQLite removes no log that a connection uses. So a log that
+/// changed while a connection was open was removed by hand, as when a copy was put back. The connection would go on
+/// reading the removed log.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct OpenFiles {
+    main: FileIdentity,
+    log: Option<FileIdentity>,
+}
+
+impl OpenFiles {
+    /// Returns whether a connection to these files can be used, if `now` are the files at the path.
+    ///
+    /// If only the log changed, SQLite would write the removed log into the main file when it closes the connection,
+    /// and so mix two states of the store. This method prevents that.
+    pub(super) fn are_current(self, now: Self, conn: &Connection) -> bool {
+        if self.main == now.main && self.log != now.log {
+            let flag = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+            // Fails only for an unknown flag, which the bundled SQLite and all since 3.16.2 know.
+            let _ = conn.set_db_config(flag, true);
+        }
+        self == now
+    }
+}
+
+impl FileIdentity {
+    #[cfg(unix)]
+    fn of(meta: &fs::Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt;
+
+        Self(meta.dev(), meta.ino())
+    }
+
+    #[cfg(not(unix))]
+    const fn of(_meta: &fs::Metadata) -> Self {
+        Self(0, 0)
+    }
+}
+
 impl StoreFile {
+    /// Returns the files of a connection to the main file `main`. Call this method after the connection has read.
+    pub(super) fn open_files(&self, main: FileIdentity) -> OpenFiles {
+        let log = fs::symlink_metadata(with_end(&self.path, "-wal"));
+        let log = log.ok().map(|meta| FileIdentity::of(&meta));
+        OpenFiles { main, log }
+    }
+
     /// Returns the identity of the file, or `None` if nothing exists at the path. Refuses a path that is not
     /// a regular file, and a file with permissions that are too open.
     pub(super) fn identity(&self) -> Result<Option<FileIdentity>, OpenError> {
@@ -103,12 +150,12 @@ impl StoreFile {
                 mode,
             });
         }
-        Ok(FileIdentity(meta.dev(), meta.ino()))
+        Ok(FileIdentity::of(meta))
     }
 
     #[cfg(not(unix))]
-    fn check_permissions(&self, _meta: &fs::Metadata) -> Result<FileIdentity, OpenError> {
-        Ok(FileIdentity(0, 0))
+    fn check_permissions(&self, meta: &fs::Metadata) -> Result<FileIdentity, OpenError> {
+        Ok(FileIdentity::of(meta))
     }
 
     /// Connects to the file without changing the file. Refuses a file that is not a store, or has an unknown
@@ -130,6 +177,12 @@ impl StoreFile {
             .len();
         let what = match len {
             0 => "it is empty",
+            1..512 if !is_sqlite_file(path) => {
+                return Err(OpenError::Foreign {
+                    path: path.clone(),
+                    what: "it is no SQLite file",
+                });
+            }
             1..512 => "it ends within its first page",
             _ => return Ok(()),
         };
@@ -678,6 +731,13 @@ fn immutable_uri(path: &Path) -> PathBuf {
     }
     uri += "?immutable=1";
     PathBuf::from(uri)
+}
+
+/// Returns whether a file that is too short for SQLite begins like an SQLite file.
+fn is_sqlite_file(path: &Path) -> bool {
+    let mut header = [0; 15];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
+    read.is_ok() && header == *b"SQLite format 3"
 }
 
 /// Returns whether the header of a file that SQLite refuses names this application. SQLite does not use such a file, so

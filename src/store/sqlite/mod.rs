@@ -418,6 +418,11 @@ impl SqliteStore {
         read: impl FnOnce(&Connection) -> Result<T, SqliteFault> + Send + 'static,
     ) -> Result<T, StoreError> {
         let answer = self.shared.follows.read(read).await;
+        if answer.is_err() {
+            // The writer closes a connection to a log that was removed. Otherwise no new connection could read the
+            // log that replaced it.
+            drop(self.shared.writer.read(|_| Ok(None::<()>)).await);
+        }
         answer.map_err(|fault| fault.into_error(doing))
     }
 
@@ -499,6 +504,8 @@ impl KeyStore for SqliteStore {
     }
 
     async fn changes(&self, after: Cursor, limit: NonZeroUsize) -> Result<Changes, ChangesError> {
+        // A process that never writes shows the length of the log too.
+        crate::observe::store_log(self.shared.pool.file.log_bytes());
         self.follow("reading changes", move |conn| {
             read::changes(conn, after, limit)
         })

@@ -15,7 +15,7 @@ use std::time::Duration;
 use rusqlite::{Connection, Row, params};
 
 use super::fault::{OpenError, SqliteFault};
-use super::file::{FileIdentity, StoreFile};
+use super::file::{OpenFiles, StoreFile};
 use super::rows::{each, one};
 use super::session::{Pool, Tx};
 use super::unlocked::ReadConnection;
@@ -49,7 +49,7 @@ const LOG_PAGES: i64 = 64;
 pub(super) struct Registry {
     pool: Arc<Pool>,
     file: StoreFile,
-    open: Mutex<Option<(ReadConnection, FileIdentity)>>,
+    open: Mutex<Option<(ReadConnection, OpenFiles)>>,
 }
 
 /// The history of the store, and the entries that the store itself has.
@@ -211,8 +211,8 @@ impl Registry {
     /// without locks.
     fn keep(
         &self,
-        open: &mut Option<(ReadConnection, FileIdentity)>,
-        ready: (ReadConnection, FileIdentity),
+        open: &mut Option<(ReadConnection, OpenFiles)>,
+        ready: (ReadConnection, OpenFiles),
     ) -> Result<(), SqliteFault> {
         ready.0.check_unchanged(&self.file)?;
         *open = Some(ready).filter(|(opened, _)| opened.is_locked());
@@ -289,12 +289,13 @@ impl Registry {
     /// Returns the connection to the registry that is next to the store now. `None` if there is none.
     fn connection(
         &self,
-        open: Option<(ReadConnection, FileIdentity)>,
-    ) -> Result<Option<(ReadConnection, FileIdentity)>, SqliteFault> {
+        open: Option<(ReadConnection, OpenFiles)>,
+    ) -> Result<Option<(ReadConnection, OpenFiles)>, SqliteFault> {
         let Some(identity) = self.file.identity()? else {
             return Ok(None);
         };
-        if let Some(ready) = open.filter(|(_, own)| *own == identity) {
+        let files = self.file.open_files(identity);
+        if let Some(ready) = open.filter(|(opened, own)| own.are_current(files, &opened.conn)) {
             return Ok(Some(ready));
         }
         let connect = || -> Result<ReadConnection, SqliteFault> {
@@ -304,7 +305,8 @@ impl Registry {
             conn.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
             Ok(opened)
         };
-        Ok(Some((self.named(connect())?, identity)))
+        let opened = self.named(connect())?;
+        Ok(Some((opened, self.file.open_files(identity))))
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rusqlite::Connection;
 
 use super::fault::{OpenError, SqliteFault};
-use super::file::{FileIdentity, StoreFile};
+use super::file::{FileIdentity, OpenFiles, StoreFile};
 use super::schema;
 use super::unlocked::ReadConnection;
 use crate::observe::WithSources;
@@ -42,7 +42,7 @@ enum PathState {
 #[derive(Debug)]
 struct PooledConnection {
     opened: ReadConnection,
-    identity: FileIdentity,
+    files: OpenFiles,
     bound: ReadBound,
 }
 
@@ -65,10 +65,14 @@ impl Pool {
         read: impl FnOnce(&Connection) -> Result<T, SqliteFault>,
     ) -> Result<T, SqliteFault> {
         let identity = self.current()?;
-        let idle = self
-            .idle()
-            .pop()
-            .filter(|connection| connection.identity == identity);
+        let files = self.file.open_files(identity);
+        let idle = {
+            let mut idle = self.idle();
+            // All connections of a process to one file share one index of the log. So a connection that still uses a
+            // removed log would break a new one.
+            idle.retain(|connection| connection.files.are_current(files, &connection.opened.conn));
+            idle.pop()
+        };
         let connection = match idle {
             Some(connection) => connection,
             None => self.open(identity)?,
@@ -79,7 +83,14 @@ impl Pool {
             .hold(|| snapshot(&self.file, &opened.conn, read));
         opened.check_unchanged(&self.file)?;
         // After a failure the connection is dropped, not reused, because its state is unknown.
-        let read = read?;
+        let read = read.map_err(|fault| match fault.is_short_read() {
+            // Another store of this process still uses the log.
+            true => SqliteFault::Refused(
+                "the -wal file was removed while this process used it: put the right file back if it was replaced, \
+                 and restart the process",
+            ),
+            false => fault,
+        })?;
         let mut idle = self.idle();
         if opened.is_locked() && idle.len() < IDLE {
             idle.push(connection);
@@ -138,7 +149,7 @@ impl Pool {
         let bound = ReadBound::of(&mut opened.conn, &self.file);
         Ok(PooledConnection {
             opened,
-            identity,
+            files: self.file.open_files(identity),
             bound,
         })
     }

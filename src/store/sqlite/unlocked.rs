@@ -87,7 +87,8 @@ impl FileState {
         if shared || len("-wal") > 0 || len("-journal") > 0 {
             let why = "its log cannot be read in a read-only folder: copy the file and its -wal or -journal file to \
                        another folder, and name the copy";
-            return Err(OpenError::io(path, io::Error::other(why)));
+            let read_only = io::Error::new(io::ErrorKind::ReadOnlyFilesystem, why);
+            return Err(OpenError::io(path, read_only));
         }
         let gone = || OpenError::Gone {
             path: PathBuf::from(path),

@@ -10,7 +10,7 @@ use event_listener::Event;
 use rusqlite::Connection;
 
 use super::fault::SqliteFault;
-use super::file::FileIdentity;
+use super::file::OpenFiles;
 use super::schema;
 use super::session::Pool;
 
@@ -43,22 +43,28 @@ pub(super) fn start(
 
 struct CommitWatcher {
     pool: Arc<Pool>,
-    conn: Option<(Connection, FileIdentity)>,
+    conn: Option<(Connection, OpenFiles)>,
     seen: Option<i64>,
 }
 
 impl CommitWatcher {
     fn changed(&mut self) -> Result<bool, SqliteFault> {
-        let file = self.pool.current()?;
-        let (conn, file) = match self.conn.take().filter(|(_, own)| *own == file) {
+        let (file, main) = (&self.pool.file, self.pool.current()?);
+        let files = file.open_files(main);
+        let (conn, files) = match self
+            .conn
+            .take()
+            .filter(|(conn, own)| own.are_current(files, conn))
+        {
             Some(ready) => ready,
             None => {
                 self.seen = None;
-                (self.pool.file.open()?, file)
+                let conn = file.open()?;
+                (conn, file.open_files(main))
             }
         };
         let version = schema::data_version(&conn)?;
-        self.conn = Some((conn, file));
+        self.conn = Some((conn, files));
         let changed = self.seen != Some(version);
         self.seen = Some(version);
         Ok(changed)

@@ -13,7 +13,7 @@ use std::thread;
 use rusqlite::Connection;
 
 use super::fault::SqliteFault;
-use super::file::{FileIdentity, StoreFile, check_journal};
+use super::file::{OpenFiles, StoreFile, check_journal};
 use super::session::{Pool, Tx, snapshot};
 use super::{head, schema, write};
 use crate::core::view::Revision;
@@ -164,7 +164,7 @@ struct Thread {
 
 struct Ready {
     conn: Connection,
-    file: FileIdentity,
+    files: OpenFiles,
     /// The head after the last commit, with SQLite's data version. As long as the data version stays the
     /// same, no other connection has written to the file.
     last: Option<(i64, Head)>,
@@ -201,9 +201,12 @@ impl Thread {
         &mut self,
         read: impl FnOnce(&Connection) -> Result<Option<T>, SqliteFault>,
     ) -> Option<T> {
-        let file = self.pool.current().ok()?;
+        let files = self.pool.file.open_files(self.pool.current().ok()?);
         // Takes the connection out of `self`, so that a failure closes it.
-        let ready = self.ready.take().filter(|ready| ready.file == file)?;
+        let ready = self
+            .ready
+            .take()
+            .filter(|ready| ready.files.are_current(files, &ready.conn))?;
         // A read that panics must not end the writer.
         let read = catch_unwind(AssertUnwindSafe(|| {
             snapshot(&self.pool.file, &ready.conn, read)
@@ -369,14 +372,22 @@ impl Thread {
 
     /// Returns the connection to the file that is at the path now.
     fn ready(&mut self) -> Result<Ready, SqliteFault> {
-        let file = self.pool.current()?;
-        if let Some(ready) = self.ready.take().filter(|ready| ready.file == file) {
+        let (file, main) = (&self.pool.file, self.pool.current()?);
+        let files = file.open_files(main);
+        if let Some(ready) = self
+            .ready
+            .take()
+            .filter(|ready| ready.files.are_current(files, &ready.conn))
+        {
             return Ok(ready);
         }
-        let conn = self.pool.file.serve()?;
-        self.pool.file.make_durable(&conn)?;
-        let last = None;
-        Ok(Ready { conn, file, last })
+        let conn = file.serve()?;
+        file.make_durable(&conn)?;
+        Ok(Ready {
+            conn,
+            files: file.open_files(main),
+            last: None,
+        })
     }
 }
 

@@ -13,7 +13,9 @@ use keyward::recovery::{Recovery, RecoveryError};
 use keyward::store::{
     AuditQuery, Cursor, KeyQuery, KeyStore, LoadRequest, NodeRegistry, SqliteStore, StoreError,
 };
-use keyward::{CommandError, Follow, Keyward, KeywardBuilder, Reason, VerifyError, WithSources};
+use keyward::{
+    CommandError, Follow, Keyward, KeywardBuilder, Need, Reason, VerifyError, WithSources,
+};
 use keyward_conformance::{Call, Fault, FaultyStore};
 
 use crate::sqlite::{Desk, checkpoint, policy};
@@ -488,7 +490,15 @@ fn a_process_does_not_start_on_a_file_that_lacks_the_commits_of_a_live_node() {
         }
         desk.put_back("saved.db");
         // The node has not reported the position of a commit that it did not read.
-        assert_eq!(desk.registered().is_err(), reads_its_commit);
+        let nodes = || wait(desk.store().nodes()).unwrap().len();
+        let before = nodes();
+        let started = desk.registered();
+        assert_eq!(started.is_err(), reads_its_commit);
+        assert_eq!(
+            nodes(),
+            before + usize::from(started.is_ok()),
+            "a process that did not start is listed"
+        );
         for _ in 0..10 {
             assert!(wait(keys.sync()).is_err());
             desk.clock.advance(Duration::from_secs(15));
@@ -500,5 +510,53 @@ fn a_process_does_not_start_on_a_file_that_lacks_the_commits_of_a_live_node() {
         drop(keys);
         desk.clock.advance(Duration::from_secs(120));
         desk.registered().unwrap();
+    }
+}
+
+/// A copy that is written over the file keeps its inode. Only the log shows that the file is another one.
+#[test]
+fn a_file_that_was_overwritten_without_its_log_is_noticed() {
+    for registered in [false, true] {
+        let desk = Desk::new();
+        let keys = match registered {
+            false => desk.keys(),
+            true => desk.registered().unwrap(),
+        };
+        wait(keys.create(&admin(), reader("first"))).unwrap();
+        desk.save("older.db");
+        wait(keys.create(&admin(), reader("later"))).unwrap();
+        wait(keys.sync()).unwrap();
+        for end in ["-wal", "-shm"] {
+            fs::remove_file(desk.at(&format!("keys.db{end}"))).unwrap();
+        }
+        fs::copy(desk.at("older.db"), desk.path()).unwrap();
+        // At first, the connection of the writer still uses the removed log.
+        let errors = [(); 2].map(|()| chain(&wait(keys.sync()).unwrap_err()));
+        // The registry is a second store in this process.
+        let said = ["went back in time", "restart the process"][usize::from(registered)];
+        assert!(errors[1].contains(said), "{errors:?}");
+        wait(keys.create(&admin(), reader("another"))).unwrap_err();
+    }
+}
+
+#[test]
+fn a_log_that_was_removed_is_not_used_any_longer() {
+    let desk = Desk::new();
+    let (keys, other) = (desk.keys(), desk.keys());
+    let key = wait(keys.create(&admin(), reader("key"))).unwrap();
+    wait(other.sync()).unwrap();
+    checkpoint(&desk.path());
+    for end in ["-wal", "-shm"] {
+        fs::remove_file(desk.at(&format!("keys.db{end}"))).unwrap();
+    }
+    let newcomer = desk.keys();
+    wait(newcomer.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    for keys in [keys, other] {
+        wait(keys.sync()).unwrap();
+        let verdict = keys.verify(key.secret.expose(), &Need::any());
+        assert!(
+            matches!(verdict, Err(VerifyError::Revoked { .. })),
+            "{verdict:?}"
+        );
     }
 }
