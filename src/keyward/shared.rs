@@ -119,14 +119,34 @@ impl PepperChecks {
 ///
 /// [`BuildError`] of the store, or because it holds the peppers in an unknown form.
 pub async fn newest_current(store: &dyn KeyStore) -> Result<Option<PepperId>, BuildError> {
+    let checks = stored_checks(store).await?;
+    Ok(checks.and_then(|mut checks| checks.current.pop()))
+}
+
+/// Returns the peppers that a process of the store had, and that never became the current one. These are the peppers
+/// that were prepared for a rotation.
+///
+/// # Errors
+///
+/// [`BuildError`] of the store, or because it holds the peppers in an unknown form.
+pub async fn never_current(store: &dyn KeyStore) -> Result<Vec<PepperId>, BuildError> {
+    let Some(PepperChecks {
+        current, peppers, ..
+    }) = stored_checks(store).await?
+    else {
+        return Ok(Vec::new());
+    };
+    let prepared = peppers.into_keys().filter(|id| !current.contains(id));
+    Ok(prepared.collect())
+}
+
+async fn stored_checks(store: &dyn KeyStore) -> Result<Option<PepperChecks>, BuildError> {
     let Some(documents) = store.documents() else {
         return Ok(None);
     };
     let stored = documents.document(&DocumentName::PEPPERS).await?.document;
     let checks = stored.map(|stored| PepperChecks::read(&stored.body));
-    Ok(checks
-        .transpose()?
-        .and_then(|mut checks| checks.current.pop()))
+    checks.transpose()
 }
 
 fn check_values(ring: &PepperRing) -> BTreeMap<PepperId, String> {

@@ -15,7 +15,7 @@ use keyward::key::Digest;
 use keyward::policy::{Deletion, Revocation};
 use keyward::store::{
     Commit, CommitTag, Cursor, Effects, KeyStore, LoadRequest, NodeId, NodeRegistry, NodeReport,
-    Revision, SqliteStore,
+    SqliteStore,
 };
 use keyward::{
     Actor, Clock, CreateKey, Keyward, ManualClock, Need, PepperFile, TenantId, Timestamp, profiles,
@@ -1889,6 +1889,26 @@ fn an_old_copy_of_the_pepper_file_is_named_and_gets_no_pepper() {
     }
     assert_eq!(fs::read(shop.path("old.pepper")).unwrap(), before);
     with_old(&["pepper", "prepare", "--pepper-lost"]).ended(0);
+}
+
+/// No process has started with the current file since it was changed.
+#[test]
+fn an_old_copy_of_the_pepper_file_gets_no_pepper_before_a_process_uses_the_current_one() {
+    let shop = Shop::new();
+    fs::copy(shop.path("keys.db.pepper"), shop.path("old.pepper")).unwrap();
+    let with_old = |args: &[&str]| shop.run(&[args, &["--pepper-file", "old.pepper"]].concat());
+    shop.run(&["pepper", "prepare"]).ended(0);
+    let refused = with_old(&["pepper", "prepare"]).ended(DENIED);
+    assert!(
+        refused.err.contains("was prepared for the store"),
+        "{refused:?}"
+    );
+    shop.run(&["pepper", "rotate"]).ended(0);
+    for step in ["prepare", "rotate"] {
+        let refused = with_old(&["pepper", step]).ended(DENIED);
+        assert!(refused.err.contains("create keys with"), "{refused:?}");
+    }
+    shop.run(&["pepper", "prepare"]).ended(0);
 }
 
 /// Returns the peppers that `keyctl pepper show` lists: id, state and number of live keys.

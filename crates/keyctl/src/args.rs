@@ -36,7 +36,7 @@ pub(crate) struct Cli {
     pub(crate) command: CliCommand,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct CommonArgs {
     /// The store: a file, postgres://USER:PASSWORD@HOST/DATABASE, or "host=… user=… dbname=…"
     // Reads an environment variable too, because other users of the machine can see arguments. The help does
@@ -303,6 +303,19 @@ pub(crate) struct RecoverArgs {
 }
 
 impl CliCommand {
+    /// Returns the place of the command id, for a command that changes one key.
+    pub(crate) const fn command_id_mut(&mut self) -> Option<&mut Option<String>> {
+        let named = match self {
+            Self::Create(args) => &mut args.named,
+            Self::Rotate(args) => &mut args.named,
+            Self::Revoke(args) => &mut args.named,
+            Self::Disable(args) | Self::Enable(args) => &mut args.named,
+            Self::Delete(args) => &mut args.named,
+            _ => return None,
+        };
+        Some(&mut named.command_id)
+    }
+
     /// Returns whether the command only prints rows. Such a command ends, and succeeds, if its reader closes stdout
     /// early.
     pub(crate) const fn only_lists(&self) -> bool {

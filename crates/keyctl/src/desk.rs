@@ -10,7 +10,7 @@ use keyward::policy::{Policies, Policy, PolicySpec};
 use keyward::store::{
     KeyQuery, KeyStore, LoadRequest, Locator, PositionError, Revision, Row, StoreErrorKind,
 };
-use keyward::{Actor, Denial, Follow, KeyId, Keyward, PepperRing, Receipt, TenantId};
+use keyward::{Actor, CommandError, Denial, Follow, KeyId, Keyward, PepperRing, Receipt, TenantId};
 use serde_json::{Value, json};
 
 use crate::args::{CommandIdArgs, CommonArgs};
@@ -79,6 +79,17 @@ impl CliContext {
                  older pepper; put back the current pepper file"
             ));
         }
+    }
+
+    /// Returns the id of the command, and draws one if the command line names none. After an unknown outcome, the
+    /// operator repeats the command under this id.
+    pub(crate) fn command_id(&self, named: &mut Option<String>) -> CliResult<String> {
+        if let Some(named) = named {
+            return Ok(named.clone());
+        }
+        let drawn = self.keys.manager().command_id();
+        let drawn = drawn.map_err(|error| CliError::from(CommandError::from(error)))?;
+        Ok(named.insert(drawn.to_string()).clone())
     }
 
     pub(crate) const fn common(&self) -> &CommonArgs {

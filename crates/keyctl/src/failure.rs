@@ -158,6 +158,17 @@ impl CliError {
         self
     }
 
+    /// Adds the id under which to repeat the command, if the command may have been carried out.
+    pub(crate) fn with_command_id(mut self, id: Option<String>) -> Self {
+        if let (Some("store-indeterminate"), Some(id)) = (self.code, id) {
+            self.message += &format!(
+                "; the command may have been carried out: repeat it with --command-id {id}, which carries it out at \
+                 most once"
+            );
+        }
+        self
+    }
+
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.kind as u8)
     }
@@ -238,6 +249,11 @@ fn next_step(denial: &Denial) -> Option<String> {
         Denial::FirstUseWait { .. } => "--no-later-than <WAIT>",
         Denial::ConfirmationRequired => "--yes",
         Denial::ReferencesUnknown => "--references <REFERENCES>",
+        Denial::AlreadyCreated { id, .. } => {
+            return Some(format!(
+                "replace it with keyctl rotate {id} --immediate, or revoke the key"
+            ));
+        }
         Denial::TenantAhead { tenant, .. } => {
             return Some(format!(
                 "if that commit is wrong, set its time back with keyctl time repair --tenant {tenant}"
@@ -426,6 +442,23 @@ mod tests {
             let (object, owner) = ("schema keyward".to_owned(), "eve".to_owned());
             let owned = CliError::from(ConnectError::Owner { object, owner }).message;
             assert!(owned.contains("--schema-owner"), "{owned}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_unknown_outcome_names_the_id_under_which_to_repeat_the_command() {
+        for (kind, named) in [
+            (StoreErrorKind::Indeterminate, true),
+            (StoreErrorKind::Unavailable, false),
+        ] {
+            let error = CliError::from(StoreError::new(kind, "committing"));
+            let error = error.with_command_id(Some("c7".to_owned()));
+            assert_eq!(error.message.contains("--command-id c7"), named);
         }
     }
 }

@@ -69,13 +69,18 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> CliResult<()> {
             context.warn_of_old_pepper_file(output);
             recover::run(&context, &args, output).await
         }
-        command => {
+        mut command => {
             let context = CliContext::open(common).await?;
             if !command.only_lists() && !matches!(command, CliCommand::Audit(_)) {
                 nodes::refuse_lost_commits(&context.backend).await?;
                 context.warn_of_old_pepper_file(output);
             }
-            about_keys(&context, command, output).await
+            let id = match command.command_id_mut() {
+                Some(named) => Some(context.command_id(named)?),
+                None => None,
+            };
+            let done = about_keys(&context, command, output).await;
+            done.map_err(|error| error.with_command_id(id))
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The nodes, which are registered processes that verify keys, and their confirmations of a change.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
@@ -383,6 +384,13 @@ fn waits_for(found: &Confirmations) -> String {
         Some(label) => label.to_string(),
         None => node.node.to_string(),
     };
-    let waiting: Vec<_> = found.waiting().map(|(node, _)| name(node)).collect();
-    waiting.join(", ")
+    let mut waiting = BTreeMap::<_, usize>::new();
+    for (node, _) in found.waiting() {
+        *waiting.entry(name(node)).or_default() += 1;
+    }
+    let named = waiting.into_iter().map(|(name, nodes)| match nodes {
+        1 => name,
+        nodes => format!("{nodes} nodes named {name}"),
+    });
+    named.collect::<Vec<_>>().join(", ")
 }

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use keyward::clocks::SystemClock;
 use keyward::node::Replica;
-use keyward::pepper::{PepperCount, PepperId, PepperState};
+use keyward::pepper::{PepperCount, PepperId, PepperState, never_current};
 use keyward::store::NodeProcess;
 use keyward::{PepperFile, PepperRing};
 use serde_json::{Value, json};
 
 use super::nodes;
 use crate::args::{CommonArgs, LiveNodesArgs, PepperCommand};
-use crate::desk::lacked_pepper;
+use crate::desk::{CliContext, lacked_pepper};
 use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::{Output, cell};
 use crate::store::{self, Expected, Store};
@@ -37,6 +37,7 @@ pub(crate) async fn run(
         PepperCommand::Prepare => {
             check_up_to_date(common, &path, &file.ring()).await?;
             file.prepare()?;
+            store_peppers(common, file.ring(), output).await;
         }
         PepperCommand::Rotate(live) => {
             check_up_to_date(common, &path, &file.ring()).await?;
@@ -44,6 +45,7 @@ pub(crate) async fn run(
                 check_next(common, live, next.id()).await?;
             }
             file.rotate()?;
+            store_peppers(common, file.ring(), output).await;
         }
         PepperCommand::Retire { pepper, live } => {
             let pepper = PepperId::new(pepper)?;
@@ -79,16 +81,40 @@ async fn check_up_to_date(common: &CommonArgs, file: &Path, ring: &PepperRing) -
         return Ok(());
     }
     let store = store::open(common, Expected::Existing).await?;
-    let Some(pepper) = lacked_pepper(&*store.keys(), ring).await? else {
-        return Ok(());
+    let keys = store.keys();
+    let (pepper, is) = match lacked_pepper(&*keys, ring).await? {
+        Some(pepper) => (pepper, "which processes of the store create keys with"),
+        None => {
+            let prepared = never_current(&*keys).await?;
+            let lacks = |pepper: &PepperId| ring.state(pepper).is_none();
+            match prepared.into_iter().find(lacks) {
+                Some(pepper) => (pepper, "which was prepared for the store"),
+                None => return Ok(()),
+            }
+        }
     };
     let message = format!(
-        "{} lacks pepper {pepper}, which processes of {} create keys with, so it was left as it is: put back the \
-         current pepper file, or state with --pepper-lost that it is lost",
+        "{} lacks pepper {pepper}, {is}, so it was left as it is: put back the current pepper file of {}, or state \
+         with --pepper-lost that it is lost",
         file.display(),
         common.store
     );
     Err(CliError::new(CliErrorKind::Refused, message))
+}
+
+/// Stores the ids of the file's peppers, so that a later command refuses an old copy of the file. The next process that
+/// starts with the file does so too.
+async fn store_peppers(common: &CommonArgs, ring: PepperRing, output: &Output) {
+    let stored = async {
+        let store = store::open(common, Expected::Existing).await?;
+        CliContext::over(common.clone(), store, ring).await
+    };
+    if let Err(error) = stored.await {
+        output.warning(&format!(
+            "the store does not know the peppers of the changed file before a process starts with it: {}",
+            error.message
+        ));
+    }
 }
 
 fn changed(
