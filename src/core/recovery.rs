@@ -234,10 +234,10 @@ pub(crate) fn covered(
         }
     }
     let diverges = |trail: &ComparedTrail| trail.reach == TrailReach::Diverges;
-    let is_lost_store = !any(&diverges) && !(is_whole && trails.iter().any(short));
+    let is_other = any(&diverges) || (is_whole && trails.iter().any(short));
     let proves = |trail: &ComparedTrail| match trail.reach {
-        TrailReach::Beyond => is_lost_store,
-        TrailReach::RestoredEnd => is_lost_store && is_whole,
+        TrailReach::Beyond => !is_other,
+        TrailReach::RestoredEnd => !is_other && is_whole,
         TrailReach::Missing | TrailReach::Short | TrailReach::Diverges | TrailReach::Gap => false,
     };
     let unproven = trails

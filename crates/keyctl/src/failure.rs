@@ -444,11 +444,6 @@ mod tests {
             assert!(owned.contains("--schema-owner"), "{owned}");
         }
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     #[test]
     fn only_an_unknown_outcome_names_the_id_under_which_to_repeat_the_command() {

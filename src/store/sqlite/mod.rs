@@ -421,7 +421,7 @@ impl SqliteStore {
         if answer.is_err() {
             // The writer closes a connection to a log that was removed. Otherwise no new connection could read the
             // log that replaced it.
-            drop(self.shared.writer.read(|_| Ok(None::<()>)).await);
+            let _nothing = self.shared.writer.read(|_| Ok(None::<()>)).await;
         }
         answer.map_err(|fault| fault.into_error(doing))
     }
