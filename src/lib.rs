@@ -312,7 +312,7 @@ pub mod pepper {
     pub use crate::core::pepper::{Pepper, PepperCount, PepperState};
     pub use crate::core::pepper_document::PepperDocumentError;
     pub use crate::core::text::PepperId;
-    pub use crate::keyward::{never_current, newest_current};
+    pub use crate::keyward::StoredPeppers;
     #[cfg(unix)]
     pub use crate::pepper_file::PepperFileError;
 }

@@ -30,7 +30,7 @@ pub use self::follow::{FollowStartError, Follower};
 pub use self::outcomes::{Created, ImportedKey, KeyList, LeakReport, Rotated, TimeRepaired};
 pub use self::recover::{Recovery, RecoveryError, RecoveryProgress, RecoveryReport, ReplayedTrail};
 pub use self::retention::RetentionReport;
-pub use self::shared::{never_current, newest_current};
+pub use self::shared::StoredPeppers;
 pub use self::trail::{AuditError, PrunedAudit};
 use crate::core::id::KeyId;
 use crate::core::pepper::PepperRing;

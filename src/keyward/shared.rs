@@ -6,7 +6,7 @@
 //!
 //! A store that can be read and not written still starts a process, which then verifies keys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
@@ -105,48 +105,59 @@ impl PepperChecks {
         let retired = ring.retired().iter().map(Pepper::id);
         let unlisted: Vec<_> = retired.filter(is_unlisted).cloned().collect();
         self.current.splice(..0, unlisted);
+        if replaces_lost {
+            // A prepared pepper that is lost must not hold up later rotations.
+            let current = &self.current;
+            self.peppers.retain(|id, _| current.contains(id));
+        }
         self.peppers.extend(own);
         Ok((self, lacked))
     }
 }
 
-/// Returns the pepper that most recently became the current one of a process of the store. `None` if no process has
-/// stored its peppers.
-///
-/// Any process must be able to verify keys under this pepper. A pepper file that lacks it is out of date.
-///
-/// # Errors
-///
-/// [`BuildError`] of the store, or because it holds the peppers in an unknown form.
-pub async fn newest_current(store: &dyn KeyStore) -> Result<Option<PepperId>, BuildError> {
-    let checks = stored_checks(store).await?;
-    Ok(checks.and_then(|mut checks| checks.current.pop()))
+/// The ids of the peppers of a store's processes, as the store remembers them.
+#[derive(Clone, Debug)]
+pub struct StoredPeppers {
+    current: Vec<PepperId>,
+    all: BTreeSet<PepperId>,
 }
 
-/// Returns the peppers that a process of the store had, and that never became the current one. These are the peppers
-/// that were prepared for a rotation.
-///
-/// # Errors
-///
-/// [`BuildError`] of the store, or because it holds the peppers in an unknown form.
-pub async fn never_current(store: &dyn KeyStore) -> Result<Vec<PepperId>, BuildError> {
-    let Some(PepperChecks {
-        current, peppers, ..
-    }) = stored_checks(store).await?
-    else {
-        return Ok(Vec::new());
-    };
-    let prepared = peppers.into_keys().filter(|id| !current.contains(id));
-    Ok(prepared.collect())
-}
+impl StoredPeppers {
+    /// Reads the ids. `None` if no process has stored its peppers, or if the store has no documents.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`] of the store, or because it holds the peppers in an unknown form.
+    pub async fn read(store: &dyn KeyStore) -> Result<Option<Self>, BuildError> {
+        let Some(documents) = store.documents() else {
+            return Ok(None);
+        };
+        let stored = documents.document(&DocumentName::PEPPERS).await?.document;
+        let checks = stored.map(|stored| PepperChecks::read(&stored.body));
+        Ok(checks.transpose()?.map(|checks| Self {
+            current: checks.current,
+            all: checks.peppers.into_keys().collect(),
+        }))
+    }
 
-async fn stored_checks(store: &dyn KeyStore) -> Result<Option<PepperChecks>, BuildError> {
-    let Some(documents) = store.documents() else {
-        return Ok(None);
-    };
-    let stored = documents.document(&DocumentName::PEPPERS).await?.document;
-    let checks = stored.map(|stored| PepperChecks::read(&stored.body));
-    checks.transpose()
+    /// Returns the pepper that most recently became the current one of a process.
+    ///
+    /// Any process must be able to verify keys under this pepper. A pepper file that lacks it is out of date.
+    #[must_use]
+    pub fn newest(&self) -> Option<&PepperId> {
+        self.current.last()
+    }
+
+    /// Returns the peppers that never were the current one of a process: those that were prepared for a rotation.
+    pub fn prepared(&self) -> impl Iterator<Item = &PepperId> {
+        self.all.iter().filter(|id| !self.current.contains(id))
+    }
+
+    /// Returns whether a process has stored this pepper.
+    #[must_use]
+    pub fn contains(&self, pepper: &PepperId) -> bool {
+        self.all.contains(pepper)
+    }
 }
 
 fn check_values(ring: &PepperRing) -> BTreeMap<PepperId, String> {

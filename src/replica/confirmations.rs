@@ -179,12 +179,37 @@ struct Sighting {
     since: Duration,
     /// The node's clock in its latest report, and the observer's time when that report was first seen. `None`
     /// if the clock reading may be out of date. This is so if the beat number never changed, if the previous
-    /// request was more than [`LATE`] earlier, or if the reading is more than [`LATE`] behind `best`.
+    /// request was more than [`LATE`] earlier, or if the reading is more than [`LATE`] behind one in `best`.
     clock: Option<(Timestamp, Duration)>,
-    /// The reading that was farthest ahead of the observer's monotonic clock, in any report of this node. The delay
-    /// of a report only makes its reading look behind.
-    best: (Timestamp, Duration),
+    /// The readings that were farthest ahead of the observer's monotonic clock: among all that counted in an hour,
+    /// and among those since. The delay of a report only makes its reading look behind.
+    best: [(Timestamp, Duration); 2],
+    /// The time at which the second of these hours began.
+    hour: Duration,
 }
+
+impl Sighting {
+    /// Returns how late a reading is, at least, by the node's earlier readings.
+    fn lateness(&self, reading: (Timestamp, Duration)) -> Duration {
+        self.best
+            .map(|best| behind(best, reading))
+            .into_iter()
+            .max()
+            .unwrap_or_default()
+    }
+
+    /// Adds a reading that counts. Readings of earlier hours no longer count then: two clocks drift apart.
+    fn learn(&mut self, reading: (Timestamp, Duration)) {
+        if reading.1.saturating_sub(self.hour) >= HOUR {
+            self.best = [self.best[1], reading];
+            self.hour = reading.1;
+        } else if behind(self.best[1], reading).is_zero() {
+            self.best[1] = reading;
+        }
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(60 * 60);
 
 /// Returns how far the second reading is behind the first, as if both had been made at the same time.
 fn behind(first: (Timestamp, Duration), second: (Timestamp, Duration)) -> Duration {
@@ -216,19 +241,26 @@ impl Sightings {
             let reading = (clock, answered);
             let sighting = match before.get(&report.node) {
                 Some(known) if known.beat == beat => *known,
-                known => {
-                    let late = known.map(|known| behind(known.best, reading));
-                    let counts = soon && late.is_some_and(|late| late <= LATE);
-                    Sighting {
+                Some(known) => {
+                    let counts = known.lateness(reading) <= LATE;
+                    let mut sighting = Sighting {
                         beat,
                         since: answered,
-                        clock: counts.then_some(reading),
-                        best: match (known, late) {
-                            (Some(known), Some(late)) if !late.is_zero() => known.best,
-                            _ => reading,
-                        },
+                        clock: (counts && soon).then_some(reading),
+                        ..*known
+                    };
+                    if counts {
+                        sighting.learn(reading);
                     }
+                    sighting
                 }
+                None => Sighting {
+                    beat,
+                    since: answered,
+                    clock: None,
+                    best: [reading; 2],
+                    hour: answered,
+                },
             };
             let since = self.nodes.entry(report.node).or_insert(sighting).since;
             let silent = asked.saturating_sub(since);
@@ -578,6 +610,23 @@ mod tests {
         assert_eq!(counts(5, 1_490, 490), 1);
         assert_eq!(counts(6, 1_700, 500), 1, "it is ahead");
         assert_eq!(counts(7, 1_530, 530), 0, "it is behind that reading");
+        // The clock of the node is slow. In all its readings fall behind by 150 s, and go on counting.
+        let mut counts = |minute: u64| {
+            let report = NodeReport {
+                beat: minute,
+                clock: Timestamp::UNIX_EPOCH.saturating_add(Duration::from_millis(59_500 * minute)),
+                ..report(EPOCH, 7)
+            };
+            let now = at(1_000_000 + 60 * minute);
+            let other = NodeReport {
+                node: NodeId::from_u128(99),
+                ..report
+            };
+            sightings.see(vec![other], (now, now));
+            sightings.clocks(None, now, at(180)).count()
+        };
+        assert_eq!(counts(1), 0);
+        assert_eq!((2..300).map(&mut counts).sum::<usize>(), 298);
     }
 
     #[test]

@@ -47,6 +47,9 @@ const BOUNDS_TIMEOUT: Duration = Duration::from_secs(1);
 /// freshness ended while the report was in flight.
 const MAX_ATTEMPTS: usize = 4;
 
+/// 500 ms: a report that is dropped after this time counts as not answered.
+const UNANSWERED: Duration = Duration::from_millis(500);
+
 const REGISTERING: &str = "registering this node";
 
 /// The dependencies that a node needs to register.
@@ -80,12 +83,15 @@ struct ObservedNodes {
 struct SentReport<'a> {
     replica: &'a Replica,
     registration: &'a Registration,
+    sent: Duration,
     is_answered: bool,
 }
 
 impl Drop for SentReport<'_> {
     fn drop(&mut self) {
-        if !self.is_answered {
+        // A process that stops may drop a report that was just sent.
+        let waited = self.replica.clock.monotonic().saturating_sub(self.sent);
+        if !self.is_answered && waited >= UNANSWERED {
             let error = StoreError::new(StoreErrorKind::Unavailable, REGISTERING)
                 .with_source("the registry did not answer in time".to_owned());
             error.count();
@@ -431,6 +437,7 @@ impl Replica {
             let mut sent = SentReport {
                 replica: self,
                 registration,
+                sent: at.monotonic,
                 is_answered: false,
             };
             let accepted = registration.registry.report(report).await;

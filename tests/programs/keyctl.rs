@@ -1911,6 +1911,52 @@ fn an_old_copy_of_the_pepper_file_gets_no_pepper_before_a_process_uses_the_curre
     shop.run(&["pepper", "prepare"]).ended(0);
 }
 
+/// Otherwise a lost pepper that nothing uses would hold up every later rotation.
+#[test]
+fn a_prepared_pepper_that_is_lost_is_given_up_once() {
+    let shop = Shop::new();
+    fs::copy(shop.path("keys.db.pepper"), shop.path("saved.pepper")).unwrap();
+    shop.run(&["pepper", "prepare"]).ended(0);
+    fs::copy(shop.path("saved.pepper"), shop.path("keys.db.pepper")).unwrap();
+    shop.run(&["pepper", "prepare"]).ended(DENIED);
+    shop.run(&["pepper", "prepare", "--pepper-lost"]).ended(0);
+    shop.run(&["pepper", "rotate"]).ended(0);
+    shop.run(&["pepper", "prepare"]).ended(0);
+}
+
+#[test]
+fn a_pepper_that_the_store_did_not_take_is_named() {
+    let shop = Shop::new();
+    let lock = rusqlite::Connection::open(shop.path("keys.db")).unwrap();
+    lock.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let named = shop
+        .run(&["--wait", "1s", "pepper", "prepare"])
+        .ended(IN_PART);
+    assert!(
+        named.err.contains("does not know its new pepper"),
+        "{named:?}"
+    );
+    lock.execute_batch("ROLLBACK").unwrap();
+    shop.run(&["pepper", "prepare"]).ended(0);
+    shop.run(&["pepper", "rotate"]).ended(0);
+}
+
+#[test]
+fn a_repeated_command_states_that_its_change_was_replaced() {
+    let shop = Shop::new();
+    let (id, _) = shop.key("acme", "one", &[]);
+    let run = |command: &str, named: &str| {
+        let args = [command, &id, "--command-id", named];
+        shop.run(&args).ended(0).err
+    };
+    run("disable", "c1");
+    assert!(run("disable", "c1").contains("disabled key"));
+    run("enable", "c2");
+    assert!(run("disable", "c1").contains("is active"));
+    run("disable", "c3");
+    assert!(run("enable", "c2").contains("is disabled"));
+}
+
 /// Returns the peppers that `keyctl pepper show` lists: id, state and number of live keys.
 fn peppers(shop: &Shop, more: &[&str]) -> Vec<(String, String, u64)> {
     let shown = shop.run(&[&["pepper", "show", "--json"], more].concat());

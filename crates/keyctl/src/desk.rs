@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use keyward::command::{CommandId, Invocation};
-use keyward::pepper::{PepperId, newest_current};
+use keyward::pepper::{PepperId, StoredPeppers};
 use keyward::policy::{Policies, Policy, PolicySpec};
 use keyward::store::{
     KeyQuery, KeyStore, LoadRequest, Locator, PositionError, Revision, Row, StoreErrorKind,
@@ -188,8 +188,11 @@ pub(crate) async fn lacked_pepper(
     store: &dyn KeyStore,
     peppers: &PepperRing,
 ) -> CliResult<Option<PepperId>> {
-    let newest = newest_current(store).await?;
-    Ok(newest.filter(|newest| peppers.state(newest).is_none()))
+    let stored = StoredPeppers::read(store).await?;
+    let newest = stored.as_ref().and_then(StoredPeppers::newest);
+    Ok(newest
+        .filter(|newest| peppers.state(newest).is_none())
+        .cloned())
 }
 
 /// Parses a key id given on the command line.

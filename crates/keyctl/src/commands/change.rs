@@ -5,8 +5,8 @@ use std::io::{self, IsTerminal};
 use keyward::command::{BulkFilter, DeleteKey, RevokeKey};
 use keyward::key::Status;
 use keyward::policy::Deletion;
-use keyward::{Actor, CommandError, Denial, KeyId, KeyInfo, Reason};
-use serde_json::json;
+use keyward::{Actor, CommandError, Denial, KeyId, KeyInfo, Reason, Receipt};
+use serde_json::{Value, json};
 
 use super::nodes;
 use crate::args::{DeleteArgs, KeyArgs, RevokeArgs};
@@ -114,8 +114,12 @@ pub(crate) async fn disable(
         .disable(invocation(&actor, &args.named)?, key)
         .await?;
     let by = nodes::time_limit(context, &done).await;
-    let message = format!("disabled key {key}; every process refuses it {by}");
-    let answer = receipt(key, "disabled", &done);
+    let mut message = format!("disabled key {key}; every process refuses it {by}");
+    let mut answer = receipt(key, "disabled", &done);
+    let given = [Status::Disabled, Status::Expired];
+    if let Some(status) = replaced_by(context, &actor, key, &given).await {
+        (message, answer) = repeated(key, status, &done);
+    }
     nodes::done(context, &args.wait, &done, (&message, answer), output).await
 }
 
@@ -126,8 +130,34 @@ pub(crate) async fn enable(context: &CliContext, args: &KeyArgs, output: &Output
         .keys
         .enable(invocation(&actor, &args.named)?, key)
         .await?;
-    let (message, answer) = (format!("enabled key {key}"), receipt(key, "enabled", &done));
+    let (mut message, mut answer) = (format!("enabled key {key}"), receipt(key, "enabled", &done));
+    let given = [Status::Active, Status::Retiring, Status::Expired];
+    if let Some(status) = replaced_by(context, &actor, key, &given).await {
+        (message, answer) = repeated(key, status, &done);
+    }
     nodes::done(context, &args.wait, &done, (&message, answer), output).await
+}
+
+/// Returns the status of a key, if it is none of those that its change gives it. The change was then carried out
+/// earlier, under the same command id, and a later change has replaced it.
+async fn replaced_by(
+    context: &CliContext,
+    actor: &Actor,
+    key: KeyId,
+    given: &[Status],
+) -> Option<Status> {
+    // A key that was removed since is not accepted either.
+    let info = context.keys.key(actor, key).await.ok()?;
+    Some(info.status).filter(|status| !given.contains(status))
+}
+
+fn repeated(key: KeyId, status: Status, done: &Receipt) -> (String, Value) {
+    let message = format!(
+        "the command was carried out before, and changes nothing now: key {key} is {status}"
+    );
+    let mut answer = receipt(key, "nothing", done);
+    answer["status"] = json!(status);
+    (message, answer)
 }
 
 pub(crate) async fn delete(

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use keyward::clocks::SystemClock;
 use keyward::node::Replica;
-use keyward::pepper::{PepperCount, PepperId, PepperState, never_current};
+use keyward::pepper::{PepperCount, PepperId, PepperState, StoredPeppers};
 use keyward::store::NodeProcess;
 use keyward::{PepperFile, PepperRing};
 use serde_json::{Value, json};
 
 use super::nodes;
 use crate::args::{CommonArgs, LiveNodesArgs, PepperCommand};
-use crate::desk::{CliContext, lacked_pepper};
+use crate::desk::CliContext;
 use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::{Output, cell};
 use crate::store::{self, Expected, Store};
@@ -35,17 +35,17 @@ pub(crate) async fn run(
             return show(&PepperUse { counts, file }, output);
         }
         PepperCommand::Prepare => {
-            check_up_to_date(common, &path, &file.ring()).await?;
+            check_up_to_date(common, &path).await?;
             file.prepare()?;
-            store_peppers(common, file.ring(), output).await;
+            store_peppers(common, (&path, file.ring())).await?;
         }
         PepperCommand::Rotate(live) => {
-            check_up_to_date(common, &path, &file.ring()).await?;
+            check_up_to_date(common, &path).await?;
             if let Some(next) = file.ring().next().filter(|_| !live.yes) {
                 check_next(common, live, next.id()).await?;
             }
             file.rotate()?;
-            store_peppers(common, file.ring(), output).await;
+            store_peppers(common, (&path, file.ring())).await?;
         }
         PepperCommand::Retire { pepper, live } => {
             let pepper = PepperId::new(pepper)?;
@@ -76,45 +76,63 @@ pub(crate) async fn run(
 
 /// Refuses to add a pepper to a file that lacks the newest current pepper of the store. Such a file is an old copy, and
 /// processes with the current file would lack the added pepper.
-async fn check_up_to_date(common: &CommonArgs, file: &Path, ring: &PepperRing) -> CliResult<()> {
+async fn check_up_to_date(common: &CommonArgs, path: &Path) -> CliResult<()> {
     if common.pepper_lost {
         return Ok(());
     }
     let store = store::open(common, Expected::Existing).await?;
-    let keys = store.keys();
-    let (pepper, is) = match lacked_pepper(&*keys, ring).await? {
-        Some(pepper) => (pepper, "which processes of the store create keys with"),
-        None => {
-            let prepared = never_current(&*keys).await?;
-            let lacks = |pepper: &PepperId| ring.state(pepper).is_none();
-            match prepared.into_iter().find(lacks) {
-                Some(pepper) => (pepper, "which was prepared for the store"),
-                None => return Ok(()),
-            }
-        }
+    let Some(stored) = StoredPeppers::read(&*store.keys()).await? else {
+        return Ok(());
+    };
+    // Reads the file after the store, because another command may change both.
+    let ring = PepperFile::open(path)?.ring();
+    let lacks = |pepper: &&PepperId| ring.state(pepper).is_none();
+    let newest = stored.newest().filter(lacks);
+    let newest = newest.map(|pepper| (pepper, "which processes of the store create keys with"));
+    let prepared = || stored.prepared().find(lacks);
+    let prepared = || Some((prepared()?, "which was prepared for the store"));
+    let Some((pepper, is)) = newest.or_else(prepared) else {
+        return Ok(());
     };
     let message = format!(
         "{} lacks pepper {pepper}, {is}, so it was left as it is: put back the current pepper file of {}, or state \
          with --pepper-lost that it is lost",
-        file.display(),
+        path.display(),
         common.store
     );
     Err(CliError::new(CliErrorKind::Refused, message))
 }
 
-/// Stores the ids of the file's peppers, so that a later command refuses an old copy of the file. The next process that
-/// starts with the file does so too.
-async fn store_peppers(common: &CommonArgs, ring: PepperRing, output: &Output) {
+/// Stores the ids of the file's peppers, so that a later command refuses an old copy of the file. Fails if the store
+/// did not take them.
+async fn store_peppers(common: &CommonArgs, (path, ring): (&Path, PepperRing)) -> CliResult<()> {
     let stored = async {
         let store = store::open(common, Expected::Existing).await?;
-        CliContext::over(common.clone(), store, ring).await
+        let keys = store.keys();
+        CliContext::over(common.clone(), store, ring.clone()).await?;
+        // A store that can be read and not written does not fail.
+        let stored = StoredPeppers::read(&*keys).await?;
+        let is_stored = |count: &PepperCount| {
+            let stored = stored.as_ref();
+            stored.is_none_or(|stored| stored.contains(&count.pepper))
+        };
+        match ring.count(BTreeMap::new()).iter().all(is_stored) {
+            true => Ok(()),
+            false => Err(CliError::new(
+                CliErrorKind::InPart,
+                "it could not be written",
+            )),
+        }
     };
-    if let Err(error) = stored.await {
-        output.warning(&format!(
-            "the store does not know the peppers of the changed file before a process starts with it: {}",
+    stored.await.map_err(|error| {
+        let message = format!(
+            "{} is changed, but the store does not know its new pepper, and so no command refuses an old copy of the \
+             file: {}; the next process that starts with the file, or command that creates a key, stores the pepper",
+            path.display(),
             error.message
-        ));
-    }
+        );
+        CliError::new(CliErrorKind::InPart, message)
+    })
 }
 
 fn changed(
@@ -183,10 +201,20 @@ async fn check_unneeded(
     let keys = keys_by_pepper(&store).await?.remove(pepper).unwrap_or(0);
     let state = ring.state(pepper);
     if keys > 0 {
+        let revoke =
+            format!("`keyctl revoke-many --tenant <TENANT> --pepper {pepper} --reason unused`");
+        let step = match state.is_some_and(PepperState::verifies) {
+            true => format!(
+                "after a rotation, keys that are used move to the new pepper by themselves; revoke the others with \
+                 {revoke}"
+            ),
+            false => format!(
+                "these keys are refused: change its state in the file to live and restart each process, or revoke \
+                 them with {revoke}"
+            ),
+        };
         let message = format!(
-            "{} pepper {pepper}, whose state is {}: after a rotation, keys that are used move to the new pepper by \
-             themselves; revoke the others with `keyctl revoke-many --tenant <TENANT> --pepper {pepper} --reason \
-             unused`",
+            "{} pepper {pepper}, whose state is {}: {step}",
             need(keys),
             cell(state)
         );

@@ -83,6 +83,12 @@ async fn drop_tombstones(
     let applied = applied.filter_map(|node| node.applied.filter(|at| at.epoch == head.epoch));
     let applied = applied.map(|at| at.revision).min();
     let upto = applied.map_or(old, |applied| applied.min(old));
+    if old == Revision::ZERO {
+        output.warning(
+            "no tombstone is known to be that old: the trail proves their age, and has no entry of that age; choose \
+             an age that is below the time for which entries are kept",
+        );
+    }
     let done = done(dry_run);
     let (message, tombstones) = match dry_run {
         true => (format!("tombstones up to revision {upto} {done}"), None),
