@@ -170,9 +170,10 @@ impl Verifier {
     /// Verifies a key (a `&str` or `&[u8]`), or a [pair](Credentials::Pair) of a secret key and its public
     /// half. Does no I/O and never waits.
     ///
-    /// Allocates only in three cases:
+    /// Allocates only in four cases:
     ///
     /// - to refuse a key;
+    /// - once in each thread, for the list of the uses that it has not added to the counts yet;
     /// - once in each [`Need`], for a cache that records which kinds of keys met the need;
     /// - if rows of a descendant tenant change the status of the key's owner.
     ///

@@ -14,7 +14,7 @@ mod chunks;
 mod floors;
 mod hashing;
 mod ledger;
-mod prefetch;
+mod memory;
 mod rows;
 mod sync;
 mod table;
@@ -36,7 +36,7 @@ use self::rows::{Content, IndexRow};
 pub(crate) use self::table::DigestPrefix;
 use self::table::{Directory, FoundSlot, Hash, Search, SlotValue, Table};
 use self::tally::Tally;
-use self::uses::{Counted, UseCounters};
+use self::uses::{Use, UseRings};
 use crate::core::id::KeyId;
 use crate::core::owner::{OwnerStatus, TenantRecord};
 use crate::core::record::{Credential, KeyRecord};
@@ -58,7 +58,7 @@ pub(crate) struct Index {
     /// The use count of each row.
     tallies: Chunks<Tally>,
     attribute_tables: AttributeTables,
-    uses: UseCounters,
+    uses: UseRings,
     /// The number of rows.
     count: AtomicU32,
     imported: AtomicUsize,
@@ -324,13 +324,7 @@ impl View {
 
     #[inline]
     pub(crate) fn count(&self, hit: &Hit, now: Timestamp) {
-        if let Some(displaced) = self.index.uses.count(hit.row, second_of(now)) {
-            // Prefetch the tally of this key. The key's count stays in a counter for now, and is added to the
-            // tally when another key displaces it.
-            let own = self.index.tallies.get(hit.row);
-            own.into_iter().for_each(Tally::prefetch);
-            self.index.add_uses(displaced);
-        }
+        self.index.note_use(hit.row, now);
     }
 
     /// Records that some rotation successor was used, and that the store has no record of its first use. Call
@@ -346,8 +340,7 @@ impl View {
     /// Counts one use of a key whose verification read the key from the store instead of the index.
     pub(crate) fn count_id(&self, id: KeyId, now: Timestamp) {
         if let Some(row) = self.row_of(id) {
-            let (uses, last) = (1, second_of(now));
-            self.index.add_uses(Counted { row, uses, last });
+            self.index.note_use(row, now);
         }
     }
 
@@ -652,11 +645,9 @@ impl Index {
         copy
     }
 
-    /// Returns whether a new view should be published because the writer has replaced many table segments. As
-    /// long as the current view is in use, it keeps the replaced segments in memory.
+    /// Returns whether a new view should be published, because the current one keeps replaced table segments in memory.
     pub(super) fn needs_new_view(&self) -> bool {
-        let writer = self.writer();
-        writer.table.replaced() > 8 + writer.table.segments() / 8
+        self.writer().table.needs_new_directory()
     }
 
     /// Applies each row whose revision is newer than the revision of the row in the index. Only one writer at
@@ -869,13 +860,13 @@ impl Index {
     }
 
     fn settle_uses(&self) {
-        self.uses.take().for_each(|counted| self.add_uses(counted));
+        self.uses.drain(&self.tallies);
     }
 
-    fn add_uses(&self, counted: Counted) {
-        if let Some(tally) = self.tallies.get(counted.row) {
-            tally.count(counted.uses.into(), counted.last);
-        }
+    #[inline]
+    fn note_use(&self, row: u32, now: Timestamp) {
+        let second = second_of(now);
+        self.uses.note(Use { row, second }, &self.tallies);
     }
 
     #[inline]

@@ -17,17 +17,27 @@ use std::sync::Arc;
 use subtle::ConstantTimeEq;
 
 use super::ledger::AttributeIds;
-use super::prefetch::prefetch;
+use super::memory::{self, prefetch};
 use super::sync::{AtomicU32, AtomicU64, OnceLock, Ordering};
 
 /// The number of slots in the first segment: 64. Under loom, which explores every interleaving, only 4.
 const FIRST: usize = if cfg!(keyward_loom) { 4 } else { 64 };
-/// The largest number of slots in a segment: 4096. A full segment of this size is split in two, which copies
-/// at most 128 KiB.
-const LARGEST: usize = if cfg!(keyward_loom) { 8 } else { 4096 };
-/// The largest number of splits from which a segment can result: 20. This allows 2²⁰ segments with 2³² slots
+/// The number of slots from which a full segment is split in two: 8 MiB of slots. A segment has at most 14 MiB, and a
+/// split copies that much. Few segments mean that the processor's cache keeps the whole directory, and large ones fill
+/// huge pages.
+///
+/// Fewer in unit tests, so that they split many segments.
+const LARGEST: usize = match (cfg!(keyward_loom), cfg!(test)) {
+    (true, _) => 8,
+    (_, true) => 4096,
+    _ => 1 << 18,
+};
+/// The largest number of splits from which a segment can result: 14. This allows 2¹⁴ segments with 2³² slots
 /// in total.
-const DEEPEST: u32 = 20;
+const DEEPEST: u32 = 14;
+
+/// 32,768 slots, which is 1 MiB: replaced segments that may stay in memory however small the table is.
+const SPARE_SLOTS: usize = 1 << 15;
 
 /// The tag of a slot that never held a key.
 const EMPTY: u64 = 0;
@@ -231,7 +241,7 @@ impl TableSegment {
     fn new(depth: u32, slots: usize) -> Self {
         Self {
             depth,
-            slots: (0..slots).map(|_| TableSlot::default()).collect(),
+            slots: memory::list(slots),
             taken: AtomicU32::new(0),
             next: OnceLock::new(),
         }
@@ -315,12 +325,17 @@ const fn row_of(tag: u64) -> u32 {
 }
 
 impl<'a> Probe<'a> {
-    /// Prefetches the slot at which the search begins.
+    /// Prefetches the slot at which the search begins, and the next cache line, where two of five searches end.
     #[inline]
     pub(super) fn prefetch(&self) {
         let slots = &self.segment.slots;
         let home = self.hash.home(self.segment.depth, slots.len());
-        slots.get(home).into_iter().for_each(prefetch);
+        slots
+            .iter()
+            .skip(home)
+            .step_by(2)
+            .take(2)
+            .for_each(prefetch);
     }
 
     /// Returns all slots with this hash, without comparing digest prefixes.
@@ -358,7 +373,7 @@ pub(super) struct Table {
     /// True if readers have a directory. If so, a replaced segment must be linked to its successor, so that
     /// these readers find it.
     published: bool,
-    /// The number of segments replaced since the last call of `directory`.
+    /// The number of slots in the segments replaced since the last call of `directory`.
     replaced: usize,
 }
 
@@ -384,13 +399,14 @@ impl Table {
         }
     }
 
-    /// Returns the number of segments that were replaced since the last call of
-    /// [`directory`](Self::directory). As long as that directory is in use, the replaced segments stay in
-    /// memory.
-    pub(super) const fn replaced(&self) -> usize {
-        self.replaced
+    /// Returns whether readers should get a new directory. As long as the last one is in use, the segments that were
+    /// replaced since stay in memory.
+    pub(super) fn needs_new_directory(&self) -> bool {
+        let all: usize = self.segments.iter().map(|own| own.slots.len()).sum();
+        self.replaced > SPARE_SLOTS + all / 8
     }
 
+    #[cfg(test)]
     pub(super) fn segments(&self) -> usize {
         self.segments.len()
     }
@@ -506,7 +522,7 @@ impl Table {
             };
         }
         if self.published {
-            self.replaced += 1;
+            self.replaced += slots;
             // Only the writer sets `next`, so this call cannot fail.
             let _ = full.next.set(next);
         }

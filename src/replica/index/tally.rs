@@ -1,7 +1,7 @@
 //! Use counts: how often each key was used, and when it was last used. A count is one word per key. The words
 //! are stored apart from the rows, so that many counts share a cache line.
 
-use super::prefetch::prefetch;
+use super::memory::prefetch;
 use super::sync::{AtomicU64, Ordering};
 
 /// The use count of one key.

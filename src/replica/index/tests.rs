@@ -508,7 +508,7 @@ fn keys_are_found_while_the_table_grows() {
             row,
         }]);
     }
-    assert!(index.needs_new_view() && index.writer().table.segments() > 8);
+    assert!(index.needs_new_view());
     let last = View::of(index.clone());
     assert!(!index.needs_new_view());
     for view in [&first, &last] {

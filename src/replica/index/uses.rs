@@ -1,127 +1,224 @@
-//! Counts the uses of keys in memory, so that two processors rarely write to the same cache line.
+//! Collects the uses of keys in memory, without a locked instruction in a verification.
 //!
-//! Each thread counts in a small table of counters. Several keys share one counter, but a counter holds the
-//! count of one key at a time. If another key needs the counter, the displaced count is added to the tally of
-//! its key. So a key in constant use costs one uncontended atomic operation per use.
+//! Each thread writes its uses to a ring of its own. When the ring is full, the thread adds them to the tallies of
+//! their keys. It prefetches these tallies first, so that their memory arrives at the same time. A thread that reads
+//! the tallies first drains every ring.
+//!
+//! A ring has one writer. So a thread has the number of its ring to itself until it ends.
 
-use std::array;
 use std::cell::Cell;
-use std::sync::atomic::AtomicUsize;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use super::sync::{AtomicU32, AtomicU64, Ordering};
+use super::chunks::Chunks;
+use super::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, pause};
+use super::tally::Tally;
 
-/// 32 shards. Each thread has a shard; if there are more than 32 threads, some share one. 1 shard under loom,
-/// which explores every interleaving.
-const SHARDS: usize = if cfg!(keyward_loom) { 1 } else { 32 };
-/// 64 counters per shard; 1 under loom.
-const COUNTERS: usize = if cfg!(keyward_loom) { 1 } else { 64 };
+/// 64 rings. If more threads verify at the same time, the others add each use to its tally directly.
+const RINGS: usize = 64;
+/// 128 uses per ring, 1 KiB; 2 under loom, which explores every interleaving.
+const LENGTH: u32 = if cfg!(keyward_loom) { 2 } else { 128 };
 
-/// The counters of one thread.
-#[repr(align(128))]
-struct CounterShard {
-    /// For each counter, one word with the row number of a key and the number of its uses. Row 0 means that
-    /// the counter is free.
-    counts: [AtomicU64; COUNTERS],
-    /// For each counter, the Unix time of the last use in seconds.
-    seen: [AtomicU32; COUNTERS],
-}
-
-/// A number of uses, the time of the last of them, and the row of the key that was used.
+/// One use of a key: the key's row, and the Unix time in seconds.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Counted {
+pub(super) struct Use {
     pub(super) row: u32,
-    pub(super) uses: u32,
-    pub(super) last: u32,
+    pub(super) second: u32,
 }
 
-pub(super) struct UseCounters(Box<[CounterShard]>);
+impl Use {
+    const fn to_word(self) -> u64 {
+        (self.row as u64) << 32 | self.second as u64
+    }
 
-impl Default for UseCounters {
-    fn default() -> Self {
-        Self((0..SHARDS).map(|_| CounterShard::default()).collect())
+    const fn of_word(word: u64) -> Self {
+        Self {
+            row: (word >> 32) as u32,
+            second: word as u32,
+        }
+    }
+
+    /// Adds this use, and `more` uses of the same key before it, to the key's tally.
+    fn add(self, more: u64, tallies: &Chunks<Tally>) {
+        if let Some(tally) = tallies.get(self.row) {
+            tally.count(1 + more, self.second);
+        }
     }
 }
 
-impl Default for CounterShard {
+/// The rings of all threads. A ring is allocated with the first use that its thread observes.
+pub(super) struct UseRings([OnceLock<Box<UseRing>>; RINGS]);
+
+impl Default for UseRings {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| OnceLock::new()))
+    }
+}
+
+impl UseRings {
+    /// Notes a use. Its tally counts it after this thread's ring is full, or after [`drain`](Self::drain).
+    #[inline]
+    pub(super) fn note(&self, used: Use, tallies: &Chunks<Tally>) {
+        match self.0.get(own_number()) {
+            Some(ring) => ring.get_or_init(Box::default).push(used, tallies),
+            None => used.add(0, tallies),
+        }
+    }
+
+    /// Adds all uses that were noted before this call to the tallies.
+    pub(super) fn drain(&self, tallies: &Chunks<Tally>) {
+        for ring in self.0.iter().filter_map(OnceLock::get) {
+            let mut spins = 0;
+            while !ring.drain(tallies) {
+                spins += 1;
+                pause(spins);
+            }
+        }
+    }
+}
+
+/// A ring with one writer. Both counters wrap around, and their difference is the number of uses in the ring.
+struct UseRing {
+    uses: [AtomicU64; LENGTH as usize],
+    /// The number of uses that the writer has written.
+    written: AtomicU32,
+    /// The number of uses that were added to the tallies.
+    taken: AtomicU32,
+    /// True while a thread drains the ring.
+    is_draining: AtomicBool,
+}
+
+impl Default for UseRing {
     fn default() -> Self {
         Self {
-            counts: array::from_fn(|_| AtomicU64::new(0)),
-            seen: array::from_fn(|_| AtomicU32::new(0)),
+            uses: std::array::from_fn(|_| AtomicU64::new(0)),
+            written: AtomicU32::new(0),
+            taken: AtomicU32::new(0),
+            is_draining: AtomicBool::new(false),
         }
     }
 }
 
-static THREADS: AtomicUsize = AtomicUsize::new(0);
+impl UseRing {
+    /// Writes a use. Only the ring's own thread may call this method.
+    #[inline]
+    fn push(&self, used: Use, tallies: &Chunks<Tally>) {
+        let written = self.written.load(Ordering::Relaxed);
+        // Acquire pairs with the Release store in `drain`: the thread that took a use has read it before this
+        // thread writes over it.
+        let taken = self.taken.load(Ordering::Acquire);
+        if written.wrapping_sub(taken) == LENGTH && !self.drain(tallies) {
+            // Another thread drains the ring. Do not wait for it.
+            used.add(0, tallies);
+            return;
+        }
+        self.place(written).store(used.to_word(), Ordering::Relaxed);
+        // Release pairs with the Acquire load in `drain`: a thread that sees the count sees the use.
+        self.written
+            .store(written.wrapping_add(1), Ordering::Release);
+    }
+
+    /// Adds the uses in the ring to the tallies. Returns false if another thread is doing so.
+    fn drain(&self, tallies: &Chunks<Tally>) -> bool {
+        // Acquire and Release order the draining threads. So a thread that drains an empty ring sees the tallies to
+        // which the thread before it added the uses.
+        if self
+            .is_draining
+            .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
+            .is_err()
+        {
+            return false;
+        }
+        let taken = self.taken.load(Ordering::Relaxed);
+        let written = self.written.load(Ordering::Acquire);
+        let length = written.wrapping_sub(taken);
+        let uses = || {
+            let places = (0..length).map(|at| self.place(taken.wrapping_add(at)));
+            places.map(|place| Use::of_word(place.load(Ordering::Relaxed)))
+        };
+        uses()
+            .filter_map(|used| tallies.get(used.row))
+            .for_each(Tally::prefetch);
+        let mut uses = uses().peekable();
+        let mut more = 0;
+        while let Some(used) = uses.next() {
+            // Uses of one key that follow each other are one addition.
+            if uses.peek().is_some_and(|next| next.row == used.row) {
+                more += 1;
+            } else {
+                used.add(more, tallies);
+                more = 0;
+            }
+        }
+        self.taken.store(written, Ordering::Release);
+        self.is_draining.store(false, Ordering::Release);
+        true
+    }
+
+    fn place(&self, number: u32) -> &AtomicU64 {
+        &self.uses[(number % LENGTH) as usize]
+    }
+}
+
+/// The numbers that threads have had, and have given back.
+#[derive(Default)]
+struct RingNumbers {
+    drawn: usize,
+    free: Vec<usize>,
+}
+
+static NUMBERS: Mutex<RingNumbers> = Mutex::new(RingNumbers {
+    drawn: 0,
+    free: Vec::new(),
+});
+
+/// The number of a thread's ring, until the thread ends.
+///
+/// The lock orders the threads that have the same number one after the other. So the next writer of a ring sees all
+/// that the last one wrote.
+struct OwnNumber(usize);
+
+impl OwnNumber {
+    fn take() -> Self {
+        let mut numbers = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
+        Self(numbers.free.pop().unwrap_or_else(|| {
+            numbers.drawn += 1;
+            numbers.drawn - 1
+        }))
+    }
+}
+
+impl Drop for OwnNumber {
+    fn drop(&mut self) {
+        NUMBER.set(NONE);
+        let mut numbers = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
+        numbers.free.push(self.0);
+    }
+}
+
+/// The number of a thread that has none: before its first use, and after it has given its number back.
+const NONE: usize = usize::MAX;
 
 thread_local! {
-    static OWN: Cell<Option<usize>> = const { Cell::new(None) };
+    /// The number in [`OWN`], which is faster to read because it needs no destructor.
+    static NUMBER: Cell<usize> = const { Cell::new(NONE) };
+    static OWN: OwnNumber = OwnNumber::take();
 }
 
-/// Returns the shard number of this thread.
+/// Returns the number of this thread's ring.
 #[inline]
-fn shard_number() -> usize {
-    OWN.with(|own| {
-        own.get().unwrap_or_else(|| {
-            let next = THREADS.fetch_add(1, Ordering::Relaxed) % SHARDS;
-            own.set(Some(next));
-            next
-        })
-    })
-}
-
-impl UseCounters {
-    /// Counts one use of `row` at Unix time `second`. If the counter held the count of another row, returns
-    /// that count. The caller must add it to the tally of its row.
-    #[inline]
-    pub(super) fn count(&self, row: u32, second: u32) -> Option<Counted> {
-        self.0[shard_number()].count(row, second)
-    }
-
-    /// Takes all counts that no later use has displaced yet, and leaves the counters free.
-    pub(super) fn take(&self) -> impl Iterator<Item = Counted> {
-        self.0.iter().flat_map(|shard| {
-            let counters = shard.counts.iter().zip(&shard.seen);
-            counters.filter_map(|(count, seen)| {
-                let last = seen.load(Ordering::Relaxed);
-                counted(count.swap(0, Ordering::Relaxed), last)
-            })
-        })
+fn own_number() -> usize {
+    match NUMBER.get() {
+        NONE => draw_number(),
+        number => number,
     }
 }
 
-impl CounterShard {
-    #[inline]
-    fn count(&self, row: u32, second: u32) -> Option<Counted> {
-        let at = row as usize % COUNTERS;
-        let (count, seen) = (&self.counts[at], &self.seen[at]);
-        let last = seen.load(Ordering::Relaxed);
-        if last != second {
-            seen.store(second, Ordering::Relaxed);
-        }
-        let known = count.load(Ordering::Relaxed);
-        let more = known + 1;
-        let order = Ordering::Relaxed;
-        if row_of(known) == row
-            && row_of(more) == row
-            && count.compare_exchange(known, more, order, order).is_ok()
-        {
-            return None;
-        }
-        // Either the counter belongs to another key, or another thread changed the counter after `known` was
-        // loaded. The swap takes the old count exactly once. So concurrent threads neither lose a use nor
-        // count it twice.
-        counted(count.swap(u64::from(row) << 32 | 1, order), last)
-    }
-}
-
-#[inline]
-fn counted(word: u64, last: u32) -> Option<Counted> {
-    let (row, uses) = (row_of(word), word as u32);
-    (row != 0).then_some(Counted { row, uses, last })
-}
-
-const fn row_of(word: u64) -> u32 {
-    (word >> 32) as u32
+#[cold]
+fn draw_number() -> usize {
+    // Fails while the thread ends.
+    let number = OWN.try_with(|own| own.0).unwrap_or(NONE);
+    NUMBER.set(number);
+    number
 }
 
 #[cfg(test)]
@@ -136,60 +233,94 @@ mod tests {
 
     use super::*;
 
+    /// Returns tallies for the rows below 1,000.
+    fn tallies() -> Chunks<Tally> {
+        let tallies = Chunks::default();
+        for row in 0..1_000 {
+            let _allocated = tallies.at(row);
+        }
+        tallies
+    }
+
+    const FIRST: u32 = 1_600_000_000;
+
     proptest! {
         #[test]
-        fn no_use_is_lost_or_counted_twice(rows in prop::collection::vec(1_u32..200, 0..500)) {
-            let uses = UseCounters::default();
-            let (mut expected, mut found) = (HashMap::new(), HashMap::new());
-            let mut note = |counted: Counted| *found.entry(counted.row).or_default() += counted.uses;
-            for (second, row) in (1..).zip(rows) {
-                *expected.entry(row).or_insert(0) += 1;
-                uses.count(row, second).into_iter().for_each(&mut note);
+        fn no_use_is_lost_or_counted_twice(
+            steps in prop::collection::vec((1_u32..200, prop::bool::weighted(0.02)), 0..1_000),
+        ) {
+            let (rings, tallies) = (UseRings::default(), tallies());
+            let mut expected = HashMap::new();
+            for (second, (row, drains)) in (FIRST..).zip(steps) {
+                let (uses, last) = expected.entry(row).or_insert((0, 0));
+                (*uses, *last) = (*uses + 1, second);
+                rings.note(Use { row, second }, &tallies);
+                if drains {
+                    rings.drain(&tallies);
+                }
             }
-            uses.take().for_each(&mut note);
-            prop_assert_eq!(found, expected);
-            prop_assert_eq!(uses.take().count(), 0);
+            rings.drain(&tallies);
+            for row in 0..1_000 {
+                let (uses, last) = tallies.get(row).unwrap().uses();
+                match expected.get(&row) {
+                    None => prop_assert_eq!(uses, 0),
+                    Some(expected) => {
+                        prop_assert_eq!(uses, expected.0);
+                        prop_assert!(expected.1 - last < 64, "the last use of {}", row);
+                    }
+                }
+            }
         }
     }
 
     #[test]
-    fn threads_that_share_a_counter_lose_nothing() {
-        let shard = CounterShard::default();
-        let total = AtomicU64::new(0);
-        let add = |counted: Counted| total.fetch_add(counted.uses.into(), Ordering::Relaxed);
+    fn a_ring_counts_its_uses_when_it_is_full_and_not_before() {
+        let (rings, tallies) = (UseRings::default(), tallies());
+        let count = || tallies.get(7).unwrap().uses().0;
+        let used = Use {
+            row: 7,
+            second: FIRST,
+        };
+        (0..LENGTH).for_each(|_| rings.note(used, &tallies));
+        assert_eq!(count(), 0);
+        rings.note(used, &tallies);
+        assert_eq!(count(), u64::from(LENGTH));
+        rings.drain(&tallies);
+        assert_eq!(count(), u64::from(LENGTH) + 1);
+    }
+
+    #[test]
+    fn more_threads_than_rings_lose_nothing_while_others_drain() {
+        let (rings, tallies) = (UseRings::default(), tallies());
         std::thread::scope(|scope| {
-            for thread in 0..4 {
-                let (shard, add) = (&shard, &add);
+            for thread in 0..RINGS as u32 + 6 {
+                let (rings, tallies) = (&rings, &tallies);
                 scope.spawn(move || {
-                    for use_ in 0..10_000_u32 {
-                        // Alternate between two rows that share a counter, so that each displaces the other's
-                        // count.
-                        let row = 1 + (use_ / 3 + thread) % 2 * 64;
-                        shard.count(row, 1).map(add);
+                    for second in FIRST..FIRST + 1_000 {
+                        let row = 1 + (second / 3 + thread) % 2;
+                        rings.note(Use { row, second }, tallies);
+                        if thread == 0 && second % 10 == 0 {
+                            rings.drain(tallies);
+                        }
                     }
                 });
             }
         });
-        shard
-            .counts
-            .iter()
-            .filter_map(|count| counted(count.load(Ordering::Relaxed), 1))
-            .for_each(|counted| {
-                add(counted);
-            });
-        assert_eq!(total.into_inner(), 40_000);
+        rings.drain(&tallies);
+        let total: u64 = (0..1_000)
+            .map(|row| tallies.get(row).unwrap().uses().0)
+            .sum();
+        assert_eq!(total, (RINGS as u64 + 6) * 1_000);
     }
 
     #[test]
-    fn a_displaced_count_carries_its_last_use() {
-        let uses = UseCounters::default();
-        assert_eq!(uses.count(7, 100), None);
-        assert_eq!(uses.count(7, 105), None);
-        let counted = Counted {
-            row: 7,
-            uses: 2,
-            last: 105,
-        };
-        assert_eq!(uses.count(7 + 64, 200), Some(counted));
+    fn threads_have_numbers_of_their_own_and_leave_them_to_later_threads() {
+        let own = own_number();
+        let other = || std::thread::spawn(own_number).join().unwrap();
+        assert_eq!(own_number(), own);
+        assert_ne!(other(), own);
+        // Other tests run beside this one, and take numbers too.
+        let highest = (0..1_000).map(|_| other()).max().unwrap();
+        assert!(highest < 1_000, "{highest}");
     }
 }

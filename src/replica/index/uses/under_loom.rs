@@ -1,4 +1,4 @@
-//! Loom tests of counting: two threads share a counter, and a third thread takes the counts.
+//! Loom tests of a ring: its thread writes uses, while another thread drains the ring.
 
 use std::sync::Arc;
 
@@ -7,90 +7,137 @@ use loom::thread;
 use super::super::under_loom::explore_within;
 use super::*;
 
-type CountFn = fn(&CounterShard, u32) -> Option<Counted>;
+type PushFn = fn(&UseRing, Use, &Chunks<Tally>);
+type DrainFn = fn(&UseRing, &Chunks<Tally>) -> bool;
 
-/// Adds a count that another row displaced from its counter to the sum of the count's row.
-fn add(sum: &mut [u32; 2], counted: Option<Counted>) {
-    if let Some(Counted { row, uses, .. }) = counted {
-        sum[row as usize - 1] += uses;
+const fn used(row: u32) -> Use {
+    Use {
+        row,
+        second: 1_600_000_000,
     }
 }
 
-fn adds_up(count: CountFn, one: &'static [u32], other: &'static [u32]) {
-    explore_within((one.len() + other.len() > 3).then_some(2), move || {
-        let uses = Arc::new(UseCounters::default());
-        let use_all = |rows: &'static [u32]| {
-            let uses = uses.clone();
-            thread::spawn(move || {
-                let mut sum = [0; 2];
-                rows.iter()
-                    .for_each(|row| add(&mut sum, count(&uses.0[0], *row)));
-                sum
+/// Writes three uses to a ring for two, while `drains` threads drain it once each.
+fn adds_up(push: PushFn, drain: DrainFn, drains: usize) {
+    explore_within(Some(3), move || {
+        let (ring, tallies) = (Arc::new(UseRing::default()), Arc::new(Chunks::default()));
+        let _allocated = tallies.at(1);
+        let draining: Vec<_> = (0..drains)
+            .map(|_| {
+                let (ring, tallies) = (ring.clone(), tallies.clone());
+                thread::spawn(move || drain(&ring, &tallies))
             })
-        };
-        let threads = [use_all(one), use_all(other)];
-        let mut total = [0; 2];
-        let mut expected = [0; 2];
-        uses.take()
-            .for_each(|counted| add(&mut total, Some(counted)));
-        for thread in threads {
-            let own = thread.join().unwrap();
-            total = [total[0] + own[0], total[1] + own[1]];
-        }
-        uses.take()
-            .for_each(|counted| add(&mut total, Some(counted)));
-        for row in one.iter().chain(other) {
-            expected[*row as usize - 1] += 1;
-        }
-        assert_eq!(total, expected, "lost or counted twice");
-        assert_eq!(uses.take().count(), 0);
+            .collect();
+        [1, 2, 2]
+            .into_iter()
+            .for_each(|row| push(&ring, used(row), &tallies));
+        draining.into_iter().for_each(|thread| {
+            let _drained = thread.join().unwrap();
+        });
+        assert!(ring.drain(&tallies));
+        let found = [1, 2].map(|row| tallies.get(row).map(|tally| tally.uses().0));
+        assert_eq!(found, [Some(1), Some(2)], "lost or counted twice");
     });
 }
 
-fn count(shard: &CounterShard, row: u32) -> Option<Counted> {
-    shard.count(row, 1)
+#[test]
+fn no_use_is_lost_or_counted_twice_while_another_thread_drains() {
+    adds_up(UseRing::push, UseRing::drain, 1);
 }
 
 #[test]
-fn no_use_of_one_key_is_lost_or_counted_twice() {
-    adds_up(count, &[1, 1], &[1]);
+fn no_use_is_lost_or_counted_twice_while_two_threads_drain() {
+    adds_up(UseRing::push, UseRing::drain, 2);
 }
 
-#[test]
-fn no_use_of_two_keys_in_one_counter_is_lost_or_counted_twice() {
-    adds_up(count, &[1, 1], &[2, 1]);
-}
-
-/// Broken on purpose: stores the increased count without comparing the counter's old value. The store
-/// overwrites a concurrent count.
-fn count_blindly(shard: &CounterShard, row: u32) -> Option<Counted> {
-    let known = shard.counts[0].load(Ordering::Relaxed);
-    if row_of(known) == row {
-        shard.counts[0].store(known + 1, Ordering::Relaxed);
-        return None;
+/// Broken on purpose: publishes the count before the use.
+fn push_count_first(ring: &UseRing, used: Use, tallies: &Chunks<Tally>) {
+    let written = ring.written.load(Ordering::Relaxed);
+    if written.wrapping_sub(ring.taken.load(Ordering::Acquire)) == LENGTH && !ring.drain(tallies) {
+        return used.add(0, tallies);
     }
-    counted(
-        shard.counts[0].swap(u64::from(row) << 32 | 1, Ordering::Relaxed),
-        1,
-    )
+    ring.written
+        .store(written.wrapping_add(1), Ordering::Release);
+    ring.place(written).store(used.to_word(), Ordering::Relaxed);
 }
 
-/// Broken on purpose: loads the old count, and then stores the new row's count over it. A use that another
-/// thread counts between the two steps is lost.
-fn displace_blindly(shard: &CounterShard, row: u32) -> Option<Counted> {
-    let known = shard.counts[0].load(Ordering::Relaxed);
-    shard.counts[0].store(u64::from(row) << 32 | 1, Ordering::Relaxed);
-    counted(known, 1)
+/// Broken on purpose: does not order the use before the count.
+fn push_without_release(ring: &UseRing, used: Use, tallies: &Chunks<Tally>) {
+    let written = ring.written.load(Ordering::Relaxed);
+    if written.wrapping_sub(ring.taken.load(Ordering::Acquire)) == LENGTH && !ring.drain(tallies) {
+        return used.add(0, tallies);
+    }
+    ring.place(written).store(used.to_word(), Ordering::Relaxed);
+    ring.written
+        .store(written.wrapping_add(1), Ordering::Relaxed);
+}
+
+/// Broken on purpose: writes over uses that no thread has taken.
+fn push_over(ring: &UseRing, used: Use, _: &Chunks<Tally>) {
+    let written = ring.written.load(Ordering::Relaxed);
+    ring.place(written).store(used.to_word(), Ordering::Relaxed);
+    ring.written
+        .store(written.wrapping_add(1), Ordering::Release);
+}
+
+/// Broken on purpose: does not exclude another draining thread.
+fn drain_without_lock(ring: &UseRing, tallies: &Chunks<Tally>) -> bool {
+    let taken = ring.taken.load(Ordering::Relaxed);
+    let written = ring.written.load(Ordering::Acquire);
+    for number in taken..written {
+        let word = ring.place(number).load(Ordering::Relaxed);
+        Use::of_word(word).add(0, tallies);
+    }
+    ring.taken.store(written, Ordering::Release);
+    true
+}
+
+/// Broken on purpose: gives the places back before it has read them.
+fn drain_after_release(ring: &UseRing, tallies: &Chunks<Tally>) -> bool {
+    if ring
+        .is_draining
+        .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
+        .is_err()
+    {
+        return false;
+    }
+    let taken = ring.taken.load(Ordering::Relaxed);
+    let written = ring.written.load(Ordering::Acquire);
+    ring.taken.store(written, Ordering::Release);
+    for number in taken..written {
+        let word = ring.place(number).load(Ordering::Relaxed);
+        Use::of_word(word).add(0, tallies);
+    }
+    ring.is_draining.store(false, Ordering::Release);
+    true
 }
 
 #[test]
 #[should_panic(expected = "lost or counted twice")]
-fn a_count_that_is_not_compared_is_wrong() {
-    adds_up(count_blindly, &[1, 1], &[1]);
+fn a_count_that_is_published_before_its_use_is_wrong() {
+    adds_up(push_count_first, UseRing::drain, 1);
 }
 
 #[test]
 #[should_panic(expected = "lost or counted twice")]
-fn a_count_that_is_not_swapped_is_wrong() {
-    adds_up(displace_blindly, &[1], &[2]);
+fn a_count_that_does_not_publish_its_use_is_wrong() {
+    adds_up(push_without_release, UseRing::drain, 1);
+}
+
+#[test]
+#[should_panic(expected = "lost or counted twice")]
+fn a_full_ring_that_is_written_over_is_wrong() {
+    adds_up(push_over, UseRing::drain, 0);
+}
+
+#[test]
+#[should_panic(expected = "lost or counted twice")]
+fn draining_without_excluding_other_threads_is_wrong() {
+    adds_up(UseRing::push, drain_without_lock, 2);
+}
+
+#[test]
+#[should_panic(expected = "lost or counted twice")]
+fn places_that_are_given_back_before_they_are_read_are_wrong() {
+    adds_up(UseRing::push, drain_after_release, 1);
 }
