@@ -26,7 +26,7 @@ use crate::core::text::{CommandId, PrincipalId};
 use crate::core::view::{Epoch, LoadRequest};
 use crate::manager::{BulkReceipt, CommandError};
 use crate::observe::WithSources;
-use crate::store::{KeyStore, StoreError, StoreErrorKind};
+use crate::store::{Change, KeyStore, Revision, Row, StoreError, StoreErrorKind};
 
 /// The handling of changes that were made after the backup was taken.
 #[derive(Clone, Debug, Default)]
@@ -323,7 +323,8 @@ impl Keyward {
                     return Err(RecoveryError::OtherHistory);
                 }
                 let mut entries = Vec::new();
-                let cut = read_trail(&*source, &REPLAYED, |entry| entries.push(entry)).await?;
+                let ends = read_trail(&*source, &REPLAYED, |entry| entries.push(entry)).await?;
+                let cut = cut_trails(&*source, &ends).await?;
                 self.replay(ids, entries, (true, &cut), &mut progress)
                     .await?
             }
@@ -502,7 +503,7 @@ impl Keyward {
         let mut restored: BTreeMap<_, RestoredTrail> = known
             .map(|tenant| (tenant.clone(), RestoredTrail::default()))
             .collect();
-        let _cut = read_trail(&*self.inner.store, &RESTORED, |entry| {
+        read_trail(&*self.inner.store, &RESTORED, |entry| {
             restored
                 .entry(entry.tenant.clone())
                 .or_default()
@@ -806,31 +807,32 @@ const RESTORED: TrailSource = TrailSource {
     next_step: "restore another backup, or disable every key",
 };
 
+/// The number and the revision of the newest entry of each tenant.
+type TrailEnds = BTreeMap<TenantId, (u64, Revision)>;
+
 /// Passes all entries of a store to `take`, in commit order. Fails if an entry is unreadable: a trail whose last
 /// entry is missing would seem to end earlier.
-///
-/// Returns the tenants whose trails end before the entry that their heads name, as after a salvage.
 async fn read_trail(
     store: &dyn KeyStore,
     source: &TrailSource,
     mut take: impl FnMut(AuditEntry),
-) -> Result<BTreeSet<TenantId>, StoreError> {
+) -> Result<TrailEnds, StoreError> {
     let mut query = AuditQuery {
         limit: PAGE,
         ..AuditQuery::all()
     };
     let mut corrupt = Vec::new();
-    let mut ends: BTreeMap<TenantId, u64> = BTreeMap::new();
+    let mut ends = TrailEnds::new();
     let mut damaged = BTreeSet::new();
     loop {
         let page = store.audit(&query).await?;
         corrupt.extend(page.corrupt);
-        for AuditRow { entry, .. } in page.rows {
-            let end = ends.get(&entry.tenant).copied();
-            if end.is_some_and(|end| end.saturating_add(1) < entry.sequence) {
+        for AuditRow { entry, revision } in page.rows {
+            let end = ends.get(&entry.tenant);
+            if end.is_some_and(|(end, _)| end.saturating_add(1) < entry.sequence) {
                 damaged.insert(entry.tenant.clone());
             }
-            ends.insert(entry.tenant.clone(), entry.sequence);
+            ends.insert(entry.tenant.clone(), (entry.sequence, revision));
             take(entry);
         }
         match page.next {
@@ -838,19 +840,11 @@ async fn read_trail(
             None => break,
         }
     }
-    let mut cut = BTreeSet::new();
-    for tenant in store.tenants().await? {
-        let view = store.load(&tenant, &LoadRequest::none()).await?;
-        let end = ends.get(&tenant).copied().unwrap_or_default();
-        if end < view.audit_head.sequence {
-            cut.insert(tenant);
-        }
-    }
     let Some(place) = corrupt.first() else {
-        return Ok(cut);
+        return Ok(ends);
     };
     // An unreadable entry does not show its tenant. The gap that it leaves in the tenant's trail does.
-    damaged.append(&mut cut);
+    damaged.append(&mut cut_trails(store, &ends).await?);
     let damaged: Vec<_> = damaged.iter().map(TenantId::as_str).collect();
     let tenants = match &damaged[..] {
         [] => "a tenant without readable entries".to_owned(),
@@ -861,6 +855,52 @@ async fn read_trail(
         place.sequence, place.revision, source.store, source.next_step
     );
     Err(StoreError::new(StoreErrorKind::Corrupt, source.reading).with_source(damage))
+}
+
+/// Returns the tenants whose trails lack their newest entries, as after a salvage.
+///
+/// Each commit adds an entry, so a row of a later commit proves it too, even if the head of the tenant was lost or
+/// derived from the entries that are left.
+async fn cut_trails(
+    store: &dyn KeyStore,
+    ends: &TrailEnds,
+) -> Result<BTreeSet<TenantId>, StoreError> {
+    let mut cut = BTreeSet::new();
+    let known = store.tenants().await?;
+    for tenant in known.iter().chain(ends.keys()) {
+        let end = ends.get(tenant).map_or(0, |(end, _)| *end);
+        let head = match store.load(tenant, &LoadRequest::none()).await {
+            Ok(view) => Some(view.audit_head.sequence),
+            Err(error) if error.kind() == StoreErrorKind::Corrupt => None,
+            Err(error) => return Err(error),
+        };
+        if head != Some(end) {
+            cut.insert(tenant.clone());
+        }
+    }
+    let mut after = None;
+    loop {
+        let page = store.scan(after, PAGE).await?;
+        for Change { revision, row } in page.rows {
+            let tenant = match &row {
+                Row::Tenant(row) => &row.tenant,
+                Row::Owner(row) => &row.tenant,
+                Row::Key(row) => &row.tenant,
+                Row::Removed { tenant, .. } => tenant,
+                Row::Corrupt(_) => continue,
+            };
+            if ends
+                .get(tenant)
+                .is_none_or(|(_, newest)| revision > *newest)
+            {
+                cut.insert(tenant.clone());
+            }
+        }
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return Ok(cut),
+        }
+    }
 }
 
 /// The rows per page: [`SWEEP_MAX`], the largest number of keys in one commit.
