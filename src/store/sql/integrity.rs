@@ -85,6 +85,8 @@ pub(in crate::store) enum IntegrityPass {
     Commits,
     /// Finds keys whose rows are older than an audit entry about them.
     Outdated,
+    /// Finds tenants with a row of a later commit than their heads name.
+    Ahead,
     /// Checks the imported digests.
     Digests,
     /// Checks the reports of nodes.
@@ -94,13 +96,14 @@ pub(in crate::store) enum IntegrityPass {
 }
 
 impl IntegrityPass {
-    pub(in crate::store) const ALL: [Self; 9] = [
+    pub(in crate::store) const ALL: [Self; 10] = [
         Self::Rows,
         Self::Audit,
         Self::Trails,
         Self::Headless,
         Self::Commits,
         Self::Outdated,
+        Self::Ahead,
         Self::Digests,
         Self::Nodes,
         Self::Documents,
@@ -118,7 +121,7 @@ impl IntegrityPass {
                 columns: ENTRY_COLUMNS,
                 order: "node",
             }),
-            Self::Trails | Self::Headless | Self::Commits | Self::Outdated => None,
+            Self::Trails | Self::Headless | Self::Commits | Self::Outdated | Self::Ahead => None,
         }
     }
 
@@ -152,6 +155,11 @@ impl IntegrityPass {
                 "SELECT r.id, r.place, a.place FROM $s.rows AS r JOIN \
                  (SELECT key, max(place) AS place FROM $s.audit WHERE key IS NOT NULL GROUP BY key) AS a \
                  ON a.key = r.id WHERE r.place / {PLACES} < a.place / {PLACES}"
+            ),
+            Self::Ahead => format!(
+                "SELECT t.tenant, r.place, t.revision FROM $s.tenants AS t JOIN \
+                 (SELECT tenant, max(place) AS place FROM $s.rows GROUP BY tenant) AS r \
+                 ON r.tenant = t.tenant WHERE r.place / {PLACES} > t.revision"
             ),
             _ => "SELECT tenant FROM $s.rows UNION SELECT tenant FROM $s.audit \
                  EXCEPT SELECT tenant FROM $s.tenants"
@@ -203,6 +211,15 @@ impl IntegrityReport {
             }
             IntegrityPass::Commits => self.commits(row),
             IntegrityPass::Outdated => self.outdated(row),
+            IntegrityPass::Ahead => {
+                if let Cell::Text(tenant) = row.cell(0) {
+                    self.add(format!(
+                        "tenant {tenant:?}: a row is of a later commit than its head names, so its newest audit \
+                         entries may be lost"
+                    ));
+                }
+                Ok(())
+            }
             IntegrityPass::Digests => read_digest(row).map(drop),
             IntegrityPass::Documents => read_document(row).map(drop),
             IntegrityPass::Nodes => {

@@ -193,8 +193,12 @@ impl Salvage<'_> {
                 "tenant {tenant}: its head is damaged or old; its newest whole audit entry, {}, replaces the head",
                 entry.sequence
             ));
+            // A row of a later commit is kept, although the entry of that commit is lost.
+            let rows = "SELECT max(place) FROM rows WHERE tenant = ?1";
+            let rows = one(self.from, rows, [tenant.as_str()], |row| Ok(row.get(0)?));
+            let rows: Option<i64> = readable(rows)?.flatten().flatten();
             let head = TenantHead {
-                revision,
+                revision: revision.max(rows.map_or(revision, revision_of)),
                 decided_at: entry.at,
                 audit: entry.head(),
             };

@@ -748,6 +748,22 @@ fn lost_writes_to_a_table_are_named_and_a_salvage_revives_no_key() {
     }
 }
 
+/// The row of the lost entry's commit stays, so the head must not be older than it.
+#[test]
+fn a_tenant_without_a_head_and_without_its_newest_entry_is_salvaged() {
+    let desk = Desk::new();
+    let made = filled(&desk);
+    let damage = "UPDATE tenants SET seal = seal + 1; UPDATE audit SET seal = seal + 1 WHERE place = \
+                  (SELECT max(place) FROM audit)";
+    sql(&desk.path()).execute_batch(damage).unwrap();
+    wait(SqliteStore::salvage(desk.path(), desk.at("new.db"))).unwrap();
+    let keys = recovered(&desk, policy());
+    let store = wait(SqliteStore::open(desk.at("new.db"))).unwrap();
+    let report = wait(store.check_integrity()).unwrap();
+    assert!(report.is_sound(), "{report:?}");
+    wait(keys.revoke(&admin(), made[4].0, Reason::Lost)).unwrap();
+}
+
 /// Repeating the command never succeeds, so the error must not ask for it.
 #[test]
 fn a_commit_that_the_file_contradicts_is_damage() {
