@@ -48,8 +48,19 @@ fn sql_text(error: &rusqlite::Error) -> String {
     }
 }
 
+/// SQLite reads past the end of a log only if its index belongs to another log.
+const REMOVED_LOG: &str = "a process uses a -wal file of the store that was removed: put the right file back if it was \
+                           replaced, stop all processes of the store, and start them again";
+
 impl From<rusqlite::Error> for SqliteFault {
     fn from(error: rusqlite::Error) -> Self {
+        let short = rusqlite::ffi::SQLITE_IOERR_SHORT_READ;
+        if error
+            .sqlite_error()
+            .is_some_and(|error| error.extended_code == short)
+        {
+            return Self::Refused(REMOVED_LOG);
+        }
         Self::Sql(match error {
             // All statements are right for undamaged tables. Their text helps no operator.
             rusqlite::Error::SqlInputError { msg, .. } => undefined(&msg),
@@ -181,15 +192,6 @@ impl SqliteFault {
         self.is_corrupt() || self.code() == Some(ErrorCode::SystemIoFailure)
     }
 
-    /// Returns whether a file ended before the place that SQLite read.
-    pub(super) fn is_short_read(&self) -> bool {
-        matches!(
-            self,
-            Self::Sql(rusqlite::Error::SqliteFailure(error, _))
-                if error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHORT_READ
-        )
-    }
-
     /// Returns whether the disk was full. Nothing was written then.
     pub(super) fn is_full(&self) -> bool {
         // Without space for the index of the log, SQLite reports an error of the disk.
@@ -208,7 +210,12 @@ impl SqliteFault {
 
     /// Returns whether a file could not be opened, such as the log of a file in WAL mode.
     pub(super) fn is_cannot_open(&self) -> bool {
-        self.code() == Some(ErrorCode::CannotOpen)
+        let read_only_folder = matches!(
+            self,
+            Self::Sql(rusqlite::Error::SqliteFailure(error, _))
+                if error.extended_code == rusqlite::ffi::SQLITE_READONLY_DIRECTORY
+        );
+        read_only_folder || self.code() == Some(ErrorCode::CannotOpen)
     }
 
     pub(super) fn is_no_database(&self) -> bool {

@@ -83,14 +83,7 @@ impl Pool {
             .hold(|| snapshot(&self.file, &opened.conn, read));
         opened.check_unchanged(&self.file)?;
         // After a failure the connection is dropped, not reused, because its state is unknown.
-        let read = read.map_err(|fault| match fault.is_short_read() {
-            // Another store of this process still uses the log.
-            true => SqliteFault::Refused(
-                "the -wal file was removed while this process used it: put the right file back if it was replaced, \
-                 and restart the process",
-            ),
-            false => fault,
-        })?;
+        let read = read?;
         let mut idle = self.idle();
         if opened.is_locked() && idle.len() < IDLE {
             idle.push(connection);

@@ -533,7 +533,7 @@ fn a_file_that_was_overwritten_without_its_log_is_noticed() {
         // At first, the connection of the writer still uses the removed log.
         let errors = [(); 2].map(|()| chain(&wait(keys.sync()).unwrap_err()));
         // The registry is a second store in this process.
-        let said = ["went back in time", "restart the process"][usize::from(registered)];
+        let said = ["went back in time", "stop all processes"][usize::from(registered)];
         assert!(errors[1].contains(said), "{errors:?}");
         wait(keys.create(&admin(), reader("another"))).unwrap_err();
     }
