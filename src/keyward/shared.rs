@@ -140,6 +140,28 @@ impl StoredPeppers {
         }))
     }
 
+    /// Adds the peppers of a process to those of the store, as [`build`](crate::KeywardBuilder::build) does, and
+    /// returns them all. With `replaces_lost`, the ring may share no pepper with the store, and prepared peppers that it
+    /// lacks are forgotten. Returns `None` for a store without documents.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`], also if the store cannot be written.
+    pub async fn add(
+        store: &dyn KeyStore,
+        ring: &PepperRing,
+        replaces_lost: bool,
+    ) -> Result<Option<Self>, BuildError> {
+        let Some(documents) = store.documents() else {
+            return Ok(None);
+        };
+        let decide = |stored: Option<&[u8]>| decide_peppers(stored, ring, replaces_lost);
+        let name = DocumentName::PEPPERS;
+        let known = documents.document(&name).await?.document;
+        update(documents, name, known, decide).await?;
+        Self::read(store).await
+    }
+
     /// Returns the pepper that most recently became the current one of a process.
     ///
     /// Any process must be able to verify keys under this pepper. A pepper file that lacks it is out of date.
@@ -151,12 +173,6 @@ impl StoredPeppers {
     /// Returns the peppers that never were the current one of a process: those that were prepared for a rotation.
     pub fn prepared(&self) -> impl Iterator<Item = &PepperId> {
         self.all.iter().filter(|id| !self.current.contains(id))
-    }
-
-    /// Returns whether a process has stored this pepper.
-    #[must_use]
-    pub fn contains(&self, pepper: &PepperId) -> bool {
-        self.all.contains(pepper)
     }
 }
 

@@ -36,7 +36,7 @@ pub(crate) struct Cli {
     pub(crate) command: CliCommand,
 }
 
-#[derive(Clone, Debug, Args)]
+#[derive(Debug, Args)]
 pub(crate) struct CommonArgs {
     /// The store: a file, postgres://USER:PASSWORD@HOST/DATABASE, or "host=… user=… dbname=…"
     // Reads an environment variable too, because other users of the machine can see arguments. The help does

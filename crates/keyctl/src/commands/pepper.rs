@@ -13,7 +13,6 @@ use serde_json::{Value, json};
 
 use super::nodes;
 use crate::args::{CommonArgs, LiveNodesArgs, PepperCommand};
-use crate::desk::CliContext;
 use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::{Output, cell};
 use crate::store::{self, Expected, Store};
@@ -104,35 +103,35 @@ async fn check_up_to_date(common: &CommonArgs, path: &Path) -> CliResult<()> {
 }
 
 /// Stores the ids of the file's peppers, so that a later command refuses an old copy of the file. Fails if the store
-/// did not take them.
+/// did not take them, or if another copy of the file got a pepper at the same time.
 async fn store_peppers(common: &CommonArgs, (path, ring): (&Path, PepperRing)) -> CliResult<()> {
-    let stored = async {
-        let store = store::open(common, Expected::Existing).await?;
-        let keys = store.keys();
-        CliContext::over(common.clone(), store, ring.clone()).await?;
-        // A store that can be read and not written does not fail.
-        let stored = StoredPeppers::read(&*keys).await?;
-        let is_stored = |count: &PepperCount| {
-            let stored = stored.as_ref();
-            stored.is_none_or(|stored| stored.contains(&count.pepper))
-        };
-        match ring.count(BTreeMap::new()).iter().all(is_stored) {
-            true => Ok(()),
-            false => Err(CliError::new(
-                CliErrorKind::InPart,
-                "it could not be written",
-            )),
+    let store = store::open(common, Expected::Existing).await;
+    let stored = match store {
+        Ok(store) => StoredPeppers::add(&*store.keys(), &ring, common.pepper_lost)
+            .await
+            .map_err(CliError::from),
+        Err(error) => Err(error),
+    };
+    let path = path.display();
+    let message = match stored {
+        Err(error) => format!(
+            "{path} is changed, but the store does not know its new pepper, and so no command refuses an old copy of \
+             the file; the next process that starts with the file stores the pepper: {}",
+            error.message
+        ),
+        Ok(stored) => {
+            let prepared = stored.iter().flat_map(StoredPeppers::prepared);
+            let mut lacked = prepared.filter(|pepper| ring.state(pepper).is_none());
+            match lacked.next() {
+                None => return Ok(()),
+                Some(pepper) => format!(
+                    "{path} is changed, but pepper {pepper}, which it lacks, was prepared at the same time in a copy of \
+                     the file: keep one of the two files, and prepare with it and --pepper-lost"
+                ),
+            }
         }
     };
-    stored.await.map_err(|error| {
-        let message = format!(
-            "{} is changed, but the store does not know its new pepper, and so no command refuses an old copy of the \
-             file: {}; the next process that starts with the file, or command that creates a key, stores the pepper",
-            path.display(),
-            error.message
-        );
-        CliError::new(CliErrorKind::InPart, message)
-    })
+    Err(CliError::new(CliErrorKind::InPart, message))
 }
 
 fn changed(
@@ -203,12 +202,15 @@ async fn check_unneeded(
     if keys > 0 {
         let revoke =
             format!("`keyctl revoke-many --tenant <TENANT> --pepper {pepper} --reason unused`");
-        let step = match state.is_some_and(PepperState::verifies) {
-            true => format!(
+        let step = match state {
+            None => {
+                format!("put back the pepper file that has it, or revoke these keys with {revoke}")
+            }
+            Some(state) if state.verifies() => format!(
                 "after a rotation, keys that are used move to the new pepper by themselves; revoke the others with \
                  {revoke}"
             ),
-            false => format!(
+            Some(_) => format!(
                 "these keys are refused: change its state in the file to live and restart each process, or revoke \
                  them with {revoke}"
             ),
