@@ -77,6 +77,9 @@ impl UseRings {
 }
 
 /// A ring with one writer. Both counters wrap around, and their difference is the number of uses in the ring.
+///
+/// Rings share no pair of cache lines, which processors load together.
+#[repr(align(128))]
 struct UseRing {
     uses: [AtomicU64; LENGTH as usize],
     /// The number of uses that the writer has written.
