@@ -85,8 +85,8 @@ async fn drop_tombstones(
     let upto = applied.map_or(old, |applied| applied.min(old));
     if old == Revision::ZERO {
         output.warning(
-            "no tombstone is known to be that old: the trail proves their age, and has no entry of that age; choose \
-             an age that is below the time for which entries are kept",
+            "no tombstone is known to be that old: the trail proves their age, and has no entry of that age; if such \
+             entries were removed, choose an age below the time for which entries are kept",
         );
     }
     let done = done(dry_run);
