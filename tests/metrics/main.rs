@@ -356,6 +356,32 @@ fn a_request_that_is_cancelled_in_the_service_counts_once() {
     });
 }
 
+/// The caller's thread measures the log, so the recorder of that thread sees no measurement of the writer.
+#[cfg(feature = "sqlite")]
+#[test]
+fn a_process_that_only_reads_measures_the_length_of_the_log_too() {
+    use std::num::NonZeroUsize;
+
+    use keyward::store::{KeyStore, SqliteStore, sqlite::JournalMode};
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.db");
+    let [writer, reader] = [(); 2].map(|()| wait(SqliteStore::open(&path)).unwrap());
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let policy = keyward::policy::Policy::new(profiles::standard()).unwrap();
+    let keys = node(writer, &clock, policy);
+    wait(keys.create(&admin(), self::reader("first"))).unwrap();
+    let kept = Kept::default();
+    let after = wait(reader.scan(None, NonZeroUsize::MIN)).unwrap().head;
+    let read =
+        metrics::with_local_recorder(&kept, || wait(reader.changes(after, NonZeroUsize::MIN)));
+    read.unwrap();
+    assert_eq!(
+        kept.gauge("keyward_store_wal_bytes") > 0.0,
+        reader.journal_mode() == JournalMode::Wal
+    );
+}
+
 /// The writer of the store runs on a separate thread, so the test uses the recorder of the process.
 #[cfg(feature = "sqlite")]
 #[test]

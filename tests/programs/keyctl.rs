@@ -1,6 +1,7 @@
 //! The command-line program `keyctl`, for operators and scripts: real processes on a real file.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Read;
 use std::num::NonZeroUsize;
@@ -31,7 +32,7 @@ pub(crate) const USAGE: i32 = 2;
 pub(crate) const UNAVAILABLE: i32 = 3;
 pub(crate) const CORRUPT: i32 = 4;
 pub(crate) const NOT_FOUND: i32 = 5;
-const NO_ACCESS: i32 = 6;
+pub(crate) const NO_ACCESS: i32 = 6;
 pub(crate) const IN_PART: i32 = 7;
 
 fn binary() -> &'static Path {
@@ -99,16 +100,8 @@ impl Shop {
     fn as_stranger(&self, args: &[&str]) -> Said {
         let allow = |mode| fs::set_permissions(self.0.path(), fs::Permissions::from_mode(mode));
         if fs::metadata("/proc/self").unwrap().uid() == 0 {
-            let mut command = Command::new("setpriv");
-            command.args([
-                "--reuid",
-                "65534",
-                "--regid",
-                "65534",
-                "--clear-groups",
-                "--",
-            ]);
-            command.arg(binary()).args(args).current_dir("/");
+            let mut command = as_nobody(binary().as_os_str());
+            command.args(args).current_dir("/");
             command.arg("--store").arg(self.path("keys.db"));
             return said(command);
         }
@@ -150,6 +143,15 @@ impl Shop {
         let file = rusqlite::Connection::open(self.path("keys.db")).unwrap();
         file.execute_batch(sql).unwrap();
     }
+}
+
+/// Returns a command that runs a program as a user without rights. Only root may run it.
+pub(crate) fn as_nobody(program: &OsStr) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534"]);
+    command.args(["--clear-groups", "--"]).arg(program);
+    command.env_remove("KEYWARD_STORE").stdin(Stdio::null());
+    command
 }
 
 /// Runs a command whose stdout is closed from its start.

@@ -1,6 +1,8 @@
 //! Commands that ask about the live nodes of the store: the nodes' builds, peppers and reports.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 use std::time::Duration;
 
 use keyward::clocks::SystemClock;
@@ -120,6 +122,28 @@ fn a_pepper_is_rotated_and_retired_only_once_every_live_node_has_the_ring() {
     shop.run(&["pepper", "retire", &new]).ended(DENIED);
     shop.run(&["pepper", "retire", &new, "--yes"]).ended(0);
     assert!(show().contains(&newest));
+}
+
+#[test]
+fn nodes_of_one_name_are_waited_for_under_that_name_with_their_number() {
+    let shop = Shop::new();
+    let (id, _) = shop.key("acme", "export", &[]);
+    let mut node = LiveNode::of(&shop);
+    for number in [1, 2] {
+        node.report_at(number, SystemClock.now(), None);
+    }
+    let mut command = shop.command(&["revoke", &id, "--reason", "lost", "--until-confirmed"]);
+    let mut waits = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(waits.stderr.take().unwrap()).lines();
+    let revoked = lines.next().unwrap().unwrap();
+    assert!(revoked.contains("revoked key"), "{revoked}");
+    let waiting = lines.next().unwrap().unwrap();
+    assert!(
+        waiting.contains("waits for 2 nodes named shop-1, at most"),
+        "{waiting}"
+    );
+    waits.kill().unwrap();
+    waits.wait().unwrap();
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod examples;
 mod failover;
 mod first_service;
 mod keyctl;
+mod keyctl_files;
 mod keyctl_live;
 mod keyctl_operating;
 mod keyctl_outcomes;

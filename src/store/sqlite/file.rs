@@ -271,14 +271,6 @@ impl StoreFile {
         self.connect_to(&immutable_uri(&self.path), flags)
     }
 
-    /// Returns the error for a file in a read-only folder.
-    pub(super) fn needs_writable_folder(&self) -> OpenError {
-        let why = "a store that serves needs a folder that can be written: copy the file and its -wal file to \
-                   another folder, or only read it with --allow-unrecovered";
-        let source = io::Error::new(io::ErrorKind::ReadOnlyFilesystem, why);
-        OpenError::io(&self.path, source)
-    }
-
     /// Returns whether no file can be created next to the store.
     fn is_folder_read_only(&self) -> bool {
         let probe = with_end(&self.path, &format!("-probe-{}", std::process::id()));

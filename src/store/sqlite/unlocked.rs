@@ -68,6 +68,19 @@ impl StoreFile {
         self.check_store(&opened.conn)?;
         Ok(opened)
     }
+
+    /// Returns the error for a file in a read-only folder.
+    pub(super) fn needs_writable_folder(&self) -> OpenError {
+        let why = "a store that serves needs a folder that can be written: copy the file to another folder, or only \
+                   read it with --allow-unrecovered";
+        match FileState::of(self) {
+            Ok(_) => {
+                let source = io::Error::new(io::ErrorKind::ReadOnlyFilesystem, why);
+                OpenError::io(&self.path, source)
+            }
+            Err(error) => error,
+        }
+    }
 }
 
 /// The state of a file without a log. A commit of any process changes it, or creates a log.
