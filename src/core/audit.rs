@@ -23,6 +23,7 @@ use super::text::{
     ClassName, CommandId, KeyName, LeakSource, PepperId, PrincipalId, ResourceId, Role,
 };
 use super::time::Timestamp;
+use super::view::RowKey;
 
 /// The seal of an audit entry: HMAC-SHA-256 over the entry and the previous entry's seal.
 #[derive(Clone, Copy, Deserialize, Eq, Hash, PartialEq, Serialize)]
@@ -282,7 +283,8 @@ tagged! {
             through: AuditHead,
         },
         /// Entries of the trail are lost, because a page of a damaged file had them. A recovery recorded the loss.
-        /// This entry explains the gap, so that the rest of the trail still passes its check.
+        /// This entry explains the gap, so that the rest of the trail still passes its check. If the trail lost its
+        /// end, the number of lost entries is not known: both heads are then that of the newest entry that is left.
         EntriesLost {
             /// The newest entry before the gap.
             after: AuditHead,
@@ -396,6 +398,18 @@ impl AuditEntry {
         AuditHead {
             sequence: self.sequence,
             hash: self.hash,
+        }
+    }
+
+    /// Returns the row of a tenant or an owner that the entry's commit wrote to end or narrow keys.
+    pub(crate) fn narrowed_row(&self) -> Option<RowKey> {
+        let tenant = || self.tenant.clone();
+        match &self.action {
+            Action::TenantClosed => Some(RowKey::Tenant(tenant())),
+            Action::OwnerRemoved { owner } | Action::OwnerRoleChanged { owner, .. } => {
+                Some(RowKey::Owner(tenant(), owner.clone()))
+            }
+            _ => None,
         }
     }
 
@@ -600,6 +614,12 @@ impl<'a> ChainCheck<'a> {
         check
     }
 
+    /// Allows gaps that a later entry records.
+    pub(crate) fn with_recorded_gaps(mut self) -> Self {
+        self.gaps = Some(Vec::new());
+        self
+    }
+
     fn pass(&mut self, head: AuditHead) {
         self.head = head;
         self.awaited.retain(|awaited| *awaited != head);
@@ -615,10 +635,8 @@ impl<'a> ChainCheck<'a> {
     ) -> Self {
         let start = match first.sequence.checked_sub(1) {
             None | Some(0) => {
-                return Self {
-                    gaps: Some(Vec::new()),
-                    ..Self::new(tenant, AuditHead::GENESIS, peppers, awaited)
-                };
+                return Self::new(tenant, AuditHead::GENESIS, peppers, awaited)
+                    .with_recorded_gaps();
             }
             Some(sequence) => AuditHead {
                 sequence,
@@ -628,8 +646,7 @@ impl<'a> ChainCheck<'a> {
         Self {
             removed: Some(start),
             is_unproven: true,
-            gaps: Some(Vec::new()),
-            ..Self::new(tenant, start, peppers, awaited)
+            ..Self::new(tenant, start, peppers, awaited).with_recorded_gaps()
         }
     }
 

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::audit::{
-    Action, AuditEntry, AuditHash, AuditHead, ChainError, Evidence, FieldChange, verify_chain,
+    Action, AuditEntry, AuditHash, AuditHead, ChainCheck, ChainError, Evidence, FieldChange,
 };
 use super::command::{Command, DeleteKey, Expiry, RevokeKey, UpdateKey};
 use super::id::KeyId;
@@ -58,8 +58,9 @@ impl RestoredTrail {
 
     /// Compares this trail with `given`, entries of the same tenant from outside the store, oldest first.
     ///
-    /// `given` must hold the entries exactly as written, without gaps between them. If the store's trail was
-    /// pruned, `given` may begin before its oldest entry. The store may have newer entries of its own, from an
+    /// `given` must hold the entries exactly as written. Each gap between them must be one that a later entry
+    /// [records](Action::EntriesLost). If the store's trail was pruned, `given` may begin before its oldest entry. It may
+    /// also fill gaps of the store's trail. The store may have newer entries of its own, from an
     /// interrupted recovery. The lost history begins at the first entry of `given` that differs from the store.
     /// The seals prove that the lost entries are genuine.
     pub(crate) fn compare(
@@ -100,16 +101,17 @@ impl RestoredTrail {
             () => stored.unwrap_or(AuditHead::GENESIS),
         };
         let reaches = |oldest: &&AuditHead| newest.sequence >= oldest.sequence;
-        verify_chain(
-            tenant,
-            start,
-            &given,
-            peppers,
-            pruned.filter(reaches).copied(),
-        )?;
+        let awaited = pruned.filter(reaches).copied();
+        let mut check = ChainCheck::new(tenant, start, peppers, awaited).with_recorded_gaps();
+        given.iter().try_for_each(|entry| check.add(entry))?;
+        check.finish()?;
         let has = |entry: &&AuditEntry| {
             let is_pruned = pruned.is_some_and(|oldest| entry.sequence <= oldest.sequence);
-            is_pruned || self.heads.get(&entry.sequence) == Some(&entry.head())
+            match self.heads.get(&entry.sequence) {
+                Some(own) => is_pruned || *own == entry.head(),
+                // The chain proves an entry in a gap of the store's trail, if it continues after the gap.
+                None => is_pruned || entry.sequence < self.end.sequence,
+            }
         };
         let known = given.iter().take_while(has).count();
         let mut later = given;
@@ -190,6 +192,27 @@ pub(crate) struct ComparedTrail {
     pub(crate) later: Vec<AuditEntry>,
 }
 
+impl ComparedTrail {
+    /// Returns whether the trail lost entries after the restored end.
+    fn has_lost_entries(&self) -> bool {
+        let is_loss = |entry: &AuditEntry| matches!(entry.action, Action::EntriesLost { .. });
+        self.later.iter().any(is_loss)
+    }
+}
+
+/// The known properties of the source of all given trails.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReplaySource<'a> {
+    /// True if the trails are all that the lost store had. A trail without later entries then proves that its tenant
+    /// was not changed, if another trail goes on after the backup.
+    pub(crate) is_whole: bool,
+    /// The tenants whose trails are known to lack their newest entries. Such a trail proves nothing.
+    pub(crate) cut: &'a BTreeSet<TenantId>,
+    /// True if the source lost anything. Damage that removes the end of a trail can also remove each sign of it, so no
+    /// trail of such a source proves anything.
+    pub(crate) has_loss: bool,
+}
+
 /// The reason to refuse all given trails together.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum UselessTrails {
@@ -202,22 +225,19 @@ pub(crate) enum UselessTrails {
 /// Returns the tenants whose keys a replay of the lost entries brings to their state at the loss. The keys of
 /// every other tenant must be disabled.
 ///
-/// `trails` has an entry for each tenant of the restored store, and for each tenant with given entries. If
-/// `is_whole` is true, the given trails are all that the lost store had. A trail without later entries then
-/// proves that its tenant was not changed, if another trail goes on after the backup.
+/// `trails` has an entry for each tenant of the restored store, and for each tenant with given entries. A trail that
+/// lost entries after the restored end proves nothing.
 ///
 /// A trail that diverges from the backup shows that the given trails are of another history, so none of them proves
 /// anything. So does a short one among trails that are whole: the lost store had all of the backup. A missing one does
 /// not, because the salvage of a damaged store can lose a whole trail.
 ///
 /// A tenant counts only with all tenants above and below it, because their rows limit its keys too.
-///
-/// `cut` has the tenants whose given trails are known to lack their newest entries. Such a trail proves nothing.
 pub(crate) fn covered(
     trails: &BTreeMap<TenantId, ComparedTrail>,
-    is_whole: bool,
-    cut: &BTreeSet<TenantId>,
+    source: ReplaySource<'_>,
 ) -> Result<BTreeSet<TenantId>, UselessTrails> {
+    let ReplaySource { is_whole, cut, .. } = source;
     let is_restored = |trail: &&ComparedTrail| trail.restored > 0;
     let any = |reaches: &dyn Fn(&ComparedTrail) -> bool| trails.values().any(reaches);
     let short = |(tenant, trail): (&TenantId, &ComparedTrail)| {
@@ -229,9 +249,13 @@ pub(crate) fn covered(
             return Err(UselessTrails::Foreign);
         }
         let goes_on = |trail: &ComparedTrail| trail.reach == TrailReach::Beyond;
-        if !any(&|trail| (is_whole || is_restored(&trail)) && goes_on(trail)) {
+        let goes_on = |trail: &ComparedTrail| (is_whole || is_restored(&trail)) && goes_on(trail);
+        if !source.has_loss && !any(&goes_on) {
             return Err(UselessTrails::NothingLater);
         }
+    }
+    if source.has_loss {
+        return Ok(BTreeSet::new());
     }
     let diverges = |trail: &ComparedTrail| trail.reach == TrailReach::Diverges;
     let is_other = any(&diverges) || (is_whole && trails.iter().any(short));
@@ -240,9 +264,9 @@ pub(crate) fn covered(
         TrailReach::RestoredEnd => !is_other && is_whole,
         TrailReach::Missing | TrailReach::Short | TrailReach::Diverges | TrailReach::Gap => false,
     };
-    let unproven = trails
-        .iter()
-        .filter(|(tenant, trail)| cut.contains(*tenant) || !proves(trail));
+    let unproven = trails.iter().filter(|(tenant, trail)| {
+        cut.contains(*tenant) || trail.has_lost_entries() || !proves(trail)
+    });
     let mut covered: BTreeSet<_> = trails.keys().cloned().collect();
     for (tenant, _) in unproven {
         for above in tenant.lineage() {
@@ -500,7 +524,6 @@ impl KeyChanges {
         (now, ids): (Timestamp, RecoveryIds),
     ) -> Result<Vec<RecoveryStep>, Invalid> {
         let is_revoked = matches!(record.state, KeyState::Revoked { .. });
-        let live = record.is_live(now);
         let mut steps = Vec::new();
         let revoked = self.revoked.or(self.gone);
         if let Some(hash) = self.removed {
@@ -510,14 +533,10 @@ impl KeyChanges {
                 ways.extend(revoke(record, reason));
             }
             steps.push(self.step((hash, ids), END, ways)?);
-        } else if let Some((reason, hash)) = revoked {
-            // An expired key can be purged without a revocation. Its record in the backup has expired too, so
-            // there is nothing to repeat.
-            let purged = self.revoked.is_none() && !live;
-            if !is_revoked && !purged {
-                steps.push(self.step((hash, ids), END, revoke(record, reason))?);
-            }
-        } else if live {
+        } else if let Some((reason, hash)) = revoked.filter(|_| !is_revoked) {
+            steps.push(self.step((hash, ids), END, revoke(record, reason))?);
+        } else if !is_revoked {
+            // An expired key too: the clock may be ahead.
             steps.extend(self.narrowing(record, policy, (now, ids))?);
         }
         Ok(steps)

@@ -418,6 +418,8 @@ impl DocumentName {
     pub(crate) const POLICIES: Self = Self(Text::new_static("policies"));
     /// The check values of the peppers in use.
     pub(crate) const PEPPERS: Self = Self(Text::new_static("peppers"));
+    /// The mark of a store that was salvaged from a damaged one.
+    pub(crate) const SALVAGE: Self = Self(Text::new_static("salvage"));
     /// The prefix of the documents that name the holders of leases.
     pub(crate) const LEASE: &str = "lease.";
 }

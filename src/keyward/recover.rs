@@ -18,15 +18,18 @@ use crate::core::principal::Author;
 use crate::core::query::{AuditQuery, AuditRow, KeyQuery};
 use crate::core::record::{KeyRecord, Status};
 use crate::core::recovery::{
-    self, ComparedTrail, KeyChanges, OwnerChanges, RecoveryIds, RecoveryStep, RestoredTrail,
-    TenantChanges, TrailEnd, TrailReach, UselessTrails,
+    self, ComparedTrail, KeyChanges, OwnerChanges, RecoveryIds, RecoveryStep, ReplaySource,
+    RestoredTrail, TenantChanges, TrailEnd, TrailReach, UselessTrails,
 };
 use crate::core::tenant::TenantId;
 use crate::core::text::{CommandId, PrincipalId};
+use crate::core::time::Timestamp;
 use crate::core::view::{Epoch, LoadRequest};
 use crate::manager::{BulkReceipt, CommandError};
 use crate::observe::WithSources;
-use crate::store::{Change, KeyStore, Revision, Row, StoreError, StoreErrorKind};
+use crate::store::{
+    Change, DocumentName, KeyStore, Revision, Row, SalvageMark, StoreError, StoreErrorKind,
+};
 
 /// The handling of changes that were made after the backup was taken.
 #[derive(Clone, Debug, Default)]
@@ -43,7 +46,8 @@ pub enum Recovery {
     /// and entries after the backup. A tenant without later entries was not changed, and stays as it is. Every key is
     /// disabled of a tenant whose trail is missing, or lacks entries that the lost store pruned after the backup.
     ///
-    /// If a trail differs from the restored one or ends before it, the other store is not the lost one. Then every key of every tenant is disabled.
+    /// If a trail differs from the restored one or ends before it, the other store is not the lost one. Then every key
+    /// of every tenant is disabled. So it is if the other store [lost](RecoveryReport::loss) anything.
     ReplayFrom(Arc<dyn KeyStore>),
     /// Repeats the changes that ended or narrowed keys since the backup, as recorded in separately stored audit
     /// entries, such as an exported trail.
@@ -72,6 +76,10 @@ pub struct RecoveryReport {
     /// The tenants of a replay, each with the reach of its given trail. Changes after the last entry of a trail
     /// are not repeated. A key that was revoked later verifies again.
     pub trails: Vec<ReplayedTrail>,
+    /// A sign that the store to replay from lost rows or audit entries after the backup was taken: a fault of its
+    /// integrity check, or the mark of a salvage. Its trails may then lack their ends, and those of other tenants too, so
+    /// every key is disabled that they do not end.
+    pub loss: Option<String>,
     /// The number of tenants that were closed again.
     pub closed: usize,
     /// The number of owners that were removed again, or whose role was set again.
@@ -324,33 +332,75 @@ impl Keyward {
                 }
                 let mut entries = Vec::new();
                 let ends = read_trail(&*source, &REPLAYED, |entry| entries.push(entry)).await?;
-                let cut = cut_trails(&*source, &ends).await?;
-                self.replay(ids, entries, (true, &cut), &mut progress)
-                    .await?
+                let loss = self.loss_of(&*source).await?;
+                let from = ReplaySource {
+                    is_whole: true,
+                    cut: &cut_trails(&*source, &ends).await?,
+                    has_loss: loss.is_some(),
+                };
+                let report = self.replay(ids, entries, from, &mut progress).await?;
+                RecoveryReport { loss, ..report }
             }
             Recovery::Replay { entries, is_whole } => {
-                let cut = BTreeSet::new();
-                self.replay(ids, entries, (is_whole, &cut), &mut progress)
-                    .await?
+                let from = ReplaySource {
+                    is_whole,
+                    cut: &BTreeSet::new(),
+                    has_loss: false,
+                };
+                self.replay(ids, entries, from, &mut progress).await?
             }
             Recovery::TrustBackup => RecoveryReport::default(),
         };
-        self.record_losses(ids).await?;
+        self.record_losses(ids, &mut report).await?;
         self.sync().await?;
         report.unverifiable = self.unverifiable();
         Ok(report)
     }
 
-    /// Records the gaps that the salvage of a damaged file left in the trails, so that each check reports them as
-    /// known. Records nothing while the store has damaged entries, which a salvage would remove.
-    async fn record_losses(&self, ids: RecoveryIds) -> Result<(), RecoveryError> {
+    /// Returns a sign that `source` lost anything after the backup of this store was taken.
+    async fn loss_of(&self, source: &dyn KeyStore) -> Result<Option<String>, StoreError> {
+        if let Some(loss) = source.known_loss().await? {
+            return Ok(Some(loss));
+        }
+        let of_source = salvage_mark(source).await?;
+        let is_known = of_source == salvage_mark(&*self.inner.store).await?;
+        let loss = of_source.filter(|_| !is_known);
+        Ok(loss.map(|_| "it was salvaged from a damaged store, with losses".to_owned()))
+    }
+
+    /// Records the gaps that the salvage of a damaged file left in the trails, and the lost ends of trails, so that each
+    /// check reports them as known. Repeats the changes to tenants and owners whose rows the salvage left out. Does
+    /// nothing while the store has damaged entries, which a salvage would remove.
+    async fn record_losses(
+        &self,
+        ids: RecoveryIds,
+        report: &mut RecoveryReport,
+    ) -> Result<(), RecoveryError> {
         if self.has_damaged_entries().await? {
             return Ok(());
         }
-        for tenant in self.inner.store.tenants().await? {
-            let (gaps, Epoch(epoch)) = self.unrecorded_gaps(&tenant).await?;
-            for TrailGap { after, through } in gaps {
-                let id = ids.command(through.hash, "lost");
+        let store = &*self.inner.store;
+        let mark = salvage_mark(store).await?.unwrap_or_default();
+        for tenant in store.tenants().await? {
+            let mut narrowed = Vec::new();
+            let look = |entry: &AuditEntry| {
+                narrowed.extend(entry.narrowed_row().map(|_| entry.clone()));
+            };
+            let (gaps, Epoch(epoch)) = self.unrecorded_gaps(&tenant, look).await?;
+            let lost = self
+                .without_rows(&tenant, TenantChanges::new(&narrowed))
+                .await?;
+            self.replay_tenant(ids, &tenant, (&lost, &[]), report)
+                .await?;
+            let gaps = gaps.into_iter().map(|gap| (gap, "lost"));
+            // The number of entries after a lost end is not known.
+            let end = mark.cut.get(&tenant).map(|end| TrailGap {
+                after: *end,
+                through: *end,
+            });
+            for (TrailGap { after, through }, what) in gaps.chain(end.map(|end| (end, "end-lost")))
+            {
+                let id = ids.command(through.hash, what);
                 let id = id.map_err(CommandError::from)?;
                 let command = Command::RecordLoss {
                     after,
@@ -365,6 +415,33 @@ impl Keyward {
             }
         }
         Ok(())
+    }
+
+    /// Returns only the changes to a tenant and to owners whose rows the store lacks.
+    async fn without_rows(
+        &self,
+        tenant: &TenantId,
+        mut changes: TenantChanges,
+    ) -> Result<TenantChanges, StoreError> {
+        if changes.closed.is_none() && changes.owners.is_empty() {
+            return Ok(changes);
+        }
+        let select = LoadRequest {
+            owners: changes.owners.keys().cloned().collect(),
+            ..LoadRequest::none()
+        };
+        let view = match self.inner.store.load(tenant, &select).await {
+            // A damaged row refuses its keys, and a command cannot replace it.
+            Err(error) if error.kind() == StoreErrorKind::Corrupt => {
+                return Ok(TenantChanges::default());
+            }
+            loaded => loaded?,
+        };
+        changes.closed = changes.closed.filter(|_| view.tenant.is_none());
+        changes
+            .owners
+            .retain(|owner, _| view.owner(owner).is_none());
+        Ok(changes)
     }
 
     /// Returns whether the store has audit entries that cannot be read.
@@ -388,8 +465,8 @@ impl Keyward {
         &self,
         report: &mut RecoveryReport,
     ) -> Result<BTreeMap<TenantId, RestoredKeys>, StoreError> {
-        // A clock that is ahead must not hide keys that verify after its correction.
-        let at = self.inner.time.check().earliest();
+        // A clock that is ahead must not hide keys that verify after its correction, so no key counts as expired.
+        let at = Timestamp::UNIX_EPOCH;
         let mut query = KeyQuery {
             limit: PAGE,
             ..KeyQuery::all(at).live()
@@ -450,13 +527,13 @@ impl Keyward {
         &self,
         ids: RecoveryIds,
         entries: Vec<AuditEntry>,
-        (is_whole, cut): (bool, &BTreeSet<TenantId>),
+        source: ReplaySource<'_>,
         progress: &mut (dyn FnMut(RecoveryProgress) + Send),
     ) -> Result<RecoveryReport, RecoveryError> {
         let mut report = RecoveryReport::default();
         let mut keys = self.restored_keys(&mut report).await?;
         let trails = self.compare_trails(ids, entries, &keys).await?;
-        let covered = recovery::covered(&trails, is_whole, cut)?;
+        let covered = recovery::covered(&trails, source)?;
         let mut changed = BTreeMap::new();
         for (tenant, trail) in trails {
             // Entries of another history are not changes to this tenant.
@@ -855,6 +932,15 @@ async fn read_trail(
         place.sequence, place.revision, source.store, source.next_step
     );
     Err(StoreError::new(StoreErrorKind::Corrupt, source.reading).with_source(damage))
+}
+
+/// Returns the mark of the salvage that the store comes from, if that salvage lost anything.
+async fn salvage_mark(store: &dyn KeyStore) -> Result<Option<SalvageMark>, StoreError> {
+    let Some(documents) = store.documents() else {
+        return Ok(None);
+    };
+    let stored = documents.document(&DocumentName::SALVAGE).await?.document;
+    Ok(stored.map(|stored| SalvageMark::read(&stored.body)))
 }
 
 /// Returns the tenants whose trails lack their newest entries, as after a salvage.

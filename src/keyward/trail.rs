@@ -158,13 +158,14 @@ impl Keyward {
     }
 
     /// Returns the gaps in a tenant's trail that no entry records, and the epoch of the store. A trail that fails its
-    /// check otherwise has none.
+    /// check otherwise has none. Calls `look` with each entry, oldest first.
     pub(super) async fn unrecorded_gaps(
         &self,
         tenant: &TenantId,
+        look: impl FnMut(&AuditEntry) + Send,
     ) -> Result<(Vec<TrailGap>, Epoch), StoreError> {
         let view = (self.inner.store.load(tenant, &LoadRequest::none())).await?;
-        let gaps = match self.follow_trail(tenant, Vec::new(), |_| {}).await {
+        let gaps = match self.follow_trail(tenant, Vec::new(), look).await {
             Ok(check) => check.unrecorded_gaps(view.audit_head),
             Err(AuditError::Store(error)) => return Err(error),
             Err(_) => Vec::new(),

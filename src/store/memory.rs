@@ -457,6 +457,10 @@ impl KeyStore for MemoryStore {
         Ok(None)
     }
 
+    async fn known_loss(&self) -> Result<Option<String>, StoreError> {
+        Ok(None)
+    }
+
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
         loop {
             let moved = self.inner.moved.listen();

@@ -24,6 +24,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+pub(crate) use self::documents::SalvageMark;
 pub use self::documents::{
     Document, DocumentError, DocumentGuard, DocumentName, DocumentRead, DocumentWrite, Documents,
 };
@@ -475,6 +476,19 @@ pub trait KeyStore: fmt::Debug + Send + Sync + 'static {
         Ok(None)
     }
 
+    /// Checks the whole store. Returns a sign that rows or audit entries of it are damaged or lost, for example the
+    /// first fault of an integrity check. `None` if there is none. [`recover`](crate::Keyward::recover) trusts the end
+    /// of no trail in a store with such a sign.
+    ///
+    /// The default returns `None`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`], if the store cannot be checked.
+    async fn known_loss(&self) -> Result<Option<String>, StoreError> {
+        Ok(None)
+    }
+
     /// Resolves when the head of the store may have moved past `after`. The default never resolves.
     ///
     /// The result is only a hint: this method may resolve although nothing has changed. If it does not
@@ -568,6 +582,10 @@ impl<S: KeyStore + ?Sized> KeyStore for Arc<S> {
 
     async fn restored_from(&self) -> Result<Option<Epoch>, StoreError> {
         (**self).restored_from().await
+    }
+
+    async fn known_loss(&self) -> Result<Option<String>, StoreError> {
+        (**self).known_loss().await
     }
 
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {

@@ -175,6 +175,10 @@ impl KeyStore for GatedStore {
         self.give(Call::Load, self.link.restored_from()).await
     }
 
+    async fn known_loss(&self) -> Result<Option<String>, StoreError> {
+        self.give(Call::Load, self.link.known_loss()).await
+    }
+
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
         let outcome = self.shared.lock().unwrap().wait_outcome;
         let hint = async {

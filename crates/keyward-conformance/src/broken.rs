@@ -1112,6 +1112,10 @@ impl<S: KeyStore> KeyStore for BrokenStore<S> {
         self.inner.restored_from().await
     }
 
+    async fn known_loss(&self) -> Result<Option<String>, StoreError> {
+        self.inner.known_loss().await
+    }
+
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
         if self.is(StoreDefect::WaitFails) {
             return Err(StoreError::new(StoreErrorKind::Unavailable, "waiting"));

@@ -293,6 +293,11 @@ impl<S: KeyStore> KeyStore for FaultyStore<S> {
         self.inner.restored_from().await
     }
 
+    async fn known_loss(&self) -> Result<Option<String>, StoreError> {
+        self.pass(Call::Load, "checking the store")?;
+        self.inner.known_loss().await
+    }
+
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
         self.pass(Call::WaitPast, "waiting for changes")?;
         self.inner.wait_past(after).await

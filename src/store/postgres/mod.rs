@@ -466,6 +466,11 @@ impl KeyStore for PostgresStore {
         Ok(head.await?.store.restored_from)
     }
 
+    async fn known_loss(&self) -> Result<Option<String>, StoreError> {
+        let report = self.check_integrity().await?;
+        Ok(report.faults.into_iter().next())
+    }
+
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
         self.listen();
         loop {

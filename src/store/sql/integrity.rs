@@ -12,7 +12,7 @@ use crate::core::audit::{Action, AuditEntry};
 use crate::core::tenant::TenantId;
 use crate::core::view::Revision;
 use crate::store::transfer::Part;
-use crate::store::{AuditPosition, AuditRow, Cursor, Row, RowKey};
+use crate::store::{AuditPosition, AuditRow, Change, Cursor, Row, RowKey};
 
 /// The largest number of faults in a report: 1,000, because a damaged store can have millions.
 const MAX_FAULTS: usize = 1000;
@@ -43,6 +43,8 @@ pub struct IntegrityReport {
     checkpoints: BTreeSet<(TenantId, u64)>,
     /// The recorded gaps of each trail: the numbers of the entry before the gap and of the newest lost entry.
     gaps: BTreeMap<TenantId, BTreeSet<(u64, u64)>>,
+    /// The revisions of the rows of tenants and owners.
+    written: BTreeMap<RowKey, Revision>,
 }
 
 /// The size of a store, and its database engine.
@@ -248,6 +250,12 @@ impl IntegrityReport {
                 "commit {newest} is missing, and rows or audit entries of it are not"
             ));
         }
+        // Each commit adds an audit entry, and the newest one of a trail is never removed.
+        if newest < last {
+            self.add(format!(
+                "rows and audit entries of commit {last} are missing"
+            ));
+        }
         Ok(())
     }
 
@@ -267,27 +275,46 @@ impl IntegrityReport {
 
     fn row(&mut self, row: &impl Cells) -> Result<(), RowFault> {
         self.rows += 1;
-        if let Row::Corrupt(name) = change(row)?.row {
-            self.damaged(&name);
+        let Change { revision, row } = change(row)?;
+        match &row {
+            Row::Corrupt(name) => {
+                self.damaged(name);
+                // Its own fault is enough.
+                self.written.insert(name.clone(), Revision(u64::MAX));
+            }
+            Row::Tenant(_) | Row::Owner(_) => {
+                let newest = self.written.entry(row.key()).or_default();
+                *newest = revision.max(*newest);
+            }
+            Row::Key(_) | Row::Removed { .. } => {}
         }
         Ok(())
     }
 
     /// Adds a damaged row.
     pub(in crate::store) fn damaged(&mut self, row: &RowKey) {
-        self.add(match row {
-            RowKey::Key(id) => format!("key {id}: its row is damaged"),
-            RowKey::Owner(tenant, owner) => {
-                format!("owner {owner} in tenant {tenant}: its row is damaged")
-            }
-            RowKey::Tenant(tenant) => format!("tenant {tenant}: its row is damaged"),
-        });
+        self.add(format!("{}: its row is damaged", described(row)));
     }
 
     fn entry(&mut self, row: &impl Cells) -> Result<(), RowFault> {
         self.audit += 1;
         match entry(row)? {
-            Ok(AuditRow { entry, .. }) => self.explain(&entry),
+            Ok(AuditRow { entry, revision }) => {
+                self.explain(&entry);
+                if let Some(name) = entry.narrowed_row() {
+                    let own = self.written.get(&name).copied().unwrap_or_default();
+                    if own < revision {
+                        let is = match own {
+                            Revision::ZERO => "missing".to_owned(),
+                            own => format!("of revision {own}"),
+                        };
+                        let name = described(&name);
+                        self.add(format!(
+                            "{name}: its row is {is}, and an audit entry about it is of revision {revision}"
+                        ));
+                    }
+                }
+            }
             Err(AuditPosition { revision, sequence }) => self.add(format!(
                 "audit entry {sequence} of revision {revision} is damaged"
             )),
@@ -326,11 +353,12 @@ impl IntegrityReport {
             if !is_begin {
                 lost += counted - from;
             }
-            let loss = format!(
-                "tenant {tenant}: audit entries {} to {through} are lost, as a later entry records",
-                after + 1
-            );
-            self.losses.push(loss);
+            let lost = match after == through {
+                true => format!("audit entries after {after} may be lost"),
+                false => format!("audit entries {} to {through} are lost", after + 1),
+            };
+            self.losses
+                .push(format!("tenant {tenant}: {lost}, as a later entry records"));
         }
         (lost, is_begin_lost)
     }
@@ -364,6 +392,14 @@ impl IntegrityReport {
             ));
         }
         Ok(())
+    }
+}
+
+fn described(row: &RowKey) -> String {
+    match row {
+        RowKey::Key(id) => format!("key {id}"),
+        RowKey::Owner(tenant, owner) => format!("owner {owner} in tenant {tenant}"),
+        RowKey::Tenant(tenant) => format!("tenant {tenant}"),
     }
 }
 

@@ -12,7 +12,10 @@ use crate::store::sql::{
 };
 use crate::store::{Document, DocumentError, DocumentName, DocumentRead, DocumentWrite};
 
-fn find(conn: &Connection, name: &DocumentName) -> Result<Option<Document>, SqliteFault> {
+pub(super) fn find(
+    conn: &Connection,
+    name: &DocumentName,
+) -> Result<Option<Document>, SqliteFault> {
     let sql = format!("SELECT {COLUMNS} FROM documents WHERE name = ?1");
     one(conn, &sql, [name.as_str()], |row| Ok(read_document(row)?))
 }

@@ -548,6 +548,11 @@ impl KeyStore for SqliteStore {
         Ok(store.restored_from)
     }
 
+    async fn known_loss(&self) -> Result<Option<String>, StoreError> {
+        let report = self.read("checking integrity", admin::check).await?;
+        Ok(report.faults.into_iter().next())
+    }
+
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
         self.watch()?;
         loop {

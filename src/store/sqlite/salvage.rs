@@ -5,6 +5,7 @@
 //! newest version, because a damaged page can make SQLite return an older version.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,16 +17,19 @@ use super::fault::{OpenError, SqliteFault};
 use super::file::{DraftStore, StoreFile, refuse_existing, refuse_leftovers};
 use super::rows::{dialect, each, one};
 use super::{documents, head, nodes, registry, schema, write};
+use crate::core::audit::AuditHead;
 use crate::core::id::KeyId;
 use crate::core::record::KeyRecord;
 use crate::core::tenant::TenantId;
 use crate::core::view::Revision;
 use crate::store::sql::{
-    AUDIT_COLUMNS, Cells, CommitRow, Head, IntegrityPass, StoreRow, TenantHead, change, entry,
-    id_bytes, id_of, item, place_of, revision_of, table,
+    AUDIT_COLUMNS, Cells, CommitRow, Head, IntegrityPass, StoreRow, TENANT_COLUMNS, TenantHead,
+    change, entry, id_bytes, id_of, item, place_of, revision_of, table,
 };
 use crate::store::transfer::{Item, Part};
-use crate::store::{AuditRow, Change, CommitTag, Epoch, IntegrityReport, Row, RowKey};
+use crate::store::{
+    AuditRow, Change, CommitTag, DocumentName, Epoch, IntegrityReport, Row, RowKey, SalvageMark,
+};
 
 /// Copies every undamaged row of `from` to a new file at `to`, which is marked as unrecovered. The report counts
 /// the copied rows, and names the rows that were left out.
@@ -77,8 +81,10 @@ fn copy(
         tenants: BTreeSet::new(),
         lost: Vec::new(),
         named: BTreeSet::new(),
+        narrowed: BTreeMap::new(),
+        cut: BTreeMap::new(),
     };
-    salvage.audit()?;
+    salvage.items(Part::Audit)?;
     salvage.tenants()?;
     salvage.count_missing_entries()?;
     salvage.items(Part::Digests)?;
@@ -86,6 +92,7 @@ fn copy(
     salvage.items(Part::Documents)?;
     salvage.owners()?;
     salvage.keys()?;
+    salvage.lost_ends()?;
     salvage.end(lease)?;
     let Salvage { report, .. } = salvage;
     to.execute_batch("COMMIT")?;
@@ -112,6 +119,10 @@ struct Salvage<'a> {
     lost: Vec<RowKey>,
     /// The keys that the report names.
     named: BTreeSet<KeyId>,
+    /// The tenants and owners that a whole audit entry ended or narrowed, each with the revision of that entry.
+    narrowed: BTreeMap<RowKey, Revision>,
+    /// The tenants whose trails may lack their ends, each with its newest entry that is left.
+    cut: BTreeMap<TenantId, AuditHead>,
 }
 
 impl Salvage<'_> {
@@ -161,16 +172,16 @@ impl Salvage<'_> {
                 Item::Audit { row, .. } => {
                     self.report.audit += 1;
                     self.report.explain(&row.entry);
+                    if let Some(name) = row.entry.narrowed_row() {
+                        let newest = self.narrowed.entry(name).or_default();
+                        *newest = row.revision.max(*newest);
+                    }
                 }
                 Item::Tenant { tenant, .. } => drop(self.tenants.insert(tenant)),
                 _ => {}
             }
         }
         Ok(())
-    }
-
-    fn audit(&mut self) -> Result<(), SqliteFault> {
-        self.items(Part::Audit)
     }
 
     /// Copies the heads of tenants. The newest whole audit entry of a tenant replaces a head that is damaged, or that
@@ -193,17 +204,49 @@ impl Salvage<'_> {
                 "tenant {tenant}: its head is damaged or old; its newest whole audit entry, {}, replaces the head",
                 entry.sequence
             ));
-            // A row of a later commit is kept, although the entry of that commit is lost.
-            let rows = "SELECT max(place) FROM rows WHERE tenant = ?1";
-            let rows = one(self.from, rows, [tenant.as_str()], |row| Ok(row.get(0)?));
-            let rows: Option<i64> = readable(rows)?.flatten().flatten();
             let head = TenantHead {
-                revision: revision.max(rows.map_or(revision, revision_of)),
+                revision,
                 decided_at: entry.at,
                 audit: entry.head(),
             };
             head::write_tenant(self.to, &tenant, &head)?;
+            self.cut.insert(tenant.clone(), head.audit);
             self.tenants.insert(tenant);
+        }
+        Ok(())
+    }
+
+    /// Finds the trails that lack their ends: a row of the tenant is of a later commit than its head. The row is kept,
+    /// so the head must not be older.
+    fn lost_ends(&mut self) -> Result<(), SqliteFault> {
+        let sql = format!(
+            "SELECT {TENANT_COLUMNS}, newest FROM tenants JOIN \
+             (SELECT tenant AS name, max(place) AS newest FROM rows GROUP BY tenant) ON name = tenant"
+        );
+        let mut behind = Vec::new();
+        each(self.to, &sql, [], |row| {
+            let (tenant, head) = TenantHead::read(row)?;
+            let newest = revision_of(row.get("newest")?);
+            if newest > head.revision {
+                behind.push((
+                    tenant,
+                    TenantHead {
+                        revision: newest,
+                        ..head
+                    },
+                ));
+            }
+            Ok(true)
+        })?;
+        for (tenant, head) in behind {
+            head::write_tenant(self.to, &tenant, &head)?;
+            if self.cut.insert(tenant.clone(), head.audit).is_none() {
+                self.report.add(format!(
+                    "tenant {tenant}: a row is of a later commit than its newest audit entry, {}, so later entries \
+                     are lost",
+                    head.audit.sequence
+                ));
+            }
         }
         Ok(())
     }
@@ -286,6 +329,12 @@ impl Salvage<'_> {
                      they end are unknown"
                         .to_owned(),
                 ));
+            }
+        }
+        for (name, revision) in mem::take(&mut self.narrowed) {
+            let own = whole.get(&name).map(|(_, change)| change.revision);
+            if own.is_none_or(|own| own < revision) {
+                lost.insert(name);
             }
         }
         for (name, (place, change)) in whole {
@@ -415,13 +464,16 @@ impl Salvage<'_> {
     }
 
     /// Returns whether the row at `place` is the newest version of the key's row: it must not be older than the newest
-    /// whole audit entry about the key, and must be the one that the index of keys names. If the index is damaged,
+    /// audit entry about the key, and must be the one that the index of keys names. If the index is damaged,
     /// there must be such an entry.
     fn is_newest(&self, key: KeyId, place: i64) -> Result<bool, SqliteFault> {
         let id = id_bytes(key);
         let by_key = "SELECT max(place) FROM audit WHERE key = ?1";
-        let entry: Option<Option<i64>> = one(self.to, by_key, params![id], |row| Ok(row.get(0)?))?;
-        let entry = entry.flatten();
+        let newest = |conn| one(conn, by_key, params![id], |row| Ok(row.get(0)?));
+        let entry: Option<i64> = newest(self.to)?.flatten();
+        // A damaged entry still names its key.
+        let any: Option<i64> = readable(newest(self.from))?.flatten().flatten();
+        let entry = entry.max(any);
         if entry.is_some_and(|entry| revision_of(entry) > revision_of(place)) {
             return Ok(false);
         }
@@ -445,7 +497,11 @@ impl Salvage<'_> {
         let newest = "SELECT coalesce(max(place), 0) FROM \
                       (SELECT max(place) AS place FROM rows UNION ALL SELECT max(place) FROM audit)";
         let newest = one(self.to, newest, [], |row| Ok(revision_of(row.get(0)?)))?;
-        let revision = last.max(newest.unwrap_or_default());
+        let revision = newest.unwrap_or_default();
+        if last > revision {
+            let fault = format!("rows and audit entries of commit {last} are missing");
+            self.report.add(fault);
+        }
         if revision > Revision::ZERO {
             let tag = CommitTag(schema::random(self.to)?);
             head::write_commit(self.to, CommitRow { revision, tag })?;
@@ -457,6 +513,13 @@ impl Salvage<'_> {
         };
         head::write_store(self.to, &store)?;
         documents::end_history(self.to)?;
+        if !self.report.is_sound() || !self.report.missing.is_empty() {
+            let id = schema::random(self.to)?;
+            let mark = SalvageMark::new(id, mem::take(&mut self.cut));
+            let known = documents::find(self.to, &DocumentName::SALVAGE)?;
+            let version = known.map_or(1, |known| known.version.saturating_add(1));
+            documents::put(self.to, &mark.to_document(version))?;
+        }
         let own = readable(nodes::longest_lease(self.from))?;
         nodes::end_history(self.to, lease.max(own.unwrap_or_default()))
     }

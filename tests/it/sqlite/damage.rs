@@ -695,7 +695,7 @@ fn a_trail_with_a_recorded_gap_is_pruned() {
 }
 
 /// Puts the contents that a table had in `older.db` into the store, as if later writes to its pages were lost.
-fn lose_writes(desk: &Desk, table: &str) {
+pub(super) fn lose_writes(desk: &Desk, table: &str) {
     let older = desk.at("older.db");
     sql(&desk.path())
         .execute_batch(&format!(

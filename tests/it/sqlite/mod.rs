@@ -5,6 +5,7 @@ mod damage;
 mod diverged;
 mod nodes;
 mod opening;
+mod salvaged;
 mod sharing;
 
 use std::path::{Path, PathBuf};

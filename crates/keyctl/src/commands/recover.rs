@@ -127,6 +127,11 @@ fn message(report: &RecoveryReport, peppers: &PepperUse) -> String {
         (&report.corrupt, "corrupt"),
     ];
     let mut message = format!("recovered: {}", counts.join(", "));
+    if let Some(loss) = &report.loss {
+        message += &format!(
+            "\n  the store to replay from lost rows or audit entries, so no trail proves that a key is unchanged: {loss}"
+        );
+    }
     for trail in &report.trails {
         message += &format!("\n  {}: {trail}", trail.tenant);
         if trail.disabled {
@@ -157,6 +162,7 @@ fn document(report: &RecoveryReport, peppers: &PepperUse) -> Value {
     };
     json!({
         "recovered": true,
+        "loss": report.loss,
         "trails": report.trails.iter().map(trail).collect::<Vec<_>>(),
         "disabled": report.disabled,
         "revoked": report.revoked,

@@ -185,6 +185,11 @@ impl KeyStore for StepStore {
         self.inner.restored_from().await
     }
 
+    async fn known_loss(&self) -> Result<Option<String>, StoreError> {
+        step().await;
+        self.inner.known_loss().await
+    }
+
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {
         step().await;
         self.inner.wait_past(after).await

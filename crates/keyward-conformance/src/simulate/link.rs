@@ -237,6 +237,11 @@ impl KeyStore for Link {
             .await?
     }
 
+    async fn known_loss(&self) -> Result<Option<String>, StoreError> {
+        let check = |store: &dyn KeyStore| block_on(store.known_loss());
+        self.read(Call::Load, "checking the store", check).await?
+    }
+
     /// Never resolves. The simulation notifies a node through the `notified` flag of its machine instead.
     async fn wait_past(&self, _: Cursor) -> Result<(), StoreError> {
         std::future::pending().await
