@@ -23,7 +23,6 @@ use super::text::{
     ClassName, CommandId, KeyName, LeakSource, PepperId, PrincipalId, ResourceId, Role,
 };
 use super::time::Timestamp;
-use super::view::RowKey;
 
 /// The seal of an audit entry: HMAC-SHA-256 over the entry and the previous entry's seal.
 #[derive(Clone, Copy, Deserialize, Eq, Hash, PartialEq, Serialize)]
@@ -398,18 +397,6 @@ impl AuditEntry {
         AuditHead {
             sequence: self.sequence,
             hash: self.hash,
-        }
-    }
-
-    /// Returns the row of a tenant or an owner that the entry's commit wrote to end or narrow keys.
-    pub(crate) fn narrowed_row(&self) -> Option<RowKey> {
-        let tenant = || self.tenant.clone();
-        match &self.action {
-            Action::TenantClosed => Some(RowKey::Tenant(tenant())),
-            Action::OwnerRemoved { owner } | Action::OwnerRoleChanged { owner, .. } => {
-                Some(RowKey::Owner(tenant(), owner.clone()))
-            }
-            _ => None,
         }
     }
 

@@ -26,6 +26,20 @@ pub enum RowKey {
     Key(KeyId),
 }
 
+impl RowKey {
+    /// Returns the row of a tenant or an owner that the entry's commit wrote to end or narrow keys.
+    pub(crate) fn narrowed_by(entry: &AuditEntry) -> Option<Self> {
+        let tenant = || entry.tenant.clone();
+        match &entry.action {
+            Action::TenantClosed => Some(Self::Tenant(tenant())),
+            Action::OwnerRemoved { owner } | Action::OwnerRoleChanged { owner, .. } => {
+                Some(Self::Owner(tenant(), owner.clone()))
+            }
+            _ => None,
+        }
+    }
+}
+
 /// A row of another tenant that a decision depends on, with the revision at which the row was read. The
 /// commit fails if the row has changed since.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]

@@ -28,7 +28,7 @@ use crate::core::view::{Epoch, LoadRequest};
 use crate::manager::{BulkReceipt, CommandError};
 use crate::observe::WithSources;
 use crate::store::{
-    Change, DocumentName, KeyStore, Revision, Row, SalvageMark, StoreError, StoreErrorKind,
+    Change, DocumentName, KeyStore, Revision, Row, RowKey, SalvageMark, StoreError, StoreErrorKind,
 };
 
 /// The handling of changes that were made after the backup was taken.
@@ -384,7 +384,7 @@ impl Keyward {
         for tenant in store.tenants().await? {
             let mut narrowed = Vec::new();
             let look = |entry: &AuditEntry| {
-                narrowed.extend(entry.narrowed_row().map(|_| entry.clone()));
+                narrowed.extend(RowKey::narrowed_by(entry).map(|_| entry.clone()));
             };
             let (gaps, Epoch(epoch)) = self.unrecorded_gaps(&tenant, look).await?;
             let lost = self

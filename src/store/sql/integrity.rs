@@ -301,7 +301,7 @@ impl IntegrityReport {
         match entry(row)? {
             Ok(AuditRow { entry, revision }) => {
                 self.explain(&entry);
-                if let Some(name) = entry.narrowed_row() {
+                if let Some(name) = RowKey::narrowed_by(&entry) {
                     let own = self.written.get(&name).copied().unwrap_or_default();
                     if own < revision {
                         let is = match own {

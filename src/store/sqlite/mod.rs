@@ -218,12 +218,14 @@ impl SqliteStore {
     /// Copies the undamaged rows of a file to a new file at `to`, which must not exist. The report counts the
     /// copied rows. Its faults name the rows that were left out, at most 1,000.
     ///
-    /// No key accepts a request in the new file that it refused in the damaged file. A key whose row is damaged is
-    /// unknown in the new file, and its token is refused. Keys of a damaged owner, and of tenants at, above and
+    /// No key accepts a request in the new file that it refused in the damaged file, unless that file has lost both the
+    /// newest row of the key, so that an older one is left, and every trace of the audit entries about that change. A
+    /// key whose row is damaged is unknown in the new file, and its token is refused. Keys of a damaged owner, and of tenants at, above and
     /// below a damaged tenant, are left out too. A tenant whose head is damaged continues after its newest whole
     /// audit entry. Damaged audit entries leave gaps, which the recovery of the new file
-    /// [records](crate::audit::Action::EntriesLost). If the row of an imported digest is damaged together with its key, the digest can be imported
-    /// again.
+    /// [records](crate::audit::Action::EntriesLost). If the row of an imported digest is damaged together with its key,
+    /// the digest can be imported again. A salvage that lost anything marks the new file, so that
+    /// [`recover`](crate::Keyward::recover) trusts the end of no trail in it.
     ///
     /// Call this function in a process that does not have the damaged file open. If the header or the definitions of
     /// tables are damaged, the call copies the file and repairs the copy. No process may write the file during the

@@ -1,8 +1,9 @@
 //! Copies the undamaged rows of a file to a new file.
 //!
 //! Invariant: a key of the new file accepts nothing that the key refused in the damaged file. So the salvage
-//! leaves out each damaged row, and every key that the row might narrow. It also leaves out a row that is not the
-//! newest version, because a damaged page can make SQLite return an older version.
+//! leaves out each damaged row, and every key that the row might narrow. It also leaves out a row that is older than
+//! an audit entry about it, because a damaged page can make SQLite return an older version. If that file has no trace of
+//! the entry either, nothing shows that the row is old.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
@@ -172,7 +173,7 @@ impl Salvage<'_> {
                 Item::Audit { row, .. } => {
                     self.report.audit += 1;
                     self.report.explain(&row.entry);
-                    if let Some(name) = row.entry.narrowed_row() {
+                    if let Some(name) = RowKey::narrowed_by(&row.entry) {
                         let newest = self.narrowed.entry(name).or_default();
                         *newest = row.revision.max(*newest);
                     }
