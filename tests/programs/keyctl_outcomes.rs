@@ -307,6 +307,27 @@ fn an_import_that_is_refused_in_part_says_so_and_sums_up_its_refusals() {
     assert_eq!(codes.count(), 50, "every refusal is in the JSON");
 }
 
+/// The lines before the one that cannot be read are imported.
+#[test]
+fn an_import_that_ends_at_a_line_says_how_many_keys_it_imported() {
+    let shop = Shop::new();
+    let line = |at: usize| {
+        let sha256 = format!("{at:08x}{:056}", 0);
+        json!({ "sha256": sha256, "name": "old", "tenant": "acme" }).to_string()
+    };
+    let lines: Vec<_> = (0..64).map(line).collect();
+    fs::write(
+        shop.path("keys.jsonl"),
+        lines.join("\n") + "\n" + &"x".repeat(70_000),
+    )
+    .unwrap();
+    let ended = shop.run(&["import", "keys.jsonl"]).ended(IN_PART);
+    let said = "ended at line 65, with 64 keys imported";
+    assert!(ended.err.contains(said), "{ended:?}");
+    let again = shop.run(&["import", "keys.jsonl"]).ended(USAGE);
+    assert!(again.err.contains("with 0 keys imported"), "{again:?}");
+}
+
 #[test]
 fn a_fault_of_one_tenant_keeps_purge_and_prune_audit_from_no_other() {
     let shop = Shop::new();

@@ -22,7 +22,7 @@ Exit codes:
   4  something stored is corrupt, or an audit chain is broken
   5  no such key, tenant, store or file
   6  no access: a wrong password, a missing privilege, missing tables, or a file that may not be read or written
-  7  done in part, or done without its output: the message says what is left
+  7  done in part, or done and not printed or not confirmed: the message says what is done and what is left
 
 Secrets are read from files and written to stdout, once. None is ever an argument.";
 

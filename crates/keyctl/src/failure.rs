@@ -158,6 +158,14 @@ impl CliError {
         self
     }
 
+    /// Turns the error of a later step into that of a command that is done in part. `done` states what was changed.
+    pub(crate) fn after(self, done: impl std::fmt::Display) -> Self {
+        Self {
+            kind: CliErrorKind::InPart,
+            ..self.about(done)
+        }
+    }
+
     /// Adds the id under which to repeat the command, if the command may have been carried out.
     pub(crate) fn with_command_id(mut self, id: Option<String>) -> Self {
         if let (Some("store-indeterminate"), Some(id)) = (self.code, id) {

@@ -359,7 +359,14 @@ pub(crate) async fn set_up(common: &CommonArgs) -> CliResult<(Store, PepperRing)
         StoreLocation::Database(_) | StoreLocation::Unset => {
             // The tables may exist already, but must hold no keys.
             let store = open(common, Expected::New).await?;
-            Ok((store, PepperFile::open_or_create(pepper)?.ring()))
+            let file = PepperFile::open_or_create(pepper).map_err(|error| {
+                let made = format!(
+                    "set up {}, but it has no pepper: repeat the command",
+                    common.store
+                );
+                CliError::from(error).after(made)
+            })?;
+            Ok((store, file.ring()))
         }
     }
 }

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use support::example;
-use support::postgres::{TestSchema, programs, url};
+use support::postgres::{Server, TestSchema, programs, url};
 use support::*;
 
 const REFUSED: i32 = 1;
@@ -23,6 +23,7 @@ const UNAVAILABLE: i32 = 3;
 const CORRUPT: i32 = 4;
 const NOT_FOUND: i32 = 5;
 const NO_ACCESS: i32 = 6;
+const IN_PART: i32 = 7;
 
 /// Returns the URL of the server with a password in it. The server accepts any password, and no output may
 /// show it.
@@ -69,9 +70,13 @@ struct Shop {
 
 impl Shop {
     fn empty() -> Self {
+        Self::at(uri())
+    }
+
+    fn at(url: String) -> Self {
         Self {
             folder: tempfile::tempdir().unwrap(),
-            place: TestSchema::at(uri()),
+            place: TestSchema::at(url),
         }
     }
 
@@ -187,6 +192,43 @@ fn a_database_can_replace_a_file() {
     shop.on_file(&["init"]).ended(0);
     let answer = shop.finish(shop.command(&["list"])).ended(USAGE);
     assert!(answer.err.contains("--pepper-file"), "{answer:?}");
+}
+
+/// No later attempt to read the nodes succeeds, and the key is revoked.
+#[test]
+fn a_change_that_cannot_be_confirmed_is_stated() {
+    let server = Server::start("fsync = off");
+    let mut shop = Shop::at(server.url());
+    shop.run(&["init"]).ended(0);
+    let (plain, _) = shop.key("one", |args| shop.run(args));
+    let (json, _) = shop.key("two", |args| shop.run(args));
+    shop.place.run(
+        "CREATE ROLE service LOGIN; GRANT USAGE ON SCHEMA $s TO service; \
+         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA $s TO service; \
+         REVOKE ALL ON $s.nodes FROM service",
+    );
+    shop.place.url = shop.place.url.replace("user=postgres", "user=service");
+    for (id, form) in [(&plain, &[][..]), (&json, &["--json"])] {
+        let revoke = ["revoke", id, "--reason", "lost", "--until-confirmed"];
+        let owner = ["--schema-owner", "postgres"];
+        let ended = shop.run(&[&revoke[..], &owner, form].concat()).ended(IN_PART);
+        for part in [&*format!("revoked key {id}"), "not confirmed", "nodes"] {
+            assert!(ended.err.contains(part), "{part}: {ended:?}");
+        }
+        let shown = shop.run(&[&["show", id, "--json"], &owner[..]].concat());
+        assert_eq!(shown.ended(0).document()["status"], "revoked");
+    }
+}
+
+#[test]
+fn a_database_that_is_set_up_without_its_pepper_is_stated() {
+    let shop = Shop::empty();
+    let init = ["init", "--pepper-file", "nowhere/pepper"];
+    let ended = shop.finish(shop.command(&init)).ended(IN_PART);
+    for part in ["set up the database", "repeat the command"] {
+        assert!(ended.err.contains(part), "{part}: {ended:?}");
+    }
+    shop.run(&["init"]).ended(0);
 }
 
 #[test]

@@ -53,8 +53,9 @@ pub(crate) async fn revoke(
             .keys
             .revoke_many(&actor, actor.tenant(), filter, reason);
         let swept = swept.await.map_err(|error| {
-            let only = format!("key {key} is revoked, but not all keys that it made");
-            CliError::from(error).about(only).in_part()
+            CliError::from(error).after(format!(
+                "key {key} is revoked, but not all keys that it made"
+            ))
         })?;
         let ended = swept.ended;
         answer["revoked_with_it"] = ended.into();
@@ -76,7 +77,12 @@ pub(crate) async fn revoke(
         .await;
     }
     let made = match reason {
-        Reason::Compromised | Reason::Leaked => made_by(context, &actor, key).await?,
+        Reason::Compromised | Reason::Leaked => {
+            let made = made_by(context, &actor, key).await;
+            made.map_err(|error| {
+                error.after(format!("{message}; the keys that it made are unknown"))
+            })?
+        }
         _ => Vec::new(),
     };
     if !made.is_empty() {

@@ -11,7 +11,7 @@ use keyward::command::{CommandId, ImportKey};
 use keyward::key::{Digest, Fingerprint, Hint, Metadata};
 use keyward::{CommandError, CreateKey, Denial, KeyId, TenantId};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::args::ImportArgs;
 use crate::desk::CliContext;
@@ -119,7 +119,9 @@ pub(crate) async fn run(context: &CliContext, args: &ImportArgs, output: &Output
     loop {
         let mut batch = Vec::new();
         while batch.len() < TOGETHER {
-            let Some(line) = lines.next()? else { break };
+            let line = lines.next();
+            let line = line.map_err(|error| ended(error, number + 1, &counts))?;
+            let Some(line) = line else { break };
             number += 1;
             if !line.trim_ascii().is_empty() {
                 batch.push((number, line));
@@ -132,8 +134,15 @@ pub(crate) async fn run(context: &CliContext, args: &ImportArgs, output: &Output
         let named = args.command_id.as_deref();
         let lines = batch.iter();
         let done = all(lines.map(|(number, line)| import(context, named, *number, line))).await;
+        // The lines of a batch are imported concurrently, so later lines than a failed one count too.
+        let mut first = None;
         for (number, done) in numbers.into_iter().zip(done) {
-            report(number, done, &mut counts, output)?;
+            if let Err(error) = report(number, done, &mut counts, output) {
+                first = first.or(Some((number, error)));
+            }
+        }
+        if let Some((number, error)) = first {
+            return Err(ended(error, number, &counts));
         }
         progress(&counts, output);
     }
@@ -253,7 +262,7 @@ fn draft(line: Line) -> CliResult<CreateKey> {
     }
 }
 
-/// Reports one line's outcome. Ends the import if the store is unavailable or corrupt.
+/// Reports one line's outcome. Fails, which ends the import, if the store is unavailable, denied or corrupt.
 fn report(
     number: u64,
     done: CliResult<Done>,
@@ -272,18 +281,18 @@ fn report(
         }
         Err(
             failure @ CliError {
-                kind: CliErrorKind::Unavailable | CliErrorKind::Corrupt,
+                kind: CliErrorKind::Unavailable | CliErrorKind::Corrupt | CliErrorKind::NoAccess,
                 ..
             },
         ) => {
-            return Err(ended(failure, number, counts));
+            return Err(failure);
         }
         Err(failure) => {
             counts.refused += 1;
             if output.json {
                 let CliError { code, message, .. } = &failure;
                 let document = json!({ "line": number, "code": code, "error": message });
-                return print(&document, number, counts, output);
+                return output.document(&document);
             }
             counts.reasons.add(number, &failure.message);
             return Ok(());
@@ -292,23 +301,21 @@ fn report(
     match output.json {
         true => {
             let document = json!({ "line": number, "key": key, "repeated": repeated });
-            print(&document, number, counts, output)
+            output.document(&document)
         }
         false => Ok(()),
     }
 }
 
-fn print(document: &Value, number: u64, counts: &ImportCounts, output: &Output) -> CliResult<()> {
-    let printed = output.document(document);
-    printed.map_err(|failure| ended(failure, number, counts))
-}
-
 /// Adds to a failure that ends the import how far it came.
 fn ended(failure: CliError, number: u64, counts: &ImportCounts) -> CliError {
     let imported = counted(counts.imported, "key");
-    failure.about(format!(
-        "ended at line {number}, with {imported} imported; repeat the import to go on"
-    ))
+    let how_far =
+        format!("ended at line {number}, with {imported} imported; repeat the import to go on");
+    match counts.imported {
+        0 => failure.about(how_far),
+        _ => failure.after(how_far),
+    }
 }
 
 fn progress(counts: &ImportCounts, output: &Output) {

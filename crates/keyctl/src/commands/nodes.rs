@@ -265,7 +265,13 @@ pub(crate) async fn done(
         return output.done(message, &answer);
     }
     output.note(message);
-    let confirmations = confirmed(context, receipt, output).await?;
+    let confirmations = confirmed(context, receipt, output).await.map_err(|error| {
+        let unconfirmed = "the change is made, but not confirmed";
+        match output.json {
+            true => error.after(format!("{message}; {unconfirmed}")),
+            false => error.after(unconfirmed),
+        }
+    })?;
     answer["confirmed_at"] = json!(context.keys.now());
     answer["nodes"] = confirmations.nodes().iter().map(document).collect();
     if output.json {
@@ -346,12 +352,10 @@ async fn confirmed(
                 return Err(error.into());
             }
             Err(error) if context.keys.now() > latest.unwrap_or(unknown) => {
-                let message = format!(
-                    "the change is made, but not confirmed: the node registry cannot be read, and a node that it alone \
-                     lists may act on the earlier state; list the nodes with `keyctl nodes` once it can be read: {}",
-                    WithSources(&error)
-                );
-                return Err(CliError::new(CliErrorKind::InPart, message));
+                return Err(CliError::from(error).about(
+                    "the node registry cannot be read, and a node that it alone lists may act on the earlier state; \
+                     list the nodes with `keyctl nodes` once it can be read",
+                ));
             }
             Err(error) => {
                 let cause = WithSources(&error).to_string();

@@ -47,6 +47,7 @@ pub(crate) async fn run(
         None if args.trust_backup => Recovery::TrustBackup,
         None => Recovery::DisableAll,
     };
+    let pepper_file = store::pepper_path(context.common())?;
     let mut line = output.progress_line();
     let mut printed = 0;
     let progress = |at: RecoveryProgress| {
@@ -58,7 +59,11 @@ pub(crate) async fn run(
     let recovered = context.keys.recover_with(how, progress).await;
     drop(line);
     let report = recovered?;
-    context.backend.finish_recovery().await?;
+    context.backend.finish_recovery().await.map_err(|error| {
+        error.after(
+            "the keys are recovered, but the store still waits for recovery: repeat the command",
+        )
+    })?;
     // The recovery read the whole store as a node, which no receipt should wait for.
     if let Err(error) = context.keys.deregister().await {
         let cause = WithSources(&error);
@@ -68,7 +73,7 @@ pub(crate) async fn run(
     }
     let peppers = PepperUse {
         counts: report.unverifiable.clone(),
-        file: Some(store::pepper_path(context.common())?),
+        file: Some(pepper_file),
     };
     output.done(&message(&report, &peppers), &document(&report, &peppers))
 }

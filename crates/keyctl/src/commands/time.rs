@@ -28,8 +28,11 @@ pub(crate) async fn repair(
             &json!({"tenant": tenant, "set_back": null, "later": []}),
         );
     };
-    let later = later(context, KeyQuery::tenant(tenant.clone(), to), to).await?;
     let mut message = format!("the newest instant of tenant {tenant} is {to}, it was {from}");
+    let later = later(context, KeyQuery::tenant(tenant.clone(), to), to).await;
+    let later = later.map_err(|error| {
+        error.after(format!("{message}; the keys with later times are unknown"))
+    })?;
     for (record, at) in &later {
         let ends = record
             .expires_at

@@ -40,7 +40,9 @@ pub(crate) async fn init(
     let (opened, peppers) = store::set_up(&common).await?;
     let (place, file) = (common.store.to_string(), store::pepper_path(&common)?);
     let pepper = peppers.current().id().clone();
-    let context = CliContext::over(common, opened, peppers).await?;
+    let made = format!("set up {place} under pepper {pepper} in {}", file.display());
+    let context = CliContext::over(common, opened, peppers).await;
+    let context = context.map_err(|error| error.after(&made))?;
     let mut keys = Vec::new();
     if let Some(tenant) = &tenant {
         let provisioned = async {
@@ -56,7 +58,7 @@ pub(crate) async fn init(
             let only = format!(
                 "{place} is set up, but not tenant {tenant}, which the first key of the tenant sets up"
             );
-            error.about(only).in_part()
+            error.after(only)
         })?;
     }
     let document = || {
@@ -67,7 +69,6 @@ pub(crate) async fn init(
             "provisioned": issue::issued(&keys),
         })
     };
-    let made = format!("set up {place} under pepper {pepper} in {}", file.display());
     output.note(&made);
     output.note("keep a copy of the pepper file, but never where the store's copies are");
     match tenant {
@@ -174,7 +175,10 @@ pub(crate) async fn vacuum(common: &CommonArgs, output: &Output) -> CliResult<()
     let done = file.vacuum().await;
     drop(elapsed);
     done?;
-    let after = file.stats().await?.bytes;
+    let stats = file.stats().await.map_err(|error| {
+        CliError::from(error).after(format!("vacuumed {}; its size is unknown", common.store))
+    })?;
+    let after = stats.bytes;
     let message = format!("{} has {after} bytes, and had {before}", common.store);
     let document = json!({ "store": common.store.to_string(), "bytes": after, "before": before });
     output.done(&message, &document)
