@@ -1,6 +1,7 @@
 //! The commands and their arguments.
 
 mod bulk;
+mod global;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -36,6 +37,7 @@ pub(crate) struct Cli {
     pub(crate) command: CliCommand,
 }
 
+/// The options of every command. Conditions on them are in [`global`], because clap checks only one side of the command.
 #[derive(Debug, Args)]
 pub(crate) struct CommonArgs {
     /// The store: a file, postgres://USER:PASSWORD@HOST/DATABASE, or "host=… user=… dbname=…"
@@ -76,15 +78,10 @@ pub(crate) struct CommonArgs {
     #[arg(long, global = true)]
     pub(crate) tenant: Option<String>,
     /// Act as this principal of --tenant [default: as the host itself]
-    #[arg(
-        long = "as",
-        global = true,
-        value_name = "PRINCIPAL",
-        requires = "role"
-    )]
+    #[arg(long = "as", global = true, value_name = "PRINCIPAL")]
     pub(crate) principal: Option<String>,
     /// The role of --as
-    #[arg(long, global = true, requires = "principal")]
+    #[arg(long, global = true)]
     pub(crate) role: Option<String>,
     /// Print JSON: one document, or one per line for lists
     #[arg(long, global = true)]
@@ -550,12 +547,7 @@ pub(crate) struct AuditArgs {
     #[arg(long, conflicts_with_all = ["key", "actor", "command", "from", "before", "after", "all"])]
     pub(crate) check: bool,
     /// An earlier end of --tenant's chain, as printed by --check: the chain must contain it
-    #[arg(
-        long,
-        requires = "check",
-        requires = "tenant",
-        value_name = "SEQUENCE:HASH"
-    )]
+    #[arg(long, requires = "check", value_name = "SEQUENCE:HASH")]
     pub(crate) seen: Option<String>,
     #[arg(long)]
     pub(crate) key: Option<String>,
@@ -591,7 +583,7 @@ pub(crate) struct PruneAuditArgs {
     #[arg(long, value_name = "TIME")]
     pub(crate) before: String,
     /// An earlier end of --tenant's chain, as printed by `audit --check`: the chain must contain it
-    #[arg(long, requires = "tenant", value_name = "SEQUENCE:HASH")]
+    #[arg(long, value_name = "SEQUENCE:HASH")]
     pub(crate) seen: Option<String>,
 }
 
@@ -609,7 +601,7 @@ pub(crate) struct RetainArgs {
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Drop the tombstones of keys that were removed longer ago than this age, such as 90d, for all tenants
-    #[arg(long, value_parser = duration, value_name = "AGE", conflicts_with = "tenant")]
+    #[arg(long, value_parser = duration, value_name = "AGE")]
     pub(crate) tombstones: Option<Duration>,
 }
 

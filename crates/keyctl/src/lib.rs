@@ -15,8 +15,6 @@ mod words;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use crate::args::Cli;
 use crate::failure::CliResult;
 #[cfg(feature = "postgres")]
@@ -28,7 +26,7 @@ pub use crate::store::is_connection_string;
 
 /// Runs the command line with the arguments of the process. Returns the exit code, which `keyctl --help` lists.
 pub fn run() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return usage::refuse(&error),
     };
