@@ -329,6 +329,42 @@ fn an_import_that_ends_at_a_line_says_how_many_keys_it_imported() {
 }
 
 #[test]
+fn a_bulk_command_is_finished_and_reported_when_it_is_repeated_under_its_id() {
+    let shop = Shop::new();
+    let bob = ["--owner", "bob", "--owner-role", "developer"];
+    for name in ["one", "two"] {
+        shop.key("acme", name, &bob);
+    }
+    let on = |args: &[&str]| shop.run(&[args, &["--tenant", "acme", "--json"]].concat());
+    let revoke = ["revoke-many", "--reason", "unused", "--expect", "2"];
+    let by_owner = [&revoke[..], &["--owner", "bob", "--command-id", "r-1"]].concat();
+    let remove = ["remove-owner", "bob", "--expect", "1"];
+    let remove = [&remove[..], &["--command-id", "o-1"]].concat();
+    assert_eq!(on(&by_owner).ended(0).document()["ended"], 2);
+    let again = on(&by_owner).ended(0).document();
+    assert_eq!(
+        (&again["done"], &again["ended"]),
+        (&json!("revoked"), &json!(0))
+    );
+    // Later keys are no part of the repeated command.
+    shop.key("acme", "three", &bob);
+    on(&by_owner).ended(0);
+    assert_eq!(shop.names(&["--status", "active"]), ["three"]);
+    let other = [&revoke[..], &["--all", "--command-id", "r-1"]].concat();
+    let reused = on(&other).ended(DENIED);
+    assert!(reused.err.contains("command-id-reused"), "{reused:?}");
+    let unnamed = [&revoke[..], &["--owner", "bob"]].concat();
+    on(&unnamed).ended(DENIED);
+
+    assert_eq!(on(&remove).ended(0).document()["ended"], 1);
+    let again = shop
+        .run(&[&remove[..], &["--tenant", "acme"]].concat())
+        .ended(0);
+    assert!(again.err.contains("earlier run"), "{again:?}");
+    assert!(!again.err.contains("check the name"), "{again:?}");
+}
+
+#[test]
 fn a_fault_of_one_tenant_keeps_purge_and_prune_audit_from_no_other() {
     let shop = Shop::new();
     let policy = keeps_nothing(&shop);

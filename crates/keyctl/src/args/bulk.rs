@@ -22,7 +22,8 @@ pub(crate) struct BulkConfirmArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Applies to --tenant alone, not to the tenants below it. Legacy keys are skipped. Without --expect or
---yes, nothing is changed and the keys are counted.")]
+--yes, nothing is changed and the keys are counted. After an interruption, repeat the command under its
+--command-id, or with --yes.")]
 #[group(id = "which", required = true, multiple = true, args = ["owner", "class", "pepper", "created_before", "all"])]
 pub(crate) struct RevokeManyArgs {
     /// Select the keys of this owner
@@ -53,7 +54,8 @@ pub(crate) struct RevokeManyArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Refuses and revokes the principal's keys in --tenant and in the tenants below it. Without --expect or
---yes, nothing is changed and the keys are counted. After an interruption, repeat the command with --yes.")]
+--yes, nothing is changed and the keys are counted. After an interruption, repeat the command under its
+--command-id, or with --yes.")]
 pub(crate) struct RemoveOwnerArgs {
     /// The owner to remove
     #[arg(value_name = "PRINCIPAL")]

@@ -2,9 +2,9 @@
 
 use std::num::NonZeroUsize;
 
-use keyward::command::{BulkFilter, BulkReceipt};
+use keyward::command::{BulkFilter, BulkReceipt, CommandId};
 use keyward::key::KeyRecord;
-use keyward::store::{KeyQuery, KeyStore};
+use keyward::store::{AuditQuery, KeyQuery, KeyStore};
 use keyward::{PrincipalId, TenantId};
 use serde_json::json;
 
@@ -36,7 +36,8 @@ pub(crate) async fn revoke_many(
     let ends = |record: &KeyRecord| !record.legacy && filter.matches(record);
     let found = count(context, query, ends).await?;
     let found = (found, &*format!("of {tenant} to revoke"));
-    if !confirmed(&args.confirm, found, output)? {
+    let has_begun = has_begun(context, &tenant, &args.named).await?;
+    if !confirmed(&args.confirm, has_begun, found, output)? {
         return Ok(());
     }
     let by = invocation(&actor, &args.named)?;
@@ -45,7 +46,10 @@ pub(crate) async fn revoke_many(
         .keys
         .revoke_many(by, &tenant, filter, reason)
         .await?;
-    let message = format!("revoked {} of {tenant}", counted(swept.ended, "key"));
+    let mut message = format!("revoked {} of {tenant}", counted(swept.ended, "key"));
+    if has_begun {
+        message += EARLIER;
+    }
     let done = "revoked";
     finish(
         context,
@@ -78,7 +82,8 @@ pub(crate) async fn remove_owner(
     query.owner = Some(owner.clone());
     let found = count(context, query, |record| !record.legacy).await?;
     let keys = (found, &*format!("of {owner} in {tenant} and below"));
-    if !confirmed(&args.confirm, keys, output)? {
+    let has_begun = has_begun(context, &tenant, &args.named).await?;
+    if !confirmed(&args.confirm, has_begun, keys, output)? {
         return Ok(());
     }
     let by = invocation(&actor, &args.named)?;
@@ -90,7 +95,9 @@ pub(crate) async fn remove_owner(
         "removed owner {owner} of {tenant}, and revoked {}",
         counted(swept.ended, "key")
     );
-    if found == 0 {
+    if has_begun {
+        message += EARLIER;
+    } else if found == 0 {
         message += " (the owner had no live key there or below: check the name)";
     }
     let done = "owner_removed";
@@ -192,9 +199,31 @@ async fn count(
     }
 }
 
-/// Returns whether the operator confirmed the end of these keys. False with `--dry-run`.
+/// The end of the message of a command that an earlier run began.
+const EARLIER: &str = ", besides those of the earlier run of this command";
+
+/// Returns whether an earlier run began the command, by its `--command-id`. The operator confirmed that run, and the
+/// keys that it ended are counted no more.
+async fn has_begun(
+    context: &CliContext,
+    tenant: &TenantId,
+    named: &CommandIdArgs,
+) -> CliResult<bool> {
+    let Some(id) = &named.command_id else {
+        return Ok(false);
+    };
+    let mut query = AuditQuery::all();
+    query.tenant = Some(tenant.clone());
+    query.command = Some(CommandId::new(id)?);
+    query.limit = NonZeroUsize::MIN;
+    // The command itself fails if its id was used for another one.
+    Ok(!context.store.audit(&query).await?.rows.is_empty())
+}
+
+/// Returns whether the operator confirmed the end of these keys, now or for an earlier run. False with `--dry-run`.
 fn confirmed(
     confirm: &BulkConfirmArgs,
+    has_begun: bool,
     (found, which): (usize, &str),
     output: &Output,
 ) -> CliResult<bool> {
@@ -205,6 +234,7 @@ fn confirmed(
             output.done(&keys, &json!({ "matching": found }))?;
             Ok(false)
         }
+        _ if has_begun => Ok(true),
         Some(expected) if expected == found => Ok(true),
         Some(expected) => refused(format!(
             "nothing was changed: expected {expected}, and found {keys}"
