@@ -90,7 +90,7 @@ fn a_lost_head_is_reported_and_never_recreated() {
         }
         place.run("DELETE FROM $s.head");
         let refused = open(place.options()).unwrap_err();
-        assert!(matches!(refused, ConnectError::Database(_)), "{refused:?}");
+        assert!(matches!(refused, ConnectError::Corrupt(_)), "{refused:?}");
         assert_eq!(
             place.ask("SELECT 'a head' FROM $s.head"),
             Vec::<String>::new()

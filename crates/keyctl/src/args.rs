@@ -22,7 +22,8 @@ Exit codes:
   3  the store or a file cannot be used now, or others were faster too often: try again
   4  something stored is corrupt, or an audit chain is broken
   5  no such key, tenant, store or file
-  6  no access: a wrong password, a missing privilege, missing tables, or a file that may not be read or written
+  6  no access: a wrong password, a missing privilege, missing tables, a server without trusted TLS, or a file that
+     may not be read or written
   7  done in part, or done and not printed or not confirmed: the message says what is done and what is left
 
 Secrets are read from files and written to stdout, once. None is ever an argument.";

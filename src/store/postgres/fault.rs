@@ -19,6 +19,9 @@ pub(super) enum PostgresFault {
     /// The connection failed, or a response could not be decoded.
     #[error("connection failed: {0}; check the server, its address and the credentials")]
     Lost(String),
+    /// The server does not encrypt the connection, or its certificate is not trusted. No retry changes that.
+    #[error("{0}")]
+    Tls(String),
     #[error(transparent)]
     Exhausted(PoolExhausted),
     #[error("the server did not answer in time")]
@@ -131,12 +134,33 @@ impl From<tokio_postgres::Error> for PostgresFault {
             let message = "the server asks for a password, and the URL has none".to_owned();
             return Self::Server { code, message };
         }
+        // The driver has no kind for this either.
+        if source.is_some_and(|cause| cause.to_string() == "server does not support TLS") {
+            let step = "turn on its setting `ssl`, or name a server that has TLS in the URL";
+            return Self::Tls(format!("the server does not support TLS: {step}"));
+        }
+        if let Some(untrusted) = untrusted(&error) {
+            let step =
+                "check the certificate of the server, and the authorities that the URL names";
+            return Self::Tls(format!("{untrusted}; {step}"));
+        }
         while let Some(cause) = source {
             message = format!("{message}: {cause}");
             source = cause.source();
         }
         Self::Lost(message)
     }
+}
+
+/// Returns the cause of an error, if it is a certificate of the server that is not trusted.
+fn untrusted<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.find_map(|cause| {
+        // `source` of such an error skips the error inside.
+        let inner = cause.downcast_ref::<std::io::Error>()?.get_ref()?;
+        let inner = inner.downcast_ref()?;
+        matches!(inner, rustls::Error::InvalidCertificate(_)).then_some(inner)
+    })
 }
 
 impl From<PoolError> for PostgresFault {
@@ -238,7 +262,7 @@ impl PostgresFault {
                 let is_of_class = |class| code.code().starts_with(class);
                 is_of_class("28") || is_of_class("42") || denied.contains(code)
             }
-            Self::Version(_) => true,
+            Self::Version(_) | Self::Tls(_) => true,
             Self::Hosts(hosts) => {
                 let of = |is: fn(&Self) -> bool| hosts.iter().map(move |host| is(&host.fault));
                 of(Self::is_denied).any(|is| is)
@@ -369,8 +393,11 @@ pub enum ConnectError {
         "the schema contains no store: name the schema of the store, or create a store with `keyctl init`"
     )]
     NotFound,
-    /// The database denies access: a wrong password, a missing privilege, a missing database or table. The source names
-    /// the reason. A retry fails until an operator acts.
+    /// The tables are damaged. The source names the damage. A retry fails until an operator acts.
+    #[error("the tables of the store are corrupt")]
+    Corrupt(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The database denies access: a wrong password, a missing privilege, a missing database or table, a server without
+    /// TLS or with a certificate that is not trusted. The source names the reason. A retry fails until an operator acts.
     #[error("the database denies access")]
     Denied(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The database could not be reached, or rejected a statement. The source names the reason, for each host
@@ -406,6 +433,7 @@ impl From<PostgresFault> for ConnectError {
             PostgresFault::Foreign { table, part } => Self::Foreign { table, part },
             PostgresFault::Pooler => Self::Pooler,
             PostgresFault::Server { ref code, .. } if is_of_pooler(code) => Self::Pooler,
+            fault if fault.is_corrupt() => Self::Corrupt(fault.into()),
             fault if fault.is_denied() => Self::Denied(fault.into()),
             fault => Self::Database(fault.into()),
         }

@@ -277,7 +277,9 @@ impl PostgresOptions {
     pub fn check(&self) -> Result<(), ConnectError> {
         Schema::new(&self.schema)?;
         if let ConnectionSource::Url(url) = &self.source {
-            self.certificates.clone().or(Url::read(url)?.files)?;
+            let url = Url::read(url)?;
+            url.check_hosts()?;
+            self.certificates.clone().or(url.files)?;
         }
         Ok(())
     }

@@ -103,8 +103,24 @@ impl Url {
         }
     }
 
+    /// Fails if the URL names no server, or if its numbers of hosts, addresses and ports do not match. The driver
+    /// finds this only when it connects.
+    pub(super) fn check_hosts(&self) -> Result<(), ConnectError> {
+        let config = &self.config;
+        let (hosts, addresses) = (config.get_hosts().len(), config.get_hostaddrs().len());
+        let servers = hosts.max(addresses);
+        let matches = |count: usize| count == 0 || count == servers;
+        let ports = config.get_ports().len();
+        match servers > 0 && matches(hosts) && matches(addresses) && (ports == 1 || matches(ports))
+        {
+            true => Ok(()),
+            false => Err(ConnectError::Url),
+        }
+    }
+
     /// Returns the configuration for the driver. If the URL sets no connect timeout, `limit` is used.
     pub(super) fn config(self, encrypted: bool, limit: Duration) -> Result<Config, ConnectError> {
+        self.check_hosts()?;
         let mut config = self.config;
         let file = |host: &Host| matches!(host, Host::Unix(_));
         if encrypted && config.get_hosts().iter().any(file) && config.get_hostaddrs().is_empty() {
@@ -344,6 +360,23 @@ mod tests {
             "mysql://h",
         ] {
             assert!(matches!(Url::read(url), Err(ConnectError::Url)), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_url_without_a_server_or_with_unequal_numbers_is_refused_before_the_driver_connects() {
+        for (url, is_valid) in [
+            ("", false),
+            ("postgres://u:p@/app", false),
+            ("user=u port=1", false),
+            ("host=a,b port=1,2,3", false),
+            ("host=a,b hostaddr=192.0.2.1", false),
+            ("host=a,b port=1", true),
+            ("hostaddr=192.0.2.1", true),
+            ("postgres://a:1,b:2/app", true),
+        ] {
+            let config = Url::read(url).unwrap().config(false, Duration::ZERO);
+            assert_eq!(config.is_ok(), is_valid, "{url}");
         }
     }
 

@@ -194,6 +194,53 @@ fn a_database_can_replace_a_file() {
     assert!(answer.err.contains("--pepper-file"), "{answer:?}");
 }
 
+/// A script repeats a command that ends with code 3.
+#[test]
+fn a_fault_that_no_retry_mends_does_not_count_as_unavailable() {
+    for (damage, said) in [
+        (
+            "DELETE FROM $s.head",
+            "the head row of the store is missing",
+        ),
+        (
+            "DELETE FROM $s.schema_version",
+            "the schema's version is missing",
+        ),
+    ] {
+        let shop = Shop::new();
+        shop.key("one", |args| shop.run(args));
+        shop.place.run(damage);
+        for args in [&["list"][..], &["check"], &["stats"]] {
+            let corrupt = shop.run(args).ended(CORRUPT);
+            assert!(corrupt.err.contains(said), "{corrupt:?}");
+            assert!(corrupt.err.contains("restore a backup"), "{corrupt:?}");
+        }
+    }
+    let server = Server::on_loopback("fsync = off", &[]);
+    let host = format!("127.0.0.1:{}", server.port());
+    let shop = Shop::at(server.url());
+    shop.run(&["init"]).ended(0);
+    for (url, code, said) in [
+        ("postgres://alice:hunter2@/app".to_owned(), USAGE, "URL"),
+        (
+            format!("postgres://postgres:hunter2@{host}/postgres?sslmode=require"),
+            NO_ACCESS,
+            "does not support TLS",
+        ),
+        (
+            format!(
+                "host=127.0.0.1,127.0.0.1 port=1,{} user=nobody dbname=postgres",
+                server.port()
+            ),
+            UNAVAILABLE,
+            "Connection refused",
+        ),
+    ] {
+        let ended = shop.run(&["list", "--store", &url]).ended(code);
+        assert!(ended.err.contains(said), "{ended:?}");
+    }
+}
+
 /// No later attempt to read the nodes succeeds, and the key is revoked.
 #[test]
 fn a_change_that_cannot_be_confirmed_is_stated() {
