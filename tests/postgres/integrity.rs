@@ -2,7 +2,7 @@
 
 use keyward::command::{DeleteKey, ImportKey};
 use keyward::key::Digest;
-use keyward::store::{IntegrityReport, KeyStore, NodeId, NodeRegistry, NodeReport};
+use keyward::store::{IntegrityReport, KeyStore, NodeId, NodeRegistry, NodeReport, StoreErrorKind};
 
 use crate::damage::{filled, service};
 use support::postgres::TestSchema;
@@ -38,6 +38,31 @@ fn a_store_in_use_is_sound_and_reports_its_size() {
     );
     assert!(stats.bytes > 8192, "{stats:?}");
     assert!(stats.engine.starts_with("PostgreSQL 1"), "{stats:?}");
+}
+
+#[test]
+fn a_missing_table_is_named() {
+    for table in [
+        "audit",
+        "commits",
+        "digests",
+        "documents",
+        "gone",
+        "nodes",
+        "rows",
+        "tenants",
+    ] {
+        let place = TestSchema::new();
+        let store = place.connect();
+        place.run(&format!("ALTER TABLE $s.{table} RENAME TO aside"));
+        let missing = wait(store.check_integrity()).unwrap_err();
+        assert_eq!(missing.kind(), StoreErrorKind::Denied, "{missing:?}");
+        let text = keyward::WithSources(&missing).to_string();
+        assert!(
+            text.contains(&format!(".{table}\" does not exist")),
+            "{text}"
+        );
+    }
 }
 
 #[test]

@@ -388,6 +388,43 @@ fn a_fault_of_one_tenant_keeps_purge_and_prune_audit_from_no_other() {
     );
 }
 
+#[test]
+fn check_names_what_another_program_added_to_the_file() {
+    for (added, named, removed) in [
+        (
+            "CREATE TRIGGER t AFTER INSERT ON rows BEGIN DELETE FROM audit; END",
+            "trigger \"t\" of table \"rows\"",
+            "DROP TRIGGER t",
+        ),
+        (
+            "CREATE VIEW v AS SELECT * FROM rows",
+            "view \"v\"",
+            "DROP VIEW v",
+        ),
+        ("CREATE TABLE mine (x)", "table \"mine\"", "DROP TABLE mine"),
+        (
+            "CREATE UNIQUE INDEX i ON rows (name)",
+            "index \"i\" of table \"rows\"",
+            "DROP INDEX i",
+        ),
+    ] {
+        let shop = Shop::new();
+        shop.key("acme", "one", &[]);
+        shop.tamper(added);
+        let checked = shop.run(&["check"]).ended(CORRUPT);
+        assert!(checked.out.contains(named), "{checked:?}");
+        assert!(checked.out.contains("1 fault\n"), "{checked:?}");
+        shop.run(&["backup", "copy.db", "--verify"]).ended(CORRUPT);
+        shop.tamper(removed);
+        shop.tamper("ANALYZE");
+        shop.run(&["check"]).ended(0);
+    }
+    // A later build may have added a table, but no trigger.
+    let shop = Shop::new();
+    shop.tamper("PRAGMA user_version = 65538; CREATE TABLE later (x)");
+    shop.run(&["check"]).ended(0);
+}
+
 /// No later attempt succeeds before an operator acts, so the command must not wait for the nodes.
 #[test]
 fn waiting_for_the_nodes_ends_when_the_store_goes_back_in_time() {

@@ -1,6 +1,7 @@
 //! Administrative operations: integrity check, statistics, compaction and recovery.
 
 use super::fault::PostgresFault;
+use super::schema::Schema;
 use super::session::{Session, VERSIONED, version};
 use super::setup::{RANDOM, bits};
 use super::{documents, head, nodes};
@@ -11,13 +12,18 @@ use crate::store::{Epoch, IntegrityReport, Stats};
 /// 2,048 rows per fetch of the integrity check, to bound the memory in use. An estimate.
 const FETCHED: usize = 2048;
 
-/// Reads all tables, and reports the damage found.
+/// Reads all tables, and reports the damage found. Fails if a table is missing or may not be read.
 pub(super) async fn check(session: &Session) -> Result<IntegrityReport, PostgresFault> {
     let mut report = IntegrityReport::default();
     match head::read(session).await {
         Ok(_) => {}
         Err(PostgresFault::Corrupt(damage)) => report.add(damage),
         Err(fault) => return Err(fault),
+    }
+    // No pass reads the table `gone`.
+    for table in Schema::tables() {
+        let any = format!("SELECT 1 FROM $s.{table} LIMIT 1");
+        session.query(&any, &[]).await?;
     }
     for check in IntegrityPass::ALL {
         let look = |row: &tokio_postgres::Row| {

@@ -20,6 +20,9 @@ pub(super) fn check(conn: &Connection) -> Result<IntegrityReport, SqliteFault> {
     let definitions = schema::definitions(conn, |_| None)?;
     let mut report = IntegrityReport::default();
     report.add_first(definitions.damaged());
+    for foreign in schema::foreign(conn)? {
+        report.add(foreign);
+    }
     let checked = pages::check_pages(conn, "PRAGMA integrity_check(100)", &mut report);
     go_on(&mut report, "the file", checked)?;
     check_rows(conn, report)

@@ -228,6 +228,29 @@ pub(super) fn definitions(
     })
 }
 
+/// Returns a sentence for each object in a file that the store did not create, such as a trigger. A trigger or a view
+/// never runs in this process, but other programs may run it, and it may hide or change rows.
+pub(super) fn foreign(conn: &Connection) -> Result<Vec<String>, SqliteFault> {
+    let [own, _] = layouts()?;
+    // A later build may have added tables and indexes.
+    let is_of_this_build = version(conn).is_ok_and(|found| found.check_is_own().is_ok());
+    let is_foreign = |found: &Definition| {
+        let may_be_added = ["table", "index"].contains(&&*found.kind);
+        // SQLite itself uses this prefix, for example for the statistics of `ANALYZE`.
+        !own.contains_key(&found.name)
+            && !found.name.starts_with("sqlite_")
+            && (is_of_this_build || !may_be_added)
+    };
+    let named = |found: Definition| {
+        format!(
+            "the store did not create the {} {:?} of table {:?}: examine it, then remove it",
+            found.kind, found.name, found.table
+        )
+    };
+    let found = readable(conn)?.into_values().filter(is_foreign);
+    Ok(found.map(named).collect())
+}
+
 /// Returns the names of the tables and indexes of a file, by the page where each begins.
 pub(super) fn names_by_root(conn: &Connection) -> Result<BTreeMap<i64, String>, SqliteFault> {
     let found = readable(conn)?.into_values();
