@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use keyward::key::Digest;
 use keyward::policy::{ProvisionOn, ProvisionRule};
@@ -13,7 +13,7 @@ use support::wait;
 
 use super::keyctl::{
     CORRUPT, DENIED, IN_PART, NOT_FOUND, Said, Shop, USAGE, commit_in_the_future, keeps_nothing,
-    with_closed_stdout,
+    said, with_closed_stdout,
 };
 use super::keyctl_operating::{LONG, node};
 
@@ -87,6 +87,26 @@ fn if_a_secret_cannot_be_written_the_error_states_what_was_made_and_how_to_repla
         assert!(shown.contains(stated), "{rotate:?} {shown}");
         follow_advice(&shop, &rotate, 1);
     }
+}
+
+/// The signal of such a write would end the process without a message.
+#[test]
+fn a_secret_that_exceeds_the_file_size_limit_is_replaced_as_on_a_full_disk() {
+    let shop = Shop::new();
+    let out = File::create(shop.path("out")).unwrap();
+    out.set_len(1 << 28).unwrap();
+    let create = shop.command(&["create", "export", "--tenant", "acme"]);
+    let mut shell = Command::new("sh");
+    // 64 or 128 MiB, depending on the shell: enough for the store.
+    shell.args(["-c", "ulimit -f 131072; exec \"$0\" \"$@\" >>out"]);
+    shell.arg(create.get_program()).args(create.get_args());
+    shell.current_dir(shop.path("")).env_remove("KEYWARD_STORE");
+    let created = said(shell).ended(IN_PART);
+    assert!(
+        created.err.contains("cannot write to stdout"),
+        "{created:?}"
+    );
+    follow_advice(&shop, &created, 1);
 }
 
 #[test]

@@ -15,6 +15,11 @@ mod words;
 
 use std::process::ExitCode;
 
+#[cfg(feature = "postgres")]
+use rustix::process::Signal;
+#[cfg(feature = "postgres")]
+use tokio::signal::unix::{SignalKind, signal};
+
 use crate::args::Cli;
 use crate::failure::CliResult;
 #[cfg(feature = "postgres")]
@@ -54,5 +59,19 @@ fn block_on(command: impl Future<Output = CliResult<()>>) -> CliResult<()> {
         .enable_all()
         .build();
     let unable = |error| CliError::new(CliErrorKind::Unavailable, format!("cannot start: {error}"));
-    runtime.map_err(unable)?.block_on(command)
+    runtime.map_err(unable)?.block_on(async {
+        handle_size_limit();
+        command.await
+    })
+}
+
+/// Lets a write beyond the file size limit of the process (`ulimit -f`, `LimitFSIZE`) fail, as one to a full disk does.
+///
+/// Without a handler, the signal of such a write ends the process. A key whose secret was not printed would then stay
+/// valid unnoticed.
+#[cfg(feature = "postgres")]
+fn handle_size_limit() {
+    let exceeded = SignalKind::from_raw(Signal::XFSZ.as_raw());
+    // The handler stays after the stream of signals is dropped. Without a handler, only such a write ends the process.
+    drop(signal(exceeded));
 }
