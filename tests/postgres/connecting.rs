@@ -368,7 +368,7 @@ fn a_server_that_denies_access_is_not_unavailable() {
         "fsync = off",
         &[(
             "pg_hba.conf",
-            "local all all trust\nhost all all all scram-sha-256\n",
+            "local all all trust\nhost all stranger all reject\nhost all all all scram-sha-256\n",
         )],
     );
     let admin = TestSchema::at(server.url());
@@ -389,6 +389,14 @@ fn a_server_that_denies_access_is_not_unavailable() {
         assert!(matches!(denied, ConnectError::Denied(_)), "{denied:?}");
         assert!(!full_text(&denied).contains("hunter2"), "{denied:?}");
     }
+    let mut rejected = place("right", "postgres");
+    rejected.url = rejected.url.replace("user=reader", "user=stranger");
+    let text = full_text(&open(rejected.options()).unwrap_err());
+    assert!(
+        text.contains("allow the connection in `pg_hba.conf`"),
+        "{text}"
+    );
+    assert!(!text.contains("check the user"), "{text}");
     let options = place("right", "postgres").options().owner("postgres");
     let store = open(options).unwrap();
     let refused = wait(store.commit(next(&tenant("acme"), Revision::ZERO).1)).unwrap_err();

@@ -348,7 +348,7 @@ impl From<ConnectError> for CliError {
         }
         let kind = match &error {
             ConnectError::NotFound => CliErrorKind::NotFound,
-            ConnectError::Url | ConnectError::Schema => CliErrorKind::Usage,
+            ConnectError::Url { .. } | ConnectError::Schema => CliErrorKind::Usage,
             ConnectError::Corrupt(_) => CliErrorKind::Corrupt,
             ConnectError::Denied(_) => CliErrorKind::NoAccess,
             ConnectError::Database(_) => CliErrorKind::Unavailable,

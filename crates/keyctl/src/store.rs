@@ -96,8 +96,8 @@ const PARAMETERS: [&str; 22] = [
 ];
 
 /// Returns whether `text` looks like a connection string: `scheme://…`, `host=… user=…` or
-/// `user:password@host`. Such text may hold a password, so it is never used as the name of a file. The driver
-/// decides whether it is valid.
+/// `user:password@host`, also with a mistyped scheme. Such text may hold a password, so it is never used as the name of a
+/// file. The driver decides whether it is valid.
 #[must_use]
 pub fn is_connection_string(text: &str) -> bool {
     let scheme = text.trim_start().split(':').next().unwrap_or_default();
@@ -107,14 +107,23 @@ pub fn is_connection_string(text: &str) -> bool {
         let name = text[..at].trim_end().rsplit(separators).next();
         name.is_some_and(|name| PARAMETERS.contains(&name.to_ascii_lowercase().as_str()))
     };
-    let first = text.split('/').next().unwrap_or_default();
+    // The path of a file may have such a part, as in `./a:b@c.db`. A URL may have lost its scheme.
+    let is_path = text.starts_with(['.', '/']) && !text.starts_with("//");
     let has_credentials =
-        || (first.split_once(':')).is_some_and(|(_, password)| password.contains('@'));
+        || (text.split_once(':')).is_some_and(|(_, password)| password.contains('@'));
+    let has_mistyped_scheme = || {
+        let scheme = text.trim_start().split('/').next().unwrap_or_default();
+        let (start, rest) = text.trim_start().split_at(scheme.len());
+        let name = start.trim_end_matches(|c: char| c.is_ascii_punctuation());
+        let is = |scheme| name.eq_ignore_ascii_case(scheme);
+        rest.starts_with("//") && ["postgres", "postgresql"].into_iter().any(is)
+    };
     text.contains("://")
         || is_scheme("postgres")
         || is_scheme("postgresql")
+        || has_mistyped_scheme()
         || text.match_indices('=').any(is_parameter)
-        || has_credentials()
+        || !is_path && has_credentials()
 }
 
 impl fmt::Display for StoreLocation {
@@ -392,6 +401,12 @@ mod tests {
             "jdbc:postgresql://h/db?user=u&password=hunter2",
             "mysql://u:hunter2@h/db",
             "u:hunter2@h:5432/db",
+            "postgres//u:hunter2@127.0.0.1:1/x",
+            "postgresql//u@h/db",
+            "postgre//u:hunter2@h/db",
+            "postgres/u:hunter2@h/db",
+            "//u:hunter2@h/db",
+            "postgres;//u:hun/ter2@h/db",
             "host=h password=hunter2",
             "Host=h;Username=u;Password=hunter2",
             "password = 'hunter2' host = h",
@@ -419,6 +434,10 @@ mod tests {
             "2026-11-29T12:00:00.db",
             "me@home.db",
             "./a:b@c.db",
+            "/var/a:b@c/keys.db",
+            "../a:b@c/keys.db",
+            "postgres/keys.db",
+            "postgres-old//keys.db",
         ] {
             let location = StoreLocation::try_from(OsString::from(text)).unwrap();
             assert!(matches!(location, StoreLocation::File(path) if path == Path::new(text)));

@@ -14,7 +14,7 @@ use crate::store::{StoreError, StoreErrorKind};
 pub(super) enum PostgresFault {
     /// The server rejected a statement. The detail field of the server's error is left out, because it may
     /// quote rows.
-    #[error("{message} ({}){}", code.code(), remedy(code))]
+    #[error("{message} ({}){}", code.code(), remedy(code, message))]
     Server { code: SqlState, message: String },
     /// The connection failed, or a response could not be decoded.
     #[error("connection failed: {0}; check the server, its address and the credentials")]
@@ -73,8 +73,12 @@ fn reasons(faults: &[HostFault]) -> String {
 }
 
 /// Returns the operator's next step after an error of the server. Empty if there is none.
-fn remedy(code: &SqlState) -> &'static str {
+fn remedy(code: &SqlState, message: &str) -> &'static str {
     match code.code() {
+        // In every language, the message has the name of the file.
+        "28000" if message.contains("pg_hba.conf") => {
+            "; allow the connection in `pg_hba.conf` of the server"
+        }
         "28P01" | "28000" => "; check the user and the password in the URL",
         "53100" => "; free space on the disk of the server",
         "53300" => "; end other connections, or raise `max_connections` of the server",
@@ -305,12 +309,15 @@ pub struct PoolExhausted;
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The URL or connection string cannot be parsed. The error does not quote the URL, because the invalid
+    /// The URL or connection string cannot be used. The error does not quote the URL, because the invalid
     /// part may be a password.
     #[error(
-        "cannot parse the connection URL: it must look like postgres://USER:PASSWORD@HOST/DATABASE"
+        "cannot parse the connection URL: {problem}; it must look like postgres://USER:PASSWORD@HOST/DATABASE"
     )]
-    Url,
+    Url {
+        /// The invalid part, as the name of an option or as its position.
+        problem: String,
+    },
     /// The options require encryption, but a host is a Unix socket, which does not support TLS.
     #[error("encryption is required, but a Unix socket does not support TLS")]
     Unencrypted,

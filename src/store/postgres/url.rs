@@ -14,6 +14,68 @@ use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 use super::fault::ConnectError;
 
+/// The options that the driver has.
+const OPTIONS: [&str; 18] = [
+    "application_name",
+    "channel_binding",
+    "connect_timeout",
+    "dbname",
+    "host",
+    "hostaddr",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_retries",
+    "load_balance_hosts",
+    "options",
+    "password",
+    "port",
+    "sslnegotiation",
+    "target_session_attrs",
+    "tcp_user_timeout",
+    "user",
+];
+
+/// Returns the values that an option may have, for the options that do not take any text.
+fn values(option: &str) -> &'static str {
+    match option {
+        "channel_binding" => "disable, prefer or require",
+        "host" => "a host name or a path",
+        "hostaddr" => "an IP address",
+        "load_balance_hosts" => "disable or random",
+        "port" => "a number up to 65535",
+        "sslmode" => "disable, allow, prefer, require, verify-ca or verify-full",
+        "sslnegotiation" => "postgres or direct",
+        "target_session_attrs" => "any, read-write or read-only",
+        "connect_timeout" | "keepalives_idle" | "keepalives_interval" | "tcp_user_timeout" => {
+            "a number of seconds"
+        }
+        _ => "a number",
+    }
+}
+
+/// Builds the error of an invalid URL. `problem` must hold no text of the URL, because any part may be one of a
+/// password: a password with an unescaped `@` or `?` goes on in the hosts or in the options.
+fn invalid(problem: impl Into<String>) -> ConnectError {
+    ConnectError::Url {
+        problem: problem.into(),
+    }
+}
+
+fn invalid_value(option: &str) -> ConnectError {
+    invalid(format!("the value of {option} must be {}", values(option)))
+}
+
+/// Converts an error of the driver, which names only options that the driver has.
+fn refused(error: &tokio_postgres::Error) -> ConnectError {
+    let cause = std::error::Error::source(error).map_or_else(String::new, ToString::to_string);
+    let is = |option: &&&str| cause == format!("invalid value for option `{option}`");
+    match OPTIONS.iter().find(is) {
+        Some(option) => invalid_value(option),
+        None => invalid("a part of it is malformed"),
+    }
+}
+
 /// The encryption that a URL requests in `sslmode`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Encryption {
@@ -59,7 +121,7 @@ impl Url {
                 ("sslmode", "require" | "verify-ca" | "verify-full") => {
                     encryption = Encryption::Required;
                 }
-                ("sslmode", _) => return Err(ConnectError::Url),
+                ("sslmode", _) => return Err(invalid_value(option)),
                 ("sslrootcert", _) => files.roots = path(),
                 ("sslcert", _) => files.certificate = path(),
                 ("sslkey", _) => files.key = path(),
@@ -71,7 +133,7 @@ impl Url {
             Some(rest) => without_parameters(rest, &mut take)?,
             None => without_words(url, &mut take)?,
         };
-        let config = Config::from_str(&rest).map_err(|_| ConnectError::Url)?;
+        let config = Config::from_str(&rest).map_err(|error| refused(&error))?;
         Ok(Self {
             config,
             encryption,
@@ -111,10 +173,14 @@ impl Url {
         let servers = hosts.max(addresses);
         let matches = |count: usize| count == 0 || count == servers;
         let ports = config.get_ports().len();
-        match servers > 0 && matches(hosts) && matches(addresses) && (ports == 1 || matches(ports))
-        {
+        if servers == 0 {
+            return Err(invalid("it names no host"));
+        }
+        match matches(hosts) && matches(addresses) && (ports == 1 || matches(ports)) {
             true => Ok(()),
-            false => Err(ConnectError::Url),
+            false => Err(invalid(
+                "the numbers of its hosts, addresses and ports differ",
+            )),
         }
     }
 
@@ -167,11 +233,17 @@ fn without_parameters(url: &str, take: OptionHandler<'_>) -> Result<String, Conn
     let mut rest = format!("postgres://{}", &url[..start]);
     let mut left = url.get(start + 1..).unwrap_or("");
     let mut mark = '?';
-    while !left.is_empty() {
+    for number in 1.. {
+        if left.is_empty() {
+            break;
+        }
         let (parameter, others) = left.split_once('&').unwrap_or((left, ""));
         left = others;
-        let (option, value) = parameter.split_once('=').ok_or(ConnectError::Url)?;
-        if !take(&decoded(option)?, &decoded(value)?)? {
+        let valueless = || invalid(format!("its option {number} has no value"));
+        let (option, value) = parameter.split_once('=').ok_or_else(valueless)?;
+        let option = decoded(option)?;
+        if !take(&option, &decoded(value)?)? {
+            check_known(number, &option)?;
             rest.push(mark);
             rest += parameter;
             mark = '&';
@@ -182,7 +254,15 @@ fn without_parameters(url: &str, take: OptionHandler<'_>) -> Result<String, Conn
 
 fn decoded(text: &str) -> Result<Cow<'_, str>, ConnectError> {
     let decoded = percent_decode_str(text).decode_utf8();
-    decoded.map_err(|_| ConnectError::Url)
+    decoded.map_err(|_| invalid("an option with `%` is not UTF-8"))
+}
+
+/// Fails on an option that the driver does not have. Its name may be a part of a password.
+fn check_known(number: usize, option: &str) -> Result<(), ConnectError> {
+    match OPTIONS.contains(&option) {
+        true => Ok(()),
+        false => Err(invalid(format!("its option {number} is not known"))),
+    }
 }
 
 fn without_words(words: &str, take: OptionHandler<'_>) -> Result<String, ConnectError> {
@@ -191,8 +271,17 @@ fn without_words(words: &str, take: OptionHandler<'_>) -> Result<String, Connect
         words,
         next: words.char_indices().peekable(),
     };
-    while let Some((at, option, value)) = parser.next_pair()? {
+    for number in 1.. {
+        let next = parser.next_pair();
+        let next = next.map_err(|problem| match number {
+            1 => invalid("it begins neither with postgres:// nor with an option such as host="),
+            number => invalid(format!("its option {number} {problem}")),
+        })?;
+        let Some((at, option, value)) = next else {
+            break;
+        };
         if !take(option, &value)? {
+            check_known(number, option)?;
             rest += &words[at];
             rest.push(' ');
         }
@@ -210,8 +299,8 @@ struct KeyValueParser<'w> {
 type KeyValue<'w> = (Range<usize>, &'w str, String);
 
 impl<'w> KeyValueParser<'w> {
-    /// Returns the next option, or `None` at the end of the text.
-    fn next_pair(&mut self) -> Result<Option<KeyValue<'w>>, ConnectError> {
+    /// Returns the next option, or `None` at the end of the text. The error is the end of a sentence.
+    fn next_pair(&mut self) -> Result<Option<KeyValue<'w>>, &'static str> {
         self.skip_space();
         let start = self.at();
         while (self.next.next_if(|(_, c)| !c.is_whitespace() && *c != '=')).is_some() {}
@@ -222,7 +311,7 @@ impl<'w> KeyValueParser<'w> {
         self.skip_space();
         let equals = self.next.next_if(|(_, c)| *c == '=');
         if option.is_empty() || equals.is_none() {
-            return Err(ConnectError::Url);
+            return Err("is not of the form NAME=VALUE");
         }
         self.skip_space();
         let quoted = self.next.next_if(|(_, c)| *c == '\'').is_some();
@@ -235,12 +324,12 @@ impl<'w> KeyValueParser<'w> {
             }
         }) {
             match c {
-                '\\' => value.push(self.next.next().ok_or(ConnectError::Url)?.1),
+                '\\' => value.push(self.next.next().ok_or("ends with a backslash")?.1),
                 c => value.push(c),
             }
         }
         if quoted && self.next.next().is_none() {
-            return Err(ConnectError::Url);
+            return Err("has no closing quote");
         }
         Ok(Some((start..self.at(), option, value)))
     }
@@ -359,7 +448,78 @@ mod tests {
             "host=h sslcrl=/x",
             "mysql://h",
         ] {
-            assert!(matches!(Url::read(url), Err(ConnectError::Url)), "{url}");
+            let refused = Url::read(url).map(drop).unwrap_err();
+            assert!(matches!(refused, ConnectError::Url { .. }), "{url}");
+        }
+    }
+
+    #[test]
+    fn the_error_names_the_invalid_part_and_quotes_none() {
+        for (url, problem) in [
+            ("postgres://u:p@h/db?hunter2=1", "its option 1 is not known"),
+            (
+                "postgres://h/db?user=u&hunter2=1",
+                "its option 2 is not known",
+            ),
+            (
+                "postgres://h/db?user=u&hunter2",
+                "its option 2 has no value",
+            ),
+            (
+                "postgres://u:p@h:hunter2/db",
+                "the value of port must be a number up to 65535",
+            ),
+            (
+                "postgres://h?connect_timeout=hunter2",
+                "the value of connect_timeout must be a number of seconds",
+            ),
+            (
+                "postgres://h?keepalives=hunter2",
+                "the value of keepalives must be a number",
+            ),
+            (
+                "postgres://h?sslmode=hunter2",
+                "the value of sslmode must be disable, allow, ",
+            ),
+            ("host=h hunter2=1", "its option 2 is not known"),
+            (
+                "host=h hunter2",
+                "its option 2 is not of the form NAME=VALUE",
+            ),
+            (
+                "host=h password='hunter2",
+                "its option 2 has no closing quote",
+            ),
+            (
+                "host=h hostaddr=hunter2",
+                "the value of hostaddr must be an IP address",
+            ),
+            (
+                "postgres//u:hunter2@h/db",
+                "it begins neither with postgres:// nor with an option",
+            ),
+            (
+                "postgres//u:hunter2@h/db?sslmode=require",
+                "its option 1 is not known",
+            ),
+        ] {
+            let refused = Url::read(url).map(drop).unwrap_err().to_string();
+            assert!(refused.contains(problem), "{url}: {refused}");
+            assert!(!refused.contains("hunter2"), "{refused}");
+        }
+    }
+
+    /// The driver names an option only in a text.
+    #[test]
+    fn each_option_whose_value_the_driver_checks_is_named() {
+        for option in OPTIONS {
+            if let Err(error) = Config::from_str(&format!("{option}=x-y")) {
+                let named = refused(&error).to_string();
+                assert!(
+                    named.contains(&format!("the value of {option} ")),
+                    "{named}"
+                );
+            }
         }
     }
 

@@ -141,7 +141,7 @@ pub(super) fn stats(
 /// Writes a copy of the file from one snapshot, while the store is in use. The copy is marked as unrecovered, so
 /// it can be opened only to recover it. If `verify` is true, reads the copy back before the copy gets its name.
 pub(super) fn backup(from: &StoreFile, to: &Path, verify: bool) -> Result<Cursor, OpenError> {
-    let fail = |fault: SqliteFault| OpenError::of(&from.path, fault);
+    let fail = |fault: SqliteFault| of_copy(&from.path, to, fault);
     let before = match verify {
         true => Some(Pool::new(from.clone()).read(read::origin).map_err(fail)?),
         false => None,
@@ -211,7 +211,7 @@ pub(super) fn restore(backup: &StoreFile, to: &Path) -> Result<(), OpenError> {
     refuse_existing(to)?;
     refuse_leftovers(to)?;
     let copy = copy(backup, to)?;
-    let fail = |fault: SqliteFault| OpenError::of(&backup.path, fault);
+    let fail = |fault: SqliteFault| of_copy(&backup.path, to, fault);
     let conn = copy.file.open()?;
     schema::upgrade(&conn).map_err(fail)?;
     refuse_damage(&conn, &backup.path)?;
@@ -248,6 +248,14 @@ struct DraftCopy {
     file: StoreFile,
 }
 
+/// Returns the error of a copy. Only the copy is written, so a full disk is its disk.
+fn of_copy(from: &Path, to: &Path, fault: SqliteFault) -> OpenError {
+    match fault.is_full() {
+        true => OpenError::of(to, fault),
+        false => OpenError::of(from, fault),
+    }
+}
+
 fn copy(from: &StoreFile, to: &Path) -> Result<DraftCopy, OpenError> {
     refuse_existing(to)?;
     let draft = DraftStore::beside(to)?;
@@ -260,10 +268,7 @@ fn copy(from: &StoreFile, to: &Path) -> Result<DraftCopy, OpenError> {
     let bound = ReadBound::of(&mut source.conn, from);
     let copied = bound.hold(|| Ok(source.conn.execute("VACUUM INTO ?1", [target])?));
     source.check_unchanged(from)?;
-    copied.map_err(|fault| {
-        let full = if fault.is_full() { to } else { &from.path };
-        OpenError::of(full, fault)
-    })?;
+    copied.map_err(|fault| of_copy(&from.path, to, fault))?;
     let file = StoreFile {
         path: draft.path.clone(),
         ..from.clone()

@@ -87,7 +87,7 @@ impl From<rusqlite::Error> for SqliteFault {
                 if error.code == ErrorCode::DiskFull
                     || error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE =>
             {
-                let message = "database or disk is full: free space on the disk of the store";
+                let message = "database or disk is full: free space on the disk of the file";
                 rusqlite::Error::SqliteFailure(error, Some(message.to_owned()))
             }
             error => error,

@@ -156,6 +156,19 @@ pub fn full_later(folder: &Path) {
     // The first process that opens the file creates its log.
     let keys = service(open(&path), NO_CAP);
     wait(keys.revoke(&admin, made[0].id, Reason::Lost)).unwrap();
+
+    // The disk of the store has space, and that of the copy is full.
+    let elsewhere = tempdir().unwrap();
+    let store = open(&elsewhere.path().join("keys.db"));
+    fill(&folder.join("more"));
+    let copy = folder.join("copy.db");
+    let refused = wait(store.backup(&copy)).unwrap_err();
+    let text = format!("{refused:?}");
+    assert!(text.contains(copy.to_str().unwrap()), "{text}");
+    assert!(
+        text.contains("free space on the disk of the file"),
+        "{text}"
+    );
     report("end");
 }
 

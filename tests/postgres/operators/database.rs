@@ -258,7 +258,9 @@ fn a_change_that_cannot_be_confirmed_is_stated() {
     for (id, form) in [(&plain, &[][..]), (&json, &["--json"])] {
         let revoke = ["revoke", id, "--reason", "lost", "--until-confirmed"];
         let owner = ["--schema-owner", "postgres"];
-        let ended = shop.run(&[&revoke[..], &owner, form].concat()).ended(IN_PART);
+        let ended = shop
+            .run(&[&revoke[..], &owner, form].concat())
+            .ended(IN_PART);
         for part in [&*format!("revoked key {id}"), "not confirmed", "nodes"] {
             assert!(ended.err.contains(part), "{part}: {ended:?}");
         }
@@ -290,6 +292,12 @@ fn the_url_is_never_printed() {
         (&*no_database, NO_ACCESS),
         ("postgres://alice:hunter2@127.0.0.1:1/db", UNAVAILABLE),
         ("postgres://alice:hunter2@127.0.0.1:port/db", USAGE),
+        ("postgres//alice:hunter2@127.0.0.1:1/db", USAGE),
+        ("postgres://alice@127.0.0.1:1/db?hunter2=bar", USAGE),
+        (
+            "postgres://alice@127.0.0.1:1/db?connect_timeout=hunter2",
+            USAGE,
+        ),
     ] {
         shop.run(&["stats", "--store", url]).ended(code);
         shop.run(&["stats", "--json", "--store", url]).ended(code);
