@@ -205,7 +205,7 @@ pub fn read_only(folder: &Path) {
     let refused = wait(SqliteStore::open(&path)).unwrap_err();
     assert!(matches!(refused, OpenError::Denied { .. }), "{refused:?}");
     let text = format!("{refused:?}");
-    assert!(text.contains("copy the file and its -wal file"), "{text}");
+    assert!(text.contains("copy the file to another folder"), "{text}");
     // A lost disk is mounted read-only, and its audit trail is replayed.
     let lost = wait(only_read(&path)).unwrap();
     let trail = wait(lost.audit(&AuditQuery::all())).unwrap().rows;
