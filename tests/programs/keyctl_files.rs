@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use rusqlite::config::DbConfig;
 
@@ -166,4 +166,28 @@ fn each_state_of_a_pepper_that_keys_need_has_a_next_step_of_its_own() {
         assert_eq!(stated.iter().filter(|is| **is).count(), 1, "{step}");
         assert!(said.contains(step), "{said}");
     }
+}
+
+#[test]
+fn init_on_a_small_disk_names_the_space_that_it_needs_and_leaves_no_file() {
+    let shop = Shop::empty();
+    let mut mounts = Command::new("unshare");
+    mounts.args(["--map-root-user", "--mount"]);
+    let allowed = Command::new("unshare")
+        .args(mounts.get_args())
+        .arg("true")
+        .status();
+    if !allowed.is_ok_and(|status| status.success()) {
+        eprintln!("left out: `unshare --map-root-user --mount` is not allowed here");
+        return;
+    }
+    let script = "mount -t tmpfs -o size=2m tmpfs \"$1\" && cd \"$1\" && shift && \"$@\"; \
+                  code=$?; ls -A; exit $code";
+    let init = shop.command(&["init", "--tenant", "acme"]);
+    mounts.args(["sh", "-c", script, "sh"]).arg(shop.path(""));
+    mounts.arg(init.get_program()).args(init.get_args());
+    mounts.env_remove("KEYWARD_STORE").stdin(Stdio::null());
+    let refused = said(mounts).ended(DENIED);
+    assert!(refused.err.contains("16 MiB"), "{refused:?}");
+    assert_eq!(refused.out, "", "a file is left");
 }

@@ -359,7 +359,8 @@ pub(crate) async fn set_up(common: &CommonArgs) -> CliResult<(Store, PepperRing)
     let pepper = pepper_path(common)?;
     match &common.store {
         StoreLocation::File(path) if path.exists() => Err(exists(&common.store)),
-        StoreLocation::File(_) => {
+        StoreLocation::File(path) => {
+            SqliteStore::options(path).check_space()?;
             // Creates the pepper first. If the command is interrupted afterwards, repeating the command
             // completes the set-up.
             let peppers = PepperFile::open_or_create(pepper)?.ring();

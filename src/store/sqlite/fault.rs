@@ -389,6 +389,19 @@ pub enum OpenError {
         /// The path of the file.
         path: PathBuf,
     },
+    /// The disk lacks the space for a new file and its reserve. Nothing is created.
+    #[error(
+        "the disk of {} has less than {} MiB of free space, which a new store needs: free space, or name a file on \
+         another disk",
+        path.display(),
+        needed >> 20
+    )]
+    NoSpace {
+        /// The path of the file.
+        path: PathBuf,
+        /// The free space that a new store needs, in bytes.
+        needed: u64,
+    },
     /// Another process held a lock for longer than the [busy timeout](super::SqliteOptions::busy_timeout).
     #[error("{} is locked by another process: wait until it has finished, or stop it", path.display())]
     Locked {

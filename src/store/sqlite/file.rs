@@ -25,6 +25,10 @@ const WAL_KEPT: i64 = 64 << 20;
 /// remaining 4 MiB hold thousands of revocations.
 const RESERVE: u64 = 8 << 20;
 
+/// 16 MiB: the free space that a new store needs. Half is the reserve. The log takes 4 MiB, and the rest holds the
+/// first thousands of keys.
+const NEW_STORE: u64 = 16 << 20;
+
 /// 250 ms: the longest wait for readers when the writer empties the log. Commits wait that long too.
 const CHECKPOINT_WAIT: Duration = Duration::from_millis(250);
 
@@ -367,6 +371,27 @@ impl StoreFile {
         Ok(done?)
     }
 
+    /// Fails if the disk lacks the space for a new store and its reserve.
+    pub(super) fn check_space(&self) -> Result<(), OpenError> {
+        match self.has_free(NEW_STORE) {
+            true => Ok(()),
+            false => Err(OpenError::NoSpace {
+                path: self.path.clone(),
+                needed: NEW_STORE,
+            }),
+        }
+    }
+
+    /// Returns whether the disk has this many free bytes. `true` if the system does not know.
+    fn has_free(&self, bytes: u64) -> bool {
+        #[cfg(unix)]
+        if let Ok(disk) = rustix::fs::statvfs(folder_of(&self.path)) {
+            // A file system without a limit counts no blocks.
+            return disk.f_blocks == 0 || disk.f_bavail.saturating_mul(disk.f_frsize) >= bytes;
+        }
+        true
+    }
+
     /// Returns the length of the write-ahead log in bytes.
     pub(super) fn log_bytes(&self) -> u64 {
         fs::metadata(with_end(&self.path, "-wal")).map_or(0, |meta| meta.len())
@@ -464,6 +489,8 @@ impl StoreFile {
     /// Creates the store durably, and fails if something exists at the path. Other processes never see an
     /// incomplete file.
     pub(super) fn create(&self) -> Result<(), OpenError> {
+        refuse_existing(&self.path)?;
+        self.check_space()?;
         self.create_with(schema::create)
     }
 

@@ -110,6 +110,16 @@ impl SqliteOptions {
         self
     }
 
+    /// Checks that the disk has the space for a new file: 16 MiB, of which the store keeps 8 MiB as a reserve.
+    /// [`open`](Self::open) checks the space too before it creates a file.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::NoSpace`].
+    pub fn check_space(&self) -> Result<(), OpenError> {
+        self.file.check_space()
+    }
+
     /// Opens the file.
     ///
     /// # Errors

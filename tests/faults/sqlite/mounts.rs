@@ -34,6 +34,14 @@ fn a_file_on_a_full_disk_is_checkpointed_and_opened() {
 }
 
 #[test]
+fn a_disk_without_space_for_a_reserve_gets_no_store() {
+    let folder = tempdir().unwrap();
+    if let Some(child) = ChildProcess::with_mounts("sqlite:small", folder.path()) {
+        assert_eq!(child.finish().last().map(String::as_str), Some("end"));
+    }
+}
+
+#[test]
 fn a_backup_on_a_read_only_file_system_is_restored_checked_and_read() {
     let folder = tempdir().unwrap();
     if let Some(child) = ChildProcess::with_mounts("sqlite:read-only", folder.path()) {
@@ -169,6 +177,27 @@ pub fn full_later(folder: &Path) {
         text.contains("free space on the disk of the file"),
         "{text}"
     );
+    report("end");
+}
+
+pub fn small(folder: &Path) {
+    for size in ["size=2m", "size=15m"] {
+        mount(folder, size);
+        let path = folder.join("keys.db");
+        let error = wait(SqliteStore::open(&path)).unwrap_err();
+        assert!(matches!(error, OpenError::NoSpace { .. }), "{error:?}");
+        assert!(error.to_string().contains("16 MiB"), "{error}");
+        assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
+    }
+    mount(folder, "size=17m");
+    let keys = service(open(&folder.join("keys.db")), NO_CAP);
+    let admin = actor("acme", "alice", Role::ADMIN);
+    let made: Vec<_> = (0..KEYS)
+        .map(|_| wait(keys.create(&admin, reader("key"))).unwrap())
+        .collect();
+    for key in &made {
+        wait(keys.revoke(&admin, key.id, Reason::Lost)).unwrap();
+    }
     report("end");
 }
 
