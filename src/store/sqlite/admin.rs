@@ -293,15 +293,11 @@ pub(super) fn finish_upgrade(file: &StoreFile) -> Result<(), SqliteFault> {
 }
 
 pub(super) fn checkpoint(file: &StoreFile) -> Result<(), SqliteFault> {
-    let conn = file.open()?;
-    match StoreFile::checkpoint(&conn) {
-        // The main file may have to grow before the log shrinks.
-        Err(fault) if fault.is_full() => {
-            file.free_reserve();
-            StoreFile::checkpoint(&conn)
-        }
-        done => done,
-    }
+    // The main file may have to grow before the log shrinks.
+    file.with_reserve(|| {
+        let conn = file.open()?;
+        StoreFile::checkpoint(&conn)
+    })
 }
 
 /// Finds the tombstones of commits at or below the revision `upto`.

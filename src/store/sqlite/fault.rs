@@ -200,7 +200,8 @@ impl SqliteFault {
             Self::Sql(rusqlite::Error::SqliteFailure(error, _))
                 if error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE
         );
-        no_index || self.code() == Some(ErrorCode::DiskFull)
+        let opening = matches!(self, Self::Open(error) if error.is_full());
+        no_index || opening || self.code() == Some(ErrorCode::DiskFull)
     }
 
     /// Returns whether the read was ended because it made the log too long.
@@ -443,7 +444,7 @@ impl OpenError {
     }
 
     /// Returns whether the disk had no space for the files that an open store needs.
-    pub(super) fn is_full(&self) -> bool {
+    fn is_full(&self) -> bool {
         let fault = std::error::Error::source(self).and_then(|source| source.downcast_ref());
         fault.is_some_and(SqliteFault::is_full)
     }

@@ -25,6 +25,10 @@ const WAL_KEPT: i64 = 64 << 20;
 /// remaining 4 MiB hold thousands of revocations.
 const RESERVE: u64 = 8 << 20;
 
+/// 256 KiB: the part of the reserve that is freed at a time, enough for the log of one revocation and its index.
+/// Another program may take all of it.
+const RESERVE_STEP: u64 = 256 << 10;
+
 /// 16 MiB: the free space that a new store needs. Half is the reserve. The log takes 4 MiB, and the rest holds the
 /// first thousands of keys.
 const NEW_STORE: u64 = 16 << 20;
@@ -269,6 +273,19 @@ impl StoreFile {
         }
     }
 
+    /// Connects to a file that no other connection uses. SQLite then keeps the index of the log in memory, so a full
+    /// disk does not prevent reads. Closing the connection leaves the log as it is.
+    pub(super) fn connect_alone(&self) -> Result<Connection, OpenError> {
+        let conn = self.connect_to(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let exclude = || -> Result<(), SqliteFault> {
+            conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+            let mode = "locking_mode";
+            Ok(conn.pragma_update_and_check(None, mode, "EXCLUSIVE", |_| Ok(()))?)
+        };
+        exclude().map_err(|fault| OpenError::of(&self.path, fault))?;
+        Ok(conn)
+    }
+
     /// Connects to a file without reading its log, and without locking it.
     pub(super) fn connect_without_log(&self) -> Result<Connection, OpenError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
@@ -353,20 +370,21 @@ impl StoreFile {
         Ok(())
     }
 
-    /// Moves every commit from the log into the main file, and lets the log start over in its present space.
-    pub(super) fn restart_log(conn: &Connection) -> Result<(), SqliteFault> {
+    /// Moves every commit from the log into the main file, and lets the log start over in its present space. Returns
+    /// `false` if a reader or writer prevented that.
+    pub(super) fn restart_log(conn: &Connection) -> Result<bool, SqliteFault> {
         Self::brief_checkpoint(conn, "PRAGMA wal_checkpoint(RESTART)")
     }
 
     /// Moves the log like [`checkpoint`](Self::checkpoint), but waits for readers for at most [`CHECKPOINT_WAIT`].
-    pub(super) fn empty_log(conn: &Connection) -> Result<(), SqliteFault> {
+    pub(super) fn empty_log(conn: &Connection) -> Result<bool, SqliteFault> {
         Self::brief_checkpoint(conn, "PRAGMA wal_checkpoint(TRUNCATE)")
     }
 
-    fn brief_checkpoint(conn: &Connection, sql: &str) -> Result<(), SqliteFault> {
+    fn brief_checkpoint(conn: &Connection, sql: &str) -> Result<bool, SqliteFault> {
         let usual: i64 = conn.pragma_query_value(None, "busy_timeout", |row| row.get(0))?;
         conn.busy_timeout(CHECKPOINT_WAIT.min(Duration::from_millis(usual.unsigned_abs())))?;
-        let done = conn.query_row(sql, [], |_| Ok(()));
+        let done = conn.query_row(sql, [], |row| row.get::<_, bool>(0).map(|busy| !busy));
         conn.busy_timeout(Duration::from_millis(usual.unsigned_abs()))?;
         Ok(done?)
     }
@@ -438,16 +456,44 @@ impl StoreFile {
         found.is_ok_and(|found| found.is_file() && found.len() < RESERVE)
     }
 
-    /// Frees the space of the reserve. Returns whether it was freed.
+    /// Frees a part of the reserve. Returns whether it had any.
     pub(super) fn free_reserve(&self) -> bool {
-        let freed = self.open_reserve().and_then(|file| file.set_len(0));
-        if let Err(error) = &freed {
-            tracing::debug!(error = %WithSources(error), "cannot free the reserve of the store");
+        let free = || {
+            let file = self.open_reserve()?;
+            let len = file.metadata()?.len();
+            file.set_len(len.saturating_sub(RESERVE_STEP))?;
+            Ok(len > 0)
+        };
+        free().unwrap_or_else(|error: io::Error| {
+            tracing::debug!(error = %WithSources(&error), "cannot free the reserve of the store");
+            false
+        })
+    }
+
+    /// Runs `write`, which leaves more space than it takes. On a full disk, frees the reserve step by step until
+    /// `write` succeeds, and takes the space back.
+    pub(super) fn with_reserve<T>(
+        &self,
+        write: impl Fn() -> Result<T, SqliteFault>,
+    ) -> Result<T, SqliteFault> {
+        let mut written = write();
+        let was_full = written.as_ref().is_err_and(SqliteFault::is_full);
+        while written.as_ref().is_err_and(SqliteFault::is_full) && self.free_reserve() {
+            written = write();
         }
-        freed.is_ok()
+        if was_full {
+            // The writer notices a reserve that is not whole at its next commit.
+            drop(self.keep_reserve());
+        }
+        written
     }
 
     fn open_reserve(&self) -> io::Result<File> {
+        self.open_beside("-reserve")
+    }
+
+    /// Opens a file next to this one, and creates it with the same access.
+    fn open_beside(&self, end: &str) -> io::Result<File> {
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false);
         #[cfg(unix)]
@@ -456,14 +502,14 @@ impl StoreFile {
             options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
             options.mode(0o600);
         }
-        let reserve = options.open(with_end(&self.path, "-reserve"))?;
+        let file = options.open(with_end(&self.path, end))?;
         #[cfg(unix)]
         if self.group_access {
             // The umask may have removed the group's access. Fails if another user created the file.
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o660);
-            drop(reserve.set_permissions(mode));
+            drop(file.set_permissions(mode));
         }
-        Ok(reserve)
+        Ok(file)
     }
 
     fn truncate(&self, conn: &Connection) -> Result<JournalMode, OpenError> {

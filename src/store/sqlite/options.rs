@@ -10,6 +10,7 @@ use super::file::{StoreFile, clear_drafts};
 use super::registry::Registry;
 use super::schema;
 use super::session::Pool;
+use super::unlocked::ReadConnection;
 use crate::observe::WithSources;
 
 /// 5 seconds: the default wait for a lock of another process. A checkpoint after a burst of commits holds the
@@ -146,20 +147,15 @@ impl SqliteOptions {
                 created => created?,
             },
         }
-        let opened = match file.open_to_read() {
-            // The first process that opens the file needs space for its log. The reserve has it on a full disk.
-            Err(error) if error.is_full() => {
-                file.free_reserve();
-                file.open_to_read()?
-            }
-            opened => opened?,
-        };
+        let opened = file.open_to_read()?;
         // Checks this before the journal mode is set, so that a refused file keeps its journal mode.
         let serves = file.check_recovered(&opened.conn)? && opened.is_locked();
         let journal = file.make_durable(&opened.conn)?;
         if opened.is_locked() {
             schema::upgrade(&opened.conn).map_err(|fault| OpenError::of(&path, fault))?;
         }
+        // A connection without space for an index would exclude all later ones.
+        let _opened = Some(opened).filter(ReadConnection::is_shared);
         tracing::info!(
             path = %file.path.display(),
             journal = journal.as_str(),

@@ -85,7 +85,7 @@ impl Pool {
         // After a failure the connection is dropped, not reused, because its state is unknown.
         let read = read?;
         let mut idle = self.idle();
-        if opened.is_locked() && idle.len() < IDLE {
+        if opened.is_shared() && idle.len() < IDLE {
             idle.push(connection);
         }
         Ok(read)

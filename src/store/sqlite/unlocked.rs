@@ -1,5 +1,8 @@
-//! Connections that only read, also from a read-only folder. A file in WAL mode needs a log, which SQLite cannot
-//! create there. SQLite then reads the file without a log, and without locks.
+//! Connections that only read, also from a full disk or a read-only folder.
+//!
+//! A file in WAL mode needs a log and its index (`-shm`). The first connection creates the index, for which a full
+//! disk has no space. SQLite then reads the file alone, with an index in memory. In a read-only folder it reads the
+//! file without a log, and without locks.
 //!
 //! Invariant: a read without locks succeeds only if no process changed the file during the read. Another process may
 //! have the file in a folder that it can write: a read-only mount of that folder, or a folder of another user. On
@@ -15,13 +18,23 @@ use rusqlite::Connection;
 use super::access::with_end;
 use super::fault::OpenError;
 use super::file::{FileIdentity, StoreFile};
+use super::schema;
 
 /// A connection that only reads.
 #[derive(Debug)]
 pub(super) struct ReadConnection {
     pub(super) conn: Connection,
-    /// The state of the file before the connection was opened. `None` if SQLite locks the file.
-    unlocked: Option<FileState>,
+    lock: ReadLock,
+}
+
+#[derive(Debug)]
+enum ReadLock {
+    /// Other connections may read and write the file.
+    Shared,
+    /// No other connection can use the file.
+    Alone,
+    /// SQLite does not lock the file. The file had this state before the connection was opened.
+    None(FileState),
 }
 
 impl ReadConnection {
@@ -29,29 +42,41 @@ impl ReadConnection {
     /// does not serve.
     pub(super) fn connect(file: &StoreFile) -> Result<Self, OpenError> {
         match file.connect_with_log()? {
-            Some(conn) => Ok(Self {
-                conn,
-                unlocked: None,
-            }),
+            Some(conn) => match schema::application(&conn) {
+                Err(fault) if fault.is_full() => {
+                    drop(conn);
+                    let (conn, lock) = (file.connect_alone()?, ReadLock::Alone);
+                    Ok(Self { conn, lock })
+                }
+                _ => Ok(Self {
+                    conn,
+                    lock: ReadLock::Shared,
+                }),
+            },
             None if file.unrecovered => {
-                let unlocked = Some(FileState::of(file)?);
+                let lock = ReadLock::None(FileState::of(file)?);
                 let conn = file.connect_without_log()?;
-                Ok(Self { conn, unlocked })
+                Ok(Self { conn, lock })
             }
             None => Err(file.needs_writable_folder()),
         }
     }
 
-    /// Returns whether SQLite locks the file, so that the connection may be used for several reads.
+    /// Returns whether SQLite locks the file.
     pub(super) const fn is_locked(&self) -> bool {
-        self.unlocked.is_none()
+        !matches!(self.lock, ReadLock::None(_))
+    }
+
+    /// Returns whether the connection may be kept for later reads.
+    pub(super) const fn is_shared(&self) -> bool {
+        matches!(self.lock, ReadLock::Shared)
     }
 
     /// Fails if a process may have changed the file since the connection was opened. The caller must then drop
     /// everything that it read.
     pub(super) fn check_unchanged(&self, file: &StoreFile) -> Result<(), OpenError> {
-        match &self.unlocked {
-            Some(before) if FileState::of(file)? != *before => Err(OpenError::io(
+        match &self.lock {
+            ReadLock::None(before) if FileState::of(file)? != *before => Err(OpenError::io(
                 &file.path,
                 io::Error::other("another process changed the file during the read: repeat it"),
             )),

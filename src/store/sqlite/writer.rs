@@ -70,9 +70,7 @@ impl SqliteWriter {
             ready: None,
             open: open.clone(),
             disk_full: false,
-            reserve_is_whole: *reserve.as_ref().unwrap_or(&false),
-            owes_reserve: false,
-            logged_no_reserve: reserve.is_err(),
+            reserve: ReserveState::of(&reserve),
             next_checkpoint: LOG_LONG,
         };
         thread::Builder::new()
@@ -130,7 +128,8 @@ impl SqliteWriter {
         let job = move |thread: &mut Thread| {
             let mut written = thread.write(&write);
             if written.as_ref().is_err_and(SqliteFault::is_full) {
-                thread.make_room(false, true);
+                thread.note_full();
+                thread.restart_log();
                 written = thread.write(&write);
             }
             thread.close();
@@ -152,14 +151,30 @@ struct Thread {
     open: Arc<AtomicUsize>,
     /// True from the first commit for which the disk was full, until a commit that does not only narrow succeeds.
     disk_full: bool,
-    reserve_is_whole: bool,
-    /// True from the first commit that used the reserve, until the reserve is full again. Until then, only
-    /// narrowing commits are written, because other commits would use the rest of the reserve.
-    owes_reserve: bool,
-    /// True once a reserve that cannot be kept was logged.
-    logged_no_reserve: bool,
+    reserve: ReserveState,
     /// The length of the log at which the thread empties the log.
     next_checkpoint: u64,
+}
+
+/// The state of the reserve when it was last examined.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum ReserveState {
+    Whole,
+    /// The reserve lacks space, which a commit or another process has used. Until the reserve is whole again, only
+    /// narrowing commits are written, because other commits would use the rest of the reserve.
+    Short,
+    /// The reserve cannot be opened. It is not waited for: it would refuse all other commits, and keep no space.
+    Missing,
+}
+
+impl ReserveState {
+    const fn of(kept: &std::io::Result<bool>) -> Self {
+        match kept {
+            Ok(true) => Self::Whole,
+            Ok(false) => Self::Short,
+            Err(_) => Self::Missing,
+        }
+    }
 }
 
 struct Ready {
@@ -232,15 +247,23 @@ impl Thread {
     fn settle(&mut self, group: Vec<SqliteCommit>, mut may_wait: bool) {
         self.refill_reserve();
         let narrows = group.iter().all(|queued| queued.commit.only_narrows());
-        let mut written = match self.owes_reserve && !narrows {
+        let is_refused = self.reserve == ReserveState::Short && !narrows;
+        let mut written = match is_refused {
             true => Ok(Err(SqliteFault::Refused(DISK_FULL))),
             false => self.group(&group),
         };
-        if is_full(&written) {
+        if is_refused || is_full(&written) {
+            self.note_full();
+        }
+        let mut may_use_more = true;
+        while is_full(&written) && may_use_more {
+            // The log starts over in the space that it has, unless a reader prevents that.
+            if may_wait {
+                may_wait = self.restart_log();
+            }
             // A full disk rolls the transaction back, so writing the same commits again is safe.
-            self.make_room(narrows, may_wait);
-            may_wait = false;
             written = self.group(&group);
+            may_use_more = narrows && is_full(&written) && self.pool.file.free_reserve();
         }
         // One commit of the group cannot be written, or the disk has no space for all of them. Commits each one
         // separately, so that the others do not fail.
@@ -273,47 +296,40 @@ impl Thread {
         }
     }
 
-    /// Makes space on a full disk. If `may_use_reserve` is true, frees the reserve. If `may_wait` is true, moves the
-    /// commits of the log into the file, so that the log starts over in the space that it has. That waits for readers.
-    fn make_room(&mut self, may_use_reserve: bool, may_wait: bool) {
-        if !self.disk_full {
+    /// Logs that the disk is full, once until it has space again.
+    fn note_full(&mut self) {
+        if !std::mem::replace(&mut self.disk_full, true) {
             let path = self.pool.file.path.display();
             tracing::error!(
                 %path,
                 "disk of the store is full: free space. Until then only commits that revoke, disable or delete \
                  are sure to succeed"
             );
-            self.disk_full = true;
-        }
-        if may_use_reserve && self.pool.file.free_reserve() {
-            self.reserve_is_whole = false;
-            self.owes_reserve = true;
-        }
-        if may_wait && let Ok(ready) = self.ready() {
-            // A reader of an older state can prevent this. Then the commit may still find space.
-            drop(StoreFile::restart_log(&ready.conn));
-            self.ready = Some(ready);
         }
     }
 
-    /// Takes space for the reserve again after it was used, as much as there is. A reserve that cannot be opened is
-    /// not waited for: it would refuse all other commits, and keep no space.
+    /// Moves the commits of the log into the file, so that the log starts over in the space that it has. Waits for
+    /// readers. Returns `false` if a reader of an older state prevents that.
+    fn restart_log(&mut self) -> bool {
+        let Ok(ready) = self.ready() else {
+            return true;
+        };
+        let restarted = StoreFile::restart_log(&ready.conn);
+        self.ready = Some(ready);
+        restarted.unwrap_or(true)
+    }
+
+    /// Takes as much space as there is for the reserve, if the reserve lacks space.
     fn refill_reserve(&mut self) {
-        if self.reserve_is_whole && !self.pool.file.lacks_reserve() {
+        if self.reserve == ReserveState::Whole && !self.pool.file.lacks_reserve() {
             return;
         }
-        match self.pool.file.keep_reserve() {
-            Ok(whole) => {
-                self.reserve_is_whole = whole;
-                self.owes_reserve &= !whole;
-                self.logged_no_reserve = false;
-            }
-            Err(error) => {
-                self.owes_reserve = false;
-                if !std::mem::replace(&mut self.logged_no_reserve, true) {
-                    self.pool.file.log_no_reserve(&error);
-                }
-            }
+        let kept = self.pool.file.keep_reserve();
+        let before = std::mem::replace(&mut self.reserve, ReserveState::of(&kept));
+        if let Err(error) = &kept
+            && before != ReserveState::Missing
+        {
+            self.pool.file.log_no_reserve(error);
         }
     }
 

@@ -43,6 +43,7 @@ pub fn run(part: &str) {
         "creates" => creates(&path),
         "full" => mounts::full(&path),
         "full-later" => mounts::full_later(&path),
+        "full-opens" => mounts::full_opens(&path),
         "small" => mounts::small(&path),
         "read-only" => mounts::read_only(&path),
         other => panic!("unknown part {other}"),
