@@ -33,6 +33,9 @@ const RESERVE_STEP: u64 = 256 << 10;
 /// first thousands of keys.
 const NEW_STORE: u64 = 16 << 20;
 
+/// 2 MiB: the free space, besides the reserve, from which a disk that was full counts as having space again.
+const ROOM: u64 = 2 << 20;
+
 /// 250 ms: the longest wait for readers when the writer empties the log. Commits wait that long too.
 const CHECKPOINT_WAIT: Duration = Duration::from_millis(250);
 
@@ -398,6 +401,11 @@ impl StoreFile {
                 needed: NEW_STORE,
             }),
         }
+    }
+
+    /// Returns whether the disk has space for more than the present files.
+    pub(super) fn has_room(&self) -> bool {
+        self.has_free(ROOM)
     }
 
     /// Returns whether the disk has this many free bytes. `true` if the system does not know.

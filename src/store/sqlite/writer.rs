@@ -32,7 +32,7 @@ const LOG_LONG: u64 = 64 << 20;
 const LOG_STEP: u64 = 16 << 20;
 
 const DISK_FULL: &str = "the disk of the store is full, and the rest is reserved for commits that only revoke, \
-                         disable or delete: free at least 8 MiB";
+                         disable or delete: free at least 10 MiB";
 
 const DOING: &str = "committing to the file";
 
@@ -149,7 +149,7 @@ struct Thread {
     pool: Arc<Pool>,
     ready: Option<Ready>,
     open: Arc<AtomicUsize>,
-    /// True from the first commit for which the disk was full, until a commit that does not only narrow succeeds.
+    /// True from the first commit for which the disk was full, until the disk has room besides the whole reserve.
     disk_full: bool,
     reserve: ReserveState,
     /// The length of the log at which the thread empties the log.
@@ -333,11 +333,13 @@ impl Thread {
         }
     }
 
-    /// Refills the reserve from the space that commits left. If a commit that did not only narrow succeeded, logs
-    /// that the disk has space again.
+    /// Refills the reserve from the space that commits left. After a commit that did not only narrow, logs that the
+    /// disk has space again, if there is room besides the whole reserve. Such a commit alone proves nothing: the log
+    /// may have started over in its present space.
     fn note_space(&mut self, widened: bool) {
         self.refill_reserve();
-        if self.disk_full && widened {
+        let is_whole = self.reserve != ReserveState::Short;
+        if self.disk_full && widened && is_whole && self.pool.file.has_room() {
             let path = self.pool.file.path.display();
             tracing::info!(%path, "disk of the store has space again");
             self.disk_full = false;

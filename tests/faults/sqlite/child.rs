@@ -44,6 +44,7 @@ pub fn run(part: &str) {
         "full" => mounts::full(&path),
         "full-later" => mounts::full_later(&path),
         "full-opens" => mounts::full_opens(&path),
+        "full-log" => mounts::full_log(&path),
         "small" => mounts::small(&path),
         "read-only" => mounts::read_only(&path),
         other => panic!("unknown part {other}"),
