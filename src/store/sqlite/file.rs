@@ -496,6 +496,16 @@ impl StoreFile {
         written
     }
 
+    /// Gives the rollback journal of this file at least `len` bytes on the disk. Call this method in a transaction
+    /// that has written nothing.
+    pub(super) fn keep_journal(&self, len: u64) -> io::Result<()> {
+        let found = fs::symlink_metadata(with_end(&self.path, "-journal"));
+        match found.is_ok_and(|found| found.len() >= len) {
+            true => Ok(()),
+            false => allocate(&self.open_beside("-journal")?, len),
+        }
+    }
+
     fn open_reserve(&self) -> io::Result<File> {
         self.open_beside("-reserve")
     }
@@ -607,20 +617,28 @@ fn journal(conn: &Connection) -> Result<String, SqliteFault> {
     Ok(conn.pragma_query_value(None, "journal_mode", |row| row.get(0))?)
 }
 
-fn set_journal(conn: &Connection, mode: &str) -> Result<String, SqliteFault> {
+pub(super) fn set_journal(conn: &Connection, mode: &str) -> Result<String, SqliteFault> {
     Ok(conn.pragma_update_and_check(None, "journal_mode", mode, |row| row.get(0))?)
 }
 
 /// Fails if the journal of a deleted file is at the path, because SQLite would apply that journal to a new
-/// file. An empty journal is harmless: `TRUNCATE` mode leaves an empty journal behind.
+/// file. `TRUNCATE` mode leaves an empty journal behind, and `PERSIST` mode one that begins with zeros. SQLite
+/// applies neither.
 pub(super) fn refuse_leftovers(path: &Path) -> Result<(), OpenError> {
     for end in ["-wal", "-journal"] {
         let journal = with_end(path, end);
-        if fs::symlink_metadata(&journal).is_ok_and(|meta| meta.len() > 0) {
+        let is_long = fs::symlink_metadata(&journal).is_ok_and(|meta| meta.len() > 0);
+        if is_long && !(end == "-journal" && begins_with_zero(&journal)) {
             return Err(OpenError::Leftover { path: journal });
         }
     }
     Ok(())
+}
+
+fn begins_with_zero(journal: &Path) -> bool {
+    let mut first = [1];
+    let read = File::open(journal).and_then(|mut file| file.read_exact(&mut first));
+    read.is_ok() && first == [0]
 }
 
 pub(super) fn refuse_existing(path: &Path) -> Result<(), OpenError> {
@@ -765,12 +783,11 @@ fn allocate(file: &File, len: u64) -> io::Result<()> {
 
 #[cfg(not(target_os = "linux"))]
 fn allocate(mut file: &File, len: u64) -> io::Result<()> {
-    use std::io::Read;
+    use std::io::Seek;
 
-    if file.metadata()?.len() < len {
-        io::copy(&mut io::repeat(0).take(len), &mut file)?;
-    }
-    Ok(())
+    let present = file.seek(io::SeekFrom::End(0))?;
+    let missing = io::repeat(0).take(len.saturating_sub(present));
+    io::copy(&mut { missing }, &mut file).map(drop)
 }
 
 fn create_folder(path: &Path) -> io::Result<()> {

@@ -1,9 +1,12 @@
-//! The node registry: a small SQLite file next to the store. A report shares no lock with commits, and changes
-//! pages that the file already has. So a long transaction on the store, or a full disk, does not stop reports. A
-//! node that cannot report refuses every key after its report allowance and its staleness bound.
+//! The node registry: a small SQLite file next to the store. A report shares no lock with commits, and needs no new
+//! space. So a long transaction on the store, or a full disk, does not stop reports. A node that cannot report refuses
+//! every key after its report allowance and its staleness bound.
 //!
 //! Invariants:
 //!
+//! - The file and its journal own their space before the first report. The file has free pages, and the journal has
+//!   its full length and is never cut. A write-ahead log would not do: SQLite allocates its index again for the first
+//!   connection, and another program may take that space.
 //! - A report belongs to exactly one history, which is the epoch of the store. The epoch is read while the
 //!   registry is locked, so a store that replaces the file cannot get a report of the earlier store.
 //! - If the store has commits, but the registry lacks the store's history, the registry was lost or not moved
@@ -15,7 +18,7 @@ use std::time::Duration;
 use rusqlite::{Connection, Row, params};
 
 use super::fault::{OpenError, SqliteFault};
-use super::file::{OpenFiles, StoreFile};
+use super::file::{OpenFiles, StoreFile, check_journal, set_journal};
 use super::rows::{each, one};
 use super::session::{Pool, Tx};
 use super::unlocked::ReadConnection;
@@ -43,8 +46,19 @@ CREATE TABLE reports (
 ) STRICT, WITHOUT ROWID;
 ";
 
-/// 64 pages, 256 KiB: the length of the registry's log at which SQLite starts it over.
-const LOG_PAGES: i64 = 64;
+/// Takes the space of free pages, which later reports use: the rows of hundreds of nodes. The second transaction frees
+/// the pages that the first one wrote. In one transaction, SQLite would not write them.
+const TAKE_PAGES: &str = "
+CREATE TABLE IF NOT EXISTS room (filler BLOB) STRICT;
+INSERT INTO room VALUES (zeroblob(131072));
+DELETE FROM room;
+";
+
+/// 16 pages, half of those that [`TAKE_PAGES`] takes: a file with fewer free pages takes them again.
+const FEW_PAGES: i64 = 16;
+
+/// 256 KiB: the length of the journal. A report changes at most ten pages of 4 KiB.
+const JOURNAL: u64 = 256 << 10;
 
 pub(super) struct Registry {
     pool: Arc<Pool>,
@@ -215,7 +229,7 @@ impl Registry {
         ready: (ReadConnection, OpenFiles),
     ) -> Result<(), SqliteFault> {
         ready.0.check_unchanged(&self.file)?;
-        *open = Some(ready).filter(|(opened, _)| opened.is_locked());
+        *open = Some(ready).filter(|(opened, _)| opened.is_shared());
         Ok(())
     }
 
@@ -224,60 +238,57 @@ impl Registry {
         done.map_err(|fault| fault.of_registry(&self.file.path))
     }
 
-    /// Runs `write` in a durable transaction. On a full disk, frees the reserve of the store and runs it again.
+    /// Runs `write` in a durable transaction. Needs no space of the disk, except for what other programs removed.
     fn write<T>(
         &self,
         write: impl Fn(&Connection, &History) -> Result<T, SqliteFault>,
     ) -> Result<T, SqliteFault> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut attempt = || -> Result<T, SqliteFault> {
-            let ready = match self.connection(open.take())? {
-                Some(ready) => ready,
-                None => {
-                    self.create()?;
-                    let missing = || SqliteFault::Refused("the node registry was removed");
-                    self.connection(None)?.ok_or_else(missing)?
-                }
-            };
-            let conn = &ready.0.conn;
-            let tx = self.named(Tx::immediate(conn))?;
-            // Happens under the lock of the registry. A report that read an earlier epoch is before this one.
-            let history = self.pool.read(History::read)?;
-            let step = || -> Result<T, SqliteFault> {
-                if !has_processes(conn)? {
-                    conn.execute_batch("ALTER TABLE reports ADD COLUMN process TEXT")?;
-                }
-                if !history.is_known(conn)? {
-                    history.add(conn)?;
-                }
-                let written = write(conn, &history)?;
-                tx.commit()?;
-                Ok(written)
-            };
-            let written = self.named(step())?;
-            *open = Some(ready);
+        let kept = open.take();
+        let is_kept = kept.is_some();
+        let ready = match self.connection(kept)? {
+            Some(ready) => ready,
+            None => {
+                self.create()?;
+                let missing = || SqliteFault::Refused("the node registry was removed");
+                self.connection(None)?.ok_or_else(missing)?
+            }
+        };
+        let conn = &ready.0.conn;
+        let tx = self.named(Tx::immediate(conn))?;
+        // Fails without space. The report may still fit into the journal that is there.
+        drop(self.file.keep_journal(JOURNAL));
+        // Happens under the lock of the registry. A report that read an earlier epoch is before this one.
+        let history = self.pool.read(History::read)?;
+        let step = || -> Result<T, SqliteFault> {
+            if !has_processes(conn)? {
+                conn.execute_batch("ALTER TABLE reports ADD COLUMN process TEXT")?;
+            }
+            if !history.is_known(conn)? {
+                history.add(conn)?;
+            }
+            let written = write(conn, &history)?;
+            tx.commit()?;
             Ok(written)
         };
-        match attempt() {
-            Err(fault) if fault.is_full() => {
-                self.pool.file.free_reserve();
-                let written = attempt();
-                // The writer notices a reserve that is not whole at its next commit.
-                drop(self.pool.file.keep_reserve());
-                written
-            }
-            written => written,
+        let written = self.named(step())?;
+        if !is_kept {
+            // Fails on a full disk, which leaves the pages that the file has.
+            drop(take_pages(conn));
         }
+        *open = Some(ready).filter(|(opened, _)| opened.is_shared());
+        Ok(written)
     }
 
     /// Creates the registry with the present history. Does nothing if another process creates the registry first.
     fn create(&self) -> Result<(), SqliteFault> {
         let history = self.pool.read(History::read)?;
         let created = self.file.create_shared(|conn| {
-            self.file.make_durable(conn)?;
             // The whole file is synced before it gets its name.
+            set_journal(conn, "OFF")?;
             conn.pragma_update(None, "synchronous", "OFF")?;
             conn.execute_batch(TABLES)?;
+            conn.execute_batch(TAKE_PAGES)?;
             history.add(conn)
         });
         match created {
@@ -300,13 +311,31 @@ impl Registry {
         }
         let connect = || -> Result<ReadConnection, SqliteFault> {
             let opened = ReadConnection::connect(&self.file)?;
-            let conn = &opened.conn;
-            self.file.make_durable(conn)?;
-            conn.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
+            if opened.is_locked() {
+                keep_journal(&opened.conn)?;
+            }
             Ok(opened)
         };
         let opened = self.named(connect())?;
         Ok(Some((opened, self.file.open_files(identity))))
+    }
+}
+
+/// Lets each transaction leave the journal at its length, and wait for the disk.
+fn keep_journal(conn: &Connection) -> Result<(), SqliteFault> {
+    match set_journal(conn, "PERSIST") {
+        Err(fault) if fault.is_corrupt() => return Err(fault),
+        // An earlier build gave the file a write-ahead log, which stays while another process has the file open.
+        _ => check_journal(conn)?,
+    }
+    Ok(conn.pragma_update(None, "synchronous", "FULL")?)
+}
+
+fn take_pages(conn: &Connection) -> Result<(), SqliteFault> {
+    let free: i64 = conn.pragma_query_value(None, "freelist_count", |row| row.get(0))?;
+    match free < FEW_PAGES {
+        true => Ok(conn.execute_batch(TAKE_PAGES)?),
+        false => Ok(()),
     }
 }
 

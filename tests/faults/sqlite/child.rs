@@ -43,6 +43,7 @@ pub fn run(part: &str) {
         "creates" => creates(&path),
         "full" => mounts::full(&path),
         "full-later" => mounts::full_later(&path),
+        "full-reports" => mounts::full_reports(&path),
         "full-opens" => mounts::full_opens(&path),
         "full-log" => mounts::full_log(&path),
         "small" => mounts::small(&path),

@@ -36,6 +36,15 @@ fn a_file_on_a_full_disk_is_checkpointed_and_opened() {
     }
 }
 
+/// A report that needed new space would take it from the reserve, and another program would take the rest.
+#[test]
+fn a_node_reports_and_verifies_while_another_program_fills_the_disk() {
+    let folder = tempdir().unwrap();
+    if let Some(child) = ChildProcess::with_mounts("sqlite:full-reports", folder.path()) {
+        assert_eq!(child.finish().last().map(String::as_str), Some("end"));
+    }
+}
+
 #[test]
 fn opening_a_store_on_a_full_disk_leaves_the_reserve_to_revocations() {
     let folder = tempdir().unwrap();
@@ -233,6 +242,41 @@ pub fn full_later(folder: &Path) {
         text.contains("free space on the disk of the file"),
         "{text}"
     );
+    report("end");
+}
+
+pub fn full_reports(folder: &Path) {
+    mount(folder, "size=20m");
+    let path = folder.join("keys.db");
+    let store = open(&path);
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let policy = keyward::policy::Policy::new(capped(NO_CAP)).unwrap();
+    let builder = Keyward::builder(store.clone(), peppers()).registry(store.clone());
+    let keys = wait(builder.policy(policy).clock(clock.clone()).build()).unwrap();
+    let admin = actor("acme", "alice", Role::ADMIN);
+    let made = wait(keys.create(&admin, reader("key"))).unwrap();
+    wait(keys.sync()).unwrap();
+    let owned = ["keys.db-nodes", "keys.db-nodes-journal", "keys.db-reserve"];
+    let before = owned.map(|name| len(folder, name));
+
+    let rival = Rival::start(folder.join("filler"));
+    for _ in 0..100 {
+        clock.advance(Duration::from_secs(5));
+        wait(keys.sync()).unwrap();
+        keys.verify(made.secret.expose(), &Need::any()).unwrap();
+    }
+    // Other nodes start: their reports are new rows.
+    for _ in 0..20 {
+        let builder = Keyward::builder(store.clone(), peppers()).registry(open(&path));
+        let policy = keyward::policy::Policy::new(capped(NO_CAP)).unwrap();
+        let other = wait(builder.policy(policy).clock(clock.clone()).build()).unwrap();
+        wait(other.sync()).unwrap();
+        other.verify(made.secret.expose(), &Need::any()).unwrap();
+    }
+    assert_eq!(wait(store.nodes()).unwrap().len(), 21);
+    assert_eq!(before, owned.map(|name| len(folder, name)));
+    drop(rival);
+    wait(keys.revoke(&admin, made.id, Reason::Lost)).unwrap();
     report("end");
 }
 
