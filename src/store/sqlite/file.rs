@@ -36,6 +36,10 @@ const NEW_STORE: u64 = 16 << 20;
 /// 2 MiB: the free space, besides the reserve, from which a disk that was full counts as having space again.
 const ROOM: u64 = 2 << 20;
 
+/// 1 s: the longest wait for a lock on the node registry, whose transactions take milliseconds. A sync waits for its
+/// report, and must end within half of the default staleness bound, which is 5 s.
+const REGISTRY_BUSY: Duration = Duration::from_secs(1);
+
 /// 250 ms: the longest wait for readers when the writer empties the log. Commits wait that long too.
 const CHECKPOINT_WAIT: Duration = Duration::from_millis(250);
 
@@ -598,6 +602,7 @@ impl StoreFile {
     pub(super) fn registry(&self) -> Self {
         Self {
             path: with_end(&self.path, "-nodes"),
+            busy: self.busy.min(REGISTRY_BUSY),
             ..self.clone()
         }
     }

@@ -422,6 +422,27 @@ fn a_node_keeps_verifying_while_somebody_holds_the_write_lock() {
     wait(keys.revoke(&admin(), key.id, Reason::Lost)).unwrap();
 }
 
+/// A sync waits for its report. With the busy timeout of the store, the sync would end too late to keep the node fresh.
+#[test]
+fn a_lock_on_the_registry_holds_up_no_sync() {
+    let desk = Desk::new();
+    let options = SqliteStore::options(desk.path()).busy_timeout(Duration::from_secs(86_400));
+    let store = wait(options.open()).unwrap();
+    let builder = Keyward::builder(store.clone(), peppers()).registry(store.clone());
+    let keys = wait(builder.policy(policy()).clock(desk.clock.clone()).build()).unwrap();
+    let key = wait(keys.create(&admin(), reader("a"))).unwrap();
+    wait(keys.sync()).unwrap();
+    let reported = nodes(&store)[0].clock;
+    let other = sql(&desk.at("keys.db-nodes"));
+    other.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    desk.clock.advance(Duration::from_secs(11));
+    wait(keys.sync()).unwrap();
+    keys.verify(key.secret.expose(), &reading()).unwrap();
+    other.execute_batch("ROLLBACK").unwrap();
+    wait(keys.sync()).unwrap();
+    assert!(nodes(&store)[0].clock > reported);
+}
+
 /// A service whose file was moved without its registry cannot know which processes still verify keys of the file.
 #[test]
 fn a_registry_that_was_lost_has_an_entry_for_all_missing_nodes() {
