@@ -74,8 +74,9 @@ const FEW: usize = 100;
 ///   new file. Calls fail until the new file is recovered. A file that was moved or replaced is logged once,
 ///   at warn.
 /// - **Full disk.** The store keeps 8 MiB of the disk in a file next to it (`-reserve`), for commits that only narrow,
-///   such as revocations. Other commits fail as unavailable. Nodes keep their reports in another file (`-nodes`), so
-///   neither a full disk nor a long transaction of another program stops verification on registered nodes.
+///   such as revocations. Other commits fail as unavailable, and reads need no space. A new store needs 16 MiB of free
+///   space. Nodes keep their reports in another file (`-nodes`), which has the space for them. So neither a full disk
+///   nor a long transaction of another program stops verification on registered nodes.
 /// - **Log.** Readers of an old state keep the write-ahead log from starting over. The store empties a log of 64 MiB
 ///   by waiting for readers for a moment. A read during which the log grows by 64 MiB past 256 MiB fails as
 ///   unavailable. A backup is such a read: repeat it while fewer changes are made.
