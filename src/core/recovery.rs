@@ -60,14 +60,15 @@ impl RestoredTrail {
     ///
     /// `given` must hold the entries exactly as written. Each gap between them must be one that a later entry
     /// [records](Action::EntriesLost). If the store's trail was pruned, `given` may begin before its oldest entry. It may
-    /// also fill gaps of the store's trail. The store may have newer entries of its own, from an
+    /// also fill gaps of the store's trail. With `may_lack`, gaps need no record, because the source is known to lack
+    /// entries. The store may have newer entries of its own, from an
     /// interrupted recovery. The lost history begins at the first entry of `given` that differs from the store.
     /// The seals prove that the lost entries are genuine.
     pub(crate) fn compare(
         &self,
         tenant: &TenantId,
         given: Vec<AuditEntry>,
-        peppers: &PepperRing,
+        (peppers, may_lack): (&PepperRing, bool),
     ) -> Result<ComparedTrail, ChainError> {
         let Some(last) = given.last() else {
             return Ok(ComparedTrail {
@@ -104,7 +105,9 @@ impl RestoredTrail {
         let awaited = pruned.filter(reaches).copied();
         let mut check = ChainCheck::new(tenant, start, peppers, awaited).with_recorded_gaps();
         given.iter().try_for_each(|entry| check.add(entry))?;
-        check.finish()?;
+        if !may_lack {
+            check.finish()?;
+        }
         let has = |entry: &&AuditEntry| {
             let is_pruned = pruned.is_some_and(|oldest| entry.sequence <= oldest.sequence);
             match self.heads.get(&entry.sequence) {
@@ -195,8 +198,15 @@ pub(crate) struct ComparedTrail {
 impl ComparedTrail {
     /// Returns whether the trail lost entries after the restored end.
     fn has_lost_entries(&self) -> bool {
-        let is_loss = |entry: &AuditEntry| matches!(entry.action, Action::EntriesLost { .. });
-        self.later.iter().any(is_loss)
+        let is_later = |entry: &AuditEntry| match entry.action {
+            // Without a number of lost entries, those after `through` are lost.
+            Action::EntriesLost { after, through } if after == through => {
+                through.sequence >= self.restored
+            }
+            Action::EntriesLost { through, .. } => through.sequence > self.restored,
+            _ => false,
+        };
+        self.later.iter().any(is_later)
     }
 }
 
@@ -690,7 +700,7 @@ impl RecoveryIds {
 
     /// Returns whether this recovery wrote the entry, perhaps before an interruption. Only the host itself
     /// recovers a store.
-    fn is_of_this_recovery(self, entry: &AuditEntry) -> bool {
+    pub(crate) fn is_of_this_recovery(self, entry: &AuditEntry) -> bool {
         entry.actor == Author::Application && entry.command.as_str().starts_with(&self.beginning())
     }
 }

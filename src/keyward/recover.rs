@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::Keyward;
 use crate::core::actor::Actor;
-use crate::core::audit::{AuditEntry, ChainError, TrailGap};
+use crate::core::audit::{Action, AuditEntry, AuditHead, ChainError, TrailGap};
 use crate::core::command::{Command, CommandOutcome, Request};
 use crate::core::decide::SWEEP_MAX;
 use crate::core::id::KeyId;
@@ -28,7 +28,8 @@ use crate::core::view::{Epoch, LoadRequest};
 use crate::manager::{BulkReceipt, CommandError};
 use crate::observe::WithSources;
 use crate::store::{
-    Change, DocumentName, KeyStore, Revision, Row, RowKey, SalvageMark, StoreError, StoreErrorKind,
+    Change, DocumentError, DocumentName, DocumentRead, DocumentWrite, KeyStore, Revision, Row,
+    RowKey, SalvageMark, StoreError, StoreErrorKind,
 };
 
 /// The handling of changes that were made after the backup was taken.
@@ -135,7 +136,9 @@ impl fmt::Display for ReplayedTrail {
         };
         write!(f, "the trail ends at entry {sequence} of {at}, ")?;
         match (self.reach, self.restored) {
-            (TrailReach::Beyond, 0) => f.write_str("and the backup lacks the tenant"),
+            (TrailReach::Beyond, 0) => {
+                f.write_str("and the restored store has no entry of the tenant")
+            }
             (TrailReach::Beyond, end) => write!(f, "after the restored end, entry {end}"),
             (TrailReach::RestoredEnd, _) => f.write_str("which is the restored end"),
             (TrailReach::Short | TrailReach::Missing, end) => {
@@ -144,9 +147,9 @@ impl fmt::Display for ReplayedTrail {
             (TrailReach::Diverges, end) => {
                 write!(f, "in another history than the restored end, entry {end}")
             }
-            (TrailReach::Gap, 0) => {
-                f.write_str("lacks its beginning, and the backup lacks the tenant")
-            }
+            (TrailReach::Gap, 0) => f.write_str(
+                "lacks its beginning, and the restored store has no entry of the tenant",
+            ),
             (TrailReach::Gap, end) => {
                 write!(
                     f,
@@ -181,8 +184,8 @@ impl fmt::Display for RecoveryProgress {
 pub enum RecoveryError {
     /// The given entries were altered or lack an entry. Nothing was changed.
     #[error(
-        "the trail to replay of tenant {tenant} fails its check: {error}; replay exported entries of the other \
-         tenants, with `keyctl audit --json --all` and `keyctl recover --replay-file`, or disable every key"
+        "the trail to replay of tenant {tenant} fails its check: {error}; replay from another copy of the lost store, or \
+         disable every key"
     )]
     Chain {
         /// The tenant of the entries.
@@ -332,7 +335,7 @@ impl Keyward {
                 }
                 let mut entries = Vec::new();
                 let ends = read_trail(&*source, &REPLAYED, |entry| entries.push(entry)).await?;
-                let loss = self.loss_of(&*source).await?;
+                let loss = loss_of(&*source).await?;
                 let from = ReplaySource {
                     is_whole: true,
                     cut: &cut_trails(&*source, &ends).await?,
@@ -357,20 +360,10 @@ impl Keyward {
         Ok(report)
     }
 
-    /// Returns a sign that `source` lost anything after the backup of this store was taken.
-    async fn loss_of(&self, source: &dyn KeyStore) -> Result<Option<String>, StoreError> {
-        if let Some(loss) = source.known_loss().await? {
-            return Ok(Some(loss));
-        }
-        let of_source = salvage_mark(source).await?;
-        let is_known = of_source == salvage_mark(&*self.inner.store).await?;
-        let loss = of_source.filter(|_| !is_known);
-        Ok(loss.map(|_| "it was salvaged from a damaged store, with losses".to_owned()))
-    }
-
-    /// Records the gaps that the salvage of a damaged file left in the trails, and the lost ends of trails, so that each
-    /// check reports them as known. Repeats the changes to tenants and owners whose rows the salvage left out. Does
-    /// nothing while the store has damaged entries, which a salvage would remove.
+    /// Records the gaps that the salvage of a damaged file left in the trails, so that each check reports them as known.
+    /// If the salvage lost anything, also records in each trail that its end may be lost. Repeats the changes to tenants
+    /// and owners whose rows the salvage left out. Does nothing while the store has damaged entries, which a salvage
+    /// would remove.
     async fn record_losses(
         &self,
         ids: RecoveryIds,
@@ -380,26 +373,32 @@ impl Keyward {
             return Ok(());
         }
         let store = &*self.inner.store;
-        let mark = salvage_mark(store).await?.unwrap_or_default();
+        let is_marked = has_unrecorded_losses(store).await?;
         for tenant in store.tenants().await? {
             let mut narrowed = Vec::new();
+            let (mut end, mut is_recorded) = (AuditHead::GENESIS, false);
             let look = |entry: &AuditEntry| {
                 narrowed.extend(RowKey::narrowed_by(entry).map(|_| entry.clone()));
+                match ids.is_of_this_recovery(entry) {
+                    true => is_recorded |= is_lost_end(entry),
+                    false => end = entry.head(),
+                }
             };
-            let (gaps, Epoch(epoch)) = self.unrecorded_gaps(&tenant, look).await?;
+            let (mut gaps, Epoch(epoch)) = self.unrecorded_gaps(&tenant, look).await?;
             let lost = self
                 .without_rows(&tenant, TenantChanges::new(&narrowed))
                 .await?;
             self.replay_tenant(ids, &tenant, (&lost, &[]), report)
                 .await?;
-            let gaps = gaps.into_iter().map(|gap| (gap, "lost"));
-            // The number of entries after a lost end is not known.
-            let end = mark.cut.get(&tenant).map(|end| TrailGap {
-                after: *end,
-                through: *end,
-            });
-            for (TrailGap { after, through }, what) in gaps.chain(end.map(|end| (end, "end-lost")))
-            {
+            if is_marked && !is_recorded {
+                // The number of entries after a lost end is not known.
+                gaps.push(TrailGap {
+                    after: end,
+                    through: end,
+                });
+            }
+            for TrailGap { after, through } in gaps {
+                let what = if after == through { "end-lost" } else { "lost" };
                 let id = ids.command(through.hash, what);
                 let id = id.map_err(CommandError::from)?;
                 let command = Command::RecordLoss {
@@ -414,7 +413,26 @@ impl Keyward {
                 tracing::warn!(%tenant, first, last, "audit entries are lost, and their loss is recorded");
             }
         }
-        Ok(())
+        match is_marked {
+            true => Ok(replace_mark(store).await?),
+            false => Ok(()),
+        }
+    }
+
+    /// Returns whether the store has audit entries that cannot be read.
+    async fn has_damaged_entries(&self) -> Result<bool, StoreError> {
+        let mut query = AuditQuery {
+            limit: PAGE,
+            ..AuditQuery::all()
+        };
+        loop {
+            let page = self.inner.store.audit(&query).await?;
+            match page.next {
+                _ if !page.corrupt.is_empty() => return Ok(true),
+                Some(next) => query.after = Some(next),
+                None => return Ok(false),
+            }
+        }
     }
 
     /// Returns only the changes to a tenant and to owners whose rows the store lacks.
@@ -442,22 +460,6 @@ impl Keyward {
             .owners
             .retain(|owner, _| view.owner(owner).is_none());
         Ok(changes)
-    }
-
-    /// Returns whether the store has audit entries that cannot be read.
-    async fn has_damaged_entries(&self) -> Result<bool, StoreError> {
-        let mut query = AuditQuery {
-            limit: PAGE,
-            ..AuditQuery::all()
-        };
-        loop {
-            let page = self.inner.store.audit(&query).await?;
-            match page.next {
-                _ if !page.corrupt.is_empty() => return Ok(true),
-                Some(next) => query.after = Some(next),
-                None => return Ok(false),
-            }
-        }
     }
 
     /// Returns the keys of each tenant that a recovery may have to disable. Adds unreadable keys to the report.
@@ -532,7 +534,9 @@ impl Keyward {
     ) -> Result<RecoveryReport, RecoveryError> {
         let mut report = RecoveryReport::default();
         let mut keys = self.restored_keys(&mut report).await?;
-        let trails = self.compare_trails(ids, entries, &keys).await?;
+        let trails = self
+            .compare_trails(ids, (entries, source.has_loss), &keys)
+            .await?;
         let covered = recovery::covered(&trails, source)?;
         let mut changed = BTreeMap::new();
         for (tenant, trail) in trails {
@@ -569,7 +573,7 @@ impl Keyward {
     async fn compare_trails(
         &self,
         ids: RecoveryIds,
-        entries: Vec<AuditEntry>,
+        (entries, may_lack): (Vec<AuditEntry>, bool),
         keys: &BTreeMap<TenantId, RestoredKeys>,
     ) -> Result<BTreeMap<TenantId, ComparedTrail>, RecoveryError> {
         let mut given: BTreeMap<TenantId, Vec<AuditEntry>> = BTreeMap::new();
@@ -594,7 +598,7 @@ impl Keyward {
             // Exports may overlap. Equal copies of an entry are merged. Two versions of an entry fail the
             // comparison.
             given.dedup();
-            match restored.compare(&tenant, given, &self.inner.peppers) {
+            match restored.compare(&tenant, given, (&self.inner.peppers, may_lack)) {
                 Ok(trail) => trails.insert(tenant, trail),
                 Err(error) => return Err(RecoveryError::Chain { tenant, error }),
             };
@@ -874,8 +878,7 @@ struct TrailSource {
 const REPLAYED: TrailSource = TrailSource {
     reading: "reading the trail to replay",
     store: "the store to replay from",
-    next_step: "replay from what `keyctl salvage` saves of that store, replay exported entries of the intact tenants \
-                with `keyctl recover --replay-file`, or disable every key",
+    next_step: "replay from what `keyctl salvage` saves of that store, or disable every key",
 };
 
 const RESTORED: TrailSource = TrailSource {
@@ -934,13 +937,57 @@ async fn read_trail(
     Err(StoreError::new(StoreErrorKind::Corrupt, source.reading).with_source(damage))
 }
 
-/// Returns the mark of the salvage that the store comes from, if that salvage lost anything.
-async fn salvage_mark(store: &dyn KeyStore) -> Result<Option<SalvageMark>, StoreError> {
+/// Returns a sign that `source` lost anything that its trails do not record.
+async fn loss_of(source: &dyn KeyStore) -> Result<Option<String>, StoreError> {
+    if let Some(loss) = source.known_loss().await? {
+        return Ok(Some(loss));
+    }
+    let is_marked = has_unrecorded_losses(source).await?;
+    Ok(is_marked.then(|| "it was salvaged from a damaged store, with losses".to_owned()))
+}
+
+/// Returns whether the store has the mark of a salvage that lost anything, and no recovery has recorded it yet.
+async fn has_unrecorded_losses(store: &dyn KeyStore) -> Result<bool, StoreError> {
     let Some(documents) = store.documents() else {
-        return Ok(None);
+        return Ok(false);
     };
-    let stored = documents.document(&DocumentName::SALVAGE).await?.document;
-    Ok(stored.map(|stored| SalvageMark::read(&stored.body)))
+    match documents.document(&DocumentName::SALVAGE).await {
+        Ok(DocumentRead { document, .. }) => {
+            Ok(document
+                .is_some_and(|mark| SalvageMark::read(&mark.body) == SalvageMark::Unrecorded))
+        }
+        // A damaged mark is still one.
+        Err(error) if error.kind() == StoreErrorKind::Corrupt => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// Marks the losses of a salvage as recorded.
+async fn replace_mark(store: &dyn KeyStore) -> Result<(), StoreError> {
+    let Some(documents) = store.documents() else {
+        return Ok(());
+    };
+    let name = DocumentName::SALVAGE;
+    let known = match documents.document(&name).await {
+        // The damaged mark stays, and the next recovery records the losses again.
+        Err(error) if error.kind() == StoreErrorKind::Corrupt => return Ok(()),
+        known => known?.document,
+    };
+    let version = known.map_or(0, |known| known.version);
+    let body = SalvageMark::Recorded.body().to_vec();
+    match documents
+        .write_document(DocumentWrite::new(name, version, body))
+        .await
+    {
+        Err(DocumentError::Store(error)) => Err(error),
+        // A concurrent recovery has written it.
+        Ok(_) | Err(DocumentError::Conflict { .. } | DocumentError::TooLarge { .. }) => Ok(()),
+    }
+}
+
+/// Returns whether an entry records that the end of its trail may be lost.
+fn is_lost_end(entry: &AuditEntry) -> bool {
+    matches!(entry.action, Action::EntriesLost { after, through } if after == through)
 }
 
 /// Returns the tenants whose trails lack their newest entries, as after a salvage.

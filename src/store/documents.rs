@@ -4,15 +4,11 @@
 //! A document is not part of the history of keys: it is in no feed, and no audit entry records it. Names that
 //! begin with `app.` are the application's, for example for the cursor of a reader of events.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
 
 use super::{Epoch, StoreError};
-use crate::core::audit::AuditHead;
-use crate::core::tenant::TenantId;
 pub use crate::core::text::DocumentName;
 
 /// A named document with its version.
@@ -106,42 +102,30 @@ impl DocumentWrite {
     }
 }
 
-/// The mark of a salvage that lost something, in the document [`DocumentName::SALVAGE`] of the new store. Every copy of
-/// that store keeps it. A store without the mark is of a time before the salvage.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(default)]
-pub(crate) struct SalvageMark {
-    /// A random name of the salvage.
-    id: String,
-    /// The tenants whose trails may lack their ends, each with its newest entry that is left.
-    pub(crate) cut: BTreeMap<TenantId, AuditHead>,
+/// The content of the document [`DocumentName::SALVAGE`], which marks a store that was salvaged with losses. The recovery
+/// of the store records the losses in its trails, and then replaces the mark.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum SalvageMark {
+    /// Audit entries may be lost, and no entry records it.
+    Unrecorded,
+    /// An entry of each trail records that entries may be lost.
+    Recorded,
 }
 
 impl SalvageMark {
-    /// The largest number of tenants in a mark, so that each mark is shorter than [`DocumentWrite::MAX_BODY`].
-    #[cfg(feature = "sqlite")]
-    const MOST: usize = 2_000;
-
-    #[cfg(feature = "sqlite")]
-    pub(in crate::store) fn new(id: u128, cut: BTreeMap<TenantId, AuditHead>) -> Self {
-        let cut = cut.into_iter().take(Self::MOST).collect();
-        Self {
-            id: format!("{id:032x}"),
-            cut,
+    /// Returns the content of the document.
+    pub(crate) const fn body(self) -> &'static [u8] {
+        match self {
+            Self::Unrecorded => b"losses are not recorded",
+            Self::Recorded => b"losses are recorded",
         }
     }
 
-    /// Reads a mark. A text that is no mark equals that of no other salvage.
-    pub(crate) fn read(text: &[u8]) -> Self {
-        serde_json::from_slice(text).unwrap_or_default()
-    }
-
-    #[cfg(feature = "sqlite")]
-    pub(in crate::store) fn to_document(&self, version: u64) -> Document {
-        Document {
-            name: DocumentName::SALVAGE,
-            version,
-            body: serde_json::to_vec(self).expect("a map of strings has a JSON form"),
+    /// Reads the content of the document. A text that is no mark counts as unrecorded.
+    pub(crate) fn read(body: &[u8]) -> Self {
+        match body == Self::Recorded.body() {
+            true => Self::Recorded,
+            false => Self::Unrecorded,
         }
     }
 }

@@ -8,7 +8,7 @@ use super::{
     ENTRY_COLUMNS, NODE_COLUMNS, NodeRow, PLACE_BITS, RowFault, TenantHead, change, entry, id_of,
     read_digest, read_document, revision_of,
 };
-use crate::core::audit::{Action, AuditEntry};
+use crate::core::audit::Action;
 use crate::core::tenant::TenantId;
 use crate::core::view::Revision;
 use crate::store::transfer::Part;
@@ -45,6 +45,10 @@ pub struct IntegrityReport {
     gaps: BTreeMap<TenantId, BTreeSet<(u64, u64)>>,
     /// The revisions of the rows of tenants and owners.
     written: BTreeMap<RowKey, Revision>,
+    /// The tenants with audit entries.
+    audited: BTreeSet<TenantId>,
+    /// The commit before which audit entries may be missing: they were removed on purpose, or an entry records their loss.
+    explained_before: Revision,
 }
 
 /// The size of a store, and its database engine.
@@ -83,7 +87,7 @@ pub(in crate::store) enum IntegrityPass {
     /// Finds tenants that have rows but no row in the table `tenants`. The store would treat such a tenant as
     /// empty.
     Headless,
-    /// Compares the newest commit with the newest row and the newest audit entry.
+    /// Finds rows and audit entries without their commit, and commits without any audit entry.
     Commits,
     /// Finds keys whose rows are older than an audit entry about them.
     Outdated,
@@ -110,6 +114,12 @@ impl IntegrityPass {
         Self::Nodes,
         Self::Documents,
     ];
+
+    /// Returns whether the pass reads keys, their owners and tenants, or audit entries.
+    #[cfg(feature = "sqlite")]
+    pub(in crate::store) const fn is_of_history(self) -> bool {
+        !matches!(self, Self::Nodes | Self::Documents)
+    }
 
     /// Returns the table of a file that the pass reads, if it is one.
     pub(in crate::store) const fn table(self) -> Option<StoredTable> {
@@ -149,9 +159,12 @@ impl IntegrityPass {
                  GROUP BY tenant) AS a ON a.tenant = t.tenant ORDER BY t.tenant"
                     .to_owned()
             }
-            Self::Commits => "SELECT (SELECT max(revision) FROM $s.commits), (SELECT max(place) FROM $s.rows), \
-                 (SELECT max(place) FROM $s.audit)"
-                .to_owned(),
+            Self::Commits => format!(
+                "SELECT (SELECT max(revision) FROM $s.commits), (SELECT max(place) FROM $s.rows), \
+                 (SELECT max(place) FROM $s.audit), 0 UNION ALL \
+                 SELECT c.revision, 0, 0, 1 FROM $s.commits AS c WHERE NOT EXISTS (SELECT 1 FROM $s.audit AS a \
+                 WHERE a.place >= c.revision * {PLACES} AND a.place < (c.revision + 1) * {PLACES})"
+            ),
             // A division by a constant is written alike in both dialects.
             Self::Outdated => format!(
                 "SELECT r.id, r.place, a.place FROM $s.rows AS r JOIN \
@@ -242,18 +255,19 @@ impl IntegrityReport {
             _ => row.number(column, what),
         };
         let last = Revision(number(0, "the newest commit")?.unsigned_abs());
+        if number(3, "the kind of a fault")? != 0 {
+            // Each commit adds an audit entry.
+            if last > Revision::ZERO && last >= self.explained_before {
+                self.add(format!("the audit entries of commit {last} are missing"));
+            }
+            return Ok(());
+        }
         let rows = revision_of(number(1, "the place of the newest row")?);
         let entries = revision_of(number(2, "the place of the newest audit entry")?);
         let newest = rows.max(entries);
         if newest > last {
             self.add(format!(
                 "commit {newest} is missing, and rows or audit entries of it are not"
-            ));
-        }
-        // Each commit adds an audit entry, and the newest one of a trail is never removed.
-        if newest < last {
-            self.add(format!(
-                "rows and audit entries of commit {last} are missing"
             ));
         }
         Ok(())
@@ -299,8 +313,9 @@ impl IntegrityReport {
     fn entry(&mut self, row: &impl Cells) -> Result<(), RowFault> {
         self.audit += 1;
         match entry(row)? {
-            Ok(AuditRow { entry, revision }) => {
-                self.explain(&entry);
+            Ok(row) => {
+                self.explain(&row);
+                let AuditRow { entry, revision } = row;
                 if let Some(name) = RowKey::narrowed_by(&entry) {
                     let own = self.written.get(&name).copied().unwrap_or_default();
                     if own < revision {
@@ -323,13 +338,17 @@ impl IntegrityReport {
     }
 
     /// Keeps the removal or the loss of entries that an audit entry records.
-    pub(in crate::store) fn explain(&mut self, entry: &AuditEntry) {
+    pub(in crate::store) fn explain(&mut self, AuditRow { entry, revision }: &AuditRow) {
+        if self.audited.insert(entry.tenant.clone()) && entry.sequence > 1 {
+            self.explained_before = self.explained_before.max(*revision);
+        }
         match &entry.action {
             Action::TrailPruned { through } => {
                 let checkpoint = (entry.tenant.clone(), through.sequence);
                 self.checkpoints.insert(checkpoint);
             }
             Action::EntriesLost { after, through } => {
+                self.explained_before = self.explained_before.max(*revision);
                 let gaps = self.gaps.entry(entry.tenant.clone()).or_default();
                 gaps.insert((after.sequence, through.sequence));
             }

@@ -25,7 +25,19 @@ pub(super) fn check(conn: &Connection) -> Result<IntegrityReport, SqliteFault> {
     }
     let checked = pages::check_pages(conn, "PRAGMA integrity_check(100)", &mut report);
     go_on(&mut report, "the file", checked)?;
-    check_rows(conn, report)
+    check_rows(conn, IntegrityPass::ALL, report)
+}
+
+/// Returns the first sign that rows or audit entries are damaged or lost. Documents, and objects that another program
+/// added, are no part of the history.
+pub(super) fn find_loss(conn: &Connection) -> Result<Option<String>, SqliteFault> {
+    let mut report = IntegrityReport::default();
+    let checked = pages::check_pages(conn, "PRAGMA integrity_check(100)", &mut report);
+    go_on(&mut report, "the file", checked)?;
+    let history = |pass: &IntegrityPass| pass.is_of_history();
+    let passes = IntegrityPass::ALL.into_iter().filter(history);
+    let report = check_rows(conn, passes, report)?;
+    Ok(report.faults.into_iter().next())
 }
 
 /// Checks a file like [`check`], also one that does not open. Reads a repaired copy then, which is removed again.
@@ -66,16 +78,17 @@ fn check_copy(conn: &Connection) -> Result<IntegrityReport, SqliteFault> {
         let checked = pages::check_pages(conn, &pragma, &mut report);
         go_on(&mut report, "the file", checked)?;
     }
-    check_rows(conn, report)
+    check_rows(conn, IntegrityPass::ALL, report)
 }
 
 fn check_rows(
     conn: &Connection,
+    passes: impl IntoIterator<Item = IntegrityPass>,
     mut report: IntegrityReport,
 ) -> Result<IntegrityReport, SqliteFault> {
     let head = head::read(conn).map(drop);
     go_on(&mut report, "the head of the store", head)?;
-    for check in IntegrityPass::ALL {
+    for check in passes {
         let Some(table) = check.table() else {
             let looked = each(conn, &dialect(&check.sql()), [], |row| {
                 report.look(check, row);

@@ -552,8 +552,7 @@ impl KeyStore for SqliteStore {
     }
 
     async fn known_loss(&self) -> Result<Option<String>, StoreError> {
-        let report = self.read("checking integrity", admin::check).await?;
-        Ok(report.faults.into_iter().next())
+        self.read("checking integrity", admin::find_loss).await
     }
 
     async fn wait_past(&self, after: Cursor) -> Result<(), StoreError> {

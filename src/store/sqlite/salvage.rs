@@ -18,7 +18,6 @@ use super::fault::{OpenError, SqliteFault};
 use super::file::{DraftStore, StoreFile, refuse_existing, refuse_leftovers};
 use super::rows::{dialect, each, one};
 use super::{documents, head, nodes, registry, schema, write};
-use crate::core::audit::AuditHead;
 use crate::core::id::KeyId;
 use crate::core::record::KeyRecord;
 use crate::core::tenant::TenantId;
@@ -29,7 +28,8 @@ use crate::store::sql::{
 };
 use crate::store::transfer::{Item, Part};
 use crate::store::{
-    AuditRow, Change, CommitTag, DocumentName, Epoch, IntegrityReport, Row, RowKey, SalvageMark,
+    AuditRow, Change, CommitTag, Document, DocumentName, Epoch, IntegrityReport, Row, RowKey,
+    SalvageMark,
 };
 
 /// Copies every undamaged row of `from` to a new file at `to`, which is marked as unrecovered. The report counts
@@ -83,7 +83,6 @@ fn copy(
         lost: Vec::new(),
         named: BTreeSet::new(),
         narrowed: BTreeMap::new(),
-        cut: BTreeMap::new(),
     };
     salvage.items(Part::Audit)?;
     salvage.tenants()?;
@@ -122,8 +121,6 @@ struct Salvage<'a> {
     named: BTreeSet<KeyId>,
     /// The tenants and owners that a whole audit entry ended or narrowed, each with the revision of that entry.
     narrowed: BTreeMap<RowKey, Revision>,
-    /// The tenants whose trails may lack their ends, each with its newest entry that is left.
-    cut: BTreeMap<TenantId, AuditHead>,
 }
 
 impl Salvage<'_> {
@@ -172,7 +169,7 @@ impl Salvage<'_> {
             match item {
                 Item::Audit { row, .. } => {
                     self.report.audit += 1;
-                    self.report.explain(&row.entry);
+                    self.report.explain(&row);
                     if let Some(name) = RowKey::narrowed_by(&row.entry) {
                         let newest = self.narrowed.entry(name).or_default();
                         *newest = row.revision.max(*newest);
@@ -211,7 +208,6 @@ impl Salvage<'_> {
                 audit: entry.head(),
             };
             head::write_tenant(self.to, &tenant, &head)?;
-            self.cut.insert(tenant.clone(), head.audit);
             self.tenants.insert(tenant);
         }
         Ok(())
@@ -241,13 +237,11 @@ impl Salvage<'_> {
         })?;
         for (tenant, head) in behind {
             head::write_tenant(self.to, &tenant, &head)?;
-            if self.cut.insert(tenant.clone(), head.audit).is_none() {
-                self.report.add(format!(
-                    "tenant {tenant}: a row is of a later commit than its newest audit entry, {}, so later entries \
-                     are lost",
-                    head.audit.sequence
-                ));
-            }
+            self.report.add(format!(
+                "tenant {tenant}: a row is of a later commit than its newest audit entry, {}, so later entries are \
+                 lost",
+                head.audit.sequence
+            ));
         }
         Ok(())
     }
@@ -490,7 +484,6 @@ impl Salvage<'_> {
     /// Writes the head of the new file: a history of its own, which must be recovered.
     fn end(&mut self, lease: Duration) -> Result<(), SqliteFault> {
         let head = readable(head::read(self.from))?;
-        let last = (head.as_ref()).map_or(Revision::ZERO, |head| head.last.revision);
         let origin = head.map(|Head { mut store, .. }| {
             store.mark_unrecovered();
             store.restored_from
@@ -499,10 +492,12 @@ impl Salvage<'_> {
                       (SELECT max(place) AS place FROM rows UNION ALL SELECT max(place) FROM audit)";
         let newest = one(self.to, newest, [], |row| Ok(revision_of(row.get(0)?)))?;
         let revision = newest.unwrap_or_default();
-        if last > revision {
-            let fault = format!("rows and audit entries of commit {last} are missing");
-            self.report.add(fault);
-        }
+        let pass = IntegrityPass::Commits;
+        let commits = each(self.from, &dialect(&pass.sql()), [], |row| {
+            self.report.look(pass, row);
+            Ok(true)
+        });
+        readable(commits)?;
         if revision > Revision::ZERO {
             let tag = CommitTag(schema::random(self.to)?);
             head::write_commit(self.to, CommitRow { revision, tag })?;
@@ -515,11 +510,18 @@ impl Salvage<'_> {
         head::write_store(self.to, &store)?;
         documents::end_history(self.to)?;
         if !self.report.is_sound() || !self.report.missing.is_empty() {
-            let id = schema::random(self.to)?;
-            let mark = SalvageMark::new(id, mem::take(&mut self.cut));
-            let known = documents::find(self.to, &DocumentName::SALVAGE)?;
+            let name = DocumentName::SALVAGE;
+            let known = documents::find(self.to, &name)?;
             let version = known.map_or(1, |known| known.version.saturating_add(1));
-            documents::put(self.to, &mark.to_document(version))?;
+            let body = SalvageMark::Unrecorded.body().to_vec();
+            documents::put(
+                self.to,
+                &Document {
+                    name,
+                    version,
+                    body,
+                },
+            )?;
         }
         let own = readable(nodes::longest_lease(self.from))?;
         nodes::end_history(self.to, lease.max(own.unwrap_or_default()))
