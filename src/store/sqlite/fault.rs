@@ -152,7 +152,8 @@ impl SqliteFault {
         damage || mistyped || opening || matches!(self, Self::Corrupt(_) | Self::Registry { .. })
     }
 
-    /// Adds the way out to the error of a node registry, if SQLite cannot read a page or the tables' definitions.
+    /// Adds the path to the error of a node registry, and the way out if SQLite cannot read a page or the tables'
+    /// definitions.
     pub(super) fn of_registry(self, path: &Path) -> Self {
         let malformed = [ErrorCode::DatabaseCorrupt, ErrorCode::NotADatabase];
         let what = match &self {
@@ -163,6 +164,7 @@ impl SqliteFault {
             Self::Sql(error) if self.code().is_some_and(|code| malformed.contains(&code)) => {
                 error.to_string()
             }
+            Self::Sql(_) if !self.is_full() => return OpenError::of(path, self).into(),
             _ => return self,
         };
         let path = path.to_owned();
@@ -202,6 +204,12 @@ impl SqliteFault {
         );
         let opening = matches!(self, Self::Open(error) if error.is_full());
         no_index || opening || self.code() == Some(ErrorCode::DiskFull)
+    }
+
+    /// Returns whether another connection held a lock for longer than the caller waits.
+    pub(super) fn is_busy(&self) -> bool {
+        let busy = [ErrorCode::DatabaseBusy, ErrorCode::DatabaseLocked];
+        self.code().is_some_and(|code| busy.contains(&code))
     }
 
     /// Returns whether the read was ended because it made the log too long.
@@ -484,14 +492,7 @@ impl OpenError {
                 path,
                 what: fault.to_string(),
             },
-            SqliteFault::Sql(error)
-                if matches!(
-                    error.sqlite_error_code(),
-                    Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
-                ) =>
-            {
-                Self::Locked { path }
-            }
+            fault if fault.is_busy() => Self::Locked { path },
             // SQLite does not return the cause.
             SqliteFault::Sql(error)
                 if error.sqlite_error_code() == Some(ErrorCode::CannotOpen)

@@ -3,7 +3,9 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+use std::{process, thread};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
@@ -39,6 +41,9 @@ const ROOM: u64 = 2 << 20;
 /// 1 s: the longest wait for a lock on the node registry, whose transactions take milliseconds. A sync waits for its
 /// report, and must end within half of the default staleness bound, which is 5 s.
 const REGISTRY_BUSY: Duration = Duration::from_secs(1);
+
+/// 15 ms: the usual pause between two attempts to read a file alone. Such a read takes a few milliseconds.
+const ALONE_PAUSE: Duration = Duration::from_millis(15);
 
 /// 250 ms: the longest wait for readers when the writer empties the log. Commits wait that long too.
 const CHECKPOINT_WAIT: Duration = Duration::from_millis(250);
@@ -276,20 +281,36 @@ impl StoreFile {
         let conn = self.connect_to(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         match schema::application(&conn) {
             Err(fault) if fault.is_cannot_open() && self.is_folder_read_only() => Ok(None),
+            // Each further statement would wait as long again.
+            Err(fault) if fault.is_busy() => Err(OpenError::of(&self.path, fault)),
             _ => Ok(Some(conn)),
         }
     }
 
     /// Connects to a file that no other connection uses. SQLite then keeps the index of the log in memory, so a full
     /// disk does not prevent reads. Closing the connection leaves the log as it is.
+    ///
+    /// SQLite takes a shared lock first. Two connections that kept it would wait for each other, so a connection that
+    /// does not get the exclusive lock at once is dropped, and replaced after a pause.
     pub(super) fn connect_alone(&self) -> Result<Connection, OpenError> {
+        let mut attempts = self.busy.as_millis() / ALONE_PAUSE.as_millis();
+        loop {
+            match self.try_alone() {
+                Err(fault) if fault.is_busy() && attempts > 0 => pause_between_attempts(),
+                conn => return conn.map_err(|fault| OpenError::of(&self.path, fault)),
+            }
+            attempts -= 1;
+        }
+    }
+
+    fn try_alone(&self) -> Result<Connection, SqliteFault> {
         let conn = self.connect_to(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        let exclude = || -> Result<(), SqliteFault> {
-            conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-            let mode = "locking_mode";
-            Ok(conn.pragma_update_and_check(None, mode, "EXCLUSIVE", |_| Ok(()))?)
-        };
-        exclude().map_err(|fault| OpenError::of(&self.path, fault))?;
+        conn.busy_timeout(Duration::ZERO)?;
+        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        conn.pragma_update_and_check(None, "locking_mode", "EXCLUSIVE", |_| Ok(()))?;
+        // The first read takes the lock, which the connection keeps.
+        schema::application(&conn)?;
+        conn.busy_timeout(self.busy)?;
         Ok(conn)
     }
 
@@ -301,7 +322,7 @@ impl StoreFile {
 
     /// Returns whether no file can be created next to the store.
     fn is_folder_read_only(&self) -> bool {
-        let probe = with_end(&self.path, &format!("-probe-{}", std::process::id()));
+        let probe = with_end(&self.path, &format!("-probe-{}", process::id()));
         let created = OpenOptions::new().write(true).create_new(true).open(&probe);
         let refused = [
             io::ErrorKind::ReadOnlyFilesystem,
@@ -486,7 +507,7 @@ impl StoreFile {
     /// `write` succeeds, and takes the space back.
     pub(super) fn with_reserve<T>(
         &self,
-        write: impl Fn() -> Result<T, SqliteFault>,
+        mut write: impl FnMut() -> Result<T, SqliteFault>,
     ) -> Result<T, SqliteFault> {
         let mut written = write();
         let was_full = written.as_ref().is_err_and(SqliteFault::is_full);
@@ -618,6 +639,18 @@ pub(super) fn check_journal(conn: &Connection) -> Result<(), SqliteFault> {
     Ok(())
 }
 
+/// Waits for about [`ALONE_PAUSE`]. Pauses differ, so that two threads or processes do not try at the same times.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the busy handler of SQLite waits like this, but keeps its lock"
+)]
+fn pause_between_attempts() {
+    static PAUSES: AtomicU32 = AtomicU32::new(0);
+    let number = PAUSES.fetch_add(1, Ordering::Relaxed);
+    let mixed = number.wrapping_add(process::id()).wrapping_mul(0x9e37_79b9);
+    thread::sleep(ALONE_PAUSE / 2 + ALONE_PAUSE * (mixed >> 24) / 256);
+}
+
 fn journal(conn: &Connection) -> Result<String, SqliteFault> {
     Ok(conn.pragma_query_value(None, "journal_mode", |row| row.get(0))?)
 }
@@ -678,7 +711,7 @@ impl DraftStore {
         clear_drafts(path);
         let fail = |error: io::Error| OpenError::io(path, error);
         for attempt in 0..1000 {
-            let folder = with_end(path, &format!("{DRAFT}{}-{attempt}", std::process::id()));
+            let folder = with_end(path, &format!("{DRAFT}{}-{attempt}", process::id()));
             match create_folder(&folder) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,

@@ -238,12 +238,22 @@ impl Registry {
         done.map_err(|fault| fault.of_registry(&self.file.path))
     }
 
-    /// Runs `write` in a durable transaction. Needs no space of the disk, except for what other programs removed.
+    /// Runs `write` in a durable transaction. Needs no space of the disk, once the registry has its own. To get that
+    /// on a full disk, uses the reserve of the store.
     fn write<T>(
         &self,
         write: impl Fn(&Connection, &History) -> Result<T, SqliteFault>,
     ) -> Result<T, SqliteFault> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let store = &self.pool.file;
+        store.with_reserve(|| self.try_write(&mut open, &write))
+    }
+
+    fn try_write<T>(
+        &self,
+        open: &mut Option<(ReadConnection, OpenFiles)>,
+        write: impl Fn(&Connection, &History) -> Result<T, SqliteFault>,
+    ) -> Result<T, SqliteFault> {
         let kept = open.take();
         let is_kept = kept.is_some();
         let ready = match self.connection(kept)? {

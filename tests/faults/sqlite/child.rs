@@ -45,6 +45,7 @@ pub fn run(part: &str) {
         "full-later" => mounts::full_later(&path),
         "full-reports" => mounts::full_reports(&path),
         "full-opens" => mounts::full_opens(&path),
+        "full-registry" => mounts::full_registry(&path),
         "full-log" => mounts::full_log(&path),
         "small" => mounts::small(&path),
         "read-only" => mounts::read_only(&path),

@@ -56,6 +56,14 @@ fn opening_a_store_on_a_full_disk_leaves_the_reserve_to_revocations() {
 /// The log starts over in its present space, so some creations succeed on a full disk. An alert on the log would
 /// resolve at each of them.
 #[test]
+fn a_node_gets_a_registry_on_a_full_disk() {
+    let folder = tempdir().unwrap();
+    if let Some(child) = ChildProcess::with_mounts("sqlite:full-registry", folder.path()) {
+        assert_eq!(child.finish().last().map(String::as_str), Some("end"));
+    }
+}
+
+#[test]
 fn a_full_disk_is_logged_once_until_it_has_space_again() {
     let folder = tempdir().unwrap();
     if let Some(child) = ChildProcess::with_mounts("sqlite:full-log", folder.path()) {
@@ -299,6 +307,16 @@ pub fn full_opens(folder: &Path) {
         wait(store.nodes()).unwrap();
         assert_eq!(reserve(), 8 << 20, "a reader took space of the reserve");
     }
+    // Without space for an index, each reads the file alone, and none keeps the others from it.
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..10 {
+                    assert_eq!(wait(open(&path).stats()).unwrap().keys, 6);
+                }
+            });
+        }
+    });
     let keys = service(open(&path), NO_CAP);
     create(&keys).unwrap_err();
     assert_eq!(reserve(), 8 << 20, "a creation took space of the reserve");
@@ -319,6 +337,33 @@ pub fn full_opens(folder: &Path) {
     }
     create(&keys).unwrap();
     assert_eq!(reserve(), 8 << 20, "the reserve is whole again");
+    report("end");
+}
+
+/// The registry is missing, as beside a copied file. Its space comes from the reserve, which has the rest.
+pub fn full_registry(folder: &Path) {
+    mount(folder, "size=20m");
+    let path = folder.join("keys.db");
+    let admin = actor("acme", "alice", Role::ADMIN);
+    let keys = service(open(&path), NO_CAP);
+    let made = wait(keys.create(&admin, reader("key"))).unwrap();
+    drop(keys);
+    wait_for_close(&path);
+    fill(&folder.join("filler"));
+
+    let store = open(&path);
+    let clock = Arc::new(ManualClock::at(at(START)));
+    let policy = keyward::policy::Policy::new(capped(NO_CAP)).unwrap();
+    let builder = Keyward::builder(store.clone(), peppers()).registry(store.clone());
+    let keys = wait(builder.policy(policy).clock(clock.clone()).build()).unwrap();
+    for _ in 0..20 {
+        wait(keys.sync()).unwrap();
+        clock.advance(Duration::from_secs(5));
+    }
+    keys.verify(made.secret.expose(), &Need::any()).unwrap();
+    assert_eq!(wait(store.nodes()).unwrap().len(), 1);
+    assert!(len(folder, "keys.db-reserve") >= 7 << 20);
+    wait(keys.revoke(&admin, made.id, Reason::Lost)).unwrap();
     report("end");
 }
 

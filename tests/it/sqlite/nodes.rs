@@ -438,6 +438,12 @@ fn a_lock_on_the_registry_holds_up_no_sync() {
     desk.clock.advance(Duration::from_secs(11));
     wait(keys.sync()).unwrap();
     keys.verify(key.secret.expose(), &reading()).unwrap();
+    let locked = wait(store.nodes()).unwrap_err();
+    let said = keyward::WithSources(&locked).to_string();
+    assert!(
+        said.contains("keys.db-nodes is locked by another process"),
+        "{said}"
+    );
     other.execute_batch("ROLLBACK").unwrap();
     wait(keys.sync()).unwrap();
     assert!(nodes(&store)[0].clock > reported);
