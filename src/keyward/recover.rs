@@ -390,7 +390,8 @@ impl Keyward {
                 .await?;
             self.replay_tenant(ids, &tenant, (&lost, &[]), report)
                 .await?;
-            if is_marked && !is_recorded {
+            // The gap of a trail without any entry has its end.
+            if is_marked && !is_recorded && end != AuditHead::GENESIS {
                 // The number of entries after a lost end is not known.
                 gaps.push(TrailGap {
                     after: end,
