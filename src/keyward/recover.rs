@@ -391,7 +391,8 @@ impl Keyward {
             self.replay_tenant(ids, &tenant, (&lost, &[]), report)
                 .await?;
             // The gap of a trail without any entry has its end.
-            if is_marked && !is_recorded && end != AuditHead::GENESIS {
+            let has_end = end != AuditHead::GENESIS || gaps.is_empty();
+            if is_marked && !is_recorded && has_end {
                 // The number of entries after a lost end is not known.
                 gaps.push(TrailGap {
                     after: end,

@@ -310,6 +310,15 @@ impl IntegrityReport {
         self.add(format!("{}: its row is damaged", described(row)));
     }
 
+    /// Adds a whole row of a tenant that has no head and no audit entry.
+    #[cfg(feature = "sqlite")]
+    pub(in crate::store) fn headless(&mut self, row: &RowKey) {
+        let row = described(row);
+        self.add(format!(
+            "{row}: left out, because its tenant has no head and no audit entry"
+        ));
+    }
+
     fn entry(&mut self, row: &impl Cells) -> Result<(), RowFault> {
         self.audit += 1;
         match entry(row)? {

@@ -32,7 +32,7 @@ pub(super) enum SqliteFault {
     /// SQLite cannot read the node registry.
     #[error(
         "{} holds the reports of the nodes and is damaged ({what}): stop all processes of the store, and remove this \
-         file and its -wal and -shm files; no receipt is then complete before the staleness bound has passed",
+         file and its -journal file; no receipt is then complete before the staleness bound has passed",
         path.display()
     )]
     Registry { path: PathBuf, what: String },
@@ -73,6 +73,11 @@ impl From<rusqlite::Error> for SqliteFault {
             // The file format of a header that is damaged: SQLite itself has written 4 since 2006.
             rusqlite::Error::SqliteFailure(_, Some(text)) if text == "unsupported file format" => {
                 damaged("its header is damaged".to_owned())
+            }
+            rusqlite::Error::SqliteFailure(error, _) if error.code == ErrorCode::DatabaseBusy => {
+                let message =
+                    "another process has locked the file: wait until it has finished, or stop it";
+                rusqlite::Error::SqliteFailure(error, Some(message.to_owned()))
             }
             // The text of SQLite may be the whole definition of a table.
             rusqlite::Error::SqliteFailure(error, _)
@@ -178,6 +183,7 @@ impl SqliteFault {
             Self::Open(error) => matches!(
                 **error,
                 OpenError::Denied { .. }
+                    | OpenError::Leftover { .. }
                     | OpenError::ReadableByOthers { .. }
                     | OpenError::SchemaVersion { .. }
             ),

@@ -18,6 +18,7 @@ use super::fault::{OpenError, SqliteFault};
 use super::file::{DraftStore, StoreFile, refuse_existing, refuse_leftovers};
 use super::rows::{dialect, each, one};
 use super::{documents, head, nodes, registry, schema, write};
+use crate::core::audit::AuditHead;
 use crate::core::id::KeyId;
 use crate::core::record::KeyRecord;
 use crate::core::tenant::TenantId;
@@ -332,19 +333,35 @@ impl Salvage<'_> {
                 lost.insert(name);
             }
         }
+        let mut headless = Vec::new();
         for (name, (place, change)) in whole {
             let tenant = match &name {
                 RowKey::Tenant(tenant) | RowKey::Owner(tenant, _) => tenant,
                 RowKey::Key(_) => continue,
             };
-            if !lost.contains(&name) && self.tenants.contains(tenant) {
-                self.row(change, place)?;
-            } else {
-                lost.insert(name);
+            match &change.row {
+                _ if lost.contains(&name) => {}
+                _ if self.tenants.contains(tenant) => self.row(change, place)?,
+                // Nobody may open the tenant again. Its keys are left out.
+                Row::Tenant(row) if row.closed.is_some() => {
+                    let head = TenantHead {
+                        revision: change.revision,
+                        decided_at: row.updated.at,
+                        audit: AuditHead::GENESIS,
+                    };
+                    head::write_tenant(self.to, tenant, &head)?;
+                    let fault =
+                        format!("tenant {tenant}: its audit entries are lost; it stays closed");
+                    self.report.add(fault);
+                    self.row(change, place)?;
+                }
+                _ => headless.push(name),
             }
         }
         lost.iter().for_each(|row| self.report.damaged(row));
+        headless.iter().for_each(|row| self.report.headless(row));
         self.lost.extend(lost);
+        self.lost.extend(headless);
         Ok(())
     }
 

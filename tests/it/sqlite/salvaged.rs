@@ -292,6 +292,29 @@ fn a_row_that_is_older_than_the_end_of_its_owner_or_tenant_is_a_fault_and_is_not
     }
 }
 
+/// Only the row says that the tenant is closed.
+#[test]
+fn a_closed_tenant_without_head_and_trail_stays_closed() {
+    let desk = Desk::new();
+    lost(&desk);
+    let keys = desk.keys();
+    wait(keys.close_tenant(&beta(), &tenant("beta"))).unwrap();
+    drop(keys);
+    checkpoint(&desk.path());
+    let damage =
+        "DELETE FROM audit WHERE tenant = 'beta'; DELETE FROM tenants WHERE tenant = 'beta'";
+    sql(&desk.path()).execute_batch(damage).unwrap();
+    let saved = salvage_and_trust(&desk);
+    let is_kept =
+        |fault: &String| fault == "tenant beta: its audit entries are lost; it stays closed";
+    assert!(saved.faults.iter().any(is_kept), "{saved:?}");
+    let store = wait(SqliteStore::open(desk.at("saved.db"))).unwrap();
+    let report = wait(store.check_integrity()).unwrap();
+    assert!(report.is_sound(), "{report:?}");
+    let denied = wait(desk.node(store).create(&beta(), reader("another")));
+    assert!(denied.is_err(), "{denied:?}");
+}
+
 /// The row of a key is old, and the entry about its revocation is damaged. The entry still names the key.
 #[test]
 fn a_damaged_entry_about_a_key_keeps_an_older_row_out_of_the_salvage() {

@@ -281,15 +281,18 @@ pub(crate) async fn check(common: &CommonArgs, output: &Output) -> CliResult<()>
             StoreLocation::File(_) => ", or copy what is whole: keyctl salvage",
             _ => "",
         };
-        problems.push(format!(
-            "{} is corrupt; restore a backup{salvage}",
-            common.store
-        ));
+        problems.push(match common.allow_unrecovered {
+            true => format!(
+                "{} has lost something: run `keyctl recover` if it was salvaged, or restore another backup",
+                common.store
+            ),
+            false => format!("{} is corrupt; restore a backup{salvage}", common.store),
+        });
     }
     if !report.registry.is_empty() {
         problems.push(format!(
             "{}-nodes holds the reports of the nodes and is damaged: stop all processes of the store, and remove this \
-             file and its -wal and -shm files; no receipt is then complete before the staleness bound has passed",
+             file and its -journal file; no receipt is then complete before the staleness bound has passed",
             common.store
         ));
     }
