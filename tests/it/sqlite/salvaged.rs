@@ -236,7 +236,10 @@ fn a_commit_that_one_tenant_lost_is_a_fault_and_proves_no_key() {
     let [fault] = &report.faults[..] else {
         panic!("{report:?}");
     };
-    assert!(fault.contains("the audit entries of commit"), "{fault}");
+    assert!(
+        fault.contains("rows and audit entries of commit"),
+        "{fault}"
+    );
     let saved = wait(SqliteStore::salvage(desk.path(), desk.at("saved.db"))).unwrap();
     assert!(saved.faults.contains(fault), "{saved:?}");
     for name in ["keys.db", "saved.db"] {
