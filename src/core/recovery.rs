@@ -61,9 +61,8 @@ impl RestoredTrail {
     /// `given` must hold the entries exactly as written. Each gap between them must be one that a later entry
     /// [records](Action::EntriesLost). If the store's trail was pruned, `given` may begin before its oldest entry. It may
     /// also fill gaps of the store's trail. With `may_lack`, gaps need no record, because the source is known to lack
-    /// entries. The store may have newer entries of its own, from an
-    /// interrupted recovery. The lost history begins at the first entry of `given` that differs from the store.
-    /// The seals prove that the lost entries are genuine.
+    /// entries. The store may have newer entries of its own, from an interrupted recovery. The lost history begins at the
+    /// first entry of `given` that differs from the store. The seals prove that the lost entries are genuine.
     pub(crate) fn compare(
         &self,
         tenant: &TenantId,
@@ -258,8 +257,9 @@ pub(crate) fn covered(
         if !any(&|trail| is_restored(&trail) && contains(trail.reach)) {
             return Err(UselessTrails::Foreign);
         }
-        let goes_on = |trail: &ComparedTrail| trail.reach == TrailReach::Beyond;
-        let goes_on = |trail: &ComparedTrail| (is_whole || is_restored(&trail)) && goes_on(trail);
+        let goes_on = |trail: &ComparedTrail| {
+            trail.reach == TrailReach::Beyond && (is_whole || is_restored(&trail))
+        };
         if !source.has_loss && !any(&goes_on) {
             return Err(UselessTrails::NothingLater);
         }

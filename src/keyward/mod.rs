@@ -5,6 +5,7 @@ mod builder;
 mod commands;
 mod follow;
 pub(crate) mod lease;
+mod losses;
 mod nodes;
 mod outcomes;
 mod peppers;

@@ -22,67 +22,52 @@ use support::{START, actor, at, capped, peppers, reader, wait};
 
 #[test]
 fn a_full_disk_refuses_creates_and_takes_every_revocation() {
-    let folder = tempdir().unwrap();
-    if let Some(child) = ChildProcess::with_mounts("sqlite:full", folder.path()) {
-        assert_eq!(child.finish().last().map(String::as_str), Some("end"));
-    }
+    runs_to_its_end("sqlite:full");
 }
 
 #[test]
 fn a_file_on_a_full_disk_is_checkpointed_and_opened() {
-    let folder = tempdir().unwrap();
-    if let Some(child) = ChildProcess::with_mounts("sqlite:full-later", folder.path()) {
-        assert_eq!(child.finish().last().map(String::as_str), Some("end"));
-    }
+    runs_to_its_end("sqlite:full-later");
 }
 
 /// A report that needed new space would take it from the reserve, and another program would take the rest.
 #[test]
 fn a_node_reports_and_verifies_while_another_program_fills_the_disk() {
-    let folder = tempdir().unwrap();
-    if let Some(child) = ChildProcess::with_mounts("sqlite:full-reports", folder.path()) {
-        assert_eq!(child.finish().last().map(String::as_str), Some("end"));
-    }
+    runs_to_its_end("sqlite:full-reports");
 }
 
 #[test]
 fn opening_a_store_on_a_full_disk_leaves_the_reserve_to_revocations() {
-    let folder = tempdir().unwrap();
-    if let Some(child) = ChildProcess::with_mounts("sqlite:full-opens", folder.path()) {
-        assert_eq!(child.finish().last().map(String::as_str), Some("end"));
-    }
+    runs_to_its_end("sqlite:full-opens");
 }
 
 /// The log starts over in its present space, so some creations succeed on a full disk. An alert on the log would
 /// resolve at each of them.
 #[test]
 fn a_node_gets_a_registry_on_a_full_disk() {
-    let folder = tempdir().unwrap();
-    if let Some(child) = ChildProcess::with_mounts("sqlite:full-registry", folder.path()) {
-        assert_eq!(child.finish().last().map(String::as_str), Some("end"));
-    }
+    runs_to_its_end("sqlite:full-registry");
 }
 
 #[test]
 fn a_full_disk_is_logged_once_until_it_has_space_again() {
-    let folder = tempdir().unwrap();
-    if let Some(child) = ChildProcess::with_mounts("sqlite:full-log", folder.path()) {
-        assert_eq!(child.finish().last().map(String::as_str), Some("end"));
-    }
+    runs_to_its_end("sqlite:full-log");
 }
 
 #[test]
 fn a_disk_without_space_for_a_reserve_gets_no_store() {
-    let folder = tempdir().unwrap();
-    if let Some(child) = ChildProcess::with_mounts("sqlite:small", folder.path()) {
-        assert_eq!(child.finish().last().map(String::as_str), Some("end"));
-    }
+    runs_to_its_end("sqlite:small");
 }
 
 #[test]
 fn a_backup_on_a_read_only_file_system_is_restored_checked_and_read() {
+    runs_to_its_end("sqlite:read-only");
+}
+
+/// Runs a part of these tests in a child process with its own mounts, in a new folder.
+#[track_caller]
+fn runs_to_its_end(part: &str) {
     let folder = tempdir().unwrap();
-    if let Some(child) = ChildProcess::with_mounts("sqlite:read-only", folder.path()) {
+    if let Some(child) = ChildProcess::with_mounts(part, folder.path()) {
         assert_eq!(child.finish().last().map(String::as_str), Some("end"));
     }
 }
