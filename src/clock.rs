@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// suspended.
     fn monotonic(&self) -> Duration;
 
-    /// Reads both clocks. Every verification calls this method once, so an implementation may make it cheaper
+    /// Reads both clocks. A verification calls this method, most of them once, so an implementation may make it cheaper
     /// than two separate reads. If the clocks are read one after the other, the wall clock must be read
     /// first.
     fn read(&self) -> Reading {
@@ -73,27 +73,61 @@ impl Reading {
         let monotonic = self.monotonic.saturating_sub(earlier.monotonic);
         monotonic.max(self.wall.since(earlier.wall))
     }
+}
 
-    /// Returns whether [`since`](Self::since) is at most `bound`. Faster than `since`, because it compares
-    /// each clock's difference with `bound` separately. Every verification makes this check.
+/// A [`Reading`] in whole microseconds, which are faster to compare than durations.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct MicroReading {
+    pub(crate) wall: i64,
+    pub(crate) monotonic: i64,
+}
+
+impl MicroReading {
     #[inline]
-    pub(crate) fn is_within(self, bound: Duration, earlier: Self) -> bool {
-        self.monotonic.saturating_sub(earlier.monotonic) <= bound
-            && self.wall.is_within(bound, earlier.wall)
+    pub(crate) fn of(Reading { wall, monotonic }: Reading) -> Self {
+        Self {
+            wall: wall.as_micros(),
+            monotonic: micros(monotonic),
+        }
+    }
+
+    pub(crate) fn to_reading(self) -> Reading {
+        Reading {
+            wall: Timestamp::clamped(self.wall),
+            monotonic: Duration::from_micros(self.monotonic.unsigned_abs()),
+        }
+    }
+
+    /// Returns whether [`Reading::since`] is at most `bound` microseconds. A verification makes this check.
+    #[inline]
+    pub(crate) const fn is_within(self, bound: i64, earlier: Self) -> bool {
+        // A monotonic clock beyond the last microsecond stands still, so it proves nothing.
+        self.monotonic < i64::MAX
+            && self.monotonic.saturating_sub(earlier.monotonic) <= bound
+            && self.wall.saturating_sub(earlier.wall) <= bound
     }
 }
 
-/// 10 ms, the time for which a comparison of the two clocks is reused. A hundred comparisons per second cost
-/// almost nothing, and a change of the wall clock shows at most 10 ms late.
-const COMPARE_EVERY: Duration = Duration::from_millis(10);
+/// Returns a time in whole microseconds. Cheaper than `as_micros`, which computes with 128 bits. 64 bits are enough
+/// for 292,000 years.
+#[inline]
+pub(crate) fn micros(time: Duration) -> i64 {
+    let whole = time.as_secs().saturating_mul(1_000_000);
+    let micros = whole.saturating_add(time.subsec_micros().into());
+    i64::try_from(micros).unwrap_or(i64::MAX)
+}
+
+/// 10 ms, in microseconds: the time for which a comparison of the two clocks is reused. A hundred comparisons per second
+/// cost almost nothing, and a change of the wall clock shows at most 10 ms late.
+const COMPARE_EVERY: i64 = 10_000;
 
 /// The last comparison: the microseconds by which the wall clock was ahead of the monotonic clock, and the
 /// monotonic time in microseconds. Static, because a machine has one of each clock.
 static AHEAD: AtomicI64 = AtomicI64::new(0);
-static COMPARED: AtomicU64 = AtomicU64::new(NEVER);
+static COMPARED: AtomicI64 = AtomicI64::new(NEVER);
 
-/// The value of [`COMPARED`] before the first comparison.
-const NEVER: u64 = u64::MAX;
+/// The value of [`COMPARED`] before the first comparison: far in the future, so that no time is shortly after it.
+const NEVER: i64 = i64::MAX;
 
 /// The machine's own clocks.
 #[derive(Clone, Copy, Debug, Default)]
@@ -115,17 +149,12 @@ impl Clock for SystemClock {
     /// ms ago.
     fn read(&self) -> Reading {
         let monotonic = self.monotonic();
-        // Cheaper than `as_micros`, which computes with 128 bits; 64 bits are enough for 584,000 years.
-        let micros = monotonic
-            .as_secs()
-            .saturating_mul(1_000_000)
-            .saturating_add(monotonic.subsec_micros().into());
+        let micros = micros(monotonic);
         let compared = COMPARED.load(Ordering::Acquire);
-        let since = micros.checked_sub(compared).map(Duration::from_micros);
-        let known = compared != NEVER && since.is_some_and(|since| since < COMPARE_EVERY);
+        let known = (0..COMPARE_EVERY).contains(&micros.saturating_sub(compared));
         let derived = known.then(|| {
             let ahead = AHEAD.load(Ordering::Relaxed);
-            Timestamp::from_micros(micros.cast_signed().saturating_add(ahead)).ok()
+            Timestamp::from_micros(micros.saturating_add(ahead)).ok()
         });
         if let Some(wall) = derived.flatten() {
             return Reading { wall, monotonic };
@@ -136,7 +165,7 @@ impl Clock for SystemClock {
         // threads store comparisons concurrently, a thread may combine an older difference with a newer time.
         // That difference is reused for at most another 10 ms.
         if after.saturating_sub(monotonic) < Duration::from_millis(1) {
-            let ahead = wall.as_micros().saturating_sub(micros.cast_signed());
+            let ahead = wall.as_micros().saturating_sub(micros);
             AHEAD.store(ahead, Ordering::Relaxed);
             COMPARED.store(micros, Ordering::Release);
         }
@@ -345,10 +374,13 @@ mod tests {
                 passed + micro / 2,
                 Duration::MAX,
             ] {
-                let within = reading.is_within(bound, earlier);
+                let [reading, earlier] = [reading, earlier].map(MicroReading::of);
+                let within = reading.is_within(micros(bound), earlier);
                 assert_eq!(within, passed <= bound, "{passed:?} of {bound:?}");
             }
         }
+        let last = MicroReading::of(at(0, u64::MAX));
+        assert!(!last.is_within(i64::MAX, last), "the clock stands still");
     }
 
     #[test]

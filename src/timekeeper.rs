@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::clock::{Clock, Reading};
+use crate::clock::{Clock, MicroReading, Reading, micros};
 use crate::core::checked_time::{CheckedTime, contradiction};
 use crate::core::time::Timestamp;
 use crate::observe;
@@ -124,10 +124,10 @@ impl Timekeeper {
     /// expiry. This time is the process's own time. If the clocks of the database server and the other nodes
     /// contradict it, it is their time instead.
     #[inline]
-    pub(crate) fn judged(&self) -> (Reading, Timestamp) {
-        let reading = self.clock.read();
-        let monotonic = micros(reading.monotonic);
-        let own = self.own_offset(reading.wall, monotonic);
+    pub(crate) fn judged(&self) -> (MicroReading, Timestamp) {
+        let reading = MicroReading::of(self.clock.read());
+        let MicroReading { wall, monotonic } = reading;
+        let own = self.own_offset(wall, monotonic);
         if own.abs_diff(self.judged_for.load(Ordering::Acquire)) > JUDGE_AGAIN {
             self.judge_again(own);
         }
@@ -143,7 +143,7 @@ impl Timekeeper {
     fn own(&self, Reading { wall, monotonic }: Reading) -> Reading {
         let micros = micros(monotonic);
         Reading {
-            wall: instant(self.own_offset(wall, micros), micros),
+            wall: instant(self.own_offset(wall.as_micros(), micros), micros),
             monotonic,
         }
     }
@@ -151,8 +151,8 @@ impl Timekeeper {
     /// Returns whether another clock agrees with `now`, which was read together with `monotonic`. If the
     /// other clocks contradict the own clock, `now` was derived from one of them, so a second one must agree.
     #[cold]
-    pub(crate) fn confirms(&self, now: Timestamp, monotonic: Duration) -> bool {
-        let offset = now.as_micros().saturating_sub(micros(monotonic));
+    pub(crate) fn confirms(&self, now: Timestamp, monotonic: i64) -> bool {
+        let offset = now.as_micros().saturating_sub(monotonic);
         let allowed = self.allowed().unsigned_abs();
         let needed = match self.contradicting.load(Ordering::Relaxed) {
             NONE => 1,
@@ -239,8 +239,8 @@ impl Timekeeper {
 
     /// Returns the offset of own time.
     #[inline]
-    fn own_offset(&self, wall: Timestamp, monotonic: i64) -> i64 {
-        let offset = wall.as_micros() - monotonic;
+    fn own_offset(&self, wall: i64, monotonic: i64) -> i64 {
+        let offset = wall.saturating_sub(monotonic);
         let anchor = self.anchor.load(Ordering::Relaxed);
         if offset <= anchor && self.ahead_since.load(Ordering::Relaxed) == NONE {
             return anchor;
@@ -299,13 +299,6 @@ impl Timekeeper {
         self.judged_for.store(own, Ordering::Release);
         contradicting
     }
-}
-
-#[inline]
-fn micros(monotonic: Duration) -> i64 {
-    let whole = monotonic.as_secs().saturating_mul(1_000_000);
-    let micros = whole.saturating_add(monotonic.subsec_micros().into());
-    i64::try_from(micros).unwrap_or(i64::MAX)
 }
 
 #[inline]
@@ -415,7 +408,7 @@ mod tests {
             keeper.own(reading(start, FIRST));
             keeper.saw_server(Some(Timestamp::clamped(server)), Duration::ZERO);
             keeper.own(reading(start + hour, FIRST));
-            let after = keeper.own_offset(Timestamp::clamped(start), FIRST);
+            let after = keeper.own_offset(start, FIRST);
             assert_eq!(after + FIRST == start + hour, kept);
         }
     }
@@ -434,13 +427,13 @@ mod tests {
         };
         assert_eq!(judged(start + ALLOWED), start + ALLOWED);
         assert_eq!(judged(start + ALLOWED + 2_000_000), start);
-        let confirms = || keeper.confirms(Timestamp::clamped(start), Duration::from_secs(1));
+        let confirms = || keeper.confirms(Timestamp::clamped(start), FIRST);
         assert!(!confirms(), "it is the server's own");
         keeper.saw_nodes([(Timestamp::clamped(start), Duration::from_secs(1))]);
         judged(start + ALLOWED + 2_000_000);
         assert!(confirms());
         let far = Timestamp::clamped(start + ALLOWED + 1);
-        assert!(!keeper.confirms(far, Duration::from_secs(1)));
+        assert!(!keeper.confirms(far, FIRST));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The check of a presented key against a need.
 //!
-//! Pure: no I/O and no clock. Every verification goes through `check_subject`, so no way of verifying omits a
-//! check. The function compares the secret first, so that only a holder of the secret learns any other
-//! reason.
+//! Pure: no I/O and no clock. Every way of verifying goes through `check_subject`, so none omits a check. The
+//! function compares the secret first, so that only a holder of the secret learns any other reason.
+//!
+//! The index accepts a key without it only if an equal key has passed it, and [`depends_on_kind_alone`] holds for both.
 
 use std::net::IpAddr;
 
@@ -62,8 +63,8 @@ pub(crate) fn check_record(
     )
 }
 
-/// Checks the presented secret and prefix, then the key's state at `now`, then the conditions of a need. Every
-/// verification calls this function. Allocates only if the key is refused.
+/// Checks the presented secret and prefix, then the key's state at `now`, then the conditions of a need. Allocates
+/// only if the key is refused.
 ///
 /// The checks of class and scopes depend on the policy, the key's traits, the owner's status, and whether a
 /// person or a tenant owns the key. `passed` is true if another key with all of these equal passed them. They
@@ -92,6 +93,33 @@ pub(crate) fn check_subject(
     check_kind(subject, policy, needed)?;
     check_request(subject, policy, needed)?;
     check_reach(subject, policy, owner_status, needed)
+}
+
+/// Returns whether these traits and this owner status decide about every key that has them, apart from its prefix and
+/// its lifecycle. If one of the keys met a need, then so do the others, from any address. Only a need for another
+/// tenant must be checked for each key.
+pub(crate) fn depends_on_kind_alone(traits: &KeyTraits, owner_status: &OwnerStatus) -> bool {
+    // Each field is named, so that nobody adds one without a decision whether equal keys may then differ.
+    let KeyTraits {
+        class: _,
+        key_type: _,
+        environment: _,
+        prefix: _,
+        bound: _,
+        scopes: _,
+        allowlist,
+        resource: _,
+        pepper: _,
+    } = traits;
+    let OwnerStatus {
+        roles: _,
+        removed: _,
+        removed_at,
+        closed: _,
+        unreadable: _,
+    } = owner_status;
+    // Whether a removal of the owner ends a key depends on the key's age.
+    allowlist.is_empty() && removed_at.is_none()
 }
 
 /// Checks that a key works at `now`. Does not check a need.
@@ -220,4 +248,39 @@ fn class_of<'a>(traits: &KeyTraits, policy: &'a Policy) -> Result<&'a KeyClass, 
         class: traits.class.clone(),
     };
     policy.class(&traits.class).ok_or_else(unknown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::scope::ScopeSet;
+
+    fn traits(allowlist: &[&str]) -> KeyTraits {
+        KeyTraits {
+            class: "secret".parse().unwrap(),
+            key_type: KeyType::Secret,
+            environment: super::super::text::Environment::LIVE,
+            prefix: None,
+            bound: Default::default(),
+            scopes: ScopeSet::none(),
+            allowlist: AddressAllowlist::parse(allowlist.iter().copied()).unwrap(),
+            resource: None,
+            pepper: None,
+        }
+    }
+
+    #[test]
+    fn a_kind_alone_decides_where_neither_age_nor_address_matters() {
+        let status = |removed_at| OwnerStatus {
+            removed_at,
+            ..OwnerStatus::of([], false)
+        };
+        let (open, returned) = (status(None), status(Some(Timestamp::UNIX_EPOCH)));
+        // A removed owner who has come back may use new keys, and none of the old ones.
+        assert!(returned.refuses_owner(Timestamp::UNIX_EPOCH));
+        assert!(!returned.refuses_owner(Timestamp::MAX));
+        assert!(depends_on_kind_alone(&traits(&[]), &open));
+        assert!(!depends_on_kind_alone(&traits(&[]), &returned));
+        assert!(!depends_on_kind_alone(&traits(&["192.0.2.0/24"]), &open));
+    }
 }

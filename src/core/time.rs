@@ -94,15 +94,6 @@ impl Timestamp {
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(u64::try_from(self.0 - earlier.0).unwrap_or(0))
     }
-
-    /// Returns whether the time since `earlier` is at most `bound`. Faster than [`since`](Self::since),
-    /// because it does not divide.
-    #[inline]
-    pub(crate) fn is_within(self, bound: Duration, earlier: Self) -> bool {
-        let whole = bound.as_secs().saturating_mul(1_000_000);
-        let micros = whole.saturating_add(bound.subsec_micros().into());
-        self.0 <= earlier.0.saturating_add_unsigned(micros)
-    }
 }
 
 impl TryFrom<OffsetDateTime> for Timestamp {

@@ -36,12 +36,12 @@ use self::divergence::{PROBE, history_lost};
 pub use self::freshness::{Freshness, Lag};
 use self::index::Index;
 pub(crate) use self::index::{
-    AttributeIds, Attributes, DigestPrefix, Hit, IndexLookup, OwnerRef, Prefetched, RowKind,
-    RowState, View,
+    AttributeIds, Attributes, DigestPrefix, Hit, IndexLookup, OwnerRef, Prefetched, ProvenKey,
+    RowKind, RowState, Search, View,
 };
 use self::refusal::{Judged, RefusalNews, RefusalWatch};
 use self::registration::{Registration, RegistrationState};
-use crate::clock::{Clock, Reading};
+use crate::clock::{Clock, MicroReading, Reading};
 use crate::core::checked_time::CheckedTime;
 use crate::core::id::KeyId;
 use crate::core::tenant::TenantId;
@@ -311,7 +311,7 @@ impl Replica {
     #[must_use]
     pub fn freshness(&self) -> Freshness {
         let confirmed = self.confirmed_at();
-        let age = confirmed.map(|sent| self.clock.raw().since(sent));
+        let age = confirmed.map(|sent| self.clock.raw().since(sent.to_reading()));
         let progress = self.progress();
         Freshness {
             age,
@@ -360,7 +360,7 @@ impl Replica {
         let now = self.clock.raw();
         let judged = Judged {
             now: now.monotonic,
-            age: confirmed.map(|sent| now.since(sent)),
+            age: confirmed.map(|sent| now.since(sent.to_reading())),
             bound,
             refused: refused.is_some(),
         };
@@ -433,12 +433,12 @@ impl Replica {
     /// also sees every change that the confirmed read returned. In another order, a caller could combine an
     /// old key with a newer confirmation, and accept a revoked key.
     #[inline]
-    pub(crate) fn confirmed_at(&self) -> Option<Reading> {
+    pub(crate) fn confirmed_at(&self) -> Option<MicroReading> {
         let confirmed = self.confirmed.load(Ordering::Acquire);
         let wall = self.confirmed_wall.load(Ordering::Relaxed);
-        (confirmed != NEVER).then(|| Reading {
-            wall: Timestamp::from_micros(wall).unwrap_or(Timestamp::UNIX_EPOCH),
-            monotonic: Duration::from_micros(confirmed),
+        (confirmed != NEVER).then(|| MicroReading {
+            wall,
+            monotonic: i64::try_from(confirmed).unwrap_or(i64::MAX),
         })
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::Guard;
 
-use super::{Grant, Need, Verifier, resolve};
+use super::{Grant, Need, Verifier, digest_prefix_of};
 use crate::core::rejection::VerifyError;
 use crate::core::token;
 
@@ -31,6 +31,9 @@ impl Verifier {
 
     /// Verifies at most [`BATCH_SIZE`] keys, in the order of a single verification: load the time of the last
     /// confirmation, look up all keys, and then read the clock.
+    ///
+    /// Each step is taken for all keys before the next one. So the memory of all slots is on its way at the same time,
+    /// and a digest begins before the one before it has ended.
     fn verify_some<P: AsRef<[u8]>>(
         &self,
         presented: &[P],
@@ -40,37 +43,44 @@ impl Verifier {
         let confirmed = self.confirmed();
         // One owned reference to the snapshot, which all grants share.
         let snapshot = Guard::into_inner(self.snapshot());
-        let view = &*snapshot.view;
-        let tokens: [_; BATCH_SIZE] = array::from_fn(|at| {
+        let (view, pepper) = (&*snapshot.view, self.peppers.current());
+        let sought: [_; BATCH_SIZE] = array::from_fn(|at| {
             let token = token::parse(presented.get(at)?.as_ref()).ok()?;
             Some((token, view.prefetch(token.id())))
         });
-        let resolved = tokens.each_ref().map(|token| {
-            let (token, prefetched) = token.as_ref()?;
-            let (answer, under_older) = self.look_up(view, token, *prefetched);
-            Some(resolve(view, answer, under_older))
+        let digests = sought
+            .each_ref()
+            .map(|sought| Some(digest_prefix_of(pepper, &sought.as_ref()?.0)));
+        let found: [_; BATCH_SIZE] = array::from_fn(|at| {
+            let found = view.search(sought[at].as_ref()?.1, digests[at]?);
+            Some((view.proven(&found), found))
         });
-        let reading = self.clock.judged();
-        let each = presented.iter().zip(tokens).zip(resolved);
-        verdicts.extend(each.map(|((presented, token), resolved)| {
-            let (Some((token, _)), Some(resolved)) = (token, resolved) else {
-                return self.verify(presented.as_ref(), need);
+        let read = self.clock.judged();
+        for (at, presented) in presented.iter().enumerate() {
+            let (Some((token, sought)), Some(digest), Some((proven, found))) =
+                (&sought[at], digests[at], &found[at])
+            else {
+                verdicts.push(self.verify(presented.as_ref(), need));
+                continue;
             };
-            let conclude = |resolved| {
-                let times = (confirmed, reading);
-                self.conclude(&snapshot, Some(&token), &resolved, times, need)
-            };
-            match resolved.and_then(conclude) {
-                Ok(accepted) => {
-                    let shared = Guard::from_inner(Arc::clone(&snapshot));
-                    Ok(Grant::of_index(shared, accepted))
-                }
+            let shared = || Guard::from_inner(Arc::clone(&snapshot));
+            let accepted = proven
+                .as_ref()
+                .and_then(|key| self.accept(&snapshot, token, key, (confirmed, read), need));
+            if let Some(accepted) = accepted {
+                verdicts.push(Ok(Grant::of_index(shared(), accepted)));
+                continue;
+            }
+            let found = (*sought, digest, *found);
+            let verdict = self.verify_found(&snapshot, token, found, confirmed, need);
+            verdicts.push(match verdict {
+                Ok(accepted) => Ok(Grant::of_index(shared(), accepted)),
                 // If the store is in this process, it may confirm the index now. So verify the key again.
                 Err(VerifyError::Stale { .. } | VerifyError::NeedsFresh) => {
                     self.verify(presented.as_ref(), need)
                 }
                 Err(rejection) => Err(rejection),
-            }
-        }));
+            });
+        }
     }
 }

@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// 18 bits for the number of a key's traits.
 const TRAITS_BITS: u32 = 18;
-/// 24 bits for the number of an owner's status.
-const STATUS_BITS: u32 = 24;
+/// 23 bits for the number of an owner's status.
+const STATUS_BITS: u32 = 23;
 /// 22 bits for the number of a snapshot.
 const GENERATION_BITS: u32 = 22;
+/// The uppermost bit, for a kind that suffices.
+const SUFFICES: u64 = 1 << 63;
 
 /// A combination of snapshot, traits and owner status, in one word. Either all keys of a kind meet a need, or
 /// none of them does. A principal's key and a tenant's key never have the same kind.
@@ -66,6 +68,13 @@ pub(super) struct KindCache {
 struct KindSet([AtomicU64; WAYS]);
 
 impl Kind {
+    /// Returns the same kind, marked as one that suffices: its keys [depend on their kind
+    /// alone](crate::core::check::depends_on_kind_alone), and their class may be verified without reading the store.
+    #[inline]
+    pub(super) fn sufficing(self) -> Self {
+        Self(self.0 | SUFFICES)
+    }
+
     fn is_at(self, place: &AtomicU64) -> bool {
         place.load(Ordering::Relaxed) == self.0.get()
     }
@@ -73,7 +82,7 @@ impl Kind {
     /// Returns whether a place holds no kind, or a kind of another snapshot. Such a kind is probably outdated.
     fn may_take(self, place: &AtomicU64) -> bool {
         let other = place.load(Ordering::Relaxed) ^ self.0.get();
-        other >> (STATUS_BITS + TRAITS_BITS) != 0
+        (other & !SUFFICES) >> (STATUS_BITS + TRAITS_BITS) != 0
     }
 
     /// Returns a hash with well mixed upper bits. Multiplicative hashing gives consecutive kinds different
@@ -144,6 +153,9 @@ mod tests {
             one.kind((1 << TRAITS_BITS) - 1, (1 << STATUS_BITS) - 1)
                 .is_some()
         );
+        let sufficing = one.kind(3, 4).map(Kind::sufficing);
+        assert_ne!(sufficing, one.kind(3, 4));
+        assert_eq!(sufficing, sufficing.map(Kind::sufficing));
         assert_eq!(one.kind(1 << TRAITS_BITS, 0), None);
         assert_eq!(one.kind(0, 1 << STATUS_BITS), None);
     }
@@ -170,6 +182,17 @@ mod tests {
         let cache = KindCache::default();
         kinds(1, 0..55).for_each(|kind| cache.note(kind));
         assert_eq!(kinds(1, 0..55).filter(|kind| cache.has(*kind)).count(), 55);
+    }
+
+    #[test]
+    fn a_sufficing_kind_is_not_found_as_another_and_makes_room_like_one() {
+        let cache = KindCache::default();
+        let all = || kinds(1, 0..2000);
+        all().for_each(|kind| cache.note(kind.sufficing()));
+        assert!(!all().any(|kind| cache.has(kind)));
+        assert!(all().any(|kind| cache.has(kind.sufficing())));
+        kinds(2, 0..55).for_each(|kind| cache.note(kind));
+        assert_eq!(kinds(2, 0..55).filter(|kind| cache.has(*kind)).count(), 55);
     }
 
     #[test]

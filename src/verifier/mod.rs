@@ -6,6 +6,7 @@
 
 mod batch;
 mod credentials;
+mod decision;
 mod fetch;
 mod grant;
 mod kinds;
@@ -16,12 +17,12 @@ mod upkeep;
 use std::fmt;
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
-use subtle::Choice;
 
 pub use self::credentials::Credentials;
+use self::credentials::verify_halves;
+use self::decision::{Confirmation, resolve};
 use self::fetch::Flights;
 pub use self::fetch::{OnStale, ReadThroughLimits};
 use self::grant::Accepted;
@@ -30,25 +31,18 @@ pub use self::need::{Need, check};
 use self::snapshot::Snapshot;
 pub(crate) use self::upkeep::MaintenanceTask;
 use self::upkeep::RedigestQueue;
-use crate::clock::Reading;
-use crate::core::check;
-use crate::core::checked_time::{Ending, judge_end};
 use crate::core::id::KeyId;
 use crate::core::pepper::{Pepper, PepperRing};
-use crate::core::policy::Policy;
-use crate::core::record::KeyType;
 use crate::core::rejection::VerifyError;
 use crate::core::secret::Digest;
-use crate::core::subject::{KeyToVerify, KeyTraits, Lifecycle};
+use crate::core::subject::KeyToVerify;
 use crate::core::text::PepperId;
 use crate::core::time::Timestamp;
 use crate::core::token::{self, Token, TokenError};
 use crate::live_policies::LivePolicies;
 use crate::manager::{AbandonedBatches, KeyManager};
 use crate::observe::LogSampler;
-use crate::replica::{
-    Attributes, DigestPrefix, Hit, IndexLookup, Prefetched, Replica, RowState, View,
-};
+use crate::replica::{DigestPrefix, IndexLookup, Prefetched, Replica, Search, View};
 use crate::store::KeyStore;
 use crate::timekeeper::Timekeeper;
 
@@ -89,15 +83,6 @@ enum Claim<'a> {
     Foreign(Digest, TokenError),
 }
 
-/// A presented key that the index found, with its shared attributes.
-struct ResolvedKey<'v> {
-    /// The key's place in the index. `None` if the secret does not match.
-    hit: Option<Hit>,
-    attributes: Attributes<'v>,
-    /// True if the lookup also computed a digest under a pepper other than the current one.
-    under_other: bool,
-}
-
 /// The uses of a key that this process has counted.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Usage {
@@ -105,16 +90,6 @@ pub struct Usage {
     pub count: u64,
     /// The time of the last use, up to 64 seconds early; `None` if the key was not used.
     pub last: Option<Timestamp>,
-}
-
-/// The evidence that the index was current at the moment of use.
-#[derive(Clone, Copy)]
-enum Confirmation {
-    /// The time at which the last read that confirmed the index was sent; `None` if no read confirms the
-    /// index.
-    Sent(Option<Reading>),
-    /// The index was confirmed after the call began.
-    DuringCall,
 }
 
 impl Verifier {
@@ -294,12 +269,36 @@ impl Verifier {
         let snapshot = self.snapshot();
         let view = &*snapshot.view;
         // The processor fetches the slot's memory while this thread computes the digest.
-        let prefetched = view.prefetch(token.id());
-        let (answer, under_other) = self.look_up(view, token, prefetched);
+        let sought = view.prefetch(token.id());
+        let digest_prefix = digest_prefix_of(self.peppers.current(), token);
+        let found = view.search(sought, digest_prefix);
+        if let Some(key) = view.proven(&found) {
+            let times = (confirmed, self.clock.judged());
+            if let Some(accepted) = self.accept(&snapshot, token, &key, times, need) {
+                return Ok(Grant::of_index(snapshot, accepted));
+            }
+        }
+        let found = (sought, digest_prefix, found);
+        let accepted = self.verify_found(&snapshot, token, found, confirmed, need)?;
+        Ok(Grant::of_index(snapshot, accepted))
+    }
+
+    /// Verifies a token in full, after the search for its slot. Reads the clock again, after all that it looks up.
+    #[inline(never)]
+    fn verify_found(
+        &self,
+        snapshot: &Snapshot,
+        token: &Token<'_>,
+        (sought, digest_prefix, found): (Prefetched, DigestPrefix, Search),
+        confirmed: Confirmation,
+        need: &Need,
+    ) -> Result<Accepted, VerifyError> {
+        let view = &*snapshot.view;
+        let answer = view.answer(token.id(), found);
+        let (answer, under_other) = self.with_others(view, token, answer, (sought, digest_prefix));
         let resolved = resolve(view, answer, under_other);
         let times = (confirmed, self.clock.judged());
-        let accepted = self.conclude(&snapshot, Some(token), &resolved?, times, need)?;
-        Ok(Grant::of_index(snapshot, accepted))
+        self.conclude(snapshot, Some(token), &resolved?, times, need)
     }
 
     /// Verifies text that may be an imported key, by its digest. Takes the same steps in the same order as
@@ -322,136 +321,29 @@ impl Verifier {
         Ok(Grant::of_index(snapshot, accepted))
     }
 
-    /// Decides about a key that was looked up before the clock was read.
-    #[inline(always)]
-    fn conclude(
-        &self,
-        snapshot: &Snapshot,
-        token: Option<&Token<'_>>,
-        resolved: &ResolvedKey<'_>,
-        (confirmed, (reading, now)): (Confirmation, (Reading, Timestamp)),
-        need: &Need,
-    ) -> Result<Accepted, VerifyError> {
-        let view = &*snapshot.view;
-        let ResolvedKey {
-            hit,
-            attributes,
-            under_other,
-        } = resolved;
-        let policy = snapshot
-            .policies
-            .of_lazy(|| &attributes.key_owner.get().tenant);
-        let newest = view.index().newest();
-        check_fresh(policy, attributes.traits, confirmed, reading)?;
-        let Some(hit) = hit else {
-            return Err(self.wrong_secret(view, token, attributes));
-        };
-        // A descendant tenant may refuse the key: the tenant may be closed, may have removed the owner, or
-        // may have lowered the owner's role.
-        let reached = need
-            .tenant()
-            .and_then(|tenant| view.status_in(attributes, tenant));
-        let (status, kind) = match &reached {
-            Some(reached) => (&**reached, None),
-            None => (
-                attributes.status,
-                snapshot.kind(hit.attribute_ids.traits, attributes.status_id),
-            ),
-        };
-        let lifecycle = match view.state_for(hit, status, now.max(newest)) {
-            RowState::Key(lifecycle) => lifecycle,
-            RowState::Removed => return Err(VerifyError::Unknown),
-            RowState::Corrupt => return Err(VerifyError::Corrupt { key: hit.id }),
-        };
-        let mut judged = Ok(now);
-        if lifecycle
-            .expires_at
-            .is_some_and(|end| now < end && end <= newest)
-        {
-            let floor = view.index().floor(&attributes.key_owner.get().tenant);
-            judged = self.judge_end((hit.id, &lifecycle), floor, (now, reading));
-        }
-        let subject = KeyToVerify {
-            id: hit.id,
-            owner_source: &attributes.key_owner,
-            persons: attributes.persons,
-            traits: attributes.traits,
-            lifecycle: &lifecycle,
-        };
-        let passed = kind.is_some_and(|kind| need.met().has(kind));
-        check::check_subject(
-            subject,
-            // The lookup compared 128 bits of the digest in constant time, which proves the secret.
-            (Choice::from(1), token.map(Token::prefix_bytes)),
-            policy,
-            (status, passed),
-            need.conditions(),
-            *judged.as_ref().unwrap_or(&now),
-        )?;
-        if let Some(kind) = kind.filter(|_| !passed) {
-            need.met().note(kind);
-        }
-        judged?;
-        if let (true, Some(token)) = (*under_other, token) {
-            self.notice_pepper(token, subject);
-        }
-        if need.counts() {
-            view.count(hit, now);
-        }
-        if lifecycle.awaits_first_use {
-            view.note_first_use();
-        }
-        Ok(Accepted {
-            id: hit.id,
-            row: hit.row(),
-            attribute_ids: hit.attribute_ids,
-            status: attributes.status_id,
-            at: now,
-            address: need.address(),
-            reached,
-        })
+    /// Looks a token's key up by its id, and compares the secret.
+    fn look_up(&self, view: &View, token: &Token<'_>) -> IndexLookup {
+        let sought = view.prefetch(token.id());
+        let digest_prefix = digest_prefix_of(self.peppers.current(), token);
+        let answer = view.lookup(token.id(), sought, digest_prefix);
+        self.with_others(view, token, answer, (sought, digest_prefix))
+            .0
     }
 
-    /// Decides about a key that expires between the current time and the store's newest commit. At that
-    /// commit's time the key has already expired. The argument `floor` is the newest commit time of the key's
-    /// own tenant. Returns the time at which to check the key.
-    #[cold]
-    fn judge_end(
-        &self,
-        (key, lifecycle): (KeyId, &Lifecycle),
-        floor: Option<Timestamp>,
-        (now, reading): (Timestamp, Reading),
-    ) -> Result<Timestamp, VerifyError> {
-        let (time, end) = (&self.clock, lifecycle.expires_at.unwrap_or(now));
-        let confirmed = || time.confirms(now, reading.monotonic);
-        match judge_end(end, now, floor, confirmed, time.allowance()) {
-            Ending::Alive => Ok(now),
-            Ending::Ended => Ok(end),
-            Ending::Unsure => {
-                let floor = floor.unwrap_or(end);
-                Err(VerifyError::ClockUnsure { key, now, floor })
-            }
-        }
-    }
-
-    /// Looks a token's key up by its id, and compares the secret. Also returns whether another pepper was
-    /// tried.
+    /// Returns the answer of a lookup under the current pepper. If the secret did not match, looks the key up under
+    /// another pepper. Also returns whether another pepper was tried.
     #[inline]
-    fn look_up(
+    fn with_others(
         &self,
         view: &View,
         token: &Token<'_>,
-        prefetched: Prefetched,
+        answer: IndexLookup,
+        sought: (Prefetched, DigestPrefix),
     ) -> (IndexLookup, bool) {
-        let digest_prefix = digest_prefix_of(self.peppers.current(), token);
-        match view.lookup(token.id(), prefetched, digest_prefix) {
-            answer @ (IndexLookup::Hit(_) | IndexLookup::Corrupt(_)) => (answer, false),
+        match answer {
+            IndexLookup::Hit(_) | IndexLookup::Corrupt(_) => (answer, false),
             answer if !self.peppers.has_others() => (answer, false),
-            answer => {
-                let answer =
-                    self.look_up_under_others(view, token, answer, (prefetched, digest_prefix));
-                (answer, true)
-            }
+            answer => (self.look_up_under_others(view, token, answer, sought), true),
         }
     }
 
@@ -485,29 +377,6 @@ impl Verifier {
             // The writer may have replaced the key's digest by one under the current pepper since the first
             // lookup. Without this second lookup, a valid key would be rejected.
             _ => view.lookup(token.id(), prefetched, current),
-        }
-    }
-
-    /// Returns the rejection of a secret that does not match, or of a key whose pepper is missing.
-    fn wrong_secret(
-        &self,
-        view: &View,
-        token: Option<&Token<'_>>,
-        attributes: &Attributes<'_>,
-    ) -> VerifyError {
-        let missing = |attributes: &Attributes<'_>| {
-            let pepper = attributes.traits.pepper.as_ref()?;
-            self.peppers.live(pepper).is_none().then(|| pepper.clone())
-        };
-        // The first check may use the attributes of another key with the same hash. Only if that check finds
-        // a missing pepper, which is rare, a second check searches the index by id.
-        let pepper = missing(attributes).and_then(|_| missing(&view.attributes_of(token?.id())?));
-        match pepper {
-            Some(pepper) => {
-                self.log_missing_pepper(&pepper, token.map(Token::id));
-                VerifyError::UnknownPepper { pepper }
-            }
-            None => VerifyError::WrongSecret,
         }
     }
 
@@ -582,71 +451,6 @@ impl Verifier {
     }
 }
 
-/// Verifies a single key, or each half of a pair, with `verify`.
-fn verify_halves<E: From<VerifyError>>(
-    credentials: Credentials<'_>,
-    need: &Need,
-    verify: impl Fn(&[u8], &Need) -> Result<Grant, E>,
-) -> Result<Grant, E> {
-    let (key, public) = credentials.halves();
-    let grant = verify(key, need)?;
-    if let Some(key) = publishable_half(&grant, public)? {
-        check_pair(&grant, &verify(key, &need.of_publishable_half())?, need)?;
-    }
-    Ok(grant)
-}
-
-/// Returns the publishable key that must be verified too. `None` for a key without a public half, and for a
-/// key whose public half is its own id.
-fn publishable_half<'a>(
-    grant: &Grant,
-    public: Option<&'a [u8]>,
-) -> Result<Option<&'a [u8]>, VerifyError> {
-    let Some(public) = public else {
-        return Ok(None);
-    };
-    match token::trim(public)?.parse::<KeyId>() {
-        Ok(id) if id == grant.key_id() => Ok(None),
-        Ok(_) => Err(VerifyError::PairMismatch),
-        Err(_) => Ok(Some(public)),
-    }
-}
-
-/// Checks that the halves of a pair belong together.
-fn check_pair(grant: &Grant, public: &Grant, need: &Need) -> Result<(), VerifyError> {
-    let belongs = public.key_type() == KeyType::Publishable
-        && public.tenant() == grant.tenant()
-        && public.environment() == grant.environment()
-        && need.accepts_beside(public.class());
-    if belongs {
-        Ok(())
-    } else {
-        Err(VerifyError::PairMismatch)
-    }
-}
-
-/// Checks that the index was confirmed within the staleness bound of the key's class.
-#[inline(always)]
-fn check_fresh(
-    policy: &Policy,
-    traits: &KeyTraits,
-    confirmed: Confirmation,
-    reading: Reading,
-) -> Result<(), VerifyError> {
-    let Confirmation::Sent(sent) = confirmed else {
-        return Ok(());
-    };
-    let bound = policy.propagation(&traits.class).bound;
-    if bound.is_zero() {
-        return Err(VerifyError::NeedsFresh);
-    }
-    if sent.is_some_and(|sent| reading.is_within(bound, sent)) {
-        return Ok(());
-    }
-    let age = sent.map_or(Duration::MAX, |sent| reading.since(sent));
-    Err(VerifyError::Stale { age, bound })
-}
-
 #[inline]
 fn digest_prefix_of(pepper: &Pepper, token: &Token<'_>) -> DigestPrefix {
     DigestPrefix::of(pepper.digest(token.id_and_secret()).as_bytes())
@@ -670,34 +474,4 @@ impl<'a> Claim<'a> {
             Self::Foreign(..) => None,
         }
     }
-}
-
-/// Turns a lookup's result into a key with its shared attributes, or into an error.
-#[inline(always)]
-fn resolve(
-    view: &View,
-    answer: IndexLookup,
-    under_other: bool,
-) -> Result<ResolvedKey<'_>, VerifyError> {
-    let (hit, attributes) = match answer {
-        IndexLookup::Hit(hit) => {
-            let attributes = view.attributes(hit.attribute_ids);
-            (
-                Some(hit),
-                attributes.ok_or(VerifyError::Corrupt { key: hit.id })?,
-            )
-        }
-        IndexLookup::WrongSecret(attribute_ids) => (
-            None,
-            view.attributes(attribute_ids)
-                .ok_or(VerifyError::WrongSecret)?,
-        ),
-        IndexLookup::Corrupt(key) => return Err(VerifyError::Corrupt { key }),
-        IndexLookup::Removed | IndexLookup::Unknown => return Err(VerifyError::Unknown),
-    };
-    Ok(ResolvedKey {
-        hit,
-        attributes,
-        under_other,
-    })
 }

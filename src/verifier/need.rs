@@ -122,7 +122,7 @@ impl Need {
     /// Requires a key that reaches this tenant: the tenant's own key, or a key of an ancestor whose
     /// class reaches descendants.
     pub fn for_tenant(mut self, tenant: TenantId) -> Self {
-        // Every verification checks the tenant separately, so the cache stays valid.
+        // The cache stays valid: with a tenant, each key is checked.
         self.conditions.tenant = Some(tenant);
         self
     }
@@ -130,7 +130,7 @@ impl Need {
     /// Sets the client address of the request, from the socket or from a trusted proxy. A mapped IPv4 address
     /// (`::ffff:192.0.2.1`) counts as IPv4.
     pub fn from_address(mut self, address: IpAddr) -> Self {
-        // Every verification checks the address separately, so the cache stays valid.
+        // The cache stays valid: each key with an allowlist is checked.
         self.conditions.address = Some(address.to_canonical());
         self
     }

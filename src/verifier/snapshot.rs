@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::kinds::{Generation, Kind};
+use crate::clock::micros;
 use crate::core::policy::Policies;
 use crate::live_policies::LivePolicies;
 use crate::replica::{Replica, View};
@@ -11,6 +12,9 @@ use crate::replica::{Replica, View};
 pub(super) struct Snapshot {
     pub(super) view: Arc<View>,
     pub(super) policies: Arc<Policies>,
+    /// In microseconds. An index that was confirmed within this bound is fresh for the keys of each class whose
+    /// bound is not zero.
+    pub(super) shortest_bound: i64,
     /// The versions of the view and of the policies.
     pub(super) versions: (u64, u64),
     /// The number of this snapshot. `None` if keys have no kinds, because tenants have different policies, or
@@ -28,6 +32,7 @@ impl Snapshot {
         let generation = policies.is_one().then(Generation::draw).flatten();
         Self {
             view,
+            shortest_bound: policies.shortest_bound().map_or(0, micros),
             policies,
             versions: (version, policies_version),
             generation,

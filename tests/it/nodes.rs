@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 
 use keyward::command::{DeleteKey, ImportKey};
 use keyward::key::Digest;
-use keyward::policy::{Policy, Propagation};
+use keyward::policy::{Policy, PolicySpec, Propagation};
 use keyward::store::{Locator, MemoryStore};
 use keyward::{
     CommandError, Denial, Keyward, ManualClock, Need, Reason, Role, RotateKey, VerifyError, hours,
@@ -31,10 +31,14 @@ impl Nodes {
     }
 
     fn with_bound(propagation: Propagation) -> Self {
-        let clock = Arc::new(ManualClock::at(at(START)));
-        let store = MemoryStore::new();
         let mut spec = profiles::standard();
         spec.propagation = propagation;
+        Self::with_policy(spec)
+    }
+
+    fn with_policy(spec: PolicySpec) -> Self {
+        let clock = Arc::new(ManualClock::at(at(START)));
+        let store = MemoryStore::new();
         let policy = Policy::new(spec).unwrap();
         let links = [(); 2].map(|()| FaultyStore::new(store.clone()));
         let nodes = links
@@ -352,6 +356,40 @@ fn concurrent_commands_are_committed_together() {
     });
     assert_eq!(created, WRITERS, "a node never conflicts with itself");
     assert!(commits() - before <= WRITERS);
+}
+
+/// Fails if a need that keys of two classes have met before is met after the bound of a key's own class.
+#[test]
+fn a_cached_need_is_not_met_past_the_bound_of_the_class() {
+    let mut spec = profiles::standard();
+    let mut short = spec.classes[&class("secret")].clone();
+    for prefix in short.prefixes.values_mut() {
+        *prefix = format!("short_{prefix}").as_str().try_into().unwrap();
+    }
+    short.propagation = Some(Propagation {
+        bound: Duration::from_secs(5),
+    });
+    spec.classes.insert(class("short"), short);
+    let world = Nodes::with_policy(spec);
+    let [node, _] = &world.nodes;
+    let create = |draft| wait(node.create(&admin(), draft)).unwrap();
+    let (long, short) = (create(reader("a")), create(reader("b").class("short")));
+    let presented = [long.secret.expose(), short.secret.expose()];
+    let need = reading();
+    let check = |after: Duration, right: [bool; 2]| {
+        world.clock.advance(after);
+        let single = presented.map(|key| node.verify(key, &need).is_ok());
+        assert_eq!(single, right, "one by one");
+        let batch = node.verify_many(&presented, &need);
+        let batch: Vec<_> = batch.iter().map(Result::is_ok).collect();
+        assert_eq!(batch, right, "in a batch");
+    };
+    // Keys of both classes meet the need twice before their bounds end.
+    check(Duration::ZERO, [true, true]);
+    check(Duration::from_secs(5), [true, true]);
+    check(Duration::from_micros(1), [true, false]);
+    check(Duration::from_micros(4_999_999), [true, false]);
+    check(Duration::from_micros(1), [false, false]);
 }
 
 /// Fails if a node accepts a batch of keys after its staleness bound has passed.

@@ -14,8 +14,10 @@ use keyward::{
     Clock, CreateKey, Credentials, Grant, Keyward, ManualClock, Need, Reason, Role, ScopeSet,
     Timestamp, VerifyError, hours, profiles,
 };
+use proptest::prelude::*;
 use support::{
-    TestService, actor, admin, at, host, reader, reading, tenant, wait, who, with_other_secret,
+    TestService, actor, admin, at, class, host, reader, reading, tenant, wait, who,
+    with_other_secret,
 };
 
 fn refused(world: &TestService, token: &str, need: &Need) -> Option<VerifyError> {
@@ -88,6 +90,65 @@ fn a_cached_need_still_checks_tenant_and_address() {
         matches!(missing, Some(VerifyError::MissingScope { .. })),
         "{missing:?}"
     );
+}
+
+/// Fails if a key with an allowlist is accepted because the need met it before, from another address.
+#[test]
+fn a_cached_need_still_checks_the_address_of_each_request() {
+    let world = TestService::new();
+    let key = reader("from one address").allow_addresses(["192.0.2.1"]);
+    let key = world.create(&admin(), key).unwrap();
+    let need = reading().from_address([192, 0, 2, 1].into());
+    assert_eq!(refused(&world, key.secret.expose(), &need), None);
+    let elsewhere = need.clone().from_address([192, 0, 2, 2].into());
+    let wrong = refused(&world, key.secret.expose(), &elsewhere);
+    assert!(
+        matches!(wrong, Some(VerifyError::AddressNotAllowed { .. })),
+        "{wrong:?}"
+    );
+}
+
+/// Fails if a key of a class with a bound of zero is accepted because of a confirmation that suffices for other classes.
+#[test]
+fn a_cached_need_is_confirmed_at_each_use_of_a_class_with_a_bound_of_zero() {
+    let mut spec = profiles::standard();
+    let secret = spec.classes.get_mut(&class("secret")).unwrap();
+    secret.propagation = Some(Propagation {
+        bound: Duration::ZERO,
+    });
+    let world = TestService::with_policy(spec.clone());
+    let other = world.another_node(Policy::new(spec).unwrap());
+    let (key, need) = (world.some_key(), reading());
+    for _ in 0..3 {
+        assert_eq!(refused(&world, key.secret.expose(), &need), None);
+    }
+    wait(other.revoke(&admin(), key.id, Reason::Lost)).unwrap();
+    let revoked = refused(&world, key.secret.expose(), &need);
+    assert!(
+        matches!(revoked, Some(VerifyError::Revoked { .. })),
+        "{revoked:?}"
+    );
+}
+
+/// Fails if a key is accepted by this node's clock alone, after a node whose clock is ahead has committed.
+#[test]
+fn a_cached_need_is_not_met_by_a_key_that_the_store_has_outlived() {
+    let world = TestService::new();
+    let ahead = Arc::new(ManualClock::at(at(support::START)));
+    let other = support::node(
+        world.store.clone(),
+        &ahead,
+        Policy::new(profiles::standard()).unwrap(),
+    );
+    let key = reader("for three hours").expires_in(hours(3));
+    let (key, need) = (world.create(&admin(), key).unwrap(), reading());
+    assert_eq!(refused(&world, key.secret.expose(), &need), None);
+    ahead.advance(hours(24));
+    wait(other.create(&admin(), reader("a day later"))).unwrap();
+    wait(world.keys.sync()).unwrap();
+    let again = refused(&world, key.secret.expose(), &need);
+    assert_eq!(again, refused(&world, key.secret.expose(), &reading()));
+    assert!(again.is_some(), "the key has expired by the store's clock");
 }
 
 #[test]
@@ -249,6 +310,159 @@ fn a_key_verifies_during_a_full_resync() {
         clock.then.lock().unwrap().is_none(),
         "the action ran during the verification"
     );
+}
+
+/// A change between two verifications.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Minutes(u32),
+    Role(usize, usize),
+    RemoveOwner(usize),
+    Disable(usize),
+    Enable(usize),
+    Revoke(usize),
+    CloseChild,
+    Policy(bool),
+}
+
+const OWNERS: [&str; 2] = ["bob", "carol"];
+
+fn any_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        6 => (1_u32..40).prop_map(Event::Minutes),
+        4 => (0..2_usize, 0..3_usize).prop_map(|(owner, role)| Event::Role(owner, role)),
+        1 => (0..2_usize).prop_map(Event::RemoveOwner),
+        2 => (0..KEYS).prop_map(Event::Disable),
+        3 => (0..KEYS).prop_map(Event::Enable),
+        1 => (0..KEYS).prop_map(Event::Revoke),
+        1 => Just(Event::CloseChild),
+        1 => any::<bool>().prop_map(Event::Policy),
+    ]
+}
+
+const KEYS: usize = 10;
+
+/// Creates keys that differ in all that a verification may skip for keys of one kind.
+fn keys_of_all_kinds(world: &TestService) -> Vec<Created> {
+    let child = tenant("acme/web");
+    let of = |name: &str, owner: &str| reader(name).owned_by(who(owner), Role::ADMIN);
+    let drafts = [
+        of("plain", "bob"),
+        of("like it", "bob"),
+        of("of another owner", "carol"),
+        of("for an hour", "bob").expires_in(hours(1)),
+        of("for two hours", "carol").expires_in(hours(2)),
+        of("from one address", "bob").allow_addresses(["192.0.2.1"]),
+        of("with another scope", "bob").scope("billing:read"),
+        of("in the child", "carol").in_tenant(child.clone()),
+        reader("of the tenant").owned_by_tenant(),
+        reader("of the child").owned_by_tenant().in_tenant(child),
+    ];
+    let create = |draft| world.create(&host(), draft).unwrap();
+    let keys: Vec<_> = drafts.into_iter().map(create).collect();
+    assert_eq!(keys.len(), KEYS);
+    keys
+}
+
+/// The needs that a verification is asked for: with each of the conditions that are checked for each key.
+fn needs() -> Vec<Need> {
+    vec![
+        reading(),
+        reading().from_address([192, 0, 2, 1].into()),
+        reading().from_address([192, 0, 2, 2].into()),
+        reading().for_tenant(tenant("acme")),
+        reading().for_tenant(tenant("acme/web")),
+        Need::any().and_scope("billing:read").unwrap(),
+    ]
+}
+
+fn happen(world: &TestService, keys: &[Created], event: Event) {
+    let owner = |number: usize| who(OWNERS[number]);
+    // A command may be denied, such as one about a revoked key. The verdicts are compared in any case.
+    match event {
+        Event::Minutes(minutes) => {
+            world
+                .clock
+                .advance(Duration::from_secs(60 * u64::from(minutes)));
+        }
+        Event::Role(number, role) => {
+            let role = [Role::ADMIN, Role::MEMBER, Role::new("nobody").unwrap()][role].clone();
+            let acme = tenant("acme");
+            let _ = wait(
+                world
+                    .keys
+                    .change_owner_role(&host(), &acme, owner(number), role),
+            );
+        }
+        Event::RemoveOwner(number) => {
+            let _ = wait(
+                world
+                    .keys
+                    .remove_owner(&host(), &tenant("acme"), owner(number)),
+            );
+        }
+        Event::Disable(key) => drop(wait(world.keys.disable(&host(), keys[key].id))),
+        Event::Enable(key) => drop(wait(world.keys.enable(&host(), keys[key].id))),
+        Event::Revoke(key) => {
+            drop(wait(world.keys.revoke(&host(), keys[key].id, Reason::Lost)));
+        }
+        Event::CloseChild => {
+            drop(wait(world.keys.close_tenant(&host(), &tenant("acme/web"))));
+        }
+        Event::Policy(narrow) => {
+            let mut spec = profiles::standard();
+            if narrow {
+                for class in spec.classes.values_mut() {
+                    class.ceiling = ScopeSet::parse(["billing:read"]).unwrap();
+                }
+            }
+            support::revise(&world.keys, Policy::new(spec).unwrap());
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(u32::try_from(support::process::rounds(40, 2_000)).unwrap()))]
+
+    /// A need that is used again accepts most keys by their kind, and a new one checks each key in full.
+    #[test]
+    fn a_need_that_is_used_again_gives_the_verdicts_of_a_new_one(
+        events in prop::collection::vec(any_event(), 0..25),
+    ) {
+        let world = TestService::new();
+        let keys = keys_of_all_kinds(&world);
+        let mut presented: Vec<_> =
+            keys.iter().map(|key| key.secret.expose().to_owned()).collect();
+        let plain = keys[0].secret.expose();
+        presented.push(with_other_secret(plain));
+        presented.push(with_prefix("sk_lixe_", plain));
+        presented.push(with_prefix("sk_live_x_", plain));
+        let used = needs();
+        for event in [Event::Minutes(0)].into_iter().chain(events) {
+            happen(&world, &keys, event);
+            for (used, new) in used.iter().zip(needs()) {
+                let id = |verdict: Result<Grant, VerifyError>| verdict.map(|grant| grant.key_id());
+                // In both orders, so that the key that meets a need first is not always the same.
+                let all = presented.iter().chain(presented.iter().rev());
+                for key in all {
+                    let again = id(world.keys.verify(key, used));
+                    let first = id(world.keys.verify(key, &new.clone()));
+                    prop_assert_eq!(again, first, "{} after {:?}", key, event);
+                }
+                let batch = world.keys.verify_many(&presented, used).into_iter().map(id);
+                let each = presented.iter().map(|key| id(world.keys.verify(key, &new.clone())));
+                prop_assert_eq!(batch.collect::<Vec<_>>(), each.collect::<Vec<_>>());
+            }
+        }
+    }
+}
+
+/// Returns the token with another prefix, and with the checksum that belongs to it.
+fn with_prefix(prefix: &str, token: &str) -> String {
+    let body = &token[token.len() - 60..token.len() - 6];
+    let before = format!("{prefix}{body}");
+    let checksum = keyward::token::checksum(&before);
+    before + &checksum
 }
 
 /// Fails if a batch loses a key, changes the order, or uses another key's data.

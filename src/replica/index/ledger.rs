@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockWriteGuard};
 
 use super::chunks::Chunks;
+use super::status_ids::StatusIds;
 use crate::core::owner::{OwnerRecord, OwnerStatus, TenantRecord};
 use crate::core::principal::Owner;
 use crate::core::record::KeyRecord;
@@ -26,9 +27,8 @@ pub(crate) struct AttributeTables {
     traits: Chunks<OnceLock<Arc<KeyTraits>>>,
     key_owners: Chunks<OnceLock<Arc<KeyOwner>>>,
     /// For each key owner, the index in `statuses` of the owner's current status. Changing this index narrows
-    /// all keys of the owner. The indices lie next to each other in memory, so that many of them share a
-    /// cache line.
-    status_ids: Chunks<AtomicU32>,
+    /// all keys of the owner.
+    status_ids: StatusIds,
     statuses: Chunks<OnceLock<Arc<InternedStatus>>>,
     /// The number of key owners.
     count: AtomicU32,
@@ -198,11 +198,20 @@ impl AttributeTables {
     /// Returns the current attributes for these ids.
     #[inline]
     pub(super) fn attributes(&self, attribute_ids: AttributeIds) -> Option<Attributes<'_>> {
-        let status = self
-            .status_ids
-            .get(attribute_ids.key_owner)?
-            .load(Ordering::Acquire);
+        let status = self.status_id(attribute_ids.key_owner)?;
         self.attributes_with(attribute_ids, status)
+    }
+
+    /// Returns the number of the current status of a key owner.
+    #[inline]
+    pub(super) fn status_id(&self, key_owner: u32) -> Option<u32> {
+        self.status_ids.get(key_owner)
+    }
+
+    /// Returns the traits with this number.
+    #[inline]
+    pub(super) fn traits(&self, number: u32) -> Option<&KeyTraits> {
+        self.traits.get(number)?.get().map(|traits| &**traits)
     }
 
     /// Returns the attributes for these ids, but with the owner status that an earlier read returned instead
@@ -574,10 +583,7 @@ impl AttributeWriter {
         let linked = self.owner_states[key_owner as usize].linked;
         if let Some(place) = tables.key_owners.at(key_owner).get().filter(|_| linked) {
             let status = self.status(tables, place);
-            tables
-                .status_ids
-                .at(key_owner)
-                .store(status, Ordering::Release);
+            tables.status_ids.set(key_owner, status);
         }
     }
 

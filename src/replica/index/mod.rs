@@ -2,11 +2,29 @@
 //! that keys share.
 //!
 //! A lookup takes no lock, and never waits for the writer to finish a batch. Only one writer at a time
-//! applies changes. The data of a key is in three places:
+//! applies changes.
 //!
-//! - a table slot of 32 bytes, by which a lookup finds the key and compares its digest;
-//! - a row, which a lookup reads only if the slot does not prove the key valid;
-//! - entries for the key's owner and traits, which other keys refer to as well.
+//! ```text
+//!  hash of the id
+//!    │
+//!    ▼
+//!  directory ─► segment ─► slot, 32 bytes
+//!                          ┌─────────┬──────────┬───────────────────┬────────────────────────────────────┐
+//!                          │ row 32  │ hash 32  │ digest prefix 128 │ until 20 │ key owner 26 │ traits 18 │
+//!                          └────┬────┴──────────┴───────────────────┴────────────────┬──────────────┬────┘
+//!               ┌───────────────┤                                                    ▼              ▼
+//!               ▼               ▼                                      status id, 1 byte ──►   class, scopes,
+//!   row, 48 bytes: exact   tally, 8 bytes:                           role, removal, tenant     addresses, pepper
+//!   state and times        uses, last use                            (shared by owners)        (shared by keys)
+//! ```
+//!
+//! - A lookup finds the slot by the hash, and compares the digest prefix. `until` is the hour up to which the slot
+//!   alone proves the key valid.
+//! - It reads the row only if the slot does not prove the key valid.
+//! - Lowering a role, or removing an owner, stores another status id, which decides about all keys of the owner.
+//! - Uses go to a ring of the thread, and from there to the tallies, many at a time.
+//!
+//! The number of a row is also the place of its key in any other list, such as the tallies.
 //!
 //! `docs/verify.md` documents the alternatives that were tried.
 
@@ -16,6 +34,7 @@ mod hashing;
 mod ledger;
 mod memory;
 mod rows;
+mod status_ids;
 mod sync;
 mod table;
 mod tally;
@@ -34,14 +53,15 @@ use self::ledger::{AttributeTables, AttributeWriter, CarriedIds};
 pub(crate) use self::rows::RowState;
 use self::rows::{Content, IndexRow};
 pub(crate) use self::table::DigestPrefix;
-use self::table::{Directory, FoundSlot, Hash, Search, SlotValue, Table};
+use self::table::{Directory, Hash, SlotValue, Table};
+pub(crate) use self::table::{FoundSlot, Search};
 use self::tally::Tally;
 use self::uses::{Use, UseRings};
 use crate::core::id::KeyId;
 use crate::core::owner::{OwnerStatus, TenantRecord};
 use crate::core::record::{Credential, KeyRecord};
 use crate::core::secret::Digest;
-use crate::core::subject::{Lifecycle, LifecyclePhase};
+use crate::core::subject::{KeyTraits, Lifecycle, LifecyclePhase};
 use crate::core::tenant::TenantId;
 use crate::core::text::PepperId;
 use crate::core::time::Timestamp;
@@ -113,6 +133,16 @@ pub(crate) struct Hit {
     exact: bool,
 }
 
+/// A key whose secret matches the presented secret, and which its slot proves to be enabled until `end`.
+pub(crate) struct ProvenKey {
+    pub(crate) row: u32,
+    pub(crate) attribute_ids: AttributeIds,
+    /// The number of the owner's status.
+    pub(crate) status: u32,
+    /// `None` if the key never expires.
+    pub(crate) end: Option<Timestamp>,
+}
+
 /// The result of looking up a presented key.
 pub(crate) enum IndexLookup {
     Hit(Hit),
@@ -173,15 +203,56 @@ impl View {
         Prefetched(hash)
     }
 
-    /// Returns the key with this id, if its digest starts with `digest_prefix`.
+    /// Searches for the key with this hash and this digest prefix. [`answer`](Self::answer) reads what was found.
     #[inline]
+    pub(crate) fn search(
+        &self,
+        Prefetched(hash): Prefetched,
+        digest_prefix: DigestPrefix,
+    ) -> Search {
+        self.directory.probe(hash).search(digest_prefix)
+    }
+
+    /// Returns the key that a search found, if its slot alone proves it enabled and not expired. The number of its
+    /// owner's status is loaded now, so it is not older than this call.
+    #[inline]
+    pub(crate) fn proven(&self, found: &Search) -> Option<ProvenKey> {
+        let Search::Match(FoundSlot { row, value }) = *found else {
+            return None;
+        };
+        let attribute_ids = value.attribute_ids;
+        let status = self
+            .index
+            .attribute_tables
+            .status_id(attribute_ids.key_owner)?;
+        (value.until != SlotValue::ASK).then(|| ProvenKey {
+            row,
+            attribute_ids,
+            status,
+            end: value.end(),
+        })
+    }
+
+    /// Returns the traits with this number.
+    #[inline]
+    pub(crate) fn traits(&self, number: u32) -> Option<&KeyTraits> {
+        self.index.attribute_tables.traits(number)
+    }
+
+    /// Returns the key with this id, if its digest starts with `digest_prefix`.
     pub(crate) fn lookup(
         &self,
         id: KeyId,
-        Prefetched(hash): Prefetched,
+        prefetched: Prefetched,
         digest_prefix: DigestPrefix,
     ) -> IndexLookup {
-        match self.directory.probe(hash).search(digest_prefix) {
+        self.answer(id, self.search(prefetched, digest_prefix))
+    }
+
+    /// Returns the key with this id, if a search for it found its digest prefix.
+    #[inline]
+    pub(crate) fn answer(&self, id: KeyId, search: Search) -> IndexLookup {
+        match search {
             Search::Match(found) => self.hit(found, Some(id)),
             Search::NoMatch(FoundSlot { value, .. }) if value != SlotValue::ROW => {
                 IndexLookup::WrongSecret(value.attribute_ids)
@@ -323,8 +394,8 @@ impl View {
     }
 
     #[inline]
-    pub(crate) fn count(&self, hit: &Hit, now: Timestamp) {
-        self.index.note_use(hit.row, now);
+    pub(crate) fn count(&self, row: u32, now: Timestamp) {
+        self.index.note_use(row, now);
     }
 
     /// Records that some rotation successor was used, and that the store has no record of its first use. Call

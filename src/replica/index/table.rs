@@ -206,13 +206,14 @@ pub(crate) struct Directory {
 
 /// The row number and the value of a slot that a search found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct FoundSlot {
+pub(crate) struct FoundSlot {
     pub(super) row: u32,
     pub(super) value: SlotValue,
 }
 
 /// The outcome of a search for a hash and a digest prefix.
-pub(super) enum Search {
+#[derive(Clone, Copy)]
+pub(crate) enum Search {
     /// A key with the presented digest prefix.
     Match(FoundSlot),
     /// One or several keys have this hash, but none has the presented digest prefix. Holds the first of these

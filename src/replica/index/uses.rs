@@ -37,10 +37,10 @@ impl Use {
         }
     }
 
-    /// Adds this use, and `more` uses of the same key before it, to the key's tally.
-    fn add(self, more: u64, tallies: &Chunks<Tally>) {
+    /// Adds this use to the key's tally.
+    fn add(self, tallies: &Chunks<Tally>) {
         if let Some(tally) = tallies.get(self.row) {
-            tally.count(1 + more, self.second);
+            tally.count(1, self.second);
         }
     }
 }
@@ -60,7 +60,7 @@ impl UseRings {
     pub(super) fn note(&self, used: Use, tallies: &Chunks<Tally>) {
         match self.0.get(own_number()) {
             Some(ring) => ring.get_or_init(Box::default).push(used, tallies),
-            None => used.add(0, tallies),
+            None => used.add(tallies),
         }
     }
 
@@ -111,7 +111,7 @@ impl UseRing {
         let taken = self.taken.load(Ordering::Acquire);
         if written.wrapping_sub(taken) == LENGTH && !self.drain(tallies) {
             // Another thread drains the ring. Do not wait for it.
-            used.add(0, tallies);
+            used.add(tallies);
             return;
         }
         self.place(written).store(used.to_word(), Ordering::Relaxed);
@@ -121,6 +121,7 @@ impl UseRing {
     }
 
     /// Adds the uses in the ring to the tallies. Returns false if another thread is doing so.
+    #[inline(never)]
     fn drain(&self, tallies: &Chunks<Tally>) -> bool {
         // Acquire and Release order the draining threads. So a thread that drains an empty ring sees the tallies to
         // which the thread before it added the uses.
@@ -134,21 +135,23 @@ impl UseRing {
         let taken = self.taken.load(Ordering::Relaxed);
         let written = self.written.load(Ordering::Acquire);
         let length = written.wrapping_sub(taken);
-        let uses = || {
-            let places = (0..length).map(|at| self.place(taken.wrapping_add(at)));
-            places.map(|place| Use::of_word(place.load(Ordering::Relaxed)))
+        let at = |number: u32| {
+            let place = self.place(taken.wrapping_add(number));
+            Use::of_word(place.load(Ordering::Relaxed))
         };
-        uses()
-            .filter_map(|used| tallies.get(used.row))
-            .for_each(Tally::prefetch);
-        let mut uses = uses().peekable();
+        let mut found = [None; LENGTH as usize];
+        for (number, found) in (0..length).zip(&mut found) {
+            *found = tallies.get(at(number).row);
+            found.inspect(|tally| tally.prefetch());
+        }
         let mut more = 0;
-        while let Some(used) = uses.next() {
+        for (number, tally) in (0..length).zip(found) {
             // Uses of one key that follow each other are one addition.
-            if uses.peek().is_some_and(|next| next.row == used.row) {
+            let (used, next) = (at(number), number + 1);
+            if next < length && at(next).row == used.row {
                 more += 1;
             } else {
-                used.add(more, tallies);
+                tally.inspect(|tally| tally.count(1 + more, used.second));
                 more = 0;
             }
         }

@@ -23,12 +23,11 @@ pub(super) use self::flights::Flights;
 use self::flights::{Fetched, ReadContext};
 pub use self::gate::ReadThroughLimits;
 use self::read::StoreLookup;
+use super::credentials::{check_pair, publishable_half};
+use super::decision::check_fresh;
 use super::grant::RecordAttributes;
-use super::{
-    Claim, Confirmation, Credentials, Grant, Need, Verifier, check_fresh, check_pair,
-    publishable_half,
-};
-use crate::clock::Clock;
+use super::{Claim, Confirmation, Credentials, Grant, Need, Verifier};
+use crate::clock::{Clock, MicroReading};
 use crate::core::check;
 use crate::core::owner::OwnerStatus;
 use crate::core::record::{Credential, KeyRecord};
@@ -256,7 +255,7 @@ impl Verifier {
     ) -> Result<Grant, VerifyError> {
         match &fetched.found {
             Ok(StoreLookup::Key(record, status, floor)) => {
-                let confirmed = Confirmation::Sent(Some(fetched.sent));
+                let confirmed = Confirmation::Sent(Some(MicroReading::of(fetched.sent)));
                 let same = self.compare(claim, &record.credential)?;
                 // Read the other tenant's rows only for a caller who presented the right secret.
                 let reached = match need.tenant() {
@@ -398,10 +397,7 @@ impl Verifier {
     fn is_held(&self, presented: &[u8]) -> bool {
         let view = &self.snapshot().view;
         let answer = match Claim::of(presented) {
-            Ok(Claim::Token(token)) => {
-                let prefetched = view.prefetch(token.id());
-                self.look_up(view, &token, prefetched).0
-            }
+            Ok(Claim::Token(token)) => self.look_up(view, &token),
             Ok(Claim::Foreign(digest, _)) => view.imported(&digest),
             Err(_) => return false,
         };

@@ -54,7 +54,7 @@ fn no_use_is_lost_or_counted_twice_while_two_threads_drain() {
 fn push_count_first(ring: &UseRing, used: Use, tallies: &Chunks<Tally>) {
     let written = ring.written.load(Ordering::Relaxed);
     if written.wrapping_sub(ring.taken.load(Ordering::Acquire)) == LENGTH && !ring.drain(tallies) {
-        return used.add(0, tallies);
+        return used.add(tallies);
     }
     ring.written
         .store(written.wrapping_add(1), Ordering::Release);
@@ -65,7 +65,7 @@ fn push_count_first(ring: &UseRing, used: Use, tallies: &Chunks<Tally>) {
 fn push_without_release(ring: &UseRing, used: Use, tallies: &Chunks<Tally>) {
     let written = ring.written.load(Ordering::Relaxed);
     if written.wrapping_sub(ring.taken.load(Ordering::Acquire)) == LENGTH && !ring.drain(tallies) {
-        return used.add(0, tallies);
+        return used.add(tallies);
     }
     ring.place(written).store(used.to_word(), Ordering::Relaxed);
     ring.written
@@ -86,7 +86,7 @@ fn drain_without_lock(ring: &UseRing, tallies: &Chunks<Tally>) -> bool {
     let written = ring.written.load(Ordering::Acquire);
     for number in taken..written {
         let word = ring.place(number).load(Ordering::Relaxed);
-        Use::of_word(word).add(0, tallies);
+        Use::of_word(word).add(tallies);
     }
     ring.taken.store(written, Ordering::Release);
     true
@@ -106,7 +106,7 @@ fn drain_after_release(ring: &UseRing, tallies: &Chunks<Tally>) -> bool {
     ring.taken.store(written, Ordering::Release);
     for number in taken..written {
         let word = ring.place(number).load(Ordering::Relaxed);
-        Use::of_word(word).add(0, tallies);
+        Use::of_word(word).add(tallies);
     }
     ring.is_draining.store(false, Ordering::Release);
     true
