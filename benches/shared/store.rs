@@ -4,8 +4,8 @@
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use keyward::KeyId;
 use keyward::store::*;
+use keyward::{KeyId, Role};
 
 use crate::keys::Keys;
 use crate::mixed;
@@ -19,6 +19,9 @@ pub enum Feed {
     Grow,
     /// Each revision changes a random key; every tenth revision adds a new key.
     Mixed,
+    /// Each revision changes the role of the first owner. An even revision takes all permissions away, and an odd one
+    /// gives them back.
+    Roles,
 }
 
 #[derive(Debug)]
@@ -64,6 +67,16 @@ impl SyntheticStore {
     pub fn change(&self, revision: u64) -> Change {
         let nth = revision - FILLED - 1;
         let number = match self.feed {
+            Feed::Roles => {
+                let mut row = self.keys.owner_row(0);
+                if revision.is_multiple_of(2) {
+                    row.role = Role::new("nobody").ok();
+                }
+                return Change {
+                    revision: Revision(revision),
+                    row: Row::Owner(row),
+                };
+            }
             Feed::Grow => self.scanned + nth,
             Feed::Mixed if nth.is_multiple_of(10) => self.scanned + nth / 10,
             Feed::Mixed => mixed(nth) % self.scanned,

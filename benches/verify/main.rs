@@ -4,7 +4,7 @@
 //! of the verifications. The table shows medians of the thread's CPU time, unless a line names another time.
 //!
 //! `cargo bench --package keyward-benches --bench verify -- [--quick] [--json] [--only
-//! valid,zipf,refused,kinds,threads,writer,growth,heap,allocations,start]`
+//! valid,zipf,bound,refused,kinds,threads,writer,role,growth,heap,allocations,start]`
 #![allow(
     clippy::disallowed_methods,
     reason = "benchmarks read the machine's clock to measure, not to decide"
@@ -29,8 +29,8 @@ static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// The size of a benchmark run.
 struct Workload {
-    /// The numbers of keys to measure, each with its goal, if it has one.
-    keys: &'static [(u64, Option<f64>)],
+    /// The numbers of keys to measure, each with its goal.
+    keys: &'static [(u64, f64)],
     /// The number of keys in measurements that do not vary the number of keys.
     typical: u64,
     rounds: usize,
@@ -45,10 +45,10 @@ struct Workload {
 
 const FULL: Workload = Workload {
     keys: &[
-        (1_000, Some(1.25)),
-        (100_000, None),
-        (1_000_000, Some(2.2)),
-        (10_000_000, Some(4.0)),
+        (1_000, 1.6),
+        (100_000, 2.2),
+        (1_000_000, 2.7),
+        (10_000_000, 3.8),
     ],
     typical: 1_000_000,
     rounds: 41,
@@ -58,7 +58,7 @@ const FULL: Workload = Workload {
 };
 
 const QUICK: Workload = Workload {
-    keys: &[(1_000, Some(1.25)), (100_000, None), (1_000_000, Some(2.2))],
+    keys: &[(1_000, 1.6), (100_000, 2.2), (1_000_000, 2.7)],
     typical: 100_000,
     rounds: 15,
     batch: 10_000,
@@ -71,6 +71,9 @@ fn main() {
     let size = if asked.quick { &QUICK } else { &FULL };
     let mut table = Table::default();
     single::sizes(size, &asked, &mut table);
+    if asked.wants("bound") {
+        single::bound(size, &mut table);
+    }
     if asked.wants("refused") || asked.wants("allocations") {
         single::refused(size, &asked, &mut table);
     }
@@ -82,6 +85,9 @@ fn main() {
     }
     if asked.wants("writer") {
         parallel::writer(size, &mut table);
+    }
+    if asked.wants("role") {
+        parallel::role(size, &mut table);
     }
     if asked.wants("growth") {
         parallel::growth(size, &mut table);
