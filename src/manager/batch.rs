@@ -16,6 +16,7 @@ use crate::core::command::{Command, Denial, Request};
 use crate::core::decide::{self, Context};
 use crate::core::id::KeyId;
 use crate::core::policy::{Policies, Policy, Propagation};
+use crate::core::record::KeyRecord;
 use crate::core::tenant::TenantId;
 use crate::core::text::PrincipalId;
 use crate::core::time::Timestamp;
@@ -134,7 +135,8 @@ impl BatchExecutor {
                 repeated,
                 view: _,
             } = verdicts;
-            let known = known_rows(&view, &ancestry);
+            let mut known = known_rows(&view, &ancestry);
+            known.extend(concerned_keys(&view, batch));
             if repeated {
                 self.notify_loaded(&view, known.clone(), batch, &denied);
             }
@@ -342,6 +344,35 @@ fn known_rows(view: &TenantView, ancestry: &Ancestry) -> Vec<Change> {
         Some(Change { revision, row })
     };
     rows.filter_map(change).collect()
+}
+
+/// Returns the rows of the keys that the commands of a batch name, and of the keys linked to them.
+///
+/// A command may find its key as the caller wants it, because another node has changed the key, and still commit other
+/// rows, such as the first use of a successor. When the command returns, this node must know the key's row too.
+fn concerned_keys<'a>(
+    view: &'a TenantView,
+    batch: &[Arc<Pending>],
+) -> impl Iterator<Item = Change> + use<'a> {
+    let requests = batch.iter().map(|pending| &pending.request);
+    let named = requests.flat_map(|request| {
+        let asked = request.command.key().into_iter();
+        asked.chain(request.sweep.keys.iter().copied())
+    });
+    let named: BTreeSet<_> = named.collect();
+    let is_concerned = move |record: &&KeyRecord| {
+        let before = record.predecessor.as_ref().map(|old| old.key);
+        let after = record.succession.as_ref().map(|new| new.successor);
+        let mut keys = [Some(record.id), before, after].into_iter().flatten();
+        keys.any(|key| named.contains(&key))
+    };
+    view.records.iter().filter(is_concerned).map(|record| {
+        let row = Row::Key(Box::new(record.clone()));
+        Change {
+            revision: view.revision_of(&row.key()),
+            row,
+        }
+    })
 }
 
 /// Loads rows from each ancestor of `tenant`. These are the ancestor's own row, the rows of `owners` in it,

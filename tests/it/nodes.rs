@@ -358,6 +358,28 @@ fn concurrent_commands_are_committed_together() {
     assert!(commits() - before <= WRITERS);
 }
 
+/// Fails if a command that finds its key changed by another node, and commits only another key's row, leaves this node
+/// with the old row of its key. Found by the simulation (seed 3723).
+#[test]
+fn a_key_that_another_node_has_disabled_is_refused_once_it_is_disabled_here_too() {
+    let world = Nodes::new();
+    let [here, there] = &world.nodes;
+    let key = wait(here.create(&admin(), reader("a"))).unwrap();
+    let rotation = RotateKey::on_first_use(hours(1));
+    let successor = wait(here.rotate(&admin(), key.id, rotation)).unwrap();
+    world.sync();
+    // The first use of the successor is known to this node alone.
+    here.verify(successor.secret.expose(), &reading()).unwrap();
+    wait(there.disable(&admin(), key.id)).unwrap();
+    here.verify(key.secret.expose(), &reading()).unwrap();
+    wait(here.disable(&admin(), key.id)).unwrap();
+    let refusal = here.verify(key.secret.expose(), &reading()).unwrap_err();
+    assert!(
+        matches!(refusal, VerifyError::Disabled { .. }),
+        "{refusal:?}"
+    );
+}
+
 /// Fails if a need that keys of two classes have met before is met after the bound of a key's own class.
 #[test]
 fn a_cached_need_is_not_met_past_the_bound_of_the_class() {
