@@ -23,7 +23,7 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// suspended.
     fn monotonic(&self) -> Duration;
 
-    /// Reads both clocks. A verification calls this method, most of them once, so an implementation may make it cheaper
+    /// Reads both clocks. A verification calls this method, usually once, so an implementation may make it cheaper
     /// than two separate reads. If the clocks are read one after the other, the wall clock must be read
     /// first.
     fn read(&self) -> Reading {

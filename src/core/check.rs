@@ -1,9 +1,9 @@
 //! The check of a presented key against a need.
 //!
-//! Pure: no I/O and no clock. Every way of verifying goes through `check_subject`, so none omits a check. The
+//! Pure: no I/O and no clock. Every way of verifying uses `check_subject`, so none omits a check. The
 //! function compares the secret first, so that only a holder of the secret learns any other reason.
 //!
-//! The index accepts a key without it only if an equal key has passed it, and [`depends_on_kind_alone`] holds for both.
+//! The verifier skips it for a key only if an equal key has passed it, and [`depends_on_kind_alone`] holds for both.
 
 use std::net::IpAddr;
 

@@ -365,7 +365,7 @@ fn a_key_that_another_node_has_disabled_is_refused_once_it_is_disabled_here_too(
     let world = Nodes::new();
     let [here, there] = &world.nodes;
     let key = wait(here.create(&admin(), reader("a"))).unwrap();
-    let rotation = RotateKey::on_first_use(hours(1));
+    let rotation = RotateKey::grace(hours(1));
     let successor = wait(here.rotate(&admin(), key.id, rotation)).unwrap();
     world.sync();
     // The first use of the successor is known to this node alone.
