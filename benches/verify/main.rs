@@ -15,6 +15,9 @@
     reason = "counts stay far below 2^52, which f64 represents exactly"
 )]
 
+// The hints that the index gives, so that the bound has the same.
+#[path = "../../src/replica/index/memory.rs"]
+mod memory;
 mod parallel;
 mod single;
 

@@ -1,5 +1,6 @@
 //! Measurements on one thread: the cost of each verdict, the size of the index, and the time to fill it.
 
+use std::cell::Cell;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -8,8 +9,7 @@ use keyward::Clock;
 use keyward::clocks::SystemClock;
 use stats_alloc::Region;
 
-use super::{HEAP, Workload};
-use shared::Random;
+use super::{HEAP, Workload, memory};
 use shared::batch::Batch;
 use shared::clock::{Elapsed, nanos, timed};
 use shared::floor::HmacFloor;
@@ -19,6 +19,7 @@ use shared::store::Feed;
 use shared::table::{BenchOptions, Goal, Table};
 use shared::turns::{Subject, cpu, ratio, take_turns, wall};
 use shared::zipf::Zipf;
+use shared::{Random, mixed};
 
 fn against_floor(
     size: &Workload,
@@ -163,38 +164,65 @@ pub(crate) fn sizes(size: &Workload, asked: &BenchOptions, table: &mut Table) {
     }
 }
 
-/// Measures what no verification can avoid: the digest, a read of the clock after it, and the two locked instructions
-/// that keep the index in memory while a grant refers to it.
+/// A cache line, as much of a list as the processor loads at a time.
+#[derive(Default)]
+#[repr(align(64))]
+struct Line([u64; 8]);
+
+/// The bytes of slots for one key: a slot of 32 bytes, in a table that is two thirds full.
+const SLOT_BYTES: u64 = 48;
+
+/// Measures what no verification can avoid: the digest, a read of the clock after it, the two locked instructions
+/// that keep the index in memory while a grant refers to it, and one random line of a table as large as the slots of
+/// so many keys. The line is prefetched before the digest, in memory with huge pages, as in the index.
 pub(crate) fn bound(size: &Workload, table: &mut Table) {
     const KEYS: u64 = 1_000;
     let keys = Keys::new(KeyKind::Secret, KEYS);
-    let batch = |random: &mut Random| TokenKind::Valid.batch(&keys, KEYS, size.batch, random);
-    let subject = |name: &str, locked: usize| Subject {
-        name: name.to_owned(),
+    let floor = HmacFloor::new();
+    let (pinned, drawn) = (AtomicUsize::new(0), Cell::new(0));
+    let (floor, pinned, drawn) = (&floor, &pinned, &drawn);
+    let nothing = black_box(0);
+    let batch =
+        || Box::new(|random: &mut _| TokenKind::Valid.batch(&keys, KEYS, size.batch, random));
+    let mut subjects = vec![Subject {
+        name: "the digest and a read of the clock".to_owned(),
         goal: None,
-        batch: Box::new(batch),
-        run: Box::new(move |batch| {
-            let (floor, pinned) = (HmacFloor::new(), AtomicUsize::new(0));
+        batch: batch(),
+        run: Box::new(|batch| {
             // As in `HmacFloor::run`: the next position depends on the last result.
-            let nothing = black_box(0);
             let mut at = 0;
             while at < batch.len() {
                 let mac = black_box(floor.mac(batch.id_and_secret(at)));
                 black_box(SystemClock.read());
-                for _ in 0..locked {
-                    black_box(pinned.fetch_add(1, Ordering::AcqRel));
-                }
                 at += 1 + (mac[0] as usize & nothing);
             }
         }),
-    };
-    let subjects = vec![
-        subject("the digest and a read of the clock", 0),
-        subject(
-            "the digest, a read of the clock, two locked instructions",
-            2,
-        ),
-    ];
+    }];
+    for &(keys, _) in size.keys {
+        let lines = usize::try_from(keys * SLOT_BYTES / 64).unwrap();
+        let lines = memory::list::<Line>(lines);
+        subjects.push(Subject {
+            name: format!("the same, two locked instructions, and a line of {keys} keys' slots"),
+            goal: None,
+            batch: batch(),
+            run: Box::new(move |batch| {
+                let (mut at, mut last) = (0, 0);
+                while at < batch.len() {
+                    // Other lines in each round, or they would be in a cache.
+                    drawn.set(drawn.get() + 1);
+                    let place = u128::from(mixed(drawn.get() ^ last)) * lines.len() as u128;
+                    let line = &lines[(place >> 64) as usize];
+                    memory::prefetch(line);
+                    pinned.fetch_add(1, Ordering::AcqRel);
+                    let mac = black_box(floor.mac(batch.id_and_secret(at)));
+                    last = black_box(line).0[mac[0] as usize & 7];
+                    black_box(SystemClock.read());
+                    pinned.fetch_sub(1, Ordering::AcqRel);
+                    at += 1 + (mac[0] as usize & nothing);
+                }
+            }),
+        });
+    }
     against_floor(size, subjects, table);
 }
 

@@ -177,19 +177,23 @@ impl Drop for CountOnDrop {
         let Some(mut context) = self.0.take() else {
             return;
         };
-        if let Some(outcome) = &context.outcome {
-            observe::http_request(*outcome.lock().unwrap_or_else(PoisonError::into_inner));
+        // Nothing else refers to the context if the service has dropped the request. Then no lock is needed.
+        let Some(own) = Arc::get_mut(&mut context) else {
+            if let Some(outcome) = &context.outcome {
+                observe::http_request(*outcome.lock().unwrap_or_else(PoisonError::into_inner));
+            }
+            return;
+        };
+        if let Some(outcome) = &mut own.outcome {
+            observe::http_request(*outcome.get_mut().unwrap_or_else(PoisonError::into_inner));
         }
-        // Nothing else refers to the context if the service has dropped the request.
-        if let Some(own) = Arc::get_mut(&mut context) {
-            *own = RequestContext::default();
-            let _ = SPARE.try_with(|spare| {
-                let mut spare = spare.borrow_mut();
-                if spare.len() < MOST_SPARE {
-                    spare.push(context);
-                }
-            });
-        }
+        *own = RequestContext::default();
+        let _ = SPARE.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            if spare.len() < MOST_SPARE {
+                spare.push(context);
+            }
+        });
     }
 }
 

@@ -7,11 +7,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockWriteGuard};
 
 use super::chunks::Chunks;
 use super::status_ids::StatusIds;
+use super::table::SlotValue;
 use crate::core::owner::{OwnerRecord, OwnerStatus, TenantRecord};
 use crate::core::principal::Owner;
 use crate::core::record::KeyRecord;
@@ -27,11 +27,9 @@ pub(crate) struct AttributeTables {
     traits: Chunks<OnceLock<Arc<KeyTraits>>>,
     key_owners: Chunks<OnceLock<Arc<KeyOwner>>>,
     /// For each key owner, the index in `statuses` of the owner's current status. Changing this index narrows
-    /// all keys of the owner.
+    /// all keys of the owner. Slots have copies.
     status_ids: StatusIds,
     statuses: Chunks<OnceLock<Arc<InternedStatus>>>,
-    /// The number of key owners.
-    count: AtomicU32,
     /// The rows of tenants that have a parent. A key of an ancestor tenant may act in such a tenant, and
     /// these rows then limit that key too.
     descendants: RwLock<DescendantRows>,
@@ -76,6 +74,9 @@ const STATUS_SIZE: usize = 192;
 pub(crate) struct AttributeIds {
     pub(crate) key_owner: u32,
     pub(crate) traits: u32,
+    /// A copy of the number of the owner's status, which may have changed. `None` if the ids are of a row, or if the
+    /// number does not fit in a slot.
+    pub(super) status: Option<u32>,
 }
 
 /// The attributes of one key, as they were at one instant.
@@ -119,17 +120,6 @@ impl OwnerSource for OwnerRef<'_> {
 }
 
 impl AttributeTables {
-    /// Returns the attribute ids of some key owner and some traits, chosen by `number`. Equal numbers select
-    /// equal ids.
-    #[inline]
-    pub(super) fn any(&self, number: u32) -> AttributeIds {
-        let key_owner = number % self.count.load(Ordering::Relaxed).max(1);
-        AttributeIds {
-            key_owner,
-            traits: 0,
-        }
-    }
-
     pub(super) fn status_in(
         &self,
         attributes: &Attributes<'_>,
@@ -198,14 +188,27 @@ impl AttributeTables {
     /// Returns the current attributes for these ids.
     #[inline]
     pub(super) fn attributes(&self, attribute_ids: AttributeIds) -> Option<Attributes<'_>> {
-        let status = self.status_id(attribute_ids.key_owner)?;
+        let status = self.status_id(attribute_ids)?;
         self.attributes_with(attribute_ids, status)
     }
 
-    /// Returns the number of the current status of a key owner.
+    /// Returns the number of the current status of the key owner.
     #[inline]
-    pub(super) fn status_id(&self, key_owner: u32) -> Option<u32> {
-        self.status_ids.get(key_owner)
+    pub(super) fn status_id(&self, attribute_ids: AttributeIds) -> Option<u32> {
+        let AttributeIds {
+            key_owner, status, ..
+        } = attribute_ids;
+        self.status_ids.get(key_owner, status)
+    }
+
+    /// Returns the number of a key owner's current status.
+    pub(super) fn current_status(&self, key_owner: u32) -> Option<u32> {
+        self.status_ids.get(key_owner, None)
+    }
+
+    /// Returns the number of owners whose status has changed, so that slots may have old copies.
+    pub(super) fn changed_statuses(&self) -> u32 {
+        self.status_ids.changed()
     }
 
     /// Returns the traits with this number.
@@ -241,6 +244,8 @@ pub(super) struct AttributeWriter {
     last_traits: u32,
     key_owners: HashMap<Arc<KeyOwner>, u32>,
     statuses: HashMap<Arc<InternedStatus>, u32>,
+    /// The number of statuses that have the numbers below [`SlotValue::STATUSES`].
+    common: u32,
     /// The state of each key owner, at the owner's index in [`AttributeTables::key_owners`].
     owner_states: Vec<KeyOwnerState>,
     /// The tenants by name. Sorted, so that applying a tenant's row visits only the tenant and its
@@ -324,7 +329,11 @@ impl AttributeWriter {
         let traits = self.traits(tables, record);
         let key_owner = self.key_owner(tables, KeyOwner::of(record));
         self.link(tables, key_owner);
-        AttributeIds { key_owner, traits }
+        AttributeIds {
+            key_owner,
+            traits,
+            status: tables.current_status(key_owner),
+        }
     }
 
     fn traits(&mut self, tables: &AttributeTables, record: &KeyRecord) -> u32 {
@@ -338,6 +347,14 @@ impl AttributeWriter {
             });
         }
         self.last_traits
+    }
+
+    /// Forgets which statuses have changed. Before any reader gets the index, the caller must write the current numbers
+    /// to all slots.
+    pub(super) fn forget_changes(&self, tables: &AttributeTables) {
+        tables
+            .status_ids
+            .forget_changes(number(self.owner_states.len()));
     }
 
     /// Returns the approximate size of all entries in bytes, including those that no key uses any more.
@@ -408,7 +425,11 @@ impl AttributeWriter {
                 own
             }
         };
-        Some(AttributeIds { key_owner, traits })
+        Some(AttributeIds {
+            key_owner,
+            traits,
+            status: tables.current_status(key_owner),
+        })
     }
 
     /// Applies the row of an owner; `None` if the row is unreadable.
@@ -533,7 +554,6 @@ impl AttributeWriter {
             row: None,
         });
         self.size += KEY_OWNER_SIZE;
-        tables.count.store(new.saturating_add(1), Ordering::Relaxed);
         intern(&mut self.key_owners, key_owner, |key_owner| {
             tables.key_owners.at(new).get_or_init(|| key_owner);
         })
@@ -594,12 +614,21 @@ impl AttributeWriter {
             persons: key_owner.is_person(),
             status: self.resolve(key_owner),
         };
-        let new = number(self.statuses.len());
-        let size = &mut self.size;
-        intern(&mut self.statuses, interned, |interned| {
-            *size += STATUS_SIZE;
-            tables.statuses.at(new).get_or_init(|| interned);
-        })
+        // Few statuses contain no instant. They get the numbers that fit in a slot.
+        let is_common = interned.status.removed_at.is_none() && self.common < SlotValue::STATUSES;
+        let new = match is_common {
+            true => self.common,
+            false => SlotValue::STATUSES + number(self.statuses.len()) - self.common,
+        };
+        if let Some(known) = self.statuses.get(&interned) {
+            return *known;
+        }
+        self.common += u32::from(is_common);
+        self.size += STATUS_SIZE;
+        let interned = Arc::new(interned);
+        tables.statuses.at(new).get_or_init(|| interned.clone());
+        self.statuses.insert(interned, new);
+        new
     }
 
     fn resolve(&self, key_owner: &KeyOwner) -> OwnerStatus {

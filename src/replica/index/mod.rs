@@ -9,19 +9,20 @@
 //!    │
 //!    ▼
 //!  directory ─► segment ─► slot, 32 bytes
-//!                          ┌─────────┬──────────┬───────────────────┬────────────────────────────────────┐
-//!                          │ row 32  │ hash 32  │ digest prefix 128 │ until 20 │ key owner 26 │ traits 18 │
-//!                          └────┬────┴──────────┴───────────────────┴────────────────┬──────────────┬────┘
-//!               ┌───────────────┤                                                    ▼              ▼
-//!               ▼               ▼                                      status id, 1 byte ──►   class, scopes,
-//!   row, 48 bytes: exact   tally, 8 bytes:                           role, removal, tenant     addresses, pepper
-//!   state and times        uses, last use                            (shared by owners)        (shared by keys)
+//!                          ┌────────┬─────────┬───────────────────┬─────────────────────────────────────────────────┐
+//!                          │ row 32 │ hash 32 │ digest prefix 128 │ until 18 │ status 5 │ key owner 24 │ traits 17 │
+//!                          └───┬────┴─────────┴───────────────────┴────────────────┬──────────────┬──────────────┬───┘
+//!               ┌──────────────┤                                    role, removal, tenant         │           class, scopes,
+//!               ▼              ▼                                    (shared by owners)            ▼           addresses, pepper
+//!   row, 48 bytes: exact   tally, 8 bytes:                                             has the status changed?
+//!   state and times        uses, last use                                              one bit
 //! ```
 //!
-//! - A lookup finds the slot by the hash, and compares the digest prefix. `until` is the hour up to which the slot
+//! - A lookup finds the slot by the hash, and compares the digest prefix. `until` is the time up to which the slot
 //!   alone proves the key valid.
 //! - It reads the row only if the slot does not prove the key valid.
-//! - Lowering a role, or removing an owner, stores another status id, which decides about all keys of the owner.
+//! - Lowering a role, or removing an owner, sets a bit for the owner. The owner's keys then get the status that is
+//!   stored for the owner, instead of the copy in the slot.
 //! - Uses go to a ring of the thread, and from there to the tallies, many at a time.
 //!
 //! The number of a row is also the place of its key in any other list, such as the tallies.
@@ -107,6 +108,12 @@ struct WriterState {
 const ROW_SIZE: usize = 128;
 /// 64 KiB that an index may grow beyond twice its size, so that a small index is not copied often.
 const SPARE: usize = 64 << 10;
+
+/// The number of rows that may be copied for each owner whose status has changed: 64. So with ten keys to an owner, an
+/// index is copied once a sixth of the statuses have changed.
+const ROWS_PER_CHANGE: usize = 64;
+/// 4,096 rows that count in addition, so that a small index is not copied often.
+const SPARE_ROWS: usize = 4096;
 
 impl WriterState {
     fn size(&self) -> usize {
@@ -221,10 +228,7 @@ impl View {
             return None;
         };
         let attribute_ids = value.attribute_ids;
-        let status = self
-            .index
-            .attribute_tables
-            .status_id(attribute_ids.key_owner)?;
+        let status = self.index.attribute_tables.status_id(attribute_ids)?;
         (value.until != SlotValue::ASK).then(|| ProvenKey {
             row,
             attribute_ids,
@@ -267,10 +271,7 @@ impl View {
                 },
                 None => IndexLookup::Unknown,
             },
-            Search::Nothing => {
-                self.index.touch_any_attributes(id);
-                IndexLookup::Unknown
-            }
+            Search::Nothing => IndexLookup::Unknown,
         }
     }
 
@@ -556,12 +557,12 @@ impl SlotValue {
         let until = match lifecycle.expires_at {
             _ if !plain => Self::ASK,
             None => Self::NEVER,
-            // A slot stores the expiry as an hour. From the hour in which the key expires, lookups read the
-            // exact expiry from the row. An expiry that does not fit in the slot becomes the last hour that
+            // A slot stores the expiry in whole units. From the unit in which the key expires, lookups read the
+            // exact expiry from the row. An expiry that does not fit in the slot becomes the last unit that
             // fits.
             Some(end) => {
-                let hour = end.as_micros() / (Self::HOUR * 1_000_000);
-                u32::try_from(hour).map_or(Self::NEVER - 1, |hour| hour.min(Self::NEVER - 1))
+                let unit = end.as_micros() / (Self::UNIT * 1_000_000);
+                u32::try_from(unit).map_or(Self::NEVER - 1, |unit| unit.min(Self::NEVER - 1))
             }
         };
         Self {
@@ -572,7 +573,7 @@ impl SlotValue {
 
     #[inline]
     fn end(self) -> Option<Timestamp> {
-        let micros = i64::from(self.until) * Self::HOUR * 1_000_000;
+        let micros = i64::from(self.until) * Self::UNIT * 1_000_000;
         (self.until != Self::NEVER)
             .then(|| Timestamp::from_micros(micros).unwrap_or(Timestamp::UNIX_EPOCH))
     }
@@ -650,13 +651,23 @@ impl Index {
         self.base.store(base.0, Ordering::Release);
         let mut writer = self.writer();
         writer.filled = writer.size();
+        let tables = &self.attribute_tables;
+        // Rows may have changed statuses since slots got copies of them. No reader has this index yet.
+        if tables.changed_statuses() > 0 {
+            writer.attributes.forget_changes(tables);
+            let current = |key_owner| tables.current_status(key_owner);
+            writer.table.copy_statuses(current);
+        }
     }
 
-    /// Returns whether the index has more than doubled since it was filled. Most of it may then belong to
-    /// removed keys, or to attributes that no key uses. Copying at each doubling takes constant time per change.
-    pub(super) fn has_doubled(&self) -> bool {
+    /// Returns whether a [compacted](Self::compacted) copy should replace this index: it has more than doubled since it
+    /// was filled, or many owners' statuses have changed. In the first case, most of it may belong to removed keys, or to
+    /// attributes that no key uses. Either way, the copies take constant time per change.
+    pub(super) fn is_due_for_compaction(&self) -> bool {
         let writer = self.writer();
+        let changed = self.attribute_tables.changed_statuses() as usize;
         writer.size() > 2 * writer.filled + SPARE
+            || changed * ROWS_PER_CHANGE > writer.rows as usize + SPARE_ROWS
     }
 
     /// Returns a copy without removed keys, and without attributes that no key uses. The index must contain
@@ -894,18 +905,6 @@ impl Index {
     fn row_of(&self, table: &Table, hash: Hash, id: KeyId) -> Option<u32> {
         let own = |found: &FoundSlot| self.rows.at(found.row).id() == id;
         table.candidates(hash).find(own).map(|found| found.row)
-    }
-
-    /// Reads arbitrary attributes when a presented id is unknown. A lookup of a known id also reads
-    /// attributes, so timing does not reveal whether an id is known.
-    #[inline]
-    fn touch_any_attributes(&self, id: KeyId) {
-        let any = self.attribute_tables.any(id.to_u128() as u32);
-        std::hint::black_box(
-            self.attribute_tables
-                .attributes(any)
-                .map(|attributes| attributes.status_id),
-        );
     }
 
     /// Returns the rows of rotation successors that were used, but for which the store has no record of a

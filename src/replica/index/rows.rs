@@ -85,7 +85,11 @@ impl IndexRow {
                 return Content {
                     revision: Revision(revision),
                     key: row_state(state, ends),
-                    attribute_ids: AttributeIds { key_owner, traits },
+                    attribute_ids: AttributeIds {
+                        key_owner,
+                        traits,
+                        status: None,
+                    },
                 };
             }
             // The writer is changing the row. A change takes nanoseconds, unless the writer's thread is
@@ -226,6 +230,7 @@ mod tests {
                     attribute_ids: AttributeIds {
                         key_owner: 7,
                         traits: 9,
+                        status: None,
                     },
                 };
                 row.write(content);

@@ -11,7 +11,7 @@ pub(super) use self::model::*;
 mod real {
     pub(in super::super) use std::sync::OnceLock;
     pub(in super::super) use std::sync::atomic::{
-        AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering, fence,
+        AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering, fence,
     };
 
     /// 64 spins before a waiting thread yields to other threads.
@@ -31,7 +31,7 @@ mod real {
 #[cfg(all(test, keyward_loom))]
 mod model {
     pub(in super::super) use loom::sync::atomic::{
-        AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering, fence,
+        AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering, fence,
     };
 
     /// Yields to the other threads. Without the yield, loom would never schedule the thread that this thread

@@ -123,19 +123,20 @@ struct TableSlot {
     value: AtomicU64,
 }
 
-/// The widths of the three fields in a slot's value, in bits. They have room for 67 million owners, for
-/// 262,144 sets of traits, and for hours until the year 2106.
-const UNTIL_BITS: u32 = 20;
-const OWNER_BITS: u32 = 26;
-const TRAITS_BITS: u32 = 18;
+/// The widths of the four fields in a slot's value, in bits. They have room for 16 million owners, for 131,072 sets of
+/// traits, for 31 statuses, and for units of time until the year 2106.
+const UNTIL_BITS: u32 = 18;
+const STATUS_BITS: u32 = 5;
+const OWNER_BITS: u32 = 24;
+const TRAITS_BITS: u32 = 17;
 
-/// The value of a slot: the hour until which the key is valid without reading its row, and the key's
-/// attribute ids.
+/// The value of a slot: the time until which the key is valid without reading its row, and the numbers of what the key
+/// shares with others.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct SlotValue {
-    /// The hour until which the key is valid without reading its row. Until then the key is enabled, does not
-    /// await its first use, and does not expire. Hours last 4096 seconds, and count from the Unix epoch.
-    /// [`ASK`](Self::ASK) and [`NEVER`](Self::NEVER) are special values.
+    /// The time until which the key is valid without reading its row, in [units](Self::UNIT) from the Unix epoch. Until
+    /// then the key is enabled, does not await its first use, and does not expire. [`ASK`](Self::ASK) and
+    /// [`NEVER`](Self::NEVER) are special values.
     pub(super) until: u32,
     pub(super) attribute_ids: AttributeIds,
 }
@@ -151,32 +152,45 @@ impl SlotValue {
         attribute_ids: AttributeIds {
             key_owner: 0,
             traits: 0,
+            status: None,
         },
     };
 
-    /// The unit of `until`: 4096 seconds, which is called an hour here. A power of two makes
-    /// the division cheap.
-    pub(super) const HOUR: i64 = 4096;
+    /// The unit of `until`: 16,384 seconds, which are four and a half hours. A power of two makes the division cheap.
+    pub(super) const UNIT: i64 = 1 << 14;
+
+    /// The number of statuses that fit in a slot: 31. Their numbers are below it.
+    pub(super) const STATUSES: u32 = (1 << STATUS_BITS) - 1;
 
     /// Packs the value into one word. If the attribute ids are too large for their fields, returns the word
     /// of [`ROW`](Self::ROW), so that lookups read the row.
     const fn to_word(self) -> u64 {
-        let AttributeIds { key_owner, traits } = self.attribute_ids;
+        let AttributeIds {
+            key_owner,
+            traits,
+            status,
+        } = self.attribute_ids;
         if key_owner >> OWNER_BITS != 0 || traits >> TRAITS_BITS != 0 {
             return 0;
         }
-        let until = (self.until as u64) << (OWNER_BITS + TRAITS_BITS);
-        until | (key_owner as u64) << TRAITS_BITS | traits as u64
+        // The field has zero for no copy, and otherwise the number plus 1.
+        let status = match status {
+            Some(status) if status < Self::STATUSES => status + 1,
+            _ => 0,
+        };
+        let until = (self.until as u64) << STATUS_BITS | status as u64;
+        (until << OWNER_BITS | key_owner as u64) << TRAITS_BITS | traits as u64
     }
 
     #[inline]
     fn from_word(word: u64) -> Self {
         let part = |from: u32, bits: u32| (word >> from) as u32 & ((1 << bits) - 1);
         Self {
-            until: part(OWNER_BITS + TRAITS_BITS, UNTIL_BITS),
+            until: part(TRAITS_BITS + OWNER_BITS + STATUS_BITS, UNTIL_BITS),
             attribute_ids: AttributeIds {
                 key_owner: part(TRAITS_BITS, OWNER_BITS),
                 traits: part(0, TRAITS_BITS),
+                status: part(TRAITS_BITS + OWNER_BITS, STATUS_BITS).checked_sub(1),
             },
         }
     }
@@ -442,6 +456,18 @@ impl Table {
     pub(super) fn set_value(&self, hash: Hash, row: u32, value: SlotValue) {
         if let Some(slot) = self.slot(hash, row) {
             slot.value.store(value.to_word(), Ordering::Release);
+        }
+    }
+
+    /// Writes the number of each owner's current status to the slots of its keys. Slots that are free, and those that
+    /// say nothing about their key, stay as they are.
+    pub(super) fn copy_statuses(&self, current: impl Fn(u32) -> Option<u32>) {
+        for slot in self.segments.iter().flat_map(|segment| &segment.slots) {
+            let mut value = SlotValue::from_word(slot.value.load(Ordering::Relaxed));
+            if value != SlotValue::ROW {
+                value.attribute_ids.status = current(value.attribute_ids.key_owner);
+                slot.value.store(value.to_word(), Ordering::Release);
+            }
         }
     }
 

@@ -327,13 +327,15 @@ proptest! {
     /// - an older row overwrites a newer one;
     /// - a slot is lost when a segment grows or is split, or when the index is copied;
     /// - a copy mixes the attributes of two keys up;
-    /// - a lowered role does not reach all keys of an owner.
+    /// - a lowered role does not reach all keys of an owner;
+    /// - the end of the scan leaves old statuses in slots.
     #[test]
     fn the_index_agrees_with_a_naive_map(
         rows in prop::collection::vec((a_row(), 1_u64..40), 0..400),
         base in 0_u64..10,
         view_at in 0_usize..400,
         copy_at in 0_usize..400,
+        filled_at in 0_usize..400,
     ) {
         let mut index = Arc::new(Index::default());
         let mut view = View::of(index.clone());
@@ -346,6 +348,9 @@ proptest! {
             if number == copy_at {
                 index = Arc::new(index.compacted(Revision::ZERO));
                 view = View::of(index.clone());
+            }
+            if number == filled_at {
+                index.set_scan_base(Revision(base));
             }
             if number == view_at {
                 check(&index, &view, &model)?;
@@ -461,6 +466,83 @@ fn a_copy_drops_the_tombstones_that_every_reader_has_passed() {
     assert_eq!([1, 2, 3, 4].map(kind), [own, None, gone, own]);
     copy.apply([change(2, key(2)), change(2, key(3)), change(7, key(5))]);
     assert_eq!([2, 3, 5].map(kind), [None, gone, own]);
+}
+
+/// Returns a key of its own for each of `count` owners.
+fn key_of_each_owner(count: u16) -> impl Iterator<Item = StoreRow> {
+    (0..count).map(|id| {
+        StoreRow::Key(Box::new(record(id, [1, 0, 0]).with(|key| {
+            key.owner = Owner::Principal(PrincipalId::new(format!("o{id}")).unwrap());
+        })))
+    })
+}
+
+fn change_all(index: &Index, revision: u64, rows: impl IntoIterator<Item = StoreRow>) {
+    let revision = Revision(revision);
+    index.apply(rows.into_iter().map(|row| Change { revision, row }));
+}
+
+/// More statuses than fit in a slot: each owner has a role of its own, or was removed at a time of its own.
+#[test]
+fn statuses_that_do_not_fit_in_a_slot_are_found() {
+    const OWNERS: u16 = 100;
+    let index = Arc::new(Index::default());
+    let owners = |turn: u16| {
+        (0..OWNERS).map(move |number| {
+            let owner = PrincipalId::new(format!("o{number}")).unwrap();
+            let role = Role::new(format!("r{}", number + turn)).unwrap();
+            let StoreRow::Owner(mut row) = of_owner(&tenant(0), &owner, Some(role)) else {
+                unreachable!("a row of an owner");
+            };
+            row.removed_at = (number % 2 == 0).then(|| at((number + turn).into()));
+            StoreRow::Owner(row)
+        })
+    };
+    let check = |view: &View, turn: u16| {
+        for number in 0..OWNERS {
+            let id = KeyId::from_u128(number.into());
+            let sought = view.prefetch(id);
+            let found = view.lookup(id, sought, DigestPrefix::of(digest(0).as_bytes()));
+            let IndexLookup::Hit(hit) = found else {
+                panic!("key {number} is in the index");
+            };
+            let status = view.attributes(hit.attribute_ids).unwrap().status;
+            let role = Role::new(format!("r{}", number + turn)).unwrap();
+            assert!(status.roles.contains(&role), "{number}: {status:?}");
+            let removed_at = (number % 2 == 0).then(|| at((number + turn).into()));
+            assert_eq!(status.removed_at, removed_at);
+        }
+    };
+    change_all(&index, 1, owners(0).chain(key_of_each_owner(OWNERS)));
+    check(&View::of(index.clone()), 0);
+    change_all(&index, 2, owners(7));
+    check(&View::of(index.clone()), 7);
+    check(&View::of(Arc::new(index.compacted(Revision(2)))), 7);
+    index.set_scan_base(Revision(2));
+    check(&View::of(index), 7);
+}
+
+/// An index in which the statuses of many owners have changed is replaced, because their keys no longer find the
+/// status in their slots.
+#[test]
+fn many_changed_statuses_make_an_index_due_for_compaction() {
+    const OWNERS: u16 = 1_000;
+    let index = Index::default();
+    let lowered = || {
+        (0..OWNERS).map(|number| {
+            let owner = PrincipalId::new(format!("o{number}")).unwrap();
+            of_owner(&tenant(0), &owner, Some(Role::SUPPORT))
+        })
+    };
+    change_all(&index, 1, key_of_each_owner(OWNERS));
+    index.set_scan_base(Revision(1));
+    assert!(!index.is_due_for_compaction());
+    change_all(&index, 2, lowered());
+    assert!(index.is_due_for_compaction());
+    let copy = index.compacted(Revision(2));
+    assert!(!copy.is_due_for_compaction());
+    change_all(&copy, 3, lowered());
+    assert!(!copy.is_due_for_compaction(), "nothing changed");
 }
 
 /// Replacing one digest many times does not make the table grow.

@@ -62,6 +62,7 @@ pub(super) fn attribute_ids(number: u32) -> AttributeIds {
     AttributeIds {
         key_owner: number,
         traits: number,
+        status: None,
     }
 }
 

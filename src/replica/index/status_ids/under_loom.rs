@@ -7,35 +7,57 @@ use loom::thread;
 use super::super::under_loom::explore;
 use super::*;
 
-/// Reads while `set` replaces the number 1 by each of these numbers in turn.
-fn read_while(set: fn(&StatusIds, u32), numbers: &'static [u32]) {
+/// The number that an owner has before the change, and of which the slot has a copy.
+const BEFORE: u32 = 1;
+
+/// Changes the number of an owner by `set`, and then sets a flag with the memory ordering `order`, as a confirmation
+/// does. A reader loads the flag first, and then the number twice.
+fn change(set: fn(&StatusIds, u32), order: Ordering) {
     explore(move || {
         let ids = Arc::new(StatusIds::default());
-        ids.set(3, 1);
-        let writer = {
-            let ids = ids.clone();
-            thread::spawn(move || numbers.iter().for_each(|number| set(&ids, *number)))
+        ids.set(3, BEFORE);
+        let flag = Arc::new(AtomicU64::new(0));
+        let reader = {
+            let (ids, flag) = (ids.clone(), flag.clone());
+            thread::spawn(move || {
+                let confirmed = flag.load(Ordering::Acquire) == 1;
+                let reads = [ids.get(3, Some(BEFORE)), ids.get(3, Some(BEFORE))];
+                for read in reads {
+                    assert!(
+                        matches!(read, Some(BEFORE | 2)),
+                        "a number that was never set"
+                    );
+                    assert!(!confirmed || read == Some(2), "an old number");
+                }
+                assert_ne!(
+                    reads,
+                    [Some(2), Some(BEFORE)],
+                    "an old number after a new one"
+                );
+            })
         };
-        for read in [ids.get(3), ids.get(3)] {
-            let is_right = |read| read == 1 || numbers.contains(&read);
-            assert!(read.is_some_and(is_right), "a number that was never set");
-        }
-        writer.join().unwrap();
-        assert_eq!(ids.get(3), numbers.last().copied());
+        set(&ids, 2);
+        flag.store(1, order);
+        reader.join().unwrap();
     });
 }
 
 #[test]
-fn a_reader_gets_only_numbers_that_were_set() {
-    read_while(|ids, number| ids.set(3, number), &[300, 2, 400]);
+fn a_reader_of_a_confirmation_gets_the_new_number() {
+    change(|ids, number| ids.set(3, number), Ordering::Release);
 }
 
 #[test]
-#[should_panic(expected = "a number that was never set")]
-fn a_byte_that_leads_to_a_number_before_the_number_is_there_is_wrong() {
-    let byte_first = |ids: &StatusIds, number| {
-        ids.short.at(3).store(LONG, Ordering::Release);
-        ids.long.at(3).store(number, Ordering::Release);
+#[should_panic(expected = "an old number")]
+fn a_confirmation_without_release_leaves_the_old_number() {
+    change(|ids, number| ids.set(3, number), Ordering::Relaxed);
+}
+
+#[test]
+#[should_panic(expected = "an old number")]
+fn a_number_without_its_bit_does_not_reach_the_keys() {
+    let no_bit = |ids: &StatusIds, number: u32| {
+        ids.current.at(3).store(number + 1, Ordering::Release);
     };
-    read_while(byte_first, &[300]);
+    change(no_bit, Ordering::Release);
 }
