@@ -16,6 +16,10 @@
 )]
 
 // The hints that the index gives, so that the bound has the same.
+#[allow(
+    unused_imports,
+    reason = "the unit tests of this module run in the library alone"
+)]
 #[path = "../../src/replica/index/memory.rs"]
 mod memory;
 mod parallel;

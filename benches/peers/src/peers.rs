@@ -404,7 +404,7 @@ pub(crate) mod signed {
                 let claims = Claims {
                     jti: format!("key-{number}"),
                     sub: number,
-                    tenant: format!("customer-{}", number % 1000),
+                    tenant: format!("customer-{:03}", number % 1000),
                     name: format!("nightly export {number}"),
                     class: Class::Secret,
                     scopes: scopes(),

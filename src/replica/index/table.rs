@@ -586,3 +586,31 @@ impl TableSegment {
 #[cfg(test)]
 #[cfg(keyward_loom)]
 mod under_loom;
+
+#[cfg(all(test, not(keyward_loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// What fits in a slot is read as it was written. A status that does not fit leaves the rest as it is.
+        #[test]
+        fn a_value_keeps_what_fits_in_its_word(
+            until in 0_u32..1 << UNTIL_BITS,
+            key_owner in 0_u32..1 << (OWNER_BITS + 1),
+            traits in 0_u32..1 << (TRAITS_BITS + 1),
+            status in prop_oneof![Just(None), (0_u32..40).prop_map(Some), Just(Some(u32::MAX))],
+        ) {
+            let value = SlotValue { until, attribute_ids: AttributeIds { key_owner, traits, status } };
+            let fits = key_owner >> OWNER_BITS == 0 && traits >> TRAITS_BITS == 0;
+            let status = status.filter(|status| *status < SlotValue::STATUSES);
+            let kept = AttributeIds { key_owner, traits, status };
+            let expected = match fits {
+                true => SlotValue { until, attribute_ids: kept },
+                false => SlotValue::ROW,
+            };
+            prop_assert_eq!(SlotValue::from_word(value.to_word()), expected);
+        }
+    }
+}

@@ -522,6 +522,26 @@ fn statuses_that_do_not_fit_in_a_slot_are_found() {
     check(&View::of(index), 7);
 }
 
+/// The times of removals take no number that fits in a slot, however many owners were removed before.
+#[test]
+fn a_common_status_fits_in_the_slot() {
+    let index = Arc::new(Index::default());
+    let owners = (0..100_u16).map(|number| {
+        let owner = PrincipalId::new(format!("o{number}")).unwrap();
+        let StoreRow::Owner(mut row) = of_owner(&tenant(0), &owner, Some(Role::ADMIN)) else {
+            unreachable!("a row of an owner");
+        };
+        row.removed_at = (number < 99).then(|| at(number.into()));
+        StoreRow::Owner(row)
+    });
+    change_all(&index, 1, owners.chain(key_of_each_owner(100)));
+    let slots: Vec<_> = index.writer().table.slots().collect();
+    let copies = slots
+        .iter()
+        .filter_map(|(.., found)| found.value.attribute_ids.status);
+    assert_eq!(copies.count(), 1);
+}
+
 /// An index in which the statuses of many owners have changed is replaced, because their keys no longer find the
 /// status in their slots.
 #[test]
