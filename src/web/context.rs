@@ -185,7 +185,7 @@ impl Drop for CountOnDrop {
             return;
         };
         if let Some(outcome) = &mut own.outcome {
-            observe::http_request(*outcome.get_mut().unwrap_or_else(PoisonError::into_inner));
+            observe::http_request(outcome.get_mut().unwrap_or_else(PoisonError::into_inner));
         }
         *own = RequestContext::default();
         let _ = SPARE.try_with(|spare| {
