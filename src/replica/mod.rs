@@ -502,13 +502,13 @@ impl Replica {
 
     /// Publishes a new view if the current one keeps much memory that nothing uses.
     fn renew_view(&self, progress: &SyncState, index: &Arc<Index>) {
-        let due = index.is_due_for_compaction();
-        if !due && !index.needs_new_view() {
+        let doubled = index.has_doubled();
+        if !doubled && !index.needs_new_view() {
             return;
         }
         // A node that only commits never syncs, so free the views that were replaced before.
         self.free_replaced();
-        let view = if due {
+        let view = if doubled {
             // Without a cursor, nothing proves that the index has all changes up to some revision.
             let upto = progress.cursor.map(|cursor| cursor.revision);
             let view = View::of(Arc::new(index.compacted(upto.unwrap_or_default())));

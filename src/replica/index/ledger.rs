@@ -74,8 +74,8 @@ const STATUS_SIZE: usize = 192;
 pub(crate) struct AttributeIds {
     pub(crate) key_owner: u32,
     pub(crate) traits: u32,
-    /// A copy of the number of the owner's status, which may have changed. `None` if the ids are of a row, or if the
-    /// number does not fit in a slot.
+    /// A copy of the number of the owner's status, which may have changed. `None` in the ids of a row, and in those of a
+    /// slot if the number does not fit.
     pub(super) status: Option<u32>,
 }
 
@@ -618,16 +618,16 @@ impl AttributeWriter {
         let is_common = interned.status.removed_at.is_none() && self.common < SlotValue::STATUSES;
         let new = match is_common {
             true => self.common,
-            false => SlotValue::STATUSES + number(self.statuses.len()) - self.common,
+            false => SlotValue::STATUSES.saturating_add(number(self.statuses.len()) - self.common),
         };
         if let Some(known) = self.statuses.get(&interned) {
             return *known;
         }
-        self.common += u32::from(is_common);
         self.size += STATUS_SIZE;
         let interned = Arc::new(interned);
         tables.statuses.at(new).get_or_init(|| interned.clone());
         self.statuses.insert(interned, new);
+        self.common += u32::from(is_common);
         new
     }
 

@@ -8,21 +8,21 @@
 //!  hash of the id
 //!    │
 //!    ▼
-//!  directory ─► segment ─► slot, 32 bytes
-//!                          ┌────────┬─────────┬───────────────────┬─────────────────────────────────────────────────┐
-//!                          │ row 32 │ hash 32 │ digest prefix 128 │ until 18 │ status 5 │ key owner 24 │ traits 17 │
-//!                          └───┬────┴─────────┴───────────────────┴────────────────┬──────────────┬──────────────┬───┘
-//!               ┌──────────────┤                                    role, removal, tenant         │           class, scopes,
-//!               ▼              ▼                                    (shared by owners)            ▼           addresses, pepper
-//!   row, 48 bytes: exact   tally, 8 bytes:                                             has the status changed?
-//!   state and times        uses, last use                                              one bit
+//!  directory ─► segment ─► slot, 32 bytes, with the widths of its fields in bits
+//!                ┌────────┬─────────┬────────────┬──────────┬──────────┬──────────┬───────────┐
+//!                │ row 32 │ hash 32 │ digest 128 │ until 18 │ status 5 │ owner 24 │ traits 17 │
+//!                └───┬────┴─────────┴────────────┴──────────┴────┬─────┴────┬─────┴─────┬─────┘
+//!                ┌───┴───────────┐                               │          │           │
+//!                ▼               ▼                               ▼          ▼           ▼
+//!          row, 48 bytes:   tally, 8 bytes:               role, removal,  1 bit:   class, scopes,
+//!          state, times     uses, last use                tenant          changed? addresses, pepper
 //! ```
 //!
 //! - A lookup finds the slot by the hash, and compares the digest prefix. `until` is the time up to which the slot
 //!   alone proves the key valid.
 //! - It reads the row only if the slot does not prove the key valid.
-//! - Lowering a role, or removing an owner, sets a bit for the owner. The owner's keys then get the status that is
-//!   stored for the owner, instead of the copy in the slot.
+//! - The status in a slot is a copy. Lowering a role, or removing an owner, sets the owner's bit, and all keys of the
+//!   owner then get the status that is stored for the owner.
 //! - Uses go to a ring of the thread, and from there to the tallies, many at a time.
 //!
 //! The number of a row is also the place of its key in any other list, such as the tallies.
@@ -108,12 +108,6 @@ struct WriterState {
 const ROW_SIZE: usize = 128;
 /// 64 KiB that an index may grow beyond twice its size, so that a small index is not copied often.
 const SPARE: usize = 64 << 10;
-
-/// The number of rows that may be copied for each owner whose status has changed: 64. So with ten keys to an owner, an
-/// index is copied once a sixth of the statuses have changed.
-const ROWS_PER_CHANGE: usize = 64;
-/// 4,096 rows that count in addition, so that a small index is not copied often.
-const SPARE_ROWS: usize = 4096;
 
 impl WriterState {
     fn size(&self) -> usize {
@@ -221,7 +215,7 @@ impl View {
     }
 
     /// Returns the key that a search found, if its slot alone proves it enabled and not expired. The number of its
-    /// owner's status is loaded now, so it is not older than this call.
+    /// owner's status is not older than the search.
     #[inline]
     pub(crate) fn proven(&self, found: &Search) -> Option<ProvenKey> {
         let Search::Match(FoundSlot { row, value }) = *found else {
@@ -557,12 +551,13 @@ impl SlotValue {
         let until = match lifecycle.expires_at {
             _ if !plain => Self::ASK,
             None => Self::NEVER,
-            // A slot stores the expiry in whole units. From the unit in which the key expires, lookups read the
-            // exact expiry from the row. An expiry that does not fit in the slot becomes the last unit that
-            // fits.
+            // A slot stores the expiry as an hour. From the hour in which the key expires, lookups read the
+            // exact expiry from the row. An expiry after the last hour that fits becomes that hour. For an expiry
+            // before the first one, lookups always read the row.
             Some(end) => {
-                let unit = end.as_micros() / (Self::UNIT * 1_000_000);
-                u32::try_from(unit).map_or(Self::NEVER - 1, |unit| unit.min(Self::NEVER - 1))
+                let hour = end.as_micros() / (Self::HOUR * 1_000_000) - Self::FIRST_HOUR;
+                let hour = hour.clamp(Self::ASK.into(), i64::from(Self::NEVER) - 1);
+                u32::try_from(hour).unwrap_or(Self::ASK)
             }
         };
         Self {
@@ -573,7 +568,7 @@ impl SlotValue {
 
     #[inline]
     fn end(self) -> Option<Timestamp> {
-        let micros = i64::from(self.until) * Self::UNIT * 1_000_000;
+        let micros = (i64::from(self.until) + Self::FIRST_HOUR) * Self::HOUR * 1_000_000;
         (self.until != Self::NEVER)
             .then(|| Timestamp::from_micros(micros).unwrap_or(Timestamp::UNIX_EPOCH))
     }
@@ -646,13 +641,14 @@ impl Index {
         self.floors.record(tenant, at, revision);
     }
 
-    /// Records that the scan that fills this index has applied every row with a revision up to `base`.
+    /// Records that the scan that fills this index has applied every row with a revision up to `base`, and writes the
+    /// current statuses to all slots. No reader may have this index yet.
     pub(super) fn set_scan_base(&self, base: Revision) {
         self.base.store(base.0, Ordering::Release);
         let mut writer = self.writer();
         writer.filled = writer.size();
         let tables = &self.attribute_tables;
-        // Rows may have changed statuses since slots got copies of them. No reader has this index yet.
+        // Rows may have changed statuses since slots got copies of them.
         if tables.changed_statuses() > 0 {
             writer.attributes.forget_changes(tables);
             let current = |key_owner| tables.current_status(key_owner);
@@ -660,14 +656,11 @@ impl Index {
         }
     }
 
-    /// Returns whether a [compacted](Self::compacted) copy should replace this index: it has more than doubled since it
-    /// was filled, or many owners' statuses have changed. In the first case, most of it may belong to removed keys, or to
-    /// attributes that no key uses. Either way, the copies take constant time per change.
-    pub(super) fn is_due_for_compaction(&self) -> bool {
+    /// Returns whether the index has more than doubled since it was filled. Most of it may then belong to
+    /// removed keys, or to attributes that no key uses. Copying at each doubling takes constant time per change.
+    pub(super) fn has_doubled(&self) -> bool {
         let writer = self.writer();
-        let changed = self.attribute_tables.changed_statuses() as usize;
         writer.size() > 2 * writer.filled + SPARE
-            || changed * ROWS_PER_CHANGE > writer.rows as usize + SPARE_ROWS
     }
 
     /// Returns a copy without removed keys, and without attributes that no key uses. The index must contain

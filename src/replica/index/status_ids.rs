@@ -22,9 +22,12 @@ impl StatusIds {
     /// Returns the owner's number. `None` if it was never set. `copy` is the number in a slot that was loaded before
     /// this call.
     ///
-    /// Both loads pair with the Release operations in [`set`](Self::set). So a reader that gets a number sees the entry
-    /// that the writer made before it set the number. A reader that finds the bit gets the number after the change, or a
-    /// later one.
+    /// The writer sets the bit before it confirms the change. A confirmation is stored with Release, and loaded with
+    /// Acquire before the slot. So a reader of a confirmation finds the bit of each change that was confirmed.
+    ///
+    /// The load of a bit that is set, and the load of a number, pair with the Release operations in [`set`](Self::set). So
+    /// a reader that gets a number sees the entry that the writer made before. A copy is as visible as the slot that has
+    /// it.
     #[inline]
     pub(super) fn get(&self, key_owner: u32, copy: Option<u32>) -> Option<u32> {
         let (word, bit) = place(key_owner);
@@ -40,7 +43,7 @@ impl StatusIds {
         number.checked_sub(1)
     }
 
-    /// Sets the owner's number. Until this call returns, a reader may get the old number or the new one.
+    /// Sets the owner's number. A reader without a confirmation of the change may get the old number or the new one.
     pub(super) fn set(&self, key_owner: u32, status: u32) {
         let current = self.current.at(key_owner);
         let (word, bit) = place(key_owner);
@@ -50,9 +53,11 @@ impl StatusIds {
         if before == now {
             return;
         }
-        // First the number, and then the bit that leads to it.
+        // First the number, and then the bit that leads to it. So a reader does not get the old number after the new one.
         current.store(now, Ordering::Release);
-        if before != 0 && changed.fetch_or(bit, Ordering::Release) & bit == 0 {
+        let is_news = before != 0 && changed.load(Ordering::Relaxed) & bit == 0;
+        if is_news {
+            changed.fetch_or(bit, Ordering::Release);
             self.count.fetch_add(1, Ordering::Relaxed);
         }
     }

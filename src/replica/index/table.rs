@@ -124,7 +124,7 @@ struct TableSlot {
 }
 
 /// The widths of the four fields in a slot's value, in bits. They have room for 16 million owners, for 131,072 sets of
-/// traits, for 31 statuses, and for units of time until the year 2106.
+/// traits, for 31 statuses, and for hours until the year 2054.
 const UNTIL_BITS: u32 = 18;
 const STATUS_BITS: u32 = 5;
 const OWNER_BITS: u32 = 24;
@@ -134,9 +134,9 @@ const TRAITS_BITS: u32 = 17;
 /// shares with others.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct SlotValue {
-    /// The time until which the key is valid without reading its row, in [units](Self::UNIT) from the Unix epoch. Until
-    /// then the key is enabled, does not await its first use, and does not expire. [`ASK`](Self::ASK) and
-    /// [`NEVER`](Self::NEVER) are special values.
+    /// The hour until which the key is valid without reading its row. Until then the key is enabled, does not await its
+    /// first use, and does not expire. Hours last 4096 seconds, and count from [`FIRST_HOUR`](Self::FIRST_HOUR).
+    /// [`ASK`](Self::ASK) and [`NEVER`](Self::NEVER) are special values.
     pub(super) until: u32,
     pub(super) attribute_ids: AttributeIds,
 }
@@ -156,8 +156,10 @@ impl SlotValue {
         },
     };
 
-    /// The unit of `until`: 16,384 seconds, which are four and a half hours. A power of two makes the division cheap.
-    pub(super) const UNIT: i64 = 1 << 14;
+    /// The unit of `until`: 4096 seconds, which is called an hour here. A power of two makes the division cheap.
+    pub(super) const HOUR: i64 = 4096;
+    /// January 2020, in hours since the Unix epoch. From there, 18 bits of hours reach to the year 2054.
+    pub(super) const FIRST_HOUR: i64 = 1_577_836_800 / Self::HOUR;
 
     /// The number of statuses that fit in a slot: 31. Their numbers are below it.
     pub(super) const STATUSES: u32 = (1 << STATUS_BITS) - 1;
@@ -426,14 +428,19 @@ impl Table {
         self.segments.len()
     }
 
-    /// Returns all slots with a key: the hash, the digest prefix, and the row with its value.
-    pub(super) fn slots(&self) -> impl Iterator<Item = (Hash, DigestPrefix, FoundSlot)> {
-        // A segment that is split less often than the others stands at several neighbouring places.
+    /// Returns each segment once. A segment that is split less often than the others stands at several neighbouring
+    /// places.
+    fn distinct_segments(&self) -> impl Iterator<Item = &TableSegment> {
         let first = |(at, own): &(usize, &Arc<TableSegment>)| {
             *at == 0 || !Arc::ptr_eq(own, &self.segments[at - 1])
         };
         let segments = self.segments.iter().enumerate().filter(first);
-        let slots = segments.flat_map(|(_, segment)| &segment.slots);
+        segments.map(|(_, segment)| &**segment)
+    }
+
+    /// Returns all slots with a key: the hash, the digest prefix, and the row with its value.
+    pub(super) fn slots(&self) -> impl Iterator<Item = (Hash, DigestPrefix, FoundSlot)> {
+        let slots = self.distinct_segments().flat_map(|own| &own.slots);
         let tagged = slots.map(|slot| (slot, slot.tag.load(Ordering::Relaxed)));
         let taken = tagged.filter(|(_, tag)| *tag != EMPTY && *tag != GONE);
         taken.map(|(slot, tag)| (Hash::of_tag(tag), slot.digest_prefix(), slot.found(tag)))
@@ -462,7 +469,7 @@ impl Table {
     /// Writes the number of each owner's current status to the slots of its keys. Slots that are free, and those that
     /// say nothing about their key, stay as they are.
     pub(super) fn copy_statuses(&self, current: impl Fn(u32) -> Option<u32>) {
-        for slot in self.segments.iter().flat_map(|segment| &segment.slots) {
+        for slot in self.distinct_segments().flat_map(|own| &own.slots) {
             let mut value = SlotValue::from_word(slot.value.load(Ordering::Relaxed));
             if value != SlotValue::ROW {
                 value.attribute_ids.status = current(value.attribute_ids.key_owner);

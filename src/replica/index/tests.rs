@@ -471,7 +471,7 @@ fn a_copy_drops_the_tombstones_that_every_reader_has_passed() {
 /// Returns a key of its own for each of `count` owners.
 fn key_of_each_owner(count: u16) -> impl Iterator<Item = StoreRow> {
     (0..count).map(|id| {
-        StoreRow::Key(Box::new(record(id, [1, 0, 0]).with(|key| {
+        StoreRow::Key(Box::new(record(id, [1, 8, 0]).with(|key| {
             key.owner = Owner::Principal(PrincipalId::new(format!("o{id}")).unwrap());
         })))
     })
@@ -502,7 +502,7 @@ fn statuses_that_do_not_fit_in_a_slot_are_found() {
         for number in 0..OWNERS {
             let id = KeyId::from_u128(number.into());
             let sought = view.prefetch(id);
-            let found = view.lookup(id, sought, DigestPrefix::of(digest(0).as_bytes()));
+            let found = view.lookup(id, sought, DigestPrefix::of(digest(8).as_bytes()));
             let IndexLookup::Hit(hit) = found else {
                 panic!("key {number} is in the index");
             };
@@ -522,6 +522,15 @@ fn statuses_that_do_not_fit_in_a_slot_are_found() {
     check(&View::of(index), 7);
 }
 
+/// Returns the number of slots that have a copy of their owner's status.
+fn copies(index: &Index) -> usize {
+    let writer = index.writer();
+    let found = writer.table.slots().map(|(.., found)| found.value);
+    found
+        .filter(|value| value.attribute_ids.status.is_some())
+        .count()
+}
+
 /// The times of removals take no number that fits in a slot, however many owners were removed before.
 #[test]
 fn a_common_status_fits_in_the_slot() {
@@ -535,34 +544,63 @@ fn a_common_status_fits_in_the_slot() {
         StoreRow::Owner(row)
     });
     change_all(&index, 1, owners.chain(key_of_each_owner(100)));
-    let slots: Vec<_> = index.writer().table.slots().collect();
-    let copies = slots
-        .iter()
-        .filter_map(|(.., found)| found.value.attribute_ids.status);
-    assert_eq!(copies.count(), 1);
+    assert_eq!(copies(&index), 1);
 }
 
-/// An index in which the statuses of many owners have changed is replaced, because their keys no longer find the
-/// status in their slots.
+/// A scan that reads the keys before their owners ends with right copies in all slots, and with no bit set.
 #[test]
-fn many_changed_statuses_make_an_index_due_for_compaction() {
-    const OWNERS: u16 = 1_000;
-    let index = Index::default();
-    let lowered = || {
-        (0..OWNERS).map(|number| {
-            let owner = PrincipalId::new(format!("o{number}")).unwrap();
-            of_owner(&tenant(0), &owner, Some(Role::SUPPORT))
-        })
-    };
-    change_all(&index, 1, key_of_each_owner(OWNERS));
+fn the_end_of_a_scan_renews_all_copies() {
+    const OWNERS: u16 = 1000;
+    let index = Arc::new(Index::default());
+    let owners = (0..OWNERS).map(|number| {
+        let owner = PrincipalId::new(format!("o{number}")).unwrap();
+        of_owner(&tenant(0), &owner, Some(Role::SUPPORT))
+    });
+    change_all(&index, 1, key_of_each_owner(OWNERS).chain(owners));
+    let changed = || index.attribute_tables.changed_statuses();
+    assert_eq!(changed(), u32::from(OWNERS));
     index.set_scan_base(Revision(1));
-    assert!(!index.is_due_for_compaction());
-    change_all(&index, 2, lowered());
-    assert!(index.is_due_for_compaction());
-    let copy = index.compacted(Revision(2));
-    assert!(!copy.is_due_for_compaction());
-    change_all(&copy, 3, lowered());
-    assert!(!copy.is_due_for_compaction(), "nothing changed");
+    assert_eq!((changed(), copies(&index)), (0, usize::from(OWNERS)));
+    let view = View::of(index.clone());
+    let id = KeyId::from_u128(7);
+    let found = view.search(view.prefetch(id), DigestPrefix::of(digest(8).as_bytes()));
+    let key = view.proven(&found).expect("the key is enabled");
+    let attributes = view.attributes_with(key.attribute_ids, key.status).unwrap();
+    assert_eq!(attributes.status.roles, [Role::SUPPORT]);
+}
+
+/// The slot never proves a key for longer than the key is valid, and at most 4096 seconds less.
+#[test]
+fn an_expiry_in_a_slot_is_the_hour_before_it() {
+    let instant = |text: &str| text.parse::<Timestamp>().unwrap();
+    let value = |expires_at| {
+        let mut lifecycle = Lifecycle::of(&record(1, [1, 8, 0]));
+        lifecycle.expires_at = expires_at;
+        SlotValue::of(&lifecycle, false, AttributeIds::default())
+    };
+    assert_eq!(value(None).end(), None);
+    for text in [
+        "2020-01-01T02:00:00Z",
+        "2026-12-01T12:34:56Z",
+        "2054-01-01T00:00:00Z",
+    ] {
+        let end = instant(text);
+        let proven = value(Some(end)).end().unwrap();
+        assert!(
+            proven <= end && end.since(proven) < std::time::Duration::from_secs(4096),
+            "{text}"
+        );
+    }
+    for text in ["2055-01-01T00:00:00Z", "9999-12-31T23:59:59Z"] {
+        let proven = value(Some(instant(text))).end().unwrap();
+        assert!(
+            proven > instant("2054-01-01T00:00:00Z") && proven < instant(text),
+            "{text}"
+        );
+    }
+    for text in ["1970-01-01T00:00:00Z", "2019-12-31T00:00:00Z"] {
+        assert_eq!(value(Some(instant(text))).until, SlotValue::ASK, "{text}");
+    }
 }
 
 /// Replacing one digest many times does not make the table grow.
