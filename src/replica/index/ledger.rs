@@ -10,8 +10,7 @@ use std::hash::Hash;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockWriteGuard};
 
 use super::chunks::Chunks;
-use super::status_ids::StatusIds;
-use super::table::SlotValue;
+use super::status_ids::{FIT_IN_SLOT, StatusIds};
 use crate::core::owner::{OwnerRecord, OwnerStatus, TenantRecord};
 use crate::core::principal::Owner;
 use crate::core::record::KeyRecord;
@@ -244,7 +243,7 @@ pub(super) struct AttributeWriter {
     last_traits: u32,
     key_owners: HashMap<Arc<KeyOwner>, u32>,
     statuses: HashMap<Arc<InternedStatus>, u32>,
-    /// The number of statuses that have the numbers below [`SlotValue::STATUSES`].
+    /// The number of statuses that have the numbers below [`FIT_IN_SLOT`].
     common: u32,
     /// The state of each key owner, at the owner's index in [`AttributeTables::key_owners`].
     owner_states: Vec<KeyOwnerState>,
@@ -615,10 +614,10 @@ impl AttributeWriter {
             status: self.resolve(key_owner),
         };
         // Few statuses contain no instant. They get the numbers that fit in a slot.
-        let is_common = interned.status.removed_at.is_none() && self.common < SlotValue::STATUSES;
+        let is_common = interned.status.removed_at.is_none() && self.common < FIT_IN_SLOT;
         let new = match is_common {
             true => self.common,
-            false => SlotValue::STATUSES.saturating_add(number(self.statuses.len()) - self.common),
+            false => FIT_IN_SLOT.saturating_add(number(self.statuses.len()) - self.common),
         };
         if let Some(known) = self.statuses.get(&interned) {
             return *known;

@@ -7,6 +7,9 @@
 use super::chunks::Chunks;
 use super::sync::{AtomicU32, AtomicU64, Ordering};
 
+/// 31 statuses have numbers that fit in a slot: the numbers below this one. Services have few roles.
+pub(super) const FIT_IN_SLOT: u32 = 31;
+
 /// The numbers, by the number of the key owner. Has one writer, and any number of readers without a lock.
 #[derive(Default)]
 pub(super) struct StatusIds {

@@ -18,6 +18,7 @@ use subtle::ConstantTimeEq;
 
 use super::ledger::AttributeIds;
 use super::memory::{self, prefetch};
+use super::status_ids::FIT_IN_SLOT;
 use super::sync::{AtomicU32, AtomicU64, OnceLock, Ordering};
 
 /// The number of slots in the first segment: 64. Under loom, which explores every interleaving, only 4.
@@ -161,9 +162,6 @@ impl SlotValue {
     /// January 2020, in hours since the Unix epoch. From there, 18 bits of hours reach to the year 2054.
     pub(super) const FIRST_HOUR: i64 = 1_577_836_800 / Self::HOUR;
 
-    /// The number of statuses that fit in a slot: 31. Their numbers are below it.
-    pub(super) const STATUSES: u32 = (1 << STATUS_BITS) - 1;
-
     /// Packs the value into one word. If the attribute ids are too large for their fields, returns the word
     /// of [`ROW`](Self::ROW), so that lookups read the row.
     const fn to_word(self) -> u64 {
@@ -175,9 +173,10 @@ impl SlotValue {
         if key_owner >> OWNER_BITS != 0 || traits >> TRAITS_BITS != 0 {
             return 0;
         }
+        const { assert!(FIT_IN_SLOT < 1 << STATUS_BITS) };
         // The field has zero for no copy, and otherwise the number plus 1.
         let status = match status {
-            Some(status) if status < Self::STATUSES => status + 1,
+            Some(status) if status < FIT_IN_SLOT => status + 1,
             _ => 0,
         };
         let until = (self.until as u64) << STATUS_BITS | status as u64;
@@ -601,7 +600,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// What fits in a slot is read as it was written. A status that does not fit leaves the rest as it is.
+        /// A value that fits in a slot is read as it was written. A status that does not fit leaves the rest as it is.
         #[test]
         fn a_value_keeps_what_fits_in_its_word(
             until in 0_u32..1 << UNTIL_BITS,
@@ -611,7 +610,7 @@ mod tests {
         ) {
             let value = SlotValue { until, attribute_ids: AttributeIds { key_owner, traits, status } };
             let fits = key_owner >> OWNER_BITS == 0 && traits >> TRAITS_BITS == 0;
-            let status = status.filter(|status| *status < SlotValue::STATUSES);
+            let status = status.filter(|status| *status < FIT_IN_SLOT);
             let kept = AttributeIds { key_owner, traits, status };
             let expected = match fits {
                 true => SlotValue { until, attribute_ids: kept },
