@@ -356,3 +356,10 @@ struct Readme;
 #[cfg(all(doctest, feature = "http"))]
 #[doc = include_str!("../docs/http.md")]
 struct HttpPage;
+
+/// Usage of keys, as plain functions over plain data: outcomes, the counts of a day, and the judgement of unusual use.
+pub mod usage {
+    pub use crate::core::usage::day::{DayCounts, DayError, HOURS_PER_DAY};
+    pub use crate::core::usage::outcome::UseOutcome;
+    pub use crate::core::usage::unusual::{Direction, Episode, Sensitivity, unusual_use};
+}

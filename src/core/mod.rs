@@ -42,5 +42,6 @@ pub(crate) mod tenant;
 pub(crate) mod text;
 pub(crate) mod time;
 pub mod token;
+pub(crate) mod usage;
 pub(crate) mod view;
 pub(crate) mod wire;

@@ -47,4 +47,5 @@ mod strategies;
 #[cfg(feature = "tokio")]
 mod time;
 mod traps;
+mod unusual;
 mod verify;
