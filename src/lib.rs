@@ -346,6 +346,13 @@ pub mod rules {
     pub use crate::verifier::check;
 }
 
+/// Usage of keys, as plain functions over plain data: outcomes, the counts of a day, and the judgement of unusual use.
+pub mod usage {
+    pub use crate::core::usage::day::{DayCounts, DayError, HOURS_PER_DAY};
+    pub use crate::core::usage::outcome::UseOutcome;
+    pub use crate::core::usage::unusual::{Direction, Episode, Sensitivity, unusual_use};
+}
+
 #[cfg(keyward_hole)]
 pub use crate::core::hole::open as open_hole;
 
@@ -356,10 +363,3 @@ struct Readme;
 #[cfg(all(doctest, feature = "http"))]
 #[doc = include_str!("../docs/http.md")]
 struct HttpPage;
-
-/// Usage of keys, as plain functions over plain data: outcomes, the counts of a day, and the judgement of unusual use.
-pub mod usage {
-    pub use crate::core::usage::day::{DayCounts, DayError, HOURS_PER_DAY};
-    pub use crate::core::usage::outcome::UseOutcome;
-    pub use crate::core::usage::unusual::{Direction, Episode, Sensitivity, unusual_use};
-}
