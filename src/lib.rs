@@ -348,7 +348,7 @@ pub mod rules {
 
 /// Usage of keys, as plain functions over plain data: outcomes, the counts of a day, and the judgement of unusual use.
 pub mod usage {
-    pub use crate::core::usage::day::{DayCounts, DayError, HOURS_PER_DAY};
+    pub use crate::core::usage::day::{Day, DayCounts, DayError, HOURS_PER_DAY};
     pub use crate::core::usage::outcome::UseOutcome;
     pub use crate::core::usage::unusual::{Direction, Episode, Sensitivity, unusual_use};
 }

@@ -18,6 +18,7 @@ mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 pub mod transfer;
+pub mod usage;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;

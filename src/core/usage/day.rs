@@ -1,11 +1,78 @@
 //! The counts of a key on one day, and the packed form in which stores keep them.
 
 use std::collections::BTreeMap;
+use std::fmt;
+
+use time::{Date, Duration};
 
 use super::outcome::UseOutcome;
+use crate::core::time::Timestamp;
 
 /// 24 hours, in UTC.
 pub const HOURS_PER_DAY: usize = 24;
+
+/// A day in UTC, from 1970 to 9999. Prints as an ISO 8601 date, such as `2026-01-31`.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Day(u32);
+
+const MICROS_PER_DAY: i64 = 24 * 60 * 60 * 1_000_000;
+
+impl Day {
+    /// 1970-01-01, the first day.
+    pub const FIRST: Self = Self(0);
+    /// 9999-12-31, the last day.
+    pub const LAST: Self = Self((Timestamp::MAX.as_micros() / MICROS_PER_DAY) as u32);
+
+    /// Returns the day of an instant.
+    #[must_use]
+    pub const fn of(at: Timestamp) -> Self {
+        Self((at.as_micros() / MICROS_PER_DAY) as u32)
+    }
+
+    /// Returns the day with this number: the number of days since 1970-01-01. `None` after the year 9999.
+    #[must_use]
+    pub fn from_number(number: u32) -> Option<Self> {
+        Some(Self(number)).filter(|day| *day <= Self::LAST)
+    }
+
+    /// Returns the number of days since 1970-01-01.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+
+    /// Returns the first instant of the day.
+    #[must_use]
+    pub fn start(self) -> Timestamp {
+        Timestamp::clamped(i64::from(self.0) * MICROS_PER_DAY)
+    }
+
+    /// Returns the day `days` earlier, or the first day.
+    #[must_use]
+    pub const fn saturating_sub(self, days: u32) -> Self {
+        Self(self.0.saturating_sub(days))
+    }
+
+    /// Returns the hour of an instant in its day, 0 to 23 in UTC.
+    #[must_use]
+    pub const fn hour_of(at: Timestamp) -> u8 {
+        (at.as_micros() % MICROS_PER_DAY / (60 * 60 * 1_000_000)) as u8
+    }
+}
+
+impl fmt::Display for Day {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let day = Date::from_ordinal_date(1970, 1).ok();
+        let day = day.and_then(|first| first.checked_add(Duration::days(i64::from(self.0))));
+        match day {
+            Some(day) => {
+                let (year, month, day) = day.to_calendar_date();
+                write!(f, "{year:04}-{:02}-{day:02}", u8::from(month))
+            }
+            None => write!(f, "day {}", self.0),
+        }
+    }
+}
 
 /// The only version of the packed form.
 const VERSION: u8 = 1;
