@@ -346,11 +346,16 @@ pub mod rules {
     pub use crate::verifier::check;
 }
 
-/// Usage of keys, as plain functions over plain data: outcomes, the counts of a day, and the judgement of unusual use.
+/// Usage of keys: what a [`Keyward`] with a [usage store](KeywardBuilder::usage) answers. Also plain functions over plain
+/// data: outcomes, the counts of a day, and the judgement of unusual use.
 pub mod usage {
     pub use crate::core::usage::day::{Day, DayCounts, DayError, HOURS_PER_DAY};
     pub use crate::core::usage::outcome::UseOutcome;
     pub use crate::core::usage::unusual::{Direction, Episode, Sensitivity, unusual_use};
+    pub use crate::keyward::{
+        FlushError, KeyUsage, UnusedKeys, UsageFlush, UsageQueryError, UsedKeyList,
+    };
+    pub use crate::store::usage::{Completeness, KeyDay, LastUse, UsageGap, UsageStore};
 }
 
 #[cfg(keyward_hole)]

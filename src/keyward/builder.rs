@@ -8,6 +8,7 @@ use async_lock::Mutex as AsyncMutex;
 
 use super::build_error::BuildError;
 use super::follow::{Follow, FollowOptions, OwnFollower};
+use super::usage::UsageSender;
 use super::{Inner, Keyward, shared};
 use crate::clock::{Clock, SystemClock};
 use crate::core::checked_time::CheckedTime;
@@ -19,6 +20,7 @@ use crate::live_policies::LivePolicies;
 use crate::manager::KeyManager;
 use crate::observe::GaugePeriod;
 use crate::replica::Replica;
+use crate::store::usage::UsageStore;
 use crate::store::{KeyStore, NodeProcess, NodeRegistry, NodeReport};
 use crate::timekeeper::Timekeeper;
 use crate::verifier::{OnStale, ReadThroughLimits, Verifier};
@@ -42,6 +44,7 @@ pub struct KeywardBuilder {
     clock_allowance: Duration,
     follow: Option<Follow>,
     follow_options: FollowOptions,
+    usage: Option<Arc<dyn UsageStore>>,
 }
 
 impl KeywardBuilder {
@@ -62,6 +65,7 @@ impl KeywardBuilder {
             clock_allowance: CheckedTime::ALLOWANCE,
             follow: None,
             follow_options: FollowOptions::default(),
+            usage: None,
         }
     }
 
@@ -136,6 +140,20 @@ impl KeywardBuilder {
         self
     }
 
+    /// Sets the store to which this process sends the uses of keys that it counted. Defaults to none: uses are then
+    /// counted in memory only, without refusals.
+    ///
+    /// Every store of this crate is also a usage store. Uses can be kept in another store than the keys. All processes of
+    /// a service must use the same usage store and the same [registry](Self::registry): otherwise nothing proves that a
+    /// key is unused.
+    ///
+    /// A verification writes nothing. A [follower](Self::follow) sends the counts every ten seconds. See
+    /// [`Keyward::flush_usage`].
+    pub fn usage(mut self, store: impl UsageStore) -> Self {
+        self.usage = Some(Arc::new(store));
+        self
+    }
+
     /// Sets a name for this node that people see in the registry, such as the host name. Defaults to none.
     pub fn node_label(mut self, label: NodeLabel) -> Self {
         self.label = Some(label);
@@ -205,6 +223,7 @@ impl KeywardBuilder {
             clock_allowance,
             follow,
             follow_options,
+            usage,
         } = self;
         let own = policies.as_ref();
         let (peppers, policies) =
@@ -222,6 +241,9 @@ impl KeywardBuilder {
             replica = replica
                 .with_registry(registry, entropy.clone(), bound, label)
                 .with_reports(process, report_allowance);
+        }
+        if usage.is_some() {
+            replica = replica.with_uses_by_hour();
         }
         let reads_ahead = !matches!(follow, Some(Follow::Never));
         if !reads_ahead {
@@ -258,6 +280,8 @@ impl KeywardBuilder {
             let _ = replica.leave().await;
         }
         synced?;
+        let (_, started) = time.judged();
+        let usage = usage.map(|store| UsageSender::new(store, started));
         let inner = Inner {
             manager,
             replica,
@@ -270,6 +294,7 @@ impl KeywardBuilder {
             follower: OnceLock::new(),
             replacing: AsyncMutex::new(()),
             pepper_gauges: GaugePeriod::default(),
+            usage,
         };
         let keys = Keyward {
             inner: Arc::new(inner),

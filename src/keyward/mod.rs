@@ -14,6 +14,7 @@ mod recover;
 mod retention;
 mod shared;
 mod trail;
+mod usage;
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -33,6 +34,8 @@ pub use self::recover::{Recovery, RecoveryError, RecoveryProgress, RecoveryRepor
 pub use self::retention::RetentionReport;
 pub use self::shared::StoredPeppers;
 pub use self::trail::{AuditError, PrunedAudit};
+use self::usage::UsageSender;
+pub use self::usage::{FlushError, KeyUsage, UnusedKeys, UsageFlush, UsageQueryError, UsedKeyList};
 use crate::core::id::KeyId;
 use crate::core::pepper::PepperRing;
 use crate::core::policy::Policies;
@@ -40,7 +43,7 @@ use crate::core::rejection::VerifyError;
 use crate::entropy::Entropy;
 use crate::live_policies::LivePolicies;
 use crate::manager::KeyManager;
-use crate::observe::GaugePeriod;
+use crate::observe::{GaugePeriod, WithSources};
 use crate::replica::{Freshness, Replica};
 use crate::store::{KeyStore, StoreError};
 use crate::timekeeper::Timekeeper;
@@ -91,6 +94,8 @@ struct Inner {
     replacing: AsyncMutex<()>,
     /// The time of the last count of keys per pepper for the gauges.
     pepper_gauges: GaugePeriod,
+    /// `None` without a usage store.
+    usage: Option<UsageSender>,
 }
 
 /// A reference to a [`Keyward`] that does not keep it alive.
@@ -181,6 +186,9 @@ impl Keyward {
 
     /// Returns the number of times that this process accepted the key since it started, and the time of the
     /// last use. Counted in memory only. `None` if the process does not know the key.
+    ///
+    /// With a [usage store](KeywardBuilder::usage), the count leaves out what was sent to the store. See
+    /// [`key_usage`](Self::key_usage).
     #[must_use]
     pub fn usage(&self, key: KeyId) -> Option<Usage> {
         self.inner.verifier.usage(key)
@@ -307,7 +315,8 @@ impl Keyward {
 
     /// Ends the work of this process on the store. Call it when the process stops, after its last request.
     ///
-    /// Ends the follower. If it ran the maintenance, runs it one last time, for at most 30 seconds. Then
+    /// Ends the follower. If it ran the maintenance, runs it one last time, for at most 30 seconds. Sends the last uses
+    /// to the usage store. Then
     /// [deregisters](Self::deregister) the node, and [closes](KeyStore::close) the store. So first uses of
     /// rotation successors are recorded, no receipt waits for this node, and a copy of an SQLite file is whole.
     ///
@@ -322,6 +331,9 @@ impl Keyward {
         if let Some(own) = self.inner.follower.get() {
             own.stop();
             own.ended(self).await;
+        }
+        if let Err(error) = self.end_usage().await {
+            tracing::warn!(error = %WithSources(&error), "cannot send the last uses of keys before shutdown");
         }
         self.inner.replica.close();
         let deregistered = self.deregister().await;

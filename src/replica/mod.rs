@@ -16,6 +16,7 @@
 
 mod confirmations;
 mod divergence;
+mod fetched;
 mod freshness;
 mod index;
 mod refusal;
@@ -33,11 +34,12 @@ use futures_util::FutureExt;
 pub(crate) use self::confirmations::Awaited;
 pub use self::confirmations::{Confirmations, NodeAnswer, NodeConfirmation};
 use self::divergence::{PROBE, history_lost};
+use self::fetched::FetchedUses;
 pub use self::freshness::{Freshness, Lag};
 use self::index::Index;
 pub(crate) use self::index::{
-    AttributeIds, Attributes, DigestPrefix, Hit, IndexLookup, OwnerRef, Prefetched, ProvenKey,
-    RowKind, RowState, Search, View,
+    AttributeIds, Attributes, CountedUses, DigestPrefix, Hit, IndexLookup, OwnerRef, Prefetched,
+    ProvenKey, RowKind, RowState, Search, View,
 };
 use self::refusal::{Judged, RefusalNews, RefusalWatch};
 use self::registration::{Registration, RegistrationState};
@@ -47,6 +49,7 @@ use crate::core::id::KeyId;
 use crate::core::tenant::TenantId;
 use crate::core::text::PepperId;
 use crate::core::time::Timestamp;
+use crate::core::usage::outcome::UseOutcome;
 use crate::core::view::Revision;
 use crate::joint::Turns;
 use crate::live_policies::LivePolicies;
@@ -113,6 +116,7 @@ pub struct Replica {
     /// are unknown.
     policies: Option<Arc<LivePolicies>>,
     refusals: Mutex<RefusalWatch>,
+    fetched: FetchedUses,
 }
 
 /// The work of a replica that must not overlap. It runs in turns, each driven by every caller that waits.
@@ -173,6 +177,7 @@ impl Replica {
             without_index: false,
             policies: None,
             refusals: Mutex::default(),
+            fetched: FetchedUses::default(),
         }
     }
 
@@ -523,12 +528,12 @@ impl Replica {
     /// Frees the views that were replaced. Slow, so no verification calls this.
     fn free_replaced(&self) {
         let replaced = std::mem::take(&mut *self.replaced());
-        // A verification that still used an old view may have counted a first use after the new index copied
-        // that view's counts. Copy such first uses now.
+        // A verification that still used an old view may have counted a use after the new index took that view's
+        // counts. Take such uses now.
         let current = self.view();
         let others = replaced.iter().map(|view| view.index());
         let others = others.filter(|index| !Arc::ptr_eq(index, current.1.index()));
-        others.for_each(|index| current.1.inherit_first_uses(index));
+        others.for_each(|index| current.1.inherit_uses(index));
     }
 
     /// Returns the tenants whose rows name bulk commands that are not finished.
@@ -540,6 +545,31 @@ impl Replica {
     /// first use.
     pub(crate) fn first_uses(&self) -> Vec<(TenantId, KeyId)> {
         self.view().1.first_uses()
+    }
+
+    /// Makes this node count uses by hour and outcome, until [`take_uses`](Self::take_uses) takes them.
+    pub(crate) fn with_uses_by_hour(mut self) -> Self {
+        let index = Arc::new(Index::counting_by_hour());
+        self.view = ArcSwap::from_pointee(View::of(index));
+        self
+    }
+
+    /// Takes the uses that this node counted since the last call. Also returns the number of uses that were counted for
+    /// no key.
+    pub(crate) fn take_uses(&self) -> (Vec<CountedUses>, u64) {
+        self.free_replaced();
+        let (mut uses, dropped) = self.view().1.take_uses();
+        let (fetched, dropped_too) = self.fetched.take();
+        uses.extend(fetched);
+        (uses, dropped.saturating_add(dropped_too))
+    }
+
+    /// Counts an accepted use of a key that a verification read from the store.
+    pub(crate) fn count_fetched(&self, (key, tenant): (KeyId, &TenantId), now: Timestamp) {
+        let view = self.view.load();
+        if !view.count_id(key, UseOutcome::Accepted, now) && view.index().counts_by_hour() {
+            self.fetched.count(key, tenant, now);
+        }
     }
 
     /// Returns the keys among `keys` that were used on this node.
@@ -746,7 +776,7 @@ impl Replica {
     async fn rebuild(&self) -> Result<(), StoreError> {
         // Register before the scan. A scan that was sent without a registration cannot confirm the index.
         self.register().await?;
-        let building = Arc::new(Index::default());
+        let building = Arc::new(self.index().empty_like());
         {
             let mut progress = self.progress();
             progress.building = Some(building.clone());
@@ -766,6 +796,8 @@ impl Replica {
             .committed_epoch
             .is_some_and(|epoch| epoch != upto.epoch)
         {
+            drop(progress);
+            self.view().1.inherit_uses(view.index());
             return Err(history_replaced());
         }
         self.publish_view(view);

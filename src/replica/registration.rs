@@ -202,6 +202,25 @@ impl Replica {
         self.progress().registration.as_ref()?.node
     }
 
+    /// Reads the nodes that may verify keys at `now` from the registry, by the time of each one's last report. `None`
+    /// without a registry.
+    pub(crate) async fn live_nodes(
+        &self,
+        now: Timestamp,
+    ) -> Result<Option<Vec<NodeId>>, StoreError> {
+        let Some(registration) = &self.registration else {
+            return Ok(None);
+        };
+        let nodes = registration.registry.nodes().await?;
+        let allowance = self.clock.allowance();
+        let is_live = |node: &&NodeReport| {
+            let until = node.clock.saturating_add(node.lease);
+            !node.is_former() && until.saturating_add(allowance) >= now
+        };
+        let live = nodes.iter().filter(is_live).map(|report| report.node);
+        Ok(Some(live.collect()))
+    }
+
     /// Returns the epoch of the history that this replica follows. `None` if the replica has no cursor.
     ///
     /// A node that reads no keys in advance follows the history that it found when it was built.

@@ -20,6 +20,7 @@ use crate::core::rejection::VerifyError;
 use crate::core::subject::{KeyToVerify, KeyTraits, Lifecycle};
 use crate::core::time::Timestamp;
 use crate::core::token::Token;
+use crate::core::usage::outcome::UseOutcome;
 use crate::replica::{Attributes, Hit, IndexLookup, ProvenKey, RowState, View};
 
 /// A reading of the clocks, and the time by which the expiry of a key is checked.
@@ -39,6 +40,7 @@ pub(super) enum Confirmation {
 pub(super) struct ResolvedKey<'v> {
     /// The key's place in the index. `None` if the secret does not match.
     hit: Option<Hit>,
+    row: u32,
     attributes: Attributes<'v>,
     /// True if the lookup also computed a digest under a pepper other than the current one.
     under_other: bool,
@@ -89,9 +91,35 @@ impl Verifier {
         })
     }
 
-    /// Decides about a key that was looked up before the clock was read.
+    /// Decides about a key that was looked up before the clock was read, and counts a refusal.
     #[inline(always)]
     pub(super) fn conclude(
+        &self,
+        snapshot: &Snapshot,
+        token: Option<&Token<'_>>,
+        resolved: Result<ResolvedKey<'_>, VerifyError>,
+        (confirmed, read): (Confirmation, JudgedTime),
+        need: &Need,
+    ) -> Result<Accepted, VerifyError> {
+        let row = resolved.as_ref().map_or(0, |resolved| resolved.row);
+        let verdict = resolved.and_then(|resolved| {
+            self.judge_key(snapshot, token, &resolved, (confirmed, read), need)
+        });
+        if let Err(refusal) = &verdict
+            && need.counts()
+        {
+            // An unknown key takes as long as a known one, and counts for nobody.
+            let outcome = match refusal {
+                VerifyError::Unknown => Some(UseOutcome::WrongSecret),
+                refusal => UseOutcome::of_refusal(refusal),
+            };
+            outcome.inspect(|outcome| snapshot.view.count_refusal(row, *outcome, read.1));
+        }
+        verdict
+    }
+
+    #[inline(always)]
+    fn judge_key(
         &self,
         snapshot: &Snapshot,
         token: Option<&Token<'_>>,
@@ -102,6 +130,7 @@ impl Verifier {
         let view = &*snapshot.view;
         let ResolvedKey {
             hit,
+            row: _,
             attributes,
             under_other,
         } = resolved;
@@ -262,16 +291,18 @@ pub(super) fn resolve(
     answer: IndexLookup,
     under_other: bool,
 ) -> Result<ResolvedKey<'_>, VerifyError> {
-    let (hit, attributes) = match answer {
+    let (hit, row, attributes) = match answer {
         IndexLookup::Hit(hit) => {
             let attributes = view.attributes(hit.attribute_ids);
             (
                 Some(hit),
+                hit.row(),
                 attributes.ok_or(VerifyError::Corrupt { key: hit.id })?,
             )
         }
-        IndexLookup::WrongSecret(attribute_ids) => (
+        IndexLookup::WrongSecret(row, attribute_ids) => (
             None,
+            row,
             view.attributes(attribute_ids)
                 .ok_or(VerifyError::WrongSecret)?,
         ),
@@ -280,6 +311,7 @@ pub(super) fn resolve(
     };
     Ok(ResolvedKey {
         hit,
+        row,
         attributes,
         under_other,
     })

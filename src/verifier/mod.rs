@@ -86,9 +86,10 @@ enum Claim<'a> {
 /// The uses of a key that this process has counted.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Usage {
-    /// The number of times that the key was accepted.
+    /// The number of times that the key was accepted. With a [usage store](crate::KeywardBuilder::usage), only the uses
+    /// of the last hour that were not sent to the store.
     pub count: u64,
-    /// The time of the last use, up to 64 seconds early; `None` if the key was not used.
+    /// The time of the last use, up to 4 seconds early; `None` if the key was not used.
     pub last: Option<Timestamp>,
 }
 
@@ -298,7 +299,7 @@ impl Verifier {
         let (answer, under_other) = self.with_others(view, token, answer, (sought, digest_prefix));
         let resolved = resolve(view, answer, under_other);
         let times = (confirmed, self.clock.judged());
-        self.conclude(snapshot, Some(token), &resolved?, times, need)
+        self.conclude(snapshot, Some(token), resolved, times, need)
     }
 
     /// Verifies text that may be an imported key, by its digest. Takes the same steps in the same order as
@@ -317,7 +318,7 @@ impl Verifier {
         }
         let resolved = resolve(view, view.imported(digest), false);
         let times = (confirmed, self.clock.judged());
-        let accepted = self.conclude(&snapshot, None, &resolved?, times, need)?;
+        let accepted = self.conclude(&snapshot, None, resolved, times, need)?;
         Ok(Grant::of_index(snapshot, accepted))
     }
 
@@ -429,14 +430,15 @@ impl Verifier {
         }
     }
 
-    /// Returns the number of times that this process accepted a key, and the time of the last use to about a
-    /// minute. The count is kept in memory only. `None` if the verifier does not know the key.
+    /// Returns the number of times that this process accepted a key, and the time of the last use to a few seconds. The
+    /// count is kept in memory only. `None` if the verifier does not know the key.
     #[must_use]
     pub fn usage(&self, key: KeyId) -> Option<Usage> {
-        let (count, last) = self.snapshot().view.uses(key)?;
-        let last = (count > 0).then(|| Timestamp::from_unix_seconds(last.into()).ok());
-        let last = last.flatten();
-        Some(Usage { count, last })
+        let used = self.snapshot().view.uses(key)?;
+        Some(used.map_or_else(Usage::default, |(count, last)| Usage {
+            count,
+            last: Timestamp::from_unix_seconds(last.into()).ok(),
+        }))
     }
 
     /// Replaces an outdated snapshot, so that its memory is freed. A verification also replaces it, but while

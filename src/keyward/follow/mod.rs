@@ -51,6 +51,7 @@ pub struct FollowOptions {
     timeout: Duration,
     backoff: Duration,
     upkeep: Option<Duration>,
+    flush: Option<Duration>,
 }
 
 impl Default for FollowOptions {
@@ -60,6 +61,7 @@ impl Default for FollowOptions {
             timeout: Self::DEFAULT_TIMEOUT,
             backoff: Self::DEFAULT_BACKOFF,
             upkeep: Some(Self::DEFAULT_UPKEEP),
+            flush: Some(Self::DEFAULT_FLUSH),
         }
     }
 }
@@ -77,6 +79,9 @@ impl FollowOptions {
     /// 1 s. An old key's grace period can start at its successor's first use. It usually starts at most this
     /// much later.
     pub const DEFAULT_UPKEEP: Duration = Duration::from_secs(1);
+
+    /// 10 s: a process that is killed loses the uses of at most about this time.
+    pub const DEFAULT_FLUSH: Duration = Duration::from_secs(10);
 
     /// Sets the interval at which the follower polls the store if no hint arrives. Defaults to
     /// [`DEFAULT_POLL`](Self::DEFAULT_POLL). The follower uses at most a quarter of the shortest nonzero
@@ -108,6 +113,13 @@ impl FollowOptions {
     /// calls. Defaults to [`DEFAULT_UPKEEP`](Self::DEFAULT_UPKEEP). The follower waits at least 10 ms.
     pub const fn with_upkeep(mut self, every: Option<Duration>) -> Self {
         self.upkeep = every;
+        self
+    }
+
+    /// Sets the interval between calls of [`Keyward::flush_usage`]. If `None`, the host must make these calls. Defaults
+    /// to [`DEFAULT_FLUSH`](Self::DEFAULT_FLUSH). The follower waits at least 10 ms.
+    pub const fn with_flush(mut self, every: Option<Duration>) -> Self {
+        self.flush = every;
         self
     }
 }

@@ -6,7 +6,7 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use futures_util::future::{Either, join, select};
+use futures_util::future::{Either, join3, select};
 
 use super::pace::{FLOOR, Pace, SyncOutcome, pause};
 use super::{FollowError, FollowOptions, FollowStatus};
@@ -55,12 +55,13 @@ pub(super) async fn run(
     timers: Timers,
     publish: impl Fn(&dyn Fn(&mut FollowStatus)),
 ) {
-    // Runs both concurrently, so that a hanging upkeep cannot delay a sync.
-    let both = join(
+    // Runs all concurrently, so that a hanging upkeep or flush cannot delay a sync.
+    let all = join3(
         follow(&keys, &options, timers, publish),
         upkeep(&keys, options.upkeep, timers),
+        send_usage(&keys, options.flush, timers),
     );
-    both.await;
+    all.await;
 }
 
 async fn follow(
@@ -167,6 +168,31 @@ async fn upkeep(keys: &WeakKeyward, every: Option<Duration>, timers: Timers) {
             return;
         };
         run_upkeep(&keys, timers, &mut logged).await;
+    }
+}
+
+/// Sends the counted uses to the usage store, the first time at once.
+async fn send_usage(keys: &WeakKeyward, every: Option<Duration>, timers: Timers) {
+    let Some(every) = every else { return };
+    let mut logged = LoggedCause::default();
+    loop {
+        let Some(keys) = keys.upgrade().filter(|keys| !keys.is_closed()) else {
+            return;
+        };
+        match timers.within(UPKEEP_TIMEOUT, keys.flush_usage()).await {
+            Some(Ok(_)) => logged = LoggedCause::default(),
+            Some(Err(error)) if logged.is_new(&error) => {
+                tracing::warn!(error = %WithSources(&error), "cannot send the uses of keys, trying again");
+            }
+            Some(Err(error)) => {
+                tracing::debug!(error = %WithSources(&error), "still cannot send the uses of keys");
+            }
+            None => {
+                tracing::warn!(limit = ?UPKEEP_TIMEOUT, "sending the uses of keys timed out, trying again")
+            }
+        }
+        drop(keys);
+        timers.sleep(every.max(FLOOR)).await;
     }
 }
 

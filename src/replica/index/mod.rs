@@ -56,7 +56,7 @@ use self::rows::{Content, IndexRow};
 pub(crate) use self::table::DigestPrefix;
 use self::table::{Directory, Hash, SlotValue, Table};
 pub(crate) use self::table::{FoundSlot, Search};
-use self::tally::Tally;
+use self::tally::{TakenUses, Tallies, Tally, Tick};
 use self::uses::{Use, UseRings};
 use crate::core::id::KeyId;
 use crate::core::owner::{OwnerStatus, TenantRecord};
@@ -66,6 +66,7 @@ use crate::core::subject::{KeyTraits, Lifecycle, LifecyclePhase};
 use crate::core::tenant::TenantId;
 use crate::core::text::PepperId;
 use crate::core::time::Timestamp;
+use crate::core::usage::outcome::UseOutcome;
 use crate::core::view::Revision;
 use crate::store::{Change, Row as StoreRow, RowKey};
 
@@ -76,8 +77,8 @@ pub(crate) struct Index {
     /// choose ids whose hashes collide.
     hashing: Hashing,
     rows: Chunks<IndexRow>,
-    /// The use count of each row.
-    tallies: Chunks<Tally>,
+    /// The use counts of the rows.
+    tallies: Tallies,
     attribute_tables: AttributeTables,
     uses: UseRings,
     /// The number of rows.
@@ -147,16 +148,28 @@ pub(crate) struct ProvenKey {
 /// The result of looking up a presented key.
 pub(crate) enum IndexLookup {
     Hit(Hit),
-    /// The presented secret does not match. Holds the attribute ids of the key.
+    /// The presented secret does not match. Holds the row and the attribute ids of the key.
     ///
     /// Rarely the presented id is unknown, and these are the attribute ids of another key with the same hash.
     /// The probability is (number of keys) / 2³². [`View::row_kind`] compares the id itself.
-    WrongSecret(AttributeIds),
+    WrongSecret(u32, AttributeIds),
     /// The key's record is unreadable.
     Corrupt(KeyId),
     /// The key was removed.
     Removed,
     Unknown,
+}
+
+/// Uses of one key with one outcome in one hour.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct CountedUses {
+    pub(crate) key: KeyId,
+    pub(crate) tenant: TenantId,
+    /// The code of the outcome.
+    pub(crate) outcome: u8,
+    pub(crate) count: u64,
+    /// The time of the last of these uses.
+    pub(crate) last: Timestamp,
 }
 
 /// The kind of a row, independent of any presented secret.
@@ -183,6 +196,29 @@ impl fmt::Debug for Index {
 impl fmt::Debug for View {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("View").field(&self.index).finish()
+    }
+}
+
+impl Index {
+    /// Creates an empty index that counts uses by hour and outcome, for a usage store.
+    pub(crate) fn counting_by_hour() -> Self {
+        Self {
+            tallies: Tallies::by_hour(),
+            ..Self::default()
+        }
+    }
+
+    /// Returns whether the index counts uses by hour and outcome.
+    pub(crate) const fn counts_by_hour(&self) -> bool {
+        self.tallies.is_by_hour()
+    }
+
+    /// Creates an empty index that counts uses as this one does.
+    pub(crate) fn empty_like(&self) -> Self {
+        Self {
+            tallies: self.tallies.like(),
+            ..Self::default()
+        }
     }
 }
 
@@ -252,14 +288,14 @@ impl View {
     pub(crate) fn answer(&self, id: KeyId, search: Search) -> IndexLookup {
         match search {
             Search::Match(found) => self.hit(found, Some(id)),
-            Search::NoMatch(FoundSlot { value, .. }) if value != SlotValue::ROW => {
-                IndexLookup::WrongSecret(value.attribute_ids)
+            Search::NoMatch(FoundSlot { row, value }) if value != SlotValue::ROW => {
+                IndexLookup::WrongSecret(row, value.attribute_ids)
             }
-            Search::NoMatch(_) => match self.content(id) {
+            Search::NoMatch(FoundSlot { row, .. }) => match self.content(id) {
                 Some(Content {
                     key, attribute_ids, ..
                 }) => match key {
-                    RowState::Key(_) => IndexLookup::WrongSecret(attribute_ids),
+                    RowState::Key(_) => IndexLookup::WrongSecret(row, attribute_ids),
                     RowState::Corrupt => IndexLookup::Corrupt(id),
                     RowState::Removed => IndexLookup::Removed,
                 },
@@ -303,7 +339,7 @@ impl View {
             IndexLookup::Hit(_) => RowKind::Key,
             IndexLookup::Corrupt(_) => RowKind::Corrupt,
             IndexLookup::Removed => RowKind::Removed,
-            IndexLookup::WrongSecret(_) | IndexLookup::Unknown => return None,
+            IndexLookup::WrongSecret(..) | IndexLookup::Unknown => return None,
         })
     }
 
@@ -390,7 +426,7 @@ impl View {
 
     #[inline]
     pub(crate) fn count(&self, row: u32, now: Timestamp) {
-        self.index.note_use(row, now);
+        self.index.note_use(row, UseOutcome::Accepted, now);
     }
 
     /// Records that some rotation successor was used, and that the store has no record of its first use. Call
@@ -403,18 +439,44 @@ impl View {
         self.index.first_used.store(true, Ordering::Release);
     }
 
-    /// Counts one use of a key whose verification read the key from the store instead of the index.
-    pub(crate) fn count_id(&self, id: KeyId, now: Timestamp) {
-        if let Some(row) = self.row_of(id) {
-            self.index.note_use(row, now);
-        }
+    /// Counts one use of a key whose verification read the key from the store instead of the index. Returns false if the
+    /// index does not have the key.
+    pub(crate) fn count_id(&self, id: KeyId, outcome: UseOutcome, now: Timestamp) -> bool {
+        let row = self.row_of(id);
+        row.inspect(|row| self.index.note_use(*row, outcome, now))
+            .is_some()
     }
 
-    /// Returns how often the key was used, as counted by this index, and the Unix time of the last use in
-    /// seconds.
-    pub(crate) fn uses(&self, id: KeyId) -> Option<(u64, u32)> {
+    /// Counts a refusal of the key in a row. Row 0, of an unknown key, takes as long and counts for nobody.
+    pub(crate) fn count_refusal(&self, row: u32, outcome: UseOutcome, now: Timestamp) {
+        self.index.note_use(row, outcome, now);
+    }
+
+    /// Returns how often the key was used, as counted by this index and not taken, and the Unix time of the last use in
+    /// seconds. `None` if the key was not used, or the index does not have the key.
+    pub(crate) fn uses(&self, id: KeyId) -> Option<Option<(u64, u32)>> {
         self.index.settle_uses();
         Some(self.index.tallies.get(self.row_of(id)?)?.uses())
+    }
+
+    /// Takes the uses that were counted since the last call, in any order. The times of last uses stay. Also returns the
+    /// number of uses that were counted for no key, because too many counts waited.
+    pub(crate) fn take_uses(&self) -> (Vec<CountedUses>, u64) {
+        let dropped = self.index.tallies.take_dropped();
+        let taken = self.index.take_uses();
+        let named = taken.into_iter().filter_map(|taken| {
+            let key = self.index.rows.get(taken.row)?.id();
+            // A removed key has no usage any more.
+            let tenant = self.attributes_of(key)?.key_owner.get().tenant.clone();
+            Some(CountedUses {
+                key,
+                tenant,
+                outcome: taken.outcome,
+                count: taken.count,
+                last: Timestamp::from_unix_seconds(taken.second.into()).ok()?,
+            })
+        });
+        (named.collect(), dropped)
     }
 
     /// Returns the keys among `keys` for which this index has counted at least one use.
@@ -424,7 +486,7 @@ impl View {
             let tally = self
                 .row_of(*key)
                 .and_then(|row| self.index.tallies.get(row));
-            tally.is_some_and(|tally| tally.uses().0 > 0)
+            tally.is_some_and(|tally| tally.uses().is_some())
         };
         keys.iter().copied().filter(used).collect()
     }
@@ -433,7 +495,7 @@ impl View {
     /// The list takes one key of each tenant in turn, so that no tenant waits for all keys of another.
     pub(crate) fn first_uses(&self) -> Vec<(TenantId, KeyId)> {
         let mut used = BTreeMap::<_, Vec<_>>::new();
-        for (row, ..) in self.index.unrecorded() {
+        for row in self.index.unrecorded() {
             let id = self.index.rows.get(row).map(IndexRow::id);
             let attributes = id.and_then(|id| Some((id, self.attributes_of(id)?)));
             if let Some((id, attributes)) = attributes {
@@ -451,33 +513,25 @@ impl View {
         turns.map(|(_, tenant, key)| (tenant, key)).collect()
     }
 
-    /// Copies first uses from an index that this one has replaced. These are the uses that the old index
-    /// counted after [`inherit_uses`](Self::inherit_uses) had copied its counts.
-    pub(super) fn inherit_first_uses(&self, of: &Index) {
-        for (row, uses, last) in of.unrecorded() {
-            let own = of.rows.get(row).and_then(|row| self.row_of(row.id()));
-            let own = own.and_then(|row| self.index.tallies.get(row));
-            if let Some(own) = own.filter(|own| own.uses().0 == 0) {
-                own.count(uses, last);
-                self.note_first_use();
-            }
-        }
-    }
-
-    /// Copies the use counts of the index that this index replaces.
+    /// Moves the use counts of an index that this index replaces, or has replaced, to this index. Uses that a verification
+    /// counts there later move with the next call.
     pub(super) fn inherit_uses(&self, of: &Index) {
         self.note_first_use();
-        of.settle_uses();
-        let rows = 1..=of.count.load(Ordering::Acquire);
-        for (row, old) in rows.filter_map(|row| Some((row, of.rows.get(row)?))) {
-            if let Some((uses, last)) = of.tallies.get(row).map(Tally::uses)
-                && uses > 0
-                && let Some(row) = self.row_of(old.id())
-                && let Some(own) = self.index.tallies.get(row)
-            {
-                own.count(uses, last);
+        let own = |row: u32| of.rows.get(row).and_then(|row| self.row_of(row.id()));
+        let tallies = &self.index.tallies;
+        for taken in of.take_uses() {
+            if let Some(own) = own(taken.row) {
+                tallies.add(own, taken.outcome, taken.count, Tick::of(taken.second));
             }
         }
+        tallies.add_dropped(of.tallies.take_dropped());
+        for row in 1..=of.count.load(Ordering::Acquire) {
+            let last = of.tallies.get(row).and_then(Tally::uses);
+            if let Some(((_, last), own)) = last.and_then(|last| Some((last, own(row)?))) {
+                tallies.raise(own, last);
+            }
+        }
+        tallies.note_new();
     }
 
     /// Returns the key of a slot whose digest prefix matches. `id` is `None` if the slot was found by an
@@ -670,6 +724,7 @@ impl Index {
         let copy = Self {
             hashing: self.hashing,
             floors: self.floors.clone(),
+            tallies: self.tallies.like(),
             ..Self::default()
         };
         let base = self.base.load(Ordering::Acquire).max(upto.0);
@@ -878,7 +933,7 @@ impl Index {
         // Row numbers start at 1: row 0 means no row.
         writer.rows += 1;
         self.count.store(writer.rows, Ordering::Relaxed);
-        self.tallies.at(writer.rows);
+        self.tallies.reserve(writer.rows);
         let row = self.rows.at(writer.rows);
         row.set_id(id);
         row.write(content);
@@ -901,19 +956,17 @@ impl Index {
     }
 
     /// Returns the rows of rotation successors that were used, but for which the store has no record of a
-    /// first use. Each row comes with the number of uses, and the Unix time of the last use in seconds.
-    fn unrecorded(&self) -> Vec<(u32, u64, u32)> {
+    /// first use.
+    fn unrecorded(&self) -> Vec<u32> {
         // There may be many successors without a recorded first use. Search them only if some successor was
         // used since the last search.
         if !self.first_used.swap(false, Ordering::AcqRel) {
             return Vec::new();
         }
         self.settle_uses();
-        let uses = |row: &u32| {
-            let (uses, last) = self.tallies.get(*row)?.uses();
-            (uses > 0).then_some((*row, uses, last))
-        };
-        let found: Vec<_> = self.writer().unused.iter().filter_map(uses).collect();
+        let was_used = |row: &u32| self.tallies.get(*row).and_then(Tally::uses).is_some();
+        let unused = &self.writer().unused;
+        let found: Vec<_> = unused.iter().copied().filter(was_used).collect();
         // Set the flag again, so that the next call finds these successors too. Only commits that record
         // their first uses remove them.
         if !found.is_empty() {
@@ -926,10 +979,16 @@ impl Index {
         self.uses.drain(&self.tallies);
     }
 
+    /// Takes the uses that were counted since the last call.
+    fn take_uses(&self) -> Vec<TakenUses> {
+        self.settle_uses();
+        self.tallies.take(self.count.load(Ordering::Acquire))
+    }
+
     #[inline]
-    fn note_use(&self, row: u32, now: Timestamp) {
-        let second = second_of(now);
-        self.uses.note(Use { row, second }, &self.tallies);
+    fn note_use(&self, row: u32, outcome: UseOutcome, now: Timestamp) {
+        let used = Use::new(row, outcome.code(), second_of(now));
+        self.uses.note(used, &self.tallies);
     }
 
     #[inline]

@@ -230,7 +230,7 @@ fn describe(view: &View, answer: IndexLookup) -> String {
                 key_owner.get()
             )
         }
-        IndexLookup::WrongSecret(_) => "wrong secret".to_owned(),
+        IndexLookup::WrongSecret(..) => "wrong secret".to_owned(),
         IndexLookup::Corrupt(id) => format!("corrupt {id}"),
         IndexLookup::Removed => "removed".to_owned(),
         IndexLookup::Unknown => "unknown".to_owned(),
@@ -625,7 +625,7 @@ fn slots_of_replaced_digests_are_removed() {
     ));
     assert!(matches!(
         view.lookup(id, view.prefetch(id), digest_prefix("9998")),
-        IndexLookup::WrongSecret(_)
+        IndexLookup::WrongSecret(..)
     ));
 }
 

@@ -1,4 +1,4 @@
-//! Collects the uses of keys in memory, without a locked instruction in a verification.
+//! Collects the uses of keys in memory, without a locked instruction in a verification. A refusal of a key is a use too.
 //!
 //! Each thread writes its uses to a ring of its own. When the ring is full, the thread adds them to the tallies of
 //! their keys. It prefetches these tallies first, so that their memory arrives at the same time. A thread that reads
@@ -9,39 +9,55 @@
 use std::cell::Cell;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use super::chunks::Chunks;
 use super::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, pause};
-use super::tally::Tally;
+use super::tally::{Tallies, Tick};
 
 /// 64 rings. If more threads verify at the same time, the others add each use to its tally directly.
 const RINGS: usize = 64;
 /// 128 uses per ring, 1 KiB; 2 under loom, which explores every interleaving.
 const LENGTH: u32 = if cfg!(keyward_loom) { 2 } else { 128 };
 
-/// One use of a key: the key's row, and the Unix time in seconds.
+/// 28 bits hold the time of a use, and 4 bits its outcome.
+const TIME_BITS: u32 = 28;
+
+/// One use of a key: the key's row, the code of the outcome (below 16), and the time.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Use {
-    pub(super) row: u32,
-    pub(super) second: u32,
+    row: u32,
+    outcome: u8,
+    tick: Tick,
 }
 
 impl Use {
+    /// Creates a use at a Unix time in seconds.
+    #[inline]
+    pub(super) fn new(row: u32, outcome: u8, second: u32) -> Self {
+        let tick = Tick::of(second);
+        Self { row, outcome, tick }
+    }
+
     const fn to_word(self) -> u64 {
-        (self.row as u64) << 32 | self.second as u64
+        (self.row as u64) << 32 | (self.outcome as u64) << TIME_BITS | self.tick.bits() as u64
     }
 
     const fn of_word(word: u64) -> Self {
         Self {
             row: (word >> 32) as u32,
-            second: word as u32,
+            outcome: (word as u32 >> TIME_BITS) as u8,
+            tick: Tick::of_bits(word as u32),
         }
     }
 
+    /// Returns whether both uses can be added at once.
+    fn adds_to(self, other: Self, by_hour: bool) -> bool {
+        (self.row, self.outcome) == (other.row, other.outcome)
+            && (!by_hour || self.tick.is_in_hour_of(other.tick))
+    }
+
     /// Adds this use to the key's tally.
-    fn add(self, tallies: &Chunks<Tally>) {
-        if let Some(tally) = tallies.get(self.row) {
-            tally.count(1, self.second);
-        }
+    fn add(self, tallies: &Tallies) {
+        tallies.add(self.row, self.outcome, 1, self.tick);
+        tallies.note_new();
     }
 }
 
@@ -57,7 +73,7 @@ impl Default for UseRings {
 impl UseRings {
     /// Notes a use. Its tally counts it after this thread's ring is full, or after [`drain`](Self::drain).
     #[inline]
-    pub(super) fn note(&self, used: Use, tallies: &Chunks<Tally>) {
+    pub(super) fn note(&self, used: Use, tallies: &Tallies) {
         match self.0.get(own_number()) {
             Some(ring) => ring.get_or_init(Box::default).push(used, tallies),
             None => used.add(tallies),
@@ -65,7 +81,7 @@ impl UseRings {
     }
 
     /// Adds all uses that were noted before this call to the tallies.
-    pub(super) fn drain(&self, tallies: &Chunks<Tally>) {
+    pub(super) fn drain(&self, tallies: &Tallies) {
         for ring in self.0.iter().filter_map(OnceLock::get) {
             let mut spins = 0;
             while !ring.drain(tallies) {
@@ -104,7 +120,7 @@ impl Default for UseRing {
 impl UseRing {
     /// Writes a use. Only the ring's own thread may call this method.
     #[inline]
-    fn push(&self, used: Use, tallies: &Chunks<Tally>) {
+    fn push(&self, used: Use, tallies: &Tallies) {
         let written = self.written.load(Ordering::Relaxed);
         // Acquire pairs with the Release store in `drain`: the thread that took a use has read it before this
         // thread writes over it.
@@ -122,7 +138,7 @@ impl UseRing {
 
     /// Adds the uses in the ring to the tallies. Returns false if another thread is doing so.
     #[inline(never)]
-    fn drain(&self, tallies: &Chunks<Tally>) -> bool {
+    fn drain(&self, tallies: &Tallies) -> bool {
         // Acquire and Release order the draining threads. So a thread that drains an empty ring sees the tallies to
         // which the thread before it added the uses.
         if self
@@ -139,21 +155,24 @@ impl UseRing {
             let place = self.place(taken.wrapping_add(number));
             Use::of_word(place.load(Ordering::Relaxed))
         };
-        let mut found = [None; LENGTH as usize];
-        for (number, found) in (0..length).zip(&mut found) {
-            *found = tallies.get(at(number).row);
-            found.inspect(|tally| tally.prefetch());
+        for number in 0..length {
+            tallies
+                .get(at(number).row)
+                .inspect(|tally| tally.prefetch());
         }
         let mut more = 0;
-        for (number, tally) in (0..length).zip(found) {
+        for number in 0..length {
             // Uses of one key that follow each other are one addition.
             let (used, next) = (at(number), number + 1);
-            if next < length && at(next).row == used.row {
+            if next < length && at(next).adds_to(used, tallies.is_by_hour()) {
                 more += 1;
             } else {
-                tally.inspect(|tally| tally.count(1 + more, used.second));
+                tallies.add(used.row, used.outcome, 1 + more, used.tick);
                 more = 0;
             }
+        }
+        if length > 0 {
+            tallies.note_new();
         }
         self.taken.store(written, Ordering::Release);
         self.is_draining.store(false, Ordering::Release);
@@ -260,21 +279,16 @@ mod tests {
             for (second, (row, drains)) in (FIRST..).zip(steps) {
                 let (uses, last) = expected.entry(row).or_insert((0, 0));
                 (*uses, *last) = (*uses + 1, second);
-                rings.note(Use { row, second }, &tallies);
+                rings.note(Use::new(row, 0, second), &tallies);
                 if drains {
                     rings.drain(&tallies);
                 }
             }
             rings.drain(&tallies);
             for row in 0..1_000 {
-                let (uses, last) = tallies.get(row).unwrap().uses();
-                match expected.get(&row) {
-                    None => prop_assert_eq!(uses, 0),
-                    Some(expected) => {
-                        prop_assert_eq!(uses, expected.0);
-                        prop_assert!(expected.1 - last < 64, "the last use of {}", row);
-                    }
-                }
+                let used = tallies.get(row).unwrap().uses();
+                let rounded = |(uses, last): &(u64, u32)| (*uses, *last / 4 * 4);
+                prop_assert_eq!(used, expected.get(&row).map(rounded));
             }
         }
     }
@@ -282,11 +296,8 @@ mod tests {
     #[test]
     fn a_ring_counts_its_uses_when_it_is_full_and_not_before() {
         let (rings, tallies) = (UseRings::default(), tallies());
-        let count = || tallies.get(7).unwrap().uses().0;
-        let used = Use {
-            row: 7,
-            second: FIRST,
-        };
+        let count = || tallies.get(7).unwrap().uses().map_or(0, |(count, _)| count);
+        let used = Use::new(7, 0, FIRST);
         (0..LENGTH).for_each(|_| rings.note(used, &tallies));
         assert_eq!(count(), 0);
         rings.note(used, &tallies);
@@ -304,7 +315,7 @@ mod tests {
                 scope.spawn(move || {
                     for second in FIRST..FIRST + 1_000 {
                         let row = 1 + (second / 3 + thread) % 2;
-                        rings.note(Use { row, second }, tallies);
+                        rings.note(Use::new(row, 0, second), tallies);
                         if thread == 0 && second % 10 == 0 {
                             rings.drain(tallies);
                         }
@@ -314,7 +325,8 @@ mod tests {
         });
         rings.drain(&tallies);
         let total: u64 = (0..1_000)
-            .map(|row| tallies.get(row).unwrap().uses().0)
+            .filter_map(|row| tallies.get(row).unwrap().uses())
+            .map(|(count, _)| count)
             .sum();
         assert_eq!(total, (RINGS as u64 + 6) * 1_000);
     }

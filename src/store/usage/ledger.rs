@@ -123,8 +123,10 @@ pub struct BootOpening {
     /// The epoch of the key store that the process uses. A new epoch means that a backup was restored, and that counts
     /// may be lost with it.
     pub history: Epoch,
-    /// The time from which the process counts under this boot.
+    /// The time of the call.
     pub at: Timestamp,
+    /// The time since which the process has uses that it has not sent. The first batches of the boot contain them.
+    pub unsent_since: Timestamp,
     /// The boot of the same process that the store refused.
     pub replaces: Option<LostBoot>,
 }
@@ -184,6 +186,7 @@ impl UsageLedger {
     #[must_use]
     pub fn open(&self, opening: &BootOpening) -> Option<LedgerChange> {
         let at = opening.at;
+        let unsent_since = opening.unsent_since.min(at);
         if self.boots.iter().any(|boot| boot.id == opening.boot) {
             return None;
         }
@@ -221,14 +224,14 @@ impl UsageLedger {
             .gaps
             .retain(|gap| gap.from < gap.until && !self.gaps.contains(gap));
         if is_new_history || self.counted_since.is_none() {
-            change.head = Some((opening.history, self.counted_since.unwrap_or(at)));
+            change.head = Some((opening.history, self.counted_since.unwrap_or(unsent_since)));
         }
         change.boots.push(Boot {
             id: opening.boot,
             node: opening.node,
             opened_at: at,
             sequence: 0,
-            sent_until: at,
+            sent_until: unsent_since,
             closed_at: None,
         });
         Some(change)

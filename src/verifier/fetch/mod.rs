@@ -35,7 +35,8 @@ use crate::core::rejection::VerifyError;
 use crate::core::secret::Digest;
 use crate::core::subject::{KeyOwner, KeyToVerify, KeyTraits, Lifecycle};
 use crate::core::time::Timestamp;
-use crate::core::token::Token;
+use crate::core::token::{self, Token};
+use crate::core::usage::outcome::UseOutcome;
 use crate::observe::{self, WithSources};
 use crate::replica::{IndexLookup, RowKind};
 use crate::store::{Locator, StoreError};
@@ -194,7 +195,14 @@ impl Verifier {
         let read = pin!(self.read_key(presented, need, required, holds_key));
         let timeout = self.flights.timeout();
         match select(read, self.clock.sleep(timeout)).await {
-            Either::Left((verdict, _)) => verdict,
+            Either::Left((verdict, _)) => {
+                if let Err(refusal) = &verdict
+                    && need.counts()
+                {
+                    self.count_refusal(presented, refusal);
+                }
+                verdict
+            }
             Either::Right(((), _)) => {
                 observe::read_through("timed_out");
                 if let Some(suppressed) = self.log_outage("store timed out") {
@@ -202,6 +210,15 @@ impl Verifier {
                 }
                 Err(VerifyError::StoreUnavailable)
             }
+        }
+    }
+
+    /// Counts a refusal of a key that the index knows.
+    fn count_refusal(&self, presented: &[u8], refusal: &VerifyError) {
+        let token = token::parse(presented).ok();
+        if let Some((token, outcome)) = token.zip(UseOutcome::of_refusal(refusal)) {
+            let (_, now) = self.clock.judged();
+            self.snapshot().view.count_id(token.id(), outcome, now);
         }
     }
 
@@ -332,7 +349,7 @@ impl Verifier {
             self.notice_pepper(token, subject);
         }
         if need.counts() {
-            snapshot.view.count_id(id, now);
+            self.replica.count_fetched((id, &key_owner.tenant), now);
         }
         if lifecycle.awaits_first_use {
             snapshot.view.note_first_use();

@@ -7,21 +7,18 @@ use loom::thread;
 use super::super::under_loom::explore_within;
 use super::*;
 
-type PushFn = fn(&UseRing, Use, &Chunks<Tally>);
-type DrainFn = fn(&UseRing, &Chunks<Tally>) -> bool;
+type PushFn = fn(&UseRing, Use, &Tallies);
+type DrainFn = fn(&UseRing, &Tallies) -> bool;
 
-const fn used(row: u32) -> Use {
-    Use {
-        row,
-        second: 1_600_000_000,
-    }
+fn used(row: u32) -> Use {
+    Use::new(row, 0, 1_600_000_000)
 }
 
 /// Writes three uses to a ring for two, while `drains` threads drain it once each.
 fn adds_up(push: PushFn, drain: DrainFn, drains: usize) {
     explore_within(Some(3), move || {
-        let (ring, tallies) = (Arc::new(UseRing::default()), Arc::new(Chunks::default()));
-        let _allocated = tallies.at(1);
+        let (ring, tallies) = (Arc::new(UseRing::default()), Arc::new(Tallies::default()));
+        tallies.reserve(1);
         let draining: Vec<_> = (0..drains)
             .map(|_| {
                 let (ring, tallies) = (ring.clone(), tallies.clone());
@@ -35,7 +32,7 @@ fn adds_up(push: PushFn, drain: DrainFn, drains: usize) {
             let _drained = thread.join().unwrap();
         });
         assert!(ring.drain(&tallies));
-        let found = [1, 2].map(|row| tallies.get(row).map(|tally| tally.uses().0));
+        let found = [1, 2].map(|row| tallies.get(row)?.uses().map(|(count, _)| count));
         assert_eq!(found, [Some(1), Some(2)], "lost or counted twice");
     });
 }
@@ -51,7 +48,7 @@ fn no_use_is_lost_or_counted_twice_while_two_threads_drain() {
 }
 
 /// Broken on purpose: publishes the count before the use.
-fn push_count_first(ring: &UseRing, used: Use, tallies: &Chunks<Tally>) {
+fn push_count_first(ring: &UseRing, used: Use, tallies: &Tallies) {
     let written = ring.written.load(Ordering::Relaxed);
     if written.wrapping_sub(ring.taken.load(Ordering::Acquire)) == LENGTH && !ring.drain(tallies) {
         return used.add(tallies);
@@ -62,7 +59,7 @@ fn push_count_first(ring: &UseRing, used: Use, tallies: &Chunks<Tally>) {
 }
 
 /// Broken on purpose: does not order the use before the count.
-fn push_without_release(ring: &UseRing, used: Use, tallies: &Chunks<Tally>) {
+fn push_without_release(ring: &UseRing, used: Use, tallies: &Tallies) {
     let written = ring.written.load(Ordering::Relaxed);
     if written.wrapping_sub(ring.taken.load(Ordering::Acquire)) == LENGTH && !ring.drain(tallies) {
         return used.add(tallies);
@@ -73,7 +70,7 @@ fn push_without_release(ring: &UseRing, used: Use, tallies: &Chunks<Tally>) {
 }
 
 /// Broken on purpose: writes over uses that no thread has taken.
-fn push_over(ring: &UseRing, used: Use, _: &Chunks<Tally>) {
+fn push_over(ring: &UseRing, used: Use, _: &Tallies) {
     let written = ring.written.load(Ordering::Relaxed);
     ring.place(written).store(used.to_word(), Ordering::Relaxed);
     ring.written
@@ -81,7 +78,7 @@ fn push_over(ring: &UseRing, used: Use, _: &Chunks<Tally>) {
 }
 
 /// Broken on purpose: does not exclude another draining thread.
-fn drain_without_lock(ring: &UseRing, tallies: &Chunks<Tally>) -> bool {
+fn drain_without_lock(ring: &UseRing, tallies: &Tallies) -> bool {
     let taken = ring.taken.load(Ordering::Relaxed);
     let written = ring.written.load(Ordering::Acquire);
     for number in taken..written {
@@ -93,7 +90,7 @@ fn drain_without_lock(ring: &UseRing, tallies: &Chunks<Tally>) -> bool {
 }
 
 /// Broken on purpose: gives the places back before it has read them.
-fn drain_after_release(ring: &UseRing, tallies: &Chunks<Tally>) -> bool {
+fn drain_after_release(ring: &UseRing, tallies: &Tallies) -> bool {
     if ring
         .is_draining
         .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
