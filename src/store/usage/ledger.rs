@@ -246,7 +246,8 @@ impl UsageLedger {
             return None;
         }
         let (closed, gap) = boot.closed(closing.at);
-        let leaves_gap = !closing.is_complete && gap.from < gap.until;
+        let is_new = gap.from < gap.until && !self.gaps.contains(&gap);
+        let leaves_gap = !closing.is_complete && is_new;
         Some(LedgerChange {
             head: None,
             boots: vec![closed],
