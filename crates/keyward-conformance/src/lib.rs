@@ -1,8 +1,9 @@
 //! Checks for store authors, and tools for tests on top of a store:
 //!
 //! - [`suite!`] expands to one test per clause of the [`KeyStore`](keyward::store::KeyStore) contract.
-//! - [`registry_suite!`] and [`documents_suite!`] do the same for a
-//!   [`NodeRegistry`](keyward::store::NodeRegistry) and for [`Documents`](keyward::store::Documents).
+//! - [`registry_suite!`], [`documents_suite!`] and [`usage_suite!`] do the same for a
+//!   [`NodeRegistry`](keyward::store::NodeRegistry), for [`Documents`](keyward::store::Documents) and for a
+//!   [`UsageStore`](keyward::store::usage::UsageStore).
 //! - [`broken`] contains stores that each break one clause, to test checks against.
 //! - [`FaultyStore`] wraps a store and injects faults.
 //! - [`explore`] runs concurrent writers in every possible order, also with lost replies.
@@ -20,8 +21,8 @@ pub mod simulate;
 pub mod strategies;
 
 pub use self::contract::{
-    CLAUSES, ClauseViolation, DOCUMENTS_CLAUSES, REGISTRY_CLAUSES, check, check_documents,
-    check_registry, clauses, violations,
+    CLAUSES, ClauseViolation, DOCUMENTS_CLAUSES, REGISTRY_CLAUSES, USAGE_CLAUSES, check,
+    check_documents, check_registry, check_usage, clauses, violations,
 };
 pub use self::explore::block_on;
 pub use self::faulty::{Call, Fault, FaultyStore};

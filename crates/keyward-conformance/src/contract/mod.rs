@@ -1,4 +1,4 @@
-//! The contracts of [`KeyStore`], [`NodeRegistry`] and [`Documents`], one check per clause.
+//! The contracts of [`KeyStore`], [`NodeRegistry`], [`Documents`] and [`UsageStore`], one check per clause.
 //!
 //! Every check creates a store, calls its trait methods, and compares the results with the contract. A check
 //! does not panic: it returns a [`ClauseViolation`] if the store breaks a clause.
@@ -20,8 +20,10 @@ mod nodes;
 mod rows;
 mod scan;
 mod trail;
+mod usage;
 mod wait;
 
+use keyward::store::usage::UsageStore;
 use keyward::store::{Documents, KeyStore, NodeRegistry};
 
 /// The checks as functions, each named after its clause. A check returns `Ok` if the store keeps the clause,
@@ -41,6 +43,7 @@ pub mod clauses {
     pub use super::rows::*;
     pub use super::scan::*;
     pub use super::trail::*;
+    pub use super::usage::*;
     pub use super::wait::*;
 }
 
@@ -186,6 +189,53 @@ macro_rules! for_each_documents_clause {
     };
 }
 
+/// Calls a macro with the name of every clause of the [`UsageStore`] contract. Works like
+/// [`for_each_clause!`](crate::for_each_clause).
+#[macro_export]
+macro_rules! for_each_usage_clause {
+    ($then:path { $($with:tt)* }) => {
+        $then! {
+            { $($with)* }
+            a_batch_is_in_every_later_read,
+            counts_of_batches_add_up,
+            sums_stop_at_the_largest_count,
+            a_repeated_batch_is_added_once,
+            a_batch_out_of_order_is_refused,
+            a_batch_of_an_unknown_boot_is_refused,
+            a_batch_of_a_closed_boot_is_refused,
+            opening_a_boot_twice_changes_nothing,
+            a_replaced_boot_leaves_a_gap,
+            a_new_history_closes_every_boot,
+            an_unclean_close_leaves_a_gap,
+            closing_at_another_number_changes_nothing,
+            the_ledger_follows_the_rules,
+            a_batch_moves_its_boot_forward,
+            the_last_use_never_moves_back,
+            refusals_are_no_last_use,
+            keys_come_in_the_order_of_their_last_use,
+            pages_of_last_uses_neither_repeat_nor_skip,
+            last_uses_stay_within_the_tenant,
+            last_uses_stay_within_their_days,
+            days_come_in_the_order_of_keys,
+            days_stay_within_their_range,
+            pruning_removes_old_days,
+            pruning_raises_counted_since,
+            pruning_removes_closed_boots_and_ended_gaps,
+            forgetting_removes_all_about_a_key,
+            a_forgotten_key_is_counted_again,
+            outcomes_of_later_versions_come_back,
+            ids_and_tenants_come_back_unchanged,
+            a_large_batch_is_added_completely,
+            a_dropped_batch_is_all_or_nothing,
+            a_dropped_opening_is_all_or_nothing,
+            concurrent_batches_add_up,
+            concurrent_copies_of_a_batch_are_added_once,
+            a_batch_and_the_end_of_its_boot_exclude_each_other,
+            concurrent_openings_both_take_effect,
+        }
+    };
+}
+
 macro_rules! table {
     ({ $contract:ident $all:ident $check:ident } $($name:ident,)*) => {
         #[doc = concat!("The names of all clauses of [`", stringify!($contract), "`]; each is documented at its check in [`clauses`].")]
@@ -207,6 +257,7 @@ macro_rules! table {
 crate::for_each_clause!(table { KeyStore CLAUSES check });
 crate::for_each_registry_clause!(table { NodeRegistry REGISTRY_CLAUSES check_registry });
 crate::for_each_documents_clause!(table { Documents DOCUMENTS_CLAUSES check_documents });
+crate::for_each_usage_clause!(table { UsageStore USAGE_CLAUSES check_usage });
 
 /// Runs every check, and returns one violation for each broken clause. Use [`suite!`](crate::suite) instead
 /// to get one test per clause.
@@ -306,6 +357,34 @@ macro_rules! documents_suite {
 
             $crate::for_each_documents_clause!(
                 $crate::suite { @tests block_on = $block_on; store = $documents; }
+            );
+        }
+    };
+}
+
+/// Expands to a module of tests of a [`UsageStore`], one per clause. Works like [`suite!`](crate::suite).
+///
+/// # Examples
+///
+/// ```no_run
+/// keyward_conformance::usage_suite! { mod memory; usage = keyward::store::MemoryStore::new(); }
+/// # fn main() {}
+/// ```
+#[macro_export]
+macro_rules! usage_suite {
+    ($(#[$meta:meta])* mod $module:ident; usage = $usage:expr;) => {
+        $crate::usage_suite! {
+            $(#[$meta])* mod $module; block_on = $crate::block_on; usage = $usage;
+        }
+    };
+    ($(#[$meta:meta])* mod $module:ident; block_on = $block_on:expr; usage = $usage:expr;) => {
+        $(#[$meta])*
+        mod $module {
+            #[allow(unused_imports)]
+            use super::*;
+
+            $crate::for_each_usage_clause!(
+                $crate::suite { @tests block_on = $block_on; store = $usage; }
             );
         }
     };
