@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use keyward::store::usage::UsageStore;
 use keyward::store::{KeyStore, MemoryStore, NodeRegistry};
 use keyward_conformance::broken::{
     BrokenDocuments, BrokenRegistry, BrokenStore, DocumentDefect, RegistryDefect, StoreDefect,
@@ -86,6 +87,18 @@ keyward_conformance::documents_suite! {
     mod sqlite_documents_twice;
     block_on = pollster::block_on;
     documents = folder(2);
+}
+
+keyward_conformance::usage_suite! {
+    mod memory_usage;
+    block_on = pollster::block_on;
+    usage = MemoryStore::new();
+}
+
+keyward_conformance::usage_suite! {
+    mod dyn_usage;
+    block_on = pollster::block_on;
+    usage = Arc::new(MemoryStore::new()) as Arc<dyn UsageStore>;
 }
 
 #[test]

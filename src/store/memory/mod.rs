@@ -1,6 +1,8 @@
 //! The in-memory store: the reference implementation of [`KeyStore`]. For tests, and for services whose keys
 //! need not survive the process.
 
+mod usage;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::ops::Bound;
@@ -10,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use event_listener::Event;
 
+use self::usage::MemoryUsage;
 use super::{
     AuditPage, AuditPosition, AuditQuery, AuditRow, Change, Changes, ChangesError, Commit,
     CommitError, CommitTag, Cursor, Document, DocumentError, DocumentName, DocumentRead,
@@ -25,7 +28,7 @@ use crate::core::tenant::TenantId;
 use crate::core::text::{ClassName, CommandId, PrincipalId};
 use crate::core::time::Timestamp;
 
-/// A store that keeps its keys in memory. Clones share the keys. All keys are lost when the process ends.
+/// A store that keeps its keys, and the uses of keys, in memory. Clones share them. All is lost when the process ends.
 ///
 /// Calls are linearizable. The feed is state-based and keeps tombstones until [`compact`](Self::compact) is
 /// called.
@@ -37,6 +40,7 @@ pub struct MemoryStore {
 #[derive(Debug)]
 struct MemoryInner {
     state: Mutex<MemoryState>,
+    usage: Mutex<MemoryUsage>,
     moved: Event,
 }
 
@@ -55,6 +59,7 @@ impl Default for MemoryInner {
                 head,
                 ..MemoryState::default()
             }),
+            usage: Mutex::default(),
             moved: Event::new(),
         }
     }
