@@ -48,4 +48,5 @@ mod strategies;
 mod time;
 mod traps;
 mod unusual;
+mod usage;
 mod verify;

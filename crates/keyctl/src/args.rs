@@ -129,6 +129,10 @@ pub(crate) enum CliCommand {
     List(ListArgs),
     /// Show one key
     Show { key: String },
+    /// Show how often a key was used on each day, by outcome
+    Usage(UsageArgs),
+    /// List keys of --tenant that were not used for some time
+    Unused(UnusedArgs),
     /// Replace a key with a successor, and print only the successor's secret to stdout
     Rotate(RotateArgs),
     /// Revoke a key permanently
@@ -318,7 +322,13 @@ impl CliCommand {
     /// early.
     pub(crate) const fn only_lists(&self) -> bool {
         match self {
-            Self::List(_) | Self::Show { .. } | Self::Nodes | Self::Stats | Self::Schema => true,
+            Self::List(_)
+            | Self::Show { .. }
+            | Self::Usage(_)
+            | Self::Unused(_)
+            | Self::Nodes
+            | Self::Stats
+            | Self::Schema => true,
             Self::Audit(args) => !args.check,
             Self::Pepper(PepperCommand::Show) => true,
             _ => false,
@@ -332,6 +342,8 @@ impl CliCommand {
             | Self::Create(_)
             | Self::List(_)
             | Self::Show { .. }
+            | Self::Usage(_)
+            | Self::Unused(_)
             | Self::Rotate(_)
             | Self::Revoke(_)
             | Self::Disable(_)
@@ -480,6 +492,24 @@ pub(crate) struct ListArgs {
     /// All pages
     #[arg(long)]
     pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UsageArgs {
+    pub(crate) key: String,
+    /// The number of days, up to today in UTC
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4000), default_value = "30")]
+    pub(crate) days: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UnusedArgs {
+    /// The time without a use, such as 90d; keys that are younger are left out
+    #[arg(long = "for", value_parser = duration, default_value = "90d", value_name = "TIME")]
+    pub(crate) unused_for: Duration,
+    /// Also list keys of the tenants below --tenant
+    #[arg(long)]
+    pub(crate) below: bool,
 }
 
 #[derive(Debug, Args)]

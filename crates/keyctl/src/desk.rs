@@ -51,7 +51,8 @@ impl CliContext {
         // takes to reach them.
         let mut builder = Keyward::builder(store.clone(), peppers)
             .follow(Follow::Never)
-            .registry(backend.registry());
+            .registry(backend.registry())
+            .usage(backend.usage());
         // Without a file, the policies that the service has stored apply.
         if let Some(policy) = policy(&common)? {
             builder = builder.policy(policy);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use keyward::store::sqlite::OpenError;
 use keyward::store::transfer::{CopySource, CopyTarget};
+use keyward::store::usage::UsageStore;
 use keyward::store::{IntegrityReport, KeyStore, NodeRegistry, Revision, SqliteStore, Stats};
 #[cfg(feature = "postgres")]
 use keyward::store::{PostgresStore, postgres::PostgresOptions};
@@ -178,6 +179,10 @@ impl Store {
     }
 
     pub(crate) fn registry(&self) -> Arc<dyn NodeRegistry> {
+        each!(self, store => Arc::new(store.clone()))
+    }
+
+    pub(crate) fn usage(&self) -> Arc<dyn UsageStore> {
         each!(self, store => Arc::new(store.clone()))
     }
 

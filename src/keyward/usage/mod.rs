@@ -138,6 +138,10 @@ impl Keyward {
     ///
     /// [`FlushError`].
     pub async fn flush_usage(&self) -> Result<UsageFlush, FlushError> {
+        self.send_usage(false).await
+    }
+
+    async fn send_usage(&self, is_last: bool) -> Result<UsageFlush, FlushError> {
         let (Some(sender), Some(history)) = (&self.inner.usage, self.inner.replica.epoch()) else {
             return Ok(UsageFlush::default());
         };
@@ -158,7 +162,9 @@ impl Keyward {
                 "uses of keys were dropped, because too many waited for the usage store"
             );
         }
-        sender.close_silent(now).await?;
+        if !is_last {
+            sender.close_silent(now).await?;
+        }
         Ok(flushed)
     }
 
@@ -167,7 +173,7 @@ impl Keyward {
         let Some(sender) = &self.inner.usage else {
             return Ok(());
         };
-        self.flush_usage().await?;
+        self.send_usage(true).await?;
         let (_, now) = self.inner.time.judged();
         Ok(sender.close(now).await?)
     }

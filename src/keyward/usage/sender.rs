@@ -68,6 +68,8 @@ pub(super) struct FlushContext<'a> {
     pub(super) node: Option<NodeId>,
     pub(super) history: Epoch,
     pub(super) entropy: &'a dyn Entropy,
+    /// Whether the process ends. A process that has counted nothing then opens no boot.
+    pub(super) is_last: bool,
 }
 
 #[derive(Debug)]
@@ -138,6 +140,9 @@ impl UsageSender {
     ) -> Result<UsageFlush, FlushError> {
         let mut state = self.state.lock().await;
         state.absorb(take());
+        if context.is_last && state.has_counted_nothing() {
+            return Ok(UsageFlush::default());
+        }
         let (mut sent, mut refusals) = (0, 0);
         loop {
             let boot = self.open(&mut state, context).await?;
@@ -297,6 +302,12 @@ impl SenderState {
             self.dropped = self.dropped.saturating_add(dropped);
             self.dropped_since.get_or_insert(self.unsent_since);
         }
+    }
+
+    /// Returns whether the process has no boot, and nothing to send in one.
+    fn has_counted_nothing(&self) -> bool {
+        let has_boot = self.boot.is_some() || self.opening.is_some() || self.lost.is_some();
+        !has_boot && self.waiting.is_empty() && self.dropped_since.is_none()
     }
 
     fn wait(&mut self, uses: KeyUses) {

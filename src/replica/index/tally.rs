@@ -280,3 +280,91 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 #[cfg(keyward_loom)]
 mod under_loom;
+
+#[cfg(all(test, not(keyward_loom)))]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Uses in any order of time, and takes in between: each use is taken once, under its hour.
+        #[test]
+        fn each_use_is_taken_once_under_its_hour_and_outcome(
+            uses in prop::collection::vec((1_u32..4, 0_u8..3, 0_u32..4 * HOUR, prop::bool::weighted(0.1)), 0..200),
+        ) {
+            let tallies = Tallies::by_hour();
+            (1..4).for_each(|row| tallies.reserve(row));
+            let (mut expected, mut taken) = (BTreeMap::new(), Vec::new());
+            for (row, outcome, tick, takes) in uses {
+                let tick = Tick::of(FIRST_TICK + tick * TICK);
+                *expected.entry((row, outcome, tick.hour())).or_insert(0) += 1;
+                tallies.add(row, outcome, 1, tick);
+                tallies.note_new();
+                if takes {
+                    taken.extend(tallies.take(3));
+                }
+            }
+            taken.extend(tallies.take(3));
+            let mut found = BTreeMap::new();
+            for TakenUses { row, outcome, count, second } in taken {
+                *found.entry((row, outcome, Tick::of(second).hour())).or_insert(0) += count;
+            }
+            prop_assert_eq!(found, expected);
+            prop_assert_eq!(tallies.take(3), Vec::new());
+        }
+    }
+
+    #[test]
+    fn a_taken_count_keeps_the_time_of_the_last_use() {
+        let tallies = Tallies::by_hour();
+        tallies.reserve(1);
+        let word = tallies.get(1).unwrap();
+        assert_eq!(word.uses(), None);
+        // The first tick is not the tick of an unused key.
+        tallies.add(1, 0, 1, Tick::of(0));
+        assert_eq!(word.uses(), Some((1, FIRST_TICK + TICK)));
+        let at = FIRST_TICK + 10 * TICK;
+        tallies.add(1, 0, 2, Tick::of(at));
+        tallies.note_new();
+        assert_eq!(tallies.take(1).len(), 1);
+        assert_eq!(word.uses(), Some((0, at)));
+        tallies.raise(1, at - TICK);
+        assert_eq!(word.uses(), Some((0, at)));
+        tallies.raise(1, at + TICK);
+        assert_eq!(word.uses(), Some((0, at + TICK)));
+    }
+
+    #[test]
+    fn refusals_count_only_if_counts_are_taken() {
+        for (tallies, expected) in [(Tallies::by_hour(), 1), (Tallies::default(), 0)] {
+            tallies.reserve(1);
+            tallies.add(1, 4, 1, Tick::of(FIRST_TICK));
+            // An unknown key has row 0.
+            tallies.add(0, 4, 1, Tick::of(FIRST_TICK));
+            tallies.note_new();
+            assert_eq!(tallies.take(1).len(), expected);
+            assert_eq!(tallies.get(1).unwrap().uses(), None);
+        }
+    }
+
+    #[test]
+    fn a_full_map_drops_new_counts_and_says_how_many() {
+        let tallies = Tallies::by_hour();
+        for row in 1..=MOST_COUNTS as u32 + 1 {
+            tallies.add(row, 4, 3, Tick::of(FIRST_TICK));
+        }
+        tallies.add(1, 4, 3, Tick::of(FIRST_TICK));
+        tallies.note_new();
+        assert_eq!(tallies.take_dropped(), 3);
+        assert_eq!(tallies.take_dropped(), 0);
+        let taken = tallies.take(0);
+        assert_eq!(taken.len(), MOST_COUNTS);
+        assert_eq!(
+            taken.iter().map(|taken| taken.count).sum::<u64>(),
+            3 * (MOST_COUNTS as u64 + 1)
+        );
+    }
+}

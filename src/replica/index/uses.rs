@@ -259,11 +259,9 @@ mod tests {
     use super::*;
 
     /// Returns tallies for the rows below 1,000.
-    fn tallies() -> Chunks<Tally> {
-        let tallies = Chunks::default();
-        for row in 0..1_000 {
-            let _allocated = tallies.at(row);
-        }
+    fn tallies() -> Tallies {
+        let tallies = Tallies::default();
+        (0..1_000).for_each(|row| tallies.reserve(row));
         tallies
     }
 

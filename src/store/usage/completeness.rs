@@ -27,8 +27,8 @@ pub struct Completeness {
 }
 
 impl Completeness {
-    /// 5 minutes: a process that has sent nothing for longer no longer holds the horizon. What it has not sent is a gap,
-    /// which grows until the process sends again, or its boot is closed.
+    /// 5 minutes: a process that has sent nothing for longer, and for the allowance between clocks, no longer holds the
+    /// horizon. What it has not sent is a gap, which grows until the process sends again, or its boot is closed.
     pub const SILENCE: Duration = Duration::from_secs(5 * 60);
 
     /// Judges a ledger at the time `now`.
@@ -46,8 +46,9 @@ impl Completeness {
         let mut horizon = now;
         let mut gaps = ledger.gaps.clone();
         let open = || ledger.boots.iter().filter(|boot| boot.closed_at.is_none());
+        let silence = Self::SILENCE.saturating_add(allowance);
         for boot in open() {
-            if boot.sent_until.saturating_add(Self::SILENCE) >= now {
+            if boot.sent_until.saturating_add(silence) >= now {
                 horizon = horizon.min(boot.sent_until);
             } else {
                 gaps.push(UsageGap {

@@ -2,7 +2,8 @@
 
 use keyward::key::Owner;
 use keyward::store::{KeyPosition, KeyQuery, KeyStore};
-use keyward::{Actor, CommandError, Denial, KeyId, KeyInfo};
+use keyward::{Actor, CommandError, Denial, KeyId, KeyInfo, Timestamp};
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::args::ListArgs;
@@ -10,8 +11,17 @@ use crate::desk::{CliContext, key_id, position};
 use crate::failure::{CliError, CliErrorKind, CliResult};
 use crate::output::{Output, cell};
 
-const HEAD: [&str; 9] = [
-    "ID", "STATUS", "CLASS", "ENV", "NAME", "TENANT", "OWNER", "ENDS", "HINT",
+const HEAD: [&str; 10] = [
+    "ID",
+    "STATUS",
+    "CLASS",
+    "ENV",
+    "NAME",
+    "TENANT",
+    "OWNER",
+    "ENDS",
+    "LAST USED",
+    "HINT",
 ];
 
 pub(crate) async fn list(context: &CliContext, args: ListArgs, output: &Output) -> CliResult<()> {
@@ -22,7 +32,7 @@ pub(crate) async fn list(context: &CliContext, args: ListArgs, output: &Output) 
     loop {
         let page = page(context, &query).await?;
         corrupt.extend(page.corrupt);
-        print(&page.keys, first, output)?;
+        print(context, &page.keys, first, output).await?;
         first = false;
         match page.next {
             Some(next) if all => query.after = Some(next),
@@ -107,15 +117,24 @@ async fn page(context: &CliContext, query: &KeyQuery) -> CliResult<KeyInfoPage> 
     })
 }
 
-fn print(keys: &[KeyInfo], first: bool, output: &Output) -> CliResult<()> {
+async fn print(
+    context: &CliContext,
+    keys: &[KeyInfo],
+    first: bool,
+    output: &Output,
+) -> CliResult<()> {
+    let ids: Vec<_> = keys.iter().map(|key| key.id).collect();
+    let last_uses = context.backend.usage().last_uses(&ids).await?;
+    let last_used = |key: &KeyInfo| last_uses.get(&key.id).map(|last| last.at);
     if output.json {
-        return keys.iter().try_for_each(|key| output.document(key));
+        return keys.iter().try_for_each(|key| {
+            output.document(&ListedKey {
+                key,
+                last_used: last_used(key),
+            })
+        });
     }
     let row = |key: &KeyInfo| {
-        let owner = match &key.owner {
-            Owner::Tenant => "(tenant)".to_owned(),
-            Owner::Principal(principal) => principal.to_string(),
-        };
         vec![
             key.id.to_string(),
             key.status.to_string(),
@@ -123,14 +142,31 @@ fn print(keys: &[KeyInfo], first: bool, output: &Output) -> CliResult<()> {
             key.environment.to_string(),
             key.name.to_string(),
             key.tenant.to_string(),
-            owner,
+            owner(key),
             cell(key.expires_at),
+            cell(last_used(key)),
             key.hint.to_string(),
         ]
     };
     let rows: Vec<_> = keys.iter().map(row).collect();
     let head: &[&str] = if first { &HEAD } else { &[] };
     output.table(head, &rows)
+}
+
+/// A key as a JSON document, with the time of its last counted use.
+#[derive(Serialize)]
+pub(super) struct ListedKey<'a> {
+    #[serde(flatten)]
+    pub(super) key: &'a KeyInfo,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) last_used: Option<Timestamp>,
+}
+
+pub(super) fn owner(key: &KeyInfo) -> String {
+    match &key.owner {
+        Owner::Tenant => "(tenant)".to_owned(),
+        Owner::Principal(principal) => principal.to_string(),
+    }
 }
 
 pub(crate) async fn show(context: &CliContext, key: &str, output: &Output) -> CliResult<()> {

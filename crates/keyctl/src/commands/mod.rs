@@ -13,6 +13,7 @@ mod recover;
 mod retain;
 mod time;
 mod upkeep;
+mod usage;
 
 use serde_json::json;
 
@@ -107,6 +108,8 @@ async fn about_keys(context: &CliContext, command: CliCommand, output: &Output) 
         CliCommand::Rotate(args) => issue::rotate(context, &args, output).await,
         CliCommand::List(args) => look::list(context, args, output).await,
         CliCommand::Show { key } => look::show(context, &key, output).await,
+        CliCommand::Usage(args) => usage::of_key(context, &args, output).await,
+        CliCommand::Unused(args) => usage::unused(context, &args, output).await,
         CliCommand::Revoke(args) => change::revoke(context, &args, output).await,
         CliCommand::Disable(args) => change::disable(context, &args, output).await,
         CliCommand::Enable(args) => change::enable(context, &args, output).await,

@@ -145,6 +145,7 @@ fn opening(n: u8) -> BootOpening {
         node: Some(NodeId::from_u128(n.into())),
         history: Epoch(7),
         at: hour(0, n),
+        unsent_since: hour(0, 0),
         replaces: None,
     }
 }
@@ -1144,6 +1145,7 @@ pub async fn ids_and_tenants_come_back_unchanged<U: UsageStore>(
                 node: Some(NodeId::from_u128(own)),
                 history: Epoch(u128::MAX - 1),
                 at: hour(0, 0),
+                unsent_since: Timestamp::UNIX_EPOCH,
                 replaces: None,
             })
             .await?;
