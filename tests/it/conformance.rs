@@ -6,11 +6,12 @@ use std::sync::Arc;
 use keyward::store::usage::UsageStore;
 use keyward::store::{KeyStore, MemoryStore, NodeRegistry};
 use keyward_conformance::broken::{
-    BrokenDocuments, BrokenRegistry, BrokenStore, DocumentDefect, RegistryDefect, StoreDefect,
+    BrokenDocuments, BrokenRegistry, BrokenStore, BrokenUsage, DocumentDefect, RegistryDefect,
+    StoreDefect, UsageDefect,
 };
 use keyward_conformance::{
-    CLAUSES, DOCUMENTS_CLAUSES, REGISTRY_CLAUSES, check, check_documents, check_registry,
-    violations,
+    CLAUSES, DOCUMENTS_CLAUSES, REGISTRY_CLAUSES, USAGE_CLAUSES, check, check_documents,
+    check_registry, check_usage, violations,
 };
 
 #[cfg(feature = "sqlite")]
@@ -116,6 +117,23 @@ fn every_defect_of_documents_is_caught_by_the_clause_it_breaks() {
     }
     assert_eq!(catching, DOCUMENTS_CLAUSES.iter().copied().collect());
     assert_eq!(catching.len(), DOCUMENTS_CLAUSES.len());
+}
+
+#[test]
+fn every_defect_of_usage_is_caught_by_the_clause_it_breaks() {
+    let mut catching = BTreeSet::new();
+    for &defect in UsageDefect::ALL {
+        let clause = defect.caught_by();
+        let make = || BrokenUsage::new(defect);
+        let found = pollster::block_on(check_usage(clause, &make));
+        assert!(
+            matches!(&found, Some(Err(violation)) if violation.clause == clause),
+            "{defect:?} and {clause}: {found:?}"
+        );
+        catching.insert(clause);
+    }
+    assert_eq!(catching, USAGE_CLAUSES.iter().copied().collect());
+    assert_eq!(catching.len(), USAGE_CLAUSES.len());
 }
 
 #[test]

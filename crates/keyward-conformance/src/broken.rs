@@ -50,9 +50,11 @@ macro_rules! defects {
 
 mod documents;
 mod nodes;
+mod usage;
 
 pub use self::documents::{BrokenDocuments, DocumentDefect};
 pub use self::nodes::{BrokenRegistry, RegistryDefect};
+pub use self::usage::{BrokenUsage, UsageDefect};
 
 defects! {
     /// One deliberate mistake of a store. Most of these mistakes were found in real stores.

@@ -987,7 +987,12 @@ pub async fn days_stay_within_their_range<U: UsageStore>(make: &impl Fn() -> U) 
 pub async fn pruning_removes_old_days<U: UsageStore>(make: &impl Fn() -> U) -> ClauseResult {
     let mut fixture = UsageFixture::opened(make, "pruning_removes_old_days", 1).await?;
     let all = (1..=3).flat_map(|n| (0..5).map(move |of| used(n, of, 5)));
-    let others = [used_in("acme/web", 4, 0), used_in("acme/web", 4, 3)];
+    // The last use of the key 5 is on an old day.
+    let others = [
+        used_in("acme/web", 4, 0),
+        used_in("acme/web", 4, 3),
+        used(5, 0, 5),
+    ];
     fixture.send(1, all.chain(others).collect()).await?;
     let (days, _) = fixture.oracle.counted();
     let (old, later): (Vec<_>, _) = days.into_iter().partition(|row| row.day < day(3));
