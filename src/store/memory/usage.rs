@@ -82,17 +82,9 @@ impl MemoryUsage {
         let last = (query.to, KeyId::from_u128(u128::MAX));
         let (mut from, mut to) = (Bound::Included(first), Bound::Included(last));
         match query.after {
-            Some(place) if query.newest_first => {
-                if place <= last {
-                    to = Bound::Excluded(place);
-                }
-            }
-            Some(place) => {
-                if place >= first {
-                    from = Bound::Excluded(place);
-                }
-            }
-            None => {}
+            Some(place) if query.newest_first && place <= last => to = Bound::Excluded(place),
+            Some(place) if !query.newest_first && place >= first => from = Bound::Excluded(place),
+            _ => {}
         }
         let of_tenant = self.by_last_use.get(&query.tenant);
         let Some(of_tenant) = of_tenant.filter(|_| !is_empty(&from, &to)) else {

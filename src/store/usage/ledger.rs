@@ -313,3 +313,368 @@ pub enum UsageError {
     #[error(transparent)]
     Store(#[from] StoreError),
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(seconds: u8) -> Timestamp {
+        Timestamp::UNIX_EPOCH.saturating_add(Duration::from_secs(seconds.into()))
+    }
+
+    fn id(n: u8) -> BootId {
+        BootId::from_u128(n.into())
+    }
+
+    fn batch(n: u8, sequence: u64, sent_until: u8) -> UsageBatch {
+        UsageBatch {
+            boot: id(n),
+            sequence,
+            sent_until: at(sent_until),
+            uses: Vec::new(),
+        }
+    }
+
+    fn boot(n: u8, opened: u8) -> Boot {
+        Boot {
+            id: id(n),
+            node: None,
+            opened_at: at(opened),
+            sequence: 0,
+            sent_until: at(opened),
+            closed_at: None,
+        }
+    }
+
+    /// An event between a process, a network that keeps each message forever, and a store.
+    #[derive(Clone, Debug)]
+    enum Event {
+        /// The process sends its current batch, again if it was sent before.
+        Send,
+        /// The network delivers a message, and may lose the reply.
+        Deliver {
+            message: prop::sample::Index,
+            loses_reply: bool,
+        },
+        /// The boot is closed.
+        Close,
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let deliver = (any::<prop::sample::Index>(), any::<bool>());
+        let deliver = deliver.prop_map(|(message, loses_reply)| Event::Deliver {
+            message,
+            loses_reply,
+        });
+        prop_oneof![8 => Just(Event::Send), 16 => deliver, 1 => Just(Event::Close)]
+    }
+
+    proptest! {
+        /// Batches with any numbers arrive in any order, any number of times, or never.
+        #[test]
+        fn each_batch_is_added_at_most_once_and_in_order(
+            arriving in prop::collection::vec((0_u64..8, 0_u8..100), 0..60),
+            close in 0_usize..80,
+        ) {
+            let mut boot = boot(1, 10);
+            let mut added = BTreeSet::new();
+            let mut ends = vec![boot.sent_until];
+            for (place, (sequence, sent_until)) in arriving.into_iter().enumerate() {
+                if place == close {
+                    boot.closed_at = Some(at(100));
+                }
+                let last = added.last().copied();
+                match boot.admit(&batch(1, sequence, sent_until)) {
+                    Ok(Some(next)) => {
+                        prop_assert!(added.insert(sequence), "added twice");
+                        prop_assert_eq!(sequence, last.unwrap_or(0) + 1);
+                        prop_assert!(boot.closed_at.is_none());
+                        ends.push(at(sent_until));
+                        boot = next;
+                    }
+                    Ok(None) => prop_assert_eq!(Some(sequence), last),
+                    Err(UsageError::Closed { boot: of, sequence: known }) => {
+                        prop_assert!(boot.closed_at.is_some() && Some(sequence) != last);
+                        prop_assert_eq!((of, known), (boot.id, last.unwrap_or(0)));
+                    }
+                    Err(UsageError::OutOfOrder { boot: of, sequence: known, found }) => {
+                        prop_assert!(!added.contains(&found) || Some(found) < last);
+                        prop_assert!(found != last.unwrap_or(0) + 1);
+                        prop_assert_eq!((of, known, found), (boot.id, last.unwrap_or(0), sequence));
+                    }
+                    Err(other) => prop_assert!(false, "{other:?}"),
+                }
+                prop_assert_eq!(boot.sequence, added.last().copied().unwrap_or(0));
+                prop_assert_eq!(Some(boot.sent_until), ends.iter().copied().max());
+            }
+            prop_assert!(added.iter().copied().eq(1..=boot.sequence));
+        }
+
+        /// A process repeats a batch until a reply to it arrives, and only then sends the next one.
+        #[test]
+        fn a_process_with_one_batch_in_flight_loses_and_repeats_none(
+            events in prop::collection::vec(event(), 0..120),
+        ) {
+            let mut boot = boot(1, 0);
+            let (mut network, mut added) = (Vec::new(), Vec::new());
+            let mut acknowledged = 0;
+            for event in events {
+                match event {
+                    Event::Send => network.push(acknowledged + 1),
+                    Event::Close => boot.closed_at = Some(at(100)),
+                    Event::Deliver { .. } if network.is_empty() => {}
+                    Event::Deliver { message, loses_reply } => {
+                        let sequence = *message.get(&network);
+                        let admitted = boot.admit(&batch(1, sequence, 0));
+                        if let Ok(Some(next)) = admitted {
+                            added.push(sequence);
+                            boot = next;
+                        }
+                        let is_current = sequence == acknowledged + 1;
+                        if is_current && !loses_reply {
+                            match admitted {
+                                Ok(_) => acknowledged = sequence,
+                                // Then the process does not know about this batch, which may be added.
+                                Err(error) => {
+                                    let is_closed = matches!(error, UsageError::Closed { .. });
+                                    prop_assert!(is_closed, "{error:?}");
+                                }
+                            }
+                        }
+                    }
+                }
+                let whole = [acknowledged, acknowledged + 1];
+                prop_assert!(whole.contains(&(added.len() as u64)));
+                prop_assert!(added.iter().copied().eq(1..=boot.sequence));
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_number_fits_in_63_bits() {
+        let most = i64::MAX as u64;
+        let last = Boot {
+            sequence: most - 1,
+            ..boot(1, 0)
+        };
+        let full = last.admit(&batch(1, most, 0)).unwrap().unwrap();
+        assert_eq!(full.sequence, most);
+        assert!(matches!(full.admit(&batch(1, most, 0)), Ok(None)));
+        let more = full.admit(&batch(1, most + 1, 0));
+        assert!(matches!(more, Err(UsageError::OutOfOrder { .. })));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Open {
+            boot: u8,
+            history: u8,
+            at: u8,
+            replaces: Option<(u8, u8)>,
+        },
+        Close {
+            boot: u8,
+            late: u64,
+            at: u8,
+            is_complete: bool,
+        },
+        Add {
+            boot: u8,
+            sent_until: u8,
+        },
+        Prune {
+            since: u8,
+            closed_before: u8,
+        },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let history = prop_oneof![6 => Just(0_u8), 1 => 0_u8..3];
+        let lost = prop::option::of((0_u8..12, 0_u8..100));
+        let open = (0_u8..10, history, 0_u8..100, lost);
+        let open = open.prop_map(|(boot, history, at, replaces)| Step::Open {
+            boot,
+            history,
+            at,
+            replaces,
+        });
+        let late = prop_oneof![4 => Just(0_u64), 1 => 0_u64..3];
+        let close = (0_u8..10, late, 0_u8..100, any::<bool>());
+        let close = close.prop_map(|(boot, late, at, is_complete)| Step::Close {
+            boot,
+            late,
+            at,
+            is_complete,
+        });
+        let add = (0_u8..10, 0_u8..100);
+        let add = add.prop_map(|(boot, sent_until)| Step::Add { boot, sent_until });
+        let prune = (0_u8..100, 0_u8..100);
+        let prune = prune.prop_map(|(since, closed_before)| Step::Prune {
+            since,
+            closed_before,
+        });
+        prop_oneof![6 => open, 4 => close, 6 => add, 1 => prune]
+    }
+
+    /// The periods that must lie in gaps, and the gaps that may exist.
+    #[derive(Debug, Default)]
+    struct Owed {
+        periods: Vec<(Timestamp, Timestamp)>,
+        gaps: BTreeSet<UsageGap>,
+    }
+
+    impl Owed {
+        fn owe(&mut self, from: Timestamp, until: Timestamp, boot: Option<BootId>) {
+            if from < until {
+                self.periods.push((from, until));
+                self.gaps.insert(UsageGap { from, until, boot });
+            }
+        }
+    }
+
+    fn open_boots(ledger: &UsageLedger) -> Vec<Boot> {
+        let boots = ledger.boots.iter().copied();
+        boots.filter(|boot| boot.closed_at.is_none()).collect()
+    }
+
+    /// Applies a step, and adds the gaps that it must leave to `owed`.
+    fn take(ledger: &mut UsageLedger, step: &Step, owed: &mut Owed) -> Result<(), TestCaseError> {
+        let before = ledger.clone();
+        match *step {
+            Step::Open {
+                boot,
+                history,
+                at: time,
+                replaces,
+            } => {
+                let opening = BootOpening {
+                    boot: id(boot),
+                    node: None,
+                    history: Epoch(history.into()),
+                    at: at(time),
+                    replaces: replaces.map(|(lost, since)| LostBoot {
+                        boot: id(lost),
+                        since: at(since),
+                    }),
+                };
+                let is_known = before.boots.iter().any(|own| own.id == id(boot));
+                let Some(change) = ledger.open(&opening) else {
+                    prop_assert!(is_known);
+                    return Ok(());
+                };
+                prop_assert!(!is_known);
+                ledger.apply(change);
+                prop_assert_eq!(ledger.open(&opening), None, "opening again changes nothing");
+                let is_new = before.history.is_some_and(|own| own != opening.history);
+                for own in open_boots(&before) {
+                    let is_lost = opening.replaces.is_some_and(|lost| lost.boot == own.id);
+                    let now = ledger.boots.iter().find(|boot| boot.id == own.id);
+                    let is_open = now.is_some_and(|boot| boot.closed_at.is_none());
+                    prop_assert_eq!(is_open, !is_new && !is_lost);
+                    if !is_open {
+                        owed.owe(own.sent_until, at(time), Some(own.id));
+                    }
+                }
+                if let Some(lost) = opening.replaces {
+                    owed.owe(lost.since, at(time), Some(lost.boot));
+                }
+                if is_new {
+                    let sent = before.boots.iter().map(|boot| boot.sent_until).max();
+                    let from = sent.or(before.counted_since).unwrap_or(at(time));
+                    owed.owe(from, at(time), None);
+                }
+                prop_assert_eq!(ledger.history, Some(opening.history));
+                let since = before.counted_since.unwrap_or(at(time));
+                prop_assert_eq!(ledger.counted_since, Some(since));
+            }
+            Step::Close {
+                boot,
+                late,
+                at: time,
+                is_complete,
+            } => {
+                let own = open_boots(&before)
+                    .into_iter()
+                    .find(|own| own.id == id(boot));
+                let sequence = own.map_or(0, |own| own.sequence) + late;
+                let closing = BootClosing {
+                    boot: id(boot),
+                    sequence,
+                    at: at(time),
+                    is_complete,
+                };
+                let change = ledger.close(&closing);
+                prop_assert_eq!(change.is_some(), own.is_some() && late == 0);
+                let Some(own) = own.filter(|_| change.is_some()) else {
+                    return Ok(());
+                };
+                ledger.apply(change.unwrap_or_default());
+                prop_assert_eq!(ledger.close(&closing), None, "a boot is closed once");
+                if !is_complete {
+                    owed.owe(own.sent_until, at(time), Some(own.id));
+                }
+            }
+            Step::Add { boot, sent_until } => {
+                let own = open_boots(&before)
+                    .into_iter()
+                    .find(|own| own.id == id(boot));
+                if let Some(own) = own {
+                    let batch = batch(boot, own.sequence + 1, sent_until);
+                    ledger.apply(LedgerChange {
+                        boots: Vec::from_iter(own.admit(&batch).unwrap()),
+                        ..LedgerChange::default()
+                    });
+                }
+            }
+            Step::Prune {
+                since,
+                closed_before,
+            } => {
+                ledger.prune(at(since), at(closed_before));
+                prop_assert_eq!(open_boots(ledger), open_boots(&before));
+                owed.periods.retain(|(_, until)| *until > at(since));
+                owed.gaps.retain(|gap| gap.until > at(since));
+            }
+        }
+        Ok(())
+    }
+
+    proptest! {
+        /// Each period between the last batch of a boot that was closed uncleanly, replaced or lost, and the time of its
+        /// end, lies in a gap. There are no other gaps.
+        #[test]
+        fn every_end_without_a_clean_close_leaves_its_gap(
+            steps in prop::collection::vec(step(), 0..60),
+        ) {
+            let (mut ledger, mut owed) = (UsageLedger::default(), Owed::default());
+            let mut closed = BTreeMap::new();
+            for step in steps {
+                let before = ledger.clone();
+                take(&mut ledger, &step, &mut owed)?;
+                for (from, until) in &owed.periods {
+                    let covers = |gap: &UsageGap| gap.from <= *from && *until <= gap.until;
+                    prop_assert!(ledger.gaps.iter().any(covers), "{from} to {until}");
+                }
+                prop_assert!(ledger.gaps.iter().eq(&owed.gaps), "sorted, and none twice");
+                prop_assert!(ledger.boots.is_sorted_by(|one, other| one.id < other.id));
+                prop_assert!(before.counted_since <= ledger.counted_since);
+                let is_pruning = matches!(step, Step::Prune { .. });
+                for boot in &before.boots {
+                    let now = ledger.boots.iter().find(|own| own.id == boot.id);
+                    prop_assert!(now.is_some() || is_pruning, "a boot is gone");
+                }
+                for boot in ledger.boots.iter().filter(|boot| boot.closed_at.is_some()) {
+                    let first = closed.entry(boot.id).or_insert(*boot);
+                    prop_assert_eq!(&*first, boot, "a closed boot never changes");
+                }
+                // Ids of removed boots are free in this test, although a process draws a new one for each boot.
+                closed.retain(|id, _| ledger.boots.iter().any(|boot| boot.id == *id));
+            }
+        }
+    }
+}
