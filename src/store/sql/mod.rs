@@ -19,6 +19,7 @@ mod load;
 mod node;
 mod seal;
 mod statement;
+mod usage;
 mod version;
 
 pub(in crate::store) use self::cells::{Cell, Cells};
@@ -45,6 +46,12 @@ pub(in crate::store) use self::node::{ENTRY_COLUMNS, NODE_COLUMNS, NodeRow, leas
 #[cfg(feature = "sqlite")]
 pub(in crate::store) use self::node::{LONGEST_LEASE, history_seal};
 pub(in crate::store) use self::statement::{Sql, Value};
+pub(in crate::store) use self::usage::{
+    BOOT, BOOTS, DAYS_OF_KEY, FORGET_KEY, GAPS, LAST_USE_OF_KEY, LedgerPruning, PRUNE_DAYS,
+    PUT_BOOT, PUT_DAY, PUT_GAP, PUT_LAST_USE, PUT_USAGE_HEAD, REMOVE_BOOT, REMOVE_GAP, USAGE_HEAD,
+    boot_columns, by_last_use, day_columns, gap_columns, last_use_columns, read_boot, read_day,
+    read_gap, read_last_use, read_usage_head, usage_head_columns,
+};
 #[cfg(feature = "postgres")]
 pub(in crate::store) use self::version::build_version;
 pub(in crate::store) use self::version::{TablesVersion, VersionFault};
