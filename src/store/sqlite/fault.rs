@@ -36,6 +36,16 @@ pub(super) enum SqliteFault {
         path.display()
     )]
     Registry { path: PathBuf, what: String },
+    /// The usage file is damaged.
+    #[error(
+        "{} holds the counted uses and is damaged ({what}): no key is affected; stop all processes of the store, and \
+         remove this file and its -wal and -shm files, so that counting starts over",
+        path.display()
+    )]
+    Usage { path: PathBuf, what: String },
+    /// The file at the path of the usage file is not a usage file of this build.
+    #[error("{} cannot be used for the counted uses: {what}", path.display())]
+    NoUsage { path: PathBuf, what: String },
 }
 
 /// Formats an error of SQLite with its extended code, once.
@@ -154,7 +164,11 @@ impl SqliteFault {
         let damage = self.code().is_some_and(|code| damaged.contains(&code));
         let opening =
             matches!(self, Self::Open(error) if matches!(**error, OpenError::Corrupt { .. }));
-        damage || mistyped || opening || matches!(self, Self::Corrupt(_) | Self::Registry { .. })
+        let named = matches!(
+            self,
+            Self::Corrupt(_) | Self::Registry { .. } | Self::Usage { .. }
+        );
+        damage || mistyped || opening || named
     }
 
     /// Adds the path to the error of a node registry, and the way out if SQLite cannot read a page or the tables'
@@ -176,6 +190,29 @@ impl SqliteFault {
         Self::Registry { path, what }
     }
 
+    /// Adds the path to the error of a usage file, and the way out if the file or one of its rows is damaged.
+    pub(super) fn of_usage(self, path: &Path) -> Self {
+        let located = match self {
+            Self::Corrupt(what) => {
+                let path = path.to_owned();
+                return Self::Usage { path, what };
+            }
+            fault => fault.of_registry(path),
+        };
+        match located {
+            Self::Registry { path, what } => Self::Usage { path, what },
+            Self::Open(error) => match *error {
+                OpenError::Corrupt { path, what } => Self::Usage { path, what },
+                OpenError::Foreign { path, what } => Self::NoUsage {
+                    path,
+                    what: format!("{what}: move it away"),
+                },
+                error => error.into(),
+            },
+            fault => fault,
+        }
+    }
+
     /// Returns `true` if the file may not be used, so that retries fail until an operator acts.
     fn is_denied(&self) -> bool {
         match self {
@@ -187,7 +224,7 @@ impl SqliteFault {
                     | OpenError::ReadableByOthers { .. }
                     | OpenError::SchemaVersion { .. }
             ),
-            Self::Version(_) => true,
+            Self::Version(_) | Self::NoUsage { .. } => true,
             _ => matches!(
                 self.code(),
                 Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied)

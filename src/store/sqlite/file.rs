@@ -45,6 +45,9 @@ const REGISTRY_BUSY: Duration = Duration::from_secs(1);
 /// 15 ms: the usual pause between two attempts to read a file alone. Such a read takes a few milliseconds.
 const ALONE_PAUSE: Duration = Duration::from_millis(15);
 
+/// The ending of the usage file.
+const USAGE: &str = "-usage";
+
 /// 250 ms: the longest wait for readers when the writer empties the log. Commits wait that long too.
 const CHECKPOINT_WAIT: Duration = Duration::from_millis(250);
 
@@ -225,7 +228,7 @@ impl StoreFile {
             Ok(_) if schema::has_tables_of_a_store(conn).map_err(fail)? => return Err(damaged()),
             Ok(_) => return Err(foreign("it is another program's SQLite file")),
             Err(fault) if fault.is_no_database() => {
-                return Err(match has_application_id(path) {
+                return Err(match has_application_id(path, schema::APPLICATION_ID) {
                     true => damaged(),
                     false => foreign("it is no SQLite file"),
                 });
@@ -627,6 +630,14 @@ impl StoreFile {
             ..self.clone()
         }
     }
+
+    /// Returns the usage file, which is next to the store.
+    pub(super) fn usage(&self) -> Self {
+        Self {
+            path: with_end(&self.path, USAGE),
+            ..self.clone()
+        }
+    }
 }
 
 /// Refuses a file that another process put into WAL mode, if the linked SQLite is not safe in that mode.
@@ -660,9 +671,13 @@ pub(super) fn set_journal(conn: &Connection, mode: &str) -> Result<String, Sqlit
 }
 
 /// Fails if the journal of a deleted file is at the path, because SQLite would apply that journal to a new
-/// file. `TRUNCATE` mode leaves an empty journal behind, and `PERSIST` mode one that begins with zeros. SQLite
+/// file. Also fails if its usage file is there, because the new file would take those counts for its own. `TRUNCATE` mode leaves an empty journal behind, and `PERSIST` mode one that begins with zeros. SQLite
 /// applies neither.
 pub(super) fn refuse_leftovers(path: &Path) -> Result<(), OpenError> {
+    let usage = with_end(path, USAGE);
+    if fs::symlink_metadata(&usage).is_ok() {
+        return Err(OpenError::Leftover { path: usage });
+    }
     for end in ["-wal", "-journal"] {
         let journal = with_end(path, end);
         let is_long = fs::symlink_metadata(&journal).is_ok_and(|meta| meta.len() > 0);
@@ -868,10 +883,10 @@ fn is_sqlite_file(path: &Path) -> bool {
     read.is_ok() && header == *b"SQLite format 3"
 }
 
-/// Returns whether the header of a file that SQLite refuses names this application. SQLite does not use such a file, so
+/// Returns whether the header of a file that SQLite refuses has this application id. SQLite does not use such a file, so
 /// opening it here drops no lock.
-fn has_application_id(path: &Path) -> bool {
+pub(super) fn has_application_id(path: &Path, id: i32) -> bool {
     let mut header = [0; 72];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
-    read.is_ok() && header[68..] == schema::APPLICATION_ID.to_be_bytes()
+    read.is_ok() && header[68..] == id.to_be_bytes()
 }

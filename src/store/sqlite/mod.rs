@@ -20,11 +20,12 @@ mod salvage;
 mod schema;
 mod session;
 mod unlocked;
+mod usage;
 mod watch;
 mod write;
 mod writer;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -44,14 +45,21 @@ pub use self::options::SqliteOptions;
 use self::readers::Readers;
 use self::registry::Registry;
 use self::session::Pool;
+use self::usage::UsageFile;
 use self::writer::SqliteWriter;
+use super::usage::{
+    BootClosing, BootOpening, KeyDay, LastUse, LastUseQuery, UsageBatch, UsageError, UsageLedger,
+    UsagePruning, UsageStore,
+};
 use super::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, DocumentError,
     DocumentName, DocumentRead, DocumentWrite, Documents, Epoch, FoundKey, IntegrityReport,
     KeyPage, KeyQuery, KeyStore, LoadRequest, Locator, NodeId, NodeRegistry, NodeReport, Revision,
     RowKey, ScanPage, Stats, StoreError, TenantView,
 };
+use crate::core::id::KeyId;
 use crate::core::tenant::TenantId;
+use crate::core::usage::day::Day;
 
 /// The largest number of concurrent reads: 16. Reads are short, and each one uses a thread and a file
 /// descriptor.
@@ -77,6 +85,8 @@ const FEW: usize = 100;
 ///   such as revocations. Other commits fail as unavailable, and reads need no space. A new store needs 16 MiB of free
 ///   space. Nodes keep their reports in another file (`-nodes`), which has the space for them. So neither a full disk
 ///   nor a long transaction of another program stops verification on registered nodes.
+/// - **Usage.** The counted uses of keys are in a file of their own (`-usage`), with its own locks and log: see
+///   [`UsageStore`].
 /// - **Log.** Readers of an old state keep the write-ahead log from starting over. The store empties a log of 64 MiB
 ///   by waiting for readers for a moment. A read during which the log grows by 64 MiB past 256 MiB fails as
 ///   unavailable. A backup is such a read: repeat it while fewer changes are made.
@@ -122,6 +132,7 @@ struct SqliteStoreInner {
     follows: Readers,
     writer: SqliteWriter,
     registry: Arc<Registry>,
+    usage: Arc<UsageFile>,
     on_commit: Arc<Event>,
     /// The sender that keeps the watcher thread running. `None` before the first
     /// [`wait_past`](KeyStore::wait_past).
@@ -169,6 +180,7 @@ impl SqliteStore {
                 reads: Readers::new(pool.clone(), READERS),
                 follows: Readers::new(pool.clone(), FOLLOWERS),
                 registry: Arc::new(registry),
+                usage: Arc::new(UsageFile::beside(&pool.file)),
                 pool,
                 journal,
                 poll,
@@ -440,6 +452,17 @@ impl SqliteStore {
         done.map_err(|fault| fault.into_error(doing))
     }
 
+    /// Runs a step on the usage file on a separate thread.
+    async fn count<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        step: impl FnOnce(&UsageFile) -> Result<T, SqliteFault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let usage = self.shared.usage.clone();
+        let done = blocking::unblock(move || step(&usage)).await;
+        done.map_err(|fault| fault.into_error(doing))
+    }
+
     /// Runs a short read on the writer's connection if that connection is idle, and on a pooled connection
     /// otherwise. The writer's page cache stays valid, but each commit invalidates the caches of all other
     /// connections. The closure `read` returns `None` if there are more keys than its limit.
@@ -572,9 +595,11 @@ impl KeyStore for SqliteStore {
         Some(self)
     }
 
-    /// Moves all commits into the main file: see [`checkpoint`](Self::checkpoint).
+    /// Moves all commits into the main file: see [`checkpoint`](Self::checkpoint). Then moves all counts into the main
+    /// usage file, unless another process reads the file.
     async fn close(&self) -> Result<(), StoreError> {
-        self.checkpoint().await
+        self.checkpoint().await?;
+        self.count("closing the usage file", UsageFile::close).await
     }
 }
 
@@ -621,6 +646,66 @@ impl NodeRegistry for SqliteStore {
             return self.shared.writer.write(DOING, write).await;
         }
         Ok(())
+    }
+}
+
+/// Counts are durable when the call returns, as commits are. They are in a separate file, `-usage`, which the first
+/// [`open_boot`](UsageStore::open_boot) creates. So a flush of counts delays no commit, and damage to that file stops no
+/// key. A batch with uses of a key whose row is damaged fails as corrupt, until [`forget`](UsageStore::forget) removes
+/// the row.
+///
+/// Backups contain no counts. A store is not created or restored next to the usage file of another store.
+#[async_trait]
+impl UsageStore for SqliteStore {
+    async fn open_boot(&self, opening: BootOpening) -> Result<(), StoreError> {
+        self.count("opening a boot", move |usage| usage.open_boot(&opening))
+            .await
+    }
+
+    async fn add(&self, batch: UsageBatch) -> Result<(), UsageError> {
+        self.count("adding counts", move |usage| usage.add(&batch))
+            .await?
+    }
+
+    async fn close_boot(&self, closing: BootClosing) -> Result<bool, StoreError> {
+        self.count("closing a boot", move |usage| usage.close_boot(&closing))
+            .await
+    }
+
+    async fn ledger(&self) -> Result<UsageLedger, StoreError> {
+        self.count("reading the usage ledger", UsageFile::ledger)
+            .await
+    }
+
+    async fn days(&self, keys: &[KeyId], from: Day, to: Day) -> Result<Vec<KeyDay>, StoreError> {
+        let keys = keys.iter().copied().collect();
+        self.count("reading counts", move |usage| usage.days(&keys, from, to))
+            .await
+    }
+
+    async fn last_uses(&self, keys: &[KeyId]) -> Result<BTreeMap<KeyId, LastUse>, StoreError> {
+        let keys = keys.iter().copied().collect();
+        self.count("reading last uses", move |usage| usage.last_uses(&keys))
+            .await
+    }
+
+    async fn by_last_use(&self, query: &LastUseQuery) -> Result<Vec<(KeyId, LastUse)>, StoreError> {
+        let query = query.clone();
+        self.count("listing keys by last use", move |usage| {
+            usage.by_last_use(&query)
+        })
+        .await
+    }
+
+    async fn prune(&self, pruning: UsagePruning) -> Result<usize, StoreError> {
+        self.count("pruning counts", move |usage| usage.prune(&pruning))
+            .await
+    }
+
+    async fn forget(&self, keys: &[KeyId]) -> Result<(), StoreError> {
+        let keys = keys.iter().copied().collect();
+        self.count("forgetting counts", move |usage| usage.forget(&keys))
+            .await
     }
 }
 
