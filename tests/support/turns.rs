@@ -1,17 +1,23 @@
 //! Several store instances on one database. Each call goes to the next instance, as if several processes
 //! shared the database.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use keyward::TenantId;
+use keyward::store::usage::{
+    BootClosing, BootOpening, KeyDay, LastUse, LastUseQuery, UsageBatch, UsageError, UsageLedger,
+    UsagePruning, UsageStore,
+};
 use keyward::store::{
     AuditPage, AuditQuery, Changes, ChangesError, Commit, CommitError, Cursor, DocumentError,
     DocumentName, DocumentRead, DocumentWrite, Documents, FoundKey, KeyPage, KeyQuery, KeyStore,
     LoadRequest, Locator, NodeId, NodeRegistry, NodeReport, Revision, RowKey, ScanPage, StoreError,
     TakePage, TenantView, async_trait,
 };
+use keyward::usage::Day;
+use keyward::{KeyId, TenantId};
 
 /// Several store instances, which are called in turn. The resource that they need, such as a temporary
 /// folder, is dropped after them.
@@ -115,5 +121,44 @@ impl<S: NodeRegistry, K: Debug + Send + Sync + 'static> NodeRegistry for RoundRo
 
     async fn forget(&self, node: NodeId, upto: u64) -> Result<(), StoreError> {
         self.store().forget(node, upto).await
+    }
+}
+
+#[async_trait]
+impl<S: UsageStore, K: Debug + Send + Sync + 'static> UsageStore for RoundRobin<S, K> {
+    async fn open_boot(&self, opening: BootOpening) -> Result<(), StoreError> {
+        self.store().open_boot(opening).await
+    }
+
+    async fn add(&self, batch: UsageBatch) -> Result<(), UsageError> {
+        self.store().add(batch).await
+    }
+
+    async fn close_boot(&self, closing: BootClosing) -> Result<bool, StoreError> {
+        self.store().close_boot(closing).await
+    }
+
+    async fn ledger(&self) -> Result<UsageLedger, StoreError> {
+        self.store().ledger().await
+    }
+
+    async fn days(&self, keys: &[KeyId], from: Day, to: Day) -> Result<Vec<KeyDay>, StoreError> {
+        self.store().days(keys, from, to).await
+    }
+
+    async fn last_uses(&self, keys: &[KeyId]) -> Result<BTreeMap<KeyId, LastUse>, StoreError> {
+        self.store().last_uses(keys).await
+    }
+
+    async fn by_last_use(&self, query: &LastUseQuery) -> Result<Vec<(KeyId, LastUse)>, StoreError> {
+        self.store().by_last_use(query).await
+    }
+
+    async fn prune(&self, pruning: UsagePruning) -> Result<usize, StoreError> {
+        self.store().prune(pruning).await
+    }
+
+    async fn forget(&self, keys: &[KeyId]) -> Result<(), StoreError> {
+        self.store().forget(keys).await
     }
 }

@@ -478,3 +478,143 @@ fn add(conn: &Connection, batch: &UsageBatch) -> Result<Result<(), UsageError>, 
     )?;
     Ok(Ok(()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+    use std::time::Duration;
+
+    use rusqlite::{StatementStatus, params_from_iter};
+
+    use super::*;
+    use crate::core::tenant::TenantId;
+    use crate::core::usage::day::DayCounts;
+    use crate::core::usage::outcome::UseOutcome;
+    use crate::store::Epoch;
+    use crate::store::usage::KeyUses;
+
+    /// 3,000 keys of each of two tenants, so that a read of a whole tenant takes many more steps than one of a page.
+    const KEYS: u32 = 3_000;
+
+    fn tenant(name: &str) -> TenantId {
+        TenantId::new(name).unwrap()
+    }
+
+    fn key(number: u32) -> KeyId {
+        KeyId::from_u128(u128::from(number) << 90)
+    }
+
+    /// Creates a usage file in which two tenants used a key on each of many days.
+    fn used() -> (UsageFile, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let usage = UsageFile::beside(&StoreFile {
+            path: folder.path().join("keys.db"),
+            group_access: false,
+            unrecovered: false,
+            busy: Duration::ZERO,
+        });
+        let boot = BootId::from_u128(1);
+        let at = Day::from_number(20_000).unwrap().start();
+        let opening = BootOpening {
+            boot,
+            node: None,
+            history: Epoch(1),
+            at,
+            replaces: None,
+        };
+        usage.open_boot(&opening).unwrap();
+        let mut counts = DayCounts::default();
+        counts.add(7, UseOutcome::Accepted, 1);
+        let uses = (0..2 * KEYS).map(|number| {
+            let day = Day::from_number(20_000 + number / 4).unwrap();
+            KeyUses {
+                key: key(number),
+                tenant: tenant(["a", "b"][number as usize % 2]),
+                day,
+                counts: counts.clone(),
+                last: Some(day.start()),
+            }
+        });
+        let batch = UsageBatch {
+            boot,
+            sequence: 1,
+            sent_until: at,
+            uses: uses.collect(),
+        };
+        usage.add(&batch).unwrap().unwrap();
+        (usage, folder)
+    }
+
+    fn plan(conn: &Connection, sql: &str, with: impl rusqlite::Params) -> Vec<String> {
+        let mut explain = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let lines = explain.query_map(with, |row| row.get(3)).unwrap();
+        lines.map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn a_page_of_last_uses_is_one_range_of_the_index() {
+        let (usage, _folder) = used();
+        let day = |number| Day::from_number(number).unwrap();
+        let middle = (day(20_700), key(2_800));
+        for newest_first in [false, true] {
+            for after in [None, Some(middle)] {
+                let query = LastUseQuery {
+                    tenant: tenant("a"),
+                    from: day(20_100),
+                    to: day(21_400),
+                    newest_first,
+                    after,
+                    limit: NonZeroUsize::new(10).unwrap(),
+                };
+                assert_eq!(usage.by_last_use(&query).unwrap().len(), 10);
+                let reader = locked(&usage.reader);
+                let conn = &reader.as_ref().unwrap().0.conn;
+                let sql = by_last_use(&query);
+                let text = dialect(&sql.text);
+                let plan = plan(conn, &text, params_from_iter(&sql.with));
+                let index = "SEARCH usage_keys USING INDEX usage_keys_by_last_day (tenant=? AND ";
+                assert!(plan.len() == 1 && plan[0].starts_with(index), "{plan:?}");
+                let mut statement = conn.prepare(&text).unwrap();
+                let mut rows = statement.query(params_from_iter(&sql.with)).unwrap();
+                let mut found = 0;
+                while rows.next().unwrap().is_some() {
+                    found += 1;
+                }
+                drop(rows);
+                let steps = statement.get_status(StatementStatus::VmStep);
+                assert!(
+                    found == 10 && steps < 300,
+                    "{found} rows in {steps} steps: {text}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_and_the_days_to_prune_are_found_through_an_index() {
+        let (usage, _folder) = used();
+        let writer = locked(&usage.writer);
+        let conn = &writer.as_ref().unwrap().0.conn;
+        let id = id_bytes(key(3));
+        let mut plans = plan(conn, &dialect(DAYS_OF_KEY), (id, 0, 30_000));
+        plans.extend(plan(conn, &dialect(LAST_USE_OF_KEY), [id]));
+        plans.extend(plan(conn, &dialect(BOOT), [id]));
+        for sql in FORGET_KEY {
+            plans.extend(plan(conn, &dialect(sql), [id]));
+        }
+        plans.extend(plan(conn, &dialect(PRUNE_DAYS), (20_010, 7)));
+        let named: Vec<_> = plans
+            .iter()
+            .filter(|step| step.contains("_by_day"))
+            .collect();
+        assert_eq!(named.len(), 1, "{plans:?}");
+        for step in &plans {
+            let expected = step.starts_with("SEARCH ") || step.starts_with("LIST SUBQUERY");
+            assert!(expected, "{plans:#?}");
+        }
+        let mut prune = conn.prepare(&dialect(PRUNE_DAYS)).unwrap();
+        assert_eq!(prune.execute((20_010, 7)).unwrap(), 7);
+        let steps = prune.get_status(StatementStatus::VmStep);
+        assert!(steps < 1_000, "{steps} steps");
+    }
+}

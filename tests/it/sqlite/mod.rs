@@ -7,6 +7,7 @@ mod nodes;
 mod opening;
 mod salvaged;
 mod sharing;
+mod usage;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
