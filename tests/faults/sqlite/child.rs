@@ -14,7 +14,7 @@ use keyward::{
     CommandError, KeyId, Keyward, ManualClock, Reason, Role, RotateKey, TenantId, hours,
 };
 
-use crate::sqlite::mounts;
+use crate::sqlite::{counts, mounts};
 use keyward::policy::Policy;
 use support::process::{report, wait_for_parent};
 use support::{START, actor, at, capped, peppers, reader, wait};
@@ -41,6 +41,8 @@ pub fn run(part: &str) {
         "locks" => locks(&path),
         "reads" => reads(&path),
         "creates" => creates(&path),
+        "counts" => counts::counts(&path, number("CHILD_NUMBER") as u64),
+        "full-counts" => counts::full_counts(&path),
         "full" => mounts::full(&path),
         "full-later" => mounts::full_later(&path),
         "full-reports" => mounts::full_reports(&path),

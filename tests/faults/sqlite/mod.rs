@@ -10,6 +10,7 @@
 
 mod check;
 pub(crate) mod child;
+mod counts;
 mod cut;
 mod disk;
 mod drafts;

@@ -65,14 +65,14 @@ fn a_backup_on_a_read_only_file_system_is_restored_checked_and_read() {
 
 /// Runs a part of these tests in a child process with its own mounts, in a new folder.
 #[track_caller]
-fn runs_to_its_end(part: &str) {
+pub fn runs_to_its_end(part: &str) {
     let folder = tempdir().unwrap();
     if let Some(child) = ChildProcess::with_mounts(part, folder.path()) {
         assert_eq!(child.finish().last().map(String::as_str), Some("end"));
     }
 }
 
-fn mount(folder: &Path, options: &str) {
+pub fn mount(folder: &Path, options: &str) {
     let mount = Command::new("mount")
         .args(["-t", "tmpfs", "-o", options, "tmpfs"])
         .arg(folder)
@@ -81,7 +81,7 @@ fn mount(folder: &Path, options: &str) {
 }
 
 /// Writes a file until the disk is full.
-fn fill(path: &Path) {
+pub fn fill(path: &Path) {
     let mut file = File::create(path).unwrap();
     for size in [1 << 20, 4096] {
         while file.write_all(&vec![0; size]).is_ok() {}
