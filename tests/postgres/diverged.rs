@@ -13,7 +13,7 @@ use support::postgres::{TestSchema, open};
 use support::raw::{ALL, beginning, next};
 use support::*;
 
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 14] = [
     "head",
     "commits",
     "tenants",
@@ -23,6 +23,11 @@ const TABLES: [&str; 9] = [
     "audit",
     "nodes",
     "documents",
+    "usage_days",
+    "usage_keys",
+    "usage_boots",
+    "usage_gaps",
+    "usage_head",
 ];
 
 /// The whole text of an error with its sources.

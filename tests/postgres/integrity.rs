@@ -51,6 +51,11 @@ fn a_missing_table_is_named() {
         "nodes",
         "rows",
         "tenants",
+        "usage_boots",
+        "usage_days",
+        "usage_gaps",
+        "usage_head",
+        "usage_keys",
     ] {
         let place = TestSchema::new();
         let store = place.connect();

@@ -22,6 +22,7 @@ mod stream;
 mod tls;
 mod trust;
 mod url;
+mod usage;
 mod write;
 mod writer;
 
@@ -85,6 +86,8 @@ struct PostgresInner {
     /// Held while a report is written. So while writes hang, reports occupy at most one connection, and the others
     /// stay free for reads.
     reporting: Arc<tokio::sync::Mutex<()>>,
+    /// Held while counted uses are written, for the same reason.
+    counting: Arc<tokio::sync::Mutex<()>>,
     /// The task that listens for other nodes' commits, until it is started. `None` after the start. Also
     /// `None` for a pool that the host provides, because such a store does not listen.
     listen: Mutex<Option<listen::PendingListener>>,
@@ -150,6 +153,7 @@ impl PostgresStore {
                 writer,
                 moved,
                 reporting: Arc::default(),
+                counting: Arc::default(),
                 listen: Mutex::new(listen),
                 dropped: Arc::new(Event::new()),
             }),

@@ -101,3 +101,52 @@ CREATE TABLE documents (
   body    bytea  NOT NULL,
   seal    bigint NOT NULL
 );
+
+-- The uses of each key on each day in UTC.
+CREATE TABLE usage_days (
+  key    bytea  NOT NULL,                 -- 16 bytes, big endian
+  day    bigint NOT NULL,                 -- the number of days since 1970-01-01
+  counts bytea  NOT NULL,                 -- by outcome and hour, in a packed form
+  seal   bigint NOT NULL,
+  PRIMARY KEY (key, day)
+);
+CREATE INDEX usage_days_by_day ON usage_days (day);
+
+-- The first and the last use of each key that was accepted at least once.
+CREATE TABLE usage_keys (
+  key       bytea  PRIMARY KEY,
+  tenant    text COLLATE "C" NOT NULL,
+  first_day bigint NOT NULL,
+  last_day  bigint NOT NULL,              -- the day of last_at
+  last_at   bigint NOT NULL,              -- in microseconds
+  seal      bigint NOT NULL
+);
+CREATE INDEX usage_keys_by_last_day ON usage_keys (tenant, last_day, key);
+
+-- The processes that count uses, each from its start to its end.
+CREATE TABLE usage_boots (
+  boot       bytea  PRIMARY KEY,          -- 16 random bytes
+  node       bytea,                       -- null without a registry
+  opened_at  bigint NOT NULL,
+  sequence   bigint NOT NULL,             -- of the last batch; zero before the first
+  sent_until bigint NOT NULL,             -- the time until which the batches contain every use
+  closed_at  bigint,                      -- null while the boot is open
+  seal       bigint NOT NULL
+);
+
+-- The periods of which uses may be missing.
+CREATE TABLE usage_gaps (
+  since bigint NOT NULL,
+  until bigint NOT NULL,
+  boot  bytea  NOT NULL,                  -- empty if the gap is of no single boot
+  seal  bigint NOT NULL,
+  PRIMARY KEY (since, until, boot)
+);
+
+-- The head of the counted uses: no row before the first boot, then one.
+CREATE TABLE usage_head (
+  one           smallint PRIMARY KEY CHECK (one = 1),
+  history       bytea    NOT NULL,        -- the epoch of the keys whose uses are counted
+  counted_since bigint   NOT NULL,
+  seal          bigint   NOT NULL
+);

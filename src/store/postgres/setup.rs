@@ -137,6 +137,11 @@ async fn begin_history(
         "gone",
         "audit",
         "documents",
+        "usage_days",
+        "usage_keys",
+        "usage_boots",
+        "usage_gaps",
+        "usage_head",
     ] {
         let any = format!("SELECT 1 FROM {prefix}{table} LIMIT 1");
         if tx.query_opt(&any, &[]).await?.is_some() {
