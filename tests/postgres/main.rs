@@ -17,6 +17,7 @@ mod round_trips;
 mod sharing;
 mod tables;
 mod trust;
+mod usage;
 
 use support::postgres::shared;
 
@@ -56,4 +57,16 @@ keyward_conformance::documents_suite! {
     mod two_nodes_documents;
     block_on = pollster::block_on;
     documents = shared(2);
+}
+
+keyward_conformance::usage_suite! {
+    mod one_nodes_usage;
+    block_on = pollster::block_on;
+    usage = shared(1);
+}
+
+keyward_conformance::usage_suite! {
+    mod two_nodes_usage;
+    block_on = pollster::block_on;
+    usage = shared(2);
 }
