@@ -15,6 +15,7 @@ use keyward::key::{Dimension, Entitlement};
 use keyward::recovery::RecoveryError;
 use keyward::store::{PositionError, StoreError, StoreErrorKind};
 use keyward::token::TokenError;
+use keyward::usage::UsageQueryError;
 use keyward::{
     CommandError, Denial, ErrorKind, KeyId, Reason, Role, Scope, ScopeSet, Timestamp, VerifyError,
 };
@@ -247,6 +248,7 @@ fn commands(lines: &mut Vec<ErrorLine>) {
         kind: error.kind(),
         public: error.public_message().to_owned(),
     });
+    lines!(lines, UsageQueryError, [UsageQueryError::NoStore]);
     let (max, actual) = (4096, 5000);
     let (found, supported) = (2, 1);
     lines!(
@@ -503,11 +505,15 @@ fn a_wrapping_error_has_the_code_and_the_kind_of_its_cause() {
                 EventsError::from(error.clone()).kind(),
             ),
             (
+                UsageQueryError::from(error.clone()).code(),
+                UsageQueryError::from(error.clone()).kind(),
+            ),
+            (
                 RecoveryError::from(error.clone()).code(),
                 RecoveryError::from(error).kind(),
             ),
         ];
-        assert_eq!(wrapped, [(code, kind); 4]);
+        assert_eq!(wrapped, [(code, kind); 5]);
     }
     let denial = Denial::Invalid(invalid(Problem::Empty));
     assert_eq!(

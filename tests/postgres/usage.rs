@@ -42,6 +42,7 @@ pub(crate) fn opening(number: u64) -> BootOpening {
         node: Some(NodeId::from_u128(number.into())),
         history: Epoch(7),
         at: day(0).start(),
+        unsent_since: day(0).start(),
         replaces: None,
     }
 }

@@ -13,6 +13,7 @@ use keyward::store::postgres::ConnectError;
 use keyward::store::sqlite::OpenError;
 use keyward::store::transfer::CopyError;
 use keyward::store::{PositionError, StoreError, StoreErrorKind};
+use keyward::usage::UsageQueryError;
 use keyward::{BuildError, CommandError, Denial, ErrorKind, WithSources};
 
 use crate::output::Output;
@@ -307,6 +308,16 @@ impl From<AuditError> for CliError {
                 Self::of(kind, &error).with_code(error.code())
             }
             error => Self::of(CliErrorKind::Corrupt, &error).with_code(error.code()),
+        }
+    }
+}
+
+impl From<UsageQueryError> for CliError {
+    fn from(error: UsageQueryError) -> Self {
+        match error {
+            UsageQueryError::Keys(error) => error.into(),
+            UsageQueryError::Store(error) => error.into(),
+            error => Self::of(CliErrorKind::Unavailable, &error).with_code(error.code()),
         }
     }
 }

@@ -151,6 +151,7 @@ impl Keyward {
             node: self.node(),
             history,
             entropy: &*self.inner.entropy,
+            is_last,
         };
         let flushed = sender
             .flush(&context, || self.inner.replica.take_uses())

@@ -520,6 +520,7 @@ mod tests {
             node: None,
             history: Epoch(1),
             at,
+            unsent_since: at,
             replaces: None,
         };
         usage.open_boot(&opening).unwrap();

@@ -557,6 +557,7 @@ mod tests {
                     node: None,
                     history: Epoch(history.into()),
                     at: at(time),
+                    unsent_since: at(time),
                     replaces: replaces.map(|(lost, since)| LostBoot {
                         boot: id(lost),
                         since: at(since),

@@ -47,6 +47,7 @@ fn opening(boot: u128) -> BootOpening {
         node: None,
         history: Epoch(1),
         at: at(START),
+        unsent_since: at(START),
         replaces: None,
     }
 }
