@@ -7,12 +7,15 @@ use futures_util::future::join_all;
 use keyward::command::{DeleteKey, ImportKey};
 use keyward::key::{Digest, Fingerprint, Status};
 use keyward::policy::{Policy, TenantReach};
+use keyward::store::usage::UsageStore;
 use keyward::store::{
     AuditQuery, KeyQuery, KeySort, KeyStore, LoadRequest, Locator, PostgresStore, Revision,
 };
+use keyward::usage::Day;
 use keyward::{CreateKey, Keyward, ManualClock, Need, Reason, days};
 use regex::Regex;
 
+use super::usage::{batch, by_last_use, opening, pruning};
 use support::postgres::{Server, TestSchema};
 use support::raw::beginning;
 use support::*;
@@ -41,7 +44,14 @@ const OTHERS: &str = "
     INSERT INTO $s.digests SELECT decode(md5(g::text), 'hex'), '\\x00', 0
         FROM generate_series(1, $n) g;
     INSERT INTO $s.gone SELECT decode(md5('gone' || g), 'hex') FROM generate_series(1, $n) g;
-    ANALYZE $s.rows, $s.audit, $s.tenants, $s.digests, $s.gone;";
+    INSERT INTO $s.usage_days SELECT decode(md5(g::text), 'hex'), 20100 + g % 365, '\\x01', 0
+        FROM generate_series(1, $n) g;
+    INSERT INTO $s.usage_keys SELECT decode(md5(g::text), 'hex'), 't' || g % 500, 20100, 20100, 0, 0
+        FROM generate_series(1, $n) g;
+    ANALYZE $s.rows, $s.audit, $s.tenants, $s.digests, $s.gone, $s.usage_days, $s.usage_keys;";
+
+/// 6,000 keys of the tenant `acme` with uses, three times as many as [`FEW`].
+const USED: u64 = 6_000;
 
 /// 2,000 rows. A plan of the store needs fewer, and a plan that reads a whole table needs far more.
 const FEW: u64 = 2_000;
@@ -71,6 +81,10 @@ impl World {
         secret.tenant_reach = TenantReach::Descendants;
         let keys = node(store.clone(), &clock, Policy::new(spec).unwrap());
         let start = beginning(&store).revision;
+        wait(store.open_boot(opening(1))).unwrap();
+        for of in [100, 101] {
+            wait(store.add(batch(1, u64::from(of) - 99, of, 0..USED))).unwrap();
+        }
         place.run(&OTHERS.replace("$n", &others.to_string()));
         Self {
             server,
@@ -81,6 +95,33 @@ impl World {
         }
     }
 
+    /// Counts a few uses, reads a page of those of many keys, and removes a few.
+    fn count_uses(&self) {
+        let store = &self.store;
+        let sequence = wait(store.ledger()).unwrap().boots[0].sequence;
+        for (number, keys) in (1..).zip([0..3, 1..3, USED..USED + 3]) {
+            wait(store.add(batch(1, sequence + number, 1, keys))).unwrap();
+        }
+        for newest_first in [false, true] {
+            let mut query = by_last_use(newest_first, TEN.get());
+            query.from = Day::from_number(20_050).unwrap();
+            for _ in 0..3 {
+                let page = wait(store.by_last_use(&query)).unwrap();
+                let (key, last) = page[TEN.get() - 1];
+                query.after = Some((Day::of(last.at), key));
+                let keys: Vec<_> = page.iter().map(|(key, _)| *key).collect();
+                let days = wait(store.days(&keys, Day::FIRST, Day::LAST)).unwrap();
+                assert!(days.len() >= 2 * TEN.get());
+                assert_eq!(wait(store.last_uses(&keys)).unwrap().len(), TEN.get());
+            }
+        }
+        assert_eq!(wait(store.prune(pruning(50, 10))).unwrap(), 6);
+        let new = by_last_use(false, 3);
+        let new: Vec<_> = wait(store.by_last_use(&new)).unwrap();
+        let new: Vec<_> = new.into_iter().map(|(key, _)| key).collect();
+        wait(UsageStore::forget(store, &new)).unwrap();
+    }
+
     /// Runs every kind of statement that a service runs. Returns the plans that read many rows or pages.
     fn work(&self, name: &str) -> Vec<String> {
         let from = self.server.log().len();
@@ -88,6 +129,7 @@ impl World {
         // several runs.
         for number in 0..8 {
             self.change_and_ask(&format!("{name} {number}"));
+            self.count_uses();
         }
         // The server may still write to its log after a statement was cancelled. Waits until its connections
         // answer again.

@@ -10,13 +10,16 @@ use keyward::command::{DeleteKey, ImportKey};
 use keyward::key::Digest;
 use keyward::policy::{Policy, TenantReach};
 use keyward::store::transfer::copy;
+use keyward::store::usage::{UsageError, UsageStore};
 use keyward::store::{
     AuditQuery, Epoch, KeyQuery, KeyStore, LoadRequest, Locator, NodeId, NodeRegistry, NodeReport,
     PostgresStore,
 };
+use keyward::usage::Day;
 use keyward::{CreateKey, ManualClock, Need, Reason, days};
 use regex::Regex;
 
+use super::usage::{batch, by_last_use, closing, opening, pruning};
 use support::postgres::{Server, TestSchema, open};
 use support::raw::{ALL, beginning};
 use support::*;
@@ -189,6 +192,43 @@ fn the_server_accepts_every_statement() {
     assert!(!log.contains("ERROR:"), "{log}");
 }
 
+/// Runs every statement on counted uses. Removes all of them except the boot 1.
+fn count_uses(store: &PostgresStore) {
+    for number in [1, 2] {
+        wait(store.open_boot(opening(number))).unwrap();
+        for sequence in [1, 2] {
+            // The second batch adds to the rows of the first one.
+            let of = u32::try_from(number).unwrap();
+            wait(store.add(batch(number, sequence, of, 0..3))).unwrap();
+        }
+    }
+    let refused = wait(store.add(batch(3, 1, 1, 0..3))).unwrap_err();
+    assert!(
+        matches!(refused, UsageError::UnknownBoot { .. }),
+        "{refused:?}"
+    );
+    assert!(wait(store.close_boot(closing(2, 2))).unwrap());
+    assert_eq!(wait(store.ledger()).unwrap().gaps.len(), 1);
+    for newest_first in [false, true] {
+        let mut query = by_last_use(newest_first, 2);
+        let page = wait(store.by_last_use(&query)).unwrap();
+        let (key, last) = page[1];
+        query.after = Some((Day::of(last.at), key));
+        assert_eq!(wait(store.by_last_use(&query)).unwrap().len(), 1);
+        assert_eq!(
+            wait(store.days(&[key], Day::FIRST, Day::LAST))
+                .unwrap()
+                .len(),
+            2
+        );
+        assert_eq!(wait(store.last_uses(&[key])).unwrap().len(), 1);
+    }
+    assert_eq!(wait(store.prune(pruning(10, 4))).unwrap(), 4);
+    let keys: Vec<_> = wait(store.by_last_use(&by_last_use(true, 9))).unwrap();
+    let keys: Vec<_> = keys.into_iter().map(|(key, _)| key).collect();
+    wait(UsageStore::forget(store, &keys)).unwrap();
+}
+
 /// Runs every statement of the store.
 pub(crate) fn do_everything(place: &TestSchema) {
     const ONE: NonZeroUsize = NonZeroUsize::MIN;
@@ -247,7 +287,8 @@ pub(crate) fn do_everything(place: &TestSchema) {
         assert!(wait(store.report(report(beat))).unwrap());
     }
     wait(store.nodes()).unwrap();
-    wait(store.forget(NodeId::from_u128(7), 2)).unwrap();
+    wait(NodeRegistry::forget(&store, NodeId::from_u128(7), 2)).unwrap();
+    count_uses(&store);
     let head = wait(store.scan(None, ALL)).unwrap().head;
     wait(store.compact(head.revision)).unwrap();
     wait(store.start_new_epoch()).unwrap();

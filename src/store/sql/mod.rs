@@ -47,10 +47,9 @@ pub(in crate::store) use self::node::{ENTRY_COLUMNS, NODE_COLUMNS, NodeRow, leas
 pub(in crate::store) use self::node::{LONGEST_LEASE, history_seal};
 pub(in crate::store) use self::statement::{Sql, Value};
 pub(in crate::store) use self::usage::{
-    BOOT, BOOTS, DAYS_OF_KEY, FORGET_KEY, GAPS, LAST_USE_OF_KEY, LedgerPruning, PRUNE_DAYS,
-    PUT_BOOT, PUT_DAY, PUT_GAP, PUT_LAST_USE, PUT_USAGE_HEAD, REMOVE_BOOT, REMOVE_GAP, USAGE_HEAD,
-    boot_columns, by_last_use, day_columns, gap_columns, last_use_columns, read_boot, read_day,
-    read_gap, read_last_use, read_usage_head, usage_head_columns,
+    BOOT, BOOTS, GAPS, LedgerPruning, PUT_USAGE_HEAD, USAGE_HEAD, boot_columns, by_last_use,
+    day_columns, gap_columns, last_use_columns, read_boot, read_day, read_gap, read_last_use,
+    read_usage_head, usage_head_columns,
 };
 #[cfg(feature = "postgres")]
 pub(in crate::store) use self::version::build_version;

@@ -24,33 +24,6 @@ use crate::store::usage::{
 };
 use crate::store::{Epoch, NodeId};
 
-/// Selects the counts of the key `$1` from the day `$2` to the day `$3`, inclusive, for [`read_day`].
-pub(in crate::store) const DAYS_OF_KEY: &str = "SELECT key, day, counts, seal FROM $s.usage_days \
-     WHERE key = $1 AND day BETWEEN $2 AND $3 ORDER BY day";
-
-/// Writes the [`day_columns`] of a row.
-pub(in crate::store) const PUT_DAY: &str = "INSERT INTO $s.usage_days (key, day, counts, seal) VALUES ($1, $2, $3, $4) \
-     ON CONFLICT (key, day) DO UPDATE SET counts = excluded.counts, seal = excluded.seal";
-
-/// Deletes at most `$2` rows of days before the day `$1`, the oldest first.
-pub(in crate::store) const PRUNE_DAYS: &str = "DELETE FROM $s.usage_days WHERE (key, day) IN \
-     (SELECT key, day FROM $s.usage_days WHERE day < $1 ORDER BY day LIMIT $2)";
-
-/// Selects the row of the key `$1`, for [`read_last_use`].
-pub(in crate::store) const LAST_USE_OF_KEY: &str =
-    "SELECT key, tenant, first_day, last_day, last_at, seal FROM $s.usage_keys WHERE key = $1";
-
-/// Writes the [`last_use_columns`] of a row.
-pub(in crate::store) const PUT_LAST_USE: &str = "INSERT INTO $s.usage_keys (key, tenant, first_day, last_day, last_at, seal) \
-     VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (key) DO UPDATE SET tenant = excluded.tenant, \
-     first_day = excluded.first_day, last_day = excluded.last_day, last_at = excluded.last_at, seal = excluded.seal";
-
-/// The statements that delete everything about the key `$1`.
-pub(in crate::store) const FORGET_KEY: [&str; 2] = [
-    "DELETE FROM $s.usage_days WHERE key = $1",
-    "DELETE FROM $s.usage_keys WHERE key = $1",
-];
-
 /// Selects all boots in the order of their ids, for [`read_boot`].
 pub(in crate::store) const BOOTS: &str = "SELECT boot, node, opened_at, sequence, sent_until, closed_at, seal \
      FROM $s.usage_boots ORDER BY boot";
@@ -59,27 +32,9 @@ pub(in crate::store) const BOOTS: &str = "SELECT boot, node, opened_at, sequence
 pub(in crate::store) const BOOT: &str = "SELECT boot, node, opened_at, sequence, sent_until, closed_at, seal \
      FROM $s.usage_boots WHERE boot = $1";
 
-/// Writes the [`boot_columns`] of a row.
-pub(in crate::store) const PUT_BOOT: &str = "INSERT INTO $s.usage_boots \
-     (boot, node, opened_at, sequence, sent_until, closed_at, seal) VALUES ($1, $2, $3, $4, $5, $6, $7) \
-     ON CONFLICT (boot) DO UPDATE SET node = excluded.node, opened_at = excluded.opened_at, \
-     sequence = excluded.sequence, sent_until = excluded.sent_until, closed_at = excluded.closed_at, \
-     seal = excluded.seal";
-
-/// Deletes the boot `$1`.
-pub(in crate::store) const REMOVE_BOOT: &str = "DELETE FROM $s.usage_boots WHERE boot = $1";
-
 /// Selects all gaps in their order, for [`read_gap`].
 pub(in crate::store) const GAPS: &str =
     "SELECT since, until, boot, seal FROM $s.usage_gaps ORDER BY since, until, boot";
-
-/// Writes the [`gap_columns`] of a row.
-pub(in crate::store) const PUT_GAP: &str = "INSERT INTO $s.usage_gaps (since, until, boot, seal) VALUES ($1, $2, $3, $4) \
-     ON CONFLICT (since, until, boot) DO UPDATE SET seal = excluded.seal";
-
-/// Deletes the gap from `$1` to `$2` of the boot `$3`.
-pub(in crate::store) const REMOVE_GAP: &str =
-    "DELETE FROM $s.usage_gaps WHERE since = $1 AND until = $2 AND boot = $3";
 
 /// Selects the head, for [`read_usage_head`].
 pub(in crate::store) const USAGE_HEAD: &str =
@@ -104,7 +59,7 @@ fn day_seal(key: [u8; 16], day: i64, counts: &[u8]) -> i64 {
     Seal::default().bytes(key).number(day).bytes(counts).end()
 }
 
-/// Decodes a row of [`DAYS_OF_KEY`].
+/// Decodes a row of the columns `key`, `day`, `counts` and `seal`.
 pub(in crate::store) fn read_day(row: &impl Cells) -> Result<KeyDay, RowFault> {
     let what = "the key of counted uses";
     let key = row.exactly(0, what)?;
@@ -162,7 +117,7 @@ fn last_use_seal(key: [u8; 16], tenant: &str, first_day: i64, last_day: i64, las
         .end()
 }
 
-/// Decodes a row of [`LAST_USE_OF_KEY`] or [`by_last_use`].
+/// Decodes a row of the columns that [`by_last_use`] selects.
 pub(in crate::store) fn read_last_use(row: &impl Cells) -> Result<(KeyId, LastUse), RowFault> {
     let key = row.exactly(0, "the key of a last use")?;
     let id = KeyId::from_u128(u128::from_be_bytes(key));

@@ -21,6 +21,7 @@ mod schema;
 mod session;
 mod unlocked;
 mod usage;
+mod usage_rows;
 mod watch;
 mod write;
 mod writer;

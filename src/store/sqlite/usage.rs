@@ -20,13 +20,16 @@ use super::rows::{dialect, each, each_of, one};
 use super::schema;
 use super::session::Tx;
 use super::unlocked::ReadConnection;
+use super::usage_rows::{
+    DAYS_OF_KEY, FORGET_KEY, LAST_USE_OF_KEY, PRUNE_DAYS, PUT_BOOT, PUT_DAY, PUT_GAP, PUT_LAST_USE,
+    REMOVE_BOOT, REMOVE_GAP,
+};
 use crate::core::id::KeyId;
 use crate::core::usage::day::Day;
 use crate::store::sql::{
-    BOOT, BOOTS, DAYS_OF_KEY, FORGET_KEY, GAPS, LAST_USE_OF_KEY, LedgerPruning, PRUNE_DAYS,
-    PUT_BOOT, PUT_DAY, PUT_GAP, PUT_LAST_USE, PUT_USAGE_HEAD, REMOVE_BOOT, REMOVE_GAP, USAGE_HEAD,
-    boot_columns, by_last_use, day_columns, gap_columns, id_bytes, last_use_columns, read_boot,
-    read_day, read_gap, read_last_use, read_usage_head, usage_head_columns,
+    BOOT, BOOTS, GAPS, LedgerPruning, PUT_USAGE_HEAD, USAGE_HEAD, boot_columns, by_last_use,
+    day_columns, gap_columns, id_bytes, last_use_columns, read_boot, read_day, read_gap,
+    read_last_use, read_usage_head, usage_head_columns,
 };
 use crate::store::usage::{
     BootClosing, BootId, BootOpening, KeyDay, LastUse, LastUseQuery, LedgerChange, UsageBatch,
