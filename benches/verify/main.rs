@@ -4,7 +4,7 @@
 //! of the verifications. The table shows medians of the thread's CPU time, unless a line names another time.
 //!
 //! `cargo bench --package keyward-benches --bench verify -- [--quick] [--json] [--only
-//! valid,zipf,bound,refused,kinds,threads,writer,role,growth,heap,allocations,start]`
+//! valid,zipf,bound,refused,kinds,usage,threads,writer,role,growth,heap,allocations,start]`
 #![allow(
     clippy::disallowed_methods,
     reason = "benchmarks read the machine's clock to measure, not to decide"
@@ -24,6 +24,7 @@
 mod memory;
 mod parallel;
 mod single;
+mod usage;
 
 use std::alloc::System;
 
@@ -86,6 +87,9 @@ fn main() {
     }
     if asked.wants("kinds") {
         single::kinds(size, &mut table);
+    }
+    if asked.wants("usage") {
+        usage::usage(size, &mut table);
     }
     if asked.wants("threads") {
         parallel::threads(size, &mut table);
