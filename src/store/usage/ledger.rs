@@ -136,11 +136,18 @@ pub struct BootOpening {
 pub struct LostBoot {
     /// The id of the boot.
     pub boot: BootId,
-    /// The time from which uses of the boot may be missing.
+    /// The time from which uses of the boot may be missing: the end of the last batch that was added.
+    ///
+    /// If the store does not know the boot, none of its batches is certain. Then it is the time at which the boot was
+    /// opened, or the `since` of that opening if it replaced another boot. A restored backup may lack both boots, and
+    /// the gap between them.
     pub since: Timestamp,
 }
 
 /// A request to close a boot.
+///
+/// Another process may close a boot only if the boot's process is no longer live. Uses that the process counts after
+/// [`at`](Self::at) would be in no gap if it then ended without opening another boot.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct BootClosing {
     /// The id of the boot.
