@@ -103,6 +103,9 @@ impl Boot {
 }
 
 /// A period of which uses may be missing.
+///
+/// A gap can be empty, if the clock of the process that ended a boot is behind the clock of the boot's process. Uses may
+/// be missing around it: a judgement widens each gap by the largest difference between two clocks.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct UsageGap {
     /// The start of the period.
@@ -227,9 +230,7 @@ impl UsageLedger {
         }
         change.gaps.sort_unstable();
         change.gaps.dedup();
-        change
-            .gaps
-            .retain(|gap| gap.from < gap.until && !self.gaps.contains(gap));
+        change.gaps.retain(|gap| !self.gaps.contains(gap));
         if is_new_history || self.counted_since.is_none() {
             change.head = Some((opening.history, self.counted_since.unwrap_or(unsent_since)));
         }
@@ -253,8 +254,7 @@ impl UsageLedger {
             return None;
         }
         let (closed, gap) = boot.closed(closing.at);
-        let is_new = gap.from < gap.until && !self.gaps.contains(&gap);
-        let leaves_gap = !closing.is_complete && is_new;
+        let leaves_gap = !closing.is_complete && !self.gaps.contains(&gap);
         Some(LedgerChange {
             head: None,
             boots: vec![closed],
@@ -537,10 +537,9 @@ mod tests {
 
     impl Owed {
         fn owe(&mut self, from: Timestamp, until: Timestamp, boot: Option<BootId>) {
-            if from < until {
-                self.periods.push((from, until));
-                self.gaps.insert(UsageGap { from, until, boot });
-            }
+            let until = until.max(from);
+            self.periods.push((from, until));
+            self.gaps.insert(UsageGap { from, until, boot });
         }
     }
 
