@@ -641,6 +641,7 @@ fn pruning_in_steps_removes_the_oldest_days_first() {
 #[test]
 fn a_key_takes_few_bytes() {
     const KEYS: u128 = 20_000;
+    const FLUSHES: usize = 20;
     let desk = Desk::new();
     let store = desk.store();
     wait(store.open_boot(opening(1))).unwrap();
@@ -653,10 +654,17 @@ fn a_key_takes_few_bytes() {
     };
     let number = u64::try_from(KEYS).unwrap();
     let empty = bytes();
-    add(&store, batch(1, 1, keys()));
+    // Each flush has other keys, so rows are inserted between those of earlier flushes.
+    let count = |first: u64, day: Day| {
+        for flush in 0..FLUSHES {
+            let own = keys().skip(flush).step_by(FLUSHES);
+            add(&store, batch_of(1, first + flush as u64, day, own));
+        }
+    };
+    count(1, today());
     let one_day = bytes();
     let next = Day::from_number(today().number() + 1).unwrap();
-    add(&store, batch_of(1, 2, next, keys()));
+    count(1 + FLUSHES as u64, next);
     let two_days = bytes();
     let file = sql(&desk.at("keys.db-usage"));
     for (table, rows) in [("usage_days", 2 * number), ("usage_keys", number)] {
@@ -667,5 +675,5 @@ fn a_key_takes_few_bytes() {
     let per_key = |bytes: u64| bytes / number;
     let (first, further) = (per_key(one_day - empty), per_key(two_days - one_day));
     eprintln!("bytes per key: {first} for the first day, {further} for a further day");
-    assert!(first <= 160 && further <= 90, "{first} and {further}");
+    assert!(first <= 250 && further <= 150, "{first} and {further}");
 }
