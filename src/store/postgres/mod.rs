@@ -68,6 +68,8 @@ use crate::core::tenant::TenantId;
 ///   must be [`strict`](PostgresOptions::strict).
 /// - **Checksums.** Every row has a checksum. A row whose checksum does not match is reported as corrupt, and
 ///   does not affect other rows.
+/// - **Usage.** The counted uses of keys are in tables of their own. Batches lock only their own rows, so they delay no
+///   commit. All writes of counts by one store share one connection. See [`UsageStore`](super::usage::UsageStore).
 /// - **Feed.** The feed is state-based, and keeps tombstones until [`compact`](Self::compact) drops them.
 ///
 /// Methods can be called from any executor. Each call runs on the tokio runtime in which the store was
