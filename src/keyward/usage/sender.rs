@@ -82,7 +82,8 @@ pub(in crate::keyward) struct UsageSender {
 struct OpenBoot {
     id: BootId,
     node: Option<NodeId>,
-    opened_at: Timestamp,
+    /// The time from which uses may be missing if the store does not know the boot.
+    counted_from: Timestamp,
     sequence: u64,
     sent_until: Timestamp,
 }
@@ -266,7 +267,9 @@ impl UsageSender {
         let boot = OpenBoot {
             id: opening.boot,
             node: opening.node,
-            opened_at: opening.at,
+            counted_from: (opening.replaces).map_or(opening.unsent_since, |lost| {
+                lost.since.min(opening.unsent_since)
+            }),
             sequence: 0,
             sent_until: opening.unsent_since,
         };
@@ -377,7 +380,7 @@ impl SenderState {
         }
         // A store that does not know the boot may have lost all of its batches.
         self.lose(match is_unknown {
-            true => boot.opened_at.min(boot.sent_until),
+            true => boot.counted_from,
             false => boot.sent_until,
         });
     }

@@ -236,6 +236,7 @@ mod tests {
                 node: Some(node(node_number)),
                 history: Epoch(self.history),
                 at: at(self.now + ahead),
+                unsent_since: at(self.now + ahead),
                 replaces,
             });
             self.ledger.apply(change.unwrap_or_default());
@@ -499,6 +500,7 @@ mod tests {
                     node: Some(NodeId::from_u128(n)),
                     history: Epoch(1),
                     at: at(*opened),
+                    unsent_since: at(*opened),
                     replaces: None,
                 };
                 ledger.apply(ledger.open(&opening).unwrap());
@@ -585,17 +587,17 @@ mod tests {
         world.now = 100 * second;
         world.send(0, Network::Works);
         world.send(1, Network::Works);
-        world.now = 400 * second;
+        world.now = 460 * second;
         world.send(1, Network::Works);
         let found = world.completeness(0);
         assert_eq!(found.complete_until, Some(at(40 * second)));
         assert!(found.gaps.is_empty());
         world.now += 1;
         let found = world.completeness(0);
-        assert_eq!(found.complete_until, Some(at(340 * second)));
+        assert_eq!(found.complete_until, Some(at(400 * second)));
         let gap = UsageGap {
             from: at(40 * second),
-            until: at(460 * second + 1),
+            until: at(520 * second + 1),
             boot: Some(world.processes[0].boot),
         };
         assert_eq!(found.gaps, [gap]);
