@@ -274,6 +274,16 @@ mod tests {
             Ok(())
         }
 
+        fn count(&mut self, place: usize) {
+            let process = &mut self.processes[place];
+            process.pending.push(self.uses.len());
+            self.uses.push(CountedUse {
+                time: self.now,
+                clock: at(self.now + process.ahead),
+                is_stored: false,
+            });
+        }
+
         /// Sends the batch in flight again, or all uses since the last batch. Opens a new boot if the store refuses it.
         fn send(&mut self, place: usize, network: Network) {
             let process = &mut self.processes[place];
@@ -370,13 +380,7 @@ mod tests {
                 Act::Start { .. } => {}
                 Act::Use(index) => {
                     if let Some(place) = any(index, &self.processes) {
-                        let process = &mut self.processes[place];
-                        process.pending.push(self.uses.len());
-                        self.uses.push(CountedUse {
-                            time: self.now,
-                            clock: at(self.now + process.ahead),
-                            is_stored: false,
-                        });
+                        self.count(place);
                     }
                 }
                 Act::Send(index, network) => {
@@ -606,6 +610,33 @@ mod tests {
         let found = world.completeness(0);
         assert!(found.gaps.is_empty());
         assert!(found.proves(at(300 * second), at(340 * second)));
+    }
+
+    #[test]
+    fn a_slow_clock_that_closes_a_boot_hides_no_missing_use() {
+        let second = 1_000_000;
+        let mut world = World::default();
+        world.start(50 * second);
+        world.now = 200 * second;
+        world.send(0, Network::Works);
+        world.now = 201 * second;
+        world.count(0);
+        world.processes.clear();
+        world.now = 202 * second;
+        world.reap(0);
+        let gap = at(250 * second);
+        let found: Vec<_> = world
+            .ledger
+            .gaps
+            .iter()
+            .map(|gap| (gap.from, gap.until))
+            .collect();
+        assert_eq!(found, [(gap, gap)]);
+        world.now = 500 * second;
+        let found = world.completeness(0);
+        assert!(!found.proves(at(201 * second), at(201 * second)));
+        assert!(found.proves(at(120 * second), at(189 * second)));
+        assert!(found.proves(at(311 * second), at(440 * second)));
     }
 
     #[test]

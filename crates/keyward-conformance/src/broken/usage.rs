@@ -72,6 +72,8 @@ defects! {
     ClosesWithoutGap => "an_unclean_close_leaves_a_gap",
     /// Records a gap even if a boot has sent all uses.
     CleanCloseLeavesGap => "an_unclean_close_leaves_a_gap",
+    /// Records no gap if a boot is closed at a time before the end of its last batch.
+    DropsEmptyGaps => "an_unclean_close_leaves_a_gap",
     /// Closes a boot at any number.
     ClosesAtAnyNumber => "closing_at_another_number_changes_nothing",
     /// Closes a closed boot again, at a later time.
@@ -511,8 +513,10 @@ impl BrokenUsage {
             closing.is_complete = false;
         }
         let mut change = ledger.close(&closing)?;
-        if self.is(UsageDefect::ClosesWithoutGap) {
-            change.gaps.clear();
+        match self.defect {
+            UsageDefect::ClosesWithoutGap => change.gaps.clear(),
+            UsageDefect::DropsEmptyGaps => change.gaps.retain(|gap| gap.from < gap.until),
+            _ => {}
         }
         Some(change)
     }

@@ -632,8 +632,8 @@ pub async fn a_new_history_closes_every_boot<U: UsageStore>(make: &impl Fn() -> 
     fixture.agrees("after further batches").await
 }
 
-/// A boot that is closed before it has sent all uses leaves a gap since its last batch. A boot that has sent all leaves
-/// none.
+/// A boot that is closed before it has sent all uses leaves a gap since its last batch, which is empty if the time of the
+/// call is earlier. A boot that has sent all leaves none.
 pub async fn an_unclean_close_leaves_a_gap<U: UsageStore>(make: &impl Fn() -> U) -> ClauseResult {
     let mut fixture = UsageFixture::opened(make, "an_unclean_close_leaves_a_gap", 4).await?;
     for n in [1, 2] {
