@@ -464,11 +464,11 @@ fn a_file_of_another_program_or_a_later_build_is_refused_and_unchanged() {
         sql(path).pragma_update(None, "user_version", 2).unwrap();
         checkpoint(path);
     };
-    let makers: [(&dyn Fn(&Path), &str); 4] = [
-        (&other, "another program"),
-        (&text, "no SQLite file"),
-        (&short, "no SQLite file"),
-        (&later, "version 2, and this build uses version 1: upgrade"),
+    let makers: [(fn(&Path), &str); 4] = [
+        (other, "another program"),
+        (text, "no SQLite file"),
+        (short, "no SQLite file"),
+        (later, "version 2, and this build uses version 1: upgrade"),
     ];
     for (make, reason) in makers {
         let desk = Desk::new();
