@@ -451,6 +451,7 @@ fn a_flipped_byte_is_noticed_or_harmless_and_stops_no_key() {
 
 #[test]
 fn a_file_of_another_program_or_a_later_build_is_refused_and_unchanged() {
+    type Maker = fn(&Path);
     let other = |path: &Path| {
         sql(path).execute_batch("CREATE TABLE t (x)").unwrap();
     };
@@ -464,7 +465,7 @@ fn a_file_of_another_program_or_a_later_build_is_refused_and_unchanged() {
         sql(path).pragma_update(None, "user_version", 2).unwrap();
         checkpoint(path);
     };
-    let makers: [(fn(&Path), &str); 4] = [
+    let makers: [(Maker, &str); 4] = [
         (other, "another program"),
         (text, "no SQLite file"),
         (short, "no SQLite file"),
