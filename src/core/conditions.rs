@@ -21,4 +21,6 @@ pub(crate) struct Conditions {
     pub(crate) publishable: bool,
     /// Marks a verification that must not count as a use of the key, because the use was already counted.
     pub(crate) uncounted: bool,
+    /// True if a refusal for a missing address is not counted, because the caller then adds the address and asks again.
+    pub(crate) probes: bool,
 }

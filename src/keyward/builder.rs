@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_lock::Mutex as AsyncMutex;
 
 use super::build_error::BuildError;
-use super::follow::{Follow, FollowOptions, OwnFollower};
+use super::follow::{Follow, FollowOptions, OwnFollower, bounded};
 use super::usage::UsageSender;
 use super::{Inner, Keyward, shared};
 use crate::clock::{Clock, SystemClock};
@@ -18,7 +18,7 @@ use crate::core::text::NodeLabel;
 use crate::entropy::{Entropy, SystemEntropy};
 use crate::live_policies::LivePolicies;
 use crate::manager::KeyManager;
-use crate::observe::GaugePeriod;
+use crate::observe::{GaugePeriod, WithSources};
 use crate::replica::Replica;
 use crate::store::usage::UsageStore;
 use crate::store::{KeyStore, NodeProcess, NodeRegistry, NodeReport};
@@ -45,6 +45,7 @@ pub struct KeywardBuilder {
     follow: Option<Follow>,
     follow_options: FollowOptions,
     usage: Option<Arc<dyn UsageStore>>,
+    counts_uses: bool,
 }
 
 impl KeywardBuilder {
@@ -66,6 +67,7 @@ impl KeywardBuilder {
             follow: None,
             follow_options: FollowOptions::default(),
             usage: None,
+            counts_uses: false,
         }
     }
 
@@ -148,9 +150,18 @@ impl KeywardBuilder {
     /// key is unused.
     ///
     /// A verification writes nothing. A [follower](Self::follow) sends the counts every ten seconds. See
-    /// [`Keyward::flush_usage`].
+    /// [`Keyward::flush_usage`]. [`build`](Self::build) announces this process to the usage store. If that fails, it logs a
+    /// warning, and the first flush announces the process.
     pub fn usage(mut self, store: impl UsageStore) -> Self {
         self.usage = Some(Arc::new(store));
+        self.counts_uses = true;
+        self
+    }
+
+    /// Sets the [usage store](Self::usage) for questions alone: this process sends no uses. For tools that verify no keys.
+    pub fn usage_for_queries(mut self, store: impl UsageStore) -> Self {
+        self.usage = Some(Arc::new(store));
+        self.counts_uses = false;
         self
     }
 
@@ -224,6 +235,7 @@ impl KeywardBuilder {
             follow,
             follow_options,
             usage,
+            counts_uses,
         } = self;
         let own = policies.as_ref();
         let (peppers, policies) =
@@ -242,7 +254,7 @@ impl KeywardBuilder {
                 .with_registry(registry, entropy.clone(), bound, label)
                 .with_reports(process, report_allowance);
         }
-        if usage.is_some() {
+        if counts_uses {
             replica = replica.with_uses_by_hour();
         }
         let reads_ahead = !matches!(follow, Some(Follow::Never));
@@ -281,7 +293,8 @@ impl KeywardBuilder {
         }
         synced?;
         let (_, started) = time.judged();
-        let usage = usage.map(|store| UsageSender::new(store, started));
+        let counted = usage.clone().filter(|_| counts_uses);
+        let sender = counted.map(|store| UsageSender::new(store, started));
         let inner = Inner {
             manager,
             replica,
@@ -294,11 +307,20 @@ impl KeywardBuilder {
             follower: OnceLock::new(),
             replacing: AsyncMutex::new(()),
             pepper_gauges: GaugePeriod::default(),
-            usage,
+            usage: sender,
+            usage_store: usage,
         };
         let keys = Keyward {
             inner: Arc::new(inner),
         };
+        // Before the first verification: a process that nobody knows to count would leave no gap if it were killed.
+        match bounded(keys.flush_usage()).await {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => {
+                tracing::warn!(error = %WithSources(&error), "cannot announce this process to the usage store");
+            }
+            None => tracing::warn!("announcing this process to the usage store timed out"),
+        }
         keys.log_unverifiable();
         keys.show_peppers();
         let follow =

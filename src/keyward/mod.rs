@@ -45,6 +45,7 @@ use crate::live_policies::LivePolicies;
 use crate::manager::KeyManager;
 use crate::observe::{GaugePeriod, WithSources};
 use crate::replica::{Freshness, Replica};
+use crate::store::usage::UsageStore;
 use crate::store::{KeyStore, StoreError};
 use crate::timekeeper::Timekeeper;
 use crate::verifier::{Credentials, Grant, Need, Usage, Verifier};
@@ -94,8 +95,10 @@ struct Inner {
     replacing: AsyncMutex<()>,
     /// The time of the last count of keys per pepper for the gauges.
     pepper_gauges: GaugePeriod,
-    /// `None` without a usage store.
+    /// `None` if this process sends no uses.
     usage: Option<UsageSender>,
+    /// The usage store that answers questions.
+    usage_store: Option<Arc<dyn UsageStore>>,
 }
 
 /// A reference to a [`Keyward`] that does not keep it alive.
@@ -332,8 +335,12 @@ impl Keyward {
             own.stop();
             own.ended(self).await;
         }
-        if let Err(error) = self.end_usage().await {
-            tracing::warn!(error = %WithSources(&error), "cannot send the last uses of keys before shutdown");
+        match follow::bounded(self.end_usage()).await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                tracing::warn!(error = %WithSources(&error), "cannot send the last uses of keys before shutdown");
+            }
+            None => tracing::warn!("sending the last uses of keys before shutdown timed out"),
         }
         self.inner.replica.close();
         let deregistered = self.deregister().await;

@@ -85,6 +85,8 @@ pub struct Replica {
     /// Views that were replaced by newer ones. The next sync frees them. A verifying thread must never drop
     /// the last reference to a view, because freeing a view is slow.
     replaced: Mutex<Vec<Arc<View>>>,
+    /// Held while views are freed.
+    freeing: Mutex<()>,
     /// The send time of the newest read whose complete answer the index contains, in microseconds of the
     /// monotonic clock. [`NEVER`] if no read confirms the index.
     confirmed: AtomicU64,
@@ -163,6 +165,7 @@ impl Replica {
             view: ArcSwap::from_pointee(View::of(Arc::default())),
             version: AtomicU64::new(0),
             replaced: Mutex::default(),
+            freeing: Mutex::default(),
             confirmed: AtomicU64::new(NEVER),
             confirmed_wall: AtomicI64::new(0),
             imported: AtomicBool::new(false),
@@ -527,13 +530,18 @@ impl Replica {
 
     /// Frees the views that were replaced. Slow, so no verification calls this.
     fn free_replaced(&self) {
-        let replaced = std::mem::take(&mut *self.replaced());
+        // One at a time: a thread that moved uses to the current index must be done before another thread moves them on.
+        let _freeing = self.freeing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut replaced = std::mem::take(&mut *self.replaced());
         // A verification that still used an old view may have counted a use after the new index took that view's
         // counts. Take such uses now.
         let current = self.view();
         let others = replaced.iter().map(|view| view.index());
         let others = others.filter(|index| !Arc::ptr_eq(index, current.1.index()));
-        others.for_each(|index| current.1.inherit_uses(index));
+        others.for_each(|index| current.1.inherit_later_uses(index));
+        // A verification may still use a view that others refer to, and count a use.
+        replaced.retain(|view| Arc::strong_count(view) > 1);
+        self.replaced().append(&mut replaced);
     }
 
     /// Returns the tenants whose rows name bulk commands that are not finished.

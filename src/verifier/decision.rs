@@ -108,11 +108,9 @@ impl Verifier {
         if let Err(refusal) = &verdict
             && need.counts()
         {
-            // An unknown key takes as long as a known one, and counts for nobody.
-            let outcome = match refusal {
-                VerifyError::Unknown => Some(UseOutcome::WrongSecret),
-                refusal => UseOutcome::of_refusal(refusal),
-            };
+            // A layer that adds the address asks again.
+            let asks_again = need.probes() && matches!(refusal, VerifyError::AddressUnknown { .. });
+            let outcome = counted_outcome(refusal).filter(|_| !asks_again);
             outcome.inspect(|outcome| snapshot.view.count_refusal(row, *outcome, read.1));
         }
         verdict
@@ -257,6 +255,15 @@ impl Verifier {
             }
             None => VerifyError::WrongSecret,
         }
+    }
+}
+
+/// Returns the outcome under which a refusal is noted. An unknown key is noted like a wrong secret, so that it takes as
+/// long, and counts for nobody.
+pub(super) const fn counted_outcome(refusal: &VerifyError) -> Option<UseOutcome> {
+    match refusal {
+        VerifyError::Unknown => Some(UseOutcome::WrongSecret),
+        refusal => UseOutcome::of_refusal(refusal),
     }
 }
 

@@ -147,6 +147,7 @@ impl Need {
             address: self.conditions.address,
             publishable: true,
             uncounted: self.conditions.uncounted,
+            probes: self.conditions.probes,
             ..Conditions::default()
         };
         Self {
@@ -161,6 +162,19 @@ impl Need {
     pub(crate) const fn counting(mut self, counts: bool) -> Self {
         self.conditions.uncounted = !counts;
         self
+    }
+
+    /// Sets whether a refusal for a missing address is left out of the counts. The caller then adds the address, and
+    /// verifies again.
+    #[cfg(feature = "http")]
+    pub(crate) const fn probing(mut self, probes: bool) -> Self {
+        self.conditions.probes = probes;
+        self
+    }
+
+    /// Returns whether a refusal for a missing address is left out of the counts.
+    pub(crate) const fn probes(&self) -> bool {
+        self.conditions.probes
     }
 
     /// Returns whether a verification with this need counts as a use of the key.

@@ -124,7 +124,14 @@ pub(super) fn decide(settings: &Settings, request: &Parts, again: bool) -> Admis
                     verdict = verifier.verify_unasked(credentials.as_credentials(), &need);
                 }
             }
-            Err(why) => unknown = Some(why),
+            Err(why) => {
+                unknown = Some(why);
+                // A refusal is final now, so it counts.
+                need = Cow::Owned(need.into_owned().probing(false));
+                if verdict.is_some() {
+                    verdict = verifier.verify_unasked(credentials.as_credentials(), &need);
+                }
+            }
         }
     }
     if let Some(Ok(grant)) = &verdict

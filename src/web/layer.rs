@@ -59,7 +59,7 @@ impl KeywardLayer {
 
     /// Sets the conditions on a key: scopes, class, environment. Defaults to [`Need::any`].
     pub fn require(self, need: Need) -> Self {
-        self.with(|settings| settings.need = need)
+        self.with(|settings| settings.need = need.probing(true))
     }
 
     /// Sets the places of a request in which the layer looks for the key.

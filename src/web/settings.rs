@@ -43,7 +43,7 @@ impl Settings {
         Self {
             enabled: true,
             keys,
-            need: Need::any(),
+            need: Need::any().probing(true),
             vary: refusal::vary(&sources),
             sources,
             tenant: None,

@@ -93,8 +93,8 @@ impl UsageStore for FatedUsage {
         self.store.prune(pruning).await
     }
 
-    async fn forget(&self, keys: &[KeyId]) -> Result<(), StoreError> {
-        self.store.forget(keys).await
+    async fn forget_keys(&self, keys: &[KeyId]) -> Result<(), StoreError> {
+        self.store.forget_keys(keys).await
     }
 }
 
@@ -125,8 +125,14 @@ struct Metered {
 
 impl Metered {
     fn new() -> Self {
+        Self::with_fate(Fate::Done)
+    }
+
+    /// Starts a service whose process is announced to the usage store with this fate.
+    fn with_fate(fate: Fate) -> Self {
         let clock = Arc::new(ManualClock::at(at(START)));
         let (store, usage) = (MemoryStore::new(), FatedUsage::default());
+        usage.then([fate]);
         let keys = metered(&store, &usage, &clock);
         Self {
             keys,
@@ -241,23 +247,21 @@ fn a_flush_without_uses_writes_at_most_once_a_minute() {
 
 #[test]
 fn a_flush_that_fails_or_loses_its_reply_counts_once() {
-    use Fate::{Done, Fails, LosesReply};
-    // The writes of the first flush: opening the boot, and one batch.
-    for fates in [
-        [Fails, Done],
-        [LosesReply, Done],
-        [Done, Fails],
-        [Done, LosesReply],
+    for (at_build, at_flush) in [
+        (Fate::Fails, Fate::Done),
+        (Fate::LosesReply, Fate::Done),
+        (Fate::Done, Fate::Fails),
+        (Fate::Done, Fate::LosesReply),
     ] {
-        let world = Metered::new();
+        let world = Metered::with_fate(at_build);
         let key = world.create("key");
         world.use_key(&key, 3);
-        world.usage.then(fates);
-        let error = world.flush().unwrap_err();
-        assert!(matches!(error, FlushError::Store(_)), "{error:?}");
+        world.usage.then([at_flush]);
+        let first = world.flush();
+        assert_eq!(first.is_ok(), matches!(at_flush, Fate::Done), "{first:?}");
         world.use_key(&key, 2);
         world.flush().unwrap();
-        assert_eq!(world.accepted(key.id), 5, "{fates:?}");
+        assert_eq!(world.accepted(key.id), 5, "{at_build:?} {at_flush:?}");
         let ledger = wait(world.usage.ledger()).unwrap();
         assert_eq!(
             (ledger.boots.len(), ledger.gaps.len()),
@@ -386,11 +390,77 @@ fn a_closed_process_has_sent_everything_and_leaves_no_gap() {
     let world = Metered::new();
     let key = world.create("key");
     world.use_key(&key, 3);
-    wait(world.keys.close()).unwrap();
-    assert_eq!(world.accepted(key.id), 3);
+    for _ in 0..2 {
+        wait(world.keys.close()).unwrap();
+        assert_eq!(world.accepted(key.id), 3);
+        let ledger = wait(world.usage.ledger()).unwrap();
+        assert_eq!(ledger.boots.len(), 1, "a second close opens no boot");
+        assert!(ledger.boots[0].closed_at.is_some());
+        assert_eq!(ledger.gaps, []);
+        world.clock.advance(Duration::from_secs(90));
+    }
+}
+
+#[test]
+fn a_process_that_lost_its_position_sends_its_last_uses() {
+    let world = Metered::new();
+    let key = world.create("key");
+    let node = metered(&world.store, &world.usage, &world.clock);
+    let _granted = node.verify(key.secret.expose(), &reading()).unwrap();
+    replace_history(&world.keys, &world.store);
+    world.clock.advance(hours(1));
+    let refused = node.verify(key.secret.expose(), &reading()).unwrap_err();
+    assert!(
+        matches!(refused, keyward::VerifyError::Stale { .. }),
+        "{refused}"
+    );
+    wait(node.close()).unwrap();
+    assert_eq!(world.accepted(key.id), 1);
+}
+
+#[test]
+fn a_process_is_known_to_count_before_its_first_use() {
+    let world = Metered::new();
     let ledger = wait(world.usage.ledger()).unwrap();
-    assert!(ledger.boots[0].closed_at.is_some());
-    assert_eq!(ledger.gaps, []);
+    let [boot] = &ledger.boots[..] else {
+        panic!("{ledger:?}");
+    };
+    assert_eq!((boot.node, boot.closed_at), (world.keys.node(), None));
+    // Killed before its first flush.
+    let key = world.create("key");
+    world.use_key(&key, 1);
+    let Metered {
+        keys,
+        clock,
+        store,
+        usage,
+    } = world;
+    drop(keys);
+    clock.advance(days(2));
+    let other = metered(&store, &usage, &clock);
+    let gaps = wait(other.usage_completeness()).unwrap().gaps;
+    assert_eq!(gaps.len(), 1);
+    assert!(gaps[0].from <= at(START), "{gaps:?}");
+}
+
+#[test]
+fn a_tool_that_only_asks_sends_nothing() {
+    let world = Metered::new();
+    let key = world.create("key");
+    world.use_key(&key, 1);
+    world.flush().unwrap();
+    let builder = Keyward::builder(world.store.clone(), peppers())
+        .clock(world.clock.clone())
+        .follow(Follow::Never)
+        .registry(world.store.clone())
+        .usage_for_queries(world.usage.clone());
+    let tool = wait(builder.build()).unwrap();
+    let usage = wait(tool.key_usage(&admin(), key.id, Day::FIRST, Day::LAST)).unwrap();
+    assert_eq!(usage.count(UseOutcome::Accepted), 1);
+    wait(tool.verify_fresh(key.secret.expose(), &reading())).unwrap();
+    wait(tool.close()).unwrap();
+    assert_eq!(wait(world.usage.ledger()).unwrap().boots.len(), 1);
+    assert_eq!(world.accepted(key.id), 1);
 }
 
 #[test]

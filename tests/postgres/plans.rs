@@ -121,7 +121,7 @@ impl World {
         let new = by_last_use(false, 3);
         let new: Vec<_> = wait(store.by_last_use(&new)).unwrap();
         let new: Vec<_> = new.into_iter().map(|(key, _)| key).collect();
-        wait(UsageStore::forget(store, &new)).unwrap();
+        wait(UsageStore::forget_keys(store, &new)).unwrap();
     }
 
     /// Runs every kind of statement that a service runs. Returns the plans that read many rows or pages.

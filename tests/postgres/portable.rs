@@ -226,7 +226,7 @@ fn count_uses(store: &PostgresStore) {
     assert_eq!(wait(store.prune(pruning(10, 4))).unwrap(), 4);
     let keys: Vec<_> = wait(store.by_last_use(&by_last_use(true, 9))).unwrap();
     let keys: Vec<_> = keys.into_iter().map(|(key, _)| key).collect();
-    wait(UsageStore::forget(store, &keys)).unwrap();
+    wait(UsageStore::forget_keys(store, &keys)).unwrap();
 }
 
 /// Runs every statement of the store.

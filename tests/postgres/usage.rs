@@ -184,7 +184,7 @@ fn batches_are_added_while_counts_are_removed() {
             != 1
         {
             wait(remover.prune(pruning(2, 50))).unwrap();
-            wait(UsageStore::forget(&remover, &keys(KEYS / 2))).unwrap();
+            wait(UsageStore::forget_keys(&remover, &keys(KEYS / 2))).unwrap();
         }
     });
     let ledger = wait(remover.ledger()).unwrap();
@@ -316,7 +316,7 @@ fn a_damaged_row_is_reported_as_corrupt() {
                 (_, added) => panic!("{table}, {change}: {added:?}"),
             }
             // A damaged key can be forgotten, which is the remedy.
-            wait(UsageStore::forget(&store, &keys(1))).unwrap();
+            wait(UsageStore::forget_keys(&store, &keys(1))).unwrap();
             let (days, last_uses) = (days().unwrap(), wait(store.last_uses(&keys(1))).unwrap());
             assert!(days.is_empty() && last_uses.is_empty(), "{change}");
         }
@@ -440,7 +440,7 @@ fn an_ended_process_and_one_without_a_boot_are_noticed() {
     let nodes = [1, 2].map(NodeId::from_u128);
     let judged = |live: &[NodeId]| {
         let ledger = wait(store.ledger()).unwrap();
-        Completeness::of(&ledger, until, Duration::ZERO, Some(live))
+        Completeness::of(&ledger, (until, Duration::ZERO), Epoch(7), Some(live))
     };
     assert!(judged(&nodes).proves(day(0).start(), until));
     assert!(wait(store.close_boot(closing(2, 1))).unwrap());

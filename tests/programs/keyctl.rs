@@ -14,12 +14,15 @@ use std::time::Duration;
 use keyward::clocks::SystemClock;
 use keyward::key::Digest;
 use keyward::policy::{Deletion, Revocation};
+use keyward::store::usage::{BootId, BootOpening, KeyUses, UsageBatch, UsageStore};
 use keyward::store::{
     Commit, CommitTag, Cursor, Effects, KeyStore, LoadRequest, NodeId, NodeRegistry, NodeReport,
     SqliteStore,
 };
+use keyward::usage::{Day, DayCounts, UseOutcome};
 use keyward::{
-    Actor, Clock, CreateKey, Keyward, ManualClock, Need, PepperFile, TenantId, Timestamp, profiles,
+    Actor, Clock, CreateKey, KeyId, Keyward, ManualClock, Need, PepperFile, TenantId, Timestamp,
+    profiles,
 };
 use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -2135,4 +2138,183 @@ fn a_backup_from_before_its_pepper_was_retired_fails_the_check_by_the_pepper_and
     let named = ["--store", "new.db", "--pepper-file", "none"];
     shop.run(&[&["check"], &named[..]].concat())
         .ended(NOT_FOUND);
+}
+
+/// Makes two keys of the tenant `acme` 200 days old, and adds uses of both 40 days ago. Uses are counted since 100 days
+/// ago. Returns the time of the accepted uses.
+fn count_uses(shop: &Shop, used: &str, refused: &str) -> Timestamp {
+    let now = SystemClock.now();
+    let ago = |days| now.saturating_sub(keyward::days(days));
+    let [used, refused]: [KeyId; 2] = [used, refused].map(|id| id.parse().unwrap());
+    let tenant = TenantId::new("acme").unwrap();
+    let store = wait(SqliteStore::open(shop.path("keys.db"))).unwrap();
+    let load = |key| wait(store.load(&tenant, &LoadRequest::key(key))).unwrap();
+    let aged = |key| {
+        let mut record = load(key).record(key).unwrap().clone();
+        record.created.at = ago(200);
+        record
+    };
+    let commit = Commit {
+        tenant: tenant.clone(),
+        epoch: None,
+        expected: load(used).revision,
+        guards: Vec::new(),
+        tag: CommitTag(1),
+        decided_at: now,
+        effects: Effects {
+            puts: vec![aged(used), aged(refused)],
+            ..Effects::default()
+        },
+    };
+    wait(store.commit(commit)).unwrap();
+    let boot = BootId::from_u128(1);
+    let opening = BootOpening {
+        boot,
+        node: None,
+        history: wait(store.scan(None, NonZeroUsize::MIN))
+            .unwrap()
+            .head
+            .epoch,
+        at: ago(100),
+        unsent_since: ago(100),
+        replaces: None,
+    };
+    wait(store.open_boot(opening)).unwrap();
+    let at = ago(40);
+    let of = |key, accepted, expired| {
+        let mut counts = DayCounts::default();
+        counts.add(5, UseOutcome::Accepted, accepted);
+        counts.add(6, UseOutcome::Expired, expired);
+        KeyUses {
+            key,
+            tenant: tenant.clone(),
+            day: Day::of(at),
+            counts,
+            last: (accepted > 0).then_some(at),
+        }
+    };
+    let mut uses = vec![of(used, 3, 1), of(refused, 0, 2)];
+    uses.sort_by_key(|uses| uses.key);
+    let batch = UsageBatch {
+        boot,
+        sequence: 1,
+        sent_until: now,
+        uses,
+    };
+    wait(UsageStore::add(&store, batch)).unwrap();
+    wait(store.close()).unwrap();
+    at
+}
+
+#[test]
+fn the_uses_of_a_key_and_the_unused_keys_are_listed() {
+    let shop = Shop::new();
+    let [used, refused, fresh] =
+        ["used", "refused", "fresh"].map(|name| shop.key("acme", name, &[]).0);
+    let uncounted = shop.run(&["usage", &fresh]).ended(0);
+    assert!(
+        uncounted.err.contains("no process has counted uses"),
+        "{uncounted:?}"
+    );
+    let unused = |args: &[&str]| {
+        let command = ["unused", "--tenant", "acme"];
+        shop.run(&[&command, args].concat()).ended(0)
+    };
+    let none = unused(&["--json"]).document();
+    assert_eq!(none["proven"], false, "{none}");
+
+    let at = count_uses(&shop, &used, &refused);
+    let day = Day::of(at).to_string();
+    let counted = shop.run(&["usage", &used, "--days", "60", "--json"]);
+    let counted = counted.ended(0).document();
+    let counts = json!({ "accepted": 3, "expired": 1 });
+    assert_eq!(
+        counted["days"],
+        json!([{ "day": day, "counts": counts, "total": 4 }])
+    );
+    assert_eq!(counted["first_day"], json!(day));
+    assert_eq!(counted["last_used"], json!(at));
+    assert_eq!(counted["completeness"]["unknown"], false);
+    let shown = |key: &str| shop.run(&["usage", key, "--days", "60"]).ended(0);
+    let of_used = shown(&used);
+    assert!(
+        of_used.out.contains(&day) && of_used.out.contains("1 expired"),
+        "{of_used:?}"
+    );
+    let last = format!("last used at {at}");
+    assert!(
+        of_used.err.contains(&last) && of_used.err.contains("complete until"),
+        "{of_used:?}"
+    );
+    assert!(shown(&refused).err.contains("never accepted"));
+    assert!(shown(&fresh).err.contains("no use was counted"));
+
+    let listed = |age: &str| {
+        let mut documents = unused(&["--for", age, "--json"]).documents();
+        let end = documents.pop().unwrap();
+        let mut names: Vec<_> = documents
+            .iter()
+            .map(|key| key["name"].as_str().unwrap().to_owned())
+            .collect();
+        names.sort();
+        (names.join(", "), end["proven"].as_bool().unwrap())
+    };
+    assert_eq!(listed("90d"), ("refused".to_owned(), true));
+    assert_eq!(listed("30d"), ("refused, used".to_owned(), true));
+    assert_eq!(listed("110d"), ("refused".to_owned(), false));
+    let table = unused(&["--for", "30d"]);
+    assert!(table.out.contains(&at.to_string()), "{table:?}");
+    let warning = "do not delete keys on this list alone";
+    assert!(!table.err.contains(warning), "{table:?}");
+    let unproven = unused(&["--for", "110d"]);
+    assert!(unproven.err.contains(warning), "{unproven:?}");
+}
+
+#[test]
+fn a_list_shows_last_uses_and_needs_no_usage_file() {
+    let shop = Shop::new();
+    let [used, refused] = ["used", "refused"].map(|name| shop.key("acme", name, &[]).0);
+    let at = count_uses(&shop, &used, &refused);
+    let cells = |line: &str| -> Vec<String> {
+        let cells = line.split("  ").map(str::trim);
+        cells
+            .filter(|cell| !cell.is_empty())
+            .map(str::to_owned)
+            .collect()
+    };
+    let last_uses = |said: &Said| -> BTreeMap<String, String> {
+        let lines: Vec<_> = said.out.lines().map(cells).collect();
+        assert_eq!(lines[0][7..], ["ENDS", "LAST USED", "HINT"], "{said:?}");
+        let rows = lines[1..].iter();
+        rows.map(|row| (row[4].clone(), row[8].clone())).collect()
+    };
+    let expected = |last: &str| {
+        let rows = [("used", last), ("refused", "-")];
+        BTreeMap::from(rows.map(|(name, last)| (name.to_owned(), last.to_owned())))
+    };
+    let listed = shop.run(&["list"]).ended(0);
+    assert_eq!(last_uses(&listed), expected(&at.to_string()));
+    for key in shop.run(&["list", "--json"]).ended(0).documents() {
+        let last = (key["name"] == "used").then(|| json!(at));
+        assert_eq!(key.get("last_used"), last.as_ref(), "{key}");
+    }
+
+    for end in ["-wal", "-shm"] {
+        drop(fs::remove_file(shop.path(&format!("keys.db-usage{end}"))));
+    }
+    let foreign = "a shopping list\n".repeat(100);
+    fs::write(shop.path("keys.db-usage"), foreign).unwrap();
+    let paged = ["list", "--limit", "1", "--all"];
+    let listed = shop.run(&paged).ended(0);
+    assert_eq!(last_uses(&listed), expected("-"));
+    let warning = "cannot read when keys were last used";
+    assert_eq!(listed.err.matches(warning).count(), 1, "{listed:?}");
+    let listed = shop.run(&[&paged[..], &["--json"]].concat()).ended(0);
+    assert_eq!(listed.documents().len(), 2);
+    let warned: Value = serde_json::from_str(&listed.err).unwrap();
+    assert!(
+        warned["warning"].as_str().unwrap().starts_with(warning),
+        "{warned}"
+    );
+    shop.run(&["usage", &used]).ended(NO_ACCESS);
 }

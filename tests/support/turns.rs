@@ -158,7 +158,7 @@ impl<S: UsageStore, K: Debug + Send + Sync + 'static> UsageStore for RoundRobin<
         self.store().prune(pruning).await
     }
 
-    async fn forget(&self, keys: &[KeyId]) -> Result<(), StoreError> {
-        self.store().forget(keys).await
+    async fn forget_keys(&self, keys: &[KeyId]) -> Result<(), StoreError> {
+        self.store().forget_keys(keys).await
     }
 }

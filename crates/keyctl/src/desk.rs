@@ -52,7 +52,7 @@ impl CliContext {
         let mut builder = Keyward::builder(store.clone(), peppers)
             .follow(Follow::Never)
             .registry(backend.registry())
-            .usage(backend.usage());
+            .usage_for_queries(backend.usage());
         // Without a file, the policies that the service has stored apply.
         if let Some(policy) = policy(&common)? {
             builder = builder.policy(policy);

@@ -1,6 +1,5 @@
 //! The counts of a key on one day, and the packed form in which stores keep them.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use time::{Date, Duration};
@@ -82,7 +81,10 @@ const VERSION: u8 = 1;
 /// Also counts the outcomes that a later version of this crate added, under their codes. So an older node that adds to
 /// a row loses nothing.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct DayCounts(BTreeMap<u8, [u64; HOURS_PER_DAY]>);
+pub struct DayCounts(
+    /// By code, in order.
+    Vec<(u8, [u64; HOURS_PER_DAY])>,
+);
 
 /// The reason why bytes are not the packed form of a day's counts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -112,8 +114,14 @@ impl DayCounts {
 
     fn add_code(&mut self, code: u8, hour: u8, count: u64) {
         if count > 0 {
-            let hours = self.0.entry(code).or_insert([0; HOURS_PER_DAY]);
-            let own = &mut hours[usize::from(hour).min(HOURS_PER_DAY - 1)];
+            let place = match self.place(code) {
+                Ok(place) => place,
+                Err(place) => {
+                    self.0.insert(place, (code, [0; HOURS_PER_DAY]));
+                    place
+                }
+            };
+            let own = &mut self.0[place].1[usize::from(hour).min(HOURS_PER_DAY - 1)];
             *own = own.saturating_add(count);
         }
     }
@@ -130,7 +138,13 @@ impl DayCounts {
     /// Returns the counts of one outcome, by hour.
     #[must_use]
     pub fn hours(&self, outcome: UseOutcome) -> [u64; HOURS_PER_DAY] {
-        self.0.get(&outcome.code()).copied().unwrap_or_default()
+        let place = self.place(outcome.code()).ok();
+        place.map_or([0; HOURS_PER_DAY], |place| self.0[place].1)
+    }
+
+    /// Returns the place of an outcome in the list, or the place where it belongs.
+    fn place(&self, code: u8) -> Result<usize, usize> {
+        self.0.binary_search_by_key(&code, |(own, _)| *own)
     }
 
     /// Returns the count of one outcome on the whole day.
@@ -143,17 +157,15 @@ impl DayCounts {
     #[must_use]
     pub fn unknown(&self) -> u64 {
         let unknown = self.0.iter();
-        let unknown = unknown.filter(|(code, _)| UseOutcome::of_code(**code).is_none());
+        let unknown = unknown.filter(|(code, _)| UseOutcome::of_code(*code).is_none());
         unknown.fold(0, |all, (_, hours)| all.saturating_add(sum(hours)))
     }
 
     /// Returns the count of all outcomes on the whole day, including [`unknown`](Self::unknown) ones.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.0
-            .values()
-            .map(sum)
-            .fold(0, |all, own| all.saturating_add(own))
+        let sums = self.0.iter().map(|(_, hours)| sum(hours));
+        sums.fold(0, u64::saturating_add)
     }
 
     /// Returns the packed form: a version, and then the code of each outcome with a count, a bit for each hour with a
@@ -189,10 +201,7 @@ impl DayCounts {
             let start = rest.damaged();
             let code = rest.byte()?;
             let mask = u32::from_le_bytes([rest.byte()?, rest.byte()?, rest.byte()?, 0]);
-            let is_next = counts
-                .0
-                .last_key_value()
-                .is_none_or(|(last, _)| *last < code);
+            let is_next = counts.0.last().is_none_or(|(last, _)| *last < code);
             if mask == 0 || !is_next {
                 return Err(start);
             }
@@ -202,7 +211,7 @@ impl DayCounts {
                     *count = rest.varint()?;
                 }
             }
-            counts.0.insert(code, hours);
+            counts.0.push((code, hours));
         }
         Ok(counts)
     }

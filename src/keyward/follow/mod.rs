@@ -15,6 +15,7 @@ mod tokio_task;
 use std::time::Duration;
 
 pub(super) use self::own::OwnFollower;
+pub(super) use self::task::bounded;
 #[cfg(feature = "tokio")]
 pub use self::tokio_task::{FollowStartError, Follower};
 use super::Keyward;

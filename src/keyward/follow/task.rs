@@ -196,6 +196,11 @@ async fn send_usage(keys: &WeakKeyward, every: Option<Duration>, timers: Timers)
     }
 }
 
+/// Polls a future for at most 30 seconds.
+pub(in crate::keyward) async fn bounded<T>(future: impl Future<Output = T>) -> Option<T> {
+    Timers::Own.within(UPKEEP_TIMEOUT, future).await
+}
+
 /// Runs the maintenance once, for at most 30 seconds.
 pub(super) async fn upkeep_once(keys: &Keyward, timers: Timers) {
     run_upkeep(keys, timers, &mut LoggedCause::default()).await;

@@ -4,10 +4,9 @@ mod sender;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use self::sender::FlushContext;
 pub(super) use self::sender::UsageSender;
+use self::sender::{CLOSED_BOOTS, FlushContext};
 pub use self::sender::{FlushError, UsageFlush};
 use super::Keyward;
 use super::outcomes::KeyList;
@@ -19,15 +18,15 @@ use crate::core::query::{KeyPosition, KeyQuery};
 use crate::core::time::Timestamp;
 use crate::core::usage::day::Day;
 use crate::core::usage::outcome::UseOutcome;
+use crate::core::view::Epoch;
 use crate::manager::CommandError;
+use crate::observe::WithSources;
 use crate::store::StoreError;
 use crate::store::usage::{Completeness, KeyDay, LastUse, UsagePruning, UsageStore};
 
 /// 10,000 counted days are removed in one transaction.
 const PRUNED_AT_ONCE: std::num::NonZeroUsize =
     std::num::NonZeroUsize::new(10_000).expect("the number is not zero");
-/// 30 days: late batches of a closed boot are recognised for as long.
-const CLOSED_BOOTS: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// The error of a question about usage.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -128,7 +127,7 @@ pub struct UnusedKeys {
 /// Usage of keys; see [`KeywardBuilder::usage`](crate::KeywardBuilder::usage).
 impl Keyward {
     /// Sends the uses that this process counted since the last call to the usage store. Does nothing without a usage
-    /// store, or before the first [`sync`](Self::sync).
+    /// store.
     ///
     /// A follower calls this every [10 seconds](crate::node::FollowOptions::DEFAULT_FLUSH). Without a follower, call it
     /// as often as that: a process that is killed loses the uses since the last call. A call that was dropped, or that
@@ -138,24 +137,18 @@ impl Keyward {
     ///
     /// [`FlushError`].
     pub async fn flush_usage(&self) -> Result<UsageFlush, FlushError> {
-        self.send_usage(false).await
-    }
-
-    async fn send_usage(&self, is_last: bool) -> Result<UsageFlush, FlushError> {
-        let (Some(sender), Some(history)) = (&self.inner.usage, self.inner.replica.epoch()) else {
+        let Some(sender) = &self.inner.usage else {
             return Ok(UsageFlush::default());
         };
         let (_, now) = self.inner.time.judged();
         let context = FlushContext {
             now,
             node: self.node(),
-            history,
+            history: self.inner.replica.epoch(),
             entropy: &*self.inner.entropy,
-            is_last,
         };
-        let flushed = sender
-            .flush(&context, || self.inner.replica.take_uses())
-            .await?;
+        let take = || self.inner.replica.take_uses();
+        let flushed = sender.flush(&context, take).await?;
         if flushed.dropped > 0 {
             let dropped = flushed.dropped;
             tracing::error!(
@@ -163,8 +156,9 @@ impl Keyward {
                 "uses of keys were dropped, because too many waited for the usage store"
             );
         }
-        if !is_last {
-            sender.close_silent(now).await?;
+        let live = || self.inner.replica.live_nodes(now);
+        if let Err(error) = sender.close_silent(now, live).await {
+            tracing::debug!(error = %WithSources(&error), "cannot close the boots of silent processes");
         }
         Ok(flushed)
     }
@@ -174,7 +168,7 @@ impl Keyward {
         let Some(sender) = &self.inner.usage else {
             return Ok(());
         };
-        self.send_usage(true).await?;
+        self.flush_usage().await?;
         let (_, now) = self.inner.time.judged();
         Ok(sender.close(now).await?)
     }
@@ -196,11 +190,21 @@ impl Keyward {
         self.key(actor, key).await?;
         // The ledger is read before the counts. So everything that the ledger calls complete is in the counts.
         let completeness = self.usage_completeness().await?;
+        let (last, days) = (
+            store.last_uses(&[key]).await?,
+            store.days(&[key], from, to).await?,
+        );
+        // Someone may have removed counts since.
+        let start = store.ledger().await?.counted_since;
+        let start = start.map(|since| since.saturating_add(self.inner.time.allowance()));
         Ok(KeyUsage {
             key,
-            last: store.last_uses(&[key]).await?.remove(&key),
-            days: store.days(&[key], from, to).await?,
-            completeness,
+            last: last.get(&key).copied(),
+            days,
+            completeness: Completeness {
+                counted_since: completeness.counted_since.max(start),
+                ..completeness
+            },
         })
     }
 
@@ -277,8 +281,9 @@ impl Keyward {
         // A node that registers later has no uses before the ledger is read.
         let live = self.inner.replica.live_nodes(now).await?;
         let ledger = store.ledger().await?;
-        let allowance = self.inner.time.allowance();
-        Ok(Completeness::of(&ledger, now, allowance, live.as_deref()))
+        let clocks = (now, self.inner.time.allowance());
+        let history = self.inner.replica.epoch().unwrap_or(Epoch::UNKNOWN);
+        Ok(Completeness::of(&ledger, clocks, history, live.as_deref()))
     }
 
     /// Removes the counts of the days before `before`, and returns the number of removed days of keys. The times of last
@@ -297,16 +302,14 @@ impl Keyward {
         };
         let mut removed = 0_usize;
         loop {
-            let count = store.prune(pruning).await?;
-            removed = removed.saturating_add(count);
-            if count < PRUNED_AT_ONCE.get() {
-                return Ok(removed);
+            match store.prune(pruning).await? {
+                0 => return Ok(removed),
+                count => removed = removed.saturating_add(count),
             }
         }
     }
 
     fn usage_store(&self) -> Result<&Arc<dyn UsageStore>, UsageQueryError> {
-        let sender = self.inner.usage.as_ref();
-        Ok(sender.ok_or(UsageQueryError::NoStore)?.store())
+        (self.inner.usage_store.as_ref()).ok_or(UsageQueryError::NoStore)
     }
 }

@@ -8,6 +8,8 @@
 //! - Uses that were dropped leave a gap: the boot is replaced.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,18 +23,21 @@ use crate::core::view::Epoch;
 use crate::entropy::{Entropy, EntropyError};
 use crate::replica::CountedUses;
 use crate::store::usage::{
-    BootClosing, BootId, BootOpening, KeyUses, LostBoot, UsageBatch, UsageError, UsageStore,
+    Boot, BootClosing, BootId, BootOpening, KeyUses, LostBoot, UsageBatch, UsageError,
+    UsagePruning, UsageStore,
 };
 use crate::store::{NodeId, StoreError};
 
 /// 10,000 keys per batch: a store takes a fraction of a second, and other writers wait no longer.
 const BATCH: usize = 10_000;
-/// 2^20 keys may wait for a store that is away, some 300 MB. Further uses are dropped.
+/// 2^20 keys and days may wait for a store that is away, some 400 MB. Further uses are dropped.
 const MOST_WAITING: usize = 1 << 20;
 /// 1 minute: a node without uses sends an empty batch this often, so that reports know that it had none.
 const IDLE: Duration = Duration::from_secs(60);
 /// 1 day: a batch that was first sent longer ago may have been added to a boot that was removed since.
 const TOO_OLD: Duration = Duration::from_secs(24 * 60 * 60);
+/// 30 days: late batches of a closed boot are recognised for as long.
+pub(super) const CLOSED_BOOTS: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// 3 refusals in a row: the store then contradicts itself.
 const REFUSALS: u32 = 3;
 
@@ -66,10 +71,9 @@ pub(super) struct FlushContext<'a> {
     /// A time before the uses were taken, by the clock that dated them.
     pub(super) now: Timestamp,
     pub(super) node: Option<NodeId>,
-    pub(super) history: Epoch,
+    /// The epoch of the key store. `None` while the process does not know its position there.
+    pub(super) history: Option<Epoch>,
     pub(super) entropy: &'a dyn Entropy,
-    /// Whether the process ends. A process that has counted nothing then opens no boot.
-    pub(super) is_last: bool,
 }
 
 #[derive(Debug)]
@@ -105,7 +109,13 @@ struct SenderState {
     unsent_since: Timestamp,
     in_flight: Option<InFlight>,
     waiting: BTreeMap<(KeyId, Day), KeyUses>,
+    /// The last uses of the last batch. The next batch goes on after them, so that no key waits for all others.
+    sent_upto: Option<(KeyId, Day)>,
     dropped: u64,
+    /// The last known epoch of the key store.
+    history: Option<Epoch>,
+    /// True once the process has closed its last boot. It opens another one only for uses that it counts later.
+    is_ended: bool,
     looked_for_silent: Option<Timestamp>,
 }
 
@@ -122,14 +132,13 @@ impl UsageSender {
                 unsent_since: started,
                 in_flight: None,
                 waiting: BTreeMap::new(),
+                sent_upto: None,
                 dropped: 0,
+                history: None,
+                is_ended: false,
                 looked_for_silent: None,
             }),
         }
-    }
-
-    pub(super) fn store(&self) -> &Arc<dyn UsageStore> {
-        &self.store
     }
 
     /// Sends the uses that `take` returns, after those that wait from earlier calls. `take` also returns the number of
@@ -141,9 +150,11 @@ impl UsageSender {
     ) -> Result<UsageFlush, FlushError> {
         let mut state = self.state.lock().await;
         state.absorb(take());
-        if context.is_last && state.has_counted_nothing() {
+        state.history = context.history.or(state.history);
+        if state.history.is_none() || (state.is_ended && state.waiting.is_empty()) {
             return Ok(UsageFlush::default());
         }
+        state.is_ended = false;
         let (mut sent, mut refusals) = (0, 0);
         loop {
             let boot = self.open(&mut state, context).await?;
@@ -185,16 +196,27 @@ impl UsageSender {
             boot: boot.id,
             sequence: boot.sequence,
             at: now,
-            is_complete: state.in_flight.is_none() && state.waiting.is_empty(),
+            is_complete: state.in_flight.is_none()
+                && state.waiting.is_empty()
+                && state.dropped_since.is_none(),
         };
         let _was_open = self.store.close_boot(closing).await?;
+        state.is_ended = closing.is_complete;
         // If the process goes on, its uses until the next boot are not those of any boot.
         state.lose(boot.sent_until);
         Ok(())
     }
 
-    /// Closes the boots of processes that have sent nothing for a day, at most once an hour.
-    pub(super) async fn close_silent(&self, now: Timestamp) -> Result<(), StoreError> {
+    /// Closes the boots of processes that have sent nothing for a day, unless `live` returns their nodes. Also removes boots
+    /// that were closed long ago. Works at most once an hour.
+    pub(super) async fn close_silent<L>(
+        &self,
+        now: Timestamp,
+        live: impl FnOnce() -> L + Send,
+    ) -> Result<(), StoreError>
+    where
+        L: Future<Output = Result<Option<Vec<NodeId>>, StoreError>> + Send,
+    {
         {
             let mut state = self.state.lock().await;
             let due = state
@@ -205,8 +227,11 @@ impl UsageSender {
             }
             state.looked_for_silent = Some(now);
         }
+        let live = live().await?.unwrap_or_default();
+        let is_live = |boot: &Boot| boot.node.is_some_and(|node| live.contains(&node));
         for boot in self.store.ledger().await?.boots {
-            if boot.closed_at.is_none() && boot.sent_until.saturating_add(TOO_OLD) < now {
+            let is_silent = boot.sent_until.saturating_add(TOO_OLD) < now;
+            if boot.closed_at.is_none() && is_silent && !is_live(&boot) {
                 let closing = BootClosing {
                     boot: boot.id,
                     sequence: boot.sequence,
@@ -218,7 +243,12 @@ impl UsageSender {
                 }
             }
         }
-        Ok(())
+        let old_boots = UsagePruning {
+            before: Day::FIRST,
+            closed_before: now.saturating_sub(CLOSED_BOOTS),
+            limit: NonZeroUsize::MIN,
+        };
+        self.store.prune(old_boots).await.map(drop)
     }
 
     /// Opens another boot once everything is sent, if the process registered as another node.
@@ -231,6 +261,12 @@ impl UsageSender {
         let Some(boot) = state.boot.filter(is_other) else {
             return Ok(());
         };
+        // The next boot is opened first. Otherwise, if the process ended in between, nothing would show that it counted.
+        state.boot = None;
+        if let Err(error) = self.open(state, context).await {
+            state.boot = Some(boot);
+            return Err(error);
+        }
         let closing = BootClosing {
             boot: boot.id,
             sequence: boot.sequence,
@@ -238,8 +274,7 @@ impl UsageSender {
             is_complete: true,
         };
         let _was_open = self.store.close_boot(closing).await?;
-        state.boot = None;
-        self.open(state, context).await.map(drop)
+        Ok(())
     }
 
     /// Returns the open boot, and opens one if there is none.
@@ -252,11 +287,11 @@ impl UsageSender {
             return Ok(boot);
         }
         let opening = match state.opening {
-            Some(opening) => opening,
-            None => BootOpening {
+            Some(opening) if opening.replaces == state.lost => opening,
+            _ => BootOpening {
                 boot: random_id(context.entropy)?,
                 node: context.node,
-                history: context.history,
+                history: context.history.or(state.history).unwrap_or(Epoch::UNKNOWN),
                 at: context.now,
                 unsent_since: state.unsent_since,
                 replaces: state.lost,
@@ -307,12 +342,6 @@ impl SenderState {
         }
     }
 
-    /// Returns whether the process has no boot, and nothing to send in one.
-    fn has_counted_nothing(&self) -> bool {
-        let has_boot = self.boot.is_some() || self.opening.is_some() || self.lost.is_some();
-        !has_boot && self.waiting.is_empty() && self.dropped_since.is_none()
-    }
-
     fn wait(&mut self, uses: KeyUses) {
         match self.waiting.get_mut(&(uses.key, uses.day)) {
             Some(own) => {
@@ -332,13 +361,17 @@ impl SenderState {
         if self.waiting.is_empty() && now < boot.sent_until.saturating_add(IDLE) {
             return false;
         }
-        let mut uses = Vec::with_capacity(self.waiting.len().min(BATCH));
-        while let Some((_, own)) = self.waiting.pop_first() {
-            uses.push(own);
-            if uses.len() == BATCH {
-                break;
-            }
+        let after = self.sent_upto.map_or(Bound::Unbounded, Bound::Excluded);
+        let later = self.waiting.range((after, Bound::Unbounded));
+        let mut next: Vec<_> = later.take(BATCH).map(|(of, _)| *of).collect();
+        if next.is_empty() {
+            next.extend(self.waiting.keys().take(BATCH));
         }
+        self.sent_upto = next.last().copied();
+        let uses = next
+            .iter()
+            .filter_map(|of| self.waiting.remove(of))
+            .collect();
         let sent_until = match self.waiting.is_empty() {
             true => now.max(boot.sent_until),
             false => boot.sent_until,

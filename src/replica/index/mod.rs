@@ -447,6 +447,11 @@ impl View {
             .is_some()
     }
 
+    /// Counts a refusal of a key, if the index has it. An unknown key takes as long.
+    pub(crate) fn count_refusal_of(&self, id: KeyId, outcome: UseOutcome, now: Timestamp) {
+        self.count_refusal(self.row_of(id).unwrap_or_default(), outcome, now);
+    }
+
     /// Counts a refusal of the key in a row. Row 0, of an unknown key, takes as long and counts for nobody.
     pub(crate) fn count_refusal(&self, row: u32, outcome: UseOutcome, now: Timestamp) {
         self.index.note_use(row, outcome, now);
@@ -462,12 +467,18 @@ impl View {
     /// Takes the uses that were counted since the last call, in any order. The times of last uses stay. Also returns the
     /// number of uses that were counted for no key, because too many counts waited.
     pub(crate) fn take_uses(&self) -> (Vec<CountedUses>, u64) {
-        let dropped = self.index.tallies.take_dropped();
+        let mut dropped = self.index.tallies.take_dropped();
         let taken = self.index.take_uses();
         let named = taken.into_iter().filter_map(|taken| {
             let key = self.index.rows.get(taken.row)?.id();
-            // A removed key has no usage any more.
-            let tenant = self.attributes_of(key)?.key_owner.get().tenant.clone();
+            let Some(attributes) = self.attributes_of(key) else {
+                // A removed key has no usage any more. The tenant of a damaged row is unknown.
+                if self.row_kind(key) == Some(RowKind::Corrupt) {
+                    dropped = dropped.saturating_add(taken.count);
+                }
+                return None;
+            };
+            let tenant = attributes.key_owner.get().tenant.clone();
             Some(CountedUses {
                 key,
                 tenant,
@@ -476,7 +487,8 @@ impl View {
                 last: Timestamp::from_unix_seconds(taken.second.into()).ok()?,
             })
         });
-        (named.collect(), dropped)
+        let named = named.collect();
+        (named, dropped)
     }
 
     /// Returns the keys among `keys` for which this index has counted at least one use.
@@ -513,8 +525,15 @@ impl View {
         turns.map(|(_, tenant, key)| (tenant, key)).collect()
     }
 
-    /// Moves the use counts of an index that this index replaces, or has replaced, to this index. Uses that a verification
-    /// counts there later move with the next call.
+    /// Moves the use counts of an index that this index has replaced, and that a verification counted there since
+    /// [`inherit_uses`](Self::inherit_uses).
+    pub(super) fn inherit_later_uses(&self, of: &Index) {
+        if of.has_later_uses() {
+            self.inherit_uses(of);
+        }
+    }
+
+    /// Moves the use counts of an index that this index replaces to this index.
     pub(super) fn inherit_uses(&self, of: &Index) {
         self.note_first_use();
         let own = |row: u32| of.rows.get(row).and_then(|row| self.row_of(row.id()));
@@ -979,10 +998,16 @@ impl Index {
         self.uses.drain(&self.tallies);
     }
 
+    /// Returns whether uses were counted since they were taken.
+    fn has_later_uses(&self) -> bool {
+        self.settle_uses();
+        self.tallies.has_new()
+    }
+
     /// Takes the uses that were counted since the last call.
     fn take_uses(&self) -> Vec<TakenUses> {
         self.settle_uses();
-        self.tallies.take(self.count.load(Ordering::Acquire))
+        self.tallies.take(|| self.count.load(Ordering::Acquire))
     }
 
     #[inline]

@@ -21,8 +21,10 @@ const FIRST_TICK: u32 = 1_577_836_800;
 const TICK_BITS: u32 = 28;
 const LAST_TICK: u32 = (1 << TICK_BITS) - 1;
 const MOST_USES: u64 = (1 << (u64::BITS - TICK_BITS)) - 1;
-/// 2^20: the largest number of counts in the map, about 50 MB.
+/// 2^20: the largest number of counts in the map, about 70 MB.
 const MOST_COUNTS: usize = 1 << 20;
+/// 2^12: the largest number of counts for which an emptied map keeps room.
+const ROOM: usize = 1 << 12;
 
 /// The time of a use, in ticks since 2020.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
@@ -190,8 +192,7 @@ impl Tallies {
         };
         let other = match word {
             Some(word) => word.count_hour(uses, tick, Tick::is_in_hour_of),
-            // Row 0 is that of an unknown key.
-            None if row == 0 => None,
+            // Also for row 0, that of an unknown key, so that timing does not reveal which keys exist.
             None => Some((uses, tick)),
         };
         if let Some((uses, tick)) = other {
@@ -202,6 +203,11 @@ impl Tallies {
     /// Records that uses were added since the counts were taken.
     pub(super) fn note_new(&self) {
         self.has_new.store(true, Ordering::Release);
+    }
+
+    /// Returns whether uses were added since the counts were taken.
+    pub(super) fn has_new(&self) -> bool {
+        self.has_new.load(Ordering::Acquire)
     }
 
     fn add_hour(
@@ -220,13 +226,13 @@ impl Tallies {
         *last = tick.max(*last);
     }
 
-    /// Takes all counts of the rows up to `rows`. The times of last uses stay.
-    pub(super) fn take(&self, rows: u32) -> Vec<TakenUses> {
+    /// Takes all counts of the rows up to the number that `rows` returns. The times of last uses stay.
+    pub(super) fn take(&self, rows: impl FnOnce() -> u32) -> Vec<TakenUses> {
         // Acquire pairs with the Release store in `note_new`: a thread that takes the flag sees the count.
         if !self.has_new.swap(false, Ordering::Acquire) {
             return Vec::new();
         }
-        let of_words = (1..=rows).filter_map(|row| {
+        let of_words = (1..=rows()).filter_map(|row| {
             let (count, last) = self.words.get(row)?.take();
             (count > 0).then(|| TakenUses {
                 row,
@@ -237,17 +243,18 @@ impl Tallies {
         });
         let mut taken: Vec<_> = of_words.collect();
         if let Some(hours) = &self.hours {
-            let hours = std::mem::take(&mut *lock(hours));
-            taken.extend(
-                hours
-                    .into_iter()
-                    .map(|((row, outcome, _), (count, last))| TakenUses {
-                        row,
-                        outcome,
-                        count,
-                        second: last.second(),
-                    }),
-            );
+            let mut hours = lock(hours);
+            // The next counts find room, and need not wait until the map has grown.
+            let room = HashMap::with_capacity(hours.len().min(ROOM));
+            let hours = std::mem::replace(&mut *hours, room).into_iter();
+            taken.extend(hours.filter(|((row, ..), _)| *row > 0).map(
+                |((row, outcome, _), (count, last))| TakenUses {
+                    row,
+                    outcome,
+                    count,
+                    second: last.second(),
+                },
+            ));
         }
         taken
     }
@@ -304,16 +311,16 @@ mod tests {
                 tallies.add(row, outcome, 1, tick);
                 tallies.note_new();
                 if takes {
-                    taken.extend(tallies.take(3));
+                    taken.extend(tallies.take(|| 3));
                 }
             }
-            taken.extend(tallies.take(3));
+            taken.extend(tallies.take(|| 3));
             let mut found = BTreeMap::new();
             for TakenUses { row, outcome, count, second } in taken {
                 *found.entry((row, outcome, Tick::of(second).hour())).or_insert(0) += count;
             }
             prop_assert_eq!(found, expected);
-            prop_assert_eq!(tallies.take(3), Vec::new());
+            prop_assert_eq!(tallies.take(|| 3), Vec::new());
         }
     }
 
@@ -329,7 +336,7 @@ mod tests {
         let at = FIRST_TICK + 10 * TICK;
         tallies.add(1, 0, 2, Tick::of(at));
         tallies.note_new();
-        assert_eq!(tallies.take(1).len(), 1);
+        assert_eq!(tallies.take(|| 1).len(), 1);
         assert_eq!(word.uses(), Some((0, at)));
         tallies.raise(1, at - TICK);
         assert_eq!(word.uses(), Some((0, at)));
@@ -345,7 +352,7 @@ mod tests {
             // An unknown key has row 0.
             tallies.add(0, 4, 1, Tick::of(FIRST_TICK));
             tallies.note_new();
-            assert_eq!(tallies.take(1).len(), expected);
+            assert_eq!(tallies.take(|| 1).len(), expected);
             assert_eq!(tallies.get(1).unwrap().uses(), None);
         }
     }
@@ -360,7 +367,7 @@ mod tests {
         tallies.note_new();
         assert_eq!(tallies.take_dropped(), 3);
         assert_eq!(tallies.take_dropped(), 0);
-        let taken = tallies.take(0);
+        let taken = tallies.take(|| 0);
         assert_eq!(taken.len(), MOST_COUNTS);
         assert_eq!(
             taken.iter().map(|taken| taken.count).sum::<u64>(),

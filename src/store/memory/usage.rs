@@ -46,8 +46,10 @@ impl MemoryUsage {
             counts,
             last,
         } = uses;
-        self.counted.insert((day, key));
-        self.days.entry((key, day)).or_default().merge(&counts);
+        if counts.total() > 0 {
+            self.counted.insert((day, key));
+            self.days.entry((key, day)).or_default().merge(&counts);
+        }
         if let Some(at) = last {
             let mut own = LastUse { first_day: day, at };
             if let Some((_, known)) = self.remove_last_use(key) {
@@ -204,7 +206,7 @@ impl UsageStore for MemoryStore {
         Ok(self.usage().prune(&pruning))
     }
 
-    async fn forget(&self, keys: &[KeyId]) -> Result<(), StoreError> {
+    async fn forget_keys(&self, keys: &[KeyId]) -> Result<(), StoreError> {
         let mut usage = self.usage();
         keys.iter().for_each(|key| usage.forget(*key));
         Ok(())

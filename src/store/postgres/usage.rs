@@ -202,7 +202,7 @@ impl UsageStore for PostgresStore {
         .await
     }
 
-    async fn forget(&self, keys: &[KeyId]) -> Result<(), StoreError> {
+    async fn forget_keys(&self, keys: &[KeyId]) -> Result<(), StoreError> {
         let keys = Arc::new(sorted(keys));
         let doing = "removing the uses of keys";
         self.write_usage(TimeLimit::Long, doing, move |session| {
@@ -235,8 +235,10 @@ impl UsageRows {
         let mut rows = Self::default();
         for uses in uses {
             let first_day = uses.day;
-            let counts = rows.days.entry((uses.key, first_day)).or_default();
-            counts.merge(&uses.counts);
+            if uses.counts.total() > 0 {
+                let counts = rows.days.entry((uses.key, first_day)).or_default();
+                counts.merge(&uses.counts);
+            }
             if let Some(at) = uses.last {
                 let new = LastUse { first_day, at };
                 let own = rows.last_uses.entry(uses.key);

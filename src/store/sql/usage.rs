@@ -12,6 +12,8 @@
 //!
 //! Each seal covers every other column of its row.
 
+use std::collections::BTreeSet;
+
 use super::cells::{Cells, is_damaged};
 use super::seal::Seal;
 use super::{Cell, RowFault, Sql, id_bytes, signed};
@@ -299,8 +301,10 @@ impl LedgerPruning {
         let is_new_head = pruned.counted_since != ledger.counted_since;
         let head = pruned.history.zip(pruned.counted_since);
         let (mut boots, mut gaps) = (ledger.boots, ledger.gaps);
-        boots.retain(|boot| !pruned.boots.contains(boot));
-        gaps.retain(|gap| !pruned.gaps.contains(gap));
+        let kept_boots: BTreeSet<_> = pruned.boots.iter().map(|boot| boot.id).collect();
+        let kept_gaps: BTreeSet<_> = pruned.gaps.iter().collect();
+        boots.retain(|boot| !kept_boots.contains(&boot.id));
+        gaps.retain(|gap| !kept_gaps.contains(gap));
         Self {
             head: head.filter(|_| is_new_head),
             boots,

@@ -363,11 +363,16 @@ pub enum OpenError {
         /// The permission bits of the file.
         mode: u32,
     },
-    /// A journal exists next to the path, but the file itself does not. SQLite would apply the journal to a
-    /// new file.
-    #[error("{} is left from another store: move it away, or put its store back", path.display())]
+    /// A journal or a usage file exists next to the path, but the file itself does not. SQLite would apply the
+    /// journal to a new file, and a new store would take the counts for its own. Once a usage file is moved away,
+    /// counts begin anew.
+    #[error(
+        "{} is left from another store: put its store back, or move it away (if it is a -usage file, counts then \
+         begin anew)",
+        path.display()
+    )]
     Leftover {
-        /// The path of the journal.
+        /// The path of the journal or the usage file.
         path: PathBuf,
     },
     /// The file is not a keyward store.

@@ -671,8 +671,10 @@ pub(super) fn set_journal(conn: &Connection, mode: &str) -> Result<String, Sqlit
 }
 
 /// Fails if the journal of a deleted file is at the path, because SQLite would apply that journal to a new
-/// file. Also fails if its usage file is there, because the new file would take those counts for its own. `TRUNCATE` mode leaves an empty journal behind, and `PERSIST` mode one that begins with zeros. SQLite
+/// file. `TRUNCATE` mode leaves an empty journal behind, and `PERSIST` mode one that begins with zeros. SQLite
 /// applies neither.
+///
+/// Also fails if the usage file of a deleted file is there, because the new store would take its counts for its own.
 pub(super) fn refuse_leftovers(path: &Path) -> Result<(), OpenError> {
     let usage = with_end(path, USAGE);
     if fs::symlink_metadata(&usage).is_ok() {

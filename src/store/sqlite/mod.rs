@@ -61,6 +61,7 @@ use super::{
 use crate::core::id::KeyId;
 use crate::core::tenant::TenantId;
 use crate::core::usage::day::Day;
+use crate::observe::WithSources;
 
 /// The largest number of concurrent reads: 16. Reads are short, and each one uses a thread and a file
 /// descriptor.
@@ -597,10 +598,15 @@ impl KeyStore for SqliteStore {
     }
 
     /// Moves all commits into the main file: see [`checkpoint`](Self::checkpoint). Then moves all counts into the main
-    /// usage file, unless another process reads the file.
+    /// usage file, unless another process reads the file. A fault of the usage file is logged at warn: the counts are
+    /// durable in its log too.
     async fn close(&self) -> Result<(), StoreError> {
         self.checkpoint().await?;
-        self.count("closing the usage file", UsageFile::close).await
+        let closed = self.count("closing the usage file", UsageFile::close).await;
+        if let Err(error) = closed {
+            tracing::warn!(error = %WithSources(&error), "cannot move all counts into the main usage file");
+        }
+        Ok(())
     }
 }
 
@@ -652,8 +658,8 @@ impl NodeRegistry for SqliteStore {
 
 /// Counts are durable when the call returns, as commits are. They are in a separate file, `-usage`, which the first
 /// [`open_boot`](UsageStore::open_boot) creates. So a flush of counts delays no commit, and damage to that file stops no
-/// key. A batch with uses of a key whose row is damaged fails as corrupt, until [`forget`](UsageStore::forget) removes
-/// the row.
+/// key. A batch with uses of a key whose row is damaged fails as corrupt, until
+/// [`forget_keys`](UsageStore::forget_keys) removes the row.
 ///
 /// Backups contain no counts. A store is not created or restored next to the usage file of another store.
 #[async_trait]
@@ -703,7 +709,7 @@ impl UsageStore for SqliteStore {
             .await
     }
 
-    async fn forget(&self, keys: &[KeyId]) -> Result<(), StoreError> {
+    async fn forget_keys(&self, keys: &[KeyId]) -> Result<(), StoreError> {
         let keys = keys.iter().copied().collect();
         self.count("forgetting counts", move |usage| usage.forget(&keys))
             .await

@@ -234,16 +234,19 @@ impl UsageFile {
     /// Moves all counts from the log into the file, and closes the connections. Does nothing if this process has
     /// written no counts. The counts are durable in the log too, so another process that reads them is no error.
     pub(super) fn close(&self) -> Result<(), SqliteFault> {
-        let mut writer = locked(&self.writer);
-        let mut reader = locked(&self.reader);
-        *reader = None;
-        match writer.take() {
-            Some((opened, _)) => {
-                let emptied = StoreFile::empty_log(&opened.conn);
-                emptied.map(drop).map_err(|fault| self.named(fault))
+        let attempt = || -> Result<(), SqliteFault> {
+            let mut writer = locked(&self.writer);
+            let mut reader = locked(&self.reader);
+            let now = self.files()?;
+            close_unless_current(&mut writer, now);
+            close_unless_current(&mut reader, now);
+            *reader = None;
+            match writer.take() {
+                Some((opened, _)) => StoreFile::empty_log(&opened.conn).map(drop),
+                None => Ok(()),
             }
-            None => Ok(()),
-        }
+        };
+        attempt().map_err(|fault| self.named(fault))
     }
 
     /// Runs `read` in one snapshot. Returns the default value if there is no file.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{UsageGap, UsageLedger};
 use crate::core::time::Timestamp;
+use crate::core::view::Epoch;
 use crate::store::NodeId;
 
 /// The periods for which a usage store has the uses of every process.
@@ -22,7 +23,8 @@ pub struct Completeness {
     pub gaps: Vec<UsageGap>,
     /// Live nodes of the registry that have no open boot, so their uses are not counted at all.
     pub uncounted: Vec<NodeId>,
-    /// Whether it is unknown which processes verify keys. Then nothing is proven.
+    /// True if it is unknown which processes verify keys, or if the counts belong to another history of the key store,
+    /// for example of before a restore. Then nothing is proven.
     pub is_unknown: bool,
 }
 
@@ -34,13 +36,13 @@ impl Completeness {
     /// Judges a ledger at the time `now`.
     ///
     /// `allowance` is the largest difference between two clocks: each period is shortened by it, and each gap widened.
-    /// `live` are the live nodes of the registry. `None` if there is no registry, so that it is unknown which processes
-    /// verify keys.
+    /// `history` is the epoch of the key store now. `live` are the live nodes of the registry. `None` if there is no
+    /// registry, so that it is unknown which processes verify keys.
     #[must_use]
     pub fn of(
         ledger: &UsageLedger,
-        now: Timestamp,
-        allowance: Duration,
+        (now, allowance): (Timestamp, Duration),
+        history: Epoch,
         live: Option<&[NodeId]>,
     ) -> Self {
         let mut horizon = now;
@@ -70,7 +72,9 @@ impl Completeness {
             complete_until: counted_since.map(|_| horizon.saturating_sub(allowance)),
             gaps: merged(gaps),
             uncounted: uncounted.copied().collect(),
-            is_unknown: live.is_none(),
+            is_unknown: live.is_none()
+                || open().any(|boot| boot.node.is_none())
+                || ledger.history.is_some_and(|own| own != history),
         }
     }
 
@@ -108,7 +112,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::core::view::Epoch;
     use crate::store::usage::{
         BootClosing, BootId, BootOpening, LedgerChange, LostBoot, UsageBatch, UsageError,
     };
@@ -432,7 +435,12 @@ mod tests {
         /// Judges the ledger as a process whose clock is `ahead`.
         fn completeness(&self, ahead: i64) -> Completeness {
             let now = at(self.now + ahead);
-            Completeness::of(&self.ledger, now, ALLOWANCE, Some(&self.live()))
+            Completeness::of(
+                &self.ledger,
+                (now, ALLOWANCE),
+                Epoch(self.history),
+                Some(&self.live()),
+            )
         }
     }
 
@@ -526,17 +534,19 @@ mod tests {
             let now = at(300_000_000 + now);
             let last = last.min(now);
             let (from, until) = (at(period.0.min(period.1)), at(period.0.max(period.1)));
-            let found = Completeness::of(&ledger, now, ALLOWANCE, Some(&live));
+            let found = Completeness::of(&ledger, (now, ALLOWANCE), Epoch(1), Some(&live));
             let since = first.unwrap().saturating_add(ALLOWANCE);
             let is_within = since <= from && until <= last.saturating_sub(ALLOWANCE);
             prop_assert_eq!(found.proves(from, until), is_within, "{:?}", found);
             prop_assert!(found.gaps.is_empty());
 
             live.push(NodeId::from_u128(100));
-            let uncounted = Completeness::of(&ledger, now, ALLOWANCE, Some(&live));
+            let uncounted = Completeness::of(&ledger, (now, ALLOWANCE), Epoch(1), Some(&live));
             prop_assert!(!uncounted.proves(from, until));
             prop_assert_eq!(uncounted.uncounted, [NodeId::from_u128(100)]);
-            let unknown = Completeness::of(&ledger, now, ALLOWANCE, None);
+            let other = Completeness::of(&ledger, (now, ALLOWANCE), Epoch(2), Some(&live[..boots.len()]));
+            prop_assert!(other.is_unknown && !other.proves(from, until));
+            let unknown = Completeness::of(&ledger, (now, ALLOWANCE), Epoch(1), None);
             prop_assert!(unknown.is_unknown && !unknown.proves(from, until));
         }
 
@@ -641,7 +651,12 @@ mod tests {
 
     #[test]
     fn a_store_without_a_boot_proves_nothing() {
-        let found = Completeness::of(&UsageLedger::default(), at(1000), ALLOWANCE, Some(&[]));
+        let found = Completeness::of(
+            &UsageLedger::default(),
+            (at(1000), ALLOWANCE),
+            Epoch(1),
+            Some(&[]),
+        );
         assert_eq!(found, Completeness::default());
         assert!(!found.proves(at(0), at(0)));
     }

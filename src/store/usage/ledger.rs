@@ -159,7 +159,7 @@ pub struct BootClosing {
     pub sequence: u64,
     /// The time of the call.
     pub at: Timestamp,
-    /// Whether the batches contain every use of the boot. Otherwise the time since the last batch becomes a gap.
+    /// True if the batches contain every use of the boot. Otherwise the time since the last batch becomes a gap.
     pub is_complete: bool,
 }
 

@@ -88,7 +88,7 @@ pub struct LastUseQuery {
     pub from: Day,
     /// The last day of the last use, inclusive.
     pub to: Day,
-    /// Whether the most recently used keys come first. Keys of one day are in the order of their ids, or in the reverse
+    /// True if the most recently used keys come first. Keys of one day are in the order of their ids, or in the reverse
     /// order.
     pub newest_first: bool,
     /// The day and the key after which the page starts. `None` for the first page.
@@ -106,7 +106,7 @@ pub struct UsagePruning {
     pub before: Day,
     /// Removes boots that were closed before this time. Their late batches are then refused as unknown.
     pub closed_before: Timestamp,
-    /// The largest number of counted days to remove. If there are more, the caller calls again.
+    /// The largest number of counted days to remove. The caller calls again until nothing was removed.
     pub limit: NonZeroUsize,
 }
 
@@ -185,13 +185,14 @@ pub trait UsageStore: fmt::Debug + Send + Sync + 'static {
     /// [`StoreError`]. After `Indeterminate` rows may or may not have been removed.
     async fn prune(&self, pruning: UsagePruning) -> Result<usize, StoreError>;
 
-    /// Removes all that the store has about keys, for example because their owner must be forgotten. Later batches with
-    /// uses of these keys are added as for any other key.
+    /// Removes all that the store has about keys, for example because their owner must be forgotten, or because a row is
+    /// damaged. Later batches with uses of these keys are added as for any other key. Nothing shows afterwards that these
+    /// keys were used before.
     ///
     /// # Errors
     ///
     /// [`StoreError`]. After `Indeterminate` rows may or may not have been removed.
-    async fn forget(&self, keys: &[KeyId]) -> Result<(), StoreError>;
+    async fn forget_keys(&self, keys: &[KeyId]) -> Result<(), StoreError>;
 }
 
 #[async_trait]
@@ -229,8 +230,8 @@ impl<U: UsageStore + ?Sized> UsageStore for Arc<U> {
         (**self).prune(pruning).await
     }
 
-    async fn forget(&self, keys: &[KeyId]) -> Result<(), StoreError> {
-        (**self).forget(keys).await
+    async fn forget_keys(&self, keys: &[KeyId]) -> Result<(), StoreError> {
+        (**self).forget_keys(keys).await
     }
 }
 

@@ -24,7 +24,7 @@ use self::flights::{Fetched, ReadContext};
 pub use self::gate::ReadThroughLimits;
 use self::read::StoreLookup;
 use super::credentials::{check_pair, publishable_half};
-use super::decision::check_fresh;
+use super::decision::{check_fresh, counted_outcome};
 use super::grant::RecordAttributes;
 use super::{Claim, Confirmation, Credentials, Grant, Need, Verifier};
 use crate::clock::{Clock, MicroReading};
@@ -36,7 +36,6 @@ use crate::core::secret::Digest;
 use crate::core::subject::{KeyOwner, KeyToVerify, KeyTraits, Lifecycle};
 use crate::core::time::Timestamp;
 use crate::core::token::{self, Token};
-use crate::core::usage::outcome::UseOutcome;
 use crate::observe::{self, WithSources};
 use crate::replica::{IndexLookup, RowKind};
 use crate::store::{Locator, StoreError};
@@ -213,12 +212,14 @@ impl Verifier {
         }
     }
 
-    /// Counts a refusal of a key that the index knows.
+    /// Counts a refusal of a key that the index knows. An unknown key takes as long, and counts for nobody.
     fn count_refusal(&self, presented: &[u8], refusal: &VerifyError) {
         let token = token::parse(presented).ok();
-        if let Some((token, outcome)) = token.zip(UseOutcome::of_refusal(refusal)) {
+        if let Some((token, outcome)) = token.zip(counted_outcome(refusal)) {
             let (_, now) = self.clock.judged();
-            self.snapshot().view.count_id(token.id(), outcome, now);
+            self.snapshot()
+                .view
+                .count_refusal_of(token.id(), outcome, now);
         }
     }
 

@@ -28,6 +28,7 @@ fn open_boot(store: &SqliteStore, number: u64) {
         node: None,
         history: Epoch(1),
         at: at(START),
+        unsent_since: at(START),
         replaces: None,
     };
     wait(store.open_boot(opening)).unwrap();

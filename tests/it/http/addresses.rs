@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
+use keyward::store::MemoryStore;
+use keyward::usage::{Day, UseOutcome};
 use keyward::web::{KeywardLayer, TrustedProxies};
+use keyward::{Keyward, ManualClock};
 
 use crate::http::nodes::Nodes;
 use crate::http::server::Server;
@@ -43,6 +46,34 @@ fn the_client_address_is_the_peer_of_the_socket() {
     assert_eq!(status(&server, &far, &[]), 200);
     let nowhere = Server::with(layer(&world).peer_addr(|_| None));
     assert_eq!(status(&nowhere, &near, &[]), 403);
+}
+
+/// The layer first verifies such a key without an address. Fails if that counts as a refusal.
+#[test]
+fn a_key_with_an_allowlist_counts_once_for_a_request() {
+    let (clock, store) = (Arc::new(ManualClock::at(at(START))), MemoryStore::new());
+    let builder = Keyward::builder(store.clone(), peppers()).clock(clock);
+    let keys = wait(builder.usage(store).build()).unwrap();
+    let key = reader("tied").allow_addresses(["127.0.0.0/8"]);
+    let key = wait(keys.create(&admin(), key)).unwrap();
+    let near = KeywardLayer::new(keys.clone());
+    for (layer, expected) in [
+        (near.clone(), 200),
+        (near.clone().require(reading()), 200),
+        (
+            near.clone()
+                .peer_addr(|_| Some(IpAddr::from([203, 0, 113, 9]))),
+            403,
+        ),
+        (near.peer_addr(|_| None), 403),
+    ] {
+        let found = status(&Server::with(layer), key.secret.expose(), &[]);
+        assert_eq!(found, expected);
+    }
+    wait(keys.flush_usage()).unwrap();
+    let usage = wait(keys.key_usage(&admin(), key.id, Day::FIRST, Day::LAST)).unwrap();
+    assert_eq!(usage.count(UseOutcome::Accepted), 2);
+    assert_eq!(usage.count(UseOutcome::WrongAddress), 2);
 }
 
 /// Sends a request that is refused, and returns the outcome and the log text of the refusal.

@@ -164,7 +164,7 @@ fn a_file_that_does_not_exist_counts_nothing_and_is_not_created() {
     assert!(wait(store.last_uses(&[key(1)])).unwrap().is_empty());
     assert_eq!(wait(store.by_last_use(&query())).unwrap(), []);
     assert_eq!(wait(store.prune(pruning(today()))).unwrap(), 0);
-    wait(UsageStore::forget(&store, &[key(1)])).unwrap();
+    wait(UsageStore::forget_keys(&store, &[key(1)])).unwrap();
     assert!(!wait(store.close_boot(closing(1, 0))).unwrap());
     let refused = wait(UsageStore::add(&store, batch(1, 1, [1]))).unwrap_err();
     assert!(
@@ -293,7 +293,7 @@ fn a_damaged_row_is_named_and_affects_no_other_key() {
     };
     assert_eq!(refused.kind(), StoreErrorKind::Corrupt);
     assert_eq!(all_days(&store, &others).unwrap()[0].counts, counts(0, 2));
-    wait(UsageStore::forget(&store, &[key(2)])).unwrap();
+    wait(UsageStore::forget_keys(&store, &[key(2)])).unwrap();
     add(&store, batch(1, 3, 1..=3));
     assert_eq!(all_days(&store, &[key(2)]).unwrap()[0].counts, counts(0, 1));
     assert_eq!(wait(store.by_last_use(&query())).unwrap().len(), 3);

@@ -1,8 +1,11 @@
 //! Commands that list keys or show one.
 
+use std::collections::BTreeMap;
+
 use keyward::key::Owner;
 use keyward::store::{KeyPosition, KeyQuery, KeyStore};
-use keyward::{Actor, CommandError, Denial, KeyId, KeyInfo, Timestamp};
+use keyward::usage::LastUse;
+use keyward::{Actor, CommandError, Denial, KeyId, KeyInfo, Timestamp, WithSources};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -29,10 +32,12 @@ pub(crate) async fn list(context: &CliContext, args: ListArgs, output: &Output) 
     let mut query = query(context, args, output).await?;
     let mut corrupt = Vec::new();
     let mut first = true;
+    let mut is_readable = true;
     loop {
         let page = page(context, &query).await?;
         corrupt.extend(page.corrupt);
-        print(context, &page.keys, first, output).await?;
+        let last_uses = last_uses(context, &page.keys, &mut is_readable, output).await;
+        print(&page.keys, &last_uses, first, output)?;
         first = false;
         match page.next {
             Some(next) if all => query.after = Some(next),
@@ -117,14 +122,34 @@ async fn page(context: &CliContext, query: &KeyQuery) -> CliResult<KeyInfoPage> 
     })
 }
 
-async fn print(
+/// Reads the last uses of keys. After a failure, warns, sets `is_readable` to false, and reads no more last uses.
+async fn last_uses(
     context: &CliContext,
     keys: &[KeyInfo],
+    is_readable: &mut bool,
+    output: &Output,
+) -> BTreeMap<KeyId, LastUse> {
+    if !*is_readable {
+        return BTreeMap::new();
+    }
+    let ids: Vec<_> = keys.iter().map(|key| key.id).collect();
+    match context.backend.usage().last_uses(&ids).await {
+        Ok(last_uses) => last_uses,
+        Err(error) => {
+            *is_readable = false;
+            let error = WithSources(&error);
+            output.warning(&format!("cannot read when keys were last used: {error}"));
+            BTreeMap::new()
+        }
+    }
+}
+
+fn print(
+    keys: &[KeyInfo],
+    last_uses: &BTreeMap<KeyId, LastUse>,
     first: bool,
     output: &Output,
 ) -> CliResult<()> {
-    let ids: Vec<_> = keys.iter().map(|key| key.id).collect();
-    let last_uses = context.backend.usage().last_uses(&ids).await?;
     let last_used = |key: &KeyInfo| last_uses.get(&key.id).map(|last| last.at);
     if output.json {
         return keys.iter().try_for_each(|key| {

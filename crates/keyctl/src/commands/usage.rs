@@ -56,7 +56,8 @@ pub(crate) async fn of_key(
     output.table(&["DAY", "ACCEPTED", "REFUSED", "REASONS"], &rows)?;
     match last {
         Some(last) => output.note(&format!("last used at {last}")),
-        None => output.note("no use was counted"),
+        None if usage.days.is_empty() => output.note("no use was counted"),
+        None => output.note("never accepted"),
     }
     note_completeness(&usage.completeness, output);
     Ok(())
@@ -75,6 +76,8 @@ pub(crate) async fn unused(
     query.below = args.below;
     query.statuses = [Status::Active, Status::Disabled].into();
     let mut first = true;
+    let mut is_proven = true;
+    let mut judged: Option<Completeness> = None;
     loop {
         let page = context.keys.unused(&actor, &query, since).await?;
         let last_used = |key: &KeyInfo| page.last_uses.get(&key.id).map(|last| last.at);
@@ -99,17 +102,33 @@ pub(crate) async fn unused(
             output.table(head, &page.keys.iter().map(row).collect::<Vec<_>>())?;
         }
         first = false;
-        if page.next.is_none() {
-            if !page.is_proven {
-                output.warning(&format!(
-                    "not every process counted all uses since {since}: do not delete keys on this list alone"
-                ));
-            }
-            note_completeness(&page.completeness, output);
-            return Ok(());
-        }
+        is_proven &= page.is_proven;
+        let own = page.completeness;
+        // Without any counts, the end is `None`, which is less than every time.
+        judged = match judged {
+            Some(known) if known.complete_until <= own.complete_until => Some(known),
+            _ => Some(own),
+        };
         query.after = page.next;
+        if query.after.is_none() {
+            break;
+        }
     }
+    let judged = judged.unwrap_or_default();
+    if !is_proven {
+        output.warning(&format!(
+            "not every process counted all uses since {since}: do not delete keys on this list alone"
+        ));
+    }
+    if output.json {
+        return output.document(&json!({
+            "proven": is_proven,
+            "since": since,
+            "completeness": completeness(&judged),
+        }));
+    }
+    note_completeness(&judged, output);
+    Ok(())
 }
 
 /// Returns the counts of a day by outcome, without those that are zero.
@@ -139,7 +158,8 @@ fn completeness(found: &Completeness) -> Value {
 
 fn note_completeness(found: &Completeness, output: &Output) {
     let (Some(since), Some(until)) = (found.counted_since, found.complete_until) else {
-        output.note("no process has counted uses: name a usage store with `KeywardBuilder::usage`");
+        output
+            .note("no process has counted uses: give each process of the service this usage store");
         return;
     };
     output.note(&format!("counted since {since}, complete until {until}"));
@@ -151,5 +171,10 @@ fn note_completeness(found: &Completeness, output: &Output) {
     }
     for node in &found.uncounted {
         output.note(&format!("node {node} does not count uses"));
+    }
+    if found.is_unknown {
+        output.note(
+            "it is unknown whether every process counts: give each a registry, and the same usage store",
+        );
     }
 }

@@ -756,7 +756,7 @@ impl UsageStore for BrokenUsage {
         })
     }
 
-    async fn forget(&self, keys: &[KeyId]) -> Result<(), StoreError> {
+    async fn forget_keys(&self, keys: &[KeyId]) -> Result<(), StoreError> {
         let mut state = self.state();
         let mut keys = keys.to_vec();
         match self.defect {

@@ -64,8 +64,10 @@ impl UsageOracle {
             ..LedgerChange::default()
         });
         for uses in &batch.uses {
-            let counts = self.days.entry((uses.key, uses.day)).or_default();
-            counts.merge(&uses.counts);
+            if uses.counts.total() > 0 {
+                let counts = self.days.entry((uses.key, uses.day)).or_default();
+                counts.merge(&uses.counts);
+            }
             self.tenants.insert(uses.key, uses.tenant.clone());
             if let Some(at) = uses.last {
                 let first_day = uses.day;
@@ -316,7 +318,7 @@ impl<U: UsageStore> UsageFixture<U> {
     }
 
     async fn forget(&mut self, keys: &[KeyId]) -> ClauseResult {
-        self.returned(self.usage.forget(keys).await)?;
+        self.returned(self.usage.forget_keys(keys).await)?;
         self.oracle.forget(keys);
         Ok(())
     }
@@ -399,7 +401,8 @@ pub async fn a_batch_is_in_every_later_read<U: UsageStore>(make: &impl Fn() -> U
     Ok(())
 }
 
-/// The counts of a key and day are the sums over all batches of all boots, by outcome and hour.
+/// The counts of a key and day are the sums over all batches of all boots, by outcome and hour. Empty counts add
+/// no day.
 pub async fn counts_of_batches_add_up<U: UsageStore>(make: &impl Fn() -> U) -> ClauseResult {
     let mut fixture = UsageFixture::opened(make, "counts_of_batches_add_up", 2).await?;
     let hours = [0, 5, 23];
@@ -417,7 +420,9 @@ pub async fn counts_of_batches_add_up<U: UsageStore>(make: &impl Fn() -> U) -> C
             fixture.agrees("after two batches").await?;
         }
     }
-    Ok(())
+    let empty = vec![uses(1, 0, &[]), uses(1, 2, &[]), uses(3, 0, &[])];
+    fixture.send(1, empty).await?;
+    fixture.agrees("after empty counts").await
 }
 
 /// A count of [`u64::MAX`] comes back, and sums stop there.
