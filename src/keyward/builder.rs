@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_lock::Mutex as AsyncMutex;
 
 use super::build_error::BuildError;
-use super::follow::{Follow, FollowOptions, OwnFollower, bounded};
+use super::follow::{Follow, FollowOptions, OwnFollower};
 use super::usage::UsageSender;
 use super::{Inner, Keyward, shared};
 use crate::clock::{Clock, SystemClock};
@@ -18,7 +18,7 @@ use crate::core::text::NodeLabel;
 use crate::entropy::{Entropy, SystemEntropy};
 use crate::live_policies::LivePolicies;
 use crate::manager::KeyManager;
-use crate::observe::{GaugePeriod, WithSources};
+use crate::observe::GaugePeriod;
 use crate::replica::Replica;
 use crate::store::usage::UsageStore;
 use crate::store::{KeyStore, NodeProcess, NodeRegistry, NodeReport};
@@ -314,13 +314,7 @@ impl KeywardBuilder {
             inner: Arc::new(inner),
         };
         // Before the first verification: a process that nobody knows to count would leave no gap if it were killed.
-        match bounded(keys.flush_usage()).await {
-            Some(Ok(_)) => {}
-            Some(Err(error)) => {
-                tracing::warn!(error = %WithSources(&error), "cannot announce this process to the usage store");
-            }
-            None => tracing::warn!("announcing this process to the usage store timed out"),
-        }
+        keys.announce_usage().await;
         keys.log_unverifiable();
         keys.show_peppers();
         let follow =

@@ -43,7 +43,7 @@ use crate::core::rejection::VerifyError;
 use crate::entropy::Entropy;
 use crate::live_policies::LivePolicies;
 use crate::manager::KeyManager;
-use crate::observe::{GaugePeriod, WithSources};
+use crate::observe::GaugePeriod;
 use crate::replica::{Freshness, Replica};
 use crate::store::usage::UsageStore;
 use crate::store::{KeyStore, StoreError};
@@ -335,13 +335,7 @@ impl Keyward {
             own.stop();
             own.ended(self).await;
         }
-        match follow::bounded(self.end_usage()).await {
-            Some(Ok(())) => {}
-            Some(Err(error)) => {
-                tracing::warn!(error = %WithSources(&error), "cannot send the last uses of keys before shutdown");
-            }
-            None => tracing::warn!("sending the last uses of keys before shutdown timed out"),
-        }
+        self.end_usage().await;
         self.inner.replica.close();
         let deregistered = self.deregister().await;
         let closed = self.inner.store.close().await;

@@ -16,10 +16,10 @@ const MOST_COUNTS: usize = 1 << 18;
 
 /// Counts of accepted uses, by key and hour.
 #[derive(Debug, Default)]
-pub(super) struct FetchedUses(Mutex<Counts>);
+pub(super) struct FetchedUses(Mutex<FetchedCounts>);
 
 #[derive(Debug, Default)]
-struct Counts {
+struct FetchedCounts {
     by_hour: HashMap<(KeyId, Day, u8), CountedUses>,
     dropped: u64,
 }
@@ -49,7 +49,7 @@ impl FetchedUses {
         (taken.by_hour.into_values(), taken.dropped)
     }
 
-    fn counts(&self) -> MutexGuard<'_, Counts> {
+    fn counts(&self) -> MutexGuard<'_, FetchedCounts> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

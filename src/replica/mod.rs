@@ -539,7 +539,10 @@ impl Replica {
         let others = replaced.iter().map(|view| view.index());
         let others = others.filter(|index| !Arc::ptr_eq(index, current.1.index()));
         others.for_each(|index| current.1.inherit_later_uses(index));
-        // A verification may still use a view that others refer to, and count a use.
+        // A verification may still use a view that others refer to, and count a use. Whoever replaced the view and whoever
+        // cached it have both listed it.
+        replaced.sort_unstable_by_key(|view| Arc::as_ptr(view).addr());
+        replaced.dedup_by(|one, other| Arc::ptr_eq(one, other));
         replaced.retain(|view| Arc::strong_count(view) > 1);
         self.replaced().append(&mut replaced);
     }

@@ -7,6 +7,7 @@ use keyward::audit::Action;
 use keyward::command::{Expiry, ImportKey};
 use keyward::key::{Digest, Dimension, Status};
 use keyward::policy::KeyClass;
+use keyward::store::usage::UsageStore;
 use keyward::store::{AuditQuery, KeyStore, LoadRequest};
 use keyward::{
     CreateKey, Credentials, Denial, Keyward, Need, PepperRing, Reason, Role, RotateKey, UpdateKey,
@@ -222,6 +223,32 @@ fn trap_08_a_lost_answer_costs_no_key() {
         matches!(refusal, VerifyError::Expired { .. }),
         "the grace period started at the first use"
     );
+}
+
+/// The counts of uses wait in memory for the next flush.
+#[test]
+fn trap_11_a_verification_writes_nothing() {
+    let world = TestService::metered(keyward::profiles::standard());
+    let key = world.some_key();
+    let state = || {
+        let head = wait(world.store.scan(None, std::num::NonZeroUsize::MIN))
+            .unwrap()
+            .head;
+        let uses = wait(world.store.last_uses(&[key.id])).unwrap();
+        (head, wait(world.store.ledger()).unwrap(), uses)
+    };
+    let before = state();
+    for _ in 0..1000 {
+        let _granted = world.keys.verify(key.secret.expose(), &reading()).unwrap();
+        assert!(
+            world
+                .keys
+                .verify(key.secret.expose(), &Need::scope("no:such").unwrap())
+                .is_err()
+        );
+    }
+    assert_eq!(state(), before);
+    assert_eq!(wait(world.keys.flush_usage()).unwrap().sent, 1);
 }
 
 #[test]

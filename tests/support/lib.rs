@@ -75,6 +75,19 @@ impl TestService {
         Self { keys, clock, store }
     }
 
+    /// Starts a service that counts uses, and keeps the counts in its store.
+    pub fn metered(spec: PolicySpec) -> Self {
+        let clock = Arc::new(ManualClock::at(at(START)));
+        let store = MemoryStore::new();
+        let builder = Keyward::builder(store.clone(), peppers())
+            .policy(Policy::new(spec).unwrap())
+            .clock(clock.clone())
+            .registry(store.clone())
+            .usage(store.clone());
+        let keys = wait(builder.build()).unwrap();
+        Self { keys, clock, store }
+    }
+
     /// Starts another node, which has the same store and the same clock as the first node.
     pub fn another_node(&self, policies: impl Into<Policies>) -> Keyward {
         node(self.store.clone(), &self.clock, policies)

@@ -9,6 +9,7 @@ pub(super) use self::sender::UsageSender;
 use self::sender::{CLOSED_BOOTS, FlushContext};
 pub use self::sender::{FlushError, UsageFlush};
 use super::Keyward;
+use super::follow::bounded;
 use super::outcomes::KeyList;
 use crate::core::actor::Actor;
 use crate::core::id::KeyId;
@@ -33,7 +34,7 @@ const PRUNED_AT_ONCE: std::num::NonZeroUsize =
 #[non_exhaustive]
 pub enum UsageQueryError {
     /// This [`Keyward`] has no usage store.
-    #[error("no usage store: name one with `KeywardBuilder::usage`")]
+    #[error("this process has no usage store: name one when it is built")]
     NoStore,
     /// The keys could not be read, or the actor may not look at them.
     #[error(transparent)]
@@ -163,14 +164,37 @@ impl Keyward {
         Ok(flushed)
     }
 
-    /// Sends the last uses, and closes the boot of this process.
-    pub(super) async fn end_usage(&self) -> Result<(), FlushError> {
+    /// Opens the boot of this process. A failure is logged, and the first flush opens the boot.
+    pub(super) async fn announce_usage(&self) {
+        if self.inner.usage.is_none() {
+            return;
+        }
+        match bounded(self.flush_usage()).await {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => {
+                tracing::warn!(error = %WithSources(&error), "cannot announce this process to the usage store");
+            }
+            None => tracing::warn!("announcing this process to the usage store timed out"),
+        }
+    }
+
+    /// Sends the last uses, and closes the boot of this process. A failure is logged.
+    pub(super) async fn end_usage(&self) {
         let Some(sender) = &self.inner.usage else {
-            return Ok(());
+            return;
         };
-        self.flush_usage().await?;
-        let (_, now) = self.inner.time.judged();
-        Ok(sender.close(now).await?)
+        let end = async {
+            self.flush_usage().await?;
+            let (_, now) = self.inner.time.judged();
+            sender.close(now).await.map_err(FlushError::from)
+        };
+        match bounded(end).await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                tracing::warn!(error = %WithSources(&error), "cannot send the last uses of keys before shutdown");
+            }
+            None => tracing::warn!("sending the last uses of keys before shutdown timed out"),
+        }
     }
 
     /// Returns the usage of one key from the day `from` to the day `to`, inclusive.

@@ -21,6 +21,7 @@ use crate::core::usage::day::{Day, DayCounts};
 use crate::core::usage::outcome::UseOutcome;
 use crate::core::view::Epoch;
 use crate::entropy::{Entropy, EntropyError};
+use crate::observe::WithSources;
 use crate::replica::CountedUses;
 use crate::store::usage::{
     Boot, BootClosing, BootId, BootOpening, KeyUses, LostBoot, UsageBatch, UsageError,
@@ -93,7 +94,7 @@ struct OpenBoot {
 }
 
 #[derive(Debug)]
-struct InFlight {
+struct SentBatch {
     batch: UsageBatch,
     first_sent: Timestamp,
 }
@@ -107,7 +108,7 @@ struct SenderState {
     /// The time since which uses were dropped.
     dropped_since: Option<Timestamp>,
     unsent_since: Timestamp,
-    in_flight: Option<InFlight>,
+    in_flight: Option<SentBatch>,
     waiting: BTreeMap<(KeyId, Day), KeyUses>,
     /// The last uses of the last batch. The next batch goes on after them, so that no key waits for all others.
     sent_upto: Option<(KeyId, Day)>,
@@ -161,7 +162,7 @@ impl UsageSender {
             if state.in_flight.is_none() && !state.begin_batch(&boot, context.now) {
                 break;
             }
-            let Some(InFlight { batch, .. }) = &state.in_flight else {
+            let Some(SentBatch { batch, .. }) = &state.in_flight else {
                 continue;
             };
             let rows = batch.uses.len();
@@ -172,7 +173,7 @@ impl UsageSender {
                 }
                 Err(UsageError::Store(error)) => return Err(error.into()),
                 Err(refusal) => {
-                    tracing::warn!(error = %refusal, "usage store refused a batch, opening a new boot");
+                    tracing::warn!(error = %WithSources(&refusal), "usage store refused a batch, opening a new boot");
                     state.refused(&refusal, context.now);
                     refusals += 1;
                     if refusals == REFUSALS {
@@ -376,7 +377,7 @@ impl SenderState {
             true => now.max(boot.sent_until),
             false => boot.sent_until,
         };
-        self.in_flight = Some(InFlight {
+        self.in_flight = Some(SentBatch {
             batch: UsageBatch {
                 boot: boot.id,
                 sequence: boot.sequence + 1,
@@ -390,7 +391,7 @@ impl SenderState {
 
     /// Takes in that the batch in flight was added.
     fn confirm(&mut self) {
-        if let Some((InFlight { batch, .. }, boot)) = self.in_flight.take().zip(self.boot.as_mut())
+        if let Some((SentBatch { batch, .. }, boot)) = self.in_flight.take().zip(self.boot.as_mut())
         {
             boot.sequence = batch.sequence;
             boot.sent_until = batch.sent_until;
@@ -400,7 +401,7 @@ impl SenderState {
 
     /// Takes in that the store refused the batch in flight, and so has not added it.
     fn refused(&mut self, refusal: &UsageError, now: Timestamp) {
-        let Some((InFlight { batch, first_sent }, boot)) = self.in_flight.take().zip(self.boot)
+        let Some((SentBatch { batch, first_sent }, boot)) = self.in_flight.take().zip(self.boot)
         else {
             return;
         };

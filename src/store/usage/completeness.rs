@@ -142,7 +142,7 @@ mod tests {
 
     /// A batch that a process has sent, and has no reply to.
     #[derive(Clone, Debug)]
-    struct InFlight {
+    struct SimulatedBatch {
         batch: UsageBatch,
         uses: Vec<usize>,
     }
@@ -158,7 +158,7 @@ mod tests {
         /// The time from which uses may be missing if the store does not know the boot.
         counted_from: Timestamp,
         pending: Vec<usize>,
-        in_flight: Option<InFlight>,
+        in_flight: Option<SimulatedBatch>,
     }
 
     #[derive(Clone, Debug)]
@@ -261,7 +261,7 @@ mod tests {
             });
         }
 
-        fn add(&mut self, sent: &InFlight) -> Result<(), UsageError> {
+        fn add(&mut self, sent: &SimulatedBatch) -> Result<(), UsageError> {
             let id = sent.batch.boot;
             let boot = self.ledger.boots.iter().find(|boot| boot.id == id);
             let boot = boot.ok_or(UsageError::UnknownBoot { boot: id })?;
@@ -291,7 +291,7 @@ mod tests {
         fn send(&mut self, place: usize, network: Network) {
             let process = &mut self.processes[place];
             let clock = at(self.now + process.ahead);
-            let sent = process.in_flight.take().unwrap_or_else(|| InFlight {
+            let sent = process.in_flight.take().unwrap_or_else(|| SimulatedBatch {
                 batch: UsageBatch {
                     boot: process.boot,
                     sequence: process.sequence + 1,

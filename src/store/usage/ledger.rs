@@ -360,7 +360,7 @@ mod tests {
 
     /// An event between a process, a network that keeps each message forever, and a store.
     #[derive(Clone, Debug)]
-    enum Event {
+    enum LedgerEvent {
         /// The process sends its current batch, again if it was sent before.
         Send,
         /// The network delivers a message, and may lose the reply.
@@ -372,13 +372,13 @@ mod tests {
         Close,
     }
 
-    fn event() -> impl Strategy<Value = Event> {
+    fn event() -> impl Strategy<Value = LedgerEvent> {
         let deliver = (any::<prop::sample::Index>(), any::<bool>());
-        let deliver = deliver.prop_map(|(message, loses_reply)| Event::Deliver {
+        let deliver = deliver.prop_map(|(message, loses_reply)| LedgerEvent::Deliver {
             message,
             loses_reply,
         });
-        prop_oneof![8 => Just(Event::Send), 16 => deliver, 1 => Just(Event::Close)]
+        prop_oneof![8 => Just(LedgerEvent::Send), 16 => deliver, 1 => Just(LedgerEvent::Close)]
     }
 
     proptest! {
@@ -432,10 +432,10 @@ mod tests {
             let mut acknowledged = 0;
             for event in events {
                 match event {
-                    Event::Send => network.push(acknowledged + 1),
-                    Event::Close => boot.closed_at = Some(at(100)),
-                    Event::Deliver { .. } if network.is_empty() => {}
-                    Event::Deliver { message, loses_reply } => {
+                    LedgerEvent::Send => network.push(acknowledged + 1),
+                    LedgerEvent::Close => boot.closed_at = Some(at(100)),
+                    LedgerEvent::Deliver { .. } if network.is_empty() => {}
+                    LedgerEvent::Deliver { message, loses_reply } => {
                         let sequence = *message.get(&network);
                         let admitted = boot.admit(&batch(1, sequence, 0));
                         if let Ok(Some(next)) = admitted {

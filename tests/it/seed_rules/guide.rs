@@ -11,9 +11,10 @@ use keyward::key::{Fingerprint, RotationReason, Status};
 use keyward::policy::{Policy, PolicySpec};
 use keyward::rotation::{RotationProgress, RotationStep};
 use keyward::store::{AuditQuery, AuditRow, KeyQuery};
+use keyward::usage::{Day, KeyUsage, UseOutcome};
 use keyward::{
     Actor, CreateKey, Credentials, Denial, ErrorKind, KeyId, KeyInfo, Keyward, Need, Reason, Role,
-    RotateKey, UpdateKey, VerifyError, days, hours, profiles,
+    RotateKey, Secret, UpdateKey, VerifyError, days, hours, profiles,
 };
 use keyward_conformance::FaultyStore;
 
@@ -28,6 +29,31 @@ fn organization_under(spec: PolicySpec) -> TestService {
     let world = TestService::with_policy(spec);
     provision(&world, "acme");
     world
+}
+
+/// Returns a service with one organization, which counts uses.
+fn metered() -> TestService {
+    let world = TestService::metered(profiles::guide());
+    provision(&world, "acme");
+    world
+}
+
+/// Uses a key so many times, and sends the counts to the store.
+fn use_key(world: &TestService, secret: &Secret, times: u64) {
+    for _ in 0..times {
+        let need = Need::scope("reports:read").unwrap();
+        let _grant = world.keys.verify(secret.expose(), &need).unwrap();
+    }
+    wait(world.keys.flush_usage()).unwrap();
+}
+
+fn usage(world: &TestService, key: KeyId) -> KeyUsage {
+    wait(
+        world
+            .keys
+            .key_usage(&developer(), key, Day::FIRST, Day::LAST),
+    )
+    .unwrap()
 }
 
 fn provision(world: &TestService, path: &str) {
@@ -890,4 +916,122 @@ fn g_38_a_key_states_its_purpose() {
     let advised = organization_under(profiles::guide().with(|spec| spec.purpose_required = false));
     let key = advised.create(&developer(), silent).unwrap();
     assert_eq!(info(&advised, key.id).purpose, None);
+}
+
+#[test]
+fn g_02_a_list_shows_name_creation_and_last_use() {
+    let world = metered();
+    let (used, unused) = (create(&world, "used"), create(&world, "unused"));
+    world.clock.advance(hours(3));
+    use_key(&world, &used.secret, 2);
+    let query = KeyQuery::tenant(tenant("acme"), world.keys.now());
+    let list = wait(world.keys.list_used(&developer(), &query)).unwrap();
+    let shown = |info: &KeyInfo| {
+        let last = list.last_uses.get(&info.id).map(|last| last.at);
+        (info.name.to_string(), info.created.at, last)
+    };
+    let found: BTreeSet<_> = list.list.keys.iter().map(shown).collect();
+    let start = at(START);
+    let last = Some(start.saturating_add(hours(3)));
+    let expected = [
+        ("used".to_owned(), start, last),
+        ("unused".to_owned(), start, None),
+    ];
+    assert_eq!(found, BTreeSet::from(expected));
+    assert!(!list.last_uses.contains_key(&unused.id));
+}
+
+#[test]
+fn g_08_the_details_of_a_key_show_how_much_it_was_used() {
+    let world = metered();
+    let key = create(&world, "key");
+    use_key(&world, &key.secret, 3);
+    let refused = Need::scope("no:such").unwrap();
+    assert!(world.keys.verify(key.secret.expose(), &refused).is_err());
+    wait(world.keys.flush_usage()).unwrap();
+    let usage = usage(&world, key.id);
+    assert_eq!(usage.count(UseOutcome::Accepted), 3);
+    assert_eq!(usage.count(UseOutcome::MissingScope), 1);
+}
+
+#[test]
+fn g_18_old_and_new_key_are_counted_apart_while_both_work() {
+    let world = metered();
+    let old = create(&world, "key");
+    use_key(&world, &old.secret, 1);
+    let new = wait(
+        world
+            .keys
+            .rotate(&developer(), old.id, RotateKey::grace(days(1))),
+    )
+    .unwrap();
+    use_key(&world, &old.secret, 2);
+    use_key(&world, &new.secret, 4);
+    let accepted = |key| usage(&world, key).count(UseOutcome::Accepted);
+    assert_eq!((accepted(old.id), accepted(new.id)), (3, 4));
+}
+
+#[test]
+fn g_25_the_number_of_requests_can_be_read() {
+    let world = metered();
+    let key = create(&world, "key");
+    for round in 1..=3 {
+        use_key(&world, &key.secret, 100);
+        assert_eq!(
+            usage(&world, key.id).count(UseOutcome::Accepted),
+            round * 100
+        );
+    }
+}
+
+#[test]
+fn g_26_the_time_of_the_last_use_can_be_read() {
+    let world = metered();
+    let key = create(&world, "key");
+    for seconds in [1, 3, 5, 7000] {
+        world.clock.advance(Duration::from_secs(seconds));
+        use_key(&world, &key.secret, 1);
+        let (last, now) = (usage(&world, key.id).last.unwrap().at, world.keys.now());
+        assert!(
+            last <= now && now.since(last) < Duration::from_secs(4),
+            "{last}"
+        );
+    }
+}
+
+#[test]
+fn g_27_the_use_of_a_key_over_time_can_be_read() {
+    let world = metered();
+    let key = create(&world, "key");
+    for times in [5, 0, 7] {
+        use_key(&world, &key.secret, times);
+        world.clock.advance(days(1));
+    }
+    let first = Day::of(at(START)).number();
+    let days: Vec<_> = usage(&world, key.id)
+        .days
+        .iter()
+        .map(|day| {
+            (
+                day.day.number() - first,
+                day.counts.hours(UseOutcome::Accepted)[0],
+            )
+        })
+        .collect();
+    assert_eq!(days, [(0, 5), (2, 7)]);
+}
+
+#[test]
+fn g_28_keys_that_nobody_uses_can_be_found() {
+    let world = metered();
+    let (used, unused) = (create(&world, "used"), create(&world, "unused"));
+    for _ in 0..31 {
+        world.clock.advance(days(1));
+        use_key(&world, &used.secret, 1);
+    }
+    let since = world.keys.now().saturating_sub(days(30));
+    let query = KeyQuery::tenant(tenant("acme"), world.keys.now());
+    let found = wait(world.keys.unused(&developer(), &query, since)).unwrap();
+    let found: Vec<_> = found.keys.iter().map(|info| info.id).collect();
+    assert_eq!(found, [unused.id]);
 }

@@ -531,3 +531,28 @@ fn y_26_a_developers_key_reaches_nothing_that_requires_an_admin() {
         only_admins_may("remove owners", &by, wait(removed));
     }
 }
+
+#[test]
+fn y_13_the_list_shows_creation_last_use_and_expiry() {
+    let world = TestService::metered(profiles::yugabytedb());
+    let key = draft("key").expires_in(days(30));
+    let key = world.create(&admin(), key).unwrap();
+    world.clock.advance(hours(2));
+    let _grant = world.keys.verify(key.secret.expose(), &clusters()).unwrap();
+    wait(world.keys.flush_usage()).unwrap();
+    let query = KeyQuery::tenant(tenant("acme"), world.keys.now());
+    let used = wait(world.keys.list_used(&admin(), &query)).unwrap();
+    let [info] = &used.list.keys[..] else {
+        panic!("{used:?}");
+    };
+    let start = at(START);
+    let last = used.last_uses[&info.id].at;
+    assert_eq!(
+        (info.created.at, last, info.expires_at),
+        (
+            start,
+            start.saturating_add(hours(2)),
+            Some(start.saturating_add(days(30)))
+        )
+    );
+}
