@@ -14,20 +14,25 @@ use crate::core::usage::outcome::UseOutcome;
 /// 2^18: the largest number of counts, about 50 MB.
 const MOST_COUNTS: usize = 1 << 18;
 
-/// Counts of accepted uses, by key and hour.
+/// Counts of uses, by key, outcome and hour.
 #[derive(Debug, Default)]
 pub(super) struct FetchedUses(Mutex<FetchedCounts>);
 
 #[derive(Debug, Default)]
 struct FetchedCounts {
-    by_hour: HashMap<(KeyId, Day, u8), CountedUses>,
+    by_hour: HashMap<(KeyId, UseOutcome, Day, u8), CountedUses>,
     dropped: u64,
 }
 
 impl FetchedUses {
-    pub(super) fn count(&self, key: KeyId, tenant: &TenantId, now: Timestamp) {
+    pub(super) fn count(
+        &self,
+        (key, tenant): (KeyId, &TenantId),
+        outcome: UseOutcome,
+        now: Timestamp,
+    ) {
         let mut counts = self.counts();
-        let of = (key, Day::of(now), Day::hour_of(now));
+        let of = (key, outcome, Day::of(now), Day::hour_of(now));
         if counts.by_hour.len() >= MOST_COUNTS && !counts.by_hour.contains_key(&of) {
             counts.dropped = counts.dropped.saturating_add(1);
             return;
@@ -35,7 +40,7 @@ impl FetchedUses {
         let uses = counts.by_hour.entry(of).or_insert_with(|| CountedUses {
             key,
             tenant: tenant.clone(),
-            outcome: UseOutcome::Accepted.code(),
+            outcome: outcome.code(),
             count: 0,
             last: now,
         });

@@ -575,11 +575,16 @@ impl Replica {
         (uses, dropped.saturating_add(dropped_too))
     }
 
-    /// Counts an accepted use of a key that a verification read from the store.
-    pub(crate) fn count_fetched(&self, (key, tenant): (KeyId, &TenantId), now: Timestamp) {
+    /// Counts a use of a key that a verification read from the store.
+    pub(crate) fn count_fetched(
+        &self,
+        (key, tenant): (KeyId, &TenantId),
+        outcome: UseOutcome,
+        now: Timestamp,
+    ) {
         let view = self.view.load();
-        if !view.count_id(key, UseOutcome::Accepted, now) && view.index().counts_by_hour() {
-            self.fetched.count(key, tenant, now);
+        if !view.count_id(key, outcome, now) && view.index().counts_by_hour() {
+            self.fetched.count((key, tenant), outcome, now);
         }
     }
 

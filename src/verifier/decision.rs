@@ -260,7 +260,7 @@ impl Verifier {
 
 /// Returns the outcome under which a refusal is noted. An unknown key is noted like a wrong secret, so that it takes as
 /// long, and counts for nobody.
-pub(super) const fn counted_outcome(refusal: &VerifyError) -> Option<UseOutcome> {
+const fn counted_outcome(refusal: &VerifyError) -> Option<UseOutcome> {
     match refusal {
         VerifyError::Unknown => Some(UseOutcome::WrongSecret),
         refusal => UseOutcome::of_refusal(refusal),

@@ -475,8 +475,15 @@ fn reads_through_the_store_are_counted() {
     for _ in 0..3 {
         wait(unindexed.verify_fresh(key.secret.expose(), &reading())).unwrap();
     }
+    let refused = Need::scope("no:such").unwrap();
+    wait(unindexed.verify_fresh(key.secret.expose(), &refused)).unwrap_err();
+    let wrong = with_other_secret(key.secret.expose());
+    wait(unindexed.verify_fresh(&*wrong, &reading())).unwrap_err();
     wait(unindexed.flush_usage()).unwrap();
     assert_eq!(world.accepted(key.id), 3);
+    let counts = world.counts(key.id);
+    assert_eq!(counts.count(UseOutcome::MissingScope), 1);
+    assert_eq!(counts.count(UseOutcome::WrongSecret), 1);
     let last = wait(world.usage.last_uses(&[key.id])).unwrap();
     assert_eq!(last[&key.id].at, at(START));
 }

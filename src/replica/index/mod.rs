@@ -447,11 +447,6 @@ impl View {
             .is_some()
     }
 
-    /// Counts a refusal of a key, if the index has it. An unknown key takes as long.
-    pub(crate) fn count_refusal_of(&self, id: KeyId, outcome: UseOutcome, now: Timestamp) {
-        self.count_refusal(self.row_of(id).unwrap_or_default(), outcome, now);
-    }
-
     /// Counts a refusal of the key in a row. Row 0, of an unknown key, takes as long and counts for nobody.
     pub(crate) fn count_refusal(&self, row: u32, outcome: UseOutcome, now: Timestamp) {
         self.index.note_use(row, outcome, now);

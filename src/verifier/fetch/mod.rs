@@ -24,7 +24,7 @@ use self::flights::{Fetched, ReadContext};
 pub use self::gate::ReadThroughLimits;
 use self::read::StoreLookup;
 use super::credentials::{check_pair, publishable_half};
-use super::decision::{check_fresh, counted_outcome};
+use super::decision::check_fresh;
 use super::grant::RecordAttributes;
 use super::{Claim, Confirmation, Credentials, Grant, Need, Verifier};
 use crate::clock::{Clock, MicroReading};
@@ -35,7 +35,8 @@ use crate::core::rejection::VerifyError;
 use crate::core::secret::Digest;
 use crate::core::subject::{KeyOwner, KeyToVerify, KeyTraits, Lifecycle};
 use crate::core::time::Timestamp;
-use crate::core::token::{self, Token};
+use crate::core::token::Token;
+use crate::core::usage::outcome::UseOutcome;
 use crate::observe::{self, WithSources};
 use crate::replica::{IndexLookup, RowKind};
 use crate::store::{Locator, StoreError};
@@ -194,14 +195,7 @@ impl Verifier {
         let read = pin!(self.read_key(presented, need, required, holds_key));
         let timeout = self.flights.timeout();
         match select(read, self.clock.sleep(timeout)).await {
-            Either::Left((verdict, _)) => {
-                if let Err(refusal) = &verdict
-                    && need.counts()
-                {
-                    self.count_refusal(presented, refusal);
-                }
-                verdict
-            }
+            Either::Left((verdict, _)) => verdict,
             Either::Right(((), _)) => {
                 observe::read_through("timed_out");
                 if let Some(suppressed) = self.log_outage("store timed out") {
@@ -209,17 +203,6 @@ impl Verifier {
                 }
                 Err(VerifyError::StoreUnavailable)
             }
-        }
-    }
-
-    /// Counts a refusal of a key that the index knows. An unknown key takes as long, and counts for nobody.
-    fn count_refusal(&self, presented: &[u8], refusal: &VerifyError) {
-        let token = token::parse(presented).ok();
-        if let Some((token, outcome)) = token.zip(counted_outcome(refusal)) {
-            let (_, now) = self.clock.judged();
-            self.snapshot()
-                .view
-                .count_refusal_of(token.id(), outcome, now);
         }
     }
 
@@ -322,10 +305,6 @@ impl Verifier {
         let newest = snapshot.view.index().newest().max(floor.unwrap_or(now));
         // The record's age counts from the start of the read, because the record may have changed while the
         // read was in flight.
-        match check_fresh(policy, &traits, confirmed, reading) {
-            Err(VerifyError::NeedsFresh) if required == RequiredFreshness::AfterCall => {}
-            verdict => verdict?,
-        }
         let subject = KeyToVerify {
             id,
             owner_source: &key_owner,
@@ -334,23 +313,39 @@ impl Verifier {
             lifecycle: &lifecycle,
         };
         let presented = (same, claim.token().map(Token::prefix_bytes));
-        let mut judged = Ok(now);
-        if lifecycle
-            .expires_at
-            .is_some_and(|end| now < end && end <= newest)
-        {
-            let known = snapshot.view.index().floor(&key_owner.tenant).max(floor);
-            judged = self.judge_end((id, &lifecycle), known, (now, reading));
+        let check = || {
+            match check_fresh(policy, &traits, confirmed, reading) {
+                Err(VerifyError::NeedsFresh) if required == RequiredFreshness::AfterCall => {}
+                verdict => verdict?,
+            }
+            let mut judged = Ok(now);
+            if lifecycle
+                .expires_at
+                .is_some_and(|end| now < end && end <= newest)
+            {
+                let known = snapshot.view.index().floor(&key_owner.tenant).max(floor);
+                judged = self.judge_end((id, &lifecycle), known, (now, reading));
+            }
+            let at = *judged.as_ref().unwrap_or(&now);
+            let known = (status, false);
+            check::check_subject(subject, presented, policy, known, need.conditions(), at)?;
+            judged.map(drop)
+        };
+        let uses = (id, &key_owner.tenant);
+        if let Err(refusal) = check() {
+            // Another read follows one that began before the call, and its refusal counts.
+            let outcome = UseOutcome::of_refusal(&refusal);
+            let is_final = required == RequiredFreshness::AfterCall;
+            if let Some(outcome) = outcome.filter(|_| is_final && need.counts()) {
+                self.replica.count_fetched(uses, outcome, now);
+            }
+            return Err(refusal);
         }
-        let at = *judged.as_ref().unwrap_or(&now);
-        let known = (status, false);
-        check::check_subject(subject, presented, policy, known, need.conditions(), at)?;
-        judged?;
         if let Some(token) = claim.token() {
             self.notice_pepper(token, subject);
         }
         if need.counts() {
-            self.replica.count_fetched((id, &key_owner.tenant), now);
+            self.replica.count_fetched(uses, UseOutcome::Accepted, now);
         }
         if lifecycle.awaits_first_use {
             snapshot.view.note_first_use();
