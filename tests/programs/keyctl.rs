@@ -2170,7 +2170,7 @@ fn count_uses(shop: &Shop, used: &str, refused: &str) -> Timestamp {
     let boot = BootId::from_u128(1);
     let opening = BootOpening {
         boot,
-        node: None,
+        node: Some(NodeId::from_u128(1)),
         history: wait(store.scan(None, NonZeroUsize::MIN))
             .unwrap()
             .head

@@ -201,7 +201,7 @@ impl Keyward {
     ///
     /// # Errors
     ///
-    /// [`UsageQueryError`]; [`Denial::NotFound`](crate::command::Denial::NotFound) if the actor reaches no such key, or may
+    /// [`UsageQueryError`]; [`Denial::NotFound`](crate::Denial::NotFound) if the actor reaches no such key, or may
     /// not look at it.
     pub async fn key_usage(
         &self,
