@@ -292,9 +292,8 @@ impl KeywardBuilder {
             let _ = replica.leave().await;
         }
         synced?;
-        let (_, started) = time.judged();
         let counted = usage.clone().filter(|_| counts_uses);
-        let sender = counted.map(|store| UsageSender::new(store, started));
+        let sender = counted.map(|store| UsageSender::new(store, time.judged().1));
         let inner = Inner {
             manager,
             replica,

@@ -534,9 +534,10 @@ impl View {
         let own = |row: u32| of.rows.get(row).and_then(|row| self.row_of(row.id()));
         let tallies = &self.index.tallies;
         for taken in of.take_uses() {
-            if let Some(own) = own(taken.row) {
-                tallies.add(own, taken.outcome, taken.count, Tick::of(taken.second));
-            }
+            // This index may get the key later. The next call tries again.
+            let (to, row) = own(taken.row).map_or((&of.tallies, taken.row), |own| (tallies, own));
+            to.add(row, taken.outcome, taken.count, Tick::of(taken.second));
+            to.note_new();
         }
         tallies.add_dropped(of.tallies.take_dropped());
         for row in 1..=of.count.load(Ordering::Acquire) {

@@ -153,7 +153,7 @@ fn print(
     let last_used = |key: &KeyInfo| last_uses.get(&key.id).map(|last| last.at);
     if output.json {
         return keys.iter().try_for_each(|key| {
-            output.document(&ListedKey {
+            output.document(&KeyWithLastUse {
                 key,
                 last_used: last_used(key),
             })
@@ -180,7 +180,7 @@ fn print(
 
 /// A key as a JSON document, with the time of its last counted use.
 #[derive(Serialize)]
-pub(super) struct ListedKey<'a> {
+pub(super) struct KeyWithLastUse<'a> {
     #[serde(flatten)]
     pub(super) key: &'a KeyInfo,
     #[serde(skip_serializing_if = "Option::is_none")]

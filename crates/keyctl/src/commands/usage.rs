@@ -6,7 +6,7 @@ use keyward::store::KeyQuery;
 use keyward::usage::{Completeness, Day, DayCounts, UseOutcome};
 use serde_json::{Map, Value, json};
 
-use super::look::{ListedKey, owner};
+use super::look::{KeyWithLastUse, owner};
 use crate::args::{UnusedArgs, UsageArgs};
 use crate::desk::{CliContext, key_id};
 use crate::failure::CliResult;
@@ -84,7 +84,7 @@ pub(crate) async fn unused(
         if output.json {
             for key in &page.keys {
                 let last_used = last_used(key);
-                output.document(&ListedKey { key, last_used })?;
+                output.document(&KeyWithLastUse { key, last_used })?;
             }
         } else {
             let row = |key: &KeyInfo| {
